@@ -1,0 +1,24 @@
+"""cramjax: a good BERT or T5 of your own, on one GPU, in one day.
+
+`import cramjax` imports neither JAX nor TensorFlow; each public name brings in what it needs when first used.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "get_config": "cramjax.config.resolve",
+    "train": "cramjax.train.run",
+    "load": "cramjax.inference",
+    "fill_mask": "cramjax.inference",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        globals()[name] = value  # the package attribute `train` must stay the function, not the subpackage
+        return value
+    raise AttributeError(f"module 'cramjax' has no attribute {name!r}")

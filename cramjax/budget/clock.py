@@ -1,0 +1,210 @@
+"""One clock for every kind of budget: hours, steps, tokens and FLOPs; the first limit reached ends the run.
+
+Hours count from the first step of the first start and go on over restarts. Compilation, evaluation and
+checkpoints count, preparing data does not (`paused`), as in Cramming (arXiv 2212.14034, section 2) and
+24hBERT (arXiv 2104.07705). What follows the share spent (learning rate, batch ramp) is in `schedules.py`.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from cramjax.config.errors import UserError
+
+N_RECENT = 16
+"""Steps whose durations predict the next one: enough for a median that no evaluation or checkpoint moves."""
+
+
+class Clock:
+    """Counts what a run has spent and says when it is over.
+
+    The order of calls in a loop, all on one thread:
+
+        clock.start()
+        while not clock.done():
+            fraction = clock.fraction_after_next(n_tokens, n_flops)   # → learning rate of this step
+            ...one optimizer step...
+            clock.advance(n_tokens, n_flops, n_rows)
+
+    The last step always runs at a fraction of exactly 1.0, so the learning rate is at its end value. With
+    hours as the limit, the step that ends nearest to the limit, by the recent step durations, is the last.
+    Without hours nothing here depends on time: every fraction is a function of the counts.
+    """
+
+    def __init__(
+        self,
+        *,
+        hours: float | None = None,
+        steps: int | None = None,
+        tokens: float | None = None,
+        flops: float | None = None,
+        time_source: Callable[[], float] = time.monotonic,
+    ):
+        """At least one limit; `time_source` returns seconds. Raises UserError where no limit is given or one
+        is not > 0.
+        """
+        limits = {"hours": hours, "steps": steps, "tokens": tokens, "flops": flops}
+        self.limits = {name: limit for name, limit in limits.items() if limit is not None}
+        if not self.limits:
+            raise UserError("budget: no limit is set; give one of budget.hours, .steps, .tokens and .flops")
+        for name, limit in self.limits.items():
+            if not limit > 0:
+                raise UserError(f"budget.{name}={limit}: must be more than 0")
+        self.n_steps, self.n_tokens, self.n_flops, self.n_rows = 0, 0, 0, 0
+        self._now = time_source
+        self._read_at: float | None = None  # None: not running
+        self._elapsed_s = 0.0
+        self._advanced_at_s: float | None = None  # `elapsed_s` at the latest advance() since start()
+        self._recent: collections.deque[tuple[float, int, float]] = collections.deque(maxlen=N_RECENT)
+        self._planned: dict[str, float] | None = (
+            None  # shares of the limits when the step under way will have ended
+        )
+        self._floor = 0.0
+        self._ended_by: str | None = None
+
+    def start(self) -> None:
+        """Start counting seconds; call it when the first step of this process begins."""
+        self._read_at = self._now()
+        self._advanced_at_s = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds counted, over all starts; never decreases, whatever the time source does."""
+        if self._read_at is not None:
+            now = self._now()
+            if math.isfinite(now):
+                self._elapsed_s += max(0.0, now - self._read_at)
+                self._read_at = now
+        return self._elapsed_s
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Seconds inside do not count. For preparing data only: evaluations and checkpoints are part of the
+        budget.
+        """
+        was_running = self._read_at is not None
+        _ = self.elapsed_s
+        self._read_at = None
+        try:
+            yield
+        finally:
+            if was_running:
+                self._read_at = self._now()
+
+    def advance(self, n_tokens: int, n_flops: float, n_rows: int = 0) -> None:
+        """Count one finished optimizer step of `n_tokens` tokens, `n_flops` model FLOPs and `n_rows` training
+        rows.
+        """
+        elapsed_s = self.elapsed_s
+        # The first interval after a start holds the compilation and says nothing about the next step.
+        if self._advanced_at_s is not None:
+            self._recent.append((elapsed_s - self._advanced_at_s, n_tokens, n_flops))
+        self._advanced_at_s = elapsed_s if self._read_at is not None else None
+        self.n_steps += 1
+        self.n_tokens += n_tokens
+        self.n_flops += n_flops
+        self.n_rows += n_rows
+        shares = self._shares(elapsed_s, self.n_steps, self.n_tokens, self.n_flops)
+        planned = self._planned if self._planned is not None else shares
+        counted = {name: share for name, share in shares.items() if name != "hours"}
+        for ending in (planned, counted):
+            if self._ended_by is None and ending and max(ending.values()) >= 1.0:
+                self._ended_by = max(ending, key=ending.__getitem__)
+        self._floor = min(1.0, max(self._floor, *planned.values()))
+        self._planned = None
+
+    def fraction(self) -> float:
+        """Share of the budget spent by now, in [0, 1]: the largest over the limits. Never decreases; 1.0 when
+        done.
+        """
+        if self.done():
+            return 1.0
+        return min(1.0, max(self._shares(self.elapsed_s, self.n_steps, self.n_tokens, self.n_flops).values()))
+
+    def fraction_after_next(self, n_tokens: int, n_flops: float) -> float:
+        """Share of the budget spent when the step about to start, of this size, will have ended.
+
+        Exact for steps, tokens and FLOPs, an estimate for hours. 1.0 makes that step the last one: `done()`
+        is true after the next `advance`. Never below the value of a step that has run.
+        """
+        elapsed_s = self.elapsed_s
+        step_s = self._per_unit_s("tokens") * n_tokens
+        end = (self.n_steps + 1, self.n_tokens + n_tokens, self.n_flops + n_flops)
+        shares = self._shares(elapsed_s + step_s, *end)
+        if "hours" in shares:
+            # Less than half a step would be left: this one ends nearest to the limit.
+            limit_s = self.limits["hours"] * 3600
+            if limit_s - (elapsed_s + step_s) < step_s / 2:
+                shares["hours"] = max(shares["hours"], 1.0)
+        self._planned = shares
+        return min(1.0, max(self._floor, *shares.values()))
+
+    def done(self) -> bool:
+        """Whether the budget is spent: the step that ran at fraction 1.0 has been counted."""
+        return self._ended_by is not None
+
+    def which(self) -> str | None:
+        """The limit that ended the run ("hours", "steps", "tokens" or "flops"); None while it goes on."""
+        return self._ended_by
+
+    def remaining_s(self) -> float | None:
+        """Seconds until the first limit is reached at the recent speed; None where that is not known yet."""
+        if self.done():
+            return 0.0
+        left = []
+        for name, limit in self.limits.items():
+            if name == "hours":
+                left.append(limit * 3600 - self.elapsed_s)
+            elif self._recent:
+                count = {"steps": self.n_steps, "tokens": self.n_tokens, "flops": self.n_flops}[name]
+                left.append((limit - count) * self._per_unit_s(name))
+        return max(0.0, min(left)) if left else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as JSON values."""
+        return {
+            "elapsed_s": self.elapsed_s,
+            "steps": self.n_steps,
+            "tokens": self.n_tokens,
+            "flops": self.n_flops,
+            "rows": self.n_rows,
+            "fraction": self._floor,
+            "limits": dict(self.limits),
+            "ended_by": self._ended_by,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`. Under other limits than it was saved with, the counts decide whether it
+        is over.
+        """
+        self._elapsed_s = float(state["elapsed_s"])
+        self.n_steps, self.n_tokens = int(state["steps"]), int(state["tokens"])
+        self.n_flops, self.n_rows = state["flops"], int(state["rows"])
+        self._recent.clear()
+        self._planned, self._advanced_at_s = None, None
+        if state["limits"] == self.limits:
+            self._floor, self._ended_by = state["fraction"], state["ended_by"]
+        else:
+            shares = self._shares(self._elapsed_s, self.n_steps, self.n_tokens, self.n_flops)
+            largest = max(shares, key=shares.__getitem__)
+            self._floor, self._ended_by = 0.0, largest if shares[largest] >= 1.0 else None
+
+    def _shares(self, elapsed_s: float, n_steps: int, n_tokens: int, n_flops: float) -> dict[str, float]:
+        """Share spent of every limit that is set; may exceed 1."""
+        spent = {"hours": elapsed_s / 3600, "steps": n_steps, "tokens": n_tokens, "flops": n_flops}
+        return {name: spent[name] / limit for name, limit in self.limits.items()}
+
+    def _per_unit_s(self, unit: str) -> float:
+        """Median seconds a step, token or FLOP of the recent steps; 0.0 before there are any.
+
+        A token's rather than a step's duration predicts the next step, because a batch ramp lengthens steps.
+        """
+        sizes = {"steps": lambda entry: 1, "tokens": lambda entry: entry[1], "flops": lambda entry: entry[2]}
+        rates = [entry[0] / size for entry in self._recent if (size := sizes[unit](entry)) > 0]
+        return statistics.median(rates) if rates else 0.0

@@ -1,0 +1,44 @@
+"""Model FLOPs, counted by hand: the matrix products of the forward and the backward pass, a multiply-add
+being two.
+
+Element-wise work, softmax, norms, the optimizer and recomputation are left out, so the count says what the
+model needs, not what a program does; MFU divides by it. Attention is bidirectional (every score counts) and
+the head reads the predicted positions only. Plain numbers in and out; peak rates of devices are in
+`peaks.py`.
+"""
+
+from __future__ import annotations
+
+BACKWARD_PER_FORWARD = 2
+"""A product y = xW costs one product forward and two backward: the gradients of x and of W."""
+
+
+def encoder_forward_flops(
+    *,
+    n_layers: int,
+    d_model: int,
+    d_ff: int,
+    gated: bool,
+    seq_len: int,
+    n_predicted: int,
+    vocab_size: int,
+    head_transform: bool = False,
+) -> int:
+    """FLOPs of one sequence's forward pass through an encoder and its sparse head.
+
+    `d_ff` is the inner width (of each half where the feed-forward is `gated`, which then has three matrices
+    instead of two), `n_predicted` the positions of the sequence the head reads, `vocab_size` the rows of the
+    decoder with their padding, `head_transform` whether a dense layer comes before it. The number of heads
+    does not matter.
+    """
+    projections = 4 * d_model * d_model  # query, key, value, output
+    feed_forward = (3 if gated else 2) * d_model * d_ff
+    attention = 2 * seq_len * d_model  # scores, and their product with the values
+    per_position = n_layers * (projections + feed_forward + attention)
+    per_prediction = d_model * vocab_size + (d_model * d_model if head_transform else 0)
+    return 2 * (seq_len * per_position + n_predicted * per_prediction)
+
+
+def encoder_training_flops(**shape) -> int:
+    """FLOPs of one sequence's forward and backward pass; arguments as for `encoder_forward_flops`."""
+    return (1 + BACKWARD_PER_FORWARD) * encoder_forward_flops(**shape)

@@ -1,0 +1,60 @@
+"""What every command line shares: --config with overrides, --debug, and exit codes (0 done, 1 failed, 2 the user's mistake)."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import sys
+from collections.abc import Callable
+
+from cramjax.config.errors import RunFailed, UserError
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--config FILE[:ARG]`; `--config.KEY=VALUE` overrides are collected by `run_command` into `args.overrides`."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:ARG]",
+        help="recipe, with its variant after a colon (every recipe has :smoke); --config.KEY=VALUE overrides a key",
+    )
+
+
+def run_command(
+    command: Callable[[argparse.Namespace], int | None], argv: list[str] | None, parser: argparse.ArgumentParser
+) -> int:
+    """Parse `argv`, run `command(args)` and return the exit code; a user's mistake becomes one sentence on stderr."""
+    parser.allow_abbrev = False
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
+    args, rest = parser.parse_known_args(argv)
+    args.overrides = _overrides(parser, rest)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        return command(args) or 0
+    except (UserError, RunFailed) as error:
+        if args.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _overrides(parser: argparse.ArgumentParser, rest: list[str]) -> list[str]:
+    """`--config.a.b=1` and `--config.a.b 1` as "a.b=1"; anything else is a mistyped flag."""
+    overrides, words = [], iter(rest)
+    for word in words:
+        if not word.startswith("--config."):
+            flags = [flag for action in parser._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(word.split("=")[0], flags, 1)
+            parser.error(f"unknown argument {word}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
+        key = word.removeprefix("--config.")
+        if "=" not in key:
+            value = next(words, None)
+            if value is None or value.startswith("--"):
+                parser.error(f"{word}: a value is missing, as in {word}=VALUE")
+            key = f"{key}={value}"
+        overrides.append(key)
+    return overrides

@@ -1,0 +1,199 @@
+"""From a recipe file and overrides to one frozen, checked configuration; every mistake reported at once, before JAX starts."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import ml_collections
+
+from cramjax.config import schema
+from cramjax.config.errors import UserError
+
+RECIPES = pathlib.Path(__file__).resolve().parents[2] / "configs"
+
+
+def get_config(recipe: str, *overrides: str) -> ml_collections.FrozenConfigDict:
+    """The configuration of `recipe` ("bert_1day", "bert_1day:smoke" or a path) with "key.sub=value" overrides.
+
+    Raises:
+        UserError: naming every unknown key, wrong type and impossible combination.
+    """
+    name, _, arg = recipe.partition(":")
+    path = pathlib.Path(name)
+    if path.suffix != ".py":
+        path = RECIPES / f"{name}.py"
+    return resolve(f"{path}:{arg}" if arg else str(path), overrides)
+
+
+def resolve(spec: str, overrides: Iterable[str] = ()) -> ml_collections.FrozenConfigDict:
+    """The configuration of FILE[:ARG] with "key.sub=value" overrides, checked and frozen. Raises UserError."""
+    config = _load_recipe(spec)
+    problems = [problem for text in overrides if (problem := _override(config, text))]
+    problems += validate(config)
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise UserError(f"{spec}: {len(problems)} mistake(s) in the configuration:\n{listed}")
+    if config.data.max_mb == "budget":
+        config.data.max_mb = _text_for_budget(config.budget)
+    return ml_collections.FrozenConfigDict(config)
+
+
+def _text_for_budget(budget: ml_collections.ConfigDict) -> float | None:
+    """MB of text the budget can read once; None (all there is) for a budget in steps or FLOPs alone.
+
+    Hours count at the rate of a crammed BERT on the fastest card of the paper (an A6000, 100,000 tokens/s: pytorch/pytorch#96693), at 4.5
+    bytes a token, so that a day never runs out of new text. It is a function of the configuration, not of the card at hand, so that data
+    prepared on one machine is found on another.
+    """
+    tokens = [budget.tokens] if budget.tokens else []
+    tokens += [budget.hours * 3600 * 100_000] if budget.hours else []
+    return round(min(tokens) * 4.5 / 1e6, 2) if tokens else None
+
+
+def validate(config: ml_collections.ConfigDict) -> list[str]:
+    """Every mistake in `config` as one sentence each; empty when it is sound."""
+    problems = _unknown_keys(config.to_dict(), schema.SCHEMA, "")
+    for key, field in schema.walk():
+        problems += _check_value(key, field, _get(config, key))
+    # Relations between keys are worth checking only where each value is sound.
+    return problems or _check_relations(config)
+
+
+def _load_recipe(spec: str) -> ml_collections.ConfigDict:
+    file, _, arg = spec.partition(":")
+    path = pathlib.Path(file)
+    if not path.is_file():
+        known = sorted(p.stem for p in RECIPES.glob("*.py")) if RECIPES.is_dir() else []
+        near = difflib.get_close_matches(path.stem, known, 1)
+        hint = f"did you mean configs/{near[0]}.py?" if near else f"recipes: {', '.join(known)}"
+        raise UserError(f"{file}: no such recipe; {hint}")
+    module_spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{file}:{error.lineno}: not valid Python: {error.msg}") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{file}: a recipe defines get_config(arg=None), this file does not")
+    takes_arg = bool(inspect.signature(module.get_config).parameters)
+    if arg and not takes_arg:
+        raise UserError(f"{file}: this recipe takes no argument after the colon, got {arg!r}")
+    return module.get_config(arg or None) if takes_arg else module.get_config()
+
+
+def _override(config: ml_collections.ConfigDict, text: str) -> str | None:
+    """Set "key.sub=value" in place; the mistake as a sentence where it cannot be set."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        return f"{text}: an override has the form key.sub=value"
+    fields = dict(schema.walk())
+    if key not in fields:
+        return _unknown(key)
+    node = config
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        node = node[parent]
+    node[leaf] = _parse(value, fields[key])
+    return None
+
+
+def _parse(text: str, field: schema.Field) -> Any:
+    """The value of an override: a Python literal, else the text itself; `true`, `false` and `null` as in JSON."""
+    text = {"true": "True", "false": "False", "null": "None", "none": "None"}.get(text, text)
+    if field.kinds == (str,):
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _unknown(key: str) -> str:
+    known = [name for name, _ in schema.walk()]
+    leaf = key.rsplit(".", 1)[-1]
+    # A bare or misplaced leaf name ("lr") is as common as a misspelling.
+    near = [name for name in known if name.rsplit(".", 1)[-1] == leaf] or difflib.get_close_matches(key, known, 1, 0.5)
+    hint = f"did you mean {near[0]}?" if near else "see cramjax/config/schema.py for all keys"
+    return f"{key}: unknown key; {hint}"
+
+
+def _unknown_keys(values: dict, entries: dict, prefix: str) -> list[str]:
+    problems = []
+    for key, value in values.items():
+        entry = entries.get(key)
+        if entry is None or isinstance(entry, schema.Field) != (not isinstance(value, dict)):
+            problems.append(_unknown(prefix + key))
+        elif isinstance(value, dict):
+            problems += _unknown_keys(value, entry, f"{prefix}{key}.")
+    return problems
+
+
+def _get(config: ml_collections.ConfigDict, key: str) -> Any:
+    node = config
+    for part in key.split("."):
+        node = node.get(part, schema.Field) if isinstance(node, ml_collections.ConfigDict) else schema.Field
+    return node
+
+
+def _check_value(key: str, field: schema.Field, value: Any) -> list[str]:
+    if value is schema.Field:  # missing: reported as an unknown key of its parent
+        return [f"{key}: missing; recipes start from cramjax.config.schema.defaults()"]
+    # bool is an int to Python, never to a reader of configs.
+    kinds = field.kinds
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join("None" if kind is schema.NoneType else kind.__name__ for kind in kinds)
+        return [f"{key}={value!r}: must be {wanted} ({field.help})"]
+    if field.choices and value not in field.choices:
+        near = difflib.get_close_matches(str(value), [str(choice) for choice in field.choices], 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return [f"{key}={value!r}: must be one of {', '.join(map(str, field.choices))}{hint}"]
+    if problem := field.check(value):
+        return [f"{key}={value!r}: {problem}"]
+    return []
+
+
+def _check_relations(config: ml_collections.ConfigDict) -> list[str]:
+    model, data, objective = config.model, config.data, config.objective
+    problems = []
+
+    def require(holds: bool, problem: str):
+        if not holds:
+            problems.append(problem)
+
+    limits = [config.budget[name] for name in schema.BUDGET]
+    require(any(limit is not None for limit in limits), "budget: set at least one of " + ", ".join(schema.BUDGET))
+    require(
+        model.d_model % model.n_heads == 0,
+        f"model.n_heads={model.n_heads}: must divide model.d_model={model.d_model}",
+    )
+    head_dim = model.d_model // model.n_heads
+    require(
+        model.positions != "rotary" or head_dim % 2 == 0,
+        f"model.n_heads={model.n_heads}: rotary positions need an even head size, got {head_dim}",
+    )
+    require(
+        model.positions in ("rotary", "none") or data.seq_len <= model.max_positions,
+        f"data.seq_len={data.seq_len}: longer than model.max_positions={model.max_positions}",
+    )
+    if config.microbatch_size is not None:
+        require(
+            config.batch_size % config.microbatch_size == 0,
+            f"microbatch_size={config.microbatch_size}: must divide batch_size={config.batch_size}",
+        )
+    n_predicted = round(objective.mask_rate * data.seq_len)
+    require(n_predicted >= 1, f"objective.mask_rate={objective.mask_rate}: predicts nothing at seq_len {data.seq_len}")
+    require(
+        objective.mask_share + objective.random_share <= 1,
+        "objective.mask_share and objective.random_share: together at most 1",
+    )
+    schedule = config.schedule
+    require(schedule.warmup + schedule.cooldown <= 1, "schedule.warmup and schedule.cooldown: together at most 1")
+    require(list(config.mesh.to_dict().values()).count(-1) <= 1, "mesh: -1 (the rest) may stand once")
+    require(0 not in config.mesh.to_dict().values(), "mesh: an axis has at least 1 device, or -1 for the rest")
+    return problems

@@ -1,0 +1,40 @@
+"""`python -m cramjax.main --config configs/NAME.py[:ARG]`: prepare the data, pretrain inside the budget, write the summary."""
+
+import argparse
+import pathlib
+import sys
+
+from cramjax.config.cli import add_config_flags, run_command
+
+EXAMPLE = """example:
+  python -m cramjax.main --config configs/quickstart.py
+  python -m cramjax.main --config configs/bert_1day.py --workdir runs/mine --config.budget.hours=12
+
+Run again with the same workdir, it resumes. All keys: cramjax/config/schema.py."""
+
+
+def _train(args: argparse.Namespace) -> int:
+    from cramjax.config.resolve import resolve
+
+    config = resolve(args.config, args.overrides)
+    workdir = args.workdir or pathlib.Path("runs") / config.name
+    from cramjax.train import run  # imports JAX: only once the configuration is known to be sound
+
+    return run.train_until_stopped(config, workdir)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own); returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cramjax.main",
+        description="Pretrain a model inside a budget (hours, steps, tokens or FLOPs); resume in the same workdir.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_flags(parser)
+    parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    return run_command(_train, argv, parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

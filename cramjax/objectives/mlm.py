@@ -1,0 +1,86 @@
+"""Masked language modelling on the device: exact counts, static shapes, a pure function of (key, row).
+
+Cramming (arXiv 2212.14034, section 4 and its code of 2023) predicts exactly a quarter of the positions of every sequence, and only
+those reach the decoder ("sparse prediction", as in arXiv 2104.07705); 80% of them become the mask token, 10% a random one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masking:
+    """How a sequence is corrupted.
+
+    `mask_rate`: share of positions predicted; `mask_share` and `random_share` of those become the mask token or a random token,
+    the rest stays; `special_ids` are never chosen; random tokens are uniform over `vocab_size` entries.
+    """
+
+    mask_rate: float
+    mask_share: float
+    random_share: float
+    mask_id: int
+    special_ids: tuple[int, ...]
+    vocab_size: int
+
+    def n_predicted(self, seq_len: int) -> int:
+        """Positions predicted in a sequence of `seq_len` tokens."""
+        return max(1, round(self.mask_rate * seq_len))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedBatch:
+    """A corrupted batch: `inputs` int32 [batch, length]; `positions`, `labels` int32 and `weights` float32 [batch, predicted]."""
+
+    inputs: jax.Array
+    positions: jax.Array
+    labels: jax.Array
+    weights: jax.Array
+
+
+def mask_tokens(masking: Masking, key: jax.Array, tokens: jax.Array, rows: jax.Array) -> MaskedBatch:
+    """Corrupt `tokens` int32 [batch, length]; row i depends on (key, rows[i], tokens[i]) alone.
+
+    So the masks are the same however the batch is cut into microbatches or laid out on devices. A sequence with too few ordinary
+    tokens fills up its count with special ones, left as they are and at weight 0.
+    """
+    batch, length = tokens.shape
+    n_predicted = masking.n_predicted(length)
+    n_masked = round(masking.mask_share * n_predicted)
+    n_random = round(masking.random_share * n_predicted)
+
+    def draw(row):
+        row_key = jax.random.fold_in(key, row)
+        # One block of bits a row: the first `length` rank the positions, the others pick the random tokens.
+        return jax.random.bits(row_key, (length + n_random,), jnp.uint32)
+
+    bits = jax.vmap(draw)(rows)  # [batch, length + random]
+    special = _is_special(tokens, masking.special_ids)
+    # Ordinary positions score in [2^30, 2^31), special ones below: the top scores are a uniform draw of ordinary positions.
+    score = (bits[:, :length] >> 2).astype(jnp.int32) + jnp.where(special, 0, 1 << 30)
+    _, positions = jax.lax.top_k(score, n_predicted)  # [batch, predicted], in random order
+    labels = jnp.take_along_axis(tokens, positions, axis=1)
+    weights = jnp.where(_is_special(labels, masking.special_ids), 0.0, 1.0).astype(jnp.float32)
+    random_tokens = (bits[:, length:] % jnp.uint32(masking.vocab_size)).astype(jnp.int32)
+    replacement = jnp.concatenate(
+        [
+            jnp.full((batch, n_masked), masking.mask_id, jnp.int32),
+            random_tokens,
+            labels[:, n_masked + n_random :],
+        ],
+        axis=1,
+    )
+    replacement = jnp.where(weights > 0, replacement, labels)
+    inputs = jax.vmap(lambda row, at, new: row.at[at].set(new, unique_indices=True))(tokens, positions, replacement)
+    return MaskedBatch(inputs=inputs, positions=positions, labels=labels, weights=weights)
+
+
+def _is_special(tokens: jax.Array, special_ids: tuple[int, ...]) -> jax.Array:
+    special = jnp.zeros(tokens.shape, bool)
+    for token_id in special_ids:
+        special |= tokens == token_id
+    return special

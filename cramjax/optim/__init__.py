@@ -1,0 +1,1 @@
+"""Optimizers: which update each parameter gets by its role, and dynamic loss scaling for float16."""

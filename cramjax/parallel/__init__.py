@@ -1,0 +1,1 @@
+"""Devices: the mesh, and which array axis lies on which mesh axis. Sees axis names only, never a model."""

@@ -1,0 +1,1 @@
+"""A run: state, step, loop, evaluation, and the records it leaves in its workdir."""

@@ -1,0 +1,121 @@
+"""The picture of a run: loss.png."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from cramjax.train import metrics
+
+TRAIN, HELD_OUT, BASELINE = "#4c78a8", "#e45756", "#6b6b6b"
+
+# Axis → (used from this largest value on, divisor, label).
+_UNITS = {
+    "tokens": (
+        (1e9, 1e9, "tokens, billions"),
+        (1e6, 1e6, "tokens, millions"),
+        (1e3, 1e3, "tokens, thousands"),
+        (0, 1, "tokens"),
+    ),
+    "elapsed_s": ((7200, 3600, "time, hours"), (180, 60, "time, minutes"), (0, 1, "time, seconds")),
+}
+
+
+def plot_loss(
+    metrics_path: str | os.PathLike, out_png: str | os.PathLike, unigram_loss: float | None = None
+) -> None:
+    """Draw train and held-out loss (nats) over tokens and over time, with the unigram baseline, to `out_png`.
+
+    Reads a metrics.jsonl as far as it is intact; a run without any line gives an empty frame.
+    """
+    # matplotlib takes most of a second to import; the pyplot interface would also leave figures in memory.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    train, held_out = _split(metrics.read(metrics_path))
+    figure = Figure(figsize=(10, 4), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    over_tokens, over_time = figure.subplots(1, 2, sharey=True)
+    for axes, key in ((over_tokens, "tokens"), (over_time, "elapsed_s")):
+        scale, unit = _unit(key, [line[key] for line in train + held_out])
+        axes.set_xlabel(unit)
+        _draw(axes, train, held_out, key, scale, unigram_loss)
+    over_tokens.set_ylabel("loss, nats per predicted token")
+    over_tokens.set_ylim(*_limits(train, held_out, unigram_loss))
+    if train or held_out or unigram_loss is not None:
+        over_time.legend(frameon=False, loc="upper right")
+    figure.savefig(pathlib.Path(out_png))
+
+
+def smoothed(values: Sequence[float], share: float = 0.03) -> list[float]:
+    """Centred mean of `values` over a window of about `share` of them, narrower towards both ends."""
+    half = max(1, round(len(values) * share / 2))
+    means = []
+    for centre in range(len(values)):
+        reach = min(half, centre, len(values) - 1 - centre)
+        window = values[centre - reach : centre + reach + 1]
+        means.append(sum(window) / len(window))
+    return means
+
+
+def _split(lines: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Train lines and held-out lines; the latter get the token count of the train line next to them in steps."""
+    train = [line for line in lines if _numbers(line, "loss", "tokens", "elapsed_s")]
+    held_out = []
+    for line in lines:
+        if _numbers(line, "eval_loss", "elapsed_s"):
+            held_out.append(line | {"tokens": line.get("tokens", _tokens_at(line["step"], train))})
+    return train, held_out
+
+
+def _tokens_at(step: int, train: list[dict[str, Any]]) -> float:
+    """Tokens read by `step`, in a line between the train lines around it (0 at step 0)."""
+    before, tokens = 0, 0.0
+    for line in train:
+        if line["step"] >= step:
+            return tokens + (line["tokens"] - tokens) * (step - before) / max(1, line["step"] - before)
+        before, tokens = line["step"], line["tokens"]
+    return tokens
+
+
+def _numbers(line: dict[str, Any], *keys: str) -> bool:
+    return all(isinstance(line.get(key), int | float) for key in keys)
+
+
+def _draw(axes: Any, train: list, held_out: list, key: str, scale: float, unigram_loss: float | None) -> None:
+    if train:
+        at, loss = [line[key] / scale for line in train], [line["loss"] for line in train]
+        axes.plot(at, loss, color=TRAIN, alpha=0.25, linewidth=0.8)
+        axes.plot(at, smoothed(loss), color=TRAIN, linewidth=1.6, label="train")
+    if held_out:
+        at, loss = [line[key] / scale for line in held_out], [line["eval_loss"] for line in held_out]
+        axes.plot(at, loss, color=HELD_OUT, linewidth=1.6, marker="o", markersize=3.5, label="held-out")
+        axes.annotate(
+            f"{loss[-1]:.2f}", (at[-1], loss[-1]), xytext=(0, 7), textcoords="offset points", ha="right", color=HELD_OUT
+        )
+    if unigram_loss is not None:
+        axes.axhline(unigram_loss, color=BASELINE, linewidth=1.2, linestyle=(0, (4, 3)), label="unigram baseline")
+    axes.set_xlim(left=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _unit(key: str, values: list[float]) -> tuple[float, str]:
+    """Divisor and axis label that keep the numbers of an axis short."""
+    largest = max(values, default=0.0)
+    return next((scale, label) for least, scale, label in _UNITS[key] if largest >= least)
+
+
+def _limits(train: list, held_out: list, unigram_loss: float | None) -> tuple[float | None, float | None]:
+    """Losses shown: all of them, unless the first few tower over the rest (a random model starts at log vocabulary)."""
+    losses = [line["loss"] for line in train] + [line["eval_loss"] for line in held_out]
+    losses += [] if unigram_loss is None else [unigram_loss]
+    if not losses:
+        return None, None
+    top = max(sorted(losses)[int(0.99 * (len(losses) - 1))], unigram_loss or 0.0)
+    low = min(losses)
+    margin = max(0.06 * (top - low), 0.05)
+    return low - margin, top + 2 * margin

@@ -1,0 +1,66 @@
+"""Held-out evaluation: the same sequences and positions every time, exact means over ragged batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from cramjax.parallel import mesh as meshes
+from cramjax.training.task import Task
+
+Batch = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalResult:
+    """Means per predicted token: `loss` in nats, `accuracy` of the most likely token."""
+
+    loss: float
+    accuracy: float
+
+
+class Evaluator:
+    """Scores parameters on fixed held-out batches; compiles on its first use.
+
+    Args:
+        batches: (tokens [rows, seq_len], row weights float32 [rows]) pairs of one shape.
+    """
+
+    def __init__(self, task: Task, mesh: Mesh, batches: Sequence[Batch]):
+        tokens_sharding = meshes.batch_sharding(mesh, 2, 0)
+        rows_sharding = meshes.batch_sharding(mesh, 1, 0)
+        self._task = task
+        self._batches = []
+        for number, (tokens, weights) in enumerate(batches):
+            rows = np.arange(len(tokens), dtype=np.int32) + number * len(tokens)
+            placed = jax.device_put((tokens, rows, weights), (tokens_sharding, rows_sharding, rows_sharding))
+            self._batches.append(placed)
+        self._evaluate = jax.jit(task.evaluate)
+
+    def __call__(self, params: dict) -> EvalResult:
+        """Mean loss and accuracy of `params` over all batches; waits for the device."""
+        sums = [self._evaluate(params, *batch) for batch in self._batches]
+        total = {name: sum(float(jax.device_get(part[name])) for part in sums) for name in sums[0]}
+        return EvalResult(total["loss"] / total["weight"], total["correct"] / total["weight"])
+
+    def unigram_loss(self, counts: np.ndarray, special_ids: Sequence[int]) -> float:
+        """Mean loss in nats at the same positions of a model that knows only `counts` int64 [vocab] of the training tokens.
+
+        One is added to every ordinary entry, so that an unseen token costs a finite amount; special tokens are never predicted.
+        """
+        smoothed = counts.astype(np.float64) + 1.0
+        smoothed[list(special_ids)] = 0.0
+        with np.errstate(divide="ignore"):
+            log_probability = np.log(smoothed / smoothed.sum())
+        loss = weight = 0.0
+        predicted = jax.jit(self._task.predicted)
+        for tokens, rows, row_weights in self._batches:
+            labels, weights = jax.device_get(predicted(tokens, rows))
+            weights = weights * jax.device_get(row_weights)[:, None]
+            loss -= float(np.sum(np.where(weights > 0, log_probability[labels] * weights, 0.0)))
+            weight += float(np.sum(weights))
+        return loss / weight

@@ -1,0 +1,300 @@
+"""One run, start to finish: prepare, restore, train inside the budget, evaluate, write the summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+
+from cramjax.budget.clock import Clock
+from cramjax.config.errors import RunFailed
+from cramjax.data import loader as loaders
+from cramjax.data import prepare
+from cramjax.data.dataset import TokenDataset
+from cramjax.parallel import mesh as meshes
+from cramjax.training import plots, records, session
+from cramjax.training.checkpoint import Checkpointer
+from cramjax.training.evaluate import Evaluator
+from cramjax.training.loop import Hooks, Outcome, run_steps
+from cramjax.training.metrics import MetricsWriter
+from cramjax.training.progress import Progress
+from cramjax.training.state import TrainState, initial_state
+from cramjax.training.stop import StopSignal
+from cramjax.training.workdir import Workdir, write_json
+
+
+def train(config: Any, workdir: str | os.PathLike) -> dict[str, Any]:
+    """Train `config` (from `get_config`) in `workdir` until its budget is spent; returns the summary.
+
+    In a workdir that holds a checkpoint it resumes, in a finished one it returns the summary there is.
+
+    Raises:
+        UserError: for a mistake in the configuration, the data or the workdir. RunFailed: when training cannot go on.
+    """
+    with StopSignal() as stop:
+        return _train(config, pathlib.Path(workdir), stop)
+
+
+def train_until_stopped(config: Any, workdir: str | os.PathLike) -> int:
+    """`train` for the command line: the exit code is 0 when done, 143 or 130 after SIGTERM or SIGINT."""
+    with StopSignal() as stop:
+        _train(config, pathlib.Path(workdir), stop)
+        return stop.exit_code
+
+
+def _train(config: Any, path: pathlib.Path, stop: StopSignal) -> dict[str, Any]:
+    started = time.monotonic()
+    with Workdir(path) as workdir, Progress() as progress:
+        enable_compile_cache()
+        with stop.at_once():  # nothing to save yet: data preparation and compilation resume by themselves
+            dataset = _open_data(config, progress)
+            run = Run(config, workdir, dataset, progress, stop, started)
+            finished = run.restore()
+        if finished:
+            progress.announce(f"{path} is finished: {finished['stop_reason']} after {finished['steps']} steps")
+            return finished
+        try:
+            outcome = run.train()
+            return run.finish(outcome)
+        finally:
+            run.close()
+
+
+def enable_compile_cache() -> None:
+    """Keep compiled programs between runs, unless the user has chosen a place (or none) by JAX_COMPILATION_CACHE_DIR."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "cramjax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _open_data(config: Any, progress: Progress) -> TokenDataset:
+    directory = prepare.prepare(config.data, seed=config.seed, progress=progress)
+    dataset = TokenDataset.open(directory)
+    progress.announce(
+        f"data: {dataset.manifest['train_tokens']:,} training tokens of {dataset.manifest['source']} in {directory}"
+    )
+    return dataset
+
+
+class Run:
+    """The objects of one run and the four things done with them: restore, train, finish, close."""
+
+    def __init__(
+        self,
+        config: Any,
+        workdir: Workdir,
+        dataset: TokenDataset,
+        progress: Progress,
+        stop: StopSignal,
+        started: float,
+    ):
+        self.config, self.workdir, self.dataset = config, workdir, dataset
+        self.progress, self.stop, self.started = progress, stop, started
+        self.session = session.open_session(config, dataset)
+        self.clock = Clock(**config.budget.to_dict())
+        self.spent = records.Spent()
+        self.checkpoints = Checkpointer(workdir.path / "checkpoints", keep=config.checkpoint.keep)
+        self.state: TrainState | None = None
+        self.resumed_from: int | None = None
+        self.first_step_s: float | None = None
+        progress.announce(session.describe(self.session))
+
+    def restore(self) -> dict[str, Any] | None:
+        """Load the newest checkpoint, if there is one; the summary of a run that has ended, else None."""
+        step = self.checkpoints.latest()
+        if step is not None:
+            restored = self.checkpoints.restore(self.session.abstract, self._identity())
+            self.clock.load_state_dict(restored.sidecar["clock"])
+            self.spent = records.Spent(**restored.sidecar["spent"])
+            summary = self.workdir.read_summary()
+            if summary and (self.clock.done() or summary["stop_reason"] == "early_termination"):
+                return summary
+            self.state, self.resumed_from = restored.state, restored.step
+            self.progress.announce(f"resuming {self.workdir.path} at step {restored.step}")
+        else:
+            made = self.session
+            self.state = initial_state(
+                made.task, made.optimizer, made.dynamic_scale, made.abstract, self.config.seed
+            )
+        self.workdir.begin(self.config, self.dataset, resumed_from=self.resumed_from)
+        return None
+
+    def train(self) -> Outcome:
+        """Compile and run the loop; the budget's clock starts here."""
+        config, made = self.config, self.session
+        self.evaluator = self._evaluator()
+        special_ids = sorted(set(self.dataset.special_tokens.values()))
+        self.unigram_loss = self.evaluator.unigram_loss(self.dataset.unigram_counts, special_ids)
+        self.clock.start()
+        self.progress.announce("compiling the train step…")
+        with self.stop.at_once():
+            step_fn, compile_s = session.compile_train_step(made)
+        self.spent.compile_s += compile_s
+        self.recorder = self._recorder()
+        prefetch = self._prefetch()
+        self._next_eval = self._eval_count(self.clock.fraction())
+        self._saved_at, self._saved_step = self.clock.elapsed_s, self.clock.n_steps
+        try:
+            with jax.transfer_guard("disallow"):
+                outcome = run_steps(
+                    step_fn=step_fn,
+                    state=self.state,
+                    prefetch=prefetch,
+                    clock=self.clock,
+                    config=config,
+                    microbatch_size=made.microbatch_size,
+                    flops_per_sequence=made.task.flops,
+                    hooks=Hooks(self._evaluate_if_due, self._save_if_due, self._record),
+                    stop=self.stop,
+                    place_scalars=lambda scalars: jax.device_put(scalars, meshes.replicated(made.mesh)),
+                )
+        finally:
+            prefetch.close()
+        self.spent.data_wait_s += outcome.data_wait_s
+        return outcome
+
+    def finish(self, outcome: Outcome) -> dict[str, Any]:
+        """Save the last state; when the run has ended rather than been stopped, evaluate it and write summary and picture."""
+        self._save(outcome.state)
+        if self.stop.requested:
+            self.checkpoints.wait()
+            self.progress.announce(f"stopped by {outcome.stop_reason}: checkpoint at step {self.clock.n_steps} is saved")
+            return self._summary(outcome)
+        elapsed_s = self.clock.elapsed_s  # the final evaluation and what follows come after the budget
+        self.recorder.evaluated(self.evaluator(outcome.state.params), self.unigram_loss)
+        self.checkpoints.wait()
+        self.recorder.close()
+        summary = self._summary(outcome) | {"elapsed_s": round(elapsed_s, 3)}
+        write_json(self.workdir.path / "summary.json", summary)
+        plots.plot_loss(self.workdir.path / "metrics.jsonl", self.workdir.path / "loss.png", self.unigram_loss)
+        self.progress.finished(summary)
+        return summary
+
+    def close(self) -> None:
+        """Wait for what is being written; called however the run ends."""
+        if hasattr(self, "recorder"):
+            self.recorder.close()
+        self.checkpoints.close()
+
+    def _evaluator(self) -> Evaluator:
+        config = self.config
+        batches = loaders.heldout_batches(
+            self.dataset,
+            seq_len=config.data.seq_len,
+            batch_size=config.eval.batch_size,
+            n_batches=config.eval.batches,
+            cls_token=config.data.cls_token,
+        )
+        return Evaluator(self.session.task, self.session.mesh, batches)
+
+    def _recorder(self) -> records.Recorder:
+        log = self.config.log
+        writer = MetricsWriter(
+            self.workdir.path,
+            resume_step=self.resumed_from,
+            tensorboard=log.tensorboard,
+            wandb_project=log.wandb,
+            config=self.config.to_dict(),
+        )
+        return records.Recorder(
+            writer=writer,
+            progress=self.progress,
+            clock=self.clock,
+            spent=self.spent,
+            every_steps=log.every_steps,
+            peak_flops=self.session.peak_flops,
+        )
+
+    def _prefetch(self) -> loaders.DevicePrefetch:
+        config, made = self.config, self.session
+        source = loaders.open_loader(
+            self.dataset,
+            seed=config.seed,
+            seq_len=config.data.seq_len,
+            cls_token=config.data.cls_token,
+            order=config.data.order,
+            loader=config.data.loader,
+            process_index=jax.process_index(),
+            n_processes=jax.process_count(),
+        )
+        sharding = meshes.batch_sharding(made.mesh, 3, 1)
+        return loaders.DevicePrefetch(
+            source.stream(self.clock.n_rows, made.microbatch_size),
+            place=lambda batch: jax.make_array_from_process_local_data(sharding, batch),
+            n_max_units=made.max_microbatches,
+        )
+
+    def _record(self, step: Any) -> None:
+        if self.first_step_s is None:
+            self.first_step_s = time.monotonic() - self.started
+        self.recorder.record(step)
+
+    def _eval_count(self, fraction: float) -> int:
+        every = self.config.eval.every_fraction
+        # A hair is added so that 0.3 / 0.1 counts as 3.
+        return math.floor(fraction / every + 1e-9) + 1 if every else sys.maxsize
+
+    def _evaluate_if_due(self, state: TrainState, fraction: float) -> None:
+        if self._eval_count(fraction) > self._next_eval:
+            self._next_eval = self._eval_count(fraction)
+            with self.spent.on("eval_s"):
+                result = self.evaluator(state.params)
+            self.recorder.evaluated(result, self.unigram_loss)
+
+    def _save_if_due(self, state: TrainState) -> None:
+        settings = self.config.checkpoint
+        minutes = (self.clock.elapsed_s - self._saved_at) / 60
+        steps = self.clock.n_steps - self._saved_step
+        if minutes >= settings.every_minutes or (settings.every_steps and steps >= settings.every_steps):
+            with self.spent.on("save_s"):
+                self._save(state)
+
+    def _save(self, state: TrainState) -> None:
+        if self.clock.n_steps and self.checkpoints.latest() != self.clock.n_steps:
+            sidecar = {"clock": self.clock.state_dict(), "spent": dataclasses.asdict(self.spent)}
+            self.checkpoints.save(self.clock.n_steps, state, sidecar | {"identity": self._identity()})
+        self._saved_at, self._saved_step = self.clock.elapsed_s, self.clock.n_steps
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree on with the run that restores it, beside the shapes of its arrays."""
+        return {
+            "tokenizer_sha256": self.dataset.manifest["tokenizer_sha256"],
+            "model": self.session.task.description,
+            "optimizer": self.config.optimizer.name,
+        }
+
+    def _summary(self, outcome: Outcome) -> dict[str, Any]:
+        clock, spent, evaluated = self.clock, self.spent, self.recorder.last_eval
+        elapsed_s = max(clock.elapsed_s, 1e-9)
+        if outcome.stop_reason is None:
+            raise RunFailed("the loop ended without a reason")  # pragma: no cover - guards the summary's key
+        return {
+            "steps": clock.n_steps,
+            "tokens": clock.n_tokens,
+            "flops": clock.n_flops,
+            "params": self.session.task.n_params,
+            "elapsed_s": round(elapsed_s, 3),
+            "progress": clock.fraction(),
+            "train_loss": self.recorder.train_loss,
+            "eval_loss": evaluated.loss if evaluated else None,
+            "eval_accuracy": evaluated.accuracy if evaluated else None,
+            "unigram_loss": self.unigram_loss,
+            "tokens_per_s": clock.n_tokens / elapsed_s,
+            "mfu": clock.n_flops / elapsed_s / self.session.peak_flops,
+            "compile_s": round(spent.compile_s, 3),
+            "time_to_first_step_s": self.first_step_s,
+            "data_wait_fraction": spent.data_wait_s / elapsed_s,
+            "goodput": max(0.0, 1 - spent.total_s() / elapsed_s),
+            "skipped_updates": self.recorder.skipped,
+            "stop_reason": outcome.stop_reason,
+            "resumed_from": self.resumed_from,
+            "precision": self.session.precision,
+            "microbatch_size": self.session.microbatch_size,
+        }

@@ -1,0 +1,138 @@
+"""Everything about a run that follows from its configuration and its dataset, before the first step: devices, task, program."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from cramjax.config.errors import UserError
+from cramjax.data.dataset import TokenDataset
+from cramjax.models import attention
+from cramjax.optim.build import make_optimizer
+from cramjax.parallel import mesh as meshes
+from cramjax.training import devices, fit
+from cramjax.training.state import TrainState, abstract_state
+from cramjax.training.step import make_train_step
+from cramjax.training.task import Task, masked_lm
+
+log = logging.getLogger("cramjax")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Session:
+    """A configuration made concrete on the devices at hand.
+
+    `abstract`: shapes and shardings of the state; `token_dtype`: of a batch; `peak_flops`: of all devices together.
+    """
+
+    config: Any
+    mesh: Mesh
+    precision: str
+    task: Task
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    microbatch_size: int
+    token_dtype: jnp.dtype
+    peak_flops: float
+
+    @property
+    def dynamic_scale(self) -> bool:
+        """Whether the loss is scaled: float16 only."""
+        return self.precision == "float16"
+
+    @property
+    def max_microbatches(self) -> int:
+        """Microbatches of a full batch: the leading axis of a batch on the device."""
+        return self.config.batch_size // self.microbatch_size
+
+
+def open_session(config: Any, dataset: TokenDataset) -> Session:
+    """Decide mesh, precision and microbatch, and build the task; nothing large is allocated.
+
+    Raises:
+        UserError: when mesh, batch or memory do not fit the devices.
+    """
+    local = jax.devices()
+    mesh = meshes.make_mesh(**config.mesh.to_dict(), devices=local)
+    precision = devices.resolve_precision(config.precision, local[0])
+    task = masked_lm(config, dataset.vocab_size, dataset.special_tokens, devices.make_precision(precision, local[0]))
+    optimizer = build_optimizer(config, task)
+    session = Session(
+        config=config,
+        mesh=mesh,
+        precision=precision,
+        task=task,
+        optimizer=optimizer,
+        abstract=abstract_state(task, optimizer, precision == "float16", mesh),
+        microbatch_size=config.microbatch_size or 1,
+        token_dtype=jnp.dtype(dataset.manifest["dtype"]),
+        peak_flops=devices.peak_flops(local[0], precision) * len(local),
+    )
+    shards = meshes.batch_shards(mesh)
+    size = config.microbatch_size or fit.choose_microbatch(
+        lambda n: compile_train_step(dataclasses.replace(session, microbatch_size=n))[0],
+        batch_size=config.batch_size,
+        shards=shards,
+        seq_len=config.data.seq_len,
+        limit_bytes=devices.memory_bytes(local[0]),
+    )
+    for key, value in (("microbatch_size", size), ("eval.batch_size", config.eval.batch_size)):
+        if value % shards:
+            raise UserError(f"{key}={value}: must be a multiple of the {shards} devices along the batch")
+    return dataclasses.replace(session, microbatch_size=size)
+
+
+def build_optimizer(config: Any, task: Task) -> optax.GradientTransformation:
+    """The optimizer of `config.optimizer` for the parameters of `task`."""
+    settings = config.optimizer
+    return make_optimizer(
+        settings.name,
+        task.axes,
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def compile_train_step(session: Session) -> tuple[jax.stages.Compiled, float]:
+    """The train step compiled for the session's shapes, the state donated, and the seconds that took."""
+    config, mesh = session.config, session.mesh
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, session.abstract)
+    step = make_train_step(
+        session.task,
+        session.optimizer,
+        seed=config.seed,
+        clip_norm=config.optimizer.clip_norm,
+        dynamic_scale=session.dynamic_scale,
+        grad_shardings=shardings.params if mesh.size > 1 else None,
+    )
+    whole = meshes.replicated(mesh)
+    batch_shape = (session.max_microbatches, session.microbatch_size, config.data.seq_len)
+    batch = jax.ShapeDtypeStruct(batch_shape, session.token_dtype, sharding=meshes.batch_sharding(mesh, 3, 1))
+    lr = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+    n_micro = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    start = time.monotonic()
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
+    compiled = jitted.lower(session.abstract, batch, lr, n_micro).compile()
+    return compiled, time.monotonic() - start
+
+
+def describe(session: Session) -> str:
+    """One line on what runs where, for the terminal."""
+    device = jax.devices()[0]
+    backend = attention.attention_backend(
+        session.config.model.attention, device, devices.make_precision(session.precision, device).matmul_dtype
+    )
+    return (
+        f"{session.task.n_params / 1e6:.1f}M parameters on {jax.device_count()} × {device.device_kind}, {session.precision}, "
+        f"{backend} attention, {session.microbatch_size} × {session.config.data.seq_len} tokens a pass, "
+        f"batch {session.config.batch_size}"
+    )

@@ -1,0 +1,91 @@
+"""The train step: accumulate gradients over a run-time number of microbatches, clip, update; pure, one compilation for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cramjax.optim.scale import next_loss_scale
+from cramjax.training.state import TrainState
+from cramjax.training.task import Task
+
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    clip_norm: float | None,
+    dynamic_scale: bool,
+    grad_shardings: Any = None,
+) -> TrainStep:
+    """The function (state, batch, lr, n_micro) → (state, metrics), to be jitted with the state donated.
+
+    batch: uint16/uint32 [microbatches, rows, seq_len], of which the first `n_micro` (int32) are used; lr: float32.
+    The gradient is that of the mean loss over all predicted positions of the batch, however it is cut into microbatches.
+    A non-finite gradient leaves parameters and moments as they are and is counted.
+
+    metrics: float32 scalars `loss` (mean, nats), `grad_norm` (before clipping), int32 `skipped`, `skipped_in_row`.
+    """
+
+    def step(state, batch, lr, n_micro):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        # Scaled to the mean over a microbatch: in float16 the sum over its positions would overflow.
+        unit = state.loss_scale.scale / (batch.shape[1] * task.n_predicted)
+        loss_sum, weight, gradients = _accumulate(task, state.params, key, batch, n_micro, unit, grad_shardings)
+        gradients = jax.tree.map(lambda g: g / (weight * unit), gradients)
+        grad_norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(grad_norm)
+        factor = 1.0 if clip_norm is None else jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-12))
+        gradients = jax.tree.map(lambda g: g * factor, gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p + lr * u, state.params, updates)
+
+        def keep_if_finite(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        new_state = TrainState(
+            step=state.step + 1,
+            params=keep_if_finite(params, state.params),
+            opt_state=keep_if_finite(opt_state, state.opt_state),
+            loss_scale=next_loss_scale(state.loss_scale, finite, dynamic_scale),
+        )
+        metrics = {
+            "loss": loss_sum / weight,
+            "grad_norm": grad_norm,
+            "skipped": new_state.loss_scale.skipped,
+            "skipped_in_row": new_state.loss_scale.skipped_in_row,
+        }
+        return new_state, metrics
+
+    return step
+
+
+def _accumulate(task, params, key, batch, n_micro, unit, grad_shardings):
+    """Sums over the first `n_micro` microbatches: loss in nats, weight, and `unit` times the gradient of the loss sum."""
+    n_rows = batch.shape[1]
+
+    def one(index):
+        rows = index * n_rows + jnp.arange(n_rows, dtype=jnp.int32)
+
+        def scaled_loss(params):
+            loss, weight = task.loss(params, key, batch[index], rows)
+            return loss * unit, (loss, weight)
+
+        (_, (loss, weight)), gradients = jax.value_and_grad(scaled_loss, has_aux=True)(params)
+        if grad_shardings is not None:  # under fsdp: reduce-scatter each microbatch instead of keeping whole gradients
+            gradients = jax.lax.with_sharding_constraint(gradients, grad_shardings)
+        return loss, weight, gradients
+
+    if batch.shape[0] == 1:
+        return one(jnp.zeros((), jnp.int32))
+    # A loop with a run-time bound: the batch ramp changes n_micro without a recompilation.
+    zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.fori_loop(0, n_micro, lambda i, sums: jax.tree.map(jnp.add, sums, one(i)), zeros)

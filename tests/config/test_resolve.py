@@ -1,0 +1,84 @@
+import pytest
+
+from cramjax.config import schema
+from cramjax.config.errors import UserError
+from cramjax.config.resolve import get_config, resolve
+
+
+def test_overrides_are_parsed_by_the_kind_of_their_key():
+    config = get_config("quickstart", "data.seq_len=64", "budget.hours=null", "budget.steps=7", "data.source=text:a=b")
+    assert config.data.seq_len == 64
+    assert config.budget.hours is None and config.budget.steps == 7
+    assert config.data.source == "text:a=b"
+
+
+def test_a_mixture_can_be_given_on_the_command_line():
+    config = get_config("quickstart", "data.source=[['text:a.txt', 2], ['installed-docs', 1]]")
+    assert [list(part) for part in config.data.source] == [["text:a.txt", 2], ["installed-docs", 1]]
+
+
+def test_all_mistakes_are_reported_at_once_with_suggestions():
+    with pytest.raises(UserError) as error:
+        get_config("quickstart", "modle.n_layers=3", "lr=1", "optimizer.nam=lion", "precision=bf16", "batch_size=many")
+    text = str(error.value)
+    assert "model.n_layers?" in text and "optimizer.lr?" in text and "optimizer.name?" in text
+    assert "precision='bf16'" in text and "bfloat16" in text
+    assert "batch_size='many'" in text
+
+
+def test_a_misspelt_key_in_the_file_is_refused_like_one_on_the_command_line(tmp_path):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "from cramjax.config import recipes\n"
+        "def get_config():\n"
+        "    c = recipes.start('mine')\n    c.budget.steps = 1\n    c.model.n_layer = 3\n    c.modle = {'a': 1}\n    return c\n"
+    )
+    with pytest.raises(UserError) as error:
+        resolve(str(recipe))
+    assert "model.n_layer: unknown key; did you mean model.n_layers?" in str(error.value)
+    assert "modle" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override, part",
+    [
+        ("model.n_heads=3", "model.n_heads=3"),
+        ("batch_size=33", "microbatch_size"),
+        ("budget.hours=None", "budget"),
+        ("mesh.fsdp=-1", "mesh"),
+        ("objective.random_share=0.9", "objective.mask_share"),
+        ("data.max_mb=-1", "data.max_mb"),
+    ],
+)
+def test_impossible_combinations_are_refused_in_a_sentence(override, part):
+    with pytest.raises(UserError, match=part):
+        get_config("quickstart", override)
+
+
+def test_sequences_longer_than_the_positions_are_refused():
+    with pytest.raises(UserError, match="model.max_positions"):
+        get_config("bert_1day", "data.seq_len=256")
+
+
+def test_unknown_recipe_and_variant_name_what_there_is(root):
+    with pytest.raises(UserError, match="did you mean configs/bert_1day.py"):
+        resolve("configs/bert_1dya.py")
+    with pytest.raises(UserError, match="did you mean :smoke"):
+        get_config("bert_1day:smok")
+
+
+def test_text_for_a_budget_follows_the_hours():
+    assert get_config("bert_1day").data.max_mb == 2 * get_config("bert_1day", "budget.hours=12").data.max_mb
+
+
+def test_every_key_of_the_schema_has_help_and_a_sound_default():
+    for key, field in schema.walk():
+        assert field.help, key
+        assert field.check(field.default) is None, key
+        assert not field.choices or field.default in field.choices, key
+
+
+def test_the_configuration_cannot_be_changed_afterwards():
+    config = get_config("quickstart")
+    with pytest.raises(AttributeError):
+        config.seed = 3

@@ -1,0 +1,45 @@
+"""The strict session every test runs in: eight fake devices, strict dtype and rank promotion, no network, CPU only."""
+
+import os
+import pathlib
+import sys
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def root() -> pathlib.Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> pathlib.Path:
+    """A small text corpus in which the next word is predictable: 400 documents, blank lines between."""
+    import random
+
+    chooser = random.Random(0)
+    names = ["anna", "boris", "clara", "david", "elena", "felix"]
+    verbs = ["reads", "writes", "paints", "builds", "sells", "repairs"]
+    things = ["books", "letters", "houses", "boats", "clocks", "chairs"]
+    places = ["in the garden", "at the river", "on the hill", "near the old station", "by the sea"]
+    documents = []
+    for number in range(400):
+        sentences = []
+        for _ in range(chooser.randint(3, 9)):
+            verb = chooser.randrange(6)
+            sentences.append(f"{chooser.choice(names)} {verbs[verb]} {things[verb]} {chooser.choice(places)} .")
+        documents.append(" ".join(sentences) + f" this is story number {number} .")
+    path = tmp_path_factory.mktemp("corpus") / "stories.txt"
+    path.write_text("\n\n".join(documents))
+    return path
