@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "get_config": "cramjax.config.resolve",
-    "train": "cramjax.train.run",
+    "train": "cramjax.training.run",
     "load": "cramjax.inference",
     "fill_mask": "cramjax.inference",
 }

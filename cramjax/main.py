@@ -18,7 +18,7 @@ def _train(args: argparse.Namespace) -> int:
 
     config = resolve(args.config, args.overrides)
     workdir = args.workdir or pathlib.Path("runs") / config.name
-    from cramjax.train import run  # imports JAX: only once the configuration is known to be sound
+    from cramjax.training import run  # imports JAX: only once the configuration is known to be sound
 
     return run.train_until_stopped(config, workdir)
 

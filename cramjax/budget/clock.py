@@ -32,6 +32,10 @@ class Clock:
             ...one optimizer step...
             clock.advance(n_tokens, n_flops, n_rows)
 
+    Read the results of the step before within the loop: with more steps in flight than one, the intervals
+    between calls of `advance` are those of their dispatch, and the end of a time budget is missed by the
+    steps in flight.
+
     The last step always runs at a fraction of exactly 1.0, so the learning rate is at its end value. With
     hours as the limit, the step that ends nearest to the limit, by the recent step durations, is the last.
     Without hours nothing here depends on time: every fraction is a function of the counts.

@@ -124,7 +124,7 @@ _OTHER_CHIPS = re.compile(r"\b(laptop|max-q|mobile|mig|d)\b")
 
 
 def find(device_kind: str) -> Peak | None:
-    """The peaks of a `jax.Device.device_kind` ("NVIDIA GeForce RTX 4090", "TPU v5 lite"); None where unknown."""
+    """The peaks of a `jax.Device.device_kind` ("NVIDIA H100 PCIe", "TPU v5 lite"); None where unknown."""
     kind = device_kind.lower()
     if _OTHER_CHIPS.search(kind):
         return None

@@ -30,7 +30,7 @@ class Schedule(Protocol):
 
 
 def learning_rate(schedule: Schedule, peak: float, fraction: float) -> float:
-    """Learning rate at `fraction` of the budget: `peak` times the shape named `schedule.name`; never below 0."""
+    """Learning rate at `fraction` of the budget: `peak` times the shape `schedule.name`; never below 0."""
     return peak * multiplier(
         schedule.name, fraction, warmup=schedule.warmup, cooldown=schedule.cooldown, final=schedule.final
     )

@@ -145,7 +145,7 @@ def _mix(bits: np.ndarray) -> np.ndarray:
 
 
 def _feistel(cells: np.ndarray, a: int, b: int, keys: np.ndarray) -> np.ndarray:
-    """One pass over cells uint64 [n] of the rectangle a × b: a hash of each half shifts the other, in turn."""
+    """One pass over cells uint64 [n] of the rectangle a × b: a hash of each half shifts the other."""
     wide, tall = np.uint64(a), np.uint64(b)
     high, low = cells // tall, cells % tall
     for number in range(_N_ROUNDS):

@@ -65,7 +65,7 @@ class RowReader:
         return unit_rows // self.n_processes
 
     def units(self, first_row: int, unit_rows: int, first_unit: int, n_units: int) -> np.ndarray:
-        """Tokens [n_units, local_rows, seq_len], from unit `first_unit` of the stream that starts at `first_row`."""
+        """Tokens [n_units, local_rows, seq_len] from unit `first_unit` of the stream from `first_row`."""
         n_local = self.local_rows(unit_rows)
         start = first_row + self.process_index * n_local
         units = np.arange(first_unit, first_unit + n_units, dtype=np.int64)
@@ -196,7 +196,7 @@ class DevicePrefetch:
         n_max_units: int,
         depth: int = 2,
     ):
-        """`stream`: units [local_rows, seq_len]; `place` puts [n_max_units, local_rows, seq_len] on the device.
+        """`stream`: units [local_rows, seq_len]; `place` puts [n_max_units, local_rows, seq_len] on a device.
 
         The shape is the same for every step, so nothing is compiled twice. `depth`: requests that may be
         pending, at most.

@@ -8,6 +8,7 @@ starting the range elsewhere, nothing is replayed and no iterator state is saved
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,11 +36,12 @@ def _import_tensorflow() -> Any:
 
 
 class TfDataLoader:
-    """A `BatchLoader` that reads ahead on tf.data's threads. Making it imports TensorFlow, which takes seconds."""
+    """A `BatchLoader` that reads ahead on tf.data's threads. Imports TensorFlow when made (seconds)."""
 
     def __init__(self, reader: RowReader):
         self._reader = reader
         self._tf = _import_tensorflow()
+        self._streams: weakref.WeakSet[_Stream] = weakref.WeakSet()
 
     def stream(self, first_row: int, unit_rows: int) -> Iterator[np.ndarray]:
         """See `loader.BatchLoader.stream`."""
@@ -50,7 +52,7 @@ class TfDataLoader:
         def read(number: np.ndarray) -> np.ndarray:
             return reader.units(first_row, unit_rows, int(number) * n_units, n_units)
 
-        def elements(number):
+        def element(number):
             tokens = tf.numpy_function(read, [number], tf.as_dtype(reader.dataset.dtype), stateful=False)
             return tf.ensure_shape(tokens, [n_units, n_local, reader.seq_len])
 
@@ -58,8 +60,32 @@ class TfDataLoader:
         options.deterministic = True
         options.threading.private_threadpool_size = _N_PARALLEL_READS  # the cores belong to the step
         reads = tf.data.Dataset.range(np.iinfo(np.int64).max // n_units)
-        reads = reads.map(elements, num_parallel_calls=_N_PARALLEL_READS).prefetch(_N_READS_AHEAD)
-        return reads.unbatch().with_options(options).as_numpy_iterator()
+        reads = reads.map(element, num_parallel_calls=_N_PARALLEL_READS).prefetch(_N_READS_AHEAD)
+        stream = _Stream(reads.unbatch().with_options(options))
+        self._streams.add(stream)
+        return stream
 
     def close(self) -> None:
-        """Nothing to let go of: tf.data's threads end with the iterators."""
+        """End the streams and their threads."""
+        for stream in list(self._streams):
+            stream.close()
+
+
+class _Stream:
+    """Iterates over a tf.data dataset of single tensors as NumPy arrays; its threads end with `close`, at the latest at exit.
+
+    The finalizer is what makes a forgotten stream harmless: tf.data threads that call into Python while the
+    interpreter is torn down wait for each other for ever.
+    """
+
+    def __init__(self, dataset: Any):
+        self._iterators = [iter(dataset)]
+        self.close = weakref.finalize(self, self._iterators.clear)
+
+    def __iter__(self) -> _Stream:
+        return self
+
+    def __next__(self) -> np.ndarray:
+        if not self._iterators:
+            raise StopIteration
+        return next(self._iterators[0]).numpy()

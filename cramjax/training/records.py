@@ -6,11 +6,12 @@ import collections
 import contextlib
 import dataclasses
 import time
-from typing import Any
 
 from cramjax.budget.clock import Clock
 from cramjax.training.evaluate import EvalResult
 from cramjax.training.loop import StepRecord
+from cramjax.training.metrics import MetricsWriter
+from cramjax.training.progress import Progress
 
 # Steps over which the summary's training loss is averaged.
 LOSS_WINDOW = 50
@@ -42,11 +43,10 @@ class Spent:
 class Recorder:
     """Turns step records into metrics lines and the live line; knows the latest losses for the summary.
 
-    Args:
-        writer: a MetricsWriter. progress: a Progress. peak_flops: of all devices together, for MFU.
+    `every_steps`: steps between lines; `peak_flops`: FLOP/s of all devices together, for MFU.
     """
 
-    def __init__(self, *, writer: Any, progress: Any, clock: Clock, spent: Spent, every_steps: int, peak_flops: float):
+    def __init__(self, *, writer: MetricsWriter, progress: Progress, clock: Clock, spent: Spent, every_steps: int, peak_flops: float):
         self._writer, self._progress, self._clock, self._spent = writer, progress, clock, spent
         self._every_steps, self._peak_flops = every_steps, peak_flops
         self._window: list[StepRecord] = []
@@ -67,13 +67,8 @@ class Recorder:
         """Write an evaluation's line."""
         self.last_eval = result
         step = self._clock.n_steps
-        self._writer.write(
-            step=step,
-            elapsed_s=round(self._clock.elapsed_s, 3),
-            tokens=self._clock.n_tokens,
-            eval_loss=result.loss,
-            eval_accuracy=result.accuracy,
-        )
+        values = {"elapsed_s": round(self._clock.elapsed_s, 3), "tokens": self._clock.n_tokens}
+        self._writer.write(step, values | {"eval_loss": result.loss, "eval_accuracy": result.accuracy})
         self._progress.evaluated(step, result.loss, result.accuracy, unigram_loss)
 
     def close(self) -> None:
@@ -95,6 +90,7 @@ class Recorder:
         seconds = max(seconds, 1e-9)
         last = self._window[-1]
         values = {
+            "elapsed_s": round(self._clock.elapsed_s, 3),
             "progress": round(last.fraction, 6),
             "tokens": self._clock.n_tokens,
             "loss": sum(r.metrics["loss"] for r in self._window) / len(self._window),
@@ -106,5 +102,5 @@ class Recorder:
             "skipped": self.skipped,
         }
         self._window.clear()
-        self._writer.write(step=last.step, elapsed_s=round(self._clock.elapsed_s, 3), **values)
+        self._writer.write(last.step, values)
         self._progress.update(step=last.step, fraction=last.fraction, eta_s=self._clock.remaining_s(), **values)

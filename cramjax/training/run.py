@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import math
 import os
 import pathlib
+import shutil
 import sys
 import time
 from typing import Any
@@ -13,20 +16,19 @@ from typing import Any
 import jax
 
 from cramjax.budget.clock import Clock
-from cramjax.config.errors import RunFailed
 from cramjax.data import loader as loaders
 from cramjax.data import prepare
 from cramjax.data.dataset import TokenDataset
 from cramjax.parallel import mesh as meshes
 from cramjax.training import plots, records, session
-from cramjax.training.checkpoint import Checkpointer
+from cramjax.training.checkpoint import Checkpoints
 from cramjax.training.evaluate import Evaluator
 from cramjax.training.loop import Hooks, Outcome, run_steps
 from cramjax.training.metrics import MetricsWriter
 from cramjax.training.progress import Progress
 from cramjax.training.state import TrainState, initial_state
 from cramjax.training.stop import StopSignal
-from cramjax.training.workdir import Workdir, write_json
+from cramjax.training.workdir import Workdir, environment, write_json
 
 
 def train(config: Any, workdir: str | os.PathLike) -> dict[str, Any]:
@@ -50,11 +52,11 @@ def train_until_stopped(config: Any, workdir: str | os.PathLike) -> int:
 
 def _train(config: Any, path: pathlib.Path, stop: StopSignal) -> dict[str, Any]:
     started = time.monotonic()
-    with Workdir(path) as workdir, Progress() as progress:
+    with Workdir(path), contextlib.closing(Progress()) as progress:
         enable_compile_cache()
         with stop.at_once():  # nothing to save yet: data preparation and compilation resume by themselves
             dataset = _open_data(config, progress)
-            run = Run(config, workdir, dataset, progress, stop, started)
+            run = Run(config, path, dataset, progress, stop, started)
             finished = run.restore()
         if finished:
             progress.announce(f"{path} is finished: {finished['stop_reason']} after {finished['steps']} steps")
@@ -89,7 +91,7 @@ class Run:
     def __init__(
         self,
         config: Any,
-        workdir: Workdir,
+        workdir: pathlib.Path,
         dataset: TokenDataset,
         progress: Progress,
         stop: StopSignal,
@@ -100,7 +102,7 @@ class Run:
         self.session = session.open_session(config, dataset)
         self.clock = Clock(**config.budget.to_dict())
         self.spent = records.Spent()
-        self.checkpoints = Checkpointer(workdir.path / "checkpoints", keep=config.checkpoint.keep)
+        self.checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         self.state: TrainState | None = None
         self.resumed_from: int | None = None
         self.first_step_s: float | None = None
@@ -108,22 +110,23 @@ class Run:
 
     def restore(self) -> dict[str, Any] | None:
         """Load the newest checkpoint, if there is one; the summary of a run that has ended, else None."""
-        step = self.checkpoints.latest()
-        if step is not None:
-            restored = self.checkpoints.restore(self.session.abstract, self._identity())
+        made, config = self.session, self.config
+        restored = self.checkpoints.restore(made.abstract, self._identity())
+        if restored:
             self.clock.load_state_dict(restored.sidecar["clock"])
             self.spent = records.Spent(**restored.sidecar["spent"])
-            summary = self.workdir.read_summary()
+            summary_path = self.workdir / "summary.json"
+            summary = json.loads(summary_path.read_text()) if summary_path.exists() else None
             if summary and (self.clock.done() or summary["stop_reason"] == "early_termination"):
                 return summary
             self.state, self.resumed_from = restored.state, restored.step
-            self.progress.announce(f"resuming {self.workdir.path} at step {restored.step}")
+            self.progress.announce(f"resuming {self.workdir} at step {restored.step}")
         else:
-            made = self.session
-            self.state = initial_state(
-                made.task, made.optimizer, made.dynamic_scale, made.abstract, self.config.seed
-            )
-        self.workdir.begin(self.config, self.dataset, resumed_from=self.resumed_from)
+            self.state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed)
+        write_json(self.workdir / "config.json", config.to_dict())
+        kinds = [device.device_kind for device in jax.devices()]
+        write_json(self.workdir / "environment.json", environment(kinds) | {"dataset": str(self.dataset.directory)})
+        shutil.copytree(self.dataset.directory / "tokenizer", self.workdir / "tokenizer", dirs_exist_ok=True)
         return None
 
     def train(self) -> Outcome:
@@ -151,7 +154,9 @@ class Run:
                     config=config,
                     microbatch_size=made.microbatch_size,
                     flops_per_sequence=made.task.flops,
-                    hooks=Hooks(self._evaluate_if_due, self._save_if_due, self._record),
+                    hooks=Hooks(
+                        evaluate_if_due=self._evaluate_if_due, save_if_due=self._save_if_due, record=self._record
+                    ),
                     stop=self.stop,
                     place_scalars=lambda scalars: jax.device_put(scalars, meshes.replicated(made.mesh)),
                 )
@@ -162,19 +167,20 @@ class Run:
 
     def finish(self, outcome: Outcome) -> dict[str, Any]:
         """Save the last state; when the run has ended rather than been stopped, evaluate it and write summary and picture."""
-        self._save(outcome.state)
+        self._save(outcome.state, block=True)
         if self.stop.requested:
-            self.checkpoints.wait()
             self.progress.announce(f"stopped by {outcome.stop_reason}: checkpoint at step {self.clock.n_steps} is saved")
             return self._summary(outcome)
         elapsed_s = self.clock.elapsed_s  # the final evaluation and what follows come after the budget
         self.recorder.evaluated(self.evaluator(outcome.state.params), self.unigram_loss)
-        self.checkpoints.wait()
         self.recorder.close()
         summary = self._summary(outcome) | {"elapsed_s": round(elapsed_s, 3)}
-        write_json(self.workdir.path / "summary.json", summary)
-        plots.plot_loss(self.workdir.path / "metrics.jsonl", self.workdir.path / "loss.png", self.unigram_loss)
-        self.progress.finished(summary)
+        write_json(self.workdir / "summary.json", summary)
+        plots.plot_loss(self.workdir / "metrics.jsonl", self.workdir / "loss.png", self.unigram_loss)
+        self.progress.announce(
+            f"done ({outcome.stop_reason}): held-out loss {summary['eval_loss']:.3f} nats, unigram {self.unigram_loss:.3f}; "
+            f"{self.workdir / 'summary.json'}, {self.workdir / 'loss.png'}"
+        )
         return summary
 
     def close(self) -> None:
@@ -197,8 +203,8 @@ class Run:
     def _recorder(self) -> records.Recorder:
         log = self.config.log
         writer = MetricsWriter(
-            self.workdir.path,
-            resume_step=self.resumed_from,
+            self.workdir,
+            resumed_step=self.resumed_from or 0,
             tensorboard=log.tensorboard,
             wandb_project=log.wandb,
             config=self.config.to_dict(),
@@ -252,14 +258,15 @@ class Run:
         settings = self.config.checkpoint
         minutes = (self.clock.elapsed_s - self._saved_at) / 60
         steps = self.clock.n_steps - self._saved_step
-        if minutes >= settings.every_minutes or (settings.every_steps and steps >= settings.every_steps):
+        due = minutes >= settings.every_minutes or (settings.every_steps and steps >= settings.every_steps)
+        if due or self.checkpoints.save_failed:
             with self.spent.on("save_s"):
                 self._save(state)
 
-    def _save(self, state: TrainState) -> None:
+    def _save(self, state: TrainState, block: bool = False) -> None:
         if self.clock.n_steps and self.checkpoints.latest() != self.clock.n_steps:
-            sidecar = {"clock": self.clock.state_dict(), "spent": dataclasses.asdict(self.spent)}
-            self.checkpoints.save(self.clock.n_steps, state, sidecar | {"identity": self._identity()})
+            sidecar = {"clock": self.clock.state_dict(), "spent": dataclasses.asdict(self.spent)} | self._identity()
+            self.checkpoints.save(self.clock.n_steps, state, sidecar, block=block)
         self._saved_at, self._saved_step = self.clock.elapsed_s, self.clock.n_steps
 
     def _identity(self) -> dict[str, Any]:
@@ -273,8 +280,6 @@ class Run:
     def _summary(self, outcome: Outcome) -> dict[str, Any]:
         clock, spent, evaluated = self.clock, self.spent, self.recorder.last_eval
         elapsed_s = max(clock.elapsed_s, 1e-9)
-        if outcome.stop_reason is None:
-            raise RunFailed("the loop ended without a reason")  # pragma: no cover - guards the summary's key
         return {
             "steps": clock.n_steps,
             "tokens": clock.n_tokens,

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from cramjax.config.errors import UserError
-from cramjax.data.dataset import TokenDataset
 from cramjax.models import attention
 from cramjax.optim.build import make_optimizer
 from cramjax.parallel import mesh as meshes
@@ -22,7 +21,27 @@ from cramjax.training.state import TrainState, abstract_state
 from cramjax.training.step import make_train_step
 from cramjax.training.task import Task, masked_lm
 
-log = logging.getLogger("cramjax")
+class Vocabulary(Protocol):
+    """What a session reads of a dataset: entries, ids of pad, unk, cls, sep and mask, and the dtype of its tokens."""
+
+    vocab_size: int
+    special_tokens: dict[str, int]
+    dtype: np.dtype
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AssumedVocabulary:
+    """The vocabulary a configuration asks for, where no dataset is prepared: for planning, benchmarks and tests."""
+
+    vocab_size: int
+    special_tokens: dict[str, int] = dataclasses.field(
+        default_factory=lambda: {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    )
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint16 where it can hold every id."""
+        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +58,7 @@ class Session:
     optimizer: optax.GradientTransformation
     abstract: TrainState
     microbatch_size: int
-    token_dtype: jnp.dtype
+    token_dtype: np.dtype
     peak_flops: float
 
     @property
@@ -53,7 +72,7 @@ class Session:
         return self.config.batch_size // self.microbatch_size
 
 
-def open_session(config: Any, dataset: TokenDataset) -> Session:
+def open_session(config: Any, vocabulary: Vocabulary) -> Session:
     """Decide mesh, precision and microbatch, and build the task; nothing large is allocated.
 
     Raises:
@@ -62,7 +81,8 @@ def open_session(config: Any, dataset: TokenDataset) -> Session:
     local = jax.devices()
     mesh = meshes.make_mesh(**config.mesh.to_dict(), devices=local)
     precision = devices.resolve_precision(config.precision, local[0])
-    task = masked_lm(config, dataset.vocab_size, dataset.special_tokens, devices.make_precision(precision, local[0]))
+    number_format = devices.make_precision(precision, local[0])
+    task = masked_lm(config, vocabulary.vocab_size, vocabulary.special_tokens, number_format)
     optimizer = build_optimizer(config, task)
     session = Session(
         config=config,
@@ -72,7 +92,7 @@ def open_session(config: Any, dataset: TokenDataset) -> Session:
         optimizer=optimizer,
         abstract=abstract_state(task, optimizer, precision == "float16", mesh),
         microbatch_size=config.microbatch_size or 1,
-        token_dtype=jnp.dtype(dataset.manifest["dtype"]),
+        token_dtype=vocabulary.dtype,
         peak_flops=devices.peak_flops(local[0], precision) * len(local),
     )
     shards = meshes.batch_shards(mesh)

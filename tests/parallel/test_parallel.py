@@ -48,4 +48,4 @@ def test_moments_lie_like_their_parameters(optimizer):
     )()
     kernels = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (16, 8)]
     assert kernels and all(leaf.sharding.is_equivalent_to(shardings["kernel"], 2) for leaf in kernels)
-    assert shardings["kernel"].spec == P("fsdp", None)
+    assert shardings["kernel"].spec == P("fsdp", "tensor")

@@ -1,7 +1,8 @@
 """Where a run's numbers go: metrics.jsonl always, TensorBoard and Weights & Biases on top.
 
-Takes plain floats; reading device values, one step late so that the device never waits, is the loop's business. The
-TensorBoard files are written through the `tensorboard` package's record writer, which imports no TensorFlow.
+Takes plain floats; reading device values, one step late so that the device never waits, is the loop's
+business. The TensorBoard files are written through the `tensorboard` package's record writer, which imports
+no TensorFlow.
 """
 
 from __future__ import annotations
@@ -50,23 +51,32 @@ class MetricsWriter:
         wandb_project: str | None = None,
         config: Mapping[str, Any] | None = None,
     ):
-        """Lines of steps after `resumed_step` are cut from an existing file: the run is about to write them again."""
+        """Lines of steps after `resumed_step` are cut from an existing file: they are about to come again."""
         self._path = pathlib.Path(workdir) / "metrics.jsonl"
         _cut_after(self._path, resumed_step)
         self._file = self._path.open("a", encoding="utf-8")
         self._sinks: list[Sink] = []
         if tensorboard:
-            self._try("TensorBoard", lambda: self._sinks.append(TensorBoard(pathlib.Path(workdir) / "tb", resumed_step)))
+            self._try(
+                "TensorBoard",
+                lambda: self._sinks.append(TensorBoard(pathlib.Path(workdir) / "tb", resumed_step)),
+            )
         if wandb_project:
-            self._try("Weights & Biases", lambda: self._sinks.append(Wandb(wandb_project, workdir, config or {})))
+            self._try(
+                "Weights & Biases", lambda: self._sinks.append(Wandb(wandb_project, workdir, config or {}))
+            )
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one line: `step` and `values`. Numbers that are not finite become null, so that every line is JSON."""
+    def write(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Add one line: `step` and `values`. What is not finite becomes null, so that every line is JSON.
+
+        Sinks get the values that are not None.
+        """
         line = {"step": step} | {name: _jsonable(value) for name, value in values.items()}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
+        known = {name: value for name, value in values.items() if value is not None}
         for sink in list(self._sinks):
-            if not self._try(type(sink).__name__, lambda sink=sink: sink.write(step, values)):
+            if not self._try(type(sink).__name__, lambda sink=sink: sink.write(step, known)):
                 self._sinks.remove(sink)
 
     def close(self) -> None:
@@ -161,5 +171,5 @@ def _cut_after(path: pathlib.Path, step: int) -> None:
     os.replace(temporary, path)
 
 
-def _jsonable(value: float) -> float | int | None:
-    return value if isinstance(value, int) or math.isfinite(value) else None
+def _jsonable(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

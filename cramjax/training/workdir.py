@@ -1,6 +1,6 @@
 """The folder of a run: made, locked against a second run, and its JSON files written whole or not at all.
 
-Which files a workdir holds is in the contract (README, "files of a run"); checkpoints and metrics have their own modules.
+Checkpoints and metrics have modules of their own.
 """
 
 from __future__ import annotations
@@ -22,31 +22,44 @@ from typing import Any, Self
 from cramjax.config.errors import UserError
 
 LOCK = "lock"
-PACKAGES = ("cramjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "tensorflow-cpu")
+PACKAGES = (
+    "cramjax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "tokenizers",
+    "tensorflow-cpu",
+)
 
 
 class Workdir:
     """A run's folder, locked while the object is open: `with Workdir("runs/mine") as workdir: workdir.path`.
 
-    The lock is the operating system's (flock): it ends with the process, however that ends, so a lock left by a dead
-    run is taken over without asking.
+    The lock is the operating system's (flock): it ends with the process, however that ends, so a lock left by
+    a dead run is taken over without asking.
     """
 
     def __init__(self, path: str | os.PathLike):
-        """Make and lock `path`. Raises UserError where it is not a writable folder or another run holds it."""
+        """Make and lock `path`. Raises UserError where it cannot be written or another run holds it."""
         self.path = pathlib.Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise UserError(f"--workdir {self.path}: cannot be written ({error.strerror}); give another folder") from error
+            raise UserError(
+                f"--workdir {self.path}: cannot be written ({error.strerror}); give another folder"
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             owner = _describe_owner(os.read(self._lock, 4096))
             os.close(self._lock)
             raise UserError(
-                f"--workdir {self.path}: another run is using it ({owner}); wait for it to end or give another folder"
+                f"--workdir {self.path}: another run is using it ({owner}); "
+                "wait for it to end or give another folder"
             ) from error
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": now}
@@ -67,7 +80,7 @@ class Workdir:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write `value` as indented JSON so that a reader, or a crash at any moment, finds the old file or the new one.
+    """Write `value` as indented JSON; a reader, or a crash at any moment, finds the old file or the new one.
 
     Raises UserError where the folder cannot be written.
     """
@@ -114,7 +127,15 @@ def _version(package: str) -> str | None:
 
 def _git_revision() -> str | None:
     """Revision of the checkout this code is in, with "+changes" where files differ; None outside one."""
-    command = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+changes"]
+    command = [
+        "git",
+        "-C",
+        str(pathlib.Path(__file__).parent),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--dirty=+changes",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -45,7 +45,7 @@ class Progress:
             self._console.print(text, markup=False, style="dim")
 
     def update(self, **values: float | None) -> None:
-        """New values: `fraction` of the budget in [0, 1], `step`, `loss`, `tokens_per_s`, `mfu` in [0, 1], `eta_s`.
+        """New values: `fraction` of the budget and `mfu` in [0, 1], `step`, `loss`, `tokens_per_s`, `eta_s`.
 
         What is not given keeps its last value; None hides it.
         """
@@ -74,7 +74,11 @@ class Progress:
     def _print_plain(self) -> None:
         self._printed_at = self._now()
         self._shown = dict(self._values)
-        print(f"{self._values.get('fraction') or 0.0:6.1%}  {describe(self._values)}", file=self._stream, flush=True)
+        print(
+            f"{self._values.get('fraction') or 0.0:6.1%}  {describe(self._values)}",
+            file=self._stream,
+            flush=True,
+        )
 
     def _show(self) -> None:
         from rich.live import Live

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from cramjax.train import metrics
+from cramjax.training import metrics
 
 TRAIN, HELD_OUT, BASELINE = "#4c78a8", "#e45756", "#6b6b6b"
 
@@ -61,7 +61,7 @@ def smoothed(values: Sequence[float], share: float = 0.03) -> list[float]:
 
 
 def _split(lines: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Train lines and held-out lines; the latter get the token count of the train line next to them in steps."""
+    """Train lines and held-out lines; the latter get the tokens read by their step from the former."""
     train = [line for line in lines if _numbers(line, "loss", "tokens", "elapsed_s")]
     held_out = []
     for line in lines:
@@ -93,10 +93,17 @@ def _draw(axes: Any, train: list, held_out: list, key: str, scale: float, unigra
         at, loss = [line[key] / scale for line in held_out], [line["eval_loss"] for line in held_out]
         axes.plot(at, loss, color=HELD_OUT, linewidth=1.6, marker="o", markersize=3.5, label="held-out")
         axes.annotate(
-            f"{loss[-1]:.2f}", (at[-1], loss[-1]), xytext=(0, 7), textcoords="offset points", ha="right", color=HELD_OUT
+            f"{loss[-1]:.2f}",
+            (at[-1], loss[-1]),
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="right",
+            color=HELD_OUT,
         )
     if unigram_loss is not None:
-        axes.axhline(unigram_loss, color=BASELINE, linewidth=1.2, linestyle=(0, (4, 3)), label="unigram baseline")
+        axes.axhline(
+            unigram_loss, color=BASELINE, linewidth=1.2, linestyle=(0, (4, 3)), label="unigram baseline"
+        )
     axes.set_xlim(left=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
@@ -110,7 +117,7 @@ def _unit(key: str, values: list[float]) -> tuple[float, str]:
 
 
 def _limits(train: list, held_out: list, unigram_loss: float | None) -> tuple[float | None, float | None]:
-    """Losses shown: all of them, unless the first few tower over the rest (a random model starts at log vocabulary)."""
+    """Losses shown: all but the highest hundredth, where a run that diverged would flatten the rest."""
     losses = [line["loss"] for line in train] + [line["eval_loss"] for line in held_out]
     losses += [] if unigram_loss is None else [unigram_loss]
     if not losses:

@@ -1,0 +1,308 @@
+"""Tokenizers: trained on a sample of the corpus or taken from a file, saved so that `transformers` loads them.
+
+All text is encoded by the `tokenizers` library, whatever the algorithm: a SentencePiece model is converted, so that
+there is one `tokenizer.json` and one answer. Nothing here reads a corpus.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from cramjax.config.errors import UserError
+from cramjax.data.clean import cut
+
+SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+"""Role → token of a newly trained tokenizer; their ids are 0 to 4 in this order."""
+
+KINDS = ("wordpiece", "unigram", "bpe")
+
+_OTHER_NAMES = {
+    "pad": ("<pad>",),
+    "unk": ("<unk>",),
+    "cls": ("<cls>", "<s>", "<bos>"),
+    "sep": ("<sep>", "</s>", "<eos>", "<|endoftext|>"),
+    "mask": ("<mask>",),
+}
+_ALPHABET_LIMIT = 1000
+_SENTENCE_CHARS = 1000  # SentencePiece skips lines over 4,192 bytes
+_NEVER = -1e6  # log-probability of pieces that may not be found in text
+_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # piece types of SentencePiece's protocol
+
+
+def train(
+    kind: str, texts: Iterable[str], *, vocab_size: int, lowercase: bool, ascii_only: bool
+) -> tuple[Tokenizer, bytes | None]:
+    """Train a tokenizer of at most `vocab_size` entries; returns it and, for unigram and bpe, the SentencePiece model.
+
+    `wordpiece` is Cramming's (arXiv 2212.14034, section 4.1). The same texts give the same tokenizer, byte for byte. A
+    small corpus gives a smaller vocabulary than asked for.
+    """
+    normalizer = cramming_normalizer(lowercase=lowercase, ascii_only=ascii_only)
+    if kind == "wordpiece":
+        return _train_wordpiece(texts, vocab_size, normalizer), None
+    rule = "nmt_nfkc_cf" if lowercase else "nmt_nfkc"
+    if ascii_only:
+        # SentencePiece has no rule that deletes characters at large: the chain stands in tokenizer.json alone.
+        texts, rule = map(normalizer.normalize_str, texts), "identity"
+    model = _train_sentencepiece(kind, texts, vocab_size, rule)
+    tokenizer = from_sentencepiece(model)
+    if ascii_only:
+        tokenizer.normalizer = normalizers.Sequence([normalizer, tokenizer.normalizer])
+    return tokenizer, model
+
+
+def cramming_normalizer(*, lowercase: bool, ascii_only: bool) -> normalizers.Normalizer:
+    """Cramming's chain: quotes, NFD (NFKC where accents stay), lowercase, accents, spaces, non-ASCII deleted."""
+    steps = [
+        normalizers.Replace("``", '"'),
+        normalizers.Replace("''", '"'),
+        normalizers.NFD() if ascii_only else normalizers.NFKC(),
+    ]
+    steps += [normalizers.Lowercase()] if lowercase else []
+    steps += [normalizers.StripAccents()] if ascii_only else []
+    steps += [normalizers.Replace(Regex(" {2,}"), " ")]
+    steps += [normalizers.Replace(Regex(r"[^\x00-\x7F]+"), "")] if ascii_only else []
+    return normalizers.Sequence(steps)
+
+
+def _train_wordpiece(texts: Iterable[str], vocab_size: int, normalizer: normalizers.Normalizer) -> Tokenizer:
+    texts = list(texts)
+    alphabet = _alphabet(texts, normalizer)[: max(1, (vocab_size - len(SPECIAL_TOKENS)) // 4)]
+    tokenizer = _wordpiece(models.WordPiece(unk_token=SPECIAL_TOKENS["unk"]), normalizer)
+    # The trainer numbers characters in the order of a randomly seeded hash map, and breaks ties by number. Characters
+    # given as special tokens have the numbers we choose.
+    first = [*SPECIAL_TOKENS.values(), *alphabet, *("##" + character for character in alphabet)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=first,
+        limit_alphabet=len(alphabet),
+        initial_alphabet=alphabet,
+        continuing_subword_prefix="##",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    # Built anew, so that those characters are ordinary entries again.
+    vocab = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+    tokenizer = _wordpiece(models.WordPiece(vocab, unk_token=SPECIAL_TOKENS["unk"]), normalizer)
+    return _finish(tokenizer)
+
+
+def _wordpiece(model: models.WordPiece, normalizer: normalizers.Normalizer) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    return tokenizer
+
+
+def _alphabet(texts: list[str], normalizer: normalizers.Normalizer) -> list[str]:
+    """The commonest characters of the normalised texts, white space excepted, the commonest first."""
+    import collections
+
+    counts = collections.Counter()
+    for text in texts:
+        counts.update(text)
+    # One normalisation for each distinct character instead of one for each text.
+    normal = collections.Counter()
+    for character, count in counts.items():
+        for out in normalizer.normalize_str(character):
+            normal[out] += count
+    ranked = sorted(normal.items(), key=lambda item: (-item[1], item[0]))
+    return [character for character, _ in ranked if not character.isspace()][:_ALPHABET_LIMIT]
+
+
+def _train_sentencepiece(kind: str, texts: Iterable[str], vocab_size: int, rule: str) -> bytes:
+    import io
+
+    import sentencepiece
+
+    sentences = [piece for text in texts for line in text.split("\n") for piece in cut(line.strip(), _SENTENCE_CHARS)]
+    names = {f"{role}_piece": SPECIAL_TOKENS[token] for role, token in (("pad", "pad"), ("unk", "unk"), ("bos", "cls"), ("eos", "sep"))}
+    while True:
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(sentences),
+                model_writer=model,
+                model_type=kind,
+                vocab_size=vocab_size,
+                normalization_rule_name=rule,
+                pad_id=0,
+                unk_id=1,
+                bos_id=2,
+                eos_id=3,
+                control_symbols=[SPECIAL_TOKENS["mask"]],
+                num_threads=8,  # sums are in the order of the threads: a constant keeps training reproducible
+                minloglevel=2,
+                **names,
+            )
+            return model.getvalue()
+        except RuntimeError as error:
+            possible = re.search(r"<= (\d+)", str(error))
+            if not possible or int(possible[1]) >= vocab_size:
+                raise UserError(
+                    f"data.tokenizer={kind}: SentencePiece cannot train {vocab_size} entries on this text ({error}); "
+                    "give it more text or lower data.vocab_size"
+                ) from error
+            vocab_size = int(possible[1])
+
+
+def from_sentencepiece(model: bytes) -> Tokenizer:
+    """The `tokenizers` twin of a SentencePiece model (unigram or bpe) given as the bytes of its .model file.
+
+    Raises:
+        UserError: for a model of another type.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    types = [piece.type for piece in proto.pieces]
+    unk_id, has_bytes = proto.trainer_spec.unk_id, _BYTE in types
+    if proto.trainer_spec.model_type == 1:
+        hidden = [(piece, _NEVER if kind == _CONTROL else score) for (piece, score), kind in zip(pieces, types, strict=True)]
+        core = models.Unigram(hidden, unk_id=unk_id, byte_fallback=has_bytes)
+    elif proto.trainer_spec.model_type == 2:
+        vocab = {piece: number for number, (piece, _) in enumerate(pieces)}
+        merges = _merges(pieces, types)
+        core = models.BPE(vocab, merges, unk_token=pieces[unk_id][0], fuse_unk=True, byte_fallback=has_bytes)
+    else:
+        raise UserError("data.tokenizer: a SentencePiece model must be of type unigram or bpe")
+    tokenizer = Tokenizer(core)
+    tokenizer.normalizer = normalizers.Sequence(_sentencepiece_normalizer(proto.normalizer_spec))
+    prefix = "always" if proto.normalizer_spec.add_dummy_prefix else "never"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme=prefix)
+    user = [piece for (piece, _), kind in zip(pieces, types, strict=True) if kind == _USER_DEFINED]
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in user])
+    return _finish(tokenizer)
+
+
+def _sentencepiece_normalizer(spec: Any) -> list[normalizers.Normalizer]:
+    steps = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    return steps
+
+
+def _merges(pieces: list[tuple[str, float]], types: list[int]) -> list[tuple[str, str]]:
+    """The merges by which BPE reaches each piece, best score first."""
+    known = {piece: number for number, (piece, _) in enumerate(pieces) if types[number] == 1}
+    merges = []
+    for piece, number in known.items():
+        pairs = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
+        merges += [(-pieces[number][1], known[a], known[b], a, b) for a, b in pairs if a in known and b in known]
+    return [(a, b) for *_, a, b in sorted(merges)]
+
+
+def load(path: str | pathlib.Path) -> tuple[Tokenizer, bytes | None]:
+    """A tokenizer from a tokenizer.json or a SentencePiece .model (whose bytes come second).
+
+    Special tokens it lacks are added, under BERT's names.
+
+    Raises:
+        UserError: where the file is absent or is neither.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"data.tokenizer={path}: no such file; name a tokenizer.json, a .model, or one of {', '.join(KINDS)}")
+    content = path.read_bytes()
+    try:
+        if path.suffix == ".model":
+            return from_sentencepiece(content), content
+        return _finish(Tokenizer.from_str(content.decode("utf-8"))), None
+    except UserError:
+        raise
+    except Exception as error:  # both libraries raise bare Exception for a malformed file
+        raise UserError(f"data.tokenizer={path}: not a readable tokenizer.json or .model ({error})") from error
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of the special tokens by role: pad, unk, cls, sep, mask."""
+    return {role: tokenizer.token_to_id(token) for role, token in special_tokens(tokenizer).items()}
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """The special tokens by role: BERT's name where the tokenizer has it, else another usual one, else BERT's."""
+    found = {}
+    for role, name in SPECIAL_TOKENS.items():
+        candidates = (name, *_OTHER_NAMES[role])
+        found[role] = next((token for token in candidates if tokenizer.token_to_id(token) is not None), name)
+    return found
+
+
+def _finish(tokenizer: Tokenizer) -> Tokenizer:
+    """Special tokens known as such, and the template [CLS] $A [SEP] where there is none."""
+    names = special_tokens(tokenizer)
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    missing = [AddedToken(token, special=True, normalized=False) for token in names.values() if token not in added]
+    if missing:
+        tokenizer.add_special_tokens(missing)
+    if tokenizer.post_processor is None:
+        cls, sep = names["cls"], names["sep"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B:1 {sep}:1",
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
+        )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def save(tokenizer: Tokenizer, directory: pathlib.Path, model: bytes | None = None) -> None:
+    """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and, for SentencePiece, tokenizer.model."""
+    directory.mkdir(parents=True, exist_ok=True)
+    names = {f"{role}_token": token for role, token in special_tokens(tokenizer).items()}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": int(1e30),
+    }
+    (directory / "tokenizer.json").write_text(canonical_json(tokenizer), encoding="utf-8")
+    for name, content in (("tokenizer_config.json", settings | names), ("special_tokens_map.json", names)):
+        (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if model is not None:
+        (directory / "tokenizer.model").write_bytes(model)
+
+
+def canonical_json(tokenizer: Tokenizer) -> str:
+    """tokenizer.json as text, the same for equal tokenizers."""
+    content = json.loads(tokenizer.to_str())
+    special = content["post_processor"].get("special_tokens") if content["post_processor"] else None
+    if isinstance(special, dict):  # a hash map in the library, in random order
+        content["post_processor"]["special_tokens"] = dict(sorted(special.items()))
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
+def library_versions(kind: str) -> str:
+    """The versions of what trains a tokenizer of this kind."""
+    versions = f"tokenizers {tokenizers.__version__}"
+    if kind not in ("unigram", "bpe") and not kind.endswith(".model"):
+        return versions
+    import sentencepiece
+
+    return f"{versions}, sentencepiece {sentencepiece.__version__}"
+
+
+def encode_documents(tokenizer: Tokenizer, texts: list[str], piece_chars: int = 1 << 14) -> Iterator[list[int]]:
+    """Token ids of each text, without special tokens, by all cores.
+
+    Texts are encoded in pieces of at most `piece_chars`, cut before white space where there is any: the library needs
+    some 100 bytes of memory a character, and one core, for each piece.
+    """
+    pieces = [cut(text, piece_chars) for text in texts]
+    encodings = iter(tokenizer.encode_batch_fast([piece for cuts in pieces for piece in cuts], add_special_tokens=False))
+    for cuts in pieces:
+        ids = next(encodings).ids
+        for _ in cuts[1:]:
+            ids += next(encodings).ids
+        yield ids

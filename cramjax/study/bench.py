@@ -1,0 +1,102 @@
+"""How fast the real train step of a configuration runs here, against the matrix products the same device can do.
+
+Everything is measured in one run, so that the ratios hold on a machine whose speed drifts: compile time, step time, MFU against the
+measured peak of the same dtype, and the input pipeline alone.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from cramjax.data import loader as loaders
+from cramjax.data import pack
+from cramjax.data.dataset import TokenDataset
+from cramjax.parallel import mesh as meshes
+from cramjax.training import devices, session
+from cramjax.training.state import initial_state
+
+WARMUP_STEPS = 3
+# Enough sequences to stream for a second or two, small enough to stay in the page cache.
+PIPELINE_TOKENS = 1 << 24
+
+
+def bench(config: Any, n_steps: int) -> dict[str, Any]:
+    """Measure `n_steps` steps at full batch on random tokens; see `tools/bench.py` for the keys and units of the result."""
+    vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size)
+    made = session.open_session(config, vocabulary)
+    compiled, compile_s = session.compile_train_step(made)
+    seconds = _step_seconds(made, compiled, n_steps)
+    median_s = statistics.median(seconds)
+    device = jax.devices()[0]
+    peak = devices.measure_matmul_flops(device, made.precision, size=2048, seconds=2.0) * jax.device_count()
+    rows = made.max_microbatches * made.microbatch_size
+    flops = rows * made.task.flops
+    cost = compiled.cost_analysis() or {}
+    memory = compiled.memory_analysis()
+    return {
+        "recipe": config.name,
+        "device": f"{jax.device_count()} x {device.device_kind}",
+        "precision": made.precision,
+        "params": made.task.n_params,
+        "batch_size": rows,
+        "microbatch_size": made.microbatch_size,
+        "seq_len": config.data.seq_len,
+        "compile_s": compile_s,
+        "step_s": median_s,
+        "step_s_p10": float(np.percentile(seconds, 10)),
+        "step_s_p90": float(np.percentile(seconds, 90)),
+        "tokens_per_s": rows * config.data.seq_len / median_s,
+        "model_tflops": flops / median_s / 1e12,
+        "matmul_peak_tflops": peak / 1e12,
+        "mfu": flops / median_s / peak,
+        "analytic_flops": flops,
+        # XLA counts the body of the accumulation loop once, so the two compare only where there is one microbatch.
+        "xla_flops": cost.get("flops") if made.max_microbatches == 1 else None,
+        "temporary_bytes": memory.temp_size_in_bytes if memory else None,
+        "peak_memory_bytes": devices.peak_memory_bytes(device),
+        "input_tokens_per_s": {name: _pipeline_rate(config, name) for name in ("numpy", "tfdata")},
+    }
+
+
+def _step_seconds(made: session.Session, compiled: Any, n_steps: int) -> list[float]:
+    config = made.config
+    state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed)
+    shape = (made.max_microbatches, made.microbatch_size, config.data.seq_len)
+    tokens = np.random.default_rng(0).integers(5, config.data.vocab_size, shape).astype(made.token_dtype)
+    batch = jax.device_put(tokens, meshes.batch_sharding(made.mesh, 3, 1))
+    scalars = (np.float32(config.optimizer.lr), np.int32(made.max_microbatches))
+    lr, n_micro = jax.device_put(scalars, meshes.replicated(made.mesh))
+    seconds = []
+    for _ in range(WARMUP_STEPS + n_steps):
+        start = time.perf_counter()
+        state, metrics = compiled(state, batch, lr, n_micro)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - start)
+    return seconds[WARMUP_STEPS:]
+
+
+def _pipeline_rate(config: Any, name: str, n_units: int = 400) -> float | None:
+    """Tokens a second of the input pipeline alone, from page cache; None where its library is missing."""
+    if name == "tfdata" and not loaders.has_tensorflow():
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        directory = pathlib.Path(folder) / "random"
+        pack.write_random_dataset(directory, n_tokens=PIPELINE_TOKENS, vocab_size=config.data.vocab_size)
+        source = loaders.open_loader(
+            TokenDataset.open(directory), seed=config.seed, seq_len=config.data.seq_len, loader=name
+        )
+        stream = source.stream(0, config.eval.batch_size)
+        for _ in range(20):
+            next(stream)
+        start = time.perf_counter()
+        n_tokens = sum(next(stream).size for _ in range(n_units))
+        rate = n_tokens / (time.perf_counter() - start)
+        source.close()
+    return rate

@@ -1,0 +1,107 @@
+"""The import DAG of ARCHITECTURE.md, asserted over the syntax trees."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+# package → the packages of the project it may import.
+BELOW = {
+    "config": set(),
+    "budget": {"config"},
+    "data": {"config"},
+    "models": set(),
+    "objectives": set(),
+    "parallel": {"config"},
+    "optim": set(),
+    "training": {"config", "budget", "data", "models", "objectives", "parallel", "optim"},
+    "inference": {"config", "data", "models", "objectives", "training"},
+    "study": {"config", "budget", "data", "models", "objectives", "parallel", "optim", "training"},
+    "main": {"config", "training", "inference"},
+    "tools": {"config", "data", "training", "study", "inference"},
+    "configs": {"config"},
+}
+# Heavy packages → the modules that may import them, at any depth of the file.
+HEAVY = {
+    "tensorflow": {"data.tfdata_loader", "data.tfds_source"},
+    "tensorflow_datasets": {"data.tfds_source"},
+    "jax": {"models", "objectives", "parallel", "optim", "training", "inference", "study"},
+    "torch": set(),
+    "transformers": set(),
+}
+
+
+def modules(root: pathlib.Path):
+    for folder in ("cramjax", "tools", "configs"):
+        for path in sorted((root / folder).rglob("*.py")):
+            name = ".".join(path.relative_to(root).with_suffix("").parts)
+            yield name.removesuffix(".__init__"), ast.parse(path.read_text())
+
+
+def imported(tree: ast.Module):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def storey(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "cramjax" and len(parts) > 1 else parts[0]
+
+
+def test_imports_go_down_only(root):
+    wrong = []
+    for module, tree in modules(root):
+        here = storey(module)
+        if module == "cramjax":  # lazy names only
+            continue
+        for name in imported(tree):
+            if name.split(".")[0] not in ("cramjax", "tools", "configs"):
+                continue
+            there = storey(name)
+            if there != here and there not in BELOW[here]:
+                wrong.append(f"{module} imports {name}")
+    assert not wrong
+
+
+def test_heavy_packages_are_imported_where_the_architecture_says(root):
+    wrong = []
+    for module, tree in modules(root):
+        inner = module.removeprefix("cramjax.")
+        for name in imported(tree):
+            package = name.split(".")[0]
+            if package in HEAVY and not HEAVY[package] & {inner, inner.split(".")[0]}:
+                wrong.append(f"{module} imports {name}")
+    assert not wrong
+
+
+def test_every_package_stands_in_the_table(root):
+    found = {storey(module) for module, _ in modules(root)} - {"cramjax"}
+    assert found == set(BELOW)
+
+
+@pytest.mark.parametrize("module", ["cramjax", "cramjax.main", "cramjax.config.resolve", "cramjax.budget.clock"])
+def test_light_modules_import_neither_jax_nor_tensorflow(root, module):
+    check = f"import sys, {module}; heavy = {{'jax', 'tensorflow', 'torch'}} & set(sys.modules); assert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", check], cwd=root, check=True, timeout=60)
+
+
+def test_training_needs_no_tensorflow(root):
+    check = (
+        "import sys; sys.modules['tensorflow'] = None; sys.modules['tensorflow_datasets'] = None; "
+        "import cramjax.training.run, cramjax.inference"
+    )
+    subprocess.run([sys.executable, "-c", check], cwd=root, check=True, timeout=120)
+
+
+def test_functions_fit_a_screen(root):
+    long = []
+    for module, tree in modules(root):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 80:
+                long.append(f"{module}.{node.name}: {node.end_lineno - node.lineno + 1} lines")
+    assert not long

@@ -1,0 +1,133 @@
+"""Where numbers go: lines, what a restart cuts, TensorBoard without TensorFlow, services that fail."""
+
+import json
+import logging
+import pathlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+from cramjax.training import metrics
+from cramjax.training.metrics import MetricsWriter
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, {"loss": 2.5, "tokens": 4096})
+    assert lines(tmp_path) == [{"step": 1, "loss": 2.5, "tokens": 4096}]
+    writer.close()
+
+
+def test_numbers_that_are_not_finite_or_not_known_stay_json(tmp_path, caplog):
+    writer = MetricsWriter(tmp_path, tensorboard=True)
+    writer.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "mfu": None, "lr": 0.5})
+    writer.close()
+    assert lines(tmp_path) == [{"step": 1, "loss": None, "grad_norm": None, "mfu": None, "lr": 0.5}]
+    assert not caplog.records  # TensorBoard is still on
+
+
+def test_a_restart_cuts_the_steps_it_will_repeat_and_a_torn_line(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    for step in range(1, 6):
+        writer.write(step, {"loss": float(step)})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    writer = MetricsWriter(tmp_path, resumed_step=3)
+    writer.write(4, {"loss": 40.0})
+    writer.close()
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.0),
+        (4, 40.0),
+    ]
+
+
+def test_a_run_from_the_start_begins_an_empty_file(tmp_path):
+    for value in (1.0, 2.0):
+        writer = MetricsWriter(tmp_path)
+        writer.write(1, {"loss": value})
+        writer.close()
+    assert lines(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_reading_skips_what_is_not_a_line(tmp_path):
+    (tmp_path / "m.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe\n[1]\n{"loss": 3}\n{"step": 2}\n')
+    assert metrics.read(tmp_path / "m.jsonl") == [{"step": 1}, {"step": 2}]
+    assert metrics.read(tmp_path / "absent.jsonl") == []
+
+
+def test_tensorboard_reads_the_same_numbers_and_forgets_what_a_restart_repeats(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for resumed_step, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        writer = MetricsWriter(tmp_path, resumed_step=resumed_step, tensorboard=True)
+        for step in steps:
+            writer.write(step, {"loss": step + resumed_step / 10})
+        writer.close()
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(1, 1.0), (2, 2.0), (3, pytest.approx(3.2)), (4, pytest.approx(4.2))]
+
+
+def test_no_tensorflow_for_tensorboard(tmp_path):
+    code = f"""
+import sys
+from cramjax.training.metrics import MetricsWriter
+writer = MetricsWriter({str(tmp_path)!r}, tensorboard=True)
+writer.write(1, {{"loss": 1.0}})
+writer.close()
+assert "tensorflow" not in sys.modules and "jax" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=pathlib.Path(__file__).parents[2])
+
+
+class FakeRun:
+    def __init__(self, fails_at):
+        self.fails_at, self.logged = fails_at, []
+
+    def log(self, values, step):
+        if self.fails_at == "log":
+            raise ConnectionError("no route")
+        self.logged.append((step, values))
+
+    def finish(self):
+        if self.fails_at == "finish":
+            raise ConnectionError("no route")
+
+
+@pytest.mark.parametrize("fails_at", ["import", "init", "log", "finish"])
+def test_a_failing_service_is_one_warning_and_the_run_goes_on(tmp_path, monkeypatch, caplog, fails_at):
+    def init(**kwargs):
+        if fails_at == "init":
+            raise RuntimeError("no API key")
+        return FakeRun(fails_at)
+
+    module = None if fails_at == "import" else types.SimpleNamespace(init=init)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    with caplog.at_level(logging.WARNING, "cramjax"):
+        writer = MetricsWriter(tmp_path, wandb_project="mine")
+        for step in (1, 2, 3):
+            writer.write(step, {"loss": 1.0})
+        writer.close()
+    assert len(caplog.records) == 1 and "off for the rest of this run" in caplog.text
+    assert len(lines(tmp_path)) == 3
+
+
+def test_a_working_service_gets_every_number_and_the_same_run_after_a_restart(tmp_path, monkeypatch):
+    run, ids = FakeRun(None), []
+    module = types.SimpleNamespace(init=lambda **kwargs: ids.append(kwargs["id"]) or run)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    for _ in range(2):
+        writer = MetricsWriter(tmp_path, wandb_project="mine", config={"seed": 1})
+        writer.write(1, {"loss": 1.0})
+        writer.close()
+    assert run.logged == [(1, {"loss": 1.0})] * 2 and ids[0] == ids[1]

@@ -1,0 +1,153 @@
+"""The train step: accumulation equals the big batch, devices do not matter, bad gradients are skipped."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cramjax.config.resolve import get_config
+from cramjax.parallel import mesh as meshes
+from cramjax.training import session
+from cramjax.training.state import initial_state
+from cramjax.training.step import make_train_step
+
+TINY = (
+    "model.n_layers=2", "model.d_model=32", "model.n_heads=2", "model.d_ff=64", "data.vocab_size=64", "data.seq_len=32",
+    "precision=float32", "batch_size=16", "eval.batch_size=16",
+)  # fmt: skip
+
+
+def open_tiny(*overrides, devices=1):
+    config = get_config("quickstart", *TINY, *overrides)
+    if devices == 1:
+        first = jax.devices()[:1]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "devices", lambda *_: first)
+            return session.open_session(config, session.AssumedVocabulary(vocab_size=64))
+    return session.open_session(config, session.AssumedVocabulary(vocab_size=64))
+
+
+def batches(n, rows=16, seed=0):
+    return np.random.default_rng(seed).integers(3, 64, (n, rows, 32)).astype(np.uint16)
+
+
+def losses(made, data, lr=1e-2, n_micro=None):
+    compiled, _ = session.compile_train_step(made)
+    state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, made.config.seed)
+    values = []
+    for tokens in data:
+        tokens = tokens.reshape(made.max_microbatches, made.microbatch_size, -1)
+        batch = jax.device_put(tokens, meshes.batch_sharding(made.mesh, 3, 1))
+        scalars = np.float32(lr), np.int32(n_micro or made.max_microbatches)
+        state, metrics = compiled(state, batch, *jax.device_put(scalars, meshes.replicated(made.mesh)))
+        values.append(float(metrics["loss"]))
+    return values, state
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return losses(open_tiny("microbatch_size=16"), batches(4))
+
+
+def test_it_learns(whole):
+    made = open_tiny("microbatch_size=16")
+    values, _ = losses(made, np.repeat(batches(1), 60, axis=0))
+    assert values[-1] < values[0] - 0.5
+
+
+@pytest.mark.parametrize("microbatch_size", [2, 8])
+def test_accumulation_equals_the_big_batch(whole, microbatch_size):
+    values, state = losses(open_tiny(f"microbatch_size={microbatch_size}"), batches(4))
+    np.testing.assert_allclose(values, whole[0], rtol=1e-5)
+    # Adam's first steps divide tiny gradients by themselves: compare the parameters loosely, the losses tightly.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), state.params, whole[1].params)
+
+
+def test_the_number_of_microbatches_is_a_run_time_argument():
+    made = open_tiny("microbatch_size=4")
+    data = batches(2)
+    part, _ = losses(made, data, n_micro=2)
+    small = open_tiny("microbatch_size=4", "batch_size=8")
+    alone, _ = losses(small, data[:, :8])
+    np.testing.assert_allclose(part, alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 4, 1), (4, 1, 2), (2, 2, 2)], ids=str)
+def test_every_mesh_gives_the_losses_of_one_device(whole, mesh):
+    overrides = [f"mesh.{axis}={size}" for axis, size in zip(meshes.AXES, mesh, strict=True)]
+    values, state = losses(open_tiny("microbatch_size=8", *overrides, devices=8), batches(4))
+    np.testing.assert_allclose(values, whole[0], rtol=2e-5)
+    sharded = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
+    assert bool(sharded) == (mesh[1] > 1 or mesh[2] > 1)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "lamb", "lion", "muon"])
+def test_every_optimizer_trains(name):
+    made = open_tiny("microbatch_size=16", f"optimizer.name={name}")
+    lr = 1e-3 if name == "lion" else 1e-2
+    values, _ = losses(made, np.repeat(batches(1), 30, axis=0), lr=lr)
+    assert values[-1] < values[0] - 0.1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_narrow_formats_train_to_the_loss_of_float32(precision):
+    data = np.repeat(batches(1), 40, axis=0)
+    wide, _ = losses(open_tiny("microbatch_size=16"), data, lr=3e-3)
+    narrow, state = losses(open_tiny("microbatch_size=16", f"precision={precision}"), data, lr=3e-3)
+    assert abs(np.mean(narrow[-5:]) - np.mean(wide[-5:])) < 0.1
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
+    made = open_tiny("microbatch_size=16")
+    bad = dataclasses.replace(
+        made.task, loss=lambda params, key, tokens, rows: _poisoned(made.task, params, key, tokens, rows)
+    )
+    step = jax.jit(make_train_step(bad, made.optimizer, seed=0, clip_norm=0.5, dynamic_scale=False))
+    state = initial_state(made.task, made.optimizer, False, made.abstract, 0)
+    lr, one = jnp.float32(1e-2), jnp.int32(1)
+    good, poisoned = jnp.asarray(batches(1)), jnp.zeros((1, 16, 32), jnp.uint16).at[:].set(9)
+    after_good, metrics = step(state, good, lr, one)
+    assert metrics["skipped"] == 0
+    after_bad, metrics = step(after_good, poisoned, lr, one)
+    assert metrics["skipped"] == 1 and metrics["skipped_in_row"] == 1 and after_bad.step == 2
+    jax.tree.map(np.testing.assert_array_equal, after_bad.params, after_good.params)
+    jax.tree.map(np.testing.assert_array_equal, after_bad.opt_state, after_good.opt_state)
+    _, metrics = step(after_bad, good, lr, one)
+    assert metrics["skipped"] == 1 and metrics["skipped_in_row"] == 0
+
+
+def _poisoned(task, params, key, tokens, rows):
+    loss, weight = task.loss(params, key, tokens, rows)
+    return jnp.where(jnp.all(tokens == 9), jnp.nan, 1.0) * loss, weight
+
+
+def test_the_step_donates_its_state_and_moves_nothing_behind_its_back():
+    made = open_tiny("microbatch_size=16")
+    compiled, _ = session.compile_train_step(made)
+    state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, 0)
+    batch = jax.device_put(batches(1), meshes.batch_sharding(made.mesh, 3, 1))
+    scalars = jax.device_put((np.float32(1e-2), np.int32(1)), meshes.replicated(made.mesh))
+    leaf = state.params["embeddings"]["tokens"] if "embeddings" in state.params else jax.tree.leaves(state.params)[0]
+    with jax.transfer_guard("disallow"):
+        compiled(state, batch, *scalars)
+    assert leaf.is_deleted()
+
+
+@pytest.mark.parametrize("recipe", ["bert_1day", "bert_1day_modern", "bert_24h_academic"])
+def test_the_program_does_little_more_than_the_products_of_the_model(recipe):
+    overrides = (
+        "model.n_layers=2", "data.vocab_size=4096", "batch_size=8", "microbatch_size=8", "precision=float32",
+        "eval.batch_size=8", "model.dropout=0.0", "model.attention_dropout=0.0",
+    )  # fmt: skip
+    first = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: first)
+        made = session.open_session(get_config(recipe, *overrides), session.AssumedVocabulary(vocab_size=4096))
+        compiled, _ = session.compile_train_step(made)
+    counted = compiled.cost_analysis()["flops"]
+    optimizer = 20 * made.task.n_params  # element-wise work on parameters, which a batch of 8 does not dwarf
+    assert counted - optimizer < 1.05 * 8 * made.task.flops
+    assert counted > 0.98 * 8 * made.task.flops
