@@ -41,7 +41,7 @@ def load(workdir: str | os.PathLike) -> LoadedModel:
     if not (path / "checkpoints").is_dir():
         raise UserError(f"{path}: no checkpoint of a run there; train one with python -m cramjax.main --workdir {path}")
     checkpoints = Checkpoints(path / "checkpoints", read_only=True)
-    sidecar, params = checkpoints.restore_params()
+    params, sidecar = checkpoints.restore_params()
     checkpoints.close()
     device = jax.devices()[0]
     precision = devices.resolve_precision(json.loads((path / "config.json").read_text())["precision"], device)

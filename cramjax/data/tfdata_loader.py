@@ -72,7 +72,7 @@ class TfDataLoader:
 
 
 class _Stream:
-    """Iterates over a tf.data dataset of single tensors as NumPy arrays; its threads end with `close`, at the latest at exit.
+    """A tf.data dataset of single tensors as NumPy arrays; its threads end with `close`, or at exit.
 
     The finalizer is what makes a forgotten stream harmless: tf.data threads that call into Python while the
     interpreter is torn down wait for each other for ever.

@@ -6,14 +6,27 @@ there is one `tokenizer.json` and one answer. Nothing here reads a corpus.
 
 from __future__ import annotations
 
+import collections
+import io
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from cramjax.config.errors import UserError
 from cramjax.data.clean import cut
@@ -104,8 +117,6 @@ def _wordpiece(model: models.WordPiece, normalizer: normalizers.Normalizer) -> T
 
 def _alphabet(texts: list[str], normalizer: normalizers.Normalizer) -> list[str]:
     """The commonest characters of the normalised texts, white space excepted, the commonest first."""
-    import collections
-
     counts = collections.Counter()
     for text in texts:
         counts.update(text)
@@ -119,12 +130,15 @@ def _alphabet(texts: list[str], normalizer: normalizers.Normalizer) -> list[str]
 
 
 def _train_sentencepiece(kind: str, texts: Iterable[str], vocab_size: int, rule: str) -> bytes:
-    import io
-
     import sentencepiece
 
-    sentences = [piece for text in texts for line in text.split("\n") for piece in cut(line.strip(), _SENTENCE_CHARS)]
-    names = {f"{role}_piece": SPECIAL_TOKENS[token] for role, token in (("pad", "pad"), ("unk", "unk"), ("bos", "cls"), ("eos", "sep"))}
+    sentences = [
+        piece for text in texts for line in text.split("\n") for piece in cut(line.strip(), _SENTENCE_CHARS)
+    ]
+    names = {
+        f"{role}_piece": SPECIAL_TOKENS[token]
+        for role, token in (("pad", "pad"), ("unk", "unk"), ("bos", "cls"), ("eos", "sep"))
+    }
     while True:
         model = io.BytesIO()
         try:
@@ -167,7 +181,10 @@ def from_sentencepiece(model: bytes) -> Tokenizer:
     types = [piece.type for piece in proto.pieces]
     unk_id, has_bytes = proto.trainer_spec.unk_id, _BYTE in types
     if proto.trainer_spec.model_type == 1:
-        hidden = [(piece, _NEVER if kind == _CONTROL else score) for (piece, score), kind in zip(pieces, types, strict=True)]
+        hidden = [
+            (piece, _NEVER if kind == _CONTROL else score)
+            for (piece, score), kind in zip(pieces, types, strict=True)
+        ]
         core = models.Unigram(hidden, unk_id=unk_id, byte_fallback=has_bytes)
     elif proto.trainer_spec.model_type == 2:
         vocab = {piece: number for number, (piece, _) in enumerate(pieces)}
@@ -198,7 +215,9 @@ def _merges(pieces: list[tuple[str, float]], types: list[int]) -> list[tuple[str
     merges = []
     for piece, number in known.items():
         pairs = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
-        merges += [(-pieces[number][1], known[a], known[b], a, b) for a, b in pairs if a in known and b in known]
+        merges += [
+            (-pieces[number][1], known[a], known[b], a, b) for a, b in pairs if a in known and b in known
+        ]
     return [(a, b) for *_, a, b in sorted(merges)]
 
 
@@ -212,7 +231,9 @@ def load(path: str | pathlib.Path) -> tuple[Tokenizer, bytes | None]:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"data.tokenizer={path}: no such file; name a tokenizer.json, a .model, or one of {', '.join(KINDS)}")
+        raise UserError(
+            f"data.tokenizer={path}: no such file; name a tokenizer.json, a .model, or one of {', '.join(KINDS)}"
+        )
     content = path.read_bytes()
     try:
         if path.suffix == ".model":
@@ -221,7 +242,9 @@ def load(path: str | pathlib.Path) -> tuple[Tokenizer, bytes | None]:
     except UserError:
         raise
     except Exception as error:  # both libraries raise bare Exception for a malformed file
-        raise UserError(f"data.tokenizer={path}: not a readable tokenizer.json or .model ({error})") from error
+        raise UserError(
+            f"data.tokenizer={path}: not a readable tokenizer.json or .model ({error})"
+        ) from error
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -242,7 +265,9 @@ def _finish(tokenizer: Tokenizer) -> Tokenizer:
     """Special tokens known as such, and the template [CLS] $A [SEP] where there is none."""
     names = special_tokens(tokenizer)
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-    missing = [AddedToken(token, special=True, normalized=False) for token in names.values() if token not in added]
+    missing = [
+        AddedToken(token, special=True, normalized=False) for token in names.values() if token not in added
+    ]
     if missing:
         tokenizer.add_special_tokens(missing)
     if tokenizer.post_processor is None:
@@ -293,16 +318,17 @@ def library_versions(kind: str) -> str:
     return f"{versions}, sentencepiece {sentencepiece.__version__}"
 
 
-def encode_documents(tokenizer: Tokenizer, texts: list[str], piece_chars: int = 1 << 14) -> Iterator[list[int]]:
-    """Token ids of each text, without special tokens, by all cores.
+def encode_documents(tokenizer: Tokenizer, texts: list[str], piece_chars: int = 1 << 14) -> list[np.ndarray]:
+    """Token ids of each text, uint32 [n_tokens], without special tokens; on all cores, the GIL released meanwhile.
 
     Texts are encoded in pieces of at most `piece_chars`, cut before white space where there is any: the library needs
     some 100 bytes of memory a character, and one core, for each piece.
     """
     pieces = [cut(text, piece_chars) for text in texts]
-    encodings = iter(tokenizer.encode_batch_fast([piece for cuts in pieces for piece in cuts], add_special_tokens=False))
+    flat = [piece for cuts in pieces for piece in cuts]
+    encodings = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+    documents = []
     for cuts in pieces:
-        ids = next(encodings).ids
-        for _ in cuts[1:]:
-            ids += next(encodings).ids
-        yield ids
+        arrays = [np.array(next(encodings).ids, np.uint32) for _ in cuts]
+        documents.append(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+    return documents

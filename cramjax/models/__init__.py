@@ -1,1 +1,1 @@
-"""Networks: Flax NNX modules that exist while tracing, plain dicts of float32 arrays that hold them."""
+"""Networks: NNX modules to write them, plain dicts to hold their parameters; no mesh, no configuration, no optimizer here."""

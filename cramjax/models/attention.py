@@ -1,67 +1,164 @@
-"""Bidirectional attention, one function for every kernel, and the choice of the kernel."""
+"""Self-attention: the projections, the choice of a kernel and its name, and which positions see which.
+
+Kernels are `jax.nn.dot_product_attention` (cuDNN's fused one, or XLA's) and one of our own in einsums, for what that function cannot do.
+"""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from cramjax.models.layers import dropout
-from cramjax.models.products import Precision, batched_matmul
+from cramjax.models import axes as ax
+from cramjax.models.layers import Linear, Precision, dropout, pin_on_cpu, rotary_tables, rotate, wide_einsum
+
+# Finite, so that a row with nothing to see gives numbers instead of NaN.
+MASKED_SCORE = -1e30
 
 
-def attention_backend(requested: str, device: jax.Device, dtype: jnp.dtype, dropout_rate: float = 0.0) -> str:
-    """The kernel for `requested` (auto, xla or cudnn) on `device`: "cudnn", "xla" or "products".
+def attention_backend(
+    requested: str, device: jax.Device, dtype: jnp.dtype, *, head_dim: int = 64, dropout_rate: float = 0.0
+) -> str:
+    """The kernel behind `requested` ("auto", "xla" or "cudnn") on `device`: "cudnn", "xla" or "einsum".
 
-    cuDNN's fused attention needs compute capability 8.0, 16-bit operands and no dropout. On CPU, and wherever dropout falls on the
-    probabilities, our own products are taken: their float32 accumulation runs in the backward pass as well, which makes a step of the 4 × 256
-    model 1.2 times as fast as with `jax.nn.dot_product_attention` (docs/benchmarks.md).
+    cuDNN's fused attention needs an NVIDIA GPU of compute capability 8.0, operands of 16 bits, heads of at most 128 dimensions in
+    multiples of 8, and no dropout on the probabilities. "einsum" is what XLA compiles on CPU, and wherever there is such dropout.
+
+    Raises:
+        ValueError: if "cudnn" is requested where it cannot run.
     """
-    if dropout_rate > 0:
-        return "products"
-    if requested == "auto":
-        capability = float(getattr(device, "compute_capability", "0") or 0) if device.platform in ("gpu", "cuda") else 0.0
-        if capability >= 8.0 and jnp.dtype(dtype).itemsize == 2:
-            return "cudnn"
-        return "products" if device.platform == "cpu" else "xla"
-    return requested
+    lacking = _lacking_for_cudnn(device, jnp.dtype(dtype), head_dim, dropout_rate)
+    if requested == "cudnn" and lacking:
+        raise ValueError(f"attention 'cudnn' needs {lacking}; use 'auto' or 'xla'")
+    if requested in ("auto", "cudnn") and not lacking:
+        return "cudnn"
+    return "einsum" if device.platform == "cpu" or dropout_rate > 0 else "xla"
 
 
-def attend(
-    precision: Precision,
-    backend: str,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array | None,
-    *,
-    dropout_key: jax.Array | None = None,
-    dropout_rate: float = 0.0,
-) -> jax.Array:
-    """softmax(query·keyᵀ/√head_dim)·value, the softmax in float32.
-
-    query, key, value: [batch, length, heads, head_dim]; mask: bool [batch, 1, length, kv_length] or None, True where attended.
-
-    Returns:
-        [batch, length, heads, head_dim] in the activation dtype.
-    """
-    if backend != "products":
-        out = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=backend)
-        return out.astype(precision.activation_dtype)
-    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))  # [batch, heads, length, head_dim]
-    scores = batched_matmul(precision, query, key, True) * query.shape[-1] ** -0.5
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    probabilities = dropout(dropout_key, dropout_rate, jax.nn.softmax(scores, axis=-1))
-    out = batched_matmul(precision, probabilities, value, False)  # [batch, heads, length, head_dim]
-    return jnp.swapaxes(out, 1, 2).astype(precision.activation_dtype)
+def _lacking_for_cudnn(device, dtype, head_dim, dropout_rate):
+    if device.platform not in ("gpu", "cuda"):
+        return "an NVIDIA GPU"
+    if float(getattr(device, "compute_capability", "0") or 0) < 8.0:
+        return "a GPU of compute capability 8.0"
+    if dtype.itemsize != 2:
+        return "bfloat16 or float16"
+    if head_dim % 8 or head_dim > 128:
+        return "heads of a multiple of 8 dimensions, 128 at most"
+    return "attention_dropout 0" if dropout_rate > 0 else ""
 
 
 def attention_mask(segment_ids: jax.Array | None, padding_mask: jax.Array | None) -> jax.Array | None:
-    """bool [batch, 1, length, kv_length]: within the same segment (int [batch, length]) and to real tokens (bool) only."""
+    """Which position sees which: bool [batch, 1, length, kv_length], or None if all see all.
+
+    Args:
+        segment_ids: int [batch, length]; positions see only their own segment (block-diagonal attention over a pack).
+        padding_mask: bool [batch, length]; nobody sees a position where it is False.
+    """
     mask = None
     if segment_ids is not None:
         mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     if padding_mask is not None:
-        real = padding_mask[:, None, None, :]
-        mask = jnp.broadcast_to(real, (*real.shape[:2], real.shape[-1], real.shape[-1])) if mask is None else mask & real
+        visible = padding_mask.astype(bool)[:, None, None, :]
+        length = padding_mask.shape[1]
+        mask = visible & mask if mask is not None else jnp.broadcast_to(visible, visible.shape[:2] + (length, length))
     return mask
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention (arXiv 1706.03762, section 3.2) with a fused projection; optional rotary positions."""
+
+    def __init__(self, cfg, precision: Precision, rngs: nnx.Rngs):
+        self.cfg, self.precision = cfg, precision
+        n_heads, head_dim = cfg.n_heads, cfg.head_dim
+        common = {"bias": cfg.linear_bias, "init_std": cfg.init_std, "precision": precision, "rngs": rngs}
+        shape, axes = (cfg.d_model, 3, n_heads, head_dim), (ax.EMBED, None, ax.HEADS, ax.HEAD_DIM)
+        self.qkv = Linear("bte,esnh->btsnh", shape, axes, **common)
+        shape, axes = (n_heads, head_dim, cfg.d_model), (ax.HEADS, ax.HEAD_DIM, ax.EMBED)
+        self.out = Linear("btnh,nhe->bte", shape, axes, **common)
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None, key: jax.Array | None) -> jax.Array:
+        qkv = self.qkv(x)  # [batch, length, 3, heads, head_dim]
+        if self.cfg.positions == "rotary":
+            tables = rotary_tables(x.shape[1], self.cfg.head_dim, self.cfg.rotary_base)
+            query, key_ = rotate(qkv[:, :, 0], *tables), rotate(qkv[:, :, 1], *tables)
+        else:
+            query, key_ = qkv[:, :, 0], qkv[:, :, 1]
+        return self.out(self._attend(query, key_, qkv[:, :, 2], mask, key))
+
+    def _attend(self, query, key_, value, mask, dropout_key):
+        """[batch, length, heads, head_dim] three times → the same once."""
+        dtype = self.precision.matmul_dtype
+        rate = self.cfg.attention_dropout if dropout_key is not None else 0.0
+        backend = attention_backend(
+            self.cfg.attention, jax.devices()[0], dtype, head_dim=self.cfg.head_dim, dropout_rate=rate
+        )
+        if backend == "einsum":
+            return einsum_attention(query, key_, value, mask, self.precision, rate, dropout_key)
+        query, key_, value = (x.astype(dtype) for x in (query, key_, value))
+        mixed = jax.nn.dot_product_attention(query, key_, value, mask=mask, implementation=backend)
+        return mixed.astype(self.precision.activation_dtype)
+
+
+def einsum_attention(
+    query: jax.Array,
+    key_: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    precision: Precision,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Attention of [batch, length, heads, head_dim] arrays in two products and a float32 softmax; the result in the activation dtype.
+
+    What `jax.nn.dot_product_attention` lacks: dropout on the probabilities, and products that accumulate in float32 in the backward pass
+    as well, without which bfloat16 on CPU is slower than float32.
+    """
+    query = query * query.shape[-1] ** -0.5
+    query, key_, value = (jnp.swapaxes(x.astype(precision.matmul_dtype), 1, 2) for x in (query, key_, value))
+    kept = None
+    if dropout_key is not None and dropout_rate > 0:
+        shape = query.shape[:3] + (key_.shape[2],)
+        kept = dropout(jnp.ones(shape, precision.matmul_dtype), dropout_rate, dropout_key)
+    mixed = _attend(query, key_, value, mask, kept)  # [batch, heads, length, head_dim]
+    return jnp.swapaxes(mixed, 1, 2).astype(precision.activation_dtype)
+
+
+@jax.custom_vjp
+def _attend(query, key_, value, mask, kept):
+    """softmax(query key^T) value over [batch, heads, length, head_dim] in float32; `kept` multiplies the probabilities."""
+    return _attend_forward(query, key_, value, mask, kept)[0]
+
+
+def _attend_forward(query, key_, value, mask, kept):
+    scores = wide_einsum("bnth,bnsh->bnts", query, key_)
+    if mask is not None:
+        scores = jnp.where(mask, scores, MASKED_SCORE)
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(query.dtype)  # [batch, heads, length, kv_length]
+    used = probabilities if kept is None else probabilities * kept
+    mixed = wide_einsum("bnts,bnsh->bnth", used, value)
+    return mixed, (query, key_, value, mask, kept, probabilities, mixed)
+
+
+def _attend_backward(saved, cotangent):
+    query, key_, value, mask, kept, probabilities, mixed = saved
+    dtype = query.dtype
+    # The softmax's row sums of gradient times probability are those of gradient times output, over fewer numbers.
+    row_sums = jnp.sum(cotangent * mixed, axis=-1, keepdims=True)
+    cotangent = cotangent.astype(dtype)
+    gradient = wide_einsum("bnth,bnsh->bnts", cotangent, value)
+    used = probabilities
+    if kept is not None:
+        gradient, used = gradient * kept.astype(jnp.float32), probabilities * kept
+    gradient = probabilities.astype(jnp.float32) * (gradient - row_sums)
+    if mask is not None:
+        gradient = jnp.where(mask, gradient, 0.0)
+    gradient = gradient.astype(dtype)
+    # For keys and values the small operand is the one that is transposed.
+    query, cotangent = (pin_on_cpu(jnp.swapaxes(x, 2, 3)) for x in (query, cotangent))  # [batch, heads, head_dim, length]
+    query_gradient = wide_einsum("bnts,bnsh->bnth", gradient, key_)
+    key_gradient = pin_on_cpu(wide_einsum("bnht,bnts->bnhs", query, gradient)).swapaxes(2, 3)
+    value_gradient = pin_on_cpu(wide_einsum("bnht,bnts->bnhs", cotangent, used)).swapaxes(2, 3)
+    return *(x.astype(dtype) for x in (query_gradient, key_gradient, value_gradient)), None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)

@@ -1,16 +1,23 @@
-"""Names of array axes, used by every shape comment of this folder and by the sharding rules.
+"""Glossary of the logical axis names of this package; parameters carry them, `parallel/rules.py` maps them to a mesh.
 
-batch      sequences                       embed     width of the residual stream
-length     positions of a sequence         heads     attention heads
-kv_length  positions attended to           head_dim  width of a head
-layer      blocks, stacked on axis 0       mlp       inner width of the feed-forward
-vocab      entries of the vocabulary       predicted positions of a sequence that reach the loss
-
-None stands for an axis that is never cut: fused query, key and value (3), the halves of a GLU (2), table rows.
+Shape comments use the same words. An axis that is never cut nor decayed by name (the 3 of a fused query-key-value kernel, the 2 halves
+of a gated feed-forward) is None.
 """
 
-Axes = tuple[str | None, ...]
+from __future__ import annotations
 
-LAYER, EMBED, HEADS, HEAD_DIM, MLP, VOCAB = "layer", "embed", "heads", "head_dim", "mlp", "vocab"
-# Second width of the head's square matrix: one array cannot have two axes on one mesh axis.
-HEAD_EMBED = "head_embed"
+BATCH = "batch"  # sequences
+LENGTH = "length"  # positions of a sequence; of the queries in attention
+KV_LENGTH = "kv_length"  # positions of the keys and values in attention
+EMBED = "embed"  # width of the residual stream
+EMBED_OUT = "embed_out"  # embed again, where a matrix maps it to itself; one axis of a mesh cannot cut both
+HEADS = "heads"
+HEAD_DIM = "head_dim"
+MLP = "mlp"  # inner width of the feed-forward; of one half where it is gated
+VOCAB = "vocab"  # entries of the token embedding, padding included
+POSITION = "position"  # entries of a learned position table
+TOKEN_TYPE = "token_type"
+NORM = "norm"  # width of a norm's scale and bias: the same numbers as embed, but never cut
+LAYER = "layer"  # blocks, stacked; always the first axis
+
+Axes = tuple[str | None, ...]

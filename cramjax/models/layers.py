@@ -1,89 +1,300 @@
-"""Norms, dense layers, positions, dropout and the activation: what every network here is made of."""
+"""Building blocks: matrix products, norms, activations, dropout, positions, embeddings and the feed-forward.
+
+Attention is in `attention.py`. Products take narrow operands and accumulate in float32, in the backward pass too; norms and activations
+compute in float32 whatever the activations are stored in.
+"""
 
 from __future__ import annotations
+
+import dataclasses
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cramjax.models import module
-from cramjax.models.axes import EMBED, Axes
-from cramjax.models.products import Precision, linear
+from cramjax.models import axes as ax
+from cramjax.models.module import param
 
 
-class Norm(nnx.Module):
-    """LayerNorm, or RMSNorm for kind="rmsnorm", over the last axis, in float32; the bias is optional."""
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """`activation_dtype`: what is stored between operations; `matmul_dtype`: the operands of matrix products.
 
-    def __init__(self, width: int, *, kind: str, bias: bool, eps: float):
-        self.scale = module.constant(1.0, (width,), (EMBED,))
-        self.bias = module.constant(0.0, (width,), (EMBED,)) if bias else None
-        self.kind, self.eps = kind, eps
+    Products accumulate in float32; norms, softmax and logits are float32; parameters are float32 masters.
+    """
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., embed] → [..., embed] in the dtype of x."""
-        wide = x.astype(jnp.float32)
-        if self.kind == "layernorm":
-            wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-        normed = normed * _as_row(self.scale.get_value(), x)
-        if self.bias is not None:
-            normed = normed + _as_row(self.bias.get_value(), x)
-        return normed.astype(x.dtype)
+    activation_dtype: jnp.dtype
+    matmul_dtype: jnp.dtype
 
 
-class Dense(nnx.Module):
-    """x [..., in] → [..., *out]: a kernel [in, *out] and, if `bias`, one entry for each output."""
+FLOAT32 = Precision(jnp.dtype("float32"), jnp.dtype("float32"))
 
-    def __init__(self, key: jax.Array, shape: tuple[int, ...], axes: Axes, *, n_in: int, bias: bool, std: float):
-        """`n_in`: how many leading axes of `shape` are contracted."""
-        self.kernel = module.normal(key, shape, axes, std)
-        self.bias = module.constant(0.0, shape[n_in:], axes[n_in:]) if bias else None
-        self.n_in = n_in
 
-    def __call__(self, precision: Precision, x: jax.Array) -> jax.Array:
-        """[..., *in] → [..., *out] in the activation dtype."""
-        kernel = self.kernel.get_value()
-        lead = x.shape[: x.ndim - self.n_in]
-        y = linear(precision, x.reshape(*lead, -1), kernel.reshape(-1, *kernel.shape[self.n_in :]))
-        if self.bias is not None:
-            y = y + _as_row(self.bias.get_value(), y).astype(y.dtype)
-        return y
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+def product(spec: str, lhs: jax.Array, rhs: jax.Array, matmul_dtype: jnp.dtype, out_dtype: jnp.dtype) -> jax.Array:
+    """`einsum(spec, lhs, rhs)` with operands in `matmul_dtype`, float32 accumulation, and a result in `out_dtype`.
+
+    Every axis stands in exactly two of the three arrays. The backward pass casts the cotangent to `matmul_dtype`: autodiff alone
+    would multiply narrow operands by a float32 cotangent, which no backend is fast at.
+    """
+    return _product_forward(spec, lhs, rhs, matmul_dtype, out_dtype)[0]
+
+
+def wide_einsum(spec: str, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """`einsum` with a float32 result, accumulated in float32."""
+    return jnp.einsum(spec, lhs, rhs, preferred_element_type=jnp.float32)
+
+
+def _product_forward(spec, lhs, rhs, matmul_dtype, out_dtype):
+    # The casted operands are what is kept: half the memory, and no second cast.
+    saved = lhs.astype(matmul_dtype), rhs.astype(matmul_dtype)
+    # Empty arrays tell the backward pass the dtypes of the operands; a dtype is no JAX value.
+    witnesses = jnp.zeros((0,), lhs.dtype), jnp.zeros((0,), rhs.dtype)
+    return wide_einsum(spec, *saved).astype(out_dtype), (saved, witnesses)
+
+
+def _product_backward(spec, matmul_dtype, out_dtype, residual, cotangent):
+    (lhs, rhs), (lhs_witness, rhs_witness) = residual
+    operands, out = spec.split("->")
+    left, right = operands.split(",")
+    cotangent = cotangent.astype(matmul_dtype)
+    lhs_gradient = wide_einsum(f"{out},{right}->{left}", cotangent, rhs)
+    order = [i for i, axis in enumerate(left) if axis in right] + [i for i, axis in enumerate(left) if axis not in right]
+    lhs = pin_on_cpu(jnp.transpose(lhs, order))
+    rhs_gradient = wide_einsum(f"{''.join(left[i] for i in order)},{out}->{right}", lhs, cotangent)
+    return lhs_gradient.astype(lhs_witness.dtype), rhs_gradient.astype(rhs_witness.dtype)
+
+
+def pin_on_cpu(x: jax.Array) -> jax.Array:
+    """`x`, on CPU in memory with its axes in this order.
+
+    XLA folds a transposition into the product before or after it, which is free on GPU and TPU. On CPU a product that contracts the leading
+    axis of its left operand is up to 2 times slower than a copy and a plain product, and batched it has no bfloat16 kernel at all.
+    """
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda y: y)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """`x` with a share `rate` of its elements zeroed and the others scaled up; `x` itself without a key."""
+    if key is None or rate == 0.0:
+        return x
+    kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(kept, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """GELU in its exact form, x·Φ(x), computed in float32. `jax.nn.gelu` takes erfc, which costs twice as much on CPU."""
+    """The exact GELU, x * Phi(x) with the error function (arXiv 1606.08415), computed in float32."""
     wide = x.astype(jnp.float32)
-    return (0.5 * wide * (1.0 + jax.lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
-def dropout(key: jax.Array | None, rate: float, x: jax.Array) -> jax.Array:
-    """Zero a share `rate` of x and scale up the rest; x itself where there is no key or no rate."""
-    if key is None or rate == 0.0:
-        return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+def _normal_cdf(x):
+    return 0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5))
 
 
-def sinusoids(length: int, width: int) -> np.ndarray:
-    """Fixed position table float32 [length, width]: sines on even, cosines on odd columns, base 10,000 (arXiv 1706.03762, 3.5)."""
-    angles = np.arange(length)[:, None] * 10000.0 ** (-np.arange(0, width, 2) / width)
-    table = np.empty((length, width), np.float32)
-    table[:, 0::2], table[:, 1::2] = np.sin(angles), np.cos(angles[:, : width // 2])
+@jax.custom_vjp
+def gated_gelu(halves: jax.Array) -> jax.Array:
+    """gelu(halves[..., 0, :]) * halves[..., 1, :]: [..., 2, mlp] → [..., mlp].
+
+    The backward pass is written out: it keeps the input alone and computes the error function again, in one sweep over memory.
+    """
+    return gelu(halves[..., 0, :]) * halves[..., 1, :]
+
+
+def _gated_gelu_forward(halves):
+    return gated_gelu(halves), halves
+
+
+def _gated_gelu_backward(halves, cotangent):
+    x, linear = (halves[..., i, :].astype(jnp.float32) for i in (0, 1))
+    wide = cotangent.astype(jnp.float32)
+    cdf = _normal_cdf(x)
+    density = jnp.exp(-0.5 * jnp.square(x)) * (1.0 / math.sqrt(2.0 * math.pi))
+    gradient = jnp.stack([wide * linear * (cdf + x * density), wide * x * cdf], axis=-2)
+    return (gradient.astype(halves.dtype),)
+
+
+gated_gelu.defvjp(_gated_gelu_forward, _gated_gelu_backward)
+
+
+class Linear(nnx.Module):
+    """A dense layer: `spec` is its einsum, as in "bte,ef->btf"; the axes of a bias are the kernel's that stand in the result."""
+
+    def __init__(
+        self,
+        spec: str,
+        shape: tuple[int, ...],
+        axes: ax.Axes,
+        *,
+        bias: bool,
+        init_std: float,
+        precision: Precision,
+        rngs: nnx.Rngs,
+    ):
+        self.spec, self.precision = spec, precision
+        self.kernel = param(jax.nn.initializers.normal(init_std), rngs, shape, axes)
+        operands, out = spec.split("->")
+        outer = [i for i, letter in enumerate(operands.split(",")[1]) if letter in out]
+        self.bias = (
+            param(jax.nn.initializers.zeros, rngs, tuple(shape[i] for i in outer), tuple(axes[i] for i in outer))
+            if bias
+            else None
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dtype = self.precision.activation_dtype
+        y = product(self.spec, x, self.kernel[...], self.precision.matmul_dtype, dtype)
+        return y if self.bias is None else y + _broadcast(self.bias[...].astype(dtype), y.ndim)
+
+
+def _broadcast(x: jax.Array, ndim: int) -> jax.Array:
+    """`x` with leading axes of size 1: ranks are promoted by hand, since the tests forbid doing it silently."""
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+
+class Norm(nnx.Module):
+    """LayerNorm (arXiv 1607.06450) or RMSNorm (arXiv 1910.07467) over the last axis, in float32."""
+
+    def __init__(self, cfg, precision: Precision, *, bias: bool, rngs: nnx.Rngs):
+        self.kind, self.eps, self.dtype = cfg.norm, cfg.norm_eps, precision.activation_dtype
+        self.scale = param(jax.nn.initializers.ones, rngs, (cfg.d_model,), (ax.NORM,))
+        self.bias = param(jax.nn.initializers.zeros, rngs, (cfg.d_model,), (ax.NORM,)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        bias = None if self.bias is None else self.bias[...]
+        return normalize(x, self.scale[...], bias, self.kind == "layernorm", self.eps).astype(self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array | None, centre: bool, eps: float) -> jax.Array:
+    """`x` [..., embed] divided by its root mean square (after subtracting the mean if `centre`), scaled and shifted.
+
+    The backward pass is written out: from x and two numbers a row it needs two reductions, where autodiff needs five.
+    """
+    return _normalize_forward(x, scale, bias, centre, eps)[0]
+
+
+def _standardize(x, mean, inverse_std):
+    return (x.astype(jnp.float32) - mean) * inverse_std
+
+
+def _normalize_forward(x, scale, bias, centre, eps):
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axis=-1, keepdims=True) if centre else jnp.zeros(x.shape[:-1] + (1,), jnp.float32)
+    variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
+    inverse_std = jax.lax.rsqrt(variance + eps)
+    y = _standardize(x, mean, inverse_std) * _broadcast(scale, x.ndim)
+    if bias is not None:
+        y = y + _broadcast(bias, x.ndim)
+    return y.astype(x.dtype), (x, mean, inverse_std, scale, bias)
+
+
+def _normalize_backward(centre, eps, saved, cotangent):
+    x, mean, inverse_std, scale, bias = saved
+    standard = _standardize(x, mean, inverse_std)
+    wide = cotangent.astype(jnp.float32)
+    rows = tuple(range(x.ndim - 1))
+    scale_gradient = jnp.sum(wide * standard, axis=rows)
+    bias_gradient = None if bias is None else jnp.sum(wide, axis=rows)
+    inner = wide * _broadcast(scale, x.ndim)
+    slope = jnp.mean(inner * standard, axis=-1, keepdims=True)
+    shift = jnp.mean(inner, axis=-1, keepdims=True) if centre else jnp.zeros_like(slope)
+    x_gradient = (inner - standard * slope - shift) * inverse_std
+    return x_gradient.astype(x.dtype), scale_gradient, bias_gradient
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+class FeedForward(nnx.Module):
+    """Two matrices around a GELU, or the gated GELU of arXiv 2002.05202: (GELU(x W0) * x W1) Wo."""
+
+    def __init__(self, cfg, precision: Precision, rngs: nnx.Rngs):
+        self.gated = cfg.ffn == "geglu"
+        common = {"bias": cfg.linear_bias, "init_std": cfg.init_std, "precision": precision, "rngs": rngs}
+        if self.gated:
+            # Index 0 of the middle axis goes through the GELU, index 1 is the linear half.
+            spec, shape, axes = "bte,egf->btgf", (cfg.d_model, 2, cfg.d_ff), (ax.EMBED, None, ax.MLP)
+        else:
+            spec, shape, axes = "bte,ef->btf", (cfg.d_model, cfg.d_ff), (ax.EMBED, ax.MLP)
+        self.wi = Linear(spec, shape, axes, **common)
+        self.wo = Linear("btf,fe->bte", (cfg.d_ff, cfg.d_model), (ax.MLP, ax.EMBED), **common)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inner = self.wi(x)  # [batch, length, (2,) mlp]
+        return self.wo(gated_gelu(inner) if self.gated else gelu(inner))
+
+
+class Embeddings(nnx.Module):
+    """Tokens, token types and absolute positions, summed; then norm and dropout. `tokens` is also the decoder's matrix."""
+
+    def __init__(self, cfg, precision: Precision, rngs: nnx.Rngs):
+        self.cfg, self.precision = cfg, precision
+        normal = jax.nn.initializers.normal(cfg.init_std)
+        self.tokens = param(_first_row_zero(normal), rngs, (cfg.vocab_size, cfg.d_model), (ax.VOCAB, ax.EMBED))
+        constant = jax.nn.initializers.constant(cfg.d_model**-0.5)
+        self.positions = (
+            param(normal, rngs, (cfg.max_positions, cfg.d_model), (ax.POSITION, ax.EMBED))
+            if cfg.positions == "learned"
+            else None
+        )
+        self.position_scale = param(constant, rngs, (), ()) if cfg.positions == "scaled_sinusoidal" else None
+        self.token_types = (
+            param(normal, rngs, (cfg.token_types, cfg.d_model), (ax.TOKEN_TYPE, ax.EMBED)) if cfg.token_types else None
+        )
+        self.norm = Norm(cfg, precision, bias=cfg.norm_bias, rngs=rngs) if cfg.embedding_norm else None
+
+    def __call__(self, tokens: jax.Array, token_types: jax.Array | None, key: jax.Array | None) -> jax.Array:
+        length = tokens.shape[1]
+        x = self.tokens[...][tokens]  # [batch, length, embed]
+        if self.positions is not None:
+            x = x + self.positions[...][:length][None]
+        elif self.position_scale is not None:
+            x = x + (sinusoidal_table(length, self.cfg.d_model) * self.position_scale[...])[None]
+        if self.token_types is not None:
+            # Without ids every token is of type 0, as in transformers.
+            x = x + (self.token_types[...][:1][None] if token_types is None else self.token_types[...][token_types])
+        x = x.astype(self.precision.activation_dtype)
+        return dropout(x if self.norm is None else self.norm(x), self.cfg.dropout, key)
+
+
+def _first_row_zero(initializer):
+    """Entry 0 is the padding token, whose row both reference codes set to zero."""
+
+    def initialize(key, shape, dtype):
+        return initializer(key, shape, dtype).at[0].set(0.0)
+
+    return initialize
+
+
+def sinusoidal_table(length: int, width: int) -> np.ndarray:
+    """The fixed positions of arXiv 1706.03762, section 3.5: float32 [length, width]; sines on even columns, cosines on odd ones."""
+    frequencies = np.exp(np.arange(0, width, 2) * (-math.log(10000.0) / width))
+    angles = np.arange(length)[:, None] * frequencies[None]
+    table = np.zeros((length, width), np.float32)
+    table[:, 0::2] = np.sin(angles)
+    table[:, 1::2] = np.cos(angles[:, : width // 2])
     return table
 
 
-def rotate(x: jax.Array, base: float) -> jax.Array:
-    """Rotary positions (arXiv 2104.09864): x [batch, length, heads, head_dim], pairs are (i, i + head_dim/2)."""
-    length, half = x.shape[1], x.shape[-1] // 2
-    angles = np.arange(length)[:, None] * base ** (-np.arange(half) / half)
-    cosine = np.cos(angles).astype(np.float32)[None, :, None, :]  # [1, length, 1, head_dim/2]
-    sine = np.sin(angles).astype(np.float32)[None, :, None, :]
-    wide = x.astype(jnp.float32)
-    first, second = wide[..., :half], wide[..., half:]
-    rotated = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
-    return rotated.astype(x.dtype)
+def rotary_tables(length: int, head_dim: int, base: float) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of the rotary angles (arXiv 2104.09864), float32 [length, head_dim / 2]."""
+    # float32 on purpose at the frequency, as `transformers` has it: at 8,192 positions a rounder angle is another angle.
+    frequencies = (1.0 / base ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)).astype(np.float32)
+    angles = np.arange(length, dtype=np.float32)[:, None] * frequencies[None]
+    return np.cos(angles), np.sin(angles)
 
 
-def _as_row(values: jax.Array, like: jax.Array) -> jax.Array:
-    return values.reshape((1,) * (like.ndim - values.ndim) + values.shape)
+def rotate(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
+    """`x` [batch, length, ..., head_dim] turned by its position's angles; dimension i is paired with i + head_dim / 2."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    shape = (1, x.shape[1]) + (1,) * (x.ndim - 3) + (x.shape[-1] // 2,)
+    cosines, sines = jnp.asarray(cosines).reshape(shape), jnp.asarray(sines).reshape(shape)
+    turned = jnp.concatenate([first * cosines - second * sines, second * cosines + first * sines], axis=-1)
+    return turned.astype(x.dtype)

@@ -38,14 +38,27 @@ def param_shardings(axes: Any, abstract: Any, mesh: Mesh) -> Any:
 def optimizer_shardings(optimizer: optax.GradientTransformation, abstract_params: Any, shardings: Any, mesh: Mesh) -> Any:
     """NamedShardings for the optimizer state: whatever has its parameter's shape lies like it, the rest is replicated.
 
-    Without this `jit(optimizer.init)` puts all moments on one device, since zeros depend on no input.
+    Without this `jit(optimizer.init)` puts all moments on one device, since zeros depend on no input. A state leaf belongs to the
+    parameter whose path its own path ends with, which holds through every wrapper of optax (chains, masks, partitions).
     """
     whole = NamedSharding(mesh, PartitionSpec())
-    abstract_state = jax.eval_shape(optimizer.init, abstract_params)
+    paths_and_leaves = jax.tree_util.tree_flatten_with_path(abstract_params)[0]
+    known = {
+        _keys(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(paths_and_leaves, jax.tree.leaves(shardings), strict=True)
+    }
 
-    def place(leaf, param, sharding):
-        return sharding if leaf.shape == param.shape else whole
+    def place(path, leaf):
+        keys = _keys(path)
+        for start in range(len(keys)):
+            shape, sharding = known.get(keys[start:], (None, whole))
+            if shape == leaf.shape:
+                return sharding
+        return whole
 
-    return optax.tree.map_params(
-        optimizer, place, abstract_state, abstract_params, shardings, transform_non_params=lambda _: whole
-    )
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, abstract_params))
+
+
+def _keys(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """The dict keys on a tree path; positions in tuples and names of fields are left out."""
+    return tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))

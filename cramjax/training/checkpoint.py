@@ -147,6 +147,29 @@ class Checkpoints:
             )
         return None
 
+    def restore_params(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Parameters (arrays on the first device) and sidecar of the newest checkpoint; the rest of the state is not read.
+
+        Raises:
+            UserError: there is no checkpoint. RunFailed: its files changed since they were written.
+        """
+        step = self.latest()
+        if step is None:
+            raise UserError(f"{self._directory}: no complete checkpoint there; train until one is saved")
+        try:
+            _verify(self._directory / str(step))
+        except ValueError as error:
+            raise RunFailed(f"{self._directory / str(step)}: damaged ({error})") from error
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        saved = self._manager.item_metadata(step)["state"].tree["params"]
+        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved)
+        arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+        only_params = ocp.args.PyTreeRestore({"params": wanted}, restore_args={"params": arguments}, partial_restore=True)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            params = reader.restore(self._directory / str(step) / "state", args=only_params)["params"]
+        sidecar = self._manager.restore(step, args=ocp.args.Composite(sidecar=ocp.args.JsonRestore()))["sidecar"]
+        return params, sidecar
+
     def close(self) -> None:
         """Wait for the save in progress and release threads. Raises RunFailed as `wait` does."""
         try:

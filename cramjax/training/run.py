@@ -20,7 +20,7 @@ from cramjax.data import loader as loaders
 from cramjax.data import prepare
 from cramjax.data.dataset import TokenDataset
 from cramjax.parallel import mesh as meshes
-from cramjax.training import plots, records, session
+from cramjax.training import memory, plots, records, session
 from cramjax.training.checkpoint import Checkpoints
 from cramjax.training.evaluate import Evaluator
 from cramjax.training.loop import Hooks, Outcome, run_steps
@@ -53,6 +53,7 @@ def train_until_stopped(config: Any, workdir: str | os.PathLike) -> int:
 def _train(config: Any, path: pathlib.Path, stop: StopSignal) -> dict[str, Any]:
     started = time.monotonic()
     with Workdir(path), contextlib.closing(Progress()) as progress:
+        memory.keep_freed_memory()
         enable_compile_cache()
         with stop.at_once():  # nothing to save yet: data preparation and compilation resume by themselves
             dataset = _open_data(config, progress)
@@ -177,6 +178,7 @@ class Run:
         summary = self._summary(outcome) | {"elapsed_s": round(elapsed_s, 3)}
         write_json(self.workdir / "summary.json", summary)
         plots.plot_loss(self.workdir / "metrics.jsonl", self.workdir / "loss.png", self.unigram_loss)
+        self.progress.close()
         self.progress.announce(
             f"done ({outcome.stop_reason}): held-out loss {summary['eval_loss']:.3f} nats, unigram {self.unigram_loss:.3f}; "
             f"{self.workdir / 'summary.json'}, {self.workdir / 'loss.png'}"

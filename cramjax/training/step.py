@@ -41,7 +41,7 @@ def make_train_step(
         unit = state.loss_scale.scale / (batch.shape[1] * task.n_predicted)
         loss_sum, weight, gradients = _accumulate(task, state.params, key, batch, n_micro, unit, grad_shardings)
         gradients = jax.tree.map(lambda g: g / (weight * unit), gradients)
-        grad_norm = optax.global_norm(gradients)
+        grad_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(grad_norm)
         factor = 1.0 if clip_norm is None else jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-12))
         gradients = jax.tree.map(lambda g: g * factor, gradients)

@@ -1,0 +1,121 @@
+"""A prepared dataset is read back as written, and refused with the file's name where it is not whole."""
+
+import json
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from cramjax.config.errors import UserError
+from cramjax.data.dataset import TokenDataset
+from tests.data.shards import SPECIAL, write_dataset
+
+TRAIN = ((1000, 50, 0, 777), (640,))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return TokenDataset.open(
+        write_dataset(tmp_path_factory.mktemp("whole"), train=TRAIN, heldout=((300,), (99,)))
+    )
+
+
+def sequences_by_hand(dataset, split, source, seq_len):
+    found = []
+    for entry in dataset.manifest["shards"]:
+        if (entry["split"], entry["source"]) == (split, source):
+            tokens = np.fromfile(dataset.directory / entry["file"], dataset.manifest["dtype"])
+            found += [tokens[i : i + seq_len] for i in range(0, len(tokens) - seq_len + 1, seq_len)]
+    return np.array(found)
+
+
+@hypothesis.settings(deadline=None, max_examples=30)
+@hypothesis.given(st.integers(8, 300), st.sampled_from(["train", "heldout"]), st.integers(0, 1), st.randoms())
+def test_sequences_never_straddle_shards_and_come_in_any_order(dataset, seq_len, split, source, random):
+    expected = sequences_by_hand(dataset, split, source, seq_len)
+    assert dataset.n_sequences(split, seq_len)[source] == len(expected)
+    if len(expected):
+        wanted = np.array([random.randrange(len(expected)) for _ in range(40)])
+        read = dataset.read(split, source, wanted, seq_len)
+        assert read.dtype == np.uint16
+        assert np.array_equal(read, expected[wanted])
+
+
+def test_what_the_manifest_says(dataset, tmp_path):
+    assert dataset.special_tokens == SPECIAL and dataset.vocab_size == 500 and dataset.weights == (1.0, 1.0)
+    assert dataset.unigram_counts.sum() == sum(map(sum, TRAIN))
+    wide = TokenDataset.open(write_dataset(tmp_path, vocab_size=70000, dtype="uint32"))
+    assert wide.read("train", 0, np.arange(20), 128).max() > 65536
+
+
+def test_numbers_outside_are_refused(dataset):
+    for number in (-1, dataset.n_sequences("train", 64)[0]):
+        with pytest.raises(IndexError):
+            dataset.read("train", 0, np.array([number]), 64)
+    with pytest.raises(ValueError, match="split"):
+        dataset.n_sequences("test", 64)
+
+
+def test_verify_finds_a_flipped_byte(tmp_path):
+    dataset = TokenDataset.open(write_dataset(tmp_path))
+    dataset.verify()
+    path = tmp_path / "train-0-00000.bin"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    with pytest.raises(UserError, match="train-0-00000.bin"):
+        dataset.verify()
+
+
+@pytest.mark.parametrize("name", ["train-0-00000.bin", "train-0-00000.docs.npy", "unigram.npy"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
+def test_a_file_that_is_not_whole_is_named(tmp_path, name, damage):
+    path = write_dataset(tmp_path) / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(content[: len(content) - 6] if damage == "cut" else b"")
+    with pytest.raises(UserError, match=name) as caught:
+        TokenDataset.open(tmp_path)
+    assert "tools.prepare_data" in str(caught.value)
+
+
+def change(**values):
+    return lambda manifest: manifest.update(values)
+
+
+@pytest.mark.parametrize(
+    "spoil, named",
+    [
+        (change(format=2), "format 2"),
+        (change(dtype="int64"), "int64"),
+        (change(vocab_size="many"), "vocab_size"),
+        (change(special_tokens=SPECIAL | {"mask": 500}), "special_tokens.mask"),
+        (change(sources=[{"spec": "x", "weight": -1}]), r"sources\[0\].weight"),
+        (change(sources=[]), r"shards\[0\]"),
+        (lambda manifest: manifest.pop("shards"), "shards"),
+        (lambda manifest: manifest["shards"][1].pop("tokens"), r"shards\[1\].tokens"),
+        (lambda manifest: manifest["shards"][0].update(split="test"), "'test'"),
+    ],
+)
+def test_a_wrong_manifest_is_refused_in_a_sentence(tmp_path, spoil, named):
+    path = write_dataset(tmp_path) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    spoil(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=named) as caught:
+        TokenDataset.open(tmp_path)
+    assert "manifest.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", "null"])
+def test_a_manifest_that_is_no_object_is_refused(tmp_path, content):
+    (write_dataset(tmp_path) / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match="manifest.json"):
+        TokenDataset.open(tmp_path)
+
+
+def test_a_directory_without_manifest_is_no_dataset(tmp_path):
+    (write_dataset(tmp_path) / "manifest.json").unlink()
+    for directory in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match="not a prepared dataset"):
+            TokenDataset.open(directory)

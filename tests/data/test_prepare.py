@@ -1,0 +1,206 @@
+"""From sources to a published dataset: counts, filters, determinism, mixtures, refusals."""
+
+import json
+
+import numpy as np
+import pytest
+from text_source import FakeSource, document
+
+from cramjax.config import schema
+from cramjax.config.errors import RunFailed, UserError
+from cramjax.data import prepare as preparation
+from cramjax.data import tokenizers
+from cramjax.data.dataset import TokenDataset
+
+
+def settings(tmp_path, **changes):
+    data = schema.defaults().data
+    data.update(cache_dir=str(tmp_path / "data"), vocab_size=300, heldout_fraction=0.1, max_shard_tokens=4096)
+    data.update(changes)
+    return data
+
+
+def documents_of(directory, split):
+    """Token ids of every document of a split, as tuples without their [SEP]."""
+    dataset = TokenDataset.open(directory)
+    sep, found = dataset.special_tokens["sep"], []
+    for entry in dataset.manifest["shards"]:
+        if entry["split"] == split:
+            tokens = np.fromfile(directory / entry["file"], dataset.dtype)
+            offsets = np.append(np.load(directory / entry["boundaries"]), len(tokens)).astype(int)
+            for start, end in zip(offsets, offsets[1:], strict=False):
+                assert tokens[end - 1] == sep and not (tokens[start : end - 1] == sep).any()
+                found.append(tuple(tokens[start : end - 1].tolist()))
+    return found
+
+
+def hashes(directory):
+    manifest = preparation.read_manifest(directory)
+    return [(entry["file"], entry["sha256"]) for entry in manifest["shards"]], manifest["tokenizer_sha256"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """The plain case, with everything that is dropped in small numbers."""
+    tmp_path = tmp_path_factory.mktemp("plain")
+    source = FakeSource(texts=("", " \n\x00 ", "tiny", "the same twice " * 5, "漢字" * 30), bad=2)
+    data = settings(tmp_path, min_chars=10)
+    return source, data, preparation.prepare_sources(data, [source], n_workers=1)
+
+
+def test_every_document_is_counted_and_stands_once(prepared):
+    source, data, directory = prepared
+    manifest = preparation.read_manifest(directory)
+    TokenDataset.open(directory).verify()
+    dropped = manifest["dropped"]
+    # 6 parts have the same five texts: 2 empty, 1 short, and 2 that are kept once; the ideographs have no tokens.
+    assert dropped == {"empty": 12, "min_chars": 6, "duplicate": 10, "no_tokens": 1, "not_json": 12}
+    assert manifest["documents"] == 240 + 1
+    assert manifest["documents_read"] == 240 + 12
+    train, heldout = documents_of(directory, "train"), documents_of(directory, "heldout")
+    assert len(train) + len(heldout) == manifest["documents"]
+    assert manifest["train_tokens"] == sum(map(len, train)) + len(train)
+    assert manifest["tokens"] == manifest["train_tokens"] + manifest["heldout_tokens"]
+    assert not set(train) & set(heldout) and 5 < len(heldout) < 60
+    assert manifest["filters"]["min_chars"] == 10
+    tokenizer = tokenizers.load(directory / "tokenizer" / "tokenizer.json")[0]
+    expected = {tuple(tokenizer.encode(document(0, n), add_special_tokens=False).ids) for n in range(240)}
+    assert expected <= set(train) | set(heldout)
+    assert len(manifest["shards"]) > 2
+
+
+def test_unigram_counts_are_those_of_the_training_split(prepared):
+    directory = prepared[2]
+    tokens = np.concatenate([np.append(ids, 3) for ids in documents_of(directory, "train")]).astype(int)
+    counts = np.load(directory / "unigram.npy")
+    assert counts.tolist() == np.bincount(tokens, minlength=preparation.read_manifest(directory)["vocab_size"]).tolist()
+
+
+def test_leaves_nothing_but_the_dataset(prepared):
+    directory = prepared[2]
+    assert [path.name for path in directory.parent.iterdir() if not path.name.startswith(".")] == [directory.name]
+    assert {path.suffix for path in directory.iterdir() } == {".json", ".bin", ".npy", ""}
+    assert [path.name for path in directory.iterdir() if path.is_dir()] == ["tokenizer"]
+
+
+def test_a_prepared_dataset_is_returned_without_reading(prepared, tmp_path):
+    source, data, directory = prepared
+    manifest = directory / "manifest.json"
+    written = manifest.stat().st_mtime_ns
+    assert preparation.prepare_sources(data, [source]) == directory
+    data_of_other_length = data.copy_and_resolve_references()
+    data_of_other_length.update(seq_len=32, loader="numpy", cls_token=True)
+    assert preparation.prepare_sources(data_of_other_length, [source]) == directory
+    assert manifest.stat().st_mtime_ns == written
+    data_of_other_length.source = f"prepared:{directory}"
+    assert preparation.prepare(data_of_other_length, seed=3) == directory
+
+
+@pytest.mark.parametrize("key, value", [("vocab_size", 290), ("min_chars", 11), ("compressibility", 0.9), ("max_mb", 1.0)])
+def test_what_matters_changes_the_fingerprint(prepared, key, value):
+    source, data, _ = prepared
+    changed = data.copy_and_resolve_references()
+    changed[key] = value
+    assert preparation.make_plan(changed, [source]).name != preparation.make_plan(data, [source]).name
+
+
+def test_order_of_parts_and_number_of_workers_change_nothing(prepared, tmp_path):
+    source, data, directory = prepared
+    other = data.copy_and_resolve_references()
+    other.cache_dir = str(tmp_path)
+    reverse = FakeSource(texts=source.texts, bad=2, reverse=True)
+    assert hashes(preparation.prepare_sources(other, [reverse], n_workers=3)) == hashes(directory)
+
+
+def test_mixture_takes_shares_of_max_mb_and_stops_reading(tmp_path):
+    log = tmp_path / "log"
+    log.mkdir()
+    sources = [
+        FakeSource(spec="fake:a", weight=3.0, seed=1, parts_n=80, log=str(log)),
+        FakeSource(spec="fake:b", weight=1.0, seed=2, parts_n=80, log=str(log)),
+    ]
+    data = settings(tmp_path, max_mb=0.06, tokenizer_sample_mb=0.01)
+    directory = preparation.prepare_sources(data, sources, n_workers=1)
+    dataset = TokenDataset.open(directory)
+    tokens = [dataset.n_sequences("train", 1)[source] for source in (0, 1)]
+    assert 2.2 < tokens[0] / tokens[1] < 4
+    assert [source["weight"] for source in dataset.manifest["sources"]] == [3.0, 1.0]
+    assert dataset.manifest["sources"][1]["spec"] == "fake:b"
+    assert len(list(log.iterdir())) < 40
+
+
+def test_compressibility_keeps_documents_of_few_tokens_a_character(tmp_path):
+    noise = " ".join(chr(33 + number * 7 % 90) for number in range(400))
+    source = FakeSource(parts_n=1, documents_n=60, texts=(noise,))
+    directory = preparation.prepare_sources(settings(tmp_path, compressibility=0.4), [source], n_workers=1)
+    assert preparation.read_manifest(directory)["dropped"] == {"compressibility": 1}
+
+
+def test_near_duplicates_are_dropped(tmp_path):
+    words = document(9, 1).split() * 6
+    twin = [*words[:50], "otherwise", *words[51:]]
+    source = FakeSource(parts_n=1, texts=(" ".join(words), " ".join(twin)))
+    directory = preparation.prepare_sources(settings(tmp_path, dedup_near=0.7), [source], n_workers=1)
+    assert preparation.read_manifest(directory)["dropped"] == {"near_duplicate": 1}
+
+
+def test_pieces_of_a_cut_document_stay_together(tmp_path):
+    long_texts = tuple(" ".join(document(5, number * 50 + part) for part in range(6)) for number in range(20))
+    source = FakeSource(parts_n=2, documents_n=1, texts=long_texts)
+    data = settings(tmp_path, max_chars=200, heldout_fraction=0.3, dedup_exact=True)
+    directory = preparation.prepare_sources(data, [source], n_workers=1)
+    manifest = preparation.read_manifest(directory)
+    assert manifest["dropped"] == {"duplicate": 20}
+    tokenizer = tokenizers.load(directory / "tokenizer" / "tokenizer.json")[0]
+    train = tokenizer.decode_batch([list(ids) for ids in documents_of(directory, "train")])
+    heldout = tokenizer.decode_batch([list(ids) for ids in documents_of(directory, "heldout")])
+    for text in long_texts:
+        words = " ".join(tokenizer.decode(tokenizer.encode(text).ids).split())
+        sides = [any(piece in words for piece in side if len(piece) > 100) for side in (train, heldout)]
+        assert sides != [True, True]
+
+
+def test_sentence_order_puts_short_sentences_first(tmp_path):
+    data = settings(tmp_path, order="sentence_length", seq_len=16)
+    directory = preparation.prepare_sources(data, [FakeSource()], n_workers=1)
+    dataset = TokenDataset.open(directory)
+    order = dataset.sentence_order(0, 16)
+    period = tokenizers.load(directory / "tokenizer" / "tokenizer.json")[0].token_to_id(".")
+    counts = (dataset.read("train", 0, order, 16) == period).sum(axis=1)
+    assert (np.diff(counts) <= 0).all() and counts[0] > counts[-1]
+    assert sorted(order.tolist()) == list(range(len(order)))
+
+
+@pytest.mark.parametrize(
+    "changes, sentence", [({"min_chars": 10**6}, "min_chars 240"), ({"compressibility": 0.0}, "compressibility 240")]
+)
+def test_nothing_left_is_a_sentence(tmp_path, changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        preparation.prepare_sources(settings(tmp_path, **changes), [FakeSource()], n_workers=1)
+
+
+def test_no_parts_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="fake:docs: nothing to read"):
+        preparation.prepare_sources(settings(tmp_path), [FakeSource(parts_n=0)])
+
+
+def test_a_damaged_unfinished_preparation_is_started_again(tmp_path, prepared):
+    source, data, directory = prepared
+    other = data.copy_and_resolve_references()
+    other.cache_dir = str(tmp_path)
+    partial = tmp_path / (directory.name + ".partial")
+    (partial / "spool").mkdir(parents=True)
+    (partial / "journal.jsonl").write_text('{"part": [0, 0], "writers": {"train": [2, 99999, 3]}}\n')
+    (partial / "spool" / "0-000001.json").write_text(json.dumps({"documents": 3, "bytes": 77, "dropped": {}, "examples": []}))
+    for end in ("rows", "signatures", "text.zst"):
+        (partial / "spool" / f"0-000001.{end}").write_bytes(b"junk")
+    assert hashes(preparation.prepare_sources(other, [source], n_workers=2)) == hashes(directory)
+
+
+def test_full_disk_is_a_sentence(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cramjax.data.pack.ShardWriter.add", full)
+    with pytest.raises(RunFailed, match="is full; free some space"):
+        preparation.prepare_sources(settings(tmp_path), [FakeSource(parts_n=1)], n_workers=1)

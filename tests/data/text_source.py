@@ -1,0 +1,59 @@
+"""A source of documents made from numbers, for tests: picklable, counts on disk which parts were read."""
+
+import dataclasses
+import os
+import pathlib
+import random
+import time
+
+WORDS = [a + b for a in ("ka", "mo", "ti", "sul", "re", "ban", "pol", "ge") for b in ("ra", "nis", "to", "lem", "du", "shi")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FakePart:
+    source: int
+    name: str
+    key: str
+    n_bytes: int | None
+
+
+def document(seed: int, number: int) -> str:
+    chooser = random.Random(seed * 1_000_003 + number)
+    sentences = [
+        " ".join(chooser.choices(WORDS, k=chooser.randint(3, 12))).capitalize() + " ."
+        for _ in range(chooser.randint(2, 8))
+    ]
+    return " ".join(sentences)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FakeSource:
+    """`parts_n` parts of `documents_n` documents; `log`: a folder that gets a file for every part read to its end."""
+
+    spec: str = "fake:docs"
+    weight: float = 1.0
+    revision: str | None = None
+    seed: int = 0
+    parts_n: int = 6
+    documents_n: int = 40
+    texts: tuple[str, ...] = ()
+    bad: int = 0
+    log: str | None = None
+    pause_s: float = 0.0
+    reverse: bool = False
+
+    def parts(self):
+        names = [f"part-{number:03d}" for number in range(self.parts_n)]
+        parts = [FakePart(source=0, name=name, key=f"{name}-{self.seed}", n_bytes=10_000) for name in names]
+        return parts[::-1] if self.reverse else parts
+
+    def read(self, part, drop):
+        number = int(part.name.split("-")[1])
+        yield from self.texts
+        for index in range(self.bad):
+            drop("not_json", f"{part.name}:{index}")
+        for index in range(self.documents_n):
+            time.sleep(self.pause_s)
+            yield document(self.seed, number * self.documents_n + index)
+        if self.log:
+            pathlib.Path(self.log, f"{part.name}.{os.getpid()}.{time.monotonic_ns()}").touch()

@@ -1,0 +1,60 @@
+"""`python -m tools.prepare_data --config FILE[:ARG]`: prepare the dataset of a recipe and say what is in it."""
+
+import argparse
+import sys
+
+from cramjax.config.cli import add_config_flags, run_command
+
+EXAMPLE = """example:
+  python -m tools.prepare_data --config configs/quickstart.py
+  python -m tools.prepare_data --config configs/bert_1day.py --config.data.source='text:corpus/*.jsonl.zst'
+
+data.* keys, their units and defaults: DATA in cramjax/config/schema.py. Killed, the same command goes on where it stopped;
+finished, it prints the table again at once."""
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from cramjax.config.resolve import resolve
+
+    config = resolve(args.config, args.overrides)
+    from cramjax.data import prepare, progress
+
+    directory = prepare.prepare(config.data, progress=progress.Lines(), n_workers=args.workers)
+    print(describe(directory, prepare.read_manifest(directory)))
+
+
+def describe(directory: object, manifest: dict) -> str:
+    """A short table of what is in the prepared dataset in `directory`."""
+    lines = [
+        ("dataset", directory),
+        ("source", manifest["source"]),
+        ("documents", f"{manifest['documents']:,}"),
+        ("training tokens", f"{manifest['train_tokens']:,}"),
+        ("held-out tokens", f"{manifest['heldout_tokens']:,}"),
+        ("vocabulary", f"{manifest['vocab_size']:,}"),
+        ("shards", f"{len(manifest['shards']):,}"),
+    ]
+    lines += [(f"dropped: {reason}", f"{count:,}") for reason, count in manifest["dropped"].items()]
+    return "\n".join(f"{name:<26}{value}" for name, value in lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own); returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.prepare_data",
+        description="Prepare the dataset of a recipe: read, clean, train the tokenizer, filter, encode, pack.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_flags(parser)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that read and clean (default: one a core, 8 at most)",
+    )
+    return run_command(_prepare, argv, parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
