@@ -21,7 +21,7 @@ from cramjax.training.checkpoint import Checkpoints
 
 # Share of the words of a demonstration sentence that is masked: enough context is left to judge the guesses.
 DEMO_MASK_SHARE = 0.15
-DEMO_TOKENS = 32
+DEMO_WINDOW = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,19 +68,36 @@ def fill_mask(model: LoadedModel, text: str, top_k: int = 5) -> list[list[tuple[
     return _fill(model, np.asarray(ids, np.int32), positions, top_k)
 
 
-def show_heldout(model: LoadedModel, dataset: TokenDataset, n_sentences: int) -> list[str]:
-    """`n_sentences` lines of held-out text with some words masked, each as [truth → guess], right ones marked."""
-    special = set(dataset.special_tokens.values())
+def demonstrate(workdir: str | os.PathLike, n_sentences: int) -> list[str]:
+    """`n_sentences` held-out sentences with some words masked, each as [truth → guess] or [truth ✓], by the run in `workdir`.
+
+    Fewer where the held-out text has no more sentences of a readable length.
+    """
+    model = load(workdir)
+    environment = json.loads((pathlib.Path(workdir) / "environment.json").read_text())
+    dataset = TokenDataset.open(environment["dataset"])
     lines: list[str] = []
-    sequence, n_sequences = 0, sum(dataset.n_sequences("heldout", DEMO_TOKENS))
-    while len(lines) < n_sentences and sequence < n_sequences:
-        ids = dataset.read("heldout", 0, np.asarray([sequence * 7919 % n_sequences]), DEMO_TOKENS)[0].astype(np.int32)
-        sequence += 1
-        words = [index for index, token in enumerate(ids) if token not in special and _is_word(model, int(token))]
-        if len(words) >= DEMO_TOKENS // 2:  # prose rather than a table or a piece of code
-            chosen = words[3 :: round(1 / DEMO_MASK_SHARE)]
-            lines.append(_with_guesses(model, ids, chosen))
+    n_sequences = dataset.n_sequences("heldout", DEMO_WINDOW)[0]
+    # The stride is prime and large: neighbouring picks come from different documents.
+    for pick in range(min(n_sequences, 50 * n_sentences)):
+        window = dataset.read("heldout", 0, np.asarray([pick * 7919 % n_sequences]), DEMO_WINDOW)[0]
+        sentence = _first_sentence(model, window.astype(np.int32), set(dataset.special_tokens.values()))
+        if sentence is not None:
+            lines.append(_with_guesses(model, *sentence))
+        if len(lines) == n_sentences:
+            break
     return lines
+
+
+def _first_sentence(model: LoadedModel, ids: np.ndarray, special: set[int]) -> tuple[np.ndarray, list[int]] | None:
+    """The first whole sentence in `ids` and the positions to mask in it; None where there is none that reads as prose."""
+    stops = np.flatnonzero(ids == model.tokenizer.token_to_id("."))
+    for start, end in zip(stops[:-1] + 1, stops[1:] + 1, strict=True):
+        sentence = ids[start:end]
+        words = [index for index, token in enumerate(sentence) if _is_word(model, int(token))]
+        if 10 <= len(sentence) <= 40 and not special & set(sentence.tolist()) and len(words) > 0.6 * len(sentence):
+            return sentence, words[2 :: round(1 / DEMO_MASK_SHARE)]
+    return None
 
 
 def _is_word(model: LoadedModel, token: int) -> bool:

@@ -20,7 +20,14 @@ def _train(args: argparse.Namespace) -> int:
     workdir = args.workdir or pathlib.Path("runs") / config.name
     from cramjax.training import run  # imports JAX: only once the configuration is known to be sound
 
-    return run.train_until_stopped(config, workdir)
+    code = run.train_until_stopped(config, workdir)
+    if code == 0 and config.log.fill_masks:
+        from cramjax.inference import demonstrate
+
+        print("held-out sentences, masked words as [truth → guess]:")
+        for line in demonstrate(workdir, config.log.fill_masks):
+            print(f"  {line}")
+    return code
 
 
 def main(argv: list[str] | None = None) -> int:

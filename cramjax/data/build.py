@@ -100,10 +100,10 @@ class Builder:
             for number in range(len(parts)):
                 if selection.is_full(source):
                     break
-                part = self.spool.get((source, number))
+                part = self.spool.get((source, number), self._show_reading)
                 for _, text in _kept_texts(part, _selector(selection, source, collections.Counter())):
                     yield text
-                self._show("reading", source, number, selection)
+                self._show("reading a sample", source, number + 1, selection)
 
     def _sample_shares(self) -> list[float]:
         total = sum(source.weight for source in self.plan.sources)
@@ -117,7 +117,7 @@ class Builder:
         for number in range(len(self.plan.parts[source])):
             if self.selection.is_full(source):
                 break
-            part = self.spool.get((source, number))
+            part = self.spool.get((source, number), self._show_reading)
             entry = self.journal.entries.get((source, number))
             if entry is None:
                 entry = self._pack_part((source, number), part, writers, threads)
@@ -129,7 +129,7 @@ class Builder:
             part.path("text.zst").unlink(missing_ok=True)
             self.dropped.update(entry["dropped"])
             self.n_read += entry["documents"]
-            self._show("encoding", source, number, self.selection)
+            self._show("encoding", source, number + 1, self.selection)
         self.spool.finish_source(source)
         for writer in writers.values():
             writer.close()
@@ -163,7 +163,10 @@ class Builder:
         pending = collections.deque()
         select = _selector(self.selection, key[0], dropped)
         # Two batches at a time: one is in the tokenizer's threads while the other one's ids become arrays.
+        n_bytes = 0
         for rows, texts in _batches(part, select, self.selection.needs_signatures):
+            n_bytes += int(rows["n_bytes"].sum())
+            self._show("encoding", key[0], key[1] + n_bytes / part.summary["bytes"], self.selection)
             pending.append((rows, threads.submit(tokenizers.encode_documents, self.tokenizer, texts)))
             if len(pending) > 2:
                 self._write(*pending.popleft(), writers, dropped)
@@ -245,17 +248,21 @@ class Builder:
             f"data.source={specs}: {what} (dropped: {counts or 'there was no text'}); check data.source and its filters"
         )
 
-    def _show(self, stage: str, source: int, number: int, selection: Selection) -> None:
-        """Report that part `number` of `source` is through `stage`."""
+    def _show(self, stage: str, source: int, n_parts: float, selection: Selection) -> None:
+        """Report that the first `n_parts` parts of `source` (the last one perhaps in part) are through `stage`."""
         taken, shares = sum(selection.taken_bytes), selection.share_bytes
         if None not in shares:
             fraction = min(taken / sum(shares), 1.0)
         else:
             sizes = [[part.n_bytes or 0 for part in parts] for parts in self.plan.parts]
+            here, begun = sizes[source], int(n_parts)
+            done = sum(map(sum, sizes[:source])) + sum(here[:begun]) + (n_parts - begun) * sum(here[begun : begun + 1])
             whole = sum(map(sum, sizes))
-            done = sum(map(sum, sizes[:source])) + sum(sizes[source][: number + 1])
             fraction = done / whole if whole else None
         self.meter.update(stage, taken, fraction)
+
+    def _show_reading(self, name: str, n_bytes: int) -> None:
+        self.meter.update(f"reading {name} (compressed)", n_bytes, None)
 
 
 class Journal:

@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -38,6 +38,7 @@ _BLOCK_ROWS = 1 << 15
 _SIGNATURE_BATCH_CHARS = 1 << 22
 _MAX_WORKERS = 8  # eight clean more than the tokenizer takes on any machine, and keep memory bounded
 _EXAMPLES = 3
+_WAIT_S = 1.0
 
 
 class Damaged(Exception):
@@ -200,8 +201,8 @@ class Spool:
             if key[0] == source:
                 future.cancel()
 
-    def get(self, key: tuple[int, int]) -> SpooledPart:
-        """The part, once it is whole.
+    def get(self, key: tuple[int, int], on_wait: Callable[[str, int], None] | None = None) -> SpooledPart:
+        """The part, once it is whole; `on_wait(name, compressed bytes so far)` is called every second until then.
 
         Raises:
             UserError, RunFailed: what reading it raised; RunFailed where the disk is full or a worker was killed.
@@ -211,7 +212,7 @@ class Spool:
         self._read_ahead(key)
         if found is None:
             try:
-                found = self._futures[key].result()
+                found = self._wait(key, on_wait)
             except BrokenProcessPool as error:
                 raise RunFailed(
                     f"a process that read {self._jobs[key].part.name} was killed, probably for memory; what was "
@@ -219,6 +220,17 @@ class Spool:
                 ) from error
         self._bytes[key] = found["bytes"]
         return SpooledPart(stem=self._jobs[key].stem, summary=found)
+
+    def _wait(self, key: tuple[int, int], on_wait: Callable[[str, int], None] | None) -> dict[str, Any]:
+        job = self._jobs[key]
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return self._futures[key].result(timeout=_WAIT_S)
+            if self._futures[key].done():  # a TimeoutError of the source's own
+                return self._futures[key].result()
+            if on_wait is not None:
+                unfinished = job.stem.parent.glob(f"{job.stem.name}.text.zst.*.tmp")
+                on_wait(job.part.name, sum(path.stat().st_size for path in unfinished if path.exists()))
 
     def _read_ahead(self, key: tuple[int, int]) -> None:
         place = self._place[key] + 1

@@ -1,0 +1,211 @@
+"""The command line as a user runs it: real processes, on a small corpus."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SMALL = (
+    "--config.data.vocab_size=256", "--config.data.seq_len=32", "--config.data.heldout_fraction=0.1",
+    "--config.model.d_model=32", "--config.model.d_ff=64", "--config.budget.hours=None", "--config.data.loader=numpy",
+    "--config.eval.batch_size=16", "--config.eval.batches=2", "--config.log.every_steps=5", "--config.log.tensorboard=False",
+    "--config.batch_size=16", "--config.microbatch_size=8", "--config.precision=float32",
+)  # fmt: skip
+
+
+def command(corpus, workdir, *flags, recipe="configs/quickstart.py"):
+    source = f"--config.data.source=text:{corpus}"
+    cache = f"--config.data.cache_dir={corpus.parent / 'prepared'}"
+    return [sys.executable, "-m", "cramjax.main", "--config", recipe, "--workdir", str(workdir), source, cache, *flags]
+
+
+def environment(**extra):
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return kept | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"} | extra
+
+
+def run(*arguments, check=True, **extra):
+    done = subprocess.run(*arguments, cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=300)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def params(workdir):
+    """The parameters of the newest checkpoint as a flat dict of NumPy arrays, read in a process of its own."""
+    out = workdir / "params.npz"
+    code = (
+        "import sys, jax, numpy as np, cramjax; model = cramjax.load(sys.argv[1]); "
+        "flat = jax.tree_util.tree_flatten_with_path(model.params)[0]; "
+        "np.savez(sys.argv[2], **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat})"
+    )
+    run([sys.executable, "-c", code, str(workdir), str(out)])
+    return dict(np.load(out))
+
+
+def wait_for_step(workdir, step, process, timeout_s=120):
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end and process.poll() is None:
+        if (workdir / "metrics.jsonl").exists() and any(line["step"] >= step for line in lines(workdir)):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step}: {process.communicate()[1]}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    flags = (*SMALL, "--config.budget.steps=60", "--config.schedule.batch_ramp=0.5")
+    done = run(command(corpus, workdir, *flags))
+    return workdir, flags, done
+
+
+def test_a_run_leaves_what_the_contract_names(undisturbed):
+    workdir, _, done = undisturbed
+    for name in ("config.json", "environment.json", "metrics.jsonl", "loss.png", "summary.json", "tokenizer/tokenizer.json"):
+        assert (workdir / name).stat().st_size > 0, name
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["steps"] == 60 and summary["stop_reason"] == "steps" and summary["progress"] == 1.0
+    for key in (
+        "tokens", "flops", "params", "elapsed_s", "train_loss", "eval_loss", "eval_accuracy", "unigram_loss", "tokens_per_s",
+        "mfu", "compile_s", "time_to_first_step_s", "data_wait_fraction", "goodput",
+    ):  # fmt: skip
+        assert summary[key] is not None, key
+    assert summary["resumed_from"] is None and 0 < summary["goodput"] <= 1
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["60"]
+    assert "compiling" in done.stderr and "unigram" in done.stderr
+
+
+def test_metrics_lines_are_complete_and_the_learning_rate_ends_at_its_end(undisturbed):
+    train = [line for line in lines(undisturbed[0]) if "loss" in line]
+    evals = [line for line in lines(undisturbed[0]) if "eval_loss" in line]
+    wanted = {"step", "elapsed_s", "progress", "tokens", "loss", "lr", "grad_norm", "batch_size", "tokens_per_s", "mfu"}
+    assert all(wanted <= line.keys() for line in train)
+    assert train[-1]["step"] == 60 and train[-1]["lr"] == 0.0 and train[-1]["progress"] == 1.0
+    assert train[0]["batch_size"] == 8 and train[-1]["batch_size"] == 16  # the ramp
+    assert len(evals) == 10 and evals[-1]["step"] == 60
+    assert evals[-1]["eval_loss"] < evals[0]["eval_loss"]
+
+
+def test_a_finished_run_says_so_and_changes_nothing(undisturbed, corpus):
+    workdir, flags, _ = undisturbed
+    before = (workdir / "summary.json").read_bytes()
+    done = run(command(corpus, workdir, *flags))
+    assert "finished" in done.stderr and (workdir / "summary.json").read_bytes() == before
+
+
+def test_a_longer_budget_goes_on_from_the_checkpoint(undisturbed, corpus, tmp_path):
+    import shutil
+
+    workdir = tmp_path / "longer"
+    shutil.copytree(undisturbed[0], workdir)
+    flags = [*undisturbed[1][:-2], "--config.budget.steps=70", "--config.schedule.batch_ramp=0.5"]
+    run(command(corpus, workdir, *flags))
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["steps"] == 70 and summary["resumed_from"] == 60
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda how: how.name)
+def test_killed_and_restarted_the_parameters_are_bit_identical(undisturbed, corpus, tmp_path, how):
+    workdir = tmp_path / "killed"
+    flags = (*undisturbed[1], "--config.checkpoint.every_steps=7")
+    process = subprocess.Popen(
+        command(corpus, workdir, *flags), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    wait_for_step(workdir, random.choice([15, 25, 35]), process)
+    process.send_signal(how)
+    _, stderr = process.communicate(timeout=60)
+    expected = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[how]
+    assert process.returncode == expected, stderr
+    done = run(command(corpus, workdir, *flags))
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert "resuming" in done.stderr and summary["resumed_from"] and summary["steps"] == 60
+    steps = [line["step"] for line in lines(workdir) if "loss" in line]
+    assert steps == sorted(set(steps))  # no step twice in the record
+    theirs, ours = params(undisturbed[0]), params(workdir)
+    assert theirs.keys() == ours.keys()
+    for name in theirs:
+        np.testing.assert_array_equal(theirs[name], ours[name], err_msg=name)
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(corpus, tmp_path):
+    workdir = tmp_path / "busy"
+    flags = (*SMALL, "--config.budget.steps=100000")
+    first = subprocess.Popen(
+        command(corpus, workdir, *flags), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for_step(workdir, 5, first)
+        second = run(command(corpus, workdir, *flags), check=False)
+        assert second.returncode == 2 and str(workdir) in second.stderr and "Traceback" not in second.stderr
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_another_model_shape_is_refused_with_the_differing_entries(undisturbed, corpus):
+    done = run(command(corpus, undisturbed[0], *undisturbed[1], "--config.model.d_ff=32"), check=False)
+    assert done.returncode == 2 and "d_ff is 64 in the checkpoint, 32 now" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_early_termination_ends_the_run_with_its_reason(corpus, tmp_path):
+    flags = (*SMALL, "--config.budget.steps=40", "--config.schedule.stop_loss=0.01", "--config.schedule.stop_after=0.5")
+    run(command(corpus, tmp_path, *flags))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["stop_reason"] == "early_termination" and 20 <= summary["steps"] <= 22
+
+
+def test_gradients_that_stay_infinite_stop_the_run_with_a_reason(corpus, tmp_path):
+    flags = (*SMALL, "--config.budget.steps=200", "--config.optimizer.lr=1e30", "--config.optimizer.clip_norm=None")
+    done = run(command(corpus, tmp_path, *flags), check=False)
+    assert done.returncode == 1 and "not finite" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config", "configs/nothing.py"], "configs/nothing.py: no such recipe"),
+        (["--config", "configs/quickstart.py", "--config.lr=3"], "optimizer.lr"),
+        (["--config", "configs/quickstart.py", "--wrokdir=x"], "did you mean --workdir"),
+        (["--config", "configs/quickstart.py", "--config.data.source=text:/nowhere/*.txt"], "/nowhere/*.txt"),
+        (["--config", "configs/quickstart.py", "--config.data.source=prepared:/nowhere"], "/nowhere"),
+        ([], "--config"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, tmp_path):
+    done = run([sys.executable, "-m", "cramjax.main", *arguments], check=False)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("module", ["cramjax.main", "tools.prepare_data", "tools.bench"])
+def test_help_names_purpose_flags_and_an_example_without_jax(module):
+    probe = (
+        f"import runpy, sys; sys.argv = ['{module}', '--help']\n"
+        f"try: runpy.run_module('{module}', run_name='__main__')\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert not {'jax', 'tensorflow', 'numpy'} & set(sys.modules)"
+    )
+    done = run([sys.executable, "-c", probe])
+    assert "--config" in done.stdout and "example" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "configs").glob("*.py")))
+def test_every_recipe_smokes(recipe, tmp_path):
+    flags = ["--config.data.cache_dir=" + str(tmp_path / "prepared")]
+    run([sys.executable, "-m", "cramjax.main", "--config", f"configs/{recipe}.py:smoke", "--workdir", str(tmp_path), *flags])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["steps"] == 40 and summary["eval_loss"] is not None
