@@ -53,7 +53,6 @@ class Builder:
             self.special = tokenizers.special_ids(self.tokenizer)
             self.vocab_size = max(self.tokenizer.get_vocab().values()) + 1
             self.dtype = "uint16" if self.vocab_size <= 1 << 16 else "uint32"
-            self.tokenizer.encode_special_tokens = True  # "[MASK]" in a document is text
             with ThreadPoolExecutor(2) as threads:
                 for source in range(len(self.plan.sources)):
                     self._pack_source(source, threads)
@@ -256,7 +255,11 @@ class Builder:
         else:
             sizes = [[part.n_bytes or 0 for part in parts] for parts in self.plan.parts]
             here, begun = sizes[source], int(n_parts)
-            done = sum(map(sum, sizes[:source])) + sum(here[:begun]) + (n_parts - begun) * sum(here[begun : begun + 1])
+            done = (
+                sum(map(sum, sizes[:source]))
+                + sum(here[:begun])
+                + (n_parts - begun) * sum(here[begun : begun + 1])
+            )
             whole = sum(map(sum, sizes))
             fraction = done / whole if whole else None
         self.meter.update(stage, taken, fraction)

@@ -64,7 +64,9 @@ def prepare_sources(
 ) -> pathlib.Path:
     """`prepare` with the sources given instead of `data.source`."""
     if data.max_mb == "budget":
-        raise UserError("data.max_mb='budget': resolve the configuration with its budget first, or give a number of MB")
+        raise UserError(
+            "data.max_mb='budget': resolve the configuration with its budget first, or give a number of MB"
+        )
     plan = make_plan(data, sources)
     cache = pathlib.Path(data.cache_dir)
     directory = cache / plan.name

@@ -45,8 +45,7 @@ _OTHER_NAMES = {
 }
 _ALPHABET_LIMIT = 1000
 _SENTENCE_CHARS = 1000  # SentencePiece skips lines over 4,192 bytes
-_NEVER = -1e6  # log-probability of pieces that may not be found in text
-_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # piece types of SentencePiece's protocol
+_NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # piece types of SentencePiece's protocol
 
 
 def train(
@@ -177,15 +176,18 @@ def from_sentencepiece(model: bytes) -> Tokenizer:
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    # Nine digits hold a float32, and are read back from JSON to the same number.
+    pieces = [(piece.piece, float(f"{piece.score:.9g}")) for piece in proto.pieces]
     types = [piece.type for piece in proto.pieces]
     unk_id, has_bytes = proto.trainer_spec.unk_id, _BYTE in types
     if proto.trainer_spec.model_type == 1:
-        hidden = [
-            (piece, _NEVER if kind == _CONTROL else score)
+        # Control pieces must not win over others, nor lower the least score, from which that of [UNK] derives.
+        least = min(score for (_, score), kind in zip(pieces, types, strict=True) if kind == _NORMAL)
+        scored = [
+            (piece, least if kind == _CONTROL else score)
             for (piece, score), kind in zip(pieces, types, strict=True)
         ]
-        core = models.Unigram(hidden, unk_id=unk_id, byte_fallback=has_bytes)
+        core = models.Unigram(scored, unk_id=unk_id, byte_fallback=has_bytes)
     elif proto.trainer_spec.model_type == 2:
         vocab = {piece: number for number, (piece, _) in enumerate(pieces)}
         merges = _merges(pieces, types)
@@ -211,7 +213,7 @@ def _sentencepiece_normalizer(spec: Any) -> list[normalizers.Normalizer]:
 
 def _merges(pieces: list[tuple[str, float]], types: list[int]) -> list[tuple[str, str]]:
     """The merges by which BPE reaches each piece, best score first."""
-    known = {piece: number for number, (piece, _) in enumerate(pieces) if types[number] == 1}
+    known = {piece: number for number, (piece, _) in enumerate(pieces) if types[number] == _NORMAL}
     merges = []
     for piece, number in known.items():
         pairs = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
@@ -319,12 +321,13 @@ def library_versions(kind: str) -> str:
 
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str], piece_chars: int = 1 << 14) -> list[np.ndarray]:
-    """Token ids of each text, uint32 [n_tokens], without special tokens; on all cores, the GIL released meanwhile.
+    """Token ids of each text, uint32 [n_tokens]: text only, "[MASK]" in a text is six characters and no special token.
 
-    Texts are encoded in pieces of at most `piece_chars`, cut before white space where there is any: the library needs
-    some 100 bytes of memory a character, and one core, for each piece.
+    On all cores, the GIL released meanwhile. Texts are encoded in pieces of at most `piece_chars`, cut before white
+    space where there is any: the library needs some 100 bytes of memory a character, and one core, for each piece.
     """
-    pieces = [cut(text, piece_chars) for text in texts]
+    names = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    pieces = [_pieces(text, piece_chars, names) for text in texts]
     flat = [piece for cuts in pieces for piece in cuts]
     encodings = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
     documents = []
@@ -332,3 +335,14 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str], piece_chars: int = 
         arrays = [np.array(next(encodings).ids, np.uint32) for _ in cuts]
         documents.append(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
     return documents
+
+
+def _pieces(text: str, piece_chars: int, special: list[str]) -> list[str]:
+    """`text` cut into pieces, within the name of every special token too, so that no piece holds one."""
+    parts = [text]
+    if any(name in text for name in special):
+        names = re.compile(
+            "|".join(rf"(?<={re.escape(name[:-1])})(?={re.escape(name[-1])})" for name in special)
+        )
+        parts = names.split(text)
+    return [piece for part in parts for piece in cut(part, piece_chars)]

@@ -73,13 +73,18 @@ def test_unigram_counts_are_those_of_the_training_split(prepared):
     directory = prepared[2]
     tokens = np.concatenate([np.append(ids, 3) for ids in documents_of(directory, "train")]).astype(int)
     counts = np.load(directory / "unigram.npy")
-    assert counts.tolist() == np.bincount(tokens, minlength=preparation.read_manifest(directory)["vocab_size"]).tolist()
+    assert (
+        counts.tolist()
+        == np.bincount(tokens, minlength=preparation.read_manifest(directory)["vocab_size"]).tolist()
+    )
 
 
 def test_leaves_nothing_but_the_dataset(prepared):
     directory = prepared[2]
-    assert [path.name for path in directory.parent.iterdir() if not path.name.startswith(".")] == [directory.name]
-    assert {path.suffix for path in directory.iterdir() } == {".json", ".bin", ".npy", ""}
+    assert [path.name for path in directory.parent.iterdir() if not path.name.startswith(".")] == [
+        directory.name
+    ]
+    assert {path.suffix for path in directory.iterdir()} == {".json", ".bin", ".npy", ""}
     assert [path.name for path in directory.iterdir() if path.is_dir()] == ["tokenizer"]
 
 
@@ -96,7 +101,9 @@ def test_a_prepared_dataset_is_returned_without_reading(prepared, tmp_path):
     assert preparation.prepare(data_of_other_length, seed=3) == directory
 
 
-@pytest.mark.parametrize("key, value", [("vocab_size", 290), ("min_chars", 11), ("compressibility", 0.9), ("max_mb", 1.0)])
+@pytest.mark.parametrize(
+    "key, value", [("vocab_size", 290), ("min_chars", 11), ("compressibility", 0.9), ("max_mb", 1.0)]
+)
 def test_what_matters_changes_the_fingerprint(prepared, key, value):
     source, data, _ = prepared
     changed = data.copy_and_resolve_references()
@@ -172,7 +179,8 @@ def test_sentence_order_puts_short_sentences_first(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes, sentence", [({"min_chars": 10**6}, "min_chars 240"), ({"compressibility": 0.0}, "compressibility 240")]
+    "changes, sentence",
+    [({"min_chars": 10**6}, "min_chars 240"), ({"compressibility": 0.0}, "compressibility 240")],
 )
 def test_nothing_left_is_a_sentence(tmp_path, changes, sentence):
     with pytest.raises(UserError, match=sentence):
@@ -191,7 +199,9 @@ def test_a_damaged_unfinished_preparation_is_started_again(tmp_path, prepared):
     partial = tmp_path / (directory.name + ".partial")
     (partial / "spool").mkdir(parents=True)
     (partial / "journal.jsonl").write_text('{"part": [0, 0], "writers": {"train": [2, 99999, 3]}}\n')
-    (partial / "spool" / "0-000001.json").write_text(json.dumps({"documents": 3, "bytes": 77, "dropped": {}, "examples": []}))
+    (partial / "spool" / "0-000001.json").write_text(
+        json.dumps({"documents": 3, "bytes": 77, "dropped": {}, "examples": []})
+    )
     for end in ("rows", "signatures", "text.zst"):
         (partial / "spool" / f"0-000001.{end}").write_bytes(b"junk")
     assert hashes(preparation.prepare_sources(other, [source], n_workers=2)) == hashes(directory)

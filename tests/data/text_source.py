@@ -6,7 +6,11 @@ import pathlib
 import random
 import time
 
-WORDS = [a + b for a in ("ka", "mo", "ti", "sul", "re", "ban", "pol", "ge") for b in ("ra", "nis", "to", "lem", "du", "shi")]
+WORDS = [
+    a + b
+    for a in ("ka", "mo", "ti", "sul", "re", "ban", "pol", "ge")
+    for b in ("ra", "nis", "to", "lem", "du", "shi")
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

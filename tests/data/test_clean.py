@@ -1,0 +1,81 @@
+"""Normalisation, bounds and cutting, on hostile text too."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cramjax.data.clean import CleanRules, clean, cut, normalize
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=300)
+RULES = CleanRules(normalize=True, min_chars=0, max_chars=None)
+
+
+@pytest.mark.parametrize(
+    "raw, expected",
+    [
+        ("\ufeffone\r\ntwo\tthree", "one two three"),
+        ("one\n\n  \n two \u00a0 three\n", "one\ntwo three"),
+        ("nul\x00byte and \ud800 surrogate", "nulbyte and surrogate"),
+        ("soft\u00adhyphen zero\u200bwidth", "softhyphen zerowidth"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("می\u200cخواهم", "می\u200cخواهم"),  # a joiner that spelling needs
+        (" \x00 \n\n ", ""),
+    ],
+)
+def test_normalize(raw, expected):
+    assert normalize(raw) == expected
+
+
+@settings(deadline=None)
+@given(ANY_TEXT)
+def test_normalized_text_is_clean_and_stays_as_it_is(text):
+    once = normalize(text)
+    assert once.encode("utf-8").decode("utf-8") == once
+    assert normalize(once) == once
+    assert unicodedata.is_normalized("NFC", once)
+    assert "  " not in once and once == once.strip() and not set("\x00\r\t\ufeff") & set(once)
+
+
+@settings(deadline=None)
+@given(ANY_TEXT, st.integers(1, 40))
+def test_cut_pieces_are_short_and_concatenate(text, max_chars):
+    pieces = cut(text, max_chars)
+    assert "".join(pieces) == text
+    assert all(0 < len(piece) <= max_chars for piece in pieces) or text == ""
+
+
+def test_cut_spares_words():
+    assert cut("aaaa bbbb cccc dddddddddddd", 10) == ["aaaa bbbb", " cccc", " ddddddddd", "ddd"]
+
+
+@pytest.mark.parametrize(
+    "text, rules, expected",
+    [
+        ("", RULES, ([], "empty")),
+        ("\u200b \n", RULES, ([], "empty")),
+        ("a  short  one", CleanRules(normalize=True, min_chars=12, max_chars=None), ([], "min_chars")),
+        ("a  short  one", CleanRules(normalize=True, min_chars=11, max_chars=None), (["a short one"], None)),
+        (
+            "as  it\x00 is \ud801",
+            CleanRules(normalize=False, min_chars=0, max_chars=None),
+            (["as  it\x00 is "], None),
+        ),
+        (
+            "four more words here",
+            CleanRules(normalize=True, min_chars=0, max_chars=10),
+            (["four more", " words", " here"], None),
+        ),
+    ],
+)
+def test_clean(text, rules, expected):
+    pieces, reason = clean(text, rules)
+    assert (pieces, reason) == expected or (
+        "".join(pieces) == "".join(expected[0]) and rules.max_chars and not reason
+    )
+
+
+def test_a_long_line_of_one_word_is_no_trouble():
+    text = "x" * 3_000_000 + "\n" * 100_000 + " " * 100_000
+    assert clean(text, RULES) == (["x" * 3_000_000], None)
