@@ -15,6 +15,7 @@ def get_config(arg=None):
     config.budget.hours = 0.05
 
     config.data.update(source="installed-docs", max_mb=16.0, seq_len=128, vocab_size=8192, tokenizer_sample_mb=8.0)
+    config.data.loader = "numpy"  # importing TensorFlow takes longer than reading this corpus
     config.model.update(
         n_layers=2,
         d_model=128,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cramjax.config.errors import UserError
-from cramjax.data import dedup, pack, tokenizers
+from cramjax.data import dedup, encode, pack, tokenizers
 from cramjax.data.dataset import FORMAT
 from cramjax.data.progress import Meter
 from cramjax.data.selection import Selection
@@ -44,7 +44,6 @@ class Builder:
         self.selection = Selection(plan.share_bytes, exact=self.data.dedup_exact, near=self.data.dedup_near)
         self.journal = Journal(partial / "journal.jsonl")
         self.dropped: collections.Counter[str] = collections.Counter()
-        self.n_read = 0
 
     def build(self, directory: pathlib.Path) -> None:
         """Go on from wherever the preparation stands, and publish it as `directory`."""
@@ -102,7 +101,9 @@ class Builder:
                 part = self.spool.get((source, number), self._show_reading)
                 for _, text in _kept_texts(part, _selector(selection, source, collections.Counter())):
                     yield text
-                self._show("reading a sample", source, number + 1, selection)
+                self._show(
+                    "reading a sample", source, number + 1, sum(selection.taken_bytes), selection.share_bytes
+                )
 
     def _sample_shares(self) -> list[float]:
         total = sum(source.weight for source in self.plan.sources)
@@ -127,8 +128,6 @@ class Builder:
                     select(rows, signatures)
             part.path("text.zst").unlink(missing_ok=True)
             self.dropped.update(entry["dropped"])
-            self.n_read += entry["documents"]
-            self._show("encoding", source, number + 1, self.selection)
         self.spool.finish_source(source)
         for writer in writers.values():
             writer.close()
@@ -162,11 +161,12 @@ class Builder:
         pending = collections.deque()
         select = _selector(self.selection, key[0], dropped)
         # Two batches at a time: one is in the tokenizer's threads while the other one's ids become arrays.
-        n_bytes = 0
+        n_bytes, before = 0, sum(self.selection.taken_bytes)
         for rows, texts in _batches(part, select, self.selection.needs_signatures):
             n_bytes += int(rows["n_bytes"].sum())
-            self._show("encoding", key[0], key[1] + n_bytes / part.summary["bytes"], self.selection)
-            pending.append((rows, threads.submit(tokenizers.encode_documents, self.tokenizer, texts)))
+            n_parts = key[1] + n_bytes / part.summary["bytes"]
+            self._show("encoding", key[0], n_parts, before + n_bytes, self.plan.share_bytes)
+            pending.append((rows, threads.submit(encode.encode_documents, self.tokenizer, texts)))
             if len(pending) > 2:
                 self._write(*pending.popleft(), writers, dropped)
         while pending:
@@ -177,7 +177,6 @@ class Builder:
             "part": list(key),
             "writers": {split: writer.state() for split, writer in writers.items()},
             "dropped": dict(dropped),
-            "documents": part.summary["documents"],
         }
 
     def _write(
@@ -234,7 +233,7 @@ class Builder:
             "source": " + ".join(source.spec for source in self.plan.sources),
             "sources": specs,
             "filters": {key: self.data[key] for key in _FILTERS},
-            "documents_read": self.n_read,
+            "documents_read": self.selection.n_taken,
             "dropped": dropped,
             "shards": shards,
         }
@@ -247,9 +246,8 @@ class Builder:
             f"data.source={specs}: {what} (dropped: {counts or 'there was no text'}); check data.source and its filters"
         )
 
-    def _show(self, stage: str, source: int, n_parts: float, selection: Selection) -> None:
-        """Report that the first `n_parts` parts of `source` (the last one perhaps in part) are through `stage`."""
-        taken, shares = sum(selection.taken_bytes), selection.share_bytes
+    def _show(self, stage: str, source: int, n_parts: float, taken: int, shares: list[float | None]) -> None:
+        """Report that `taken` bytes, or the first `n_parts` parts of `source` (the last partly), are through `stage`."""
         if None not in shares:
             fraction = min(taken / sum(shares), 1.0)
         else:

@@ -38,7 +38,10 @@ class Meter:
             from rich.progress import BarColumn, Progress, TextColumn
 
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(24), console=Console(stderr=True), transient=True
+                TextColumn("{task.description}", markup=False),
+                BarColumn(24),
+                console=Console(stderr=True),
+                transient=True,
             )
             self._task = self._bar.add_task("", total=1.0)
             self._bar.start()
@@ -56,7 +59,9 @@ class Meter:
             self._stage, self._started = stage, now
             self._base, self._base_fraction = n_bytes, fraction or 0.0
         elapsed_s = max(now - self._started, 1e-3)
-        text = f"{stage}: {n_bytes / 1e6:,.1f} MB, {(n_bytes - self._base) / 1e6 / elapsed_s:.1f} MB/s"
+        text = f"{stage}: {n_bytes / 1e6:,.1f} MB"
+        if n_bytes > self._base:
+            text += f", {(n_bytes - self._base) / 1e6 / elapsed_s:.1f} MB/s"
         gained = (fraction or 0.0) - self._base_fraction
         if gained > 0 and fraction < 1:
             minutes, seconds = divmod(round(elapsed_s * (1 - fraction) / gained), 60)

@@ -14,11 +14,15 @@ from cramjax.data import dedup
 
 
 class Selection:
-    """Remembers what was taken so far, of all sources. `share_bytes`: for each source, None where all is taken."""
+    """Remembers what was taken so far, of all sources. `share_bytes`: for each source, None where all is taken.
+
+    `taken_bytes` (of each source) and `n_taken` (documents) count what was within the share, duplicates too.
+    """
 
     def __init__(self, share_bytes: list[float | None], *, exact: bool, near: float | None):
         self.share_bytes = share_bytes
         self.taken_bytes = [0] * len(share_bytes)
+        self.n_taken = 0
         self._seen = dedup.SeenHashes() if exact else None
         self._near = dedup.NearDuplicates(near) if near is not None else None
         self._last_kept = False
@@ -46,6 +50,7 @@ class Selection:
         taken = self._take(source, rows["n_bytes"])
         rows = rows[:taken]
         heads = np.flatnonzero(rows["piece"] == 0)
+        self.n_taken += len(heads)
         keep = np.ones(len(heads), bool)
         for reason, find_new in (("duplicate", self._new_exactly), ("near_duplicate", self._new_nearly)):
             still = np.flatnonzero(keep)

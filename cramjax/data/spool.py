@@ -178,7 +178,7 @@ class Spool:
     def __init__(self, jobs: dict[tuple[int, int], Job], n_workers: int | None = None):
         self._jobs, self._order = jobs, list(jobs)
         self._place = {key: place for place, key in enumerate(self._order)}
-        self._n_workers = n_workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
+        self._n_workers = n_workers or min(_n_cores(), _MAX_WORKERS)
         self._futures: dict[tuple[int, int], Future] = {}
         self._bytes: dict[tuple[int, int], int] = {}
         self._finished_sources: set[int] = set()
@@ -263,6 +263,11 @@ class Spool:
             return None
         except ValueError as error:
             raise Damaged(f"{stem}.json") from error
+
+
+def _n_cores() -> int:
+    # The cores this process may use, where the system can tell.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

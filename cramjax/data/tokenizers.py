@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import tokenizers
 from tokenizers import (
     AddedToken,
@@ -318,31 +317,3 @@ def library_versions(kind: str) -> str:
     import sentencepiece
 
     return f"{versions}, sentencepiece {sentencepiece.__version__}"
-
-
-def encode_documents(tokenizer: Tokenizer, texts: list[str], piece_chars: int = 1 << 14) -> list[np.ndarray]:
-    """Token ids of each text, uint32 [n_tokens]: text only, "[MASK]" in a text is six characters and no special token.
-
-    On all cores, the GIL released meanwhile. Texts are encoded in pieces of at most `piece_chars`, cut before white
-    space where there is any: the library needs some 100 bytes of memory a character, and one core, for each piece.
-    """
-    names = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-    pieces = [_pieces(text, piece_chars, names) for text in texts]
-    flat = [piece for cuts in pieces for piece in cuts]
-    encodings = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
-    documents = []
-    for cuts in pieces:
-        arrays = [np.array(next(encodings).ids, np.uint32) for _ in cuts]
-        documents.append(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
-    return documents
-
-
-def _pieces(text: str, piece_chars: int, special: list[str]) -> list[str]:
-    """`text` cut into pieces, within the name of every special token too, so that no piece holds one."""
-    parts = [text]
-    if any(name in text for name in special):
-        names = re.compile(
-            "|".join(rf"(?<={re.escape(name[:-1])})(?={re.escape(name[-1])})" for name in special)
-        )
-        parts = names.split(text)
-    return [piece for part in parts for piece in cut(part, piece_chars)]

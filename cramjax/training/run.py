@@ -136,13 +136,13 @@ class Run:
         self.evaluator = self._evaluator()
         special_ids = sorted(set(self.dataset.special_tokens.values()))
         self.unigram_loss = self.evaluator.unigram_loss(self.dataset.unigram_counts, special_ids)
+        prefetch = self._prefetch()
         self.clock.start()
         self.progress.announce("compiling the train step…")
         with self.stop.at_once():
             step_fn, compile_s = session.compile_train_step(made)
         self.spent.compile_s += compile_s
         self.recorder = self._recorder()
-        prefetch = self._prefetch()
         self._next_eval = self._eval_count(self.clock.fraction())
         self._saved_at, self._saved_step = self.clock.elapsed_s, self.clock.n_steps
         try:

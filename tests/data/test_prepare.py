@@ -1,6 +1,9 @@
 """From sources to a published dataset: counts, filters, determinism, mixtures, refusals."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -134,6 +137,7 @@ def test_mixture_takes_shares_of_max_mb_and_stops_reading(tmp_path):
     assert [source["weight"] for source in dataset.manifest["sources"]] == [3.0, 1.0]
     assert dataset.manifest["sources"][1]["spec"] == "fake:b"
     assert len(list(log.iterdir())) < 40
+    assert dataset.manifest["documents_read"] == dataset.manifest["documents"]
 
 
 def test_compressibility_keeps_documents_of_few_tokens_a_character(tmp_path):
@@ -214,3 +218,40 @@ def test_full_disk_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("cramjax.data.pack.ShardWriter.add", full)
     with pytest.raises(RunFailed, match="is full; free some space"):
         preparation.prepare_sources(settings(tmp_path), [FakeSource(parts_n=1)], n_workers=1)
+
+
+def test_a_mistake_found_while_reading_arrives_as_it_is(tmp_path):
+    with pytest.raises(UserError, match=r"^part-003 is no text; remove it$"):
+        preparation.prepare_sources(
+            settings(tmp_path), [FakeSource(mistake="part-003 is no text; remove it")], n_workers=2
+        )
+
+
+def test_the_command_prints_where_the_dataset_is_and_refuses_in_a_sentence(prepared, tmp_path, root, capsys):
+    from tools import prepare_data
+
+    recipe, directory = str(root / "configs" / "quickstart.py"), prepared[2]
+    assert prepare_data.main(["--config", recipe, f"--config.data.source=prepared:{directory}"]) == 0
+    out = capsys.readouterr().out
+    assert str(directory) in out and "241" in out and "dropped: not_json" in out
+    assert prepare_data.main(["--config", recipe, f"--config.data.source=prepared:{tmp_path}"]) == 2
+    assert "is not a prepared dataset" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_whatever_the_size(tmp_path, root):
+    """CRAMJAX_BIG_MB=2500 for the full size; the bound is that of 10 GB, where hashes of documents add 100 MB."""
+    script = f"""
+import resource, sys
+sys.path[:0] = [{str(root)!r}, {str(root / "tests" / "data")!r}]
+from text_source import BigSource
+from cramjax.config import schema
+from cramjax.data import prepare
+data = schema.defaults().data
+data.update(cache_dir={str(tmp_path)!r}, vocab_size=4000, tokenizer_sample_mb=8.0)
+prepare.prepare_sources(data, [BigSource(n_mb={int(os.environ.get("CRAMJAX_BIG_MB", "200"))})], n_workers=2)
+print(sum(resource.getrusage(who).ru_maxrss * n for who, n in ((resource.RUSAGE_SELF, 1), (resource.RUSAGE_CHILDREN, 2))))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1_800_000, f"{done.stdout} kB"
+    print(f"peak memory of all processes at most {int(done.stdout) / 1e3:.0f} MB")

@@ -8,7 +8,7 @@ import pytest
 from text_source import document
 
 from cramjax.config.errors import UserError
-from cramjax.data import tokenizers
+from cramjax.data import encode, tokenizers
 
 TEXTS = [document(0, number) + " Café naïve. Ünder ``quoted''" for number in range(300)]
 ROLES = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -148,7 +148,7 @@ def test_long_documents_are_encoded_in_pieces_to_the_same_ids(trained):
     _, _, tokenizer, _ = trained
     texts = ["", "kara", " ".join(TEXTS[:40]), TEXTS[0]]
     whole = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-    pieces = tokenizers.encode_documents(tokenizer, texts, piece_chars=100)
+    pieces = encode.encode_documents(tokenizer, texts, piece_chars=100)
     assert [ids.tolist() for ids in pieces] == whole
     assert all(ids.dtype == np.uint32 for ids in pieces)
 
@@ -156,7 +156,7 @@ def test_long_documents_are_encoded_in_pieces_to_the_same_ids(trained):
 def test_names_of_special_tokens_in_a_text_are_text(trained):
     _, _, tokenizer, _ = trained
     texts = ["kara [SEP] [MASK] mora", "[PAD]", "[UNK][CLS]", "kara"]
-    encoded = tokenizers.encode_documents(tokenizer, texts)
+    encoded = encode.encode_documents(tokenizer, texts)
     special = set(ROLES.values()) - {ROLES["unk"]}
     assert not any(special & set(ids.tolist()) for ids in encoded)
     assert all(len(ids) for ids in encoded)

@@ -6,6 +6,8 @@ import pathlib
 import random
 import time
 
+from cramjax.config.errors import UserError
+
 WORDS = [
     a + b
     for a in ("ka", "mo", "ti", "sul", "re", "ban", "pol", "ge")
@@ -45,6 +47,7 @@ class FakeSource:
     log: str | None = None
     pause_s: float = 0.0
     reverse: bool = False
+    mistake: str | None = None
 
     def parts(self):
         names = [f"part-{number:03d}" for number in range(self.parts_n)]
@@ -53,6 +56,8 @@ class FakeSource:
 
     def read(self, part, drop):
         number = int(part.name.split("-")[1])
+        if self.mistake and number == 3:
+            raise UserError(self.mistake)
         yield from self.texts
         for index in range(self.bad):
             drop("not_json", f"{part.name}:{index}")
@@ -61,3 +66,29 @@ class FakeSource:
             yield document(self.seed, number * self.documents_n + index)
         if self.log:
             pathlib.Path(self.log, f"{part.name}.{os.getpid()}.{time.monotonic_ns()}").touch()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BigSource:
+    """`n_mb` MB of distinct documents of some 2,000 characters, made quickly; a line of 50 MB among them."""
+
+    n_mb: int
+    spec: str = "fake:big"
+    weight: float = 1.0
+    revision: str | None = None
+
+    def parts(self):
+        names = [f"big-{number}" for number in range(max(1, self.n_mb // 50))]
+        return [FakePart(source=0, name=name, key=name, n_bytes=50_000_000) for name in names]
+
+    def read(self, part, drop):
+        chooser = random.Random(part.name)
+        pool = [document(7, number) for number in range(2000)]
+        if part.name == "big-0":
+            yield " ".join(chooser.choices(pool, k=150_000))
+            return
+        n_chars = 0
+        while n_chars < 50_000_000:
+            text = " ".join(chooser.choices(pool, k=6))
+            n_chars += len(text)
+            yield text

@@ -1,0 +1,129 @@
+"""Forward parity with the stock classes of `transformers`: random weights, float32, with and without padding."""
+
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from cramjax.models import encoder, sizes  # noqa: E402
+from cramjax.models.layers import FLOAT32  # noqa: E402
+
+_spec = importlib.util.spec_from_file_location("parity_mapping", pathlib.Path(__file__).with_name("mapping.py"))
+mapping = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(mapping)
+
+# An odd vocabulary, and heads of 24 dimensions.
+SHRINK = {"n_layers": 3, "d_model": 72, "n_heads": 3, "d_ff": 104, "vocab_size": 131}
+ATOL = 1e-4
+
+
+def hf_numbers(cfg):
+    return {
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.d_model,
+        "num_hidden_layers": cfg.n_layers,
+        "num_attention_heads": cfg.n_heads,
+        "intermediate_size": cfg.d_ff,
+        "pad_token_id": 0,
+        "attn_implementation": "eager",
+    }
+
+
+def bert_model(cfg):
+    pre = cfg.norm_position == "pre"
+    kind = "MegatronBert" if pre else "Bert"
+    config_class = getattr(transformers, f"{kind}Config")
+    config = config_class(
+        **hf_numbers(cfg), hidden_act="gelu", layer_norm_eps=cfg.norm_eps, max_position_embeddings=cfg.max_positions
+    )
+    return getattr(transformers, f"{kind}ForMaskedLM")(config)
+
+
+def modernbert_model(cfg):
+    rope = {"rope_type": "default", "rope_theta": cfg.rotary_base}
+    config = transformers.ModernBertConfig(
+        **hf_numbers(cfg),
+        global_attn_every_n_layers=1,
+        rope_parameters={"full_attention": rope, "sliding_attention": rope},
+        norm_eps=cfg.norm_eps,
+        bos_token_id=1,
+        eos_token_id=1,
+        cls_token_id=1,
+        sep_token_id=2,
+    )
+    return transformers.ModernBertForMaskedLM(config)
+
+
+CASES = {
+    "bert-base": (bert_model, mapping.bert),
+    "bert-large-24h": (bert_model, mapping.bert),
+    "modernbert-crammed": (modernbert_model, mapping.modernbert),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pair(request):
+    """(our config, our parameters, the torch model), equal weights, all of them away from 0 and 1."""
+    build, convert = CASES[request.param]
+    cfg = sizes.named(request.param, **SHRINK)
+    torch.manual_seed(0)
+    model = build(cfg).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)
+    state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    return cfg, jax.tree.map(jnp.asarray, convert(state, cfg)), model
+
+
+def test_the_mapping_covers_every_parameter(pair):
+    cfg, params, model = pair
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, encoder.abstract_params(cfg))
+    assert encoder.count_params(cfg) == sum(weight.numel() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_logits_and_loss(pair, padded):
+    cfg, params, model = pair
+    numbers = np.random.default_rng(1)
+    tokens = numbers.integers(3, cfg.vocab_size, (3, 21))
+    mask = np.ones_like(tokens)
+    if padded:
+        mask[0, 13:] = mask[2, 5:] = 0
+        tokens[mask == 0] = 0
+    labels = np.where((numbers.random(tokens.shape) < 0.3) & (mask == 1), tokens, -100)
+    extra = {} if cfg.positions == "rotary" else {"token_type_ids": torch.tensor(numbers.integers(0, 2, tokens.shape))}
+    with torch.no_grad():
+        expected = model(
+            input_ids=torch.tensor(tokens),
+            attention_mask=torch.tensor(mask) if padded else None,
+            labels=torch.tensor(labels),
+            **extra,
+        )
+    token_types = jnp.asarray(extra["token_type_ids"].numpy(), jnp.int32) if extra else None
+    hidden = encoder.encode(
+        cfg,
+        FLOAT32,
+        params,
+        jnp.asarray(tokens, jnp.int32),
+        padding_mask=jnp.asarray(mask == 1) if padded else None,
+        token_types=token_types,
+    )
+    logits = np.asarray(encoder.head(cfg, FLOAT32, params, hidden))
+    seen = mask == 1
+    np.testing.assert_allclose(logits[seen], expected.logits.numpy()[seen], atol=ATOL, rtol=0)
+    scored = labels >= 0
+    log_probabilities = np.asarray(jax.nn.log_softmax(logits))
+    loss = -log_probabilities[scored, labels[scored]].mean()
+    assert abs(loss - expected.loss.item()) < ATOL
+
+
+def test_the_published_size_of_bert_base():
+    with torch.device("meta"):
+        model = bert_model(sizes.named("bert-base"))
+    assert encoder.count_params(sizes.named("bert-base")) == sum(weight.numel() for weight in model.parameters())
