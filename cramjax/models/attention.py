@@ -78,12 +78,12 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, mask: jax.Array | None, key: jax.Array | None) -> jax.Array:
         qkv = self.qkv(x)  # [batch, length, 3, heads, head_dim]
+        # Not by indexing, whose transpose is a sum of three zero-padded arrays: that of a split is a concatenation.
+        query, key_, value = (jnp.squeeze(x, 2) for x in jnp.split(qkv, 3, axis=2))
         if self.cfg.positions == "rotary":
             tables = rotary_tables(x.shape[1], self.cfg.head_dim, self.cfg.rotary_base)
-            query, key_ = rotate(qkv[:, :, 0], *tables), rotate(qkv[:, :, 1], *tables)
-        else:
-            query, key_ = qkv[:, :, 0], qkv[:, :, 1]
-        return self.out(self._attend(query, key_, qkv[:, :, 2], mask, key))
+            query, key_ = rotate(query, *tables), rotate(key_, *tables)
+        return self.out(self._attend(query, key_, value, mask, key))
 
     def _attend(self, query, key_, value, mask, dropout_key):
         """[batch, length, heads, head_dim] three times → the same once."""

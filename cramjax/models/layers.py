@@ -61,7 +61,9 @@ def _product_backward(spec, matmul_dtype, out_dtype, residual, cotangent):
     operands, out = spec.split("->")
     left, right = operands.split(",")
     cotangent = cotangent.astype(matmul_dtype)
-    lhs_gradient = wide_einsum(f"{out},{right}->{left}", cotangent, rhs)
+    shared = [i for i, axis in enumerate(right) if axis in out] + [i for i, axis in enumerate(right) if axis not in out]
+    flipped = pin_on_cpu(jnp.transpose(rhs, shared))
+    lhs_gradient = wide_einsum(f"{out},{''.join(right[i] for i in shared)}->{left}", cotangent, flipped)
     order = [i for i, axis in enumerate(left) if axis in right] + [i for i, axis in enumerate(left) if axis not in right]
     lhs = pin_on_cpu(jnp.transpose(lhs, order))
     rhs_gradient = wide_einsum(f"{''.join(left[i] for i in order)},{out}->{right}", lhs, cotangent)

@@ -1,0 +1,187 @@
+import gzip
+import json
+import pickle
+import types
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cramjax.config.errors import UserError
+from cramjax.data import text_source
+from cramjax.data.sources import open_sources
+
+TEXTS = ["one document\nof two lines", "zwei — Ünïcode ✓", "three"]
+
+
+def data(source, **changes):
+    return types.SimpleNamespace(source=source, text_field="text", allow_build=False, cache_dir="unused", **changes)
+
+
+def read(pattern, field="text", weight=1.0):
+    """(texts, {reason: [where]}) of a source, through pickling as in a worker process."""
+    settings_ = data([[f"text:{pattern}", weight]])
+    settings_.text_field = field
+    (source,) = open_sources(settings_)
+    source = pickle.loads(pickle.dumps(source))
+    dropped = {}
+    texts = [
+        text
+        for part in source.parts()
+        for text in source.read(part, lambda reason, where: dropped.setdefault(reason, []).append(where))
+    ]
+    return texts, dropped
+
+
+def packed(content, compression):
+    if compression == ".gz":
+        return gzip.compress(content)
+    return zstandard.ZstdCompressor().compress(content) if compression == ".zst" else content
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".json", ".parquet"])
+def test_every_format_gives_the_same_documents(tmp_path, kind, compression):
+    if kind == ".txt":
+        content = "\n\n".join(TEXTS).encode()
+    elif kind == ".parquet":
+        sink = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS, "other": [1, 2, 3]}), sink)
+        content = sink.getvalue().to_pybytes()
+    elif kind == ".json":
+        content = json.dumps([{"text": text} for text in TEXTS]).encode()
+    else:
+        content = "\n".join(json.dumps({"text": text, "id": 3}) for text in TEXTS).encode()
+    (tmp_path / f"corpus{kind}{compression}").write_bytes(packed(content, compression))
+    assert read(tmp_path) == (TEXTS, {})
+
+
+def test_several_archives_in_one_file_are_read_to_the_end(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"first\n\n") + gzip.compress(b"second"))
+    (tmp_path / "b.txt.zst").write_bytes(packed(b"third\n\n", ".zst") + packed(b"fourth", ".zst"))
+    assert read(f"{tmp_path}/*") == (["first", "second", "third", "fourth"], {})
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+def test_of_a_truncated_archive_what_is_there_is_kept_and_the_rest_counted(tmp_path, compression):
+    lines = "\n".join(json.dumps({"text": f"document {n} {'x' * (n % 97)}"}) for n in range(20_000)).encode()
+    whole = packed(lines, compression)
+    path = tmp_path / f"cut.jsonl{compression}"
+    path.write_bytes(whole[: len(whole) // 2])
+    texts, dropped = read(path)
+    assert texts == [f"document {n} {'x' * (n % 97)}" for n in range(len(texts))] and len(texts) < 20_000
+    assert dropped["truncated_archive"][0].startswith(f"{path}:")
+
+
+def test_hostile_lines_are_counted_with_file_and_line(tmp_path):
+    path = tmp_path / "hostile.jsonl"
+    path.write_bytes(
+        b'\xef\xbb\xbf{"text": "with a byte order mark"}\r\n'
+        b"this is not json\n"
+        b'{"text": "nul \\u0000 and a lone surrogate \\ud800"}\n'
+        b'{"other": 1}\n'
+        b"\n"
+        b'{"text": 7}\n'
+        b'{"text": "broken \xff\xfe utf-8"}\n'
+        b'["a", "list"]\n'
+        b'{"text": ""}\n' + b"[" * 100_000 + b"\n"
+        b'{"text": "last, without a line end"}'
+    )
+    texts, dropped = read(path)
+    assert texts[0] == "with a byte order mark" and texts[-1] == "last, without a line end" and len(texts) == 5
+    assert dropped["not_json"] == [f"{path}:2", f"{path}:10"]
+    assert dropped["no_text_field"] == [f"{path}:4", f"{path}:8"]
+    assert dropped["text_not_a_string"] == [f"{path}:6"]
+    assert dropped["invalid_utf8_repaired"] == [f"{path}:7"]
+
+
+def test_a_line_of_fifty_megabytes_is_a_document_and_a_longer_one_is_skipped(tmp_path, monkeypatch):
+    path = tmp_path / "long.txt"
+    path.write_bytes(b"before\n\n" + b"x" * 50_000_000 + b"\n\nafter")
+    assert [len(text) for text in read(path)[0]] == [6, 50_000_000, 5]
+    monkeypatch.setattr(text_source, "MAX_LINE_BYTES", 1 << 20)
+    texts, dropped = read(path)
+    assert texts == ["before", "after"] and dropped == {"line_too_long": [f"{path}:3"]}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.text("ab \r\t", max_size=12), max_size=4), max_size=30),
+    st.integers(1, 40),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_ranges_of_a_text_file_give_every_document_once(tmp_path_factory, documents, size, end):
+    path = tmp_path_factory.mktemp("ranges") / "corpus.txt"
+    path.write_bytes((end * 2).join(end.join(lines) for lines in documents).encode())
+    whole = list(text_source.read_file(str(path), "text", lambda *_: None))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_source, "RANGE_BYTES", size)
+        assert read(path)[0] == whole
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(max_size=20), max_size=20), st.integers(1, 60))
+def test_ranges_of_a_jsonl_file_give_every_record_once(tmp_path_factory, texts, size):
+    path = tmp_path_factory.mktemp("ranges") / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_source, "RANGE_BYTES", size)
+        assert read(path)[0] == texts
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=300), st.sampled_from([".txt", ".jsonl", ".txt.gz", ".jsonl.zst"]))
+def test_no_bytes_whatever_crash_the_readers(tmp_path_factory, content, suffix):
+    path = tmp_path_factory.mktemp("garbage") / f"file{suffix}"
+    path.write_bytes(content)
+    try:
+        read(path)
+    except UserError as error:
+        assert "no record has a field" in str(error)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("corpus.csv", b"a,b", "corpus.csv: not a text format"),
+        ("corpus.parquet", b"no parquet", "not a readable parquet file"),
+        ("corpus.jsonl", b'{"content": "a"}\n{"content": "b"}', "found: content"),
+        ("corpus.json", b"[1, 2", "not JSON"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_a_sentence(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("text:/nowhere/*.txt", "no such file"),
+        ("txt:a", "did you mean text"),
+        ("instaled-docs", "did you mean installed-docs"),
+        ([["prepared:x", 1.0], ["installed-docs", 1.0]], "cannot be part of a mixture"),
+        ([["text:a.txt", -1]], "weight above 0"),
+        (["text:a.txt"], "must be a pair"),
+        ([], "at least one source"),
+        ("hf:c4", "must have the form"),
+    ],
+)
+def test_a_wrong_source_is_refused_in_a_sentence(source, message):
+    with pytest.raises(UserError, match=message):
+        for opened in open_sources(data(source)):
+            opened.parts()
+
+
+def test_the_key_of_a_part_changes_with_the_file(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("one")
+    (source,) = open_sources(data(f"text:{path}"))
+    before = [part.key for part in source.parts()]
+    assert before == [part.key for part in source.parts()]
+    path.write_text("other")
+    assert before != [part.key for part in source.parts()]
