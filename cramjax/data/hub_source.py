@@ -133,6 +133,8 @@ def _patiently(action: Callable[[], Result], what: str) -> Result:
             status = getattr(error.response, "status_code", None)
             if status in (401, 403):
                 _refuse(what, f"access is refused ({status}); set HF_TOKEN to a token that may read it", error)
+            if status == 404:
+                _refuse(what, "there is no such dataset or file", error)
             if attempt == ATTEMPTS or status not in (408, 429, 500, 502, 503, 504):
                 _refuse(what, f"the Hub answered {status}", error)
             pause_s = _retry_after_s(error) or pause_s

@@ -78,7 +78,7 @@ def open_tfds(*, spec: str, weight: float, index: int, name: str, field: str, al
     if not builder.is_prepared():
         if not allow_build:
             raise UserError(
-                f"data.source={spec}: not on disk ({builder.data_dir}), and building it takes {_size(builder.info)}; set "
+                f"data.source={spec}: not on disk ({builder.data_dir}), and building it takes {_size(builder)}; set "
                 "--config.data.allow_build=True to let TensorFlow Datasets do so, or TFDS_DATA_DIR to where it is"
             )
         builder.download_and_prepare()
@@ -112,11 +112,11 @@ def _builder(name: str, spec: str) -> Any:
         raise UserError(f"data.source={spec}: {str(error).strip().splitlines()[0]}") from error
 
 
-def _size(info: Any) -> str:
-    known = int(info.download_size or 0), int(info.dataset_size or 0)
-    if not any(known):
-        return "an unknown amount of time and disk"
-    return f"{known[0] / 1e9:.1f} GB of downloads and {known[1] / 1e9:.1f} GB of disk"
+def _size(builder: Any) -> str:
+    """What building costs, from the sizes of the downloads that TFDS has on record."""
+    recorded = sum(entry.size or 0 for entry in (getattr(builder, "url_infos", None) or {}).values())
+    n_bytes = int(builder.info.download_size or recorded)
+    return f"{n_bytes / 1e9:.2f} GB of downloads and about as much disk" if n_bytes else "downloads of unknown size"
 
 
 def _tfds() -> Any:

@@ -5,6 +5,8 @@ Kernels are `jax.nn.dot_product_attention` (cuDNN's fused one, or XLA's) and one
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -113,35 +115,38 @@ def einsum_attention(
     What `jax.nn.dot_product_attention` lacks: dropout on the probabilities, and products that accumulate in float32 in the backward pass
     as well, without which bfloat16 on CPU is slower than float32.
     """
-    query = query * query.shape[-1] ** -0.5
-    query, key_, value = (jnp.swapaxes(x.astype(precision.matmul_dtype), 1, 2) for x in (query, key_, value))
+    query, key_, value = (jnp.swapaxes(x, 1, 2) for x in (query * query.shape[-1] ** -0.5, key_, value))
     kept = None
     if dropout_key is not None and dropout_rate > 0:
         shape = query.shape[:3] + (key_.shape[2],)
         kept = dropout(jnp.ones(shape, precision.matmul_dtype), dropout_rate, dropout_key)
-    mixed = _attend(query, key_, value, mask, kept)  # [batch, heads, length, head_dim]
+    mixed = _attend(query, key_, value, mask, kept, precision.matmul_dtype)  # [batch, heads, length, head_dim]
     return jnp.swapaxes(mixed, 1, 2).astype(precision.activation_dtype)
 
 
-@jax.custom_vjp
-def _attend(query, key_, value, mask, kept):
-    """softmax(query key^T) value over [batch, heads, length, head_dim] in float32; `kept` multiplies the probabilities."""
-    return _attend_forward(query, key_, value, mask, kept)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(query, key_, value, mask, kept, dtype):
+    """softmax(query key^T) value over [batch, heads, length, head_dim] in float32; `kept` multiplies the probabilities.
+
+    The casts to `dtype` are in here, so that gradients leave wide: on CPU they are transposed next, which is slow in 16 bits.
+    """
+    return _attend_forward(query, key_, value, mask, kept, dtype)[0]
 
 
-def _attend_forward(query, key_, value, mask, kept):
+def _attend_forward(query, key_, value, mask, kept, dtype):
+    witness = jnp.zeros((0,), query.dtype)
+    query, key_, value = (x.astype(dtype) for x in (query, key_, value))
     scores = wide_einsum("bnth,bnsh->bnts", query, key_)
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED_SCORE)
-    probabilities = jax.nn.softmax(scores, axis=-1).astype(query.dtype)  # [batch, heads, length, kv_length]
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(dtype)  # [batch, heads, length, kv_length]
     used = probabilities if kept is None else probabilities * kept
     mixed = wide_einsum("bnts,bnsh->bnth", used, value)
-    return mixed, (query, key_, value, mask, kept, probabilities, mixed)
+    return mixed, (query, key_, value, mask, kept, probabilities, mixed, witness)
 
 
-def _attend_backward(saved, cotangent):
-    query, key_, value, mask, kept, probabilities, mixed = saved
-    dtype = query.dtype
+def _attend_backward(dtype, saved, cotangent):
+    query, key_, value, mask, kept, probabilities, mixed, witness = saved
     # The softmax's row sums of gradient times probability are those of gradient times output, over fewer numbers.
     row_sums = jnp.sum(cotangent * mixed, axis=-1, keepdims=True)
     cotangent = cotangent.astype(dtype)
@@ -158,7 +163,7 @@ def _attend_backward(saved, cotangent):
     query_gradient = wide_einsum("bnts,bnsh->bnth", gradient, key_)
     key_gradient = pin_on_cpu(wide_einsum("bnht,bnts->bnhs", query, gradient)).swapaxes(2, 3)
     value_gradient = pin_on_cpu(wide_einsum("bnht,bnts->bnhs", cotangent, used)).swapaxes(2, 3)
-    return *(x.astype(dtype) for x in (query_gradient, key_gradient, value_gradient)), None, None
+    return *(x.astype(witness.dtype) for x in (query_gradient, key_gradient, value_gradient)), None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

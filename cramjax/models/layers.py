@@ -49,24 +49,33 @@ def wide_einsum(spec: str, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
 
 
 def _product_forward(spec, lhs, rhs, matmul_dtype, out_dtype):
-    # The casted operands are what is kept: half the memory, and no second cast.
-    saved = lhs.astype(matmul_dtype), rhs.astype(matmul_dtype)
+    narrow_lhs, narrow_rhs = lhs.astype(matmul_dtype), rhs.astype(matmul_dtype)
+    # The backward pass needs the left operand transposed. On CPU that is done here, where it is fused with the cast: transposing
+    # 16-bit numbers there costs as much as the product.
+    turned = pin_on_cpu(jnp.transpose(narrow_lhs, _kept_axes_first(spec)))
     # Empty arrays tell the backward pass the dtypes of the operands; a dtype is no JAX value.
     witnesses = jnp.zeros((0,), lhs.dtype), jnp.zeros((0,), rhs.dtype)
-    return wide_einsum(spec, *saved).astype(out_dtype), (saved, witnesses)
+    return wide_einsum(spec, narrow_lhs, narrow_rhs).astype(out_dtype), (turned, narrow_rhs, witnesses)
+
+
+def _kept_axes_first(spec):
+    """Order of the left operand's axes that puts those of the right operand before those of the result."""
+    left, right = spec.split("->")[0].split(",")
+    return tuple(sorted(range(len(left)), key=lambda i: left[i] not in right))
 
 
 def _product_backward(spec, matmul_dtype, out_dtype, residual, cotangent):
-    (lhs, rhs), (lhs_witness, rhs_witness) = residual
+    turned, rhs, (lhs_witness, rhs_witness) = residual
     operands, out = spec.split("->")
     left, right = operands.split(",")
     cotangent = cotangent.astype(matmul_dtype)
-    shared = [i for i, axis in enumerate(right) if axis in out] + [i for i, axis in enumerate(right) if axis not in out]
-    flipped = pin_on_cpu(jnp.transpose(rhs, shared))
-    lhs_gradient = wide_einsum(f"{out},{''.join(right[i] for i in shared)}->{left}", cotangent, flipped)
-    order = [i for i, axis in enumerate(left) if axis in right] + [i for i, axis in enumerate(left) if axis not in right]
-    lhs = pin_on_cpu(jnp.transpose(lhs, order))
-    rhs_gradient = wide_einsum(f"{''.join(left[i] for i in order)},{out}->{right}", lhs, cotangent)
+    lhs_gradient = wide_einsum(f"{out},{right}->{left}", cotangent, rhs)
+    turned_left = "".join(left[i] for i in _kept_axes_first(spec))
+    # Kept in this order on CPU until it is computed, or XLA would undo the transposition above to save one of the result.
+    kept, fresh = (axis for axis in right if axis in left), (axis for axis in right if axis not in left)
+    order = "".join((*kept, *fresh))
+    rhs_gradient = pin_on_cpu(wide_einsum(f"{turned_left},{out}->{order}", turned, cotangent))
+    rhs_gradient = jnp.transpose(rhs_gradient, tuple(order.index(axis) for axis in right))
     return lhs_gradient.astype(lhs_witness.dtype), rhs_gradient.astype(rhs_witness.dtype)
 
 

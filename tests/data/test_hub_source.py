@@ -1,0 +1,155 @@
+"""The Hub source against a local HTTP server that speaks as much of the Hub's API as a download needs."""
+
+import gzip
+import hashlib
+import http.server
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+FILES = {
+    f"en/part-{number}.json.gz": gzip.compress(
+        "\n".join(json.dumps({"text": f"document {number}-{line} " + "x" * 400}) for line in range(200)).encode(), 1
+    )
+    for number in range(3)
+} | {"README.md": b"a card", "en/notes.bin": b"no text"}
+READER = """
+import json, sys, types
+from cramjax.config.errors import UserError
+from cramjax.data import hub_source
+from cramjax.data.sources import open_sources
+hub_source.FIRST_PAUSE_S = 0.01
+data = types.SimpleNamespace(source=sys.argv[1], text_field="text", cache_dir=sys.argv[2], allow_build=False)
+try:
+    (source,) = open_sources(data)
+    parts = source.parts()
+    texts = [text for part in parts for text in source.read(part, lambda *_: None)]
+    print(json.dumps({"revision": source.revision, "keys": [part.key for part in parts], "n": len(texts), "last": texts[-1][:12]}))
+except UserError as error:
+    sys.exit(str(error))
+"""
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Dataset info, and files with ranges; `script` holds what goes wrong, request by request."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        self.server.requests.append((self.command, self.path, self.headers.get("Range")))
+        trouble = self.server.script.pop(0) if self.server.script and "/resolve/" not in self.path else None
+        if isinstance(trouble, int):
+            return self.send(trouble, b"{}", {"Retry-After": "0"}, body)
+        if "/api/datasets/" in self.path:
+            siblings = [{"rfilename": name, "size": len(content)} for name, content in FILES.items()]
+            return self.send(200, json.dumps({"id": "a/b", "sha": REVISION, "siblings": siblings}).encode(), {}, body)
+        name = self.path.split("/resolve/")[1].split("/", 1)[1].split("?")[0]
+        content = FILES[name]
+        headers = {
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "X-Repo-Commit": REVISION,
+            "Accept-Ranges": "bytes",
+        }
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0] or 0)
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        if body and name in self.server.break_once:
+            self.server.break_once.remove(name)
+            return self.send(206 if start else 200, content[start:], headers, body, cut=len(content) // 2)
+        return self.send(206 if start else 200, content[start:], headers, body)
+
+    def send(self, status, content, headers, body, cut=None):
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content[:cut])
+            if cut is not None:
+                self.wfile.flush()
+                self.connection.close()
+
+
+@pytest.fixture
+def hub():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.daemon_threads = True
+    server.requests, server.script, server.break_once = [], [], set()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def read(tmp_path, root, endpoint, source="hf:a/b:en/*.json.gz", **extra):
+    import os
+
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(root), **extra}
+    arguments = [sys.executable, "-c", READER, source, str(tmp_path / "cache")]
+    return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def address(server):
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def test_matching_files_are_read_at_a_pinned_commit(hub, tmp_path, root):
+    done = read(tmp_path, root, address(hub))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["revision"] == REVISION and result["n"] == 600 and result["last"] == "document 2-1"
+    assert result["keys"][0] == f"{REVISION}:en/part-0.json.gz"
+    assert not any("README" in path or "notes" in path for _, path, _ in hub.requests)
+    assert all(REVISION in path for _, path, _ in hub.requests if "/resolve/" in path)
+
+
+def test_what_was_listed_and_downloaded_needs_no_network(hub, tmp_path, root):
+    first = read(tmp_path, root, address(hub))
+    again = read(tmp_path, root, "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    assert again.returncode == 0 and again.stdout == first.stdout, again.stderr
+
+
+def test_a_dropped_connection_is_taken_up_again(hub, tmp_path, root):
+    hub.break_once = {"en/part-1.json.gz"}
+    done = read(tmp_path, root, address(hub))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["n"] == 600 and not hub.break_once
+
+
+def test_a_busy_hub_is_asked_again(hub, tmp_path, root):
+    hub.script = [429, 503]
+    assert read(tmp_path, root, address(hub)).returncode == 0
+
+
+@pytest.mark.parametrize("status, part", [(401, "HF_TOKEN"), (403, "HF_TOKEN"), (404, "no such dataset")])
+def test_a_refusal_is_one_sentence_with_what_to_do(hub, tmp_path, root, status, part):
+    hub.script = [status] * 50
+    done = read(tmp_path, root, address(hub))
+    assert done.returncode == 1 and part in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_network_names_the_alternatives(tmp_path, root):
+    done = read(tmp_path, root, "http://127.0.0.1:9")
+    assert done.returncode == 1 and "cannot be reached" in done.stderr and "installed-docs" in done.stderr
+    done = read(tmp_path, root, "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE" in done.stderr and "installed-docs" in done.stderr
+
+
+def test_a_glob_without_match_is_refused(hub, tmp_path, root):
+    done = read(tmp_path, root, address(hub), source="hf:a/b:fr/*.json.gz")
+    assert done.returncode == 1 and "fr/*.json.gz" in done.stderr

@@ -1,0 +1,79 @@
+"""The TFDS source on real datasets built here by TFDS's own builder, in both of its file formats."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("tensorflow_datasets")
+
+BUILD = """
+import sys
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+class Tales(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="short")]
+    def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "year": tf.int64}))
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(120), "test": self._generate_examples(7)}
+    def _generate_examples(self, n):
+        for i in range(n):
+            yield i, {"text": f"täle number {i} " + "so it goes " * (i % 5), "year": i}
+
+builder = Tales(config="short", data_dir=sys.argv[1], file_format=sys.argv[2])
+builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))
+"""
+READ = """
+import json, pickle, sys, types
+from cramjax.config.errors import UserError
+from cramjax.data.sources import open_sources
+data = types.SimpleNamespace(source=sys.argv[1], text_field=sys.argv[2], cache_dir="unused", allow_build=False)
+try:
+    (source,) = open_sources(data)
+    source = pickle.loads(pickle.dumps(source))
+    parts = source.parts()
+    texts = [text for part in parts for text in source.read(part, lambda *_: None)]
+    print(json.dumps({"parts": len(parts), "texts": texts, "revision": source.revision}))
+except UserError as error:
+    sys.exit(str(error))
+"""
+
+
+def python(code, *arguments, root, data_dir):
+    environment = os.environ | {"PYTHONPATH": str(root), "TFDS_DATA_DIR": str(data_dir), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment.pop("XLA_FLAGS", None)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_a_dataset_built_by_tfds_is_read_whole(tmp_path, root, file_format):
+    built = python(BUILD, str(tmp_path), file_format, root=root, data_dir=tmp_path)
+    assert built.returncode == 0, built.stderr[-2000:]
+    done = python(READ, "tfds:tales/short", "text", root=root, data_dir=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout)
+    assert result["revision"] == "1.0.0" and result["parts"] == 3
+    wanted = {f"täle number {i} " + "so it goes " * (i % 5) for i in range(120)}
+    assert len(result["texts"]) == 120 and set(result["texts"]) == wanted
+    test = python(READ, "tfds:tales/short@test", "text", root=root, data_dir=tmp_path)
+    assert len(json.loads(test.stdout)["texts"]) == 7
+    wrong = python(READ, "tfds:tales/short", "content", root=root, data_dir=tmp_path)
+    assert wrong.returncode == 1 and "found: text, year" in wrong.stderr
+    wrong = python(READ, "tfds:tales/short@dev", "text", root=root, data_dir=tmp_path)
+    assert wrong.returncode == 1 and "train" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_nothing_is_built_unasked_and_unknown_names_are_refused(tmp_path, root):
+    done = python(READ, "tfds:glue/cola", "text", root=root, data_dir=tmp_path)
+    assert done.returncode == 1 and "allow_build=True" in done.stderr and "GB" in done.stderr, done.stderr[-2000:]
+    done = python(READ, "tfds:no_such_thing", "text", root=root, data_dir=tmp_path)
+    assert done.returncode == 1 and "no_such_thing" in done.stderr and "Traceback" not in done.stderr
