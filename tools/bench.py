@@ -7,9 +7,14 @@ import sys
 
 from cramjax.config.cli import add_config_flags, run_command
 
-EXAMPLE = """printed and written: compile_s, step_s (median), step_s_p10, step_s_p90 in seconds; tokens_per_s; model_tflops (analytic FLOPs of
-the model over step_s); matmul_peak_tflops (measured, same device and dtype); mfu (their ratio, 0 to 1); temporary_bytes and peak_memory_bytes;
-input_tokens_per_s of both loaders alone, from page cache.
+EXAMPLE = """printed, and written with --json:
+  compile_s, step_s (median), step_s_p10, step_s_p90   seconds
+  tokens_per_s                                         at step_s
+  model_tflops, matmul_peak_tflops, mfu                analytic FLOPs of the model over step_s; products
+                                                       measured on the same device and dtype; their ratio
+  xla_flops, analytic_flops                            of a step, counted by the compiler and by hand
+  temporary_bytes, peak_memory_bytes                   of the compiled step; of the device, where it says
+  input_tokens_per_s                                   of each loader alone, from page cache
 
 example:
   python -m tools.bench --config configs/bert_1day.py --config.batch_size=128 --steps 10 --json bench.json"""
@@ -38,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_flags(parser)
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps timed, after 3 for warming up (default: 20)")
+    steps_help = "steps timed, after 3 for warming up (default: 20)"
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help=steps_help)
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the result there as well")
     return run_command(_bench, argv, parser)
 

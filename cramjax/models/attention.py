@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cramjax.models import axes as ax
-from cramjax.models.layers import Linear, Precision, dropout, pin_on_cpu, rotary_tables, rotate, wide_einsum
+from cramjax.models.layers import Linear, Precision, dropout, pin_on_cpu, rotary_tables, rotate
 
 # Finite, so that a row with nothing to see gives numbers instead of NaN.
 MASKED_SCORE = -1e30
@@ -136,13 +136,17 @@ def _attend(query, key_, value, mask, kept, dtype):
 def _attend_forward(query, key_, value, mask, kept, dtype):
     witness = jnp.zeros((0,), query.dtype)
     query, key_, value = (x.astype(dtype) for x in (query, key_, value))
-    scores = wide_einsum("bnth,bnsh->bnts", query, key_)
+    scores = _wide_einsum("bnth,bnsh->bnts", query, key_)
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED_SCORE)
     probabilities = jax.nn.softmax(scores, axis=-1).astype(dtype)  # [batch, heads, length, kv_length]
     used = probabilities if kept is None else probabilities * kept
-    mixed = wide_einsum("bnts,bnsh->bnth", used, value)
+    mixed = _wide_einsum("bnts,bnsh->bnth", used, value)
     return mixed, (query, key_, value, mask, kept, probabilities, mixed, witness)
+
+
+def _wide_einsum(spec, lhs, rhs):
+    return jnp.einsum(spec, lhs, rhs, preferred_element_type=jnp.float32)
 
 
 def _attend_backward(dtype, saved, cotangent):
@@ -150,7 +154,7 @@ def _attend_backward(dtype, saved, cotangent):
     # The softmax's row sums of gradient times probability are those of gradient times output, over fewer numbers.
     row_sums = jnp.sum(cotangent * mixed, axis=-1, keepdims=True)
     cotangent = cotangent.astype(dtype)
-    gradient = wide_einsum("bnth,bnsh->bnts", cotangent, value)
+    gradient = _wide_einsum("bnth,bnsh->bnts", cotangent, value)
     used = probabilities
     if kept is not None:
         gradient, used = gradient * kept.astype(jnp.float32), probabilities * kept
@@ -160,9 +164,9 @@ def _attend_backward(dtype, saved, cotangent):
     gradient = gradient.astype(dtype)
     # For keys and values the small operand is the one that is transposed.
     query, cotangent = (pin_on_cpu(jnp.swapaxes(x, 2, 3)) for x in (query, cotangent))  # [batch, heads, head_dim, length]
-    query_gradient = wide_einsum("bnts,bnsh->bnth", gradient, key_)
-    key_gradient = pin_on_cpu(wide_einsum("bnht,bnts->bnhs", query, gradient)).swapaxes(2, 3)
-    value_gradient = pin_on_cpu(wide_einsum("bnht,bnts->bnhs", cotangent, used)).swapaxes(2, 3)
+    query_gradient = _wide_einsum("bnts,bnsh->bnth", gradient, key_)
+    key_gradient = pin_on_cpu(_wide_einsum("bnht,bnts->bnhs", query, gradient)).swapaxes(2, 3)
+    value_gradient = pin_on_cpu(_wide_einsum("bnht,bnts->bnhs", cotangent, used)).swapaxes(2, 3)
     return *(x.astype(witness.dtype) for x in (query_gradient, key_gradient, value_gradient)), None, None
 
 

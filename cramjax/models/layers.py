@@ -37,45 +37,61 @@ FLOAT32 = Precision(jnp.dtype("float32"), jnp.dtype("float32"))
 def product(spec: str, lhs: jax.Array, rhs: jax.Array, matmul_dtype: jnp.dtype, out_dtype: jnp.dtype) -> jax.Array:
     """`einsum(spec, lhs, rhs)` with operands in `matmul_dtype`, float32 accumulation, and a result in `out_dtype`.
 
-    Every axis stands in exactly two of the three arrays. The backward pass casts the cotangent to `matmul_dtype`: autodiff alone
-    would multiply narrow operands by a float32 cotangent, which no backend is fast at.
+    `spec` is that of a dense layer, as in "bte,ef->btf": the result has the left operand's own axes and then the right one's. The
+    backward pass casts the cotangent to `matmul_dtype`: autodiff alone would multiply narrow operands by a float32 cotangent, which no
+    backend is fast at.
+
+    Raises:
+        ValueError: for another kind of `spec`.
     """
     return _product_forward(spec, lhs, rhs, matmul_dtype, out_dtype)[0]
 
 
-def wide_einsum(spec: str, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    """`einsum` with a float32 result, accumulated in float32."""
-    return jnp.einsum(spec, lhs, rhs, preferred_element_type=jnp.float32)
+def _contract(left: str, lhs: jax.Array, right: str, rhs: jax.Array) -> tuple[str, jax.Array]:
+    """The sum over the axes that both have, with a float32 result, and the names of its axes.
+
+    Not `einsum`: that may order the summed axes backwards, which on CPU costs a transposed copy of the operands.
+    """
+    shared = [axis for axis in left if axis in right]
+    dimensions = [left.index(axis) for axis in shared], [right.index(axis) for axis in shared]
+    result = jax.lax.dot_general(lhs, rhs, (dimensions, ([], [])), preferred_element_type=jnp.float32)
+    return "".join(axis for axis in left + right if axis not in shared), result
 
 
 def _product_forward(spec, lhs, rhs, matmul_dtype, out_dtype):
+    left, right, out = _split(spec)
     narrow_lhs, narrow_rhs = lhs.astype(matmul_dtype), rhs.astype(matmul_dtype)
-    # The backward pass needs the left operand transposed. On CPU that is done here, where it is fused with the cast: transposing
-    # 16-bit numbers there costs as much as the product.
-    turned = pin_on_cpu(jnp.transpose(narrow_lhs, _kept_axes_first(spec)))
+    # The backward pass needs the left operand transposed, and transposing 16-bit numbers costs as much as the product on CPU: there it
+    # is done here, from the wide ones.
+    turned = pin_on_cpu(jnp.transpose(lhs, _summed_first(left, right)).astype(matmul_dtype))
     # Empty arrays tell the backward pass the dtypes of the operands; a dtype is no JAX value.
     witnesses = jnp.zeros((0,), lhs.dtype), jnp.zeros((0,), rhs.dtype)
-    return wide_einsum(spec, narrow_lhs, narrow_rhs).astype(out_dtype), (turned, narrow_rhs, witnesses)
+    names, result = _contract(left, narrow_lhs, right, narrow_rhs)
+    if names != out:
+        raise ValueError(f"{spec!r} is not the product of a dense layer, whose result is {names!r}")
+    return result.astype(out_dtype), (turned, narrow_rhs, witnesses)
 
 
-def _kept_axes_first(spec):
-    """Order of the left operand's axes that puts those of the right operand before those of the result."""
-    left, right = spec.split("->")[0].split(",")
+def _split(spec):
+    operands, out = spec.split("->")
+    return *operands.split(","), out
+
+
+def _summed_first(left, right):
+    """Order of the left operand's axes that puts those it shares with the right operand first."""
     return tuple(sorted(range(len(left)), key=lambda i: left[i] not in right))
 
 
 def _product_backward(spec, matmul_dtype, out_dtype, residual, cotangent):
     turned, rhs, (lhs_witness, rhs_witness) = residual
-    operands, out = spec.split("->")
-    left, right = operands.split(",")
+    left, right, out = _split(spec)
     cotangent = cotangent.astype(matmul_dtype)
-    lhs_gradient = wide_einsum(f"{out},{right}->{left}", cotangent, rhs)
-    turned_left = "".join(left[i] for i in _kept_axes_first(spec))
-    # Kept in this order on CPU until it is computed, or XLA would undo the transposition above to save one of the result.
-    kept, fresh = (axis for axis in right if axis in left), (axis for axis in right if axis not in left)
-    order = "".join((*kept, *fresh))
-    rhs_gradient = pin_on_cpu(wide_einsum(f"{turned_left},{out}->{order}", turned, cotangent))
-    rhs_gradient = jnp.transpose(rhs_gradient, tuple(order.index(axis) for axis in right))
+    names, lhs_gradient = _contract(out, cotangent, right, rhs)
+    lhs_gradient = jnp.transpose(lhs_gradient, tuple(names.index(axis) for axis in left))
+    turned_left = "".join(left[i] for i in _summed_first(left, right))
+    names, rhs_gradient = _contract(turned_left, turned, out, cotangent)
+    # Pinned, or XLA would transpose the operands back to save a transposition of the result.
+    rhs_gradient = jnp.transpose(pin_on_cpu(rhs_gradient), tuple(names.index(axis) for axis in right))
     return lhs_gradient.astype(lhs_witness.dtype), rhs_gradient.astype(rhs_witness.dtype)
 
 

@@ -6,6 +6,7 @@ measured peak of the same dtype, and the input pipeline alone.
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import statistics
 import tempfile
@@ -17,9 +18,9 @@ import numpy as np
 
 from cramjax.data import loader as loaders
 from cramjax.data import pack
-from cramjax.data.dataset import TokenDataset
+from cramjax.data.dataset import FORMAT, TokenDataset
 from cramjax.parallel import mesh as meshes
-from cramjax.training import devices, session
+from cramjax.training import devices, memory, session
 from cramjax.training.state import initial_state
 
 WARMUP_STEPS = 3
@@ -29,6 +30,7 @@ PIPELINE_TOKENS = 1 << 24
 
 def bench(config: Any, n_steps: int) -> dict[str, Any]:
     """Measure `n_steps` steps at full batch on random tokens; see `tools/bench.py` for the keys and units of the result."""
+    memory.keep_freed_memory()
     vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size)
     made = session.open_session(config, vocabulary)
     compiled, compile_s = session.compile_train_step(made)
@@ -39,7 +41,7 @@ def bench(config: Any, n_steps: int) -> dict[str, Any]:
     rows = made.max_microbatches * made.microbatch_size
     flops = rows * made.task.flops
     cost = compiled.cost_analysis() or {}
-    memory = compiled.memory_analysis()
+    analysis = compiled.memory_analysis()
     return {
         "recipe": config.name,
         "device": f"{jax.device_count()} x {device.device_kind}",
@@ -59,7 +61,7 @@ def bench(config: Any, n_steps: int) -> dict[str, Any]:
         "analytic_flops": flops,
         # XLA counts the body of the accumulation loop once, so the two compare only where there is one microbatch.
         "xla_flops": cost.get("flops") if made.max_microbatches == 1 else None,
-        "temporary_bytes": memory.temp_size_in_bytes if memory else None,
+        "temporary_bytes": analysis.temp_size_in_bytes if analysis else None,
         "peak_memory_bytes": devices.peak_memory_bytes(device),
         "input_tokens_per_s": {name: _pipeline_rate(config, name) for name in ("numpy", "tfdata")},
     }
@@ -84,11 +86,10 @@ def _step_seconds(made: session.Session, compiled: Any, n_steps: int) -> list[fl
 
 def _pipeline_rate(config: Any, name: str, n_units: int = 400) -> float | None:
     """Tokens a second of the input pipeline alone, from page cache; None where its library is missing."""
-    if name == "tfdata" and not loaders.has_tensorflow():
+    if name == "tfdata" and importlib.util.find_spec("tensorflow") is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        directory = pathlib.Path(folder) / "random"
-        pack.write_random_dataset(directory, n_tokens=PIPELINE_TOKENS, vocab_size=config.data.vocab_size)
+        directory = _random_dataset(pathlib.Path(folder), config.data.vocab_size)
         source = loaders.open_loader(
             TokenDataset.open(directory), seed=config.seed, seq_len=config.data.seq_len, loader=name
         )
@@ -100,3 +101,32 @@ def _pipeline_rate(config: Any, name: str, n_units: int = 400) -> float | None:
         rate = n_tokens / (time.perf_counter() - start)
         source.close()
     return rate
+
+
+def _random_dataset(folder: pathlib.Path, vocab_size: int) -> pathlib.Path:
+    """A prepared dataset of `PIPELINE_TOKENS` random tokens."""
+    vocabulary = session.AssumedVocabulary(vocab_size=vocab_size)
+    special, dtype = vocabulary.special_tokens, vocabulary.dtype.name
+    partial = folder / "partial"
+    partial.mkdir()
+    options = {"dtype": dtype, "sep": special["sep"], "max_tokens": PIPELINE_TOKENS + 1}
+    writer = pack.ShardWriter(partial, "train", 0, **options)
+    writer.add([np.random.default_rng(0).integers(len(special), vocab_size, PIPELINE_TOKENS)])
+    writer.close()
+    shards = pack.finish(partial, dtype=dtype, vocab_size=vocab_size)
+    counts = {"documents": 1, "tokens": PIPELINE_TOKENS, "train_tokens": PIPELINE_TOKENS, "heldout_tokens": 0}
+    manifest = counts | {
+        "format": FORMAT,
+        "fingerprint": "random",
+        "tokenizer_sha256": "",
+        "vocab_size": vocab_size,
+        "dtype": dtype,
+        "special_tokens": special,
+        "source": "random",
+        "sources": [{"spec": "random", "weight": 1.0, "revision": None}],
+        "filters": {},
+        "dropped": {},
+        "shards": shards,
+    }
+    pack.publish(partial, folder / "random", manifest)
+    return folder / "random"
