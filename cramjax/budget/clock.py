@@ -66,9 +66,7 @@ class Clock:
         self._elapsed_s = 0.0
         self._advanced_at_s: float | None = None  # `elapsed_s` at the latest advance() since start()
         self._recent: collections.deque[tuple[float, int, float]] = collections.deque(maxlen=N_RECENT)
-        self._planned: dict[str, float] | None = (
-            None  # shares of the limits when the step under way will have ended
-        )
+        self._planned: dict[str, float] | None = None  # shares of the limits when the step under way will have ended
         self._floor = 0.0
         self._ended_by: str | None = None
 

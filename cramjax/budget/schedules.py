@@ -36,9 +36,7 @@ def learning_rate(schedule: Schedule, peak: float, fraction: float) -> float:
     )
 
 
-def multiplier(
-    name: str, fraction: float, *, warmup: float = 0.0, cooldown: float = 0.0, final: float = 0.0
-) -> float:
+def multiplier(name: str, fraction: float, *, warmup: float = 0.0, cooldown: float = 0.0, final: float = 0.0) -> float:
     """Share of the peak learning rate, in [0, 1], at `fraction` of the budget (clamped to [0, 1]).
 
     `warmup`, `cooldown` (shares of the budget) and `final` (share of the peak) as in the `schedule` section

@@ -106,15 +106,28 @@ DATA = {
     "normalize": _flag(True, "unicode (NFC) and white space normalisation, control characters dropped"),
     "min_chars": _count(0, "shorter documents are dropped, in characters", 0),
     "max_chars": _optional_count(None, "longer documents are cut into pieces of this many characters", 16),
-    "compressibility": _optional_number(None, "keep a document if tokens < this share of its characters (Cramming: 0.25)"),
+    "compressibility": _optional_number(
+        None, "keep a document if tokens < this share of its characters (Cramming: 0.25)"
+    ),
     "dedup_exact": _flag(True, "drop documents whose normalised text came before"),
-    "dedup_near": _optional_number(None, "drop documents whose MinHash Jaccard similarity to an earlier one is over this", 0.1, 1),
+    "dedup_near": _optional_number(
+        None, "drop documents whose MinHash Jaccard similarity to an earlier one is over this", 0.1, 1
+    ),
     "heldout_fraction": _number(0.01, "share of documents held out for evaluation, chosen by document hash", 0.0, 0.5),
-    "order": _text("shuffled", "shuffled (a permutation of (seed, epoch)), or sentence_length (Cramming: short ones first)",
-                   "shuffled", "sentence_length"),
+    "order": _text(
+        "shuffled",
+        "shuffled (a permutation of (seed, epoch)), or sentence_length (Cramming: short ones first)",
+        "shuffled",
+        "sentence_length",
+    ),
     "cls_token": _flag(False, "every sequence starts with the [CLS] token (Cramming: not needed in pretraining)"),
-    "loader": _text("auto", "tfdata, numpy (needs no TensorFlow), auto: tfdata where TensorFlow is installed; same batches",
-                    "auto", "tfdata", "numpy"),
+    "loader": _text(
+        "auto",
+        "tfdata, numpy (needs no TensorFlow), auto: tfdata where TensorFlow is installed; same batches",
+        "auto",
+        "tfdata",
+        "numpy",
+    ),
     "allow_build": _flag(False, "let TensorFlow Datasets download and build a dataset that is not on disk yet"),
     "max_shard_tokens": _count(1 << 27, "tokens in a shard file at most", 1024),
 }
@@ -147,7 +160,9 @@ MODEL = {
     "vocab_multiple": _count(1, "the embedding is padded to a multiple of this many entries"),
     "document_attention": _flag(False, "tokens attend within their own document only (block-diagonal over the pack)"),
     "attention": _text("auto", "attention kernel: auto picks cuDNN where the card has it", "auto", "xla", "cudnn"),
-    "unroll": Field(default="auto", kinds=(str, int, bool), help="blocks unrolled in the scan: auto, True, or a number"),
+    "unroll": Field(
+        default="auto", kinds=(str, int, bool), help="blocks unrolled in the scan: auto, True, or a number"
+    ),
     "remat": _text("none", "what the backward pass recomputes", "none", "dots", "full"),
 }
 
@@ -163,8 +178,16 @@ OPTIMIZER = {
 }
 
 SCHEDULE = {
-    "name": _text("triangle2", "shape of the learning rate over the share of the budget spent",
-                  "triangle2", "one_cycle", "linear", "cosine", "constant", "inverse_sqrt"),
+    "name": _text(
+        "triangle2",
+        "shape of the learning rate over the share of the budget spent",
+        "triangle2",
+        "one_cycle",
+        "linear",
+        "cosine",
+        "constant",
+        "inverse_sqrt",
+    ),
     "warmup": _share(0.0, "share of the budget with linear warm-up (linear, cosine, constant, inverse_sqrt)"),
     "cooldown": _share(0.0, "share of the budget with linear cool-down to `final` at the end (constant, inverse_sqrt)"),
     "final": _share(0.0, "learning rate at the end, as a share of the peak (linear, cosine, constant, inverse_sqrt)"),
@@ -183,7 +206,9 @@ OBJECTIVE = {
 
 MESH = {
     "data": _bounded((int,), -1, "devices along the batch; -1: the rest", -1, None),
-    "fsdp": _bounded((int,), 1, "devices along the batch over which parameters are sharded as well; -1: the rest", -1, None),
+    "fsdp": _bounded(
+        (int,), 1, "devices along the batch over which parameters are sharded as well; -1: the rest", -1, None
+    ),
     "tensor": _bounded((int,), 1, "devices along heads and feed-forward width; -1: the rest", -1, None),
 }
 
@@ -198,8 +223,14 @@ SCHEMA: dict[str, Any] = {
     "optimizer": OPTIMIZER,
     "schedule": SCHEDULE,
     "objective": OBJECTIVE,
-    "precision": _text("auto", "matrix products; auto: bfloat16 where the device has it, float16 on older GPUs",
-                       "auto", "float32", "bfloat16", "float16"),
+    "precision": _text(
+        "auto",
+        "matrix products; auto: bfloat16 where the device has it, float16 on older GPUs",
+        "auto",
+        "float32",
+        "bfloat16",
+        "float16",
+    ),
     "mesh": MESH,
     "checkpoint": {
         "every_minutes": _number(30.0, "minutes between checkpoints", 0.0),

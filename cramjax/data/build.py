@@ -86,9 +86,7 @@ class Builder:
             ascii_only=data.ascii_only,
         )
         if (n_found := tokenizer.get_vocab_size()) < data.vocab_size:
-            _LOG.warning(
-                "data.vocab_size=%d: the corpus is small and gives %d entries only", data.vocab_size, n_found
-            )
+            _LOG.warning("data.vocab_size=%d: the corpus is small and gives %d entries only", data.vocab_size, n_found)
         return tokenizer, model
 
     def _sample(self) -> Iterator[str]:
@@ -101,16 +99,12 @@ class Builder:
                 part = self.spool.get((source, number), self._show_reading)
                 for _, text in _kept_texts(part, _selector(selection, source, collections.Counter())):
                     yield text
-                self._show(
-                    "reading a sample", source, number + 1, sum(selection.taken_bytes), selection.share_bytes
-                )
+                self._show("reading a sample", source, number + 1, sum(selection.taken_bytes), selection.share_bytes)
 
     def _sample_shares(self) -> list[float]:
         total = sum(source.weight for source in self.plan.sources)
         shares = [self.data.tokenizer_sample_mb * 1e6 * source.weight / total for source in self.plan.sources]
-        return [
-            min(share, limit or share) for share, limit in zip(shares, self.plan.share_bytes, strict=True)
-        ]
+        return [min(share, limit or share) for share, limit in zip(shares, self.plan.share_bytes, strict=True)]
 
     def _pack_source(self, source: int, threads: ThreadPoolExecutor) -> None:
         writers = self._writers(source)
@@ -206,16 +200,13 @@ class Builder:
         if not n_tokens["train"]:
             raise self._nothing_left("no document is left to train on")
         if not n_tokens["heldout"] and self.data.heldout_fraction:
-            _LOG.warning(
-                "no document is held out; raise data.heldout_fraction (%g)", self.data.heldout_fraction
-            )
+            _LOG.warning("no document is held out; raise data.heldout_fraction (%g)", self.data.heldout_fraction)
         if (length := self.plan.order_length()) is not None:
             pack.write_sentence_order(
                 self.partial, shards, dtype=self.dtype, seq_len=length, period=self.tokenizer.token_to_id(".")
             )
         specs = [
-            {"spec": source.spec, "weight": source.weight, "revision": source.revision}
-            for source in self.plan.sources
+            {"spec": source.spec, "weight": source.weight, "revision": source.revision} for source in self.plan.sources
         ]
         manifest = {
             "format": FORMAT,
@@ -253,11 +244,7 @@ class Builder:
         else:
             sizes = [[part.n_bytes or 0 for part in parts] for parts in self.plan.parts]
             here, begun = sizes[source], int(n_parts)
-            done = (
-                sum(map(sum, sizes[:source]))
-                + sum(here[:begun])
-                + (n_parts - begun) * sum(here[begun : begun + 1])
-            )
+            done = sum(map(sum, sizes[:source])) + sum(here[:begun]) + (n_parts - begun) * sum(here[begun : begun + 1])
             whole = sum(map(sum, sizes))
             fraction = done / whole if whole else None
         self.meter.update(stage, taken, fraction)
@@ -302,9 +289,7 @@ def _selector(selection: Selection, source: int, dropped: collections.Counter) -
     return lambda rows, signatures: selection.select(source, rows, signatures, dropped)
 
 
-def _kept_texts(
-    part: SpooledPart, select: Select, with_signatures: bool = False
-) -> Iterator[tuple[np.void, str]]:
+def _kept_texts(part: SpooledPart, select: Select, with_signatures: bool = False) -> Iterator[tuple[np.void, str]]:
     """The record and the text of every piece that `select` keeps."""
     with part.open_text() as file:
         for rows, signatures in part.blocks(with_signatures):
@@ -317,9 +302,7 @@ def _kept_texts(
                 return
 
 
-def _batches(
-    part: SpooledPart, select: Select, with_signatures: bool
-) -> Iterator[tuple[np.ndarray, list[str]]]:
+def _batches(part: SpooledPart, select: Select, with_signatures: bool) -> Iterator[tuple[np.ndarray, list[str]]]:
     """Records and texts of the kept pieces in batches of some 2 million characters."""
     rows, texts, n_chars = [], [], 0
     for row, text in _kept_texts(part, select, with_signatures):

@@ -76,9 +76,7 @@ class TokenDataset:
             )
         shards: dict[tuple[str, int], list[np.ndarray]] = {}
         for entry in manifest["shards"]:
-            shards.setdefault((entry["split"], entry["source"]), []).append(
-                _map_shard(directory, entry, dtype)
-            )
+            shards.setdefault((entry["split"], entry["source"]), []).append(_map_shard(directory, entry, dtype))
         return cls(
             directory=directory,
             manifest=manifest,
@@ -109,9 +107,7 @@ class TokenDataset:
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         sequences = np.asarray(sequences, np.int64)
         if sequences.size and (sequences.min() < 0 or sequences.max() >= starts[-1]):
-            raise IndexError(
-                f"sequence number outside [0, {starts[-1]}) of {split} source {source} at {seq_len}"
-            )
+            raise IndexError(f"sequence number outside [0, {starts[-1]}) of {split} source {source} at {seq_len}")
         tokens = np.empty((len(sequences), seq_len), self.dtype)
         # In file order, so that a disk sees ascending offsets and each shard is visited once.
         order = np.argsort(sequences)
@@ -157,8 +153,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{path.parent} is not a prepared dataset (it has no manifest.json): "
-            f"name another directory, or {_REPAIR}."
+            f"{path.parent} is not a prepared dataset (it has no manifest.json): name another directory, or {_REPAIR}."
         ) from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}): {_REPAIR}.") from None

@@ -91,9 +91,7 @@ def signatures(texts: Iterable[str]) -> np.ndarray:
     """
     import rensa
 
-    rows = rensa.RMinHash.digest_matrix_from_token_sets(
-        [_shingles(text) for text in texts], N_HASHES, _SEED
-    ).to_rows()
+    rows = rensa.RMinHash.digest_matrix_from_token_sets([_shingles(text) for text in texts], N_HASHES, _SEED).to_rows()
     return np.array(rows, np.uint32).reshape(-1, N_HASHES).astype(np.uint16)
 
 
@@ -153,9 +151,9 @@ class NearDuplicates:
         for start in range(0, self._n, 1 << 14):
             block = slice(start, min(start + (1 << 14), self._n))
             # In order, and numpy keeps the last of equal indices: the same tables as if they had been this large.
-            self._tables[self._bands, self._slots(self._signatures[block])] = np.arange(
-                block.start, block.stop
-            )[:, None]
+            self._tables[self._bands, self._slots(self._signatures[block])] = np.arange(block.start, block.stop)[
+                :, None
+            ]
 
     def _empty_tables(self) -> np.ndarray:
         return np.full((len(self._bands), 2 * len(self._signatures)), -1, np.int32)

@@ -82,9 +82,7 @@ def positions_at(
     A source's positions ascend with the row number, without a gap. ValueError if a source with a weight is
     empty.
     """
-    if len(sizes) != len(weights) or any(
-        weight and not size for size, weight in zip(sizes, weights, strict=True)
-    ):
+    if len(sizes) != len(weights) or any(weight and not size for size, weight in zip(sizes, weights, strict=True)):
         raise ValueError(f"sources of sizes {list(sizes)} cannot be drawn with weights {list(weights)}")
     slot_source, slot_rank, shares = _pattern(seed, tuple(weights))
     block, slot = np.divmod(np.asarray(numbers, np.int64), MIXTURE_BLOCK)
@@ -121,9 +119,7 @@ def _pattern(seed: int, weights: tuple[float, ...]) -> tuple[np.ndarray, np.ndar
     counts = slot_counts(weights, MIXTURE_BLOCK)
     source = np.repeat(np.arange(len(weights)), counts)
     rank = np.concatenate([np.arange(count) for count in counts])
-    jitter = (
-        _mix(np.uint64(_key(seed, _PATTERN_KEY, 0)) ^ np.arange(MIXTURE_BLOCK, dtype=np.uint64)) / 2.0**64
-    )
+    jitter = _mix(np.uint64(_key(seed, _PATTERN_KEY, 0)) ^ np.arange(MIXTURE_BLOCK, dtype=np.uint64)) / 2.0**64
     order = np.argsort((rank + jitter) / counts[source], kind="stable")
     return source[order], rank[order], counts
 

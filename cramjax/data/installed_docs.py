@@ -29,7 +29,7 @@ _NOT_PROSE = re.compile(
 )
 # A string with three quotes as the first statement of a block (the line before ends in a colon) or of the file.
 _DOCSTRING = re.compile(
-    r'(?:\A(?:[ \t]*(?:#[^\n]*)?\n)*|:[ \t]*(?:#[^\n]*)?\n(?:[ \t]*\n)*)'
+    r"(?:\A(?:[ \t]*(?:#[^\n]*)?\n)*|:[ \t]*(?:#[^\n]*)?\n(?:[ \t]*\n)*)"
     r'(?P<indent>[ \t]*)[rRuU]?(?P<quotes>"""|\'\'\')(?P<text>.*?)(?P=quotes)',
     re.DOTALL,
 )

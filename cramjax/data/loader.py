@@ -161,9 +161,7 @@ def heldout_batches(
     """
     available = [
         size if weight else 0
-        for size, weight in zip(
-            dataset.n_sequences("heldout", seq_len - cls_token), dataset.weights, strict=True
-        )
+        for size, weight in zip(dataset.n_sequences("heldout", seq_len - cls_token), dataset.weights, strict=True)
     ]
     if not sum(available):
         raise UserError(
@@ -174,9 +172,7 @@ def heldout_batches(
     n_rows = min(max(n_full, 1) * batch_size, sum(available))
     source, sequence = _spread(n_rows, available, dataset.weights)
     filled = np.arange(max(n_full, 1) * batch_size)
-    tokens = _read_sequences(
-        dataset, "heldout", source[filled % n_rows], sequence[filled % n_rows], seq_len, cls_token
-    )
+    tokens = _read_sequences(dataset, "heldout", source[filled % n_rows], sequence[filled % n_rows], seq_len, cls_token)
     weights = (filled < n_rows).astype(np.float32)
     return list(zip(tokens.reshape(-1, batch_size, seq_len), weights.reshape(-1, batch_size), strict=True))
 
@@ -269,9 +265,7 @@ def _sizes(dataset: TokenDataset, length: int) -> tuple[int, ...]:
                 "data.seq_len, or prepare more text (data.source, data.max_mb)."
             )
     if not any(dataset.weights):
-        raise UserError(
-            f"{dataset.directory}: no source has a weight above 0; set the weights of data.source."
-        )
+        raise UserError(f"{dataset.directory}: no source has a weight above 0; set the weights of data.source.")
     return sizes
 
 
@@ -301,9 +295,7 @@ def _read_sequences(
         tokens[:, 0] = dataset.special_tokens["cls"]
     for number in np.unique(source):
         of_source = source == number
-        tokens[of_source, int(cls_token) :] = dataset.read(
-            split, int(number), sequence[of_source], seq_len - cls_token
-        )
+        tokens[of_source, int(cls_token) :] = dataset.read(split, int(number), sequence[of_source], seq_len - cls_token)
     return tokens
 
 

@@ -27,9 +27,7 @@ class ShardWriter:
     `state` after `flush` is a number triple with which `resume` takes the files back to that moment.
     """
 
-    def __init__(
-        self, directory: pathlib.Path, split: str, source: int, *, dtype: str, sep: int, max_tokens: int
-    ):
+    def __init__(self, directory: pathlib.Path, split: str, source: int, *, dtype: str, sep: int, max_tokens: int):
         self._directory, self._stem = directory, f"{split}-{source}"
         self._dtype, self._sep, self._max_tokens = np.dtype(dtype).newbyteorder("<"), sep, max_tokens
         self._number = self._n_tokens = self._n_documents = 0

@@ -64,9 +64,7 @@ def prepare_sources(
 ) -> pathlib.Path:
     """`prepare` with the sources given instead of `data.source`."""
     if data.max_mb == "budget":
-        raise UserError(
-            "data.max_mb='budget': resolve the configuration with its budget first, or give a number of MB"
-        )
+        raise UserError("data.max_mb='budget': resolve the configuration with its budget first, or give a number of MB")
     plan = make_plan(data, sources)
     cache = pathlib.Path(data.cache_dir)
     directory = cache / plan.name
@@ -155,14 +153,10 @@ def make_plan(data: Any, sources: list[Any]) -> Plan:
         "parts": [[part.key for part in found] for found in parts],
     }
     fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    readable = "+".join(re.sub(r"[^A-Za-z0-9]+", "_", source.spec).strip("_")[-40:] for source in sources)[
-        :60
-    ]
+    readable = "+".join(re.sub(r"[^A-Za-z0-9]+", "_", source.spec).strip("_")[-40:] for source in sources)[:60]
     tokenizer = pathlib.Path(data.tokenizer).stem
     name = f"{readable}-{tokenizer}{data.vocab_size}-{fingerprint[:12]}"
-    return Plan(
-        data=data, sources=sources, parts=parts, share_bytes=shares, fingerprint=fingerprint, name=name
-    )
+    return Plan(data=data, sources=sources, parts=parts, share_bytes=shares, fingerprint=fingerprint, name=name)
 
 
 @contextlib.contextmanager

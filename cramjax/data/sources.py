@@ -95,5 +95,9 @@ def _open(spec: str, weight: float, index: int, data: Any) -> Source:
     if scheme == "prepared":
         raise UserError(f"data.source={spec}: a prepared dataset cannot be part of a mixture; name it alone")
     near = difflib.get_close_matches(scheme, SCHEMES, 1)
-    hint = f"did you mean {near[0]}?" if near and near[0] != scheme else "sources: installed-docs, text:GLOB, hf:OWNER/NAME:GLOB, tfds:NAME/CONFIG, prepared:DIR"
+    hint = (
+        f"did you mean {near[0]}?"
+        if near and near[0] != scheme
+        else "sources: installed-docs, text:GLOB, hf:OWNER/NAME:GLOB, tfds:NAME/CONFIG, prepared:DIR"
+    )
     raise UserError(f"data.source={spec}: not a source; {hint}")

@@ -23,9 +23,7 @@ _N_READS_AHEAD = 2
 def _import_tensorflow() -> Any:
     """TensorFlow, told to be quiet and to leave the accelerator's memory to JAX."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault(
-        "TF_ENABLE_ONEDNN_OPTS", "0"
-    )  # no kernel of it is used here, but it announces itself
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no kernel of it is used here, but it announces itself
     import tensorflow as tf
 
     try:

@@ -130,9 +130,7 @@ def _alphabet(texts: list[str], normalizer: normalizers.Normalizer) -> list[str]
 def _train_sentencepiece(kind: str, texts: Iterable[str], vocab_size: int, rule: str) -> bytes:
     import sentencepiece
 
-    sentences = [
-        piece for text in texts for line in text.split("\n") for piece in cut(line.strip(), _SENTENCE_CHARS)
-    ]
+    sentences = [piece for text in texts for line in text.split("\n") for piece in cut(line.strip(), _SENTENCE_CHARS)]
     names = {
         f"{role}_piece": SPECIAL_TOKENS[token]
         for role, token in (("pad", "pad"), ("unk", "unk"), ("bos", "cls"), ("eos", "sep"))
@@ -183,8 +181,7 @@ def from_sentencepiece(model: bytes) -> Tokenizer:
         # Control pieces must not win over others, nor lower the least score, from which that of [UNK] derives.
         least = min(score for (_, score), kind in zip(pieces, types, strict=True) if kind == _NORMAL)
         scored = [
-            (piece, least if kind == _CONTROL else score)
-            for (piece, score), kind in zip(pieces, types, strict=True)
+            (piece, least if kind == _CONTROL else score) for (piece, score), kind in zip(pieces, types, strict=True)
         ]
         core = models.Unigram(scored, unk_id=unk_id, byte_fallback=has_bytes)
     elif proto.trainer_spec.model_type == 2:
@@ -216,9 +213,7 @@ def _merges(pieces: list[tuple[str, float]], types: list[int]) -> list[tuple[str
     merges = []
     for piece, number in known.items():
         pairs = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
-        merges += [
-            (-pieces[number][1], known[a], known[b], a, b) for a, b in pairs if a in known and b in known
-        ]
+        merges += [(-pieces[number][1], known[a], known[b], a, b) for a, b in pairs if a in known and b in known]
     return [(a, b) for *_, a, b in sorted(merges)]
 
 
@@ -243,9 +238,7 @@ def load(path: str | pathlib.Path) -> tuple[Tokenizer, bytes | None]:
     except UserError:
         raise
     except Exception as error:  # both libraries raise bare Exception for a malformed file
-        raise UserError(
-            f"data.tokenizer={path}: not a readable tokenizer.json or .model ({error})"
-        ) from error
+        raise UserError(f"data.tokenizer={path}: not a readable tokenizer.json or .model ({error})") from error
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -266,9 +259,7 @@ def _finish(tokenizer: Tokenizer) -> Tokenizer:
     """Special tokens known as such, and the template [CLS] $A [SEP] where there is none."""
     names = special_tokens(tokenizer)
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-    missing = [
-        AddedToken(token, special=True, normalized=False) for token in names.values() if token not in added
-    ]
+    missing = [AddedToken(token, special=True, normalized=False) for token in names.values() if token not in added]
     if missing:
         tokenizer.add_special_tokens(missing)
     if tokenizer.post_processor is None:

@@ -62,7 +62,11 @@ def attention_mask(segment_ids: jax.Array | None, padding_mask: jax.Array | None
     if padding_mask is not None:
         visible = padding_mask.astype(bool)[:, None, None, :]
         length = padding_mask.shape[1]
-        mask = visible & mask if mask is not None else jnp.broadcast_to(visible, visible.shape[:2] + (length, length))
+        mask = (
+            visible & mask
+            if mask is not None
+            else jnp.broadcast_to(visible, visible.shape[:2] + (length, length))
+        )
     return mask
 
 
@@ -120,7 +124,9 @@ def einsum_attention(
     if dropout_key is not None and dropout_rate > 0:
         shape = query.shape[:3] + (key_.shape[2],)
         kept = dropout(jnp.ones(shape, precision.matmul_dtype), dropout_rate, dropout_key)
-    mixed = _attend(query, key_, value, mask, kept, precision.matmul_dtype)  # [batch, heads, length, head_dim]
+    mixed = _attend(
+        query, key_, value, mask, kept, precision.matmul_dtype
+    )  # [batch, heads, length, head_dim]
     return jnp.swapaxes(mixed, 1, 2).astype(precision.activation_dtype)
 
 
@@ -163,7 +169,9 @@ def _attend_backward(dtype, saved, cotangent):
         gradient = jnp.where(mask, gradient, 0.0)
     gradient = gradient.astype(dtype)
     # For keys and values the small operand is the one that is transposed.
-    query, cotangent = (pin_on_cpu(jnp.swapaxes(x, 2, 3)) for x in (query, cotangent))  # [batch, heads, head_dim, length]
+    query, cotangent = (
+        pin_on_cpu(jnp.swapaxes(x, 2, 3)) for x in (query, cotangent)
+    )  # [batch, heads, head_dim, length]
     query_gradient = _wide_einsum("bnts,bnsh->bnth", gradient, key_)
     key_gradient = pin_on_cpu(_wide_einsum("bnht,bnts->bnhs", query, gradient)).swapaxes(2, 3)
     value_gradient = pin_on_cpu(_wide_einsum("bnht,bnts->bnhs", cotangent, used)).swapaxes(2, 3)

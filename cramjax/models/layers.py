@@ -34,7 +34,9 @@ FLOAT32 = Precision(jnp.dtype("float32"), jnp.dtype("float32"))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
-def product(spec: str, lhs: jax.Array, rhs: jax.Array, matmul_dtype: jnp.dtype, out_dtype: jnp.dtype) -> jax.Array:
+def product(
+    spec: str, lhs: jax.Array, rhs: jax.Array, matmul_dtype: jnp.dtype, out_dtype: jnp.dtype
+) -> jax.Array:
     """`einsum(spec, lhs, rhs)` with operands in `matmul_dtype`, float32 accumulation, and a result in `out_dtype`.
 
     `spec` is that of a dense layer, as in "bte,ef->btf": the result has the left operand's own axes and then the right one's. The
@@ -169,7 +171,9 @@ class Linear(nnx.Module):
         operands, out = spec.split("->")
         outer = [i for i, letter in enumerate(operands.split(",")[1]) if letter in out]
         self.bias = (
-            param(jax.nn.initializers.zeros, rngs, tuple(shape[i] for i in outer), tuple(axes[i] for i in outer))
+            param(
+                jax.nn.initializers.zeros, rngs, tuple(shape[i] for i in outer), tuple(axes[i] for i in outer)
+            )
             if bias
             else None
         )
@@ -264,7 +268,9 @@ class Embeddings(nnx.Module):
     def __init__(self, cfg, precision: Precision, rngs: nnx.Rngs):
         self.cfg, self.precision = cfg, precision
         normal = jax.nn.initializers.normal(cfg.init_std)
-        self.tokens = param(_first_row_zero(normal), rngs, (cfg.vocab_size, cfg.d_model), (ax.VOCAB, ax.EMBED))
+        self.tokens = param(
+            _first_row_zero(normal), rngs, (cfg.vocab_size, cfg.d_model), (ax.VOCAB, ax.EMBED)
+        )
         constant = jax.nn.initializers.constant(cfg.d_model**-0.5)
         self.positions = (
             param(normal, rngs, (cfg.max_positions, cfg.d_model), (ax.POSITION, ax.EMBED))
@@ -273,7 +279,9 @@ class Embeddings(nnx.Module):
         )
         self.position_scale = param(constant, rngs, (), ()) if cfg.positions == "scaled_sinusoidal" else None
         self.token_types = (
-            param(normal, rngs, (cfg.token_types, cfg.d_model), (ax.TOKEN_TYPE, ax.EMBED)) if cfg.token_types else None
+            param(normal, rngs, (cfg.token_types, cfg.d_model), (ax.TOKEN_TYPE, ax.EMBED))
+            if cfg.token_types
+            else None
         )
         self.norm = Norm(cfg, precision, bias=cfg.norm_bias, rngs=rngs) if cfg.embedding_norm else None
 
@@ -286,7 +294,9 @@ class Embeddings(nnx.Module):
             x = x + (sinusoidal_table(length, self.cfg.d_model) * self.position_scale[...])[None]
         if self.token_types is not None:
             # Without ids every token is of type 0, as in transformers.
-            x = x + (self.token_types[...][:1][None] if token_types is None else self.token_types[...][token_types])
+            x = x + (
+                self.token_types[...][:1][None] if token_types is None else self.token_types[...][token_types]
+            )
         x = x.astype(self.precision.activation_dtype)
         return dropout(x if self.norm is None else self.norm(x), self.cfg.dropout, key)
 

@@ -29,10 +29,16 @@ SIZES = {
         "positions": "scaled_sinusoidal",
     },
     # BERT (arXiv 1810.04805): `BertForMaskedLM` of bert-base-uncased.
-    "bert-base": _BERT | _POST_NORM | {"vocab_size": 30522, "n_layers": 12, "d_model": 768, "n_heads": 12, "d_ff": 3072},
+    "bert-base": _BERT
+    | _POST_NORM
+    | {"vocab_size": 30522, "n_layers": 12, "d_model": 768, "n_heads": 12, "d_ff": 3072},
     # Cramming's controls: the same at its vocabulary.
-    "hf-bert-base": _BERT | _POST_NORM | {"vocab_size": 32768, "n_layers": 12, "d_model": 768, "n_heads": 12, "d_ff": 3072},
-    "hf-bert-tiny": _BERT | _POST_NORM | {"vocab_size": 32768, "n_layers": 2, "d_model": 128, "n_heads": 2, "d_ff": 512},
+    "hf-bert-base": _BERT
+    | _POST_NORM
+    | {"vocab_size": 32768, "n_layers": 12, "d_model": 768, "n_heads": 12, "d_ff": 3072},
+    "hf-bert-tiny": _BERT
+    | _POST_NORM
+    | {"vocab_size": 32768, "n_layers": 2, "d_model": 128, "n_heads": 2, "d_ff": 512},
     # 24hBERT (arXiv 2104.07705): pre-norm BERT-large, 30522 entries padded to a multiple of 8; `MegatronBertForMaskedLM`.
     "bert-large-24h": _BERT
     | {"norm_position": "pre", "embedding_norm": False, "final_norm": True}

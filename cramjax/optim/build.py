@@ -44,9 +44,7 @@ def _with_standard_promotion(transform: optax.GradientTransformation) -> optax.G
     return optax.GradientTransformation(init, update)
 
 
-def _make(
-    name: str, axes: Any, b1: float, b2: float, eps: float, weight_decay: float
-) -> optax.GradientTransformation:
+def _make(name: str, axes: Any, b1: float, b2: float, eps: float, weight_decay: float) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(weight_decay, decay_mask(axes))
     descend = optax.scale(-1.0)
     match name:

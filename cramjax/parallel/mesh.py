@@ -28,7 +28,9 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device]) 
         sizes[sizes.index(-1)] = max(1, len(devices) // given)
     if math.prod(sizes) != len(devices):
         asked = " × ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise UserError(f"{asked} needs {math.prod(sizes)} devices, this process group has {len(devices)}; set one to -1")
+        raise UserError(
+            f"{asked} needs {math.prod(sizes)} devices, this process group has {len(devices)}; set one to -1"
+        )
     # Auto axis types: XLA propagates shardings, so the model code stays free of them (jax 0.10 would default to Explicit).
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

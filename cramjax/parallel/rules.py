@@ -35,7 +35,9 @@ def param_shardings(axes: Any, abstract: Any, mesh: Mesh) -> Any:
     )
 
 
-def optimizer_shardings(optimizer: optax.GradientTransformation, abstract_params: Any, shardings: Any, mesh: Mesh) -> Any:
+def optimizer_shardings(
+    optimizer: optax.GradientTransformation, abstract_params: Any, shardings: Any, mesh: Mesh
+) -> Any:
     """NamedShardings for the optimizer state: whatever has its parameter's shape lies like it, the rest is replicated.
 
     Without this `jit(optimizer.init)` puts all moments on one device, since zeros depend on no input. A state leaf belongs to the

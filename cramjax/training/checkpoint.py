@@ -164,7 +164,9 @@ class Checkpoints:
         saved = self._manager.item_metadata(step)["state"].tree["params"]
         wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved)
         arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
-        only_params = ocp.args.PyTreeRestore({"params": wanted}, restore_args={"params": arguments}, partial_restore=True)
+        only_params = ocp.args.PyTreeRestore(
+            {"params": wanted}, restore_args={"params": arguments}, partial_restore=True
+        )
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             params = reader.restore(self._directory / str(step) / "state", args=only_params)["params"]
         sidecar = self._manager.restore(step, args=ocp.args.Composite(sidecar=ocp.args.JsonRestore()))["sidecar"]
@@ -190,9 +192,7 @@ class Checkpoints:
         try:
             manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
         except OSError as error:
-            raise UserError(
-                f"{self._directory}: checkpoints cannot be written there ({error.strerror})"
-            ) from error
+            raise UserError(f"{self._directory}: checkpoints cannot be written there ({error.strerror})") from error
         self._remove_leftovers()
         return manager
 
@@ -233,14 +233,10 @@ class Checkpoints:
     def _restore_step(self, step: int, abstract_state: Any, must_match: Mapping[str, Any]) -> Restored:
         folder = self._directory / str(step)
         _verify(folder)
-        sidecar = self._manager.restore(step, args=ocp.args.Composite(sidecar=ocp.args.JsonRestore()))[
-            "sidecar"
-        ]
+        sidecar = self._manager.restore(step, args=ocp.args.Composite(sidecar=ocp.args.JsonRestore()))["sidecar"]
         saved = self._manager.item_metadata(step)["state"].tree
         must_match = _as_read_back(must_match)
-        differences = list(
-            _differences(must_match, {key: sidecar[key] for key in must_match if key in sidecar})
-        )
+        differences = list(_differences(must_match, {key: sidecar[key] for key in must_match if key in sidecar}))
         differences += _array_differences(abstract_state, saved)
         if differences:
             more = f"; and {len(differences) - MAX_LISTED} more" if len(differences) > MAX_LISTED else ""
@@ -277,9 +273,7 @@ def _verify(folder: pathlib.Path) -> None:
     found = dict(_checksums(folder))
     wrong = sorted(name for name, checksum in noted.items() if found.get(name) != checksum)
     if wrong:
-        raise ValueError(
-            f"{len(wrong)} of {len(noted)} files changed since they were written, first {wrong[0]}"
-        )
+        raise ValueError(f"{len(wrong)} of {len(noted)} files changed since they were written, first {wrong[0]}")
 
 
 def _checksums(folder: pathlib.Path) -> Iterator[tuple[str, list[int]]]:

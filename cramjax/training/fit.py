@@ -61,4 +61,9 @@ def choose_microbatch(
 def _bytes(compiled: jax.stages.Compiled) -> int:
     memory = compiled.memory_analysis()
     # Donated arguments are counted once.
-    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return (
+        memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )

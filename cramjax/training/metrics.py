@@ -62,9 +62,7 @@ class MetricsWriter:
                 lambda: self._sinks.append(TensorBoard(pathlib.Path(workdir) / "tb", resumed_step)),
             )
         if wandb_project:
-            self._try(
-                "Weights & Biases", lambda: self._sinks.append(Wandb(wandb_project, workdir, config or {}))
-            )
+            self._try("Weights & Biases", lambda: self._sinks.append(Wandb(wandb_project, workdir, config or {})))
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
         """Add one line: `step` and `values`. What is not finite becomes null, so that every line is JSON.

@@ -23,9 +23,7 @@ _UNITS = {
 }
 
 
-def plot_loss(
-    metrics_path: str | os.PathLike, out_png: str | os.PathLike, unigram_loss: float | None = None
-) -> None:
+def plot_loss(metrics_path: str | os.PathLike, out_png: str | os.PathLike, unigram_loss: float | None = None) -> None:
     """Draw train and held-out loss (nats) over tokens and over time, with the unigram baseline, to `out_png`.
 
     Reads a metrics.jsonl as far as it is intact; a run without any line gives an empty frame.
@@ -101,9 +99,7 @@ def _draw(axes: Any, train: list, held_out: list, key: str, scale: float, unigra
             color=HELD_OUT,
         )
     if unigram_loss is not None:
-        axes.axhline(
-            unigram_loss, color=BASELINE, linewidth=1.2, linestyle=(0, (4, 3)), label="unigram baseline"
-        )
+        axes.axhline(unigram_loss, color=BASELINE, linewidth=1.2, linestyle=(0, (4, 3)), label="unigram baseline")
     axes.set_xlim(left=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)

@@ -46,7 +46,16 @@ class Recorder:
     `every_steps`: steps between lines; `peak_flops`: FLOP/s of all devices together, for MFU.
     """
 
-    def __init__(self, *, writer: MetricsWriter, progress: Progress, clock: Clock, spent: Spent, every_steps: int, peak_flops: float):
+    def __init__(
+        self,
+        *,
+        writer: MetricsWriter,
+        progress: Progress,
+        clock: Clock,
+        spent: Spent,
+        every_steps: int,
+        peak_flops: float,
+    ):
         self._writer, self._progress, self._clock, self._spent = writer, progress, clock, spent
         self._every_steps, self._peak_flops = every_steps, peak_flops
         self._window: list[StepRecord] = []

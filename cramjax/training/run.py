@@ -170,7 +170,9 @@ class Run:
         """Save the last state; when the run has ended rather than been stopped, evaluate it and write summary and picture."""
         self._save(outcome.state, block=True)
         if self.stop.requested:
-            self.progress.announce(f"stopped by {outcome.stop_reason}: checkpoint at step {self.clock.n_steps} is saved")
+            self.progress.announce(
+                f"stopped by {outcome.stop_reason}: checkpoint at step {self.clock.n_steps} is saved"
+            )
             return self._summary(outcome)
         elapsed_s = self.clock.elapsed_s  # the final evaluation and what follows come after the budget
         self.recorder.evaluated(self.evaluator(outcome.state.params), self.unigram_loss)

@@ -21,6 +21,7 @@ from cramjax.training.state import TrainState, abstract_state
 from cramjax.training.step import make_train_step
 from cramjax.training.task import Task, masked_lm
 
+
 class Vocabulary(Protocol):
     """What a session reads of a dataset: entries, ids of pad, unk, cls, sep and mask, and the dtype of its tokens."""
 

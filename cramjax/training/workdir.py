@@ -58,8 +58,7 @@ class Workdir:
             owner = _describe_owner(os.read(self._lock, 4096))
             os.close(self._lock)
             raise UserError(
-                f"--workdir {self.path}: another run is using it ({owner}); "
-                "wait for it to end or give another folder"
+                f"--workdir {self.path}: another run is using it ({owner}); wait for it to end or give another folder"
             ) from error
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": now}

@@ -24,9 +24,7 @@ def test_bert_base_costs_what_the_field_reports():
 
 
 def test_the_head_transform_is_one_more_matrix():
-    more = flops.encoder_forward_flops(**CRAMMED, head_transform=True) - flops.encoder_forward_flops(
-        **CRAMMED
-    )
+    more = flops.encoder_forward_flops(**CRAMMED, head_transform=True) - flops.encoder_forward_flops(**CRAMMED)
     assert more == 2 * 32 * 768 * 768
 
 

@@ -94,9 +94,7 @@ def test_the_batch_ramp_of_cramming():
 
 @given(shares, shares, shares, st.integers(1, 100), st.integers(1, 300))
 def test_the_batch_ramp_grows_within_bounds(a, b, ramp_share, n, microbatch_size):
-    low, high = (
-        schedules.n_microbatches(f, ramp_share, n * microbatch_size, microbatch_size) for f in sorted((a, b))
-    )
+    low, high = (schedules.n_microbatches(f, ramp_share, n * microbatch_size, microbatch_size) for f in sorted((a, b)))
     assert 1 <= low <= high <= n
     assert schedules.n_microbatches(1.0, ramp_share, n * microbatch_size, microbatch_size) == n
 

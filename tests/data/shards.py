@@ -39,9 +39,7 @@ def write_dataset(
     for split, sources in (("train", train), ("heldout", heldout)):
         for source, shards in enumerate(sources):
             for number, n_tokens in enumerate(shards):
-                tokens, offsets = random_documents(
-                    rng, n_tokens, vocab_size, np.dtype(dtype).newbyteorder("<")
-                )
+                tokens, offsets = random_documents(rng, n_tokens, vocab_size, np.dtype(dtype).newbyteorder("<"))
                 name = f"{split}-{source}-{number:05d}"
                 (directory / f"{name}.bin").write_bytes(tokens.tobytes())
                 np.save(directory / f"{name}.docs.npy", offsets)

@@ -71,9 +71,7 @@ def test_cut_spares_words():
 )
 def test_clean(text, rules, expected):
     pieces, reason = clean(text, rules)
-    assert (pieces, reason) == expected or (
-        "".join(pieces) == "".join(expected[0]) and rules.max_chars and not reason
-    )
+    assert (pieces, reason) == expected or ("".join(pieces) == "".join(expected[0]) and rules.max_chars and not reason)
 
 
 def test_a_long_line_of_one_word_is_no_trouble():

@@ -16,9 +16,7 @@ TRAIN = ((1000, 50, 0, 777), (640,))
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    return TokenDataset.open(
-        write_dataset(tmp_path_factory.mktemp("whole"), train=TRAIN, heldout=((300,), (99,)))
-    )
+    return TokenDataset.open(write_dataset(tmp_path_factory.mktemp("whole"), train=TRAIN, heldout=((300,), (99,))))
 
 
 def sequences_by_hand(dataset, split, source, seq_len):

@@ -104,9 +104,7 @@ def test_epochs_seeds_and_sources_have_orders_of_their_own():
 def test_mixture_shares_are_exact_in_a_block_and_close_in_any_window():
     weights = [0.5, 0.3, 0.2, 0.0]
     for block in (0, 3):
-        source, _ = index.rows(
-            1, block * index.MIXTURE_BLOCK, index.MIXTURE_BLOCK, [10**6, 7, 100, 0], weights
-        )
+        source, _ = index.rows(1, block * index.MIXTURE_BLOCK, index.MIXTURE_BLOCK, [10**6, 7, 100, 0], weights)
         assert np.bincount(source, minlength=4).tolist() == index.slot_counts(weights, len(source)).tolist()
     windows = source[: 256 * 200].reshape(200, 256)
     for number, weight in enumerate(weights):

@@ -30,9 +30,7 @@ def test_shards_hold_each_document_and_a_sep(tmp_path, dtype):
     shards.add(given_documents)
     shards.close()
     entries = pack.finish(tmp_path, dtype=dtype, vocab_size=90)
-    assert len(entries) > 3 and [entry["file"] for entry in entries] == sorted(
-        entry["file"] for entry in entries
-    )
+    assert len(entries) > 3 and [entry["file"] for entry in entries] == sorted(entry["file"] for entry in entries)
     found = []
     for entry in entries:
         tokens = np.fromfile(tmp_path / entry["file"], np.dtype(dtype).newbyteorder("<"))

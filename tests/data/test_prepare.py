@@ -76,17 +76,12 @@ def test_unigram_counts_are_those_of_the_training_split(prepared):
     directory = prepared[2]
     tokens = np.concatenate([np.append(ids, 3) for ids in documents_of(directory, "train")]).astype(int)
     counts = np.load(directory / "unigram.npy")
-    assert (
-        counts.tolist()
-        == np.bincount(tokens, minlength=preparation.read_manifest(directory)["vocab_size"]).tolist()
-    )
+    assert counts.tolist() == np.bincount(tokens, minlength=preparation.read_manifest(directory)["vocab_size"]).tolist()
 
 
 def test_leaves_nothing_but_the_dataset(prepared):
     directory = prepared[2]
-    assert [path.name for path in directory.parent.iterdir() if not path.name.startswith(".")] == [
-        directory.name
-    ]
+    assert [path.name for path in directory.parent.iterdir() if not path.name.startswith(".")] == [directory.name]
     assert {path.suffix for path in directory.iterdir()} == {".json", ".bin", ".npy", ""}
     assert [path.name for path in directory.iterdir() if path.is_dir()] == ["tokenizer"]
 

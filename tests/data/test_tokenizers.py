@@ -37,9 +37,7 @@ def garbage():
     ]
 
 
-@pytest.fixture(
-    scope="module", params=[(kind, flag) for kind in tokenizers.KINDS for flag in (True, False)], ids=str
-)
+@pytest.fixture(scope="module", params=[(kind, flag) for kind in tokenizers.KINDS for flag in (True, False)], ids=str)
 def trained(request):
     kind, flag = request.param
     return kind, flag, *tokenizers.train(kind, TEXTS, vocab_size=200, lowercase=flag, ascii_only=flag)

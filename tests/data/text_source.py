@@ -9,9 +9,7 @@ import time
 from cramjax.config.errors import UserError
 
 WORDS = [
-    a + b
-    for a in ("ka", "mo", "ti", "sul", "re", "ban", "pol", "ge")
-    for b in ("ra", "nis", "to", "lem", "du", "shi")
+    a + b for a in ("ka", "mo", "ti", "sul", "re", "ban", "pol", "ge") for b in ("ra", "nis", "to", "lem", "du", "shi")
 ]
 
 

@@ -74,7 +74,14 @@ def undisturbed(corpus, tmp_path_factory):
 
 def test_a_run_leaves_what_the_contract_names(undisturbed):
     workdir, _, done = undisturbed
-    for name in ("config.json", "environment.json", "metrics.jsonl", "loss.png", "summary.json", "tokenizer/tokenizer.json"):
+    for name in (
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "loss.png",
+        "summary.json",
+        "tokenizer/tokenizer.json",
+    ):
         assert (workdir / name).stat().st_size > 0, name
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["steps"] == 60 and summary["stop_reason"] == "steps" and summary["progress"] == 1.0
@@ -206,6 +213,17 @@ def test_help_names_purpose_flags_and_an_example_without_jax(module):
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "configs").glob("*.py")))
 def test_every_recipe_smokes(recipe, tmp_path):
     flags = ["--config.data.cache_dir=" + str(tmp_path / "prepared")]
-    run([sys.executable, "-m", "cramjax.main", "--config", f"configs/{recipe}.py:smoke", "--workdir", str(tmp_path), *flags])
+    run(
+        [
+            sys.executable,
+            "-m",
+            "cramjax.main",
+            "--config",
+            f"configs/{recipe}.py:smoke",
+            "--workdir",
+            str(tmp_path),
+            *flags,
+        ]
+    )
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["steps"] == 40 and summary["eval_loss"] is not None

@@ -35,9 +35,7 @@ while True:
 
 def kill_while_saving(folder, chooser):
     """Start a child, let it save a few times, kill it in a save; the newest step it called complete."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     n_saves, complete = chooser.randint(1, 4), 0
     for line in child.stdout:
         word, step = line.split()

@@ -43,11 +43,15 @@ def test_cudnn_is_refused_where_it_cannot_run():
 @pytest.mark.parametrize("masked", [False, True])
 def test_einsums_equal_jax(masked):
     query, key_, value = jax.random.normal(jax.random.key(0), (3, 2, 9, 3, 24))
-    mask = attention_mask(jnp.asarray([[0] * 4 + [1] * 5, [0] * 9]), jnp.arange(9)[None] < jnp.asarray([[9], [6]]))
+    mask = attention_mask(
+        jnp.asarray([[0] * 4 + [1] * 5, [0] * 9]), jnp.arange(9)[None] < jnp.asarray([[9], [6]])
+    )
     mask = mask if masked else None
 
     def both(attend):
-        return jax.value_and_grad(lambda q, k, v: jnp.sum(jnp.sin(attend(q, k, v))), argnums=(0, 1, 2))(query, key_, value)
+        return jax.value_and_grad(lambda q, k, v: jnp.sum(jnp.sin(attend(q, k, v))), argnums=(0, 1, 2))(
+            query, key_, value
+        )
 
     ours = both(lambda q, k, v: einsum_attention(q, k, v, mask, FLOAT32))
     theirs = both(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla"))

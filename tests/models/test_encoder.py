@@ -75,13 +75,17 @@ def test_init_follows_the_recipe():
     kernels = params["layers"]["mlp"]["wi"]["kernel"]
     assert float(jnp.std(kernels)) == pytest.approx(0.02, rel=0.05)
     assert not np.array_equal(kernels[0], kernels[1])
-    assert (params["layers"]["mlp_norm"]["scale"] == 1).all() and not params["layers"]["mlp_norm"]["bias"].any()
+    assert (params["layers"]["mlp_norm"]["scale"] == 1).all() and not params["layers"]["mlp_norm"][
+        "bias"
+    ].any()
 
 
 def test_init_is_a_function_of_the_key():
     cfg = small()
     jax.tree.map(np.testing.assert_array_equal, init(cfg, 3), init(cfg, 3))
-    assert not np.array_equal(init(cfg, 3)["encoder"]["embeddings"]["tokens"], init(cfg, 4)["encoder"]["embeddings"]["tokens"])
+    assert not np.array_equal(
+        init(cfg, 3)["encoder"]["embeddings"]["tokens"], init(cfg, 4)["encoder"]["embeddings"]["tokens"]
+    )
 
 
 @pytest.mark.parametrize("name", ["bert-base", "modernbert-crammed"])
@@ -92,14 +96,18 @@ def test_scan_equals_unrolled(name):
         cfg = small(name, **changes)
 
         def loss(params):
-            return jnp.mean(jnp.square(encoder.head(cfg, FLOAT32, params, encoder.encode(cfg, FLOAT32, params, tokens))))
+            return jnp.mean(
+                jnp.square(encoder.head(cfg, FLOAT32, params, encoder.encode(cfg, FLOAT32, params, tokens)))
+            )
 
         return jax.jit(jax.value_and_grad(loss))(init(cfg))
 
     expected = value_and_gradient(unroll=True)
     for changes in ({"unroll": 1}, {"unroll": 2, "remat": "full"}, {"remat": "dots"}):
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), value_and_gradient(**changes), expected
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            value_and_gradient(**changes),
+            expected,
         )
 
 
@@ -155,7 +163,12 @@ def test_dropout_differs_between_layers(unroll):
     # Blocks of equal weights whose attention gives the constant 1 and whose feed-forward gives 0: two of them add
     # dropout(1) + dropout(1), which is 0 where both drop. Independent masks do so at a quarter of the places, equal ones at a half.
     cfg = EncoderConfig(
-        **SMALL | {"n_layers": 2}, linear_bias=True, dropout=0.5, final_norm=False, positions="none", unroll=unroll
+        **SMALL | {"n_layers": 2},
+        linear_bias=True,
+        dropout=0.5,
+        final_norm=False,
+        positions="none",
+        unroll=unroll,
     )
     params = jax.tree.map(jnp.zeros_like, init(cfg))
     params["encoder"]["layers"]["attention"]["out"]["bias"] += 1.0
@@ -204,7 +217,9 @@ def test_bfloat16_is_close_in_value_and_gradient(name, activations, length):
     value, gradient = jax.jit(jax.value_and_grad(lambda p: loss(p, precision)))(params)
     assert abs(float(value - exact)) < 1e-2
     assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
-    a, b = (jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(g)]) for g in (gradient, exact_gradient))
+    a, b = (
+        jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(g)]) for g in (gradient, exact_gradient)
+    )
     assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 0.05
 
 

@@ -21,7 +21,9 @@ NUMBERS = {"b1": 0.9, "b2": 0.98, "eps": 1e-8, "weight_decay": 0.1}
 def tree(seed):
     leaves, structure = jax.tree.flatten(AXES, is_leaf=lambda node: isinstance(node, tuple))
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    arrays = [jax.random.normal(k, [SHAPES[a] for a in axes], jnp.float32) for k, axes in zip(keys, leaves, strict=True)]
+    arrays = [
+        jax.random.normal(k, [SHAPES[a] for a in axes], jnp.float32) for k, axes in zip(keys, leaves, strict=True)
+    ]
     return jax.tree.unflatten(structure, arrays)
 
 

@@ -18,7 +18,9 @@ def bert(state: dict, cfg) -> dict:
         "kernel": np.stack([layers(f"{part}.weight", (width, *heads)) for part in parts], axis=2),
         "bias": np.stack([layers(f"{part}.bias", heads) for part in parts], axis=1),
     }
-    attention_norm, mlp_norm = ("attention.ln", "ln") if pre else ("attention.output.LayerNorm", "output.LayerNorm")
+    attention_norm, mlp_norm = (
+        ("attention.ln", "ln") if pre else ("attention.output.LayerNorm", "output.LayerNorm")
+    )
     embeddings = {
         "tokens": state[f"{prefix}embeddings.word_embeddings.weight"],
         "positions": state[f"{prefix}embeddings.position_embeddings.weight"],
@@ -37,7 +39,10 @@ def bert(state: dict, cfg) -> dict:
             },
             "mlp_norm": _stacked_norm(layers, mlp_norm),
             "mlp": {
-                "wi": {"kernel": layers("intermediate.dense.weight"), "bias": layers("intermediate.dense.bias")},
+                "wi": {
+                    "kernel": layers("intermediate.dense.weight"),
+                    "bias": layers("intermediate.dense.bias"),
+                },
                 "wo": {"kernel": layers("output.dense.weight"), "bias": layers("output.dense.bias")},
             },
         },
@@ -60,7 +65,9 @@ def modernbert(state: dict, cfg) -> dict:
     width, heads = cfg.d_model, (cfg.n_heads, cfg.head_dim)
 
     def layers(name, shape, start=0):
-        return np.stack([state[f"model.layers.{i}.{name}"].T.reshape(shape) for i in range(start, cfg.n_layers)])
+        return np.stack(
+            [state[f"model.layers.{i}.{name}"].T.reshape(shape) for i in range(start, cfg.n_layers)]
+        )
 
     encoder = {
         "embeddings": {

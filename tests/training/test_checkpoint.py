@@ -55,9 +55,7 @@ def place(state, n_devices):
 
 def abstract(state, n_devices=1):
     sharding = sharded(n_devices)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(leaf)), state
-    )
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(leaf)), state)
 
 
 def assert_same(a, b):
@@ -127,16 +125,12 @@ def test_the_newest_are_kept_whole_and_the_rest_leaves_nothing(folder):
 
 def test_another_tokenizer_or_model_is_refused_with_what_differs(folder):
     checkpoints = Checkpoints(folder)
-    checkpoints.save(
-        1, make_state(), {"tokenizer_sha256": "abc", "model": {"d_model": 16, "ffn": "gelu"}}, block=True
-    )
+    checkpoints.save(1, make_state(), {"tokenizer_sha256": "abc", "model": {"d_model": 16, "ffn": "gelu"}}, block=True)
     with pytest.raises(UserError, match="tokenizer_sha256 is abc in the checkpoint, xyz now"):
         checkpoints.restore(abstract(make_state()), {"tokenizer_sha256": "xyz"})
     with pytest.raises(UserError, match=r"model.ffn is gelu in the checkpoint, geglu now"):
         checkpoints.restore(abstract(make_state()), {"model": {"d_model": 16, "ffn": "geglu"}})
-    with pytest.raises(
-        UserError, match=r"params.embed is float32\[64, 16\] in the checkpoint, float32\[64, 32\] now"
-    ):
+    with pytest.raises(UserError, match=r"params.embed is float32\[64, 16\] in the checkpoint, float32\[64, 32\] now"):
         checkpoints.restore(abstract(make_state(width=32)))
     more = make_state()
     more = dataclasses.replace(more, params=more.params | {"head": jnp.ones(3)})
@@ -265,9 +259,7 @@ def test_a_failed_save_is_a_warning_and_the_next_one_makes_up_for_it(folder, cap
     checkpoints.wait()
     assert not checkpoints.save_failed and steps(folder) == [1, 3]
     checkpoints.close()
-    assert_same(
-        Checkpoints(folder).restore(abstract(make_state(width=4096))).state, make_state(3, width=4096)
-    )
+    assert_same(Checkpoints(folder).restore(abstract(make_state(width=4096))).state, make_state(3, width=4096))
 
 
 def test_three_failures_in_a_row_end_the_run(folder):

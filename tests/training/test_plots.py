@@ -35,9 +35,7 @@ def test_a_picture_is_drawn_of_whatever_there_is(tmp_path, lines, unigram_loss):
 
 
 def test_held_out_losses_stand_at_the_tokens_read_by_then():
-    train, held_out = plots._split(
-        [eval_line(0), train_line(10), eval_line(15), train_line(20), eval_line(30)]
-    )
+    train, held_out = plots._split([eval_line(0), train_line(10), eval_line(15), train_line(20), eval_line(30)])
     assert [line["tokens"] for line in held_out] == [0, 15000, 20000]
     assert len(train) == 2
 
