@@ -104,9 +104,7 @@ class EncoderConfig:
 class Block(nnx.Module):
     """Attention and feed-forward with their residuals: x + f(norm(x)) (pre) or norm(x + f(x)) (post)."""
 
-    def __init__(
-        self, cfg: EncoderConfig, precision: Precision, rngs: nnx.Rngs, *, attention_norm: bool = True
-    ):
+    def __init__(self, cfg: EncoderConfig, precision: Precision, rngs: nnx.Rngs, *, attention_norm: bool = True):
         self.cfg = cfg
         norm = functools.partial(Norm, cfg, precision, bias=cfg.norm_bias, rngs=rngs)
         self.attention_norm = norm() if attention_norm else None
@@ -163,8 +161,7 @@ class Encoder(nnx.Module):
         if not cfg.first_norm:
             norms = params.pop("attention_norm")
             first, rest = (
-                jax.tree.map(lambda leaf, part=part: leaf[part], (params, keys))
-                for part in (0, slice(1, None))
+                jax.tree.map(lambda leaf, part=part: leaf[part], (params, keys)) for part in (0, slice(1, None))
             )
             x = block(x, *first)
             params, keys = rest[0] | {"attention_norm": norms}, rest[1]
@@ -200,11 +197,7 @@ class Head(nnx.Module):
         common = {"bias": cfg.head_bias, "init_std": cfg.init_std, "precision": precision, "rngs": rngs}
         self.dense = Linear("te,ef->tf", shape, axes, **common) if cfg.head_transform else None
         self.norm = Norm(cfg, precision, bias=cfg.head_bias, rngs=rngs) if cfg.head_transform else None
-        self.bias = (
-            param(jax.nn.initializers.zeros, rngs, (cfg.vocab_size,), (ax.VOCAB,))
-            if cfg.decoder_bias
-            else None
-        )
+        self.bias = param(jax.nn.initializers.zeros, rngs, (cfg.vocab_size,), (ax.VOCAB,)) if cfg.decoder_bias else None
 
     def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
         """hidden [tokens, embed], embedding [vocab, embed] → float32 [tokens, vocab]."""
@@ -272,9 +265,7 @@ def encode(
         ValueError: for sequences longer than a learned table of positions.
     """
     if cfg.positions == "learned" and tokens.shape[1] > cfg.max_positions:
-        raise ValueError(
-            f"{tokens.shape[1]} tokens a sequence, but only {cfg.max_positions} learned positions"
-        )
+        raise ValueError(f"{tokens.shape[1]} tokens a sequence, but only {cfg.max_positions} learned positions")
     model = module.bind(_build(cfg, precision), params)
     return model.encoder(tokens, token_types, attention_mask(segment_ids, padding_mask), key)
 

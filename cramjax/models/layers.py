@@ -34,9 +34,7 @@ FLOAT32 = Precision(jnp.dtype("float32"), jnp.dtype("float32"))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
-def product(
-    spec: str, lhs: jax.Array, rhs: jax.Array, matmul_dtype: jnp.dtype, out_dtype: jnp.dtype
-) -> jax.Array:
+def product(spec: str, lhs: jax.Array, rhs: jax.Array, matmul_dtype: jnp.dtype, out_dtype: jnp.dtype) -> jax.Array:
     """`einsum(spec, lhs, rhs)` with operands in `matmul_dtype`, float32 accumulation, and a result in `out_dtype`.
 
     `spec` is that of a dense layer, as in "bte,ef->btf": the result has the left operand's own axes and then the right one's. The
@@ -62,16 +60,14 @@ def _contract(left: str, lhs: jax.Array, right: str, rhs: jax.Array) -> tuple[st
 
 def _product_forward(spec, lhs, rhs, matmul_dtype, out_dtype):
     left, right, out = _split(spec)
-    narrow_lhs, narrow_rhs = lhs.astype(matmul_dtype), rhs.astype(matmul_dtype)
-    # The backward pass needs the left operand transposed, and transposing 16-bit numbers costs as much as the product on CPU: there it
-    # is done here, from the wide ones.
-    turned = pin_on_cpu(jnp.transpose(lhs, _summed_first(left, right)).astype(matmul_dtype))
+    # The casted operands are what is kept: half the memory, and no second cast.
+    saved = lhs.astype(matmul_dtype), rhs.astype(matmul_dtype)
     # Empty arrays tell the backward pass the dtypes of the operands; a dtype is no JAX value.
     witnesses = jnp.zeros((0,), lhs.dtype), jnp.zeros((0,), rhs.dtype)
-    names, result = _contract(left, narrow_lhs, right, narrow_rhs)
+    names, result = _contract(left, saved[0], right, saved[1])
     if names != out:
         raise ValueError(f"{spec!r} is not the product of a dense layer, whose result is {names!r}")
-    return result.astype(out_dtype), (turned, narrow_rhs, witnesses)
+    return result.astype(out_dtype), (saved, witnesses)
 
 
 def _split(spec):
@@ -79,20 +75,13 @@ def _split(spec):
     return *operands.split(","), out
 
 
-def _summed_first(left, right):
-    """Order of the left operand's axes that puts those it shares with the right operand first."""
-    return tuple(sorted(range(len(left)), key=lambda i: left[i] not in right))
-
-
 def _product_backward(spec, matmul_dtype, out_dtype, residual, cotangent):
-    turned, rhs, (lhs_witness, rhs_witness) = residual
+    (lhs, rhs), (lhs_witness, rhs_witness) = residual
     left, right, out = _split(spec)
     cotangent = cotangent.astype(matmul_dtype)
     names, lhs_gradient = _contract(out, cotangent, right, rhs)
     lhs_gradient = jnp.transpose(lhs_gradient, tuple(names.index(axis) for axis in left))
-    turned_left = "".join(left[i] for i in _summed_first(left, right))
-    names, rhs_gradient = _contract(turned_left, turned, out, cotangent)
-    # Pinned, or XLA would transpose the operands back to save a transposition of the result.
+    names, rhs_gradient = _contract(left, lhs, out, cotangent)
     rhs_gradient = jnp.transpose(pin_on_cpu(rhs_gradient), tuple(names.index(axis) for axis in right))
     return lhs_gradient.astype(lhs_witness.dtype), rhs_gradient.astype(rhs_witness.dtype)
 
@@ -100,8 +89,8 @@ def _product_backward(spec, matmul_dtype, out_dtype, residual, cotangent):
 def pin_on_cpu(x: jax.Array) -> jax.Array:
     """`x`, on CPU in memory with its axes in this order.
 
-    XLA folds a transposition into the product before or after it, which is free on GPU and TPU. On CPU a product that contracts the leading
-    axis of its left operand is up to 2 times slower than a copy and a plain product, and batched it has no bfloat16 kernel at all.
+    XLA folds a transposition into the product before or after it, which is free on GPU and TPU. On CPU the folded product may be one
+    without a bfloat16 kernel: a plain one then runs in float32, at half the speed, and a batched one fails.
     """
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda y: y)
 
@@ -171,14 +160,13 @@ class Linear(nnx.Module):
         operands, out = spec.split("->")
         outer = [i for i, letter in enumerate(operands.split(",")[1]) if letter in out]
         self.bias = (
-            param(
-                jax.nn.initializers.zeros, rngs, tuple(shape[i] for i in outer), tuple(axes[i] for i in outer)
-            )
+            param(jax.nn.initializers.zeros, rngs, tuple(shape[i] for i in outer), tuple(axes[i] for i in outer))
             if bias
             else None
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """As `spec` says, in the activation dtype."""
         dtype = self.precision.activation_dtype
         y = product(self.spec, x, self.kernel[...], self.precision.matmul_dtype, dtype)
         return y if self.bias is None else y + _broadcast(self.bias[...].astype(dtype), y.ndim)
@@ -198,6 +186,7 @@ class Norm(nnx.Module):
         self.bias = param(jax.nn.initializers.zeros, rngs, (cfg.d_model,), (ax.NORM,)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., embed] → the same, in the activation dtype."""
         bias = None if self.bias is None else self.bias[...]
         return normalize(x, self.scale[...], bias, self.kind == "layernorm", self.eps).astype(self.dtype)
 
@@ -258,6 +247,7 @@ class FeedForward(nnx.Module):
         self.wo = Linear("btf,fe->bte", (cfg.d_ff, cfg.d_model), (ax.MLP, ax.EMBED), **common)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, length, embed] → the same."""
         inner = self.wi(x)  # [batch, length, (2,) mlp]
         return self.wo(gated_gelu(inner) if self.gated else gelu(inner))
 
@@ -268,9 +258,7 @@ class Embeddings(nnx.Module):
     def __init__(self, cfg, precision: Precision, rngs: nnx.Rngs):
         self.cfg, self.precision = cfg, precision
         normal = jax.nn.initializers.normal(cfg.init_std)
-        self.tokens = param(
-            _first_row_zero(normal), rngs, (cfg.vocab_size, cfg.d_model), (ax.VOCAB, ax.EMBED)
-        )
+        self.tokens = param(_first_row_zero(normal), rngs, (cfg.vocab_size, cfg.d_model), (ax.VOCAB, ax.EMBED))
         constant = jax.nn.initializers.constant(cfg.d_model**-0.5)
         self.positions = (
             param(normal, rngs, (cfg.max_positions, cfg.d_model), (ax.POSITION, ax.EMBED))
@@ -279,13 +267,12 @@ class Embeddings(nnx.Module):
         )
         self.position_scale = param(constant, rngs, (), ()) if cfg.positions == "scaled_sinusoidal" else None
         self.token_types = (
-            param(normal, rngs, (cfg.token_types, cfg.d_model), (ax.TOKEN_TYPE, ax.EMBED))
-            if cfg.token_types
-            else None
+            param(normal, rngs, (cfg.token_types, cfg.d_model), (ax.TOKEN_TYPE, ax.EMBED)) if cfg.token_types else None
         )
         self.norm = Norm(cfg, precision, bias=cfg.norm_bias, rngs=rngs) if cfg.embedding_norm else None
 
     def __call__(self, tokens: jax.Array, token_types: jax.Array | None, key: jax.Array | None) -> jax.Array:
+        """tokens and token_types int [batch, length] → [batch, length, embed]; dropout if there is a key."""
         length = tokens.shape[1]
         x = self.tokens[...][tokens]  # [batch, length, embed]
         if self.positions is not None:
@@ -294,9 +281,7 @@ class Embeddings(nnx.Module):
             x = x + (sinusoidal_table(length, self.cfg.d_model) * self.position_scale[...])[None]
         if self.token_types is not None:
             # Without ids every token is of type 0, as in transformers.
-            x = x + (
-                self.token_types[...][:1][None] if token_types is None else self.token_types[...][token_types]
-            )
+            x = x + (self.token_types[...][:1][None] if token_types is None else self.token_types[...][token_types])
         x = x.astype(self.precision.activation_dtype)
         return dropout(x if self.norm is None else self.norm(x), self.cfg.dropout, key)
 

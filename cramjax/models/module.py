@@ -1,7 +1,7 @@
 """The only file that touches the mechanics of Flax NNX: declare parameters, stack blocks, move between modules and plain dicts.
 
-Used of NNX: `Module`, `Param`, `Rngs` in constructors, `eval_shape`, `split`, `merge`, `state` and the pure-dict functions. What transforms a
-model is plain JAX on the dicts.
+Used of NNX: `Module`, `Param`, `Rngs` in constructors, `eval_shape`, `split`, `merge`, `state` and the pure-dict functions. What
+transforms a model is plain JAX on the dicts.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def abstract(build: Callable[[nnx.Rngs], nnx.Module]) -> nnx.Module:
 def axes_of(module: nnx.Module) -> Tree:
     """The tree of `params_of(module)` with a tuple of logical axis names at each leaf."""
 
-    def names(_, variable):
+    def names(variable):
         # `stack` adds an axis in front, and vmap carries metadata through unchanged.
         return (LAYER,) * (len(variable.shape) - len(variable.axes)) + variable.axes
 
-    return nnx.to_pure_dict(nnx.state(module, nnx.Param), extract_fn=lambda variable: names(None, variable))
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param), extract_fn=names)
 
 
 def bind(build: Callable[[nnx.Rngs], nnx.Module], params: Tree) -> nnx.Module:

@@ -43,9 +43,7 @@ def test_cudnn_is_refused_where_it_cannot_run():
 @pytest.mark.parametrize("masked", [False, True])
 def test_einsums_equal_jax(masked):
     query, key_, value = jax.random.normal(jax.random.key(0), (3, 2, 9, 3, 24))
-    mask = attention_mask(
-        jnp.asarray([[0] * 4 + [1] * 5, [0] * 9]), jnp.arange(9)[None] < jnp.asarray([[9], [6]])
-    )
+    mask = attention_mask(jnp.asarray([[0] * 4 + [1] * 5, [0] * 9]), jnp.arange(9)[None] < jnp.asarray([[9], [6]]))
     mask = mask if masked else None
 
     def both(attend):

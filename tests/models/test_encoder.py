@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from jax.test_util import check_grads
 
 from cramjax.models import encoder, sizes
@@ -75,9 +74,7 @@ def test_init_follows_the_recipe():
     kernels = params["layers"]["mlp"]["wi"]["kernel"]
     assert float(jnp.std(kernels)) == pytest.approx(0.02, rel=0.05)
     assert not np.array_equal(kernels[0], kernels[1])
-    assert (params["layers"]["mlp_norm"]["scale"] == 1).all() and not params["layers"]["mlp_norm"][
-        "bias"
-    ].any()
+    assert (params["layers"]["mlp_norm"]["scale"] == 1).all() and not params["layers"]["mlp_norm"]["bias"].any()
 
 
 def test_init_is_a_function_of_the_key():
@@ -88,7 +85,7 @@ def test_init_is_a_function_of_the_key():
     )
 
 
-@pytest.mark.parametrize("name", ["bert-base", "modernbert-crammed"])
+@pytest.mark.parametrize("name", [pytest.param("bert-base", marks=pytest.mark.slow), "modernbert-crammed"])
 def test_scan_equals_unrolled(name):
     tokens = tokens_of(small(name))
 
@@ -138,7 +135,7 @@ def test_padding_is_not_seen_and_an_empty_row_is_finite():
 
 
 def test_positions_matter():
-    for positions in ("rotary", "learned", "scaled_sinusoidal"):
+    for positions in ("rotary", "scaled_sinusoidal"):
         cfg = small(first_norm=True, positions=positions)
         tokens = tokens_of(cfg)
         turned = logits_of(cfg, init(cfg), tokens[:, ::-1])[:, ::-1]
@@ -217,9 +214,7 @@ def test_bfloat16_is_close_in_value_and_gradient(name, activations, length):
     value, gradient = jax.jit(jax.value_and_grad(lambda p: loss(p, precision)))(params)
     assert abs(float(value - exact)) < 1e-2
     assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
-    a, b = (
-        jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(g)]) for g in (gradient, exact_gradient)
-    )
+    a, b = (jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(g)]) for g in (gradient, exact_gradient))
     assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 0.05
 
 

@@ -18,9 +18,7 @@ def bert(state: dict, cfg) -> dict:
         "kernel": np.stack([layers(f"{part}.weight", (width, *heads)) for part in parts], axis=2),
         "bias": np.stack([layers(f"{part}.bias", heads) for part in parts], axis=1),
     }
-    attention_norm, mlp_norm = (
-        ("attention.ln", "ln") if pre else ("attention.output.LayerNorm", "output.LayerNorm")
-    )
+    attention_norm, mlp_norm = ("attention.ln", "ln") if pre else ("attention.output.LayerNorm", "output.LayerNorm")
     embeddings = {
         "tokens": state[f"{prefix}embeddings.word_embeddings.weight"],
         "positions": state[f"{prefix}embeddings.position_embeddings.weight"],
@@ -65,9 +63,7 @@ def modernbert(state: dict, cfg) -> dict:
     width, heads = cfg.d_model, (cfg.n_heads, cfg.head_dim)
 
     def layers(name, shape, start=0):
-        return np.stack(
-            [state[f"model.layers.{i}.{name}"].T.reshape(shape) for i in range(start, cfg.n_layers)]
-        )
+        return np.stack([state[f"model.layers.{i}.{name}"].T.reshape(shape) for i in range(start, cfg.n_layers)])
 
     encoder = {
         "embeddings": {

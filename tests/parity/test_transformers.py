@@ -14,9 +14,7 @@ transformers = pytest.importorskip("transformers")
 from cramjax.models import encoder, sizes  # noqa: E402
 from cramjax.models.layers import FLOAT32  # noqa: E402
 
-_spec = importlib.util.spec_from_file_location(
-    "parity_mapping", pathlib.Path(__file__).with_name("mapping.py")
-)
+_spec = importlib.util.spec_from_file_location("parity_mapping", pathlib.Path(__file__).with_name("mapping.py"))
 mapping = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(mapping)
 
@@ -88,9 +86,7 @@ def pair(request):
 
 def test_the_mapping_covers_every_parameter(pair):
     cfg, params, model = pair
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
-        lambda leaf: leaf.shape, encoder.abstract_params(cfg)
-    )
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, encoder.abstract_params(cfg))
     assert encoder.count_params(cfg) == sum(weight.numel() for weight in model.parameters())
 
 
@@ -104,11 +100,7 @@ def test_logits_and_loss(pair, padded):
         mask[0, 13:] = mask[2, 5:] = 0
         tokens[mask == 0] = 0
     labels = np.where((numbers.random(tokens.shape) < 0.3) & (mask == 1), tokens, -100)
-    extra = (
-        {}
-        if cfg.positions == "rotary"
-        else {"token_type_ids": torch.tensor(numbers.integers(0, 2, tokens.shape))}
-    )
+    extra = {} if cfg.positions == "rotary" else {"token_type_ids": torch.tensor(numbers.integers(0, 2, tokens.shape))}
     with torch.no_grad():
         expected = model(
             input_ids=torch.tensor(tokens),
@@ -137,6 +129,4 @@ def test_logits_and_loss(pair, padded):
 def test_the_published_size_of_bert_base():
     with torch.device("meta"):
         model = bert_model(sizes.named("bert-base"))
-    assert encoder.count_params(sizes.named("bert-base")) == sum(
-        weight.numel() for weight in model.parameters()
-    )
+    assert encoder.count_params(sizes.named("bert-base")) == sum(weight.numel() for weight in model.parameters())
