@@ -181,6 +181,10 @@ def _check_relations(config: ml_collections.ConfigDict) -> list[str]:
         model.positions in ("rotary", "none") or data.seq_len <= model.max_positions,
         f"data.seq_len={data.seq_len}: longer than model.max_positions={model.max_positions}",
     )
+    require(
+        model.first_norm or (model.norm_position == "pre" and model.n_layers >= 2),
+        "model.first_norm=False: needs model.norm_position=pre and at least 2 layers",
+    )
     if config.microbatch_size is not None:
         require(
             config.batch_size % config.microbatch_size == 0,

@@ -120,7 +120,5 @@ def _matrix_axes(role: str, names: Axes) -> contrib.MuonDimensionNumbers | None:
         return None
     # Unnamed axes tell apart fused matrices (query, key, value; the two halves of a GLU): batch, like the layer axis.
     named = [index for index, axis in enumerate(names) if axis is not None and axis != "layer"]
-    if len(named) == 1:  # a square matrix whose second width has no name of its own
-        named.append(len(names) - 1)
     split = 1 if names[named[0]] == "embed" else len(named) - 1
     return contrib.MuonDimensionNumbers(tuple(named[:split]), tuple(named[split:]))

@@ -49,12 +49,13 @@ class AssumedVocabulary:
 class Session:
     """A configuration made concrete on the devices at hand.
 
-    `abstract`: shapes and shardings of the state; `token_dtype`: of a batch; `peak_flops`: of all devices together.
+    `attention`: name of the kernel; `abstract`: shapes and shardings of the state; `token_dtype`: of a batch; `peak_flops`: of all devices together.
     """
 
     config: Any
     mesh: Mesh
     precision: str
+    attention: str
     task: Task
     optimizer: optax.GradientTransformation
     abstract: TrainState
@@ -89,6 +90,7 @@ def open_session(config: Any, vocabulary: Vocabulary) -> Session:
         config=config,
         mesh=mesh,
         precision=precision,
+        attention=_attention_kernel(config.model, local[0], number_format.matmul_dtype),
         task=task,
         optimizer=optimizer,
         abstract=abstract_state(task, optimizer, precision == "float16", mesh),
@@ -108,6 +110,20 @@ def open_session(config: Any, vocabulary: Vocabulary) -> Session:
         if value % shards:
             raise UserError(f"{key}={value}: must be a multiple of the {shards} devices along the batch")
     return dataclasses.replace(session, microbatch_size=size)
+
+
+def _attention_kernel(model: Any, device: jax.Device, dtype: jnp.dtype) -> str:
+    """The kernel training will use, to be announced; the encoder makes the same choice while it is traced."""
+    try:
+        return attention.attention_backend(
+            model.attention,
+            device,
+            dtype,
+            head_dim=model.d_model // model.n_heads,
+            dropout_rate=model.attention_dropout,
+        )
+    except ValueError as error:
+        raise UserError(f"model.attention={model.attention}: {error}") from error
 
 
 def build_optimizer(config: Any, task: Task) -> optax.GradientTransformation:
@@ -149,11 +165,8 @@ def compile_train_step(session: Session) -> tuple[jax.stages.Compiled, float]:
 def describe(session: Session) -> str:
     """One line on what runs where, for the terminal."""
     device = jax.devices()[0]
-    backend = attention.attention_backend(
-        session.config.model.attention, device, devices.make_precision(session.precision, device).matmul_dtype
-    )
     return (
         f"{session.task.n_params / 1e6:.1f}M parameters on {jax.device_count()} × {device.device_kind}, {session.precision}, "
-        f"{backend} attention, {session.microbatch_size} × {session.config.data.seq_len} tokens a pass, "
+        f"{session.attention} attention, {session.microbatch_size} × {session.config.data.seq_len} tokens a pass, "
         f"batch {session.config.batch_size}"
     )
