@@ -37,19 +37,16 @@ _FINGERPRINTED = (
 )  # fmt: skip
 
 
-def prepare(
-    data: Any, *, seed: int = 0, progress: Announcer | None = None, n_workers: int | None = None
-) -> pathlib.Path:
+def prepare(data: Any, *, progress: Announcer | None = None, n_workers: int | None = None) -> pathlib.Path:
     """The directory of the dataset that `data` (config.data) describes, prepared first if it is not there.
 
-    `seed` changes nothing: prepared data are the same for every seed. `progress` shows how far it is (None: silent).
+    Prepared data are the same for every seed. `progress` shows how far it is (None: silent).
     `n_workers`: processes that read (None: one a core).
 
     Raises:
         UserError: a source cannot be read, or nothing is left of it.
         RunFailed: the disk is full, or a worker was killed; what was finished is kept.
     """
-    del seed
     if isinstance(data.source, str) and data.source.startswith("prepared:"):
         directory = pathlib.Path(data.source.removeprefix("prepared:"))
         TokenDataset.open(directory)

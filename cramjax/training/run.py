@@ -78,7 +78,7 @@ def enable_compile_cache() -> None:
 
 
 def _open_data(config: Any, progress: Progress) -> TokenDataset:
-    directory = prepare.prepare(config.data, seed=config.seed, progress=progress)
+    directory = prepare.prepare(config.data, progress=progress)
     dataset = TokenDataset.open(directory)
     progress.announce(
         f"data: {dataset.manifest['train_tokens']:,} training tokens of {dataset.manifest['source']} in {directory}"

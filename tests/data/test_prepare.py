@@ -96,7 +96,7 @@ def test_a_prepared_dataset_is_returned_without_reading(prepared, tmp_path):
     assert preparation.prepare_sources(data_of_other_length, [source]) == directory
     assert manifest.stat().st_mtime_ns == written
     data_of_other_length.source = f"prepared:{directory}"
-    assert preparation.prepare(data_of_other_length, seed=3) == directory
+    assert preparation.prepare(data_of_other_length) == directory
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+import pytest
+
+from cramjax.budget.clock import Clock
+from cramjax.training.evaluate import EvalResult
+from cramjax.training.loop import StepRecord
+from cramjax.training.records import Recorder, Spent
+
+
+class Writer:
+    def __init__(self):
+        self.lines = []
+
+    def write(self, step, values):
+        self.lines.append({"step": step} | values)
+
+    def close(self):
+        pass
+
+
+class Silent:
+    def update(self, **_):
+        pass
+
+    def evaluated(self, *_):
+        pass
+
+
+class Time:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def run():
+    time = Time()
+    clock = Clock(steps=100, time_source=time)
+    clock.start()
+    writer, spent = Writer(), Spent()
+    recorder = Recorder(
+        writer=writer, progress=Silent(), clock=clock, spent=spent, every_steps=5, peak_flops=2000.0
+    )
+
+    def step(number, seconds, loss=1.0):
+        time.now += seconds
+        clock.advance(100, 1000, 4)
+        metrics = {"loss": loss, "grad_norm": 0.5, "skipped": 0, "skipped_in_row": 0}
+        recorder.record(StepRecord(step=number, fraction=number / 100, lr=0.1, batch_size=4, metrics=metrics))
+
+    return time, writer, spent, recorder, step
+
+
+def test_a_line_holds_the_mean_loss_and_the_rate_of_its_window(run):
+    _, writer, _, _, step = run
+    for number in range(1, 11):
+        step(number, 0.5, loss=float(number))
+    assert [line["step"] for line in writer.lines] == [5, 10]
+    assert [line["loss"] for line in writer.lines] == [3.0, 8.0]
+    assert writer.lines[1]["tokens_per_s"] == 200.0 and writer.lines[1]["mfu"] == 1.0
+
+
+def test_evaluations_and_saves_do_not_count_into_the_rate(run):
+    time, writer, spent, recorder, step = run
+    for number in range(1, 6):
+        step(number, 0.5)
+    time.now += 30
+    spent.eval_s += 30
+    recorder.evaluated(EvalResult(2.0, 0.25), 5.0)
+    for number in range(6, 11):
+        step(number, 0.5)
+    assert writer.lines[1]["eval_loss"] == 2.0 and writer.lines[1]["eval_accuracy"] == 0.25
+    assert writer.lines[2]["tokens_per_s"] == 200.0 and writer.lines[2]["elapsed_s"] == 35.0
+
+
+def test_the_summary_loss_is_that_of_the_latest_steps(run):
+    *_, recorder, step = run
+    assert recorder.train_loss is None
+    for number in range(1, 61):
+        step(number, 0.1, loss=9.0 if number <= 10 else 2.0)
+    assert recorder.train_loss == 2.0
