@@ -1,6 +1,6 @@
 """The encoder: blocks, their stack, the masked-language-modelling head, and the pure functions the rest of the project calls.
 
-crammed BERT, the original BERT, 24hBERT and ModernBERT are field values of one `EncoderConfig` (`sizes.py`). Masking and losses are in
+crammed BERT, the original BERT, 24hBERT and ModernBERT are field values of one `EncoderConfig` (the recipes in `configs`). Masking and losses are in
 `objectives`, shardings in `parallel`. The paths of the parameters are public names: exports, decay masks and growth refer to them.
 """
 

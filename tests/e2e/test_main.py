@@ -17,7 +17,8 @@ SMALL = (
     "--config.data.vocab_size=256", "--config.data.seq_len=32", "--config.data.heldout_fraction=0.1",
     "--config.model.d_model=32", "--config.model.d_ff=64", "--config.budget.hours=None", "--config.data.loader=numpy",
     "--config.eval.batch_size=16", "--config.eval.batches=2", "--config.log.every_steps=5", "--config.log.tensorboard=False",
-    "--config.batch_size=16", "--config.microbatch_size=8", "--config.precision=float32",
+    "--config.batch_size=16", "--config.microbatch_size=8", "--config.precision=float32", "--config.optimizer.name=adamw",
+    "--config.optimizer.lr=5e-3",
 )  # fmt: skip
 
 

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from cramjax.models import encoder, sizes
+from cramjax.models import encoder
 from cramjax.models.attention import einsum_attention
 from cramjax.models.encoder import EncoderConfig, Precision
 from cramjax.models.layers import FLOAT32, gated_gelu, normalize, product
+from tests import networks
 
 BFLOAT16 = Precision(jnp.dtype("float32"), jnp.dtype("bfloat16"))
 SMALL = {"n_layers": 3, "d_model": 48, "n_heads": 2, "d_ff": 40, "vocab_size": 97}
 
 
 def small(name="modernbert-crammed", **changes) -> EncoderConfig:
-    return sizes.named(name, **(SMALL | changes))
+    return networks.named(name, **(SMALL | changes))
 
 
 def init(cfg, seed=0):
@@ -48,10 +49,10 @@ def logits_of(cfg, params, tokens, precision=FLOAT32, **kwargs):
     ],
 )
 def test_parameter_counts(name, n_params):
-    assert encoder.count_params(sizes.named(name)) == n_params
+    assert encoder.count_params(networks.named(name)) == n_params
 
 
-@pytest.mark.parametrize("name", sizes.SIZES)
+@pytest.mark.parametrize("name", networks.NETWORKS)
 def test_axes_and_shapes_fit_init(name):
     cfg = small(name)
     params, axes, abstract = init(cfg), encoder.param_axes(cfg), encoder.abstract_params(cfg)

@@ -11,8 +11,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from cramjax.models import encoder, sizes  # noqa: E402
+from cramjax.models import encoder  # noqa: E402
 from cramjax.models.layers import FLOAT32  # noqa: E402
+from tests import networks  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location("parity_mapping", pathlib.Path(__file__).with_name("mapping.py"))
 mapping = importlib.util.module_from_spec(_spec)
@@ -74,7 +75,7 @@ CASES = {
 def pair(request):
     """(our config, our parameters, the torch model), equal weights, all of them away from 0 and 1."""
     build, convert = CASES[request.param]
-    cfg = sizes.named(request.param, **SHRINK)
+    cfg = networks.named(request.param, **SHRINK)
     torch.manual_seed(0)
     model = build(cfg).eval()
     with torch.no_grad():
@@ -128,5 +129,5 @@ def test_logits_and_loss(pair, padded):
 
 def test_the_published_size_of_bert_base():
     with torch.device("meta"):
-        model = bert_model(sizes.named("bert-base"))
-    assert encoder.count_params(sizes.named("bert-base")) == sum(weight.numel() for weight in model.parameters())
+        model = bert_model(networks.named("bert-base"))
+    assert encoder.count_params(networks.named("bert-base")) == sum(weight.numel() for weight in model.parameters())

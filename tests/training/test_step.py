@@ -15,7 +15,7 @@ from cramjax.training.step import make_train_step
 
 TINY = (
     "model.n_layers=2", "model.d_model=32", "model.n_heads=2", "model.d_ff=64", "data.vocab_size=64", "data.seq_len=32",
-    "precision=float32", "batch_size=16", "eval.batch_size=16",
+    "precision=float32", "batch_size=16", "eval.batch_size=16", "optimizer.name=adamw",
 )  # fmt: skip
 
 
