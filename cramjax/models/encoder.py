@@ -1,7 +1,8 @@
 """The encoder: blocks, their stack, the masked-language-modelling head, and the pure functions the rest of the project calls.
 
-crammed BERT, the original BERT, 24hBERT and ModernBERT are field values of one `EncoderConfig` (the recipes in `configs`). Masking and losses are in
-`objectives`, shardings in `parallel`. The paths of the parameters are public names: exports, decay masks and growth refer to them.
+crammed BERT, the original BERT, 24hBERT and ModernBERT are field values of one `EncoderConfig` (the recipes in
+`configs`). Masking and losses are in `objectives`, shardings in `parallel`. The paths of the parameters are public
+names: exports, decay masks and growth refer to them.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def plot_loss(metrics_path: str | os.PathLike, out_png: str | os.PathLike, unigr
     over_tokens.set_ylabel("loss, nats per predicted token")
     over_tokens.set_ylim(*_limits(train, held_out, unigram_loss))
     if train or held_out or unigram_loss is not None:
-        over_time.legend(frameon=False, loc="upper right")
+        over_time.legend(frameon=True, framealpha=1.0, edgecolor="none", loc="upper right")
     figure.savefig(pathlib.Path(out_png))
 
 

@@ -49,7 +49,8 @@ class AssumedVocabulary:
 class Session:
     """A configuration made concrete on the devices at hand.
 
-    `attention`: name of the kernel; `abstract`: shapes and shardings of the state; `token_dtype`: of a batch; `peak_flops`: of all devices together.
+    `attention`: name of the kernel; `abstract`: shapes and shardings of the state; `token_dtype`: of a batch;
+    `peak_flops`: of all devices together.
     """
 
     config: Any

@@ -244,7 +244,8 @@ def test_a_run_moves_from_one_device_to_eight_and_back(corpus, tmp_path):
         run(command(corpus, tmp_path / "moved", *flags, *budget), **extra)
     run(command(corpus, tmp_path / "stayed", *flags, "--config.budget.steps=60"))
     moved, stayed = (
-        {line["step"]: line["loss"] for line in lines(tmp_path / name) if "loss" in line} for name in ("moved", "stayed")
+        {line["step"]: line["loss"] for line in lines(tmp_path / name) if "loss" in line}
+        for name in ("moved", "stayed")
     )
     summary = json.loads((tmp_path / "moved" / "summary.json").read_text())
     assert summary["steps"] == 60 and summary["resumed_from"] == 40 and moved.keys() == stayed.keys()

@@ -38,9 +38,7 @@ def run():
     clock = Clock(steps=100, time_source=time)
     clock.start()
     writer, spent = Writer(), Spent()
-    recorder = Recorder(
-        writer=writer, progress=Silent(), clock=clock, spent=spent, every_steps=5, peak_flops=2000.0
-    )
+    recorder = Recorder(writer=writer, progress=Silent(), clock=clock, spent=spent, every_steps=5, peak_flops=2000.0)
 
     def step(number, seconds, loss=1.0):
         time.now += seconds
