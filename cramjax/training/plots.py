@@ -93,9 +93,11 @@ def _draw(axes: Any, train: list, held_out: list, key: str, scale: float, unigra
         axes.annotate(
             f"{loss[-1]:.2f}",
             (at[-1], loss[-1]),
-            xytext=(0, 7),
+            xytext=(6, 0),  # in the margin, where no line crosses it
             textcoords="offset points",
-            ha="right",
+            ha="left",
+            va="center",
+            annotation_clip=False,
             color=HELD_OUT,
         )
     if unigram_loss is not None:
