@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import sys
 
-from cramjax.config.cli import add_config_flags, run_command
+from cramjax.config.cli import add_config_flags, make_parser, run_command
 
 EXAMPLE = """example:
   python -m cramjax.main --config configs/quickstart.py
@@ -32,11 +32,10 @@ def _train(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cramjax.main",
-        description="Pretrain a model inside a budget (hours, steps, tokens or FLOPs); resume in the same workdir.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = make_parser(
+        "cramjax.main",
+        "Pretrain a model inside a budget (hours, steps, tokens or FLOPs); resume in the same workdir.",
+        EXAMPLE,
     )
     add_config_flags(parser)
     parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="folder of the run (default: runs/NAME)")

@@ -5,7 +5,7 @@ import json
 import pathlib
 import sys
 
-from cramjax.config.cli import add_config_flags, run_command
+from cramjax.config.cli import add_config_flags, make_parser, run_command
 
 EXAMPLE = """printed, and written with --json:
   compile_s, step_s (median), step_s_p10, step_s_p90   seconds
@@ -36,11 +36,8 @@ def _bench(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench",
-        description="Measure a configuration's train step and input pipeline on this machine.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = make_parser(
+        "tools.bench", "Measure a configuration's train step and input pipeline on this machine.", EXAMPLE
     )
     add_config_flags(parser)
     steps_help = "steps timed, after 3 for warming up (default: 20)"

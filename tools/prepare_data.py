@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from cramjax.config.cli import add_config_flags, run_command
+from cramjax.config.cli import add_config_flags, make_parser, run_command
 
 EXAMPLE = """example:
   python -m tools.prepare_data --config configs/quickstart.py
@@ -40,11 +40,10 @@ def describe(directory: object, manifest: dict) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.prepare_data",
-        description="Prepare the dataset of a recipe: read, clean, train the tokenizer, filter, encode, pack.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = make_parser(
+        "tools.prepare_data",
+        "Prepare the dataset of a recipe: read, clean, train the tokenizer, filter, encode, pack.",
+        EXAMPLE,
     )
     add_config_flags(parser)
     parser.add_argument(

@@ -11,6 +11,17 @@ from collections.abc import Callable
 from cramjax.config.errors import RunFailed, UserError
 
 
+def make_parser(module: str, purpose: str, example: str) -> argparse.ArgumentParser:
+    """The parser of `python -m module`: one line of `purpose`, then the flags, then `example` as it is written."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=purpose,
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
     """Add `--config FILE[:ARG]`; `--config.KEY=VALUE` overrides are collected by `run_command` into `args.overrides`."""
     parser.add_argument(
@@ -25,7 +36,6 @@ def run_command(
     command: Callable[[argparse.Namespace], int | None], argv: list[str] | None, parser: argparse.ArgumentParser
 ) -> int:
     """Parse `argv`, run `command(args)` and return the exit code; a user's mistake becomes one sentence on stderr."""
-    parser.allow_abbrev = False
     parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
     args, rest = parser.parse_known_args(argv)
     args.overrides = _overrides(parser, rest)

@@ -107,6 +107,7 @@ class Run:
         self.state: TrainState | None = None
         self.resumed_from: int | None = None
         self.first_step_s: float | None = None
+        self.recorder: records.Recorder | None = None
         progress.announce(session.describe(self.session))
 
     def restore(self) -> dict[str, Any] | None:
@@ -169,7 +170,8 @@ class Run:
     def finish(self, outcome: Outcome) -> dict[str, Any]:
         """Save the last state; when the run has ended rather than been stopped, evaluate it and write summary and picture."""
         self._save(outcome.state, block=True)
-        if self.stop.requested:
+        # A signal that comes after the budget is spent finds nothing to stop: the run is finished all the same.
+        if outcome.stop_reason == self.stop.reason:
             self.progress.announce(
                 f"stopped by {outcome.stop_reason}: checkpoint at step {self.clock.n_steps} is saved"
             )
@@ -189,7 +191,7 @@ class Run:
 
     def close(self) -> None:
         """Wait for what is being written; called however the run ends."""
-        if hasattr(self, "recorder"):
+        if self.recorder is not None:
             self.recorder.close()
         self.checkpoints.close()
 
