@@ -1,5 +1,6 @@
 """The strict session every test runs in: eight fake devices, strict dtype and rank promotion, no network, CPU only."""
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -8,6 +9,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+with contextlib.suppress(ImportError):
+    # A CUDA build of torch brings triton, which crashes the process when TensorFlow was loaded before it, not after.
+    import triton  # noqa: F401
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
