@@ -210,7 +210,6 @@ def test_help_names_purpose_flags_and_an_example_without_jax(module):
     assert "--config" in done.stdout and "example" in done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "configs").glob("*.py")))
 def test_every_recipe_smokes(recipe, tmp_path):
     flags = ["--config.data.cache_dir=" + str(tmp_path / "prepared")]
