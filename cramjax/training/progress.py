@@ -96,7 +96,7 @@ class Progress:
         fraction = self._values.get("fraction") or 0.0
         line = Table.grid(padding=(0, 1))
         line.add_row(
-            ProgressBar(total=1.0, completed=fraction, width=24),
+            ProgressBar(total=1.0, completed=fraction, width=12),
             Text(f"{fraction:4.0%}", style="bold"),
             Text(describe(self._values), no_wrap=True, overflow="ellipsis"),
         )
@@ -104,20 +104,20 @@ class Progress:
 
 
 def describe(values: dict[str, Any]) -> str:
-    """Values of `Progress.update` in one line; what is missing or None is left out."""
+    """Values of `Progress.update` in one line, what must fit 80 columns first; what is missing or None is left out."""
     parts = []
     if (step := values.get("step")) is not None:
         parts.append(f"step {step:,}")
     if (loss := values.get("loss")) is not None:
         parts.append(f"loss {loss:.3f}")
-    if (eval_loss := values.get("eval_loss")) is not None:
-        parts.append(f"held-out {eval_loss:.3f} (unigram {values['unigram_loss']:.3f})")
     if (rate := values.get("tokens_per_s")) is not None:
         parts.append(f"{_amount(rate)} tokens/s")
-    if (mfu := values.get("mfu")) is not None:
-        parts.append(f"MFU {mfu:.0%}")
     if (eta_s := values.get("eta_s")) is not None:
         parts.append(f"{_duration(eta_s)} left")
+    if (mfu := values.get("mfu")) is not None:
+        parts.append(f"MFU {mfu:.0%}")
+    if (eval_loss := values.get("eval_loss")) is not None:
+        parts.append(f"held-out {eval_loss:.3f} (unigram {values['unigram_loss']:.3f})")
     return "  ".join(parts)
 
 

@@ -38,5 +38,5 @@ def test_a_terminal_gets_one_line_that_is_redrawn_and_lines_that_stay():
 
 def test_values_are_said_in_short():
     values = {"step": 12345, "loss": 4.2, "tokens_per_s": 25_123.0, "mfu": 0.414, "eta_s": 4000.0}
-    assert describe(values) == "step 12,345  loss 4.200  25.1k tokens/s  MFU 41%  1:06:40 left"
+    assert describe(values) == "step 12,345  loss 4.200  25.1k tokens/s  1:06:40 left  MFU 41%"
     assert describe({"step": 1, "mfu": None, "eta_s": 62.0}) == "step 1  1:02 left"
