@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fnmatch
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from cramjax.config.errors import UserError
 from cramjax.data.sources import Drop, Part
 from cramjax.data.text_source import FORMATS, file_format, read_file
 
-ATTEMPTS = 6
+_LOG = logging.getLogger("cramjax")
+ATTEMPTS = 7
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 120.0
+_BUSY = (408, 429, 500, 502, 503, 504)
+# Nothing that another attempt, or the Hub, could mend.
+_LOCAL_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _ALTERNATIVES = (
     "text on this machine is read with --config.data.source=installed-docs or text:PATH_OR_GLOB, "
     "data prepared elsewhere with prepared:DIR"
@@ -62,7 +68,9 @@ class HubFiles:
     def read(self, part: HubPart, drop: Drop) -> Iterator[str]:
         """Download the file (a broken download is resumed), then read it like a local one."""
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils import disable_progress_bars
 
+        disable_progress_bars()  # several processes download at once, and the preparation shows how far it is
         path = _patiently(
             lambda: hf_hub_download(self.repo, part.file, repo_type="dataset", revision=self.revision), part.name
         )
@@ -102,60 +110,91 @@ def open_hub(*, spec: str, weight: float, index: int, address: str, field: str, 
 
 
 def _list_files(repo: str, revision: str | None, pattern: str, spec: str) -> dict[str, Any]:
-    from huggingface_hub import HfApi
+    """The commit, and names and bytes of the files that match; of large datasets only the folder in question is listed."""
+    from huggingface_hub import HfApi, RepoFile, errors
 
-    info = _patiently(lambda: HfApi().dataset_info(repo, revision=revision, files_metadata=True), f"hf:{repo}")
+    api, folder = HfApi(), re.split(r"[*?[]", pattern)[0].rpartition("/")[0] or None
+    commit = _patiently(
+        lambda: api.dataset_info(repo, revision=revision, expand=["sha"]).sha, f"hf:{repo}", first_contact=True
+    )
+
+    def tree() -> list[Any]:
+        try:
+            return list(api.list_repo_tree(repo, folder, recursive=True, revision=commit, repo_type="dataset"))
+        except errors.EntryNotFoundError:
+            return []
+
     files = sorted(
-        (entry.rfilename, entry.size)
-        for entry in info.siblings or ()
-        if fnmatch.fnmatchcase(entry.rfilename, pattern) and file_format(entry.rfilename)[0] in FORMATS
+        (entry.path, entry.size)
+        for entry in _patiently(tree, f"hf:{repo}")
+        if isinstance(entry, RepoFile)
+        and fnmatch.fnmatchcase(entry.path, pattern)
+        and file_format(entry.path)[0] in FORMATS
     )
     if not files:
         raise UserError(f"data.source={spec}: the dataset has no {', '.join(FORMATS)} file that matches {pattern}")
-    return {"revision": info.sha, "files": files}
+    return {"revision": commit, "files": files}
 
 
-def _patiently(action: Callable[[], Result], what: str) -> Result:
-    """`action()`, repeated with growing pauses while the Hub is busy or the connection breaks."""
+def _patiently(action: Callable[[], Result], what: str, *, first_contact: bool = False) -> Result:
+    """`action()`, repeated with growing pauses while the Hub is busy or the connection breaks.
+
+    At `first_contact` a connection that cannot be made at all means a machine without a network: no second attempt.
+    """
     from huggingface_hub import errors
 
     pause_s = FIRST_PAUSE_S
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
-        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
-            if isinstance(error, errors.LocalEntryNotFoundError):
-                _refuse(what, "the Hugging Face Hub cannot be reached", error)
-            _refuse(what, "there is no such dataset or file, or it is private and HF_TOKEN is not set", error)
-        except errors.OfflineModeIsEnabled as error:
-            _refuse(what, "HF_HUB_OFFLINE is set", error)
-        except errors.HfHubHTTPError as error:
-            status = getattr(error.response, "status_code", None)
-            if status in (401, 403):
-                _refuse(what, f"access is refused ({status}); set HF_TOKEN to a token that may read it", error)
-            if status == 404:
-                _refuse(what, "there is no such dataset or file", error)
-            if attempt == ATTEMPTS or status not in (408, 429, 500, 502, 503, 504):
-                _refuse(what, f"the Hub answered {status}", error)
-            pause_s = _retry_after_s(error) or pause_s
-        except Exception as error:  # the HTTP library's own: name resolution, refused or broken connections
-            if attempt == ATTEMPTS or _is_no_network(error):
-                _refuse(what, "the Hugging Face Hub cannot be reached", error)
-        time.sleep(min(pause_s, LONGEST_PAUSE_S))
+        except Exception as error:  # the Hub's errors, and those of its HTTP library, which changes with its releases
+            if getattr(error, "errno", None) in _LOCAL_TROUBLE:
+                raise
+            # Of a download this is what any trouble becomes; what it was stands behind it.
+            hidden = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else None
+            cause = hidden or error
+            why, temporary = _diagnosis(cause)
+            hopeless = first_contact and type(cause).__name__ == "ConnectError"
+            if not temporary or hopeless or attempt == ATTEMPTS:
+                _refuse(what, why, error)
+            wait_s = min(_retry_after_s(cause) or pause_s, LONGEST_PAUSE_S)
+        _LOG.warning("%s: %s; trying again in %.0f s", what, why, wait_s)
+        time.sleep(wait_s)
         pause_s *= 2
     raise AssertionError("the last attempt returns or raises")
 
 
-def _refuse(what: str, why: str, error: Exception) -> None:
+def _diagnosis(error: BaseException) -> tuple[str, bool]:
+    """What is the matter, in words, and whether it may pass."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set", False
+    if isinstance(error, errors.HFValidationError):
+        return "not a name that a dataset can have", False
+    if isinstance(error, errors.GatedRepoError):
+        return "access is gated; accept its conditions on its page and set HF_TOKEN", False
+    if isinstance(
+        error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError)
+    ):
+        return "there is no such dataset or file, or it is private and HF_TOKEN is not set", False
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return f"access is refused ({status}); set HF_TOKEN to a token that may read it", False
+    if status == 404:
+        return "there is no such dataset or file", False
+    if status is not None:
+        return f"the Hub answered {status}", status in _BUSY
+    first = str(error).strip().partition("\n")[0]
+    return f"the Hugging Face Hub cannot be reached ({type(error).__name__}: {first})", True
+
+
+def _refuse(what: str, why: str, error: Exception) -> NoReturn:
     raise UserError(f"{what}: {why}; {_ALTERNATIVES}") from error
-
-
-def _is_no_network(error: Exception) -> bool:
-    return type(error).__name__ == "ConnectError" or isinstance(error, ConnectionRefusedError)
 
 
 def _retry_after_s(error: Any) -> float | None:
     try:
-        return float(error.response.headers.get("Retry-After"))
-    except (TypeError, ValueError):
+        return max(0.0, float(error.response.headers.get("Retry-After")))
+    except (AttributeError, TypeError, ValueError):
         return None

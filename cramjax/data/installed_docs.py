@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import pathlib
 import re
+import sys
 import sysconfig
 import textwrap
 from collections.abc import Iterator
@@ -21,7 +22,10 @@ MIN_CHARS = 200
 MAX_FILE_BYTES = 1 << 20
 # Groups of files: many enough that an early stop has seen a fair sample, few enough that starting each costs nothing.
 N_PARTS = 96
-_SKIPPED_FOLDERS = {"__pycache__", "tests", "test", "testing", "node_modules", "include", "cramjax", ".git"}
+_SKIPPED_FOLDERS = {
+    "__pycache__", "tests", "test", "testing", "node_modules", "include", "licenses", "cramjax", ".git",
+}  # fmt: skip
+_PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 _PROSE_SUFFIXES = {".rst", ".md", ".txt"}
 _NOT_PROSE = re.compile(
     r"(?i)(requirements|licen[cs]e|copying|notice|authors|contributors|record|top_level|entry_points|sources|cmakelists|"
@@ -88,9 +92,12 @@ class InstalledDocs:
 
 
 def _roots() -> list[str]:
-    # Not the real paths: a virtual environment's packages are where the environment is.
+    """The standard library and every folder of packages this interpreter imports from, each once."""
     paths = sysconfig.get_paths()
-    return sorted({paths[name] for name in ("stdlib", "purelib", "platlib") if os.path.isdir(paths[name])})
+    packages = [path for path in sys.path if os.path.basename(path) in _PACKAGE_FOLDERS]
+    candidates = sorted({paths["stdlib"], paths["purelib"], paths["platlib"], *packages})
+    # One folder may go by two names (lib64), but what counts is the name: an environment's packages are where it is.
+    return list({os.path.realpath(path): path for path in candidates if os.path.isdir(path)}.values())
 
 
 def _environment() -> str:
@@ -101,16 +108,21 @@ def _environment() -> str:
 
 def _walk(root: str) -> Iterator[tuple[str, int]]:
     """Paths and sizes of the files below `root` that may hold prose."""
-    with os.scandir(root) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                # The standard library holds site-packages, which is a root of its own.
-                if entry.name not in _SKIPPED_FOLDERS and entry.name not in ("site-packages", "dist-packages"):
-                    yield from _walk(entry.path)
-            elif entry.is_file() and _may_hold_prose(entry.name):
-                size = entry.stat().st_size
-                if MIN_CHARS <= size <= MAX_FILE_BYTES:
-                    yield entry.path, size
+    try:
+        with os.scandir(root) as entries:
+            found = list(entries)
+    except OSError:  # a folder of another user's
+        return
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            # The standard library holds site-packages, which is a root of its own.
+            ours = entry.name.startswith("cramjax-")
+            if not ours and entry.name not in _SKIPPED_FOLDERS and entry.name not in _PACKAGE_FOLDERS:
+                yield from _walk(entry.path)
+        elif _may_hold_prose(entry.name) and entry.is_file():
+            size = entry.stat().st_size
+            if MIN_CHARS <= size <= MAX_FILE_BYTES:
+                yield entry.path, size
 
 
 def _may_hold_prose(name: str) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -68,7 +69,7 @@ def _entry(entry: Any) -> tuple[str, float]:
         weight = float(weight)
     except (TypeError, ValueError):
         raise UserError(f"data.source: {entry!r} must be a pair [source, weight], as in [['text:a.txt', 2]]") from None
-    if not isinstance(spec, str) or not weight > 0:
+    if not isinstance(spec, str) or not 0 < weight < math.inf:
         raise UserError(f"data.source: {entry!r} must be a source and a weight above 0")
     return spec, weight
 

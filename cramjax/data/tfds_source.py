@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -57,13 +58,18 @@ class TfdsSplit:
         if builder.info.file_format.value == "array_record":
             examples = builder.as_data_source(split=wanted)
         else:
-            examples = tfds.as_numpy(builder.as_dataset(split=wanted, shuffle_files=False))
+            config = tfds.ReadConfig(try_autocache=False)  # read once: a copy in memory would be for nothing
+            examples = tfds.as_numpy(builder.as_dataset(split=wanted, shuffle_files=False, read_config=config))
         for number, example in enumerate(examples):
             text = example[self.field]
             if not isinstance(text, bytes):
                 drop("text_not_a_string", f"{part.name}:{number}")
                 continue
-            yield text.decode("utf-8", errors="replace")
+            try:
+                yield text.decode("utf-8")
+            except UnicodeDecodeError:
+                drop("invalid_utf8_repaired", f"{part.name}:{number}")
+                yield text.decode("utf-8", errors="replace")
 
 
 def open_tfds(*, spec: str, weight: float, index: int, name: str, field: str, allow_build: bool) -> TfdsSplit:
@@ -78,15 +84,15 @@ def open_tfds(*, spec: str, weight: float, index: int, name: str, field: str, al
     if not builder.is_prepared():
         if not allow_build:
             raise UserError(
-                f"data.source={spec}: not on disk ({builder.data_dir}), and building it takes {_size(builder)}; set "
-                "--config.data.allow_build=True to let TensorFlow Datasets do so, or TFDS_DATA_DIR to where it is"
+                f"data.source={spec}: not on disk ({builder.data_dir}), and TensorFlow Datasets would build it from "
+                f"{_size(builder)}; set --config.data.allow_build=True to let it, or TFDS_DATA_DIR to where it is"
             )
-        builder.download_and_prepare()
+        _build(builder, spec)
     if split not in builder.info.splits:
-        raise UserError(f"data.source={spec}: no split {split!r}; there are {', '.join(builder.info.splits)}")
+        raise UserError(f"data.source={spec}: no split {split!r}; there are {', '.join(sorted(builder.info.splits))}")
     if field not in builder.info.features:
         raise UserError(
-            f"data.source={spec}: examples have no field {field!r} (found: {', '.join(builder.info.features)}); "
+            f"data.source={spec}: examples have no field {field!r} (found: {', '.join(sorted(builder.info.features))}); "
             "set --config.data.text_field"
         )
     return TfdsSplit(
@@ -112,11 +118,31 @@ def _builder(name: str, spec: str) -> Any:
         raise UserError(f"data.source={spec}: {str(error).strip().splitlines()[0]}") from error
 
 
+def _build(builder: Any, spec: str) -> None:
+    try:
+        builder.download_and_prepare()
+    except (
+        Exception
+    ) as error:  # whatever the dataset's own code raises: no network, a missing package, another checksum
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        first = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"data.source={spec}: TensorFlow Datasets cannot build it ({type(error).__name__}: {first}); "
+            "set TFDS_DATA_DIR to where it is built, or name another data.source, as installed-docs or text:GLOB"
+        ) from error
+
+
 def _size(builder: Any) -> str:
-    """What building costs, from the sizes of the downloads that TFDS has on record."""
+    """What building downloads, as far as TFDS knows: this configuration's size, or that of all files on its record.
+
+    The record is of files fetched once by name; of c4 it holds 0.04 GB, and building that crawl takes terabytes.
+    """
+    if n_bytes := int(builder.info.download_size or 0):
+        return f"{n_bytes / 1e9:.2f} GB of downloads, and about as much disk again"
     recorded = sum(entry.size or 0 for entry in (getattr(builder, "url_infos", None) or {}).values())
-    n_bytes = int(builder.info.download_size or recorded)
-    return f"{n_bytes / 1e9:.2f} GB of downloads and about as much disk" if n_bytes else "downloads of unknown size"
+    known = f"{recorded / 1e9:.2f} GB for all configurations of {builder.name}" if recorded else "nothing"
+    return f"downloads of unknown size ({known} on record; what is gathered by crawling, as c4, takes terabytes)"
 
 
 def _tfds() -> Any:

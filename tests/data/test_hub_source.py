@@ -1,14 +1,18 @@
 """The Hub source against a local HTTP server that speaks as much of the Hub's API as a download needs."""
 
+import errno
 import gzip
 import hashlib
 import http.server
 import json
+import socket
 import subprocess
 import sys
 import threading
 
 import pytest
+
+from cramjax.data import hub_source
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -19,10 +23,12 @@ FILES = {
 } | {"README.md": b"a card", "en/notes.bin": b"no text"}
 READER = """
 import json, sys, types
+import huggingface_hub.constants
 from cramjax.config.errors import UserError
 from cramjax.data import hub_source
 from cramjax.data.sources import open_sources
-hub_source.FIRST_PAUSE_S = 0.01
+hub_source.FIRST_PAUSE_S, hub_source.ATTEMPTS = 0.01, int(sys.argv[3])
+huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 100
 data = types.SimpleNamespace(source=sys.argv[1], text_field="text", cache_dir=sys.argv[2], allow_build=False)
 try:
     (source,) = open_sources(data)
@@ -50,12 +56,16 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def answer(self, body):
         self.server.requests.append((self.command, self.path, self.headers.get("Range")))
-        trouble = self.server.script.pop(0) if self.server.script and "/resolve/" not in self.path else None
+        if not self.path.startswith(("/api/datasets/", "/datasets/")):
+            return self.send(404, b"{}", {}, body)
+        script = self.server.download_script if "/resolve/" in self.path else self.server.script
+        trouble = script.pop(0) if script else None
         if isinstance(trouble, int):
             return self.send(trouble, b"{}", {"Retry-After": "0"}, body)
+        if "/tree/" in self.path:
+            return self.tree(body)
         if "/api/datasets/" in self.path:
-            siblings = [{"rfilename": name, "size": len(content)} for name, content in FILES.items()]
-            return self.send(200, json.dumps({"id": "a/b", "sha": REVISION, "siblings": siblings}).encode(), {}, body)
+            return self.send(200, json.dumps({"id": "a/b", "sha": REVISION}).encode(), {}, body)
         name = self.path.split("/resolve/")[1].split("/", 1)[1].split("?")[0]
         content = FILES[name]
         headers = {
@@ -71,6 +81,19 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self.send(206 if start else 200, content[start:], headers, body, cut=len(content) // 2)
         return self.send(206 if start else 200, content[start:], headers, body)
 
+    def tree(self, body):
+        """A folder, two entries a page."""
+        path, _, query = self.path.partition("?")
+        folder = path.split(f"/tree/{REVISION}")[1].strip("/")
+        names = [name for name in sorted(FILES) if name.startswith(f"{folder}/" if folder else "")]
+        if not names:
+            return self.send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
+        page = int(query.split("page=")[1]) if "page=" in query else 0
+        entries = [{"type": "file", "oid": "0", "size": len(FILES[name]), "path": name} for name in names]
+        more = f'<http://{self.headers["Host"]}{path}?page={page + 1}>; rel="next"' if names[2 * page + 2 :] else None
+        listed = json.dumps(entries[2 * page : 2 * page + 2]).encode()
+        return self.send(200, listed, {"Link": more} if more else {}, body)
+
     def send(self, status, content, headers, body, cut=None):
         self.send_response(status)
         for key, value in headers.items():
@@ -81,26 +104,27 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content[:cut])
             if cut is not None:
                 self.wfile.flush()
-                self.connection.close()
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
 def hub():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.daemon_threads = True
-    server.requests, server.script, server.break_once = [], [], set()
+    server.requests, server.script, server.download_script, server.break_once = [], [], [], set()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
 
 
-def read(tmp_path, root, endpoint, source="hf:a/b:en/*.json.gz", **extra):
+def read(tmp_path, root, endpoint, source="hf:a/b:en/*.json.gz", attempts=3, **extra):
     import os
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(root), **extra}
-    arguments = [sys.executable, "-c", READER, source, str(tmp_path / "cache")]
+    arguments = [sys.executable, "-c", READER, source, str(tmp_path / "cache"), str(attempts)]
     return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -124,11 +148,49 @@ def test_what_was_listed_and_downloaded_needs_no_network(hub, tmp_path, root):
     assert again.returncode == 0 and again.stdout == first.stdout, again.stderr
 
 
-def test_a_dropped_connection_is_taken_up_again(hub, tmp_path, root):
+def test_a_dropped_connection_is_taken_up_where_it_broke(hub, tmp_path, root):
     hub.break_once = {"en/part-1.json.gz"}
     done = read(tmp_path, root, address(hub))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["n"] == 600 and not hub.break_once
+    ranges = [asked for _, path, asked in hub.requests if "part-1" in path and asked]
+    half = len(FILES["en/part-1.json.gz"]) // 2
+    assert ranges == [f"bytes={half - half % 100}-"]  # in whole chunks
+
+
+def test_only_the_folder_of_the_pattern_is_listed(hub, tmp_path, root):
+    assert read(tmp_path, root, address(hub)).returncode == 0
+    trees = [path for _, path, _ in hub.requests if "/tree/" in path]
+    assert len(trees) > 1 and all(f"/tree/{REVISION}/en" in path for path in trees)
+    whole = read(tmp_path, root, address(hub), source="hf:a/b:*.json.gz")
+    assert whole.returncode == 0 and json.loads(whole.stdout)["n"] == 600
+
+
+def test_trouble_while_downloading_is_waited_for(hub, tmp_path, root):
+    hub.download_script = [503, 429]
+    done = read(tmp_path, root, address(hub))
+    assert done.returncode == 0 and json.loads(done.stdout)["n"] == 600, done.stderr
+
+
+def test_a_download_that_never_comes_is_refused_with_the_alternatives(hub, tmp_path, root):
+    hub.download_script = [503] * 500  # the library itself asks several times
+    done = read(tmp_path, root, address(hub), attempts=1)
+    assert done.returncode == 1 and "answered 503" in done.stderr and "installed-docs" in done.stderr, done.stderr
+    hub.download_script = [404] * 2
+    done = read(tmp_path, root, address(hub))
+    assert done.returncode == 1 and "no such dataset or file" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_no_network_trouble(monkeypatch):
+    def full():
+        attempts.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    attempts = []
+    monkeypatch.setattr(hub_source, "FIRST_PAUSE_S", 0.0)
+    with pytest.raises(OSError, match="No space left"):
+        hub_source._patiently(full, "hf:a/b")
+    assert attempts == [1]
 
 
 def test_a_busy_hub_is_asked_again(hub, tmp_path, root):
@@ -153,3 +215,5 @@ def test_no_network_names_the_alternatives(tmp_path, root):
 def test_a_glob_without_match_is_refused(hub, tmp_path, root):
     done = read(tmp_path, root, address(hub), source="hf:a/b:fr/*.json.gz")
     assert done.returncode == 1 and "fr/*.json.gz" in done.stderr
+    done = read(tmp_path, root, address(hub), source="hf:a--b/c:*.json.gz")
+    assert done.returncode == 1 and "not a name" in done.stderr

@@ -50,3 +50,24 @@ def test_parts_are_a_fair_and_stable_sample_of_this_machine():
     texts = list(source.read(parts[0], drop))
     assert len(texts) > 5 and all(len(text) >= installed_docs.MIN_CHARS for text in texts)
     assert not any("/tests/" in path or "__pycache__" in path for part in parts for path in part.paths)
+
+
+def test_every_folder_of_packages_is_scanned_once_and_this_project_is_left_out(tmp_path, monkeypatch):
+    for name in ("pkg", "pkg/tests", "cramjax", "cramjax-0.1.0.dist-info", "pkg-1.dist-info/licenses"):
+        folder = tmp_path / "lib" / "site-packages" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "README.md").write_text(PROSE)
+    (tmp_path / "lib64").symlink_to(tmp_path / "lib")
+    (tmp_path / "other" / "dist-packages").mkdir(parents=True)
+    (tmp_path / "other" / "dist-packages" / "module.py").write_text(f'"""{PROSE}"""')
+    folders = {"stdlib": f"{tmp_path}/none", "purelib": f"{tmp_path}/lib/site-packages"}
+    folders["platlib"] = f"{tmp_path}/lib64/site-packages"
+    monkeypatch.setattr(installed_docs.sysconfig, "get_paths", lambda: folders)
+    monkeypatch.setattr(installed_docs.sys, "path", [f"{tmp_path}/other/dist-packages", f"{tmp_path}/lib"])
+    source = InstalledDocs(spec="installed-docs", weight=1.0, index=0)
+    found = [path.split("packages/")[1] for part in source.parts() for path in part.paths]
+    assert sorted(found) == ["module.py", "pkg/README.md"]
+
+
+def test_a_folder_that_cannot_be_listed_is_passed_over(tmp_path):
+    assert list(installed_docs._walk(str(tmp_path / "gone"))) == []

@@ -1,6 +1,7 @@
 import gzip
 import json
 import pickle
+import random
 import types
 
 import pyarrow
@@ -76,6 +77,116 @@ def test_of_a_truncated_archive_what_is_there_is_kept_and_the_rest_counted(tmp_p
     assert dropped["truncated_archive"][0].startswith(f"{path}:")
 
 
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+def test_of_a_small_truncated_archive_nothing_that_can_be_had_is_lost(tmp_path, compression):
+    lines = "".join(random.Random(number).randbytes(20).hex() + "\n\n" for number in range(30_000))
+    whole = packed(lines.encode(), compression)
+    path = tmp_path / f"cut.txt{compression}"
+    path.write_bytes(whole[: len(whole) * 3 // 4])
+    texts, dropped = read(path)
+    assert len(dropped["truncated_archive"]) == 1
+    assert 0.6 * 30_000 < len(texts) < 30_000  # zstd gives whole blocks of 128 KB
+
+
+@pytest.mark.parametrize("rest", [b"\0" * 600, b"no archive at all"])
+def test_what_stands_before_garbage_behind_an_archive_is_kept(tmp_path, rest):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"first\n\nsecond") + rest)
+    assert read(tmp_path)[0] == ["first", "second"]
+
+
+def parquet(path, column, **options):
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), path, **options)
+    return path
+
+
+def test_a_damaged_row_group_is_counted_and_the_others_are_read(tmp_path):
+    texts = [f"document {number} " * 50 for number in range(2000)]
+    options = {"compression": "none", "use_dictionary": False, "row_group_size": 500}
+    path = parquet(tmp_path / "a.parquet", texts, **options)
+    content = bytearray(path.read_bytes())
+    middle = content.index(b"document 700 document")
+    content[middle - 4 : middle + 3000] = b"\xff" * 3004
+    path.write_bytes(content)
+    kept, dropped = read(path)
+    assert kept[:500] == texts[:500] and kept[-1000:] == texts[1000:]
+    assert len(dropped["damaged_row_group"]) == 1
+
+
+def test_parquet_text_that_is_no_utf8_is_repaired_and_counted(tmp_path):
+    raw = pyarrow.array([b"good", b"bro\xffken"], pyarrow.binary())
+    path = parquet(tmp_path / "a.parquet", pyarrow.Array.from_buffers(pyarrow.string(), 2, raw.buffers()))
+    assert read(path) == (["good", "bro\ufffdken"], {"invalid_utf8_repaired": [f"{path}:1"]})
+    for column in (raw[:1], raw[:1].dictionary_encode(), pyarrow.array(["good"], pyarrow.large_string())):
+        assert read(parquet(path, column)) == (["good"], {})
+    assert read(parquet(path, pyarrow.array([None, "a"]))) == (["a"], {"text_not_a_string": [f"{path}:0"]})
+    with pytest.raises(UserError, match="holds list<.*no text"):
+        read(parquet(path, [["a"]]))
+
+
+def test_a_truncated_archive_of_what_is_read_whole_is_refused(tmp_path):
+    for name in ("a.json.gz", "a.parquet.gz", "a.parquet.zst"):
+        content = json.dumps([{"text": "x" * 500}] * 50).encode()
+        if "parquet" in name:
+            content = parquet(tmp_path / "plain.parquet", ["x" * 500] * 50).read_bytes()
+        (tmp_path / name).write_bytes(packed(content, f".{name.split('.')[2]}")[:-20])
+        with pytest.raises(UserError, match=name):
+            read(tmp_path / name)
+
+
+def test_a_file_in_utf16_is_counted(tmp_path):
+    path = tmp_path / "a.txt"
+    for text in ("text from another time\n\nand more", "one line"):
+        path.write_bytes(text.encode("utf-16"))
+        assert read(path) == ([], {"utf16_file": [f"{path}:0"]})
+
+
+def test_a_name_with_brackets_is_found(tmp_path):
+    (tmp_path / "corpus[1].txt").write_text("here")
+    assert read(tmp_path / "corpus[1].txt")[0] == ["here"]
+
+
+def ranged(tmp_path, monkeypatch, name, content, size):
+    monkeypatch.setattr(text_source, "RANGE_BYTES", size)
+    path = tmp_path / name
+    path.write_text(content)
+    return path
+
+
+@pytest.mark.parametrize("name, end", [("a.txt", "\n\n"), ("a.jsonl", "\n")])
+def test_a_line_over_many_ranges_is_counted_once_and_loses_no_neighbour(tmp_path, monkeypatch, name, end):
+    monkeypatch.setattr(text_source, "MAX_LINE_BYTES", 3000)
+    monkeypatch.setattr(text_source, "_BLOCK_BYTES", 256)
+    texts = [f"document {number}" if number != 5 else "x" * 8000 for number in range(20)]
+    lines = [json.dumps({"text": text}) for text in texts] if name.endswith("jsonl") else texts
+    kept, dropped = read(ranged(tmp_path, monkeypatch, name, end.join(lines), 1000))
+    assert kept == texts[:5] + texts[6:] and len(dropped["line_too_long"]) == 1
+
+
+@pytest.mark.parametrize("line", ["a line without a blank one anywhere\n", "one line without an end "])
+def test_ranges_that_hold_no_beginning_are_not_read_to_the_end_of_the_file(tmp_path, monkeypatch, line):
+    monkeypatch.setattr(text_source, "_BLOCK_BYTES", 100)
+    path = ranged(tmp_path, monkeypatch, "a.txt", line * 2000, 2000)
+    n_blocks, blocks = [], text_source._blocks
+
+    def counted(*arguments):
+        for block in blocks(*arguments):
+            n_blocks.append(1)
+            yield block
+
+    monkeypatch.setattr(text_source, "_blocks", counted)
+    texts, _ = read(path)
+    assert "".join(texts).strip() == (line * 2000).strip()
+    assert len(n_blocks) <= 2.2 * path.stat().st_size / 100  # the first range to the end, each other one through itself
+
+
+def test_a_range_with_other_records_is_no_mistake(tmp_path, monkeypatch):
+    lines = ['{"text": "a"}'] * 100 + ['{"other": "b"}'] * 100
+    kept, dropped = read(ranged(tmp_path, monkeypatch, "a.jsonl", "\n".join(lines), 500))
+    assert kept == ["a"] * 100 and len(dropped["no_text_field"]) == 100
+    with pytest.raises(UserError, match="no record has a field 'text'"):
+        read(ranged(tmp_path, monkeypatch, "b.jsonl", "\n".join(lines[100:]), 500))
+
+
 def test_hostile_lines_are_counted_with_file_and_line(tmp_path):
     path = tmp_path / "hostile.jsonl"
     path.write_bytes(
@@ -133,14 +244,33 @@ def test_ranges_of_a_jsonl_file_give_every_record_once(tmp_path_factory, texts, 
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=300), st.sampled_from([".txt", ".jsonl", ".txt.gz", ".jsonl.zst"]))
+@given(
+    st.binary(max_size=300),
+    st.sampled_from([".txt", ".jsonl", ".json", ".txt.gz", ".jsonl.zst", ".parquet", ".json.gz"]),
+)
 def test_no_bytes_whatever_crash_the_readers(tmp_path_factory, content, suffix):
     path = tmp_path_factory.mktemp("garbage") / f"file{suffix}"
     path.write_bytes(content)
     try:
         read(path)
     except UserError as error:
-        assert "no record has a field" in str(error)
+        assert any(part in str(error) for part in ("no record has a field", "not JSON", "not a readable parquet"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 5000), st.binary(min_size=1, max_size=30), st.sampled_from(["", ".gz", ".zst"]))
+def test_no_damage_to_a_parquet_file_crashes_the_reader(tmp_path_factory, place, damage, compression):
+    folder = tmp_path_factory.mktemp("damaged")
+    content = parquet(
+        folder / "whole", [f"document {number}" for number in range(300)], row_group_size=100
+    ).read_bytes()
+    place %= len(content)
+    damaged = content[:place] + damage + content[place + len(damage) :]
+    (folder / f"a.parquet{compression}").write_bytes(packed(damaged, compression))
+    try:
+        read(f"{folder}/a.*")
+    except UserError as error:
+        assert "a.parquet" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +296,7 @@ def test_a_wrong_file_is_refused_in_a_sentence(tmp_path, name, content, message)
         ("instaled-docs", "did you mean installed-docs"),
         ([["prepared:x", 1.0], ["installed-docs", 1.0]], "cannot be part of a mixture"),
         ([["text:a.txt", -1]], "weight above 0"),
+        ([["text:a.txt", "inf"]], "weight above 0"),
         (["text:a.txt"], "must be a pair"),
         ([], "at least one source"),
         ("hf:c4", "must have the form"),

@@ -1,11 +1,17 @@
 """The TFDS source on real datasets built here by TFDS's own builder, in both of its file formats."""
 
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
+import types
 
 import pytest
+
+from cramjax.config.errors import UserError
+from cramjax.data import tfds_source
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -20,7 +26,8 @@ class Tales(tfds.core.GeneratorBasedBuilder):
     def _info(self):
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "year": tf.int64}))
     def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(120), "test": self._generate_examples(7)}
+        broken = ((i, {"text": b"bro\\xffken", "year": i}) for i in range(3))
+        return {"train": self._generate_examples(120), "test": self._generate_examples(7), "broken": broken}
     def _generate_examples(self, n):
         for i in range(n):
             yield i, {"text": f"täle number {i} " + "so it goes " * (i % 5), "year": i}
@@ -37,8 +44,9 @@ try:
     (source,) = open_sources(data)
     source = pickle.loads(pickle.dumps(source))
     parts = source.parts()
-    texts = [text for part in parts for text in source.read(part, lambda *_: None)]
-    print(json.dumps({"parts": len(parts), "texts": texts, "revision": source.revision}))
+    dropped = []
+    texts = [text for part in parts for text in source.read(part, lambda *found: dropped.append(found))]
+    print(json.dumps({"parts": len(parts), "texts": texts, "revision": source.revision, "dropped": dropped}))
 except UserError as error:
     sys.exit(str(error))
 """
@@ -65,10 +73,36 @@ def test_a_dataset_built_by_tfds_is_read_whole(tmp_path, root, file_format):
     assert len(result["texts"]) == 120 and set(result["texts"]) == wanted
     test = python(READ, "tfds:tales/short@test", "text", root=root, data_dir=tmp_path)
     assert len(json.loads(test.stdout)["texts"]) == 7
+    broken = json.loads(python(READ, "tfds:tales/short@broken", "text", root=root, data_dir=tmp_path).stdout)
+    assert broken["texts"] == ["bro\ufffdken"] * 3
+    assert broken["dropped"] == [["invalid_utf8_repaired", f"tfds:tales/short:broken/{i}:0"] for i in range(3)]
     wrong = python(READ, "tfds:tales/short", "content", root=root, data_dir=tmp_path)
     assert wrong.returncode == 1 and "found: text, year" in wrong.stderr
     wrong = python(READ, "tfds:tales/short@dev", "text", root=root, data_dir=tmp_path)
     assert wrong.returncode == 1 and "train" in wrong.stderr
+
+
+def test_a_build_that_fails_is_a_sentence_and_a_full_disk_stays_one():
+    def failing(error):
+        def download_and_prepare():
+            raise error
+
+        return types.SimpleNamespace(download_and_prepare=download_and_prepare)
+
+    with pytest.raises(UserError, match="tfds:a/b.*cannot build it .ConnectionError: no route.*installed-docs"):
+        tfds_source._build(failing(ConnectionError("no route\nto host")), "tfds:a/b")
+    with pytest.raises(OSError, match="No space"):
+        tfds_source._build(failing(OSError(errno.ENOSPC, "No space left")), "tfds:a/b")
+
+
+@pytest.mark.parametrize(
+    "known, recorded, words",
+    [(3e9, [1], "3.00 GB"), (None, [4e7, None], "unknown size .0.04 GB for all"), (0, [], "nothing")],
+)
+def test_the_size_of_a_build_is_not_made_small(known, recorded, words):
+    urls = {str(n): types.SimpleNamespace(size=size) for n, size in enumerate(recorded)}
+    builder = types.SimpleNamespace(name="c4", info=types.SimpleNamespace(download_size=known), url_infos=urls)
+    assert re.search(words, tfds_source._size(builder))
 
 
 @pytest.mark.slow
