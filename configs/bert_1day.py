@@ -5,8 +5,7 @@ code of 2023 (crammed-bert with bert-o4): 119,589,889 parameters, 25% predicted,
 the budget.
 
 Cost: one GPU for 24 hours, and 39 GB of C4 text (15 GB of downloads) at most. The paper's score with this recipe:
-GLUE 80.4 on an RTX A6000, 79.2 on an RTX A4000 (development sets, median of 5 finetunings). Ours is in
-docs/benchmarks.md where it was measured.
+GLUE 80.4 on an RTX A6000, 79.2 on an RTX A4000 (development sets, median of 5 finetunings). Ours is not measured yet.
 
     python -m cramjax.main --config configs/bert_1day.py
     python -m cramjax.main --config configs/bert_1day.py --config.budget.hours=12 --config.data.source='text:mine/*.jsonl.zst'

@@ -2,8 +2,7 @@
 
 The budget, data and schedule of `bert_1day` (Cramming, arXiv 2212.14034) on the network of ModernBERT (arXiv
 2412.13663, section 2.1) at crammed size: rotary positions, GeGLU, no biases but the decoder's, no norm before the
-first attention. Global attention everywhere: at 128 tokens a window saves nothing. Rotary positions leave the unigram
-plateau far sooner than absolute ones at small budgets (docs/benchmarks.md).
+first attention. Global attention everywhere: at 128 tokens a window saves nothing.
 
 Cost: one GPU for 24 hours, and 39 GB of C4 text (15 GB of downloads) at most. No published score at this budget.
 

@@ -5,6 +5,9 @@ cards these are half of the float16-accumulate figures that are often quoted, an
 why MFU of consumer cards is so often wrong. `float32` is the rate at JAX's default precision: TensorFloat-32
 on GPUs that have it, one bfloat16 pass on TPUs. Rates are at the vendor's stated boost clock; a card can
 measure a few per cent above.
+
+The comments name where a figure is published; most figures were recalled rather than read there, so check before
+quoting one.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
 
     XLA:CPU allocates a step's temporaries as one block of hundreds of MB and frees it afterwards. By default glibc maps such a
     block anew each time, and the kernel zeroes it page by page: 155,000 page faults and almost half of the time of a
-    step of the 4 × 256 model (13,000 → 22,300 tokens/s here, docs/benchmarks.md).
+    step of a prototype of the 4 × 256 model (13,000 → 22,300 tokens/s without them, docs/benchmarks.md).
     """
     if not sys.platform.startswith("linux"):
         return False
