@@ -12,6 +12,8 @@ _PUBLIC = {
     "train": "cramjax.training.run",
     "load": "cramjax.inference",
     "fill_mask": "cramjax.inference",
+    "fill_spans": "cramjax.inference",
+    "generate": "cramjax.inference",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -1,8 +1,9 @@
-"""Trained models put to use: load a workdir, fill masks, and the demonstration a run ends with."""
+"""Trained models put to use: load a workdir, fill masks with an encoder, fill spans and generate text with a T5."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -14,25 +15,31 @@ import numpy as np
 import tokenizers
 
 from cramjax.config.errors import UserError
-from cramjax.data.dataset import TokenDataset
-from cramjax.models import encoder
+from cramjax.data.tokenizers import special_ids
+from cramjax.models import encoder, t5
+from cramjax.models.generation import generate as generate_tokens
+from cramjax.models.layers import Precision
 from cramjax.training import devices
 from cramjax.training.checkpoint import Checkpoints
 
-# Share of the words of a demonstration sentence that is masked: enough context is left to judge the guesses.
-DEMO_MASK_SHARE = 0.15
-DEMO_WINDOW = 128
+# Inputs are padded to a multiple of this many tokens, so that few lengths are compiled.
+LENGTH_MULTIPLE = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A trained encoder: its shape, number format, parameters (float32) and tokenizer."""
+    """A trained model: its shape, number format, parameters (float32), tokenizer and the ids of special tokens by role."""
 
-    config: encoder.EncoderConfig
-    precision: encoder.Precision
+    config: encoder.EncoderConfig | t5.T5Config
+    precision: Precision
     params: dict
     tokenizer: tokenizers.Tokenizer
-    mask_token: str
+    special: dict[str, int]
+
+    @property
+    def is_t5(self) -> bool:
+        """Whether it is an encoder-decoder."""
+        return isinstance(self.config, t5.T5Config)
 
 
 def load(workdir: str | os.PathLike) -> LoadedModel:
@@ -45,12 +52,15 @@ def load(workdir: str | os.PathLike) -> LoadedModel:
     checkpoints.close()
     device = jax.devices()[0]
     precision = devices.resolve_precision(json.loads((path / "config.json").read_text())["precision"], device)
+    numbers = dict(sidecar["model"])
+    network = t5.T5Config if numbers.pop("family", "encoder") == "t5" else encoder.EncoderConfig
+    tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer" / "tokenizer.json"))
     return LoadedModel(
-        config=encoder.EncoderConfig(**sidecar["model"]),
+        config=network(**numbers),
         precision=devices.make_precision(precision, device),
         params=params,
-        tokenizer=tokenizers.Tokenizer.from_file(str(path / "tokenizer" / "tokenizer.json")),
-        mask_token=json.loads((path / "tokenizer" / "special_tokens_map.json").read_text())["mask_token"],
+        tokenizer=tokenizer,
+        special=special_ids(tokenizer),
     )
 
 
@@ -58,68 +68,21 @@ def fill_mask(model: LoadedModel, text: str, top_k: int = 5) -> list[list[tuple[
     """For every mask token in `text`, the `top_k` most likely tokens with their probabilities, best first.
 
     Raises:
-        UserError: if `text` has no mask token.
+        UserError: if `text` has no mask token, or the model is no masked language model.
     """
+    if model.is_t5:
+        raise UserError("fill_mask: this model is a T5; use fill_spans with <extra_id_0>, <extra_id_1>, … in the text")
     ids = model.tokenizer.encode(text).ids
-    mask_id = model.tokenizer.token_to_id(model.mask_token)
-    positions = [index for index, token in enumerate(ids) if token == mask_id]
+    positions = [index for index, token in enumerate(ids) if token == model.special["mask"]]
     if not positions:
-        raise UserError(f"{text!r}: holds no {model.mask_token} to fill")
-    return _fill(model, np.asarray(ids, np.int32), positions, top_k)
+        raise UserError(f"{text!r}: holds no {model.tokenizer.id_to_token(model.special['mask'])} to fill")
+    return fill_positions(model, np.asarray(ids, np.int32), positions, top_k)
 
 
-def demonstrate(workdir: str | os.PathLike, n_sentences: int) -> list[str]:
-    """`n_sentences` held-out sentences with some words masked, each as [truth → guess] or [truth ✓], by the run in `workdir`.
-
-    Fewer where the held-out text has no more sentences of a readable length.
-    """
-    model = load(workdir)
-    environment = json.loads((pathlib.Path(workdir) / "environment.json").read_text())
-    dataset = TokenDataset.open(environment["dataset"])
-    lines: list[str] = []
-    n_sequences = dataset.n_sequences("heldout", DEMO_WINDOW)[0]
-    # The stride is prime and large: neighbouring picks come from different documents.
-    for pick in range(min(n_sequences, 50 * n_sentences)):
-        window = dataset.read("heldout", 0, np.asarray([pick * 7919 % n_sequences]), DEMO_WINDOW)[0]
-        sentence = _first_sentence(model, window.astype(np.int32), set(dataset.special_tokens.values()))
-        if sentence is not None:
-            lines.append(_with_guesses(model, *sentence))
-        if len(lines) == n_sentences:
-            break
-    return lines
-
-
-def _first_sentence(model: LoadedModel, ids: np.ndarray, special: set[int]) -> tuple[np.ndarray, list[int]] | None:
-    """The first whole sentence in `ids` and the positions to mask in it; None where there is none that reads as prose."""
-    stops = np.flatnonzero(ids == model.tokenizer.token_to_id("."))
-    for start, end in zip(stops[:-1] + 1, stops[1:] + 1, strict=True):
-        sentence = ids[start:end]
-        words = [index for index, token in enumerate(sentence) if _is_word(model, int(token))]
-        if 10 <= len(sentence) <= 40 and not special & set(sentence.tolist()) and len(words) > 0.6 * len(sentence):
-            return sentence, words[2 :: round(1 / DEMO_MASK_SHARE)]
-    return None
-
-
-def _is_word(model: LoadedModel, token: int) -> bool:
-    text = model.tokenizer.id_to_token(token)
-    return text.isalpha() and len(text) > 2
-
-
-def _with_guesses(model: LoadedModel, ids: np.ndarray, chosen: Sequence[int]) -> str:
-    masked = ids.copy()
-    masked[list(chosen)] = model.tokenizer.token_to_id(model.mask_token)
-    guesses = dict(zip(chosen, _fill(model, masked, chosen, 1), strict=True))
-    pieces = []
-    for index, token in enumerate(ids):
-        text = model.tokenizer.id_to_token(int(token))
-        if index in guesses:
-            guess = guesses[index][0][0]
-            text = f"[{text} ✓]" if guess == text else f"[{text} → {guess}]"
-        pieces.append(text)
-    return " ".join(pieces).replace(" ##", "")
-
-
-def _fill(model: LoadedModel, ids: np.ndarray, positions: Sequence[int], top_k: int) -> list[list[tuple[str, float]]]:
+def fill_positions(
+    model: LoadedModel, ids: np.ndarray, positions: Sequence[int], top_k: int
+) -> list[list[tuple[str, float]]]:
+    """For each of `positions` in `ids` int32 [length], the `top_k` most likely tokens with their probabilities."""
     hidden = encoder.encode(model.config, model.precision, model.params, jnp.asarray(ids)[None])
     logits = encoder.head(model.config, model.precision, model.params, hidden[0, jnp.asarray(list(positions))])
     logits = logits[:, : model.tokenizer.get_vocab_size()]  # entries of padding have no token
@@ -128,3 +91,94 @@ def _fill(model: LoadedModel, ids: np.ndarray, positions: Sequence[int], top_k: 
         [(model.tokenizer.id_to_token(int(token)), float(share)) for token, share in zip(*row, strict=True)]
         for row in zip(np.asarray(tokens), np.asarray(probabilities), strict=True)
     ]
+
+
+def generate(
+    model: LoadedModel, texts: Sequence[str], *, max_len: int = 64, n_beams: int = 1, length_penalty: float = 1.0
+) -> list[str]:
+    """What a T5 answers to each of `texts`, without special tokens, by greedy (`n_beams` 1) or beam search.
+
+    Raises:
+        UserError: if the model is no T5.
+    """
+    inputs = [encoding.ids for encoding in model.tokenizer.encode_batch(list(texts))]
+    options = {"max_len": max_len, "n_beams": n_beams, "length_penalty": length_penalty}
+    return [model.tokenizer.decode(ids) for ids in generate_ids(model, inputs, **options)]
+
+
+def fill_spans(model: LoadedModel, text: str, *, max_len: int = 64, n_beams: int = 1) -> list[str]:
+    """What a T5 puts in the place of <extra_id_0>, <extra_id_1>, … in `text`, in this order.
+
+    Raises:
+        UserError: if `text` has no sentinel, or the model is no T5.
+    """
+    ids = model.tokenizer.encode(text).ids
+    sentinels = [token for token in ids if (model.tokenizer.id_to_token(token) or "").startswith("<extra_id_")]
+    if not sentinels:
+        raise UserError(f"{text!r}: holds no <extra_id_0> to fill")
+    (answer,) = generate_ids(model, [ids], max_len=max_len, n_beams=n_beams)
+    return [model.tokenizer.decode(span) for span in split_spans(answer, sentinels)]
+
+
+def split_spans(answer: Sequence[int], sentinels: Sequence[int]) -> list[list[int]]:
+    """What stands after each of `sentinels` in a T5's `answer`, up to the next one; empty where it left one out."""
+    spans: dict[int, list[int]] = {sentinel: [] for sentinel in sentinels}
+    current: list[int] = []
+    for token in answer:
+        if token in spans:
+            current = spans[token]
+        else:
+            current.append(token)
+    return [spans[sentinel] for sentinel in sentinels]
+
+
+def generate_ids(
+    model: LoadedModel,
+    inputs: Sequence[Sequence[int]],
+    *,
+    max_len: int,
+    n_beams: int = 1,
+    length_penalty: float = 1.0,
+) -> list[list[int]]:
+    """Token ids generated for each of `inputs`, up to the end of the sequence, which is left out; all are one batch.
+
+    Raises:
+        UserError: if the model is no T5.
+    """
+    if not model.is_t5:
+        raise UserError("this model is an encoder, which generates no text: use fill_mask")
+    length = -(-max(map(len, inputs)) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    tokens = np.full((len(inputs), length), model.special["pad"], np.int32)
+    mask = np.zeros((len(inputs), length), bool)
+    for row, ids in enumerate(inputs):
+        tokens[row, : len(ids)], mask[row, : len(ids)] = ids, True
+    search = _compiled(model.config, model.precision, max_len, n_beams, length_penalty, *_ends(model))
+    decoded = np.asarray(search(model.params, tokens, mask).tokens)
+    ends = np.where(decoded == model.special["sep"], np.arange(max_len), max_len).min(axis=1)
+    return [row[:end].tolist() for row, end in zip(decoded, ends, strict=True)]
+
+
+def _ends(model: LoadedModel) -> tuple[int, int, int]:
+    return model.special["pad"], model.special["sep"], model.tokenizer.get_vocab_size()
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(cfg, precision, max_len, n_beams, length_penalty, pad, sep, vocab_size):
+    """The search with all that is static, kept so that jit knows it again."""
+
+    @jax.jit
+    def search(params, tokens, mask):
+        return generate_tokens(
+            cfg,
+            precision,
+            params,
+            tokens,
+            max_len=max_len,
+            special={"pad": pad, "sep": sep},
+            vocab_size=vocab_size,
+            padding_mask=mask,
+            n_beams=n_beams,
+            length_penalty=length_penalty,
+        )
+
+    return search

@@ -18,16 +18,29 @@ def _train(args: argparse.Namespace) -> int:
 
     config = resolve(args.config, args.overrides)
     workdir = args.workdir or pathlib.Path("runs") / config.name
+    if args.show_batch:
+        from cramjax.training.preview import preview
+
+        for line in preview(config, args.show_batch):
+            print(line)
+        return 0
     from cramjax.training import run  # imports JAX: only once the configuration is known to be sound
 
     code = run.train_until_stopped(config, workdir)
     if code == 0 and config.log.fill_masks:
-        from cramjax.inference import demonstrate
+        from cramjax.demonstration import demonstrate
 
-        print("held-out sentences, masked words as [truth → guess]:")
+        print("held-out sentences, hidden words as [truth → guess]:")
         for line in demonstrate(workdir, config.log.fill_masks):
             print(f"  {line}")
     return code
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,6 +52,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_config_flags(parser)
     parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    parser.add_argument(
+        "--show_batch",
+        type=_positive,
+        metavar="N",
+        help="print the first N training examples as the model reads them, with what it is to predict, and exit",
+    )
     return run_command(_train, argv, parser)
 
 

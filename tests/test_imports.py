@@ -18,8 +18,9 @@ BELOW = {
     "optim": set(),
     "training": {"config", "budget", "data", "models", "objectives", "parallel", "optim"},
     "inference": {"config", "data", "models", "objectives", "training"},
+    "demonstration": {"data", "inference"},
     "study": {"config", "budget", "data", "models", "objectives", "parallel", "optim", "training"},
-    "main": {"config", "training", "inference"},
+    "main": {"config", "training", "demonstration"},
     "tools": {"config", "data", "training", "study", "inference"},
     "configs": {"config"},
 }

@@ -22,7 +22,7 @@ def test_a_trained_run_is_loaded_and_fills_masks_from_python(corpus, tmp_path, m
     with pytest.raises(UserError, match="MASK"):
         cramjax.fill_mask(model, "nothing to fill")
 
-    from cramjax.inference import demonstrate
+    from cramjax.demonstration import demonstrate
 
     lines = demonstrate(tmp_path / "run", 2)
     assert all("→" in line or "✓" in line for line in lines)

@@ -42,3 +42,36 @@ def encoder_forward_flops(
 def encoder_training_flops(**shape) -> int:
     """FLOPs of one sequence's forward and backward pass; arguments as for `encoder_forward_flops`."""
     return (1 + BACKWARD_PER_FORWARD) * encoder_forward_flops(**shape)
+
+
+def t5_forward_flops(
+    *,
+    n_layers: int,
+    n_decoder_layers: int,
+    d_model: int,
+    n_heads: int,
+    head_dim: int,
+    d_ff: int,
+    gated: bool,
+    vocab_size: int,
+    n_inputs: int,
+    n_targets: int,
+) -> int:
+    """FLOPs of one pair's forward pass through an encoder-decoder: `n_inputs` and `n_targets` tokens.
+
+    The attention's inner width is n_heads * head_dim, whatever `d_model` is. Every score of the decoder counts, also
+    those a causal mask hides. The head reads every target.
+    """
+    inner = n_heads * head_dim
+    feed_forward = (3 if gated else 2) * d_model * d_ff
+    encoder = n_inputs * (4 * d_model * inner + feed_forward + 2 * n_inputs * inner)
+    self_attention = n_targets * (4 * d_model * inner + 2 * n_targets * inner)
+    # Queries and outputs for the targets, keys and values for the inputs.
+    cross_attention = (n_targets + n_inputs) * 2 * d_model * inner + n_targets * 2 * n_inputs * inner
+    decoder = self_attention + cross_attention + n_targets * feed_forward
+    return 2 * (n_layers * encoder + n_decoder_layers * decoder + n_targets * d_model * vocab_size)
+
+
+def t5_training_flops(**shape) -> int:
+    """FLOPs of one pair's forward and backward pass; arguments as for `t5_forward_flops`."""
+    return (1 + BACKWARD_PER_FORWARD) * t5_forward_flops(**shape)

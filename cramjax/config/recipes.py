@@ -40,6 +40,30 @@ def apply_variant(
     return config
 
 
+def t5(config: ml_collections.ConfigDict, version: str) -> None:
+    """Make `config` a T5 of form `version`, "1.0" or "1.1", with its objective and tokenizer; the shape is the recipe's.
+
+    1.0 (arXiv 1910.10683, section 2.1) has ReLU and one matrix for both embeddings and logits; 1.1 has a gated GELU and two.
+    """
+    config.data.update(
+        tokenizer="unigram", vocab_size=32100, extra_ids=100, lowercase=False, ascii_only=False, seq_len=512
+    )
+    config.model.update(
+        family="t5",
+        n_decoder_layers=None,
+        head_dim=64,
+        ffn="relu" if version == "1.0" else "geglu_tanh",
+        tie_embeddings=version == "1.0",
+        norm="rmsnorm",
+        norm_bias=False,
+        norm_eps=1e-6,
+        embedding_norm=False,
+        positions="relative",
+        vocab_multiple=128,
+    )
+    config.objective.update(name="span_corruption", noise_density=0.15, mean_span=3.0)
+
+
 def smoke(config: ml_collections.ConfigDict) -> None:
     """The same code at toy size: under a minute on 2 CPU cores, on text that is already on the machine."""
     config.budget.update(hours=None, steps=40, tokens=None, flops=None)
@@ -48,9 +72,12 @@ def smoke(config: ml_collections.ConfigDict) -> None:
         config.data.compressibility = 0.5  # 1,024 entries take twice the tokens of 32,768
     config.batch_size, config.microbatch_size = 32, 8
     config.model.update(n_layers=2, d_model=64, n_heads=2, d_ff=128)
+    if config.model.family == "t5":
+        config.model.update(n_decoder_layers=None, head_dim=32)
     if config.model.positions in ("learned", "scaled_sinusoidal"):
         config.model.max_positions = max(64, min(config.model.max_positions, 128))
-    config.optimizer.lr = min(config.optimizer.lr, 1e-3)
+    if config.model.family == "encoder":
+        config.optimizer.lr = min(config.optimizer.lr, 1e-3)
     config.schedule.stop_loss = None  # nothing has learned enough after a few steps
     config.eval.update(batches=2, batch_size=32, every_fraction=0.25)
     config.log.update(every_steps=5)

@@ -7,13 +7,14 @@ import difflib
 import importlib.util
 import inspect
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ml_collections
 
 from cramjax.config import schema
 from cramjax.config.errors import UserError
+from cramjax.config.spans import span_lengths
 
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "configs"
 
@@ -40,20 +41,25 @@ def resolve(spec: str, overrides: Iterable[str] = ()) -> ml_collections.FrozenCo
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"{spec}: {len(problems)} mistake(s) in the configuration:\n{listed}")
     if config.data.max_mb == "budget":
-        config.data.max_mb = _text_for_budget(config.budget)
+        config.data.max_mb = _text_for_budget(config)
     return ml_collections.FrozenConfigDict(config)
 
 
-def _text_for_budget(budget: ml_collections.ConfigDict) -> float | None:
+def _text_for_budget(config: ml_collections.ConfigDict) -> float | None:
     """MB of text the budget can read once; None (all there is) for a budget in steps or FLOPs alone.
 
     Hours count at the rate of a crammed BERT on the fastest card of the paper (an A6000, 100,000 tokens/s: pytorch/pytorch#96693), at 4.5
     bytes a token, so that a day never runs out of new text. It is a function of the configuration, not of the card at hand, so that data
     prepared on one machine is found on another.
     """
+    budget, objective = config.budget, config.objective
     tokens = [budget.tokens] if budget.tokens else []
     tokens += [budget.hours * 3600 * 100_000] if budget.hours else []
-    return round(min(tokens) * 4.5 / 1e6, 2) if tokens else None
+    # Span corruption shortens the text before the model reads it.
+    length = config.data.seq_len
+    spans = objective.name == "span_corruption"
+    n_raw = span_lengths(length, objective.noise_density, objective.mean_span).n_raw if spans else length
+    return round(min(tokens) * n_raw / length * 4.5 / 1e6, 2) if tokens else None
 
 
 def validate(config: ml_collections.ConfigDict) -> list[str]:
@@ -158,8 +164,36 @@ def _check_value(key: str, field: schema.Field, value: Any) -> list[str]:
     return []
 
 
+# What an encoder cannot have, and what every T5 has: the values of a family that are not a choice.
+_FIXED = {
+    "encoder": {
+        "model.n_decoder_layers": None,
+        "model.head_dim": None,
+        "model.tie_embeddings": True,
+        "objective.name": "mlm",
+    },
+    "t5": {
+        "model.positions": "relative",
+        "model.norm": "rmsnorm",
+        "model.norm_position": "pre",
+        "model.norm_bias": False,
+        "model.first_norm": True,
+        "model.embedding_norm": False,
+        "model.final_norm": True,
+        "model.linear_bias": False,
+        "model.token_types": 0,
+        "model.head_transform": False,
+        "model.head_bias": False,
+        "model.decoder_bias": False,
+        "model.document_attention": False,
+        "objective.name": "span_corruption",
+        "data.cls_token": False,
+        "data.order": "shuffled",
+    },
+}
+
+
 def _check_relations(config: ml_collections.ConfigDict) -> list[str]:
-    model, data, objective = config.model, config.data, config.objective
     problems = []
 
     def require(holds: bool, problem: str):
@@ -168,36 +202,86 @@ def _check_relations(config: ml_collections.ConfigDict) -> list[str]:
 
     limits = [config.budget[name] for name in schema.BUDGET]
     require(any(limit is not None for limit in limits), "budget: set at least one of " + ", ".join(schema.BUDGET))
-    require(
-        model.d_model % model.n_heads == 0,
-        f"model.n_heads={model.n_heads}: must divide model.d_model={model.d_model}",
-    )
-    head_dim = model.d_model // model.n_heads
-    require(
-        model.positions != "rotary" or head_dim % 2 == 0,
-        f"model.n_heads={model.n_heads}: rotary positions need an even head size, got {head_dim}",
-    )
-    require(
-        model.positions in ("rotary", "none") or data.seq_len <= model.max_positions,
-        f"data.seq_len={data.seq_len}: longer than model.max_positions={model.max_positions}",
-    )
-    require(
-        model.first_norm or (model.norm_position == "pre" and model.n_layers >= 2),
-        "model.first_norm=False: needs model.norm_position=pre and at least 2 layers",
-    )
+    family = config.model.family
+    for key, wanted in _FIXED[family].items():
+        value = _get(config, key)
+        require(value == wanted, f"{key}={value!r}: must be {wanted!r} where model.family is {family}")
+    check_family = _check_encoder if family == "encoder" else _check_t5
+    check_family(config, require)
     if config.microbatch_size is not None:
         require(
             config.batch_size % config.microbatch_size == 0,
             f"microbatch_size={config.microbatch_size}: must divide batch_size={config.batch_size}",
         )
-    n_predicted = round(objective.mask_rate * data.seq_len)
-    require(n_predicted >= 1, f"objective.mask_rate={objective.mask_rate}: predicts nothing at seq_len {data.seq_len}")
+    optimizer = config.optimizer
     require(
-        objective.mask_share + objective.random_share <= 1,
-        "objective.mask_share and objective.random_share: together at most 1",
+        optimizer.parameter_scale != "on" or optimizer.name in ("adamw", "adafactor", "lion"),
+        f"optimizer.parameter_scale='on': {optimizer.name} has a scale of its own; use it with adamw, adafactor or lion",
+    )
+    require(
+        not optimizer.relative_step or optimizer.name == "adafactor",
+        f"optimizer.relative_step=True: belongs to adafactor, not to {optimizer.name}",
     )
     schedule = config.schedule
     require(schedule.warmup + schedule.cooldown <= 1, "schedule.warmup and schedule.cooldown: together at most 1")
     require(list(config.mesh.to_dict().values()).count(-1) <= 1, "mesh: -1 (the rest) may stand once")
     require(0 not in config.mesh.to_dict().values(), "mesh: an axis has at least 1 device, or -1 for the rest")
     return problems
+
+
+def _check_encoder(config: ml_collections.ConfigDict, require: Callable[[bool, str], None]) -> None:
+    model, data, objective = config.model, config.data, config.objective
+    _check_heads(model, require)
+    head_dim = model.d_model // model.n_heads
+    require(model.positions != "relative", "model.positions='relative': only model.family=t5 has relative buckets")
+    require(
+        model.positions != "rotary" or head_dim % 2 == 0,
+        f"model.n_heads={model.n_heads}: rotary positions need an even head size, got {head_dim}",
+    )
+    require(
+        model.positions in ("rotary", "none", "relative") or data.seq_len <= model.max_positions,
+        f"data.seq_len={data.seq_len}: longer than model.max_positions={model.max_positions}",
+    )
+    require(
+        model.first_norm or (model.norm_position == "pre" and model.n_layers >= 2),
+        "model.first_norm=False: needs model.norm_position=pre and at least 2 layers",
+    )
+    n_predicted = round(objective.mask_rate * data.seq_len)
+    require(n_predicted >= 1, f"objective.mask_rate={objective.mask_rate}: predicts nothing at seq_len {data.seq_len}")
+    require(
+        objective.mask_share + objective.random_share <= 1,
+        "objective.mask_share and objective.random_share: together at most 1",
+    )
+
+
+def _check_t5(config: ml_collections.ConfigDict, require: Callable[[bool, str], None]) -> None:
+    model, data, objective = config.model, config.data, config.objective
+    if model.head_dim is None:
+        _check_heads(model, require)
+    require(
+        model.attention != "cudnn", "model.attention='cudnn': has no kernel for relative positions; use auto or xla"
+    )
+    require(
+        model.relative_buckets % 4 == 0, f"model.relative_buckets={model.relative_buckets}: must be a multiple of 4"
+    )
+    require(
+        model.relative_max_distance > model.relative_buckets // 2,
+        f"model.relative_max_distance={model.relative_max_distance}: must be over half of model.relative_buckets",
+    )
+    try:
+        lengths = span_lengths(data.seq_len, objective.noise_density, objective.mean_span)
+    except ValueError as error:
+        require(False, f"data.seq_len={data.seq_len}: {error} at this objective.noise_density and objective.mean_span")
+        return
+    # A dataset that is prepared already has its own number, which is checked when it is opened.
+    require(
+        str(data.source).startswith("prepared:") or lengths.n_spans <= data.extra_ids,
+        f"data.extra_ids={data.extra_ids}: {data.seq_len} input tokens have {lengths.n_spans} spans, each with a sentinel",
+    )
+
+
+def _check_heads(model: ml_collections.ConfigDict, require: Callable[[bool, str], None]) -> None:
+    require(
+        model.d_model % model.n_heads == 0,
+        f"model.n_heads={model.n_heads}: must divide model.d_model={model.d_model}",
+    )

@@ -19,17 +19,24 @@ MASKED_SCORE = -1e30
 
 
 def attention_backend(
-    requested: str, device: jax.Device, dtype: jnp.dtype, *, head_dim: int = 64, dropout_rate: float = 0.0
+    requested: str,
+    device: jax.Device,
+    dtype: jnp.dtype,
+    *,
+    head_dim: int = 64,
+    dropout_rate: float = 0.0,
+    position_bias: bool = False,
 ) -> str:
     """The kernel behind `requested` ("auto", "xla" or "cudnn") on `device`: "cudnn", "xla" or "einsum".
 
     cuDNN's fused attention needs an NVIDIA GPU of compute capability 8.0, operands of 16 bits, heads of at most 128 dimensions in
-    multiples of 8, and no dropout on the probabilities. "einsum" is what XLA compiles on CPU, and wherever there is such dropout.
+    multiples of 8, no dropout on the probabilities and no position bias on the scores. "einsum" is what XLA compiles on CPU, and
+    wherever there is such dropout.
 
     Raises:
         ValueError: if "cudnn" is requested where it cannot run.
     """
-    lacking = _lacking_for_cudnn(device, jnp.dtype(dtype), head_dim, dropout_rate)
+    lacking = _lacking_for_cudnn(device, jnp.dtype(dtype), head_dim, dropout_rate, position_bias)
     if requested == "cudnn" and lacking:
         raise ValueError(f"attention 'cudnn' needs {lacking}; use 'auto' or 'xla'")
     if requested in ("auto", "cudnn") and not lacking:
@@ -37,7 +44,7 @@ def attention_backend(
     return "einsum" if device.platform == "cpu" or dropout_rate > 0 else "xla"
 
 
-def _lacking_for_cudnn(device, dtype, head_dim, dropout_rate):
+def _lacking_for_cudnn(device, dtype, head_dim, dropout_rate, position_bias):
     if device.platform not in ("gpu", "cuda"):
         return "an NVIDIA GPU"
     if float(getattr(device, "compute_capability", "0") or 0) < 8.0:
@@ -46,6 +53,8 @@ def _lacking_for_cudnn(device, dtype, head_dim, dropout_rate):
         return "bfloat16 or float16"
     if head_dim % 8 or head_dim > 128:
         return "heads of a multiple of 8 dimensions, 128 at most"
+    if position_bias:
+        return "positions that are not a bias on the scores"
     return "attention_dropout 0" if dropout_rate > 0 else ""
 
 
@@ -72,7 +81,8 @@ class Attention(nnx.Module):
     def __init__(self, cfg, precision: Precision, rngs: nnx.Rngs):
         self.cfg, self.precision = cfg, precision
         n_heads, head_dim = cfg.n_heads, cfg.head_dim
-        common = {"bias": cfg.linear_bias, "init_std": cfg.init_std, "precision": precision, "rngs": rngs}
+        init = jax.nn.initializers.normal(cfg.init_std)
+        common = {"bias": cfg.linear_bias, "init": init, "precision": precision, "rngs": rngs}
         shape, axes = (cfg.d_model, 3, n_heads, head_dim), (ax.EMBED, None, ax.HEADS, ax.HEAD_DIM)
         self.qkv = Linear("bte,esnh->btsnh", shape, axes, **common)
         shape, axes = (n_heads, head_dim, cfg.d_model), (ax.HEADS, ax.HEAD_DIM, ax.EMBED)
@@ -80,26 +90,57 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, mask: jax.Array | None, key: jax.Array | None) -> jax.Array:
         """x [batch, length, embed], mask as of `attention_mask` → [batch, length, embed]; dropout if there is a key."""
-        qkv = self.qkv(x)  # [batch, length, 3, heads, head_dim]
-        # Not by indexing, whose transpose is a sum of three zero-padded arrays: that of a split is a concatenation.
-        query, key_, value = (jnp.squeeze(x, 2) for x in jnp.split(qkv, 3, axis=2))
+        query, key_, value = split_heads(self.qkv(x))
         if self.cfg.positions == "rotary":
             tables = rotary_tables(x.shape[1], self.cfg.head_dim, self.cfg.rotary_base)
             query, key_ = rotate(query, *tables), rotate(key_, *tables)
-        return self.out(self._attend(query, key_, value, mask, key))
+        return self.out(attend(self.cfg, self.precision, query, key_, value, mask=mask, dropout_key=key))
 
-    def _attend(self, query, key_, value, mask, dropout_key):
-        """[batch, length, heads, head_dim] three times → the same once."""
-        dtype = self.precision.matmul_dtype
-        rate = self.cfg.attention_dropout if dropout_key is not None else 0.0
-        backend = attention_backend(
-            self.cfg.attention, jax.devices()[0], dtype, head_dim=self.cfg.head_dim, dropout_rate=rate
-        )
-        if backend == "einsum":
-            return einsum_attention(query, key_, value, mask, self.precision, rate, dropout_key)
-        query, key_, value = (x.astype(dtype) for x in (query, key_, value))
-        mixed = jax.nn.dot_product_attention(query, key_, value, mask=mask, implementation=backend)
-        return mixed.astype(self.precision.activation_dtype)
+
+def split_heads(fused: jax.Array) -> list[jax.Array]:
+    """[batch, length, n, heads, head_dim], as of a fused projection → n arrays [batch, length, heads, head_dim]."""
+    # Not by indexing, whose transpose is a sum of n zero-padded arrays: that of a split is a concatenation.
+    return [jnp.squeeze(part, 2) for part in jnp.split(fused, fused.shape[2], axis=2)]
+
+
+def attend(
+    cfg,
+    precision: Precision,
+    query: jax.Array,
+    key_: jax.Array,
+    value: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Attention by the kernel that `cfg.attention` means here: [batch, length, heads, head_dim] in the activation dtype.
+
+    Args:
+        cfg: a network's numbers; `attention` and `attention_dropout` are read.
+        query: [batch, length, heads, head_dim]. key_, value: [batch, kv_length, heads, head_dim].
+        mask: bool [batch, 1 or heads, length, kv_length]: what sees what.
+        bias: float32 [1 or batch, 1 or heads, 1 or length, kv_length], added to the scores.
+        scale: of the scores; None: head_dim^-0.5.
+        dropout_key: dropout on the probabilities if given.
+    """
+    dtype = precision.matmul_dtype
+    rate = cfg.attention_dropout if dropout_key is not None else 0.0
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    backend = attention_backend(
+        cfg.attention,
+        jax.devices()[0],
+        dtype,
+        head_dim=query.shape[-1],
+        dropout_rate=rate,
+        position_bias=bias is not None,
+    )
+    if backend == "einsum":
+        return einsum_attention(query, key_, value, mask, precision, rate, dropout_key, bias=bias, scale=scale)
+    query, key_, value = (x.astype(dtype) for x in (query, key_, value))
+    mixed = jax.nn.dot_product_attention(query, key_, value, bias=bias, mask=mask, scale=scale, implementation=backend)
+    return mixed.astype(precision.activation_dtype)
 
 
 def einsum_attention(
@@ -110,40 +151,47 @@ def einsum_attention(
     precision: Precision,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    *,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
 ) -> jax.Array:
     """Attention of [batch, length, heads, head_dim] arrays in two products and a float32 softmax; the result in the activation dtype.
 
     It has what `jax.nn.dot_product_attention` lacks: dropout on the probabilities, and narrow products that accumulate in float32 in the
-    backward pass as well (on CPU a training step of a small model takes a tenth less time so).
+    backward pass as well (on CPU a training step of a small model takes a tenth less time so). Arguments as of `attend`.
     """
-    query, key_, value = (jnp.swapaxes(x, 1, 2) for x in (query * query.shape[-1] ** -0.5, key_, value))
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    query = query if scale == 1.0 else query * scale
+    query, key_, value = (jnp.swapaxes(x, 1, 2) for x in (query, key_, value))
     kept = None
     if dropout_key is not None and dropout_rate > 0:
         shape = query.shape[:3] + (key_.shape[2],)
         kept = dropout(jnp.ones(shape, precision.matmul_dtype), dropout_rate, dropout_key)
-    mixed = _attend(query, key_, value, mask, kept, precision.matmul_dtype)  # [batch, heads, length, head_dim]
+    mixed = _attend(query, key_, value, mask, bias, kept, precision.matmul_dtype)  # [batch, heads, length, head_dim]
     return jnp.swapaxes(mixed, 1, 2).astype(precision.activation_dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(query, key_, value, mask, kept, dtype):
-    """softmax(query key^T) value over [batch, heads, length, head_dim] in float32; `kept` multiplies the probabilities.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _attend(query, key_, value, mask, bias, kept, dtype):
+    """softmax(query key^T + bias) value over [batch, heads, length, head_dim] in float32; `kept` multiplies the probabilities.
 
     The casts to `dtype` are in here, so that gradients leave wide: on CPU they are transposed next, which is slow in 16 bits.
     """
-    return _attend_forward(query, key_, value, mask, kept, dtype)[0]
+    return _attend_forward(query, key_, value, mask, bias, kept, dtype)[0]
 
 
-def _attend_forward(query, key_, value, mask, kept, dtype):
+def _attend_forward(query, key_, value, mask, bias, kept, dtype):
     witness = jnp.zeros((0,), query.dtype)
     query, key_, value = (x.astype(dtype) for x in (query, key_, value))
     scores = _wide_einsum("bnth,bnsh->bnts", query, key_)
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED_SCORE)
     probabilities = jax.nn.softmax(scores, axis=-1).astype(dtype)  # [batch, heads, length, kv_length]
     used = probabilities if kept is None else probabilities * kept
     mixed = _wide_einsum("bnts,bnsh->bnth", used, value)
-    return mixed, (query, key_, value, mask, kept, probabilities, mixed, witness)
+    return mixed, (query, key_, value, mask, bias, kept, probabilities, mixed, witness)
 
 
 def _wide_einsum(spec, lhs, rhs):
@@ -151,7 +199,7 @@ def _wide_einsum(spec, lhs, rhs):
 
 
 def _attend_backward(dtype, saved, cotangent):
-    query, key_, value, mask, kept, probabilities, mixed, witness = saved
+    query, key_, value, mask, bias, kept, probabilities, mixed, witness = saved
     # The softmax's row sums of gradient times probability are those of gradient times output, over fewer numbers.
     row_sums = jnp.sum(cotangent * mixed, axis=-1, keepdims=True)
     cotangent = cotangent.astype(dtype)
@@ -162,6 +210,10 @@ def _attend_backward(dtype, saved, cotangent):
     gradient = probabilities.astype(jnp.float32) * (gradient - row_sums)
     if mask is not None:
         gradient = jnp.where(mask, gradient, 0.0)
+    bias_gradient = None
+    if bias is not None:
+        shared = tuple(axis for axis, size in enumerate(bias.shape) if size == 1)
+        bias_gradient = jnp.sum(gradient, axis=shared, keepdims=True)
     gradient = gradient.astype(dtype)
     # For keys and values the small operand is the one that is transposed.
     query, cotangent = (
@@ -170,7 +222,7 @@ def _attend_backward(dtype, saved, cotangent):
     query_gradient = _wide_einsum("bnts,bnsh->bnth", gradient, key_)
     key_gradient = pin_on_cpu(_wide_einsum("bnht,bnts->bnhs", query, gradient)).swapaxes(2, 3)
     value_gradient = pin_on_cpu(_wide_einsum("bnht,bnts->bnhs", cotangent, used)).swapaxes(2, 3)
-    return *(x.astype(witness.dtype) for x in (query_gradient, key_gradient, value_gradient)), None, None
+    return *(x.astype(witness.dtype) for x in (query_gradient, key_gradient, value_gradient)), None, bias_gradient, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

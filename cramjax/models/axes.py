@@ -17,6 +17,7 @@ MLP = "mlp"  # inner width of the feed-forward; of one half where it is gated
 VOCAB = "vocab"  # entries of the token embedding, padding included
 POSITION = "position"  # entries of a learned position table
 TOKEN_TYPE = "token_type"
+BUCKET = "bucket"  # of relative positions
 NORM = "norm"  # width of a norm's scale and bias: the same numbers as embed, but never cut
 LAYER = "layer"  # blocks, stacked; always the first axis
 

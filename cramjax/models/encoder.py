@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cramjax.models import axes as ax
-from cramjax.models import module
+from cramjax.models import module, stack
+from cramjax.models.activations import gelu
 from cramjax.models.attention import Attention, attention_mask
 from cramjax.models.layers import (
     FLOAT32,
@@ -27,7 +28,6 @@ from cramjax.models.layers import (
     Norm,
     Precision,
     dropout,
-    gelu,
     product,
 )
 from cramjax.models.module import param
@@ -44,9 +44,6 @@ __all__ = [
 ]
 
 Params = dict[str, Any]
-
-# Unrolled, a stack runs up to a third faster on CPU; beyond this depth compile time is worth more.
-MAX_UNROLLED_LAYERS = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +108,8 @@ class Block(nnx.Module):
         self.attention_norm = norm() if attention_norm else None
         self.attention = Attention(cfg, precision, rngs)
         self.mlp_norm = norm()
-        self.mlp = FeedForward(cfg, precision, rngs)
+        normal = jax.nn.initializers.normal(cfg.init_std)
+        self.mlp = FeedForward(cfg, precision, rngs, init_in=normal, init_out=normal)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None, key: jax.Array | None) -> jax.Array:
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
@@ -154,7 +152,7 @@ class Encoder(nnx.Module):
         cfg = self.cfg
         params = module.params_of(self.layers)
 
-        @_rematerialize(cfg.remat)
+        @stack.rematerialize(cfg.remat)
         def block(x, params, key):
             build = functools.partial(Block, cfg, self.precision, attention_norm="attention_norm" in params)
             return module.bind(build, params)(x, mask, key)
@@ -166,27 +164,7 @@ class Encoder(nnx.Module):
             )
             x = block(x, *first)
             params, keys = rest[0] | {"attention_norm": norms}, rest[1]
-        n_scanned = cfg.n_layers - (not cfg.first_norm)
-        x, _ = jax.lax.scan(
-            lambda x, layer: (block(x, *layer), None),
-            x,
-            (params, keys),
-            length=n_scanned,
-            unroll=_unroll(cfg),
-        )
-        return x
-
-
-def _unroll(cfg: EncoderConfig) -> int | bool:
-    return cfg.n_layers <= MAX_UNROLLED_LAYERS if cfg.unroll == "auto" else cfg.unroll
-
-
-def _rematerialize(policy: str):
-    """What the backward pass recomputes of a block: nothing, all but the products with weights ("dots"), or everything."""
-    if policy == "none":
-        return lambda function: function
-    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
-    return functools.partial(jax.checkpoint, policy=saved)
+        return stack.run(block, x, params, keys, n_layers=cfg.n_layers - (not cfg.first_norm), unroll=cfg.unroll)
 
 
 class Head(nnx.Module):
@@ -195,7 +173,8 @@ class Head(nnx.Module):
     def __init__(self, cfg: EncoderConfig, precision: Precision, rngs: nnx.Rngs):
         self.precision = precision
         shape, axes = (cfg.d_model, cfg.d_model), (ax.EMBED, ax.EMBED_OUT)
-        common = {"bias": cfg.head_bias, "init_std": cfg.init_std, "precision": precision, "rngs": rngs}
+        normal = jax.nn.initializers.normal(cfg.init_std)
+        common = {"bias": cfg.head_bias, "init": normal, "precision": precision, "rngs": rngs}
         self.dense = Linear("te,ef->tf", shape, axes, **common) if cfg.head_transform else None
         self.norm = Norm(cfg, precision, bias=cfg.head_bias, rngs=rngs) if cfg.head_transform else None
         self.bias = param(jax.nn.initializers.zeros, rngs, (cfg.vocab_size,), (ax.VOCAB,)) if cfg.decoder_bias else None

@@ -1,7 +1,7 @@
-"""Building blocks: matrix products, norms, activations, dropout, positions, embeddings and the feed-forward.
+"""Building blocks: matrix products, norms, dropout, positions, embeddings and the feed-forward.
 
-Attention is in `attention.py`. Products take narrow operands and accumulate in float32, in the backward pass too; norms and activations
-compute in float32 whatever the activations are stored in.
+Attention is in `attention.py`, activations in `activations.py`. Products take narrow operands and accumulate in float32, in the backward
+pass too; norms compute in float32 whatever the activations are stored in.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 from flax import nnx
 
 from cramjax.models import axes as ax
-from cramjax.models.module import param
+from cramjax.models.activations import gated_gelu, gelu
+from cramjax.models.module import Initializer, param
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Precision:
     activation_dtype: jnp.dtype
     matmul_dtype: jnp.dtype
 
+
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 FLOAT32 = Precision(jnp.dtype("float32"), jnp.dtype("float32"))
 
@@ -106,41 +109,6 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(kept, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, x * Phi(x) with the error function (arXiv 1606.08415), computed in float32."""
-    wide = x.astype(jnp.float32)
-    return (wide * _normal_cdf(wide)).astype(x.dtype)
-
-
-def _normal_cdf(x):
-    return 0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5))
-
-
-@jax.custom_vjp
-def gated_gelu(halves: jax.Array) -> jax.Array:
-    """gelu(halves[..., 0, :]) * halves[..., 1, :]: [..., 2, mlp] → [..., mlp].
-
-    The backward pass is written out: it keeps the input alone and computes the error function again, in one sweep over memory.
-    """
-    return gelu(halves[..., 0, :]) * halves[..., 1, :]
-
-
-def _gated_gelu_forward(halves):
-    return gated_gelu(halves), halves
-
-
-def _gated_gelu_backward(halves, cotangent):
-    x, linear = (halves[..., i, :].astype(jnp.float32) for i in (0, 1))
-    wide = cotangent.astype(jnp.float32)
-    cdf = _normal_cdf(x)
-    density = jnp.exp(-0.5 * jnp.square(x)) * (1.0 / math.sqrt(2.0 * math.pi))
-    gradient = jnp.stack([wide * linear * (cdf + x * density), wide * x * cdf], axis=-2)
-    return (gradient.astype(halves.dtype),)
-
-
-gated_gelu.defvjp(_gated_gelu_forward, _gated_gelu_backward)
-
-
 class Linear(nnx.Module):
     """A dense layer: `spec` is its einsum, as in "bte,ef->btf"; the axes of a bias are the kernel's that stand in the result."""
 
@@ -151,12 +119,12 @@ class Linear(nnx.Module):
         axes: ax.Axes,
         *,
         bias: bool,
-        init_std: float,
+        init: Initializer,
         precision: Precision,
         rngs: nnx.Rngs,
     ):
         self.spec, self.precision = spec, precision
-        self.kernel = param(jax.nn.initializers.normal(init_std), rngs, shape, axes)
+        self.kernel = param(init, rngs, shape, axes)
         operands, out = spec.split("->")
         outer = [i for i, letter in enumerate(operands.split(",")[1]) if letter in out]
         self.bias = (
@@ -233,23 +201,35 @@ normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class FeedForward(nnx.Module):
-    """Two matrices around a GELU, or the gated GELU of arXiv 2002.05202: (GELU(x W0) * x W1) Wo."""
+    """Two matrices around a GELU or ReLU, or the gated GELU of arXiv 2002.05202: (GELU(x W0) * x W1) Wo.
 
-    def __init__(self, cfg, precision: Precision, rngs: nnx.Rngs):
-        self.gated = cfg.ffn == "geglu"
-        common = {"bias": cfg.linear_bias, "init_std": cfg.init_std, "precision": precision, "rngs": rngs}
-        if self.gated:
+    `init_in`, `init_out`: of the matrices before and after the activation.
+    """
+
+    def __init__(self, cfg, precision: Precision, rngs: nnx.Rngs, *, init_in: Initializer, init_out: Initializer):
+        self.cfg, self.dtype = cfg, precision.matmul_dtype
+        common = {"bias": cfg.linear_bias, "precision": precision, "rngs": rngs}
+        if cfg.ffn in ("geglu", "geglu_tanh"):
             # Index 0 of the middle axis goes through the GELU, index 1 is the linear half.
             spec, shape, axes = "bte,egf->btgf", (cfg.d_model, 2, cfg.d_ff), (ax.EMBED, None, ax.MLP)
         else:
             spec, shape, axes = "bte,ef->btf", (cfg.d_model, cfg.d_ff), (ax.EMBED, ax.MLP)
-        self.wi = Linear(spec, shape, axes, **common)
-        self.wo = Linear("btf,fe->bte", (cfg.d_ff, cfg.d_model), (ax.MLP, ax.EMBED), **common)
+        self.wi = Linear(spec, shape, axes, init=init_in, **common)
+        self.wo = Linear("btf,fe->bte", (cfg.d_ff, cfg.d_model), (ax.MLP, ax.EMBED), init=init_out, **common)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, length, embed] → the same."""
-        inner = self.wi(x)  # [batch, length, (2,) mlp]
-        return self.wo(gated_gelu(inner) if self.gated else gelu(inner))
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """[batch, length, embed] → the same; with a key, dropout between the matrices."""
+        inner = dropout(self._activate(self.wi(x)), self.cfg.dropout, key)
+        if self.dtype == jnp.float16:
+            # A trained T5 goes beyond what float16 holds just here: the largest number is nearer than infinity.
+            inner = jnp.clip(inner, -_FLOAT16_MAX, _FLOAT16_MAX)
+        return self.wo(inner)
+
+    def _activate(self, inner):
+        """[batch, length, (2,) mlp] → [batch, length, mlp]."""
+        if self.cfg.ffn in ("geglu", "geglu_tanh"):
+            return gated_gelu(inner, self.cfg.ffn == "geglu_tanh")
+        return jax.nn.relu(inner) if self.cfg.ffn == "relu" else gelu(inner)
 
 
 class Embeddings(nnx.Module):

@@ -1,14 +1,17 @@
 """From a name and numbers to one optax transformation; the learning rate is not in it, it is an argument of the step.
 
-Layers are stacked on a leading `layer` axis, so whatever an optimizer does per tensor (LAMB's trust ratio, Adafactor's factors and
-clipping, Muon's orthogonalisation) is mapped over that axis: the update of a stack equals the updates of its layers.
+Layers are stacked on a leading `layer` axis and projections are fused, so whatever an optimizer does per tensor (LAMB's trust ratio,
+Adafactor's factors, clipping and parameter scale, Muon's orthogonalisation) is mapped over those axes: the update of a stack equals the
+updates of the matrices in it.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
@@ -16,7 +19,15 @@ Axes = tuple[str | None, ...]
 
 
 def make_optimizer(
-    name: str, axes: Any, *, b1: float, b2: float, eps: float, weight_decay: float
+    name: str,
+    axes: Any,
+    *,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    parameter_scale: str = "auto",
+    relative_step: bool = False,
 ) -> optax.GradientTransformation:
     """The update direction of `name` for a tree whose leaves have the logical `axes`, to be multiplied by the learning rate.
 
@@ -27,8 +38,24 @@ def make_optimizer(
         axes: tree of tuples of axis names, one a parameter.
         b1: decay of the first moment. b2: decay of the second moment. eps: added to denominators.
         weight_decay: coefficient of the decoupled decay.
+        parameter_scale: "on": the update of a matrix is multiplied by max(1e-3, its root mean square), as Adafactor does (arXiv
+            1804.04235, section 8) and nanoT5 does with AdamW (arXiv 2309.02373); "auto": for Adafactor only; or "off".
+        relative_step: multiply by Adafactor's own min(0.01, step^-0.5) (section 9 there).
     """
-    return _with_standard_promotion(_make(name, axes, b1, b2, eps, weight_decay))
+    adapt = _direction(name, axes, b1, b2, eps, weight_decay)
+    if parameter_scale == "on" or (parameter_scale == "auto" and name == "adafactor"):
+        adapt = optax.chain(adapt, per_matrix(optax.scale_by_param_block_rms(), axes))
+    if relative_step:
+        adapt = optax.chain(adapt, optax.scale_by_schedule(_relative_step))
+    if name == "muon":  # decays by itself
+        return _with_standard_promotion(adapt)
+    decay = optax.add_decayed_weights(weight_decay, decay_mask(axes))
+    trust = per_matrix(optax.scale_by_trust_ratio(), axes) if name == "lamb" else optax.identity()
+    return _with_standard_promotion(optax.chain(adapt, decay, trust, optax.scale(-1.0)))
+
+
+def _relative_step(count: jax.Array) -> jax.Array:
+    return jnp.minimum(1e-2, jax.lax.rsqrt(count.astype(jnp.float32) + 1.0))
 
 
 def _with_standard_promotion(transform: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -44,23 +71,18 @@ def _with_standard_promotion(transform: optax.GradientTransformation) -> optax.G
     return optax.GradientTransformation(init, update)
 
 
-def _make(name: str, axes: Any, b1: float, b2: float, eps: float, weight_decay: float) -> optax.GradientTransformation:
-    decay = optax.add_decayed_weights(weight_decay, decay_mask(axes))
-    descend = optax.scale(-1.0)
+def _direction(
+    name: str, axes: Any, b1: float, b2: float, eps: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """What a gradient becomes before decay and sign; for Muon with both."""
     match name:
-        case "adamw":
-            return optax.chain(optax.scale_by_adam(b1, b2, eps), decay, descend)
+        case "adamw" | "lamb":
+            return optax.scale_by_adam(b1, b2, eps)
         case "lion":
-            return optax.chain(optax.scale_by_lion(b1, b2), decay, descend)
-        case "lamb":
-            trust = per_layer(optax.scale_by_trust_ratio(), axes)
-            return optax.chain(optax.scale_by_adam(b1, b2, eps), decay, trust, descend)
+            return optax.scale_by_lion(b1, b2)
         case "adafactor":
-            # arXiv 1804.04235: factored second moment, update clipping at RMS 1, step relative to the parameter's RMS.
-            factored = optax.chain(
-                optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
-            )
-            return optax.chain(per_layer(factored, axes), decay, descend)
+            # arXiv 1804.04235: factored second moment, update clipping at RMS 1.
+            return per_matrix(optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)), axes)
         case "muon":
             # consistent_rms 0.2 gives updates the size of AdamW's, so that learning rates carry over (arXiv 2502.16982).
             return contrib.muon(
@@ -81,17 +103,43 @@ def decay_mask(axes: Any) -> Any:
     return jax.tree.map(lambda role: role in ("matrix", "embedding", "scalar"), _roles(axes))
 
 
-def per_layer(transform: optax.GradientTransformation, axes: Any) -> optax.GradientTransformation:
-    """`transform` applied to every layer of a stacked parameter by itself, and to the other parameters as they are."""
-    # Stacks of different depth (a norm the first block lacks) cannot share one vmap, hence a label for each leaf's path.
-    paths = jax.tree.map_with_path(
-        lambda path, names: jax.tree_util.keystr(path) if "layer" in names[:1] else "whole", axes, is_leaf=_is_axes
-    )
-    stacked = optax.GradientTransformation(
-        jax.vmap(transform.init), lambda updates, state, params=None: jax.vmap(transform.update)(updates, state, params)
-    )
-    labels = set(jax.tree.leaves(paths))
-    return optax.partition({label: transform if label == "whole" else stacked for label in labels}, paths)
+def per_matrix(transform: optax.GradientTransformation, axes: Any) -> optax.GradientTransformation:
+    """`transform` applied to every matrix (or vector) by itself: each layer of a stack, each part of a fused projection.
+
+    A projection to heads is the matrix it is a view of, [embed, heads * head_dim], as in T5X's Adafactor.
+    """
+    # Stacks of different depth cannot share one vmap, hence a label for each leaf's path.
+    paths = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), axes, is_leaf=_is_axes)
+    parts = zip(*(jax.tree.leaves(tree, is_leaf=_is_axes) for tree in (paths, _roles(axes), axes)), strict=True)
+    return optax.partition({path: _folded(transform, role, names) for path, role, names in parts}, paths)
+
+
+def _folded(transform: optax.GradientTransformation, role: str, names: Axes) -> optax.GradientTransformation:
+    """`transform` of one parameter as [batch, rows, columns] or [batch, entries], mapped over the batch if there is one."""
+    numbers = _matrix_axes(role, names)
+    own = (numbers.reduction_axis, numbers.output_axis) if numbers else tuple((i,) for i in _own_axes(role, names))
+    batch = tuple(i for i in range(len(names)) if not any(i in group for group in own))
+    order = batch + sum(own, ())
+
+    def fold(x):
+        sizes = [math.prod(x.shape[i] for i in group) for group in ((batch,) if batch else ()) + own]
+        return jnp.transpose(x, order).reshape(sizes)
+
+    def unfold(x, like):
+        back = tuple(order.index(i) for i in range(len(order)))
+        return jnp.transpose(x.reshape([like.shape[i] for i in order]), back)
+
+    over_batch = jax.vmap if batch else lambda function: function
+
+    def init(params):
+        return over_batch(transform.init)(jax.tree.map(fold, params))
+
+    def update(updates, state, params=None):
+        folded = jax.tree.map(fold, updates), state, jax.tree.map(fold, params)
+        new, state = over_batch(transform.update)(*folded)
+        return jax.tree.map(unfold, new, updates), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def _is_axes(node: Any) -> bool:
@@ -107,18 +155,22 @@ def _roles(axes: Any) -> Any:
             return "bias"
         if any("norm" in key for key in keys):
             return "norm"
-        if "embeddings" in keys:
+        if "embeddings" in keys or "vocab" in names or "bucket" in names:
             return "embedding" if len(names) > 1 else "scalar"
         return "matrix"
 
     return jax.tree.map_with_path(role, axes, is_leaf=_is_axes)
 
 
+def _own_axes(role: str, names: Axes) -> tuple[int, ...]:
+    """Axes of a single tensor; the others tell apart layers and, in a matrix, fused parts (query, key, value; halves of a GLU)."""
+    return tuple(i for i, axis in enumerate(names) if axis != "layer" and (axis is not None or role != "matrix"))
+
+
 def _matrix_axes(role: str, names: Axes) -> contrib.MuonDimensionNumbers | None:
-    """Which axes of a parameter Muon reads as rows and columns; None for what AdamW updates (embeddings, norms, biases)."""
+    """Which axes of a matrix are rows and columns; None for embeddings, norms and biases, which Muon leaves to AdamW."""
     if role != "matrix":
         return None
-    # Unnamed axes tell apart fused matrices (query, key, value; the two halves of a GLU): batch, like the layer axis.
-    named = [index for index, axis in enumerate(names) if axis is not None and axis != "layer"]
-    split = 1 if names[named[0]] == "embed" else len(named) - 1
-    return contrib.MuonDimensionNumbers(tuple(named[:split]), tuple(named[split:]))
+    own = _own_axes(role, names)
+    split = 1 if names[own[0]] == "embed" else len(own) - 1
+    return contrib.MuonDimensionNumbers(own[:split], own[split:])

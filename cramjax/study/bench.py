@@ -19,6 +19,7 @@ import numpy as np
 from cramjax.data import loader as loaders
 from cramjax.data import pack
 from cramjax.data.dataset import FORMAT, TokenDataset
+from cramjax.models import stack
 from cramjax.parallel import mesh as meshes
 from cramjax.training import devices, memory, session
 from cramjax.training.state import initial_state
@@ -31,7 +32,7 @@ PIPELINE_TOKENS = 1 << 24
 def bench(config: Any, n_steps: int) -> dict[str, Any]:
     """Measure `n_steps` steps at full batch on random tokens; see `tools/bench.py` for the keys and units of the result."""
     memory.keep_freed_memory()
-    vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size)
+    vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids)
     made = session.open_session(config, vocabulary)
     compiled, compile_s = session.compile_train_step(made)
     seconds = _step_seconds(made, compiled, n_steps)
@@ -50,6 +51,7 @@ def bench(config: Any, n_steps: int) -> dict[str, Any]:
         "batch_size": rows,
         "microbatch_size": made.microbatch_size,
         "seq_len": config.data.seq_len,
+        "n_predicted": made.task.n_predicted,
         "compile_s": compile_s,
         "step_s": median_s,
         "step_s_p10": float(np.percentile(seconds, 10)),
@@ -59,18 +61,25 @@ def bench(config: Any, n_steps: int) -> dict[str, Any]:
         "matmul_peak_tflops": peak / 1e12,
         "mfu": flops / median_s / peak,
         "analytic_flops": flops,
-        # XLA counts the body of the accumulation loop once, so the two compare only where there is one microbatch.
-        "xla_flops": cost.get("flops") if made.max_microbatches == 1 else None,
+        # XLA counts the body of a loop once: the two compare only with one microbatch and all layers unrolled.
+        "xla_flops": cost.get("flops") if made.max_microbatches == 1 and _is_unrolled(config.model) else None,
         "temporary_bytes": analysis.temp_size_in_bytes if analysis else None,
         "peak_memory_bytes": devices.peak_memory_bytes(device),
-        "input_tokens_per_s": {name: _pipeline_rate(config, name) for name in ("numpy", "tfdata")},
+        "input_tokens_per_s": {
+            name: _pipeline_rate(config, made.task.row_tokens, name) for name in ("numpy", "tfdata")
+        },
     }
+
+
+def _is_unrolled(model: Any) -> bool:
+    depths = (model.n_layers, model.n_decoder_layers or model.n_layers)
+    return all(stack.n_unrolled(n, model.unroll) == n for n in depths)
 
 
 def _step_seconds(made: session.Session, compiled: Any, n_steps: int) -> list[float]:
     config = made.config
     state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed)
-    shape = (made.max_microbatches, made.microbatch_size, config.data.seq_len)
+    shape = (made.max_microbatches, made.microbatch_size, made.task.row_tokens)
     tokens = np.random.default_rng(0).integers(5, config.data.vocab_size, shape).astype(made.token_dtype)
     batch = jax.device_put(tokens, meshes.batch_sharding(made.mesh, 3, 1))
     scalars = (np.float32(config.optimizer.lr), np.int32(made.max_microbatches))
@@ -84,15 +93,13 @@ def _step_seconds(made: session.Session, compiled: Any, n_steps: int) -> list[fl
     return seconds[WARMUP_STEPS:]
 
 
-def _pipeline_rate(config: Any, name: str, n_units: int = 400) -> float | None:
+def _pipeline_rate(config: Any, row_tokens: int, name: str, n_units: int = 400) -> float | None:
     """Tokens a second of the input pipeline alone, from page cache; None where its library is missing."""
     if name == "tfdata" and importlib.util.find_spec("tensorflow") is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         directory = _random_dataset(pathlib.Path(folder), config.data.vocab_size)
-        source = loaders.open_loader(
-            TokenDataset.open(directory), seed=config.seed, seq_len=config.data.seq_len, loader=name
-        )
+        source = loaders.open_loader(TokenDataset.open(directory), seed=config.seed, seq_len=row_tokens, loader=name)
         stream = source.stream(0, config.eval.batch_size)
         for _ in range(20):
             next(stream)

@@ -47,15 +47,10 @@ class Evaluator:
         total = {name: sum(float(jax.device_get(part[name])) for part in sums) for name in sums[0]}
         return EvalResult(total["loss"] / total["weight"], total["correct"] / total["weight"])
 
-    def unigram_loss(self, counts: np.ndarray, special_ids: Sequence[int]) -> float:
-        """Mean loss in nats at the same positions of a model that knows only `counts` int64 [vocab] of the training tokens.
-
-        One is added to every ordinary entry, so that an unseen token costs a finite amount; special tokens are never predicted.
-        """
-        smoothed = counts.astype(np.float64) + 1.0
-        smoothed[list(special_ids)] = 0.0
+    def unigram_loss(self, counts: np.ndarray) -> float:
+        """Mean loss in nats at the same positions of a model that knows only `counts` int64 [vocab] of the training tokens."""
         with np.errstate(divide="ignore"):
-            log_probability = np.log(smoothed / smoothed.sum())
+            log_probability = np.log(self._task.frequencies(counts))
         loss = weight = 0.0
         predicted = jax.jit(self._task.predicted)
         for tokens, rows, row_weights in self._batches:

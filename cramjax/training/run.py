@@ -56,7 +56,7 @@ def _train(config: Any, path: pathlib.Path, stop: StopSignal) -> dict[str, Any]:
         memory.keep_freed_memory()
         enable_compile_cache()
         with stop.at_once():  # nothing to save yet: data preparation and compilation resume by themselves
-            dataset = _open_data(config, progress)
+            dataset = open_data(config, progress)
             run = Run(config, path, dataset, progress, stop, started)
             finished = run.restore()
         if finished:
@@ -77,7 +77,8 @@ def enable_compile_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _open_data(config: Any, progress: Progress) -> TokenDataset:
+def open_data(config: Any, progress: Progress) -> TokenDataset:
+    """The dataset of `config`, prepared first if it is not there; says what it is."""
     directory = prepare.prepare(config.data, progress=progress)
     dataset = TokenDataset.open(directory)
     progress.announce(
@@ -135,8 +136,7 @@ class Run:
         """Compile and run the loop; the budget's clock starts here."""
         config, made = self.config, self.session
         self.evaluator = self._evaluator()
-        special_ids = sorted(set(self.dataset.special_tokens.values()))
-        self.unigram_loss = self.evaluator.unigram_loss(self.dataset.unigram_counts, special_ids)
+        self.unigram_loss = self.evaluator.unigram_loss(self.dataset.unigram_counts)
         prefetch = self._prefetch()
         self.clock.start()
         self.progress.announce("compiling the train step…")
@@ -199,7 +199,7 @@ class Run:
         config = self.config
         batches = loaders.heldout_batches(
             self.dataset,
-            seq_len=config.data.seq_len,
+            seq_len=self.session.task.eval_row_tokens,
             batch_size=config.eval.batch_size,
             n_batches=config.eval.batches,
             cls_token=config.data.cls_token,
@@ -229,7 +229,7 @@ class Run:
         source = loaders.open_loader(
             self.dataset,
             seed=config.seed,
-            seq_len=config.data.seq_len,
+            seq_len=made.task.row_tokens,
             cls_token=config.data.cls_token,
             order=config.data.order,
             loader=config.data.loader,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +17,13 @@ from cramjax.models import attention
 from cramjax.optim.build import make_optimizer
 from cramjax.parallel import mesh as meshes
 from cramjax.training import devices, fit
+from cramjax.training.masked_lm import masked_lm
+from cramjax.training.span_corruption import span_corruption
 from cramjax.training.state import TrainState, abstract_state
 from cramjax.training.step import make_train_step
-from cramjax.training.task import Task, masked_lm
+from cramjax.training.task import Task, Vocabulary
 
-
-class Vocabulary(Protocol):
-    """What a session reads of a dataset: entries, ids of pad, unk, cls, sep and mask, and the dtype of its tokens."""
-
-    vocab_size: int
-    special_tokens: dict[str, int]
-    dtype: np.dtype
+TASKS = {"encoder": masked_lm, "t5": span_corruption}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,9 +31,13 @@ class AssumedVocabulary:
     """The vocabulary a configuration asks for, where no dataset is prepared: for planning, benchmarks and tests."""
 
     vocab_size: int
-    special_tokens: dict[str, int] = dataclasses.field(
-        default_factory=lambda: {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
-    )
+    extra_ids: int = 0
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids by role, as a tokenizer trained here has them."""
+        roles = ("pad", "sep", "unk") if self.extra_ids else ("pad", "unk", "cls", "sep", "mask")
+        return {role: number for number, role in enumerate(roles)}
 
     @property
     def dtype(self) -> np.dtype:
@@ -85,7 +85,7 @@ def open_session(config: Any, vocabulary: Vocabulary) -> Session:
     mesh = meshes.make_mesh(**config.mesh.to_dict(), devices=local)
     precision = devices.resolve_precision(config.precision, local[0])
     number_format = devices.make_precision(precision, local[0])
-    task = masked_lm(config, vocabulary.vocab_size, vocabulary.special_tokens, number_format)
+    task = TASKS[config.model.family](config, vocabulary, number_format)
     optimizer = build_optimizer(config, task)
     session = Session(
         config=config,
@@ -120,8 +120,9 @@ def _attention_kernel(model: Any, device: jax.Device, dtype: jnp.dtype) -> str:
             model.attention,
             device,
             dtype,
-            head_dim=model.d_model // model.n_heads,
+            head_dim=model.head_dim or model.d_model // model.n_heads,
             dropout_rate=model.attention_dropout,
+            position_bias=model.positions == "relative",
         )
     except ValueError as error:
         raise UserError(f"model.attention={model.attention}: {error}") from error
@@ -137,6 +138,8 @@ def build_optimizer(config: Any, task: Task) -> optax.GradientTransformation:
         b2=settings.b2,
         eps=settings.eps,
         weight_decay=settings.weight_decay,
+        parameter_scale=settings.parameter_scale,
+        relative_step=settings.relative_step,
     )
 
 
@@ -153,7 +156,7 @@ def compile_train_step(session: Session) -> tuple[jax.stages.Compiled, float]:
         grad_shardings=shardings.params if mesh.size > 1 else None,
     )
     whole = meshes.replicated(mesh)
-    batch_shape = (session.max_microbatches, session.microbatch_size, config.data.seq_len)
+    batch_shape = (session.max_microbatches, session.microbatch_size, session.task.row_tokens)
     batch = jax.ShapeDtypeStruct(batch_shape, session.token_dtype, sharding=meshes.batch_sharding(mesh, 3, 1))
     lr = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
     n_micro = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)

@@ -7,9 +7,10 @@ import pytest
 from jax.test_util import check_grads
 
 from cramjax.models import encoder
+from cramjax.models.activations import gated_gelu
 from cramjax.models.attention import einsum_attention
 from cramjax.models.encoder import EncoderConfig, Precision
-from cramjax.models.layers import FLOAT32, gated_gelu, normalize, product
+from cramjax.models.layers import FLOAT32, normalize, product
 from tests import networks
 
 BFLOAT16 = Precision(jnp.dtype("float32"), jnp.dtype("bfloat16"))
@@ -186,7 +187,8 @@ def test_written_out_gradients():
     for centre in (True, False):
         check_gradient(lambda x, s, b, c=centre: normalize(x, s, b, c, 1e-6), x, scale, bias)
         check_gradient(lambda x, s, c=centre: normalize(x, s, None, c, 1e-6), x, scale)
-    check_gradient(gated_gelu, jax.random.normal(keys[3], (3, 2, 7)))
+    for tanh in (False, True):
+        check_gradient(lambda x, t=tanh: gated_gelu(x, t), jax.random.normal(keys[3], (3, 2, 7)))
     kernel = jax.random.normal(keys[4], (8, 2, 3))
     float32 = jnp.dtype("float32")
     check_gradient(lambda x, w: product("bte,egf->btgf", x, w, float32, float32), x, kernel)

@@ -98,3 +98,43 @@ def _norm(state, name):
 
 def _stacked_norm(layers, name):
     return {"scale": layers(f"{name}.weight"), "bias": layers(f"{name}.bias")}
+
+
+def t5(state: dict, cfg) -> dict:
+    """T5ForConditionalGeneration, tied or untied, ReLU or gated."""
+    width, heads = cfg.d_model, (cfg.n_heads, cfg.head_dim)
+    params = {"embeddings": {"tokens": state["shared.weight"]}}
+    for side, n_layers in (("encoder", cfg.n_layers), ("decoder", cfg.n_decoder_layers)):
+
+        def layers(name, shape=None, side=side, n_layers=n_layers):
+            arrays = [state[f"{side}.block.{i}.layer.{name}.weight"].T for i in range(n_layers)]
+            return np.stack([a if shape is None else a.reshape(shape) for a in arrays])
+
+        def fused(module, letters, layers=layers):
+            return {"kernel": np.stack([layers(f"{module}.{x}", (width, *heads)) for x in letters], axis=2)}
+
+        def out(module, layers=layers):
+            return {"kernel": layers(f"{module}.o", (*heads, width))}
+
+        attention, mlp = "0.SelfAttention", f"{1 if side == 'encoder' else 2}"
+        feed = f"{mlp}.DenseReluDense"
+        gated = cfg.ffn == "geglu_tanh"
+        wi = np.stack([layers(f"{feed}.wi_{i}") for i in (0, 1)], axis=2) if gated else layers(f"{feed}.wi")
+        blocks = {
+            "attention_norm": {"scale": layers("0.layer_norm")},
+            "attention": {"qkv": fused(attention, "qkv"), "out": out(attention)},
+            "mlp_norm": {"scale": layers(f"{mlp}.layer_norm")},
+            "mlp": {"wi": {"kernel": wi}, "wo": {"kernel": layers(f"{feed}.wo")}},
+        }
+        if side == "decoder":
+            cross = "1.EncDecAttention"
+            blocks["cross_norm"] = {"scale": layers("1.layer_norm")}
+            blocks["cross_attention"] = {"query": fused(cross, "q"), "kv": fused(cross, "kv"), "out": out(cross)}
+        params[side] = {
+            "relative_bias": {"table": state[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]},
+            "layers": blocks,
+            "final_norm": {"scale": state[f"{side}.final_layer_norm.weight"]},
+        }
+    if not cfg.tie_embeddings:
+        params["head"] = {"kernel": state["lm_head.weight"]}
+    return params

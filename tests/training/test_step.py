@@ -12,38 +12,7 @@ from cramjax.parallel import mesh as meshes
 from cramjax.training import session
 from cramjax.training.state import initial_state
 from cramjax.training.step import make_train_step
-
-TINY = (
-    "model.n_layers=2", "model.d_model=32", "model.n_heads=2", "model.d_ff=64", "data.vocab_size=64", "data.seq_len=32",
-    "precision=float32", "batch_size=16", "eval.batch_size=16", "optimizer.name=adamw",
-)  # fmt: skip
-
-
-def open_tiny(*overrides, devices=1):
-    config = get_config("quickstart", *TINY, *overrides)
-    if devices == 1:
-        first = jax.devices()[:1]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(jax, "devices", lambda *_: first)
-            return session.open_session(config, session.AssumedVocabulary(vocab_size=64))
-    return session.open_session(config, session.AssumedVocabulary(vocab_size=64))
-
-
-def batches(n, rows=16, seed=0):
-    return np.random.default_rng(seed).integers(3, 64, (n, rows, 32)).astype(np.uint16)
-
-
-def losses(made, data, lr=1e-2, n_micro=None):
-    compiled, _ = session.compile_train_step(made)
-    state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, made.config.seed)
-    values = []
-    for tokens in data:
-        tokens = tokens.reshape(made.max_microbatches, made.microbatch_size, -1)
-        batch = jax.device_put(tokens, meshes.batch_sharding(made.mesh, 3, 1))
-        scalars = np.float32(lr), np.int32(n_micro or made.max_microbatches)
-        state, metrics = compiled(state, batch, *jax.device_put(scalars, meshes.replicated(made.mesh)))
-        values.append(float(metrics["loss"]))
-    return values, state
+from tests.stepping import batches, losses, one_device, open_tiny
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +110,7 @@ def test_the_program_does_little_more_than_the_products_of_the_model(recipe):
         "model.n_layers=2", "data.vocab_size=4096", "batch_size=8", "microbatch_size=8", "precision=float32",
         "eval.batch_size=8", "model.dropout=0.0", "model.attention_dropout=0.0",
     )  # fmt: skip
-    first = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *_: first)
+    with one_device():
         made = session.open_session(get_config(recipe, *overrides), session.AssumedVocabulary(vocab_size=4096))
         compiled, _ = session.compile_train_step(made)
     counted = compiled.cost_analysis()["flops"]

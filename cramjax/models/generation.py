@@ -1,0 +1,90 @@
+"""Text from a T5: greedy or beam search over a cache of keys and values, for `jax.jit` as a whole."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from cramjax.models import decoding, module
+from cramjax.models.layers import Precision
+from cramjax.models.t5 import Params, T5Config, bound, encode
+
+
+def generate(
+    cfg: T5Config,
+    precision: Precision,
+    params: Params,
+    tokens: jax.Array,
+    *,
+    max_len: int,
+    special: dict[str, int],
+    vocab_size: int,
+    padding_mask: jax.Array | None = None,
+    n_beams: int = 1,
+    length_penalty: float = 1.0,
+) -> decoding.Decoded:
+    """The most likely targets of each row of `tokens` int [batch, length].
+
+    Args:
+        cfg: the network. precision: its number formats. params: as from `t5.init_params`.
+        max_len: tokens generated at most, the end of sequence included.
+        special: ids of "pad" (which starts a sequence and fills it up) and "sep" (which ends it).
+        vocab_size: entries of the tokenizer; those that pad the embedding are never chosen.
+        padding_mask: bool [batch, length]: False where nobody should look.
+        n_beams: 1 is greedy. length_penalty: for beams, see `decoding.beam_search`.
+
+    Returns:
+        tokens int32 [batch, max_len] and scores float32 [batch].
+    """
+    encoded = encode(cfg, precision, params, tokens, padding_mask=padding_mask)
+    cache = init_cache(cfg, precision, params, encoded, max_len=max_len, padding_mask=padding_mask)
+    step = functools.partial(decode_step, cfg, precision, params)
+    common = {"batch_size": tokens.shape[0], "max_len": max_len, "vocab_size": vocab_size}
+    ids = {"start_id": special["pad"], "eos_id": special["sep"], "pad_id": special["pad"]}
+    if n_beams == 1:
+        return decoding.greedy(step, cache, **common, **ids)
+    return decoding.beam_search(step, cache, n_beams=n_beams, length_penalty=length_penalty, **common, **ids)
+
+
+def init_cache(
+    cfg: T5Config,
+    precision: Precision,
+    params: Params,
+    encoded: jax.Array,
+    *,
+    max_len: int,
+    padding_mask: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+    """What `decode_step` remembers: keys and values of up to `max_len` positions (empty) and of `encoded`, for every layer.
+
+    Axis 0 of every array is the layer (1 for the mask), axis 1 the row of `encoded` [n, kv_length, embed].
+    """
+    model = bound(cfg, precision, params)
+    n, kv_length = encoded.shape[:2]
+
+    def cross(_, params):
+        attention = module.bind(model.decoder._build, params).cross_attention
+        return None, attention.keys_and_values(encoded)
+
+    _, (cross_key, cross_value) = jax.lax.scan(cross, None, module.params_of(model.decoder.layers))
+    shape = (cfg.n_decoder_layers, n, max_len, cfg.n_heads, cfg.head_dim)
+    mask = jnp.ones((n, kv_length), bool) if padding_mask is None else padding_mask.astype(bool)
+    empty = jnp.zeros(shape, precision.activation_dtype)
+    return {
+        "key": empty,
+        "value": empty,
+        "cross_key": cross_key,
+        "cross_value": cross_value,
+        "cross_mask": mask[None],
+    }
+
+
+def decode_step(
+    cfg: T5Config, precision: Precision, params: Params, cache: dict, tokens: jax.Array, index: jax.Array
+) -> tuple[jax.Array, dict]:
+    """float32 logits [n, vocab] of what follows `tokens` int [n] at position `index` (int32 scalar), and the cache with them."""
+    model = bound(cfg, precision, params)
+    hidden, cache = model.decoder.step(model.embed(tokens[:, None]), cache, index)
+    return model.logits(hidden[:, 0]), cache

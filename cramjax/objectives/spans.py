@@ -1,0 +1,90 @@
+"""Span corruption on the device: exact counts, static shapes, a pure function of (key, row).
+
+T5's objective (arXiv 1910.10683, section 3.1.4): spans of a text are replaced by sentinels, and the targets are the spans, each after its
+sentinel. The text is as long as fills the inputs exactly (`config/spans.py`), so nothing is padding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpanCorruption:
+    """How a text is corrupted: `n_noise` of its `n_raw` tokens, in `n_spans` spans.
+
+    Sentinels count down from `first_sentinel_id`; `eos_id` ends inputs and targets.
+    """
+
+    n_raw: int
+    n_noise: int
+    n_spans: int
+    eos_id: int
+    first_sentinel_id: int
+
+    @property
+    def n_inputs(self) -> int:
+        """Tokens of the inputs, the end of sequence included."""
+        return self.n_raw - self.n_noise + self.n_spans + 1
+
+    @property
+    def n_targets(self) -> int:
+        """Tokens of the targets, the end of sequence included."""
+        return self.n_noise + self.n_spans + 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpanBatch:
+    """A corrupted batch: `inputs` int32 [batch, n_inputs], `targets` int32 [batch, n_targets]."""
+
+    inputs: jax.Array
+    targets: jax.Array
+
+
+def corrupt_spans(corruption: SpanCorruption, key: jax.Array, tokens: jax.Array, rows: jax.Array) -> SpanBatch:
+    """Corrupt `tokens` int32 [batch, n_raw]; row i depends on (key, rows[i], tokens[i]) alone.
+
+    The noise and the other tokens are each cut into `n_spans` pieces of at least one token, all ways to cut being equally likely, and the
+    pieces alternate, beginning with other tokens and ending with noise: as in T5, the first token is never noise and the last always.
+    """
+    inputs, targets = jax.vmap(lambda text, row: _corrupt(corruption, jax.random.fold_in(key, row), text))(tokens, rows)
+    return SpanBatch(inputs=inputs, targets=targets)
+
+
+def _corrupt(corruption: SpanCorruption, key: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    n_noise, n_spans = corruption.n_noise, corruption.n_spans
+    n_kept = corruption.n_raw - n_noise
+    bits = jax.random.bits(key, (n_noise + n_kept - 2,), jnp.uint32)
+    noise_ends, kept_ends = _piece_ends(bits[: n_noise - 1], n_spans), _piece_ends(bits[n_noise - 1 :], n_spans)
+    noise_starts = jnp.pad(noise_ends[:-1], (1, 0))
+    spans = jnp.arange(n_spans, dtype=jnp.int32)
+    sentinels = corruption.first_sentinel_id - spans
+
+    # Inputs: piece, sentinel, piece, sentinel, …
+    places = kept_ends + spans  # of the sentinels
+    index = jnp.arange(n_kept + n_spans, dtype=jnp.int32)
+    number = jnp.sum(places[None] < index[:, None], axis=1, dtype=jnp.int32)  # sentinels before
+    source = index - number + noise_starts[number]
+    inputs = jnp.where(index == places[number], sentinels[number], tokens[jnp.minimum(source, corruption.n_raw - 1)])
+
+    # Targets: sentinel, span, sentinel, span, …
+    places = noise_starts + spans
+    index = jnp.arange(n_noise + n_spans, dtype=jnp.int32)
+    number = jnp.sum(places[None] <= index[:, None], axis=1, dtype=jnp.int32) - 1
+    source = index - number - 1 + kept_ends[number]
+    targets = jnp.where(index == places[number], sentinels[number], tokens[jnp.maximum(source, 0)])
+    eos = jnp.full((1,), corruption.eos_id, jnp.int32)
+    return jnp.concatenate([inputs, eos]), jnp.concatenate([targets, eos])
+
+
+def _piece_ends(bits: jax.Array, n_pieces: int) -> jax.Array:
+    """Ends int32 [n_pieces] of the pieces that `bits` uint32 [n - 1] cut n tokens into: at the gaps with the highest bits."""
+    n = bits.shape[0] + 1
+    if n_pieces == 1:
+        return jnp.full((1,), n, jnp.int32)
+    # Ties go to the lower gap, which one in 2^31 draws notices.
+    _, cuts = jax.lax.top_k((bits >> 1).astype(jnp.int32), n_pieces - 1)
+    return jnp.concatenate([jnp.sort(cuts.astype(jnp.int32)) + 1, jnp.full((1,), n, jnp.int32)])
