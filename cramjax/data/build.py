@@ -63,7 +63,7 @@ class Builder:
             if self.data.tokenizer in tokenizers.KINDS:
                 tokenizer, model = self._train_tokenizer()
             else:
-                tokenizer, model = tokenizers.load(self.data.tokenizer)
+                tokenizer, model = tokenizers.load(self.data.tokenizer, self.data.extra_ids)
             tokenizers.save(tokenizer, temporary, model)
             temporary.rename(folder)
         return tokenizers.load(folder / "tokenizer.json")[0]
@@ -84,6 +84,7 @@ class Builder:
             vocab_size=data.vocab_size,
             lowercase=data.lowercase,
             ascii_only=data.ascii_only,
+            extra_ids=data.extra_ids,
         )
         if (n_found := tokenizer.get_vocab_size()) < data.vocab_size:
             _LOG.warning("data.vocab_size=%d: the corpus is small and gives %d entries only", data.vocab_size, n_found)
@@ -217,6 +218,7 @@ class Builder:
             "vocab_size": self.vocab_size,
             "dtype": self.dtype,
             "special_tokens": self.special,
+            "extra_ids": tokenizers.count_extra_ids(self.tokenizer),
             "documents": sum(entry["documents"] for entry in shards),
             "tokens": sum(n_tokens.values()),
             "train_tokens": n_tokens["train"],

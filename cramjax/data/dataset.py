@@ -21,6 +21,7 @@ from cramjax.config.errors import UserError
 FORMAT = 1
 SPLITS = ("train", "heldout")
 SPECIAL_TOKENS = ("pad", "unk", "cls", "sep", "mask")
+T5_SPECIAL_TOKENS = ("pad", "unk", "sep")  # where there are sentinels
 
 _REPAIR = "prepare the dataset again with python -m tools.prepare_data"
 _KEYS = {
@@ -45,14 +46,15 @@ _SHARD_KEYS = {
 class TokenDataset:
     """Memory-mapped token shards and what their manifest says; safe to read from several threads.
 
-    `unigram_counts`: int64 [vocab_size], how often each id stands in the training split. `dtype`: that of the
-    tokens. `weights`: one for each source, as in the manifest. `shards`: (split, source) → the tokens of each
-    shard, in order.
+    `extra_ids`: sentinels at the top of the vocabulary, the first one last. `unigram_counts`: int64 [vocab_size], how
+    often each id stands in the training split. `dtype`: that of the tokens. `weights`: one for each source, as in the
+    manifest. `shards`: (split, source) → the tokens of each shard, in order.
     """
 
     directory: Path
     manifest: dict[str, Any]
     special_tokens: dict[str, int]
+    extra_ids: int
     vocab_size: int
     unigram_counts: np.ndarray
     dtype: np.dtype
@@ -81,6 +83,7 @@ class TokenDataset:
             directory=directory,
             manifest=manifest,
             special_tokens=dict(manifest["special_tokens"]),
+            extra_ids=manifest.get("extra_ids", 0),
             vocab_size=manifest["vocab_size"],
             unigram_counts=np.array(unigram),
             dtype=dtype,
@@ -181,7 +184,10 @@ def _contradictions(manifest: dict[str, Any]):
     vocab_size, n_sources = manifest["vocab_size"], len(manifest["sources"])
     if manifest["dtype"] not in ("uint16", "uint32"):
         yield f"dtype is {manifest['dtype']!r} instead of 'uint16' or 'uint32'"
-    for name in SPECIAL_TOKENS:
+    extra_ids = manifest.get("extra_ids", 0)
+    if not isinstance(extra_ids, int) or not 0 <= extra_ids < vocab_size:
+        yield f"extra_ids is {extra_ids!r}, not a number below {vocab_size}"
+    for name in T5_SPECIAL_TOKENS if extra_ids else SPECIAL_TOKENS:
         token = manifest["special_tokens"].get(name)
         if not isinstance(token, int) or not 0 <= token < vocab_size:
             yield f"special_tokens.{name} is {token!r}, not an id below {vocab_size}"

@@ -50,7 +50,8 @@ def _batches(pieces: list[str], max_chars: int) -> Iterator[list[str]]:
 def _pieces(text: str, piece_chars: int, special: list[str]) -> list[str]:
     """`text` cut into pieces, within the name of every special token too, so that no piece holds one."""
     parts = [text]
-    if any(name in text for name in special):
+    # A hundred sentinels are looked for as one.
+    if any(name in text for name in {name.rstrip("0123456789>") or name for name in special}):
         names = re.compile("|".join(rf"(?<={re.escape(name[:-1])})(?={re.escape(name[-1])})" for name in special))
         parts = names.split(text)
     return [piece for part in parts for piece in cut(part, piece_chars)]

@@ -129,6 +129,10 @@ def open_loader(
     section 4.4). UserError if a source has no sequence of that length, the sentence order was not prepared,
     or TensorFlow is asked for and absent.
     """
+    if cls_token and "cls" not in dataset.special_tokens:
+        raise UserError(
+            f"data.cls_token=True: {dataset.directory} has a T5's tokenizer, without such a token; set it to False"
+        )
     sizes = _sizes(dataset, seq_len - cls_token)
     orders: tuple[np.ndarray | None, ...] = (None,) * len(sizes)
     if order == "sentence_length":

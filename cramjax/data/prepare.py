@@ -137,8 +137,10 @@ def make_plan(data: Any, sources: list[Any]) -> Plan:
     total = sum(source.weight for source in sources)
     shares = [data.max_mb and data.max_mb * 1e6 * source.weight / total for source in sources]
     settings = {key: data[key] for key in _FINGERPRINTED}
+    if data.extra_ids:  # without them, what was prepared before there were any is still found
+        settings["extra_ids"] = data.extra_ids
     if data.tokenizer not in tokenizers.KINDS:
-        tokenizers.load(data.tokenizer)  # a mistake is reported before hours of reading
+        tokenizers.load(data.tokenizer, data.extra_ids)  # a mistake is reported before hours of reading
         settings["tokenizer"] = hashlib.sha256(pathlib.Path(data.tokenizer).read_bytes()).hexdigest()
     if data.order == "sentence_length":
         settings["order"] = [data.order, data.seq_len - int(data.cls_token)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import io
+import itertools
 import json
 import pathlib
 import re
@@ -33,6 +34,9 @@ from cramjax.data.clean import cut
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 """Role → token of a newly trained tokenizer; their ids are 0 to 4 in this order."""
 
+T5_TOKENS = {"pad": "<pad>", "sep": "</s>", "unk": "<unk>"}
+"""The same of one with sentinels, where `sep` ends a sequence; ids 0 to 2. The sentinels are the last entries, the first one last."""
+
 KINDS = ("wordpiece", "unigram", "bpe")
 
 _OTHER_NAMES = {
@@ -48,22 +52,25 @@ _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # piece types of SentenceP
 
 
 def train(
-    kind: str, texts: Iterable[str], *, vocab_size: int, lowercase: bool, ascii_only: bool
+    kind: str, texts: Iterable[str], *, vocab_size: int, lowercase: bool, ascii_only: bool, extra_ids: int = 0
 ) -> tuple[Tokenizer, bytes | None]:
     """Train a tokenizer of at most `vocab_size` entries; returns it and, for unigram and bpe, the SentencePiece model.
 
-    `wordpiece` is Cramming's (arXiv 2212.14034, section 4.1). The same texts give the same tokenizer, byte for byte. A
-    small corpus gives a smaller vocabulary than asked for.
+    `wordpiece` is Cramming's (arXiv 2212.14034, section 4.1). With `extra_ids` it is a T5's (arXiv 1910.10683, sections
+    2.2 and 3.1.4): special tokens `T5_TOKENS`, and that many of its entries are sentinels, which the SentencePiece model
+    does not have. The same texts give the same tokenizer, byte for byte. A small corpus gives a smaller vocabulary.
     """
     normalizer = cramming_normalizer(lowercase=lowercase, ascii_only=ascii_only)
+    vocab_size -= extra_ids
+    special = T5_TOKENS if extra_ids else SPECIAL_TOKENS
     if kind == "wordpiece":
-        return _train_wordpiece(texts, vocab_size, normalizer), None
+        return _finish(_train_wordpiece(texts, vocab_size, normalizer, special), extra_ids), None
     rule = "nmt_nfkc_cf" if lowercase else "nmt_nfkc"
     if ascii_only:
         # SentencePiece has no rule that deletes characters at large: the chain stands in tokenizer.json alone.
         texts, rule = map(normalizer.normalize_str, texts), "identity"
-    model = _train_sentencepiece(kind, texts, vocab_size, rule)
-    tokenizer = from_sentencepiece(model)
+    model = _train_sentencepiece(kind, texts, vocab_size, rule, special)
+    tokenizer = from_sentencepiece(model, extra_ids)
     if ascii_only:
         tokenizer.normalizer = normalizers.Sequence([normalizer, tokenizer.normalizer])
     return tokenizer, model
@@ -83,13 +90,15 @@ def cramming_normalizer(*, lowercase: bool, ascii_only: bool) -> normalizers.Nor
     return normalizers.Sequence(steps)
 
 
-def _train_wordpiece(texts: Iterable[str], vocab_size: int, normalizer: normalizers.Normalizer) -> Tokenizer:
+def _train_wordpiece(
+    texts: Iterable[str], vocab_size: int, normalizer: normalizers.Normalizer, special: dict[str, str]
+) -> Tokenizer:
     texts = list(texts)
-    alphabet = _alphabet(texts, normalizer)[: max(1, (vocab_size - len(SPECIAL_TOKENS)) // 4)]
-    tokenizer = _wordpiece(models.WordPiece(unk_token=SPECIAL_TOKENS["unk"]), normalizer)
+    alphabet = _alphabet(texts, normalizer)[: max(1, (vocab_size - len(special)) // 4)]
+    tokenizer = _wordpiece(models.WordPiece(unk_token=special["unk"]), normalizer)
     # The trainer numbers characters in the order of a randomly seeded hash map, and breaks ties by number. Characters
     # given as special tokens have the numbers we choose.
-    first = [*SPECIAL_TOKENS.values(), *alphabet, *("##" + character for character in alphabet)]
+    first = [*special.values(), *alphabet, *("##" + character for character in alphabet)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         special_tokens=first,
@@ -101,8 +110,7 @@ def _train_wordpiece(texts: Iterable[str], vocab_size: int, normalizer: normaliz
     tokenizer.train_from_iterator(texts, trainer)
     # Built anew, so that those characters are ordinary entries again.
     vocab = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
-    tokenizer = _wordpiece(models.WordPiece(vocab, unk_token=SPECIAL_TOKENS["unk"]), normalizer)
-    return _finish(tokenizer)
+    return _wordpiece(models.WordPiece(vocab, unk_token=special["unk"]), normalizer)
 
 
 def _wordpiece(model: models.WordPiece, normalizer: normalizers.Normalizer) -> Tokenizer:
@@ -127,14 +135,15 @@ def _alphabet(texts: list[str], normalizer: normalizers.Normalizer) -> list[str]
     return [character for character, _ in ranked if not character.isspace()][:_ALPHABET_LIMIT]
 
 
-def _train_sentencepiece(kind: str, texts: Iterable[str], vocab_size: int, rule: str) -> bytes:
+def _train_sentencepiece(kind: str, texts: Iterable[str], vocab_size: int, rule: str, special: dict[str, str]) -> bytes:
     import sentencepiece
 
     sentences = [piece for text in texts for line in text.split("\n") for piece in cut(line.strip(), _SENTENCE_CHARS)]
-    names = {
-        f"{role}_piece": SPECIAL_TOKENS[token]
-        for role, token in (("pad", "pad"), ("unk", "unk"), ("bos", "cls"), ("eos", "sep"))
-    }
+    # SentencePiece's own names for our roles; the ids are their places in `special`.
+    roles = {"pad": "pad", "unk": "unk", "cls": "bos", "sep": "eos"}
+    ids = {f"{name}_id": list(special).index(role) if role in special else -1 for role, name in roles.items()}
+    names = {f"{name}_piece": special[role] for role, name in roles.items() if role in special}
+    control = [token for role, token in special.items() if role not in roles]
     while True:
         model = io.BytesIO()
         try:
@@ -144,13 +153,10 @@ def _train_sentencepiece(kind: str, texts: Iterable[str], vocab_size: int, rule:
                 model_type=kind,
                 vocab_size=vocab_size,
                 normalization_rule_name=rule,
-                pad_id=0,
-                unk_id=1,
-                bos_id=2,
-                eos_id=3,
-                control_symbols=[SPECIAL_TOKENS["mask"]],
+                control_symbols=control,
                 num_threads=8,  # sums are in the order of the threads: a constant keeps training reproducible
                 minloglevel=2,
+                **ids,
                 **names,
             )
             return model.getvalue()
@@ -164,8 +170,8 @@ def _train_sentencepiece(kind: str, texts: Iterable[str], vocab_size: int, rule:
             vocab_size = int(possible[1])
 
 
-def from_sentencepiece(model: bytes) -> Tokenizer:
-    """The `tokenizers` twin of a SentencePiece model (unigram or bpe) given as the bytes of its .model file.
+def from_sentencepiece(model: bytes, extra_ids: int = 0) -> Tokenizer:
+    """The `tokenizers` twin of a SentencePiece model (unigram or bpe) given as the bytes of its .model file, with sentinels.
 
     Raises:
         UserError: for a model of another type.
@@ -197,7 +203,7 @@ def from_sentencepiece(model: bytes) -> Tokenizer:
     tokenizer.decoder = decoders.Metaspace(prepend_scheme=prefix)
     user = [piece for (piece, _), kind in zip(pieces, types, strict=True) if kind == _USER_DEFINED]
     tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in user])
-    return _finish(tokenizer)
+    return _finish(tokenizer, extra_ids)
 
 
 def _sentencepiece_normalizer(spec: Any) -> list[normalizers.Normalizer]:
@@ -217,13 +223,13 @@ def _merges(pieces: list[tuple[str, float]], types: list[int]) -> list[tuple[str
     return [(a, b) for *_, a, b in sorted(merges)]
 
 
-def load(path: str | pathlib.Path) -> tuple[Tokenizer, bytes | None]:
+def load(path: str | pathlib.Path, extra_ids: int = 0) -> tuple[Tokenizer, bytes | None]:
     """A tokenizer from a tokenizer.json or a SentencePiece .model (whose bytes come second).
 
-    Special tokens it lacks are added, under BERT's names.
+    Special tokens it lacks are added, under BERT's names, and `extra_ids` sentinels.
 
     Raises:
-        UserError: where the file is absent or is neither.
+        UserError: where the file is absent or is neither, or has another number of sentinels.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -233,8 +239,8 @@ def load(path: str | pathlib.Path) -> tuple[Tokenizer, bytes | None]:
     content = path.read_bytes()
     try:
         if path.suffix == ".model":
-            return from_sentencepiece(content), content
-        return _finish(Tokenizer.from_str(content.decode("utf-8"))), None
+            return from_sentencepiece(content, extra_ids), content
+        return _finish(Tokenizer.from_str(content.decode("utf-8")), extra_ids), None
     except UserError:
         raise
     except Exception as error:  # both libraries raise bare Exception for a malformed file
@@ -242,49 +248,88 @@ def load(path: str | pathlib.Path) -> tuple[Tokenizer, bytes | None]:
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """Ids of the special tokens by role: pad, unk, cls, sep, mask."""
+    """Ids of the special tokens by role: pad, unk, cls, sep, mask; where there are sentinels, at least pad, unk and sep."""
     return {role: tokenizer.token_to_id(token) for role, token in special_tokens(tokenizer).items()}
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     """The special tokens by role: BERT's name where the tokenizer has it, else another usual one, else BERT's."""
-    found = {}
+    found, roles = {}, T5_TOKENS if count_extra_ids(tokenizer) else SPECIAL_TOKENS
     for role, name in SPECIAL_TOKENS.items():
         candidates = (name, *_OTHER_NAMES[role])
-        found[role] = next((token for token in candidates if tokenizer.token_to_id(token) is not None), name)
+        present = [token for token in candidates if tokenizer.token_to_id(token) is not None]
+        if present or role in roles:
+            found[role] = present[0] if present else name
     return found
 
 
-def _finish(tokenizer: Tokenizer) -> Tokenizer:
-    """Special tokens known as such, and the template [CLS] $A [SEP] where there is none."""
+def count_extra_ids(tokenizer: Tokenizer) -> int:
+    """Sentinels `<extra_id_0>`, `<extra_id_1>`, … at the top of the vocabulary, the first one last."""
+    top = max(tokenizer.get_vocab().values())
+    numbers = itertools.takewhile(lambda n: tokenizer.token_to_id(_sentinel(n)) == top - n, itertools.count())
+    return sum(1 for _ in numbers)
+
+
+def _sentinel(number: int) -> str:
+    return f"<extra_id_{number}>"
+
+
+def _finish(tokenizer: Tokenizer, extra_ids: int = 0) -> Tokenizer:
+    """Special tokens known as such, sentinels, and where there is no template [CLS] $A [SEP], or T5's $A </s>."""
+    if extra_ids and not count_extra_ids(tokenizer):
+        if tokenizer.token_to_id(_sentinel(0)) is not None:
+            raise UserError("data.tokenizer: has <extra_id_0>, but not as its last entry, where data.extra_ids puts it")
+        _add_special(tokenizer, [role for role in T5_TOKENS if role not in _present(tokenizer)])
+        names = [_sentinel(number) for number in reversed(range(extra_ids))]
+        tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    found = count_extra_ids(tokenizer)
+    if extra_ids and found != extra_ids:
+        raise UserError(f"data.extra_ids={extra_ids}: the tokenizer has {found} sentinels already; set it to that")
     names = special_tokens(tokenizer)
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-    missing = [AddedToken(token, special=True, normalized=False) for token in names.values() if token not in added]
-    if missing:
-        tokenizer.add_special_tokens(missing)
+    _add_special(tokenizer, list(names))
     if tokenizer.post_processor is None:
-        cls, sep = names["cls"], names["sep"]
+        before, sep = [] if found else [names["cls"]], names["sep"]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{cls} $A {sep}",
-            pair=f"{cls} $A {sep} $B:1 {sep}:1",
-            special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
+            single=" ".join([*before, "$A", sep]),
+            pair=" ".join([*before, "$A", sep, "$B:1", f"{sep}:1"]),
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in (*before, sep)],
         )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
+def _present(tokenizer: Tokenizer) -> set[str]:
+    return {role for role, token in special_tokens(tokenizer).items() if tokenizer.token_to_id(token) is not None}
+
+
+def _add_special(tokenizer: Tokenizer, roles: list[str]) -> None:
+    """Make the tokens of `roles` special ones, adding those that are no entries."""
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    missing = [token for token in (special_tokens(tokenizer)[role] for role in roles) if token not in added]
+    if missing:
+        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
+
+
 def save(tokenizer: Tokenizer, directory: pathlib.Path, model: bytes | None = None) -> None:
     """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and, for SentencePiece, tokenizer.model."""
     directory.mkdir(parents=True, exist_ok=True)
-    names = {f"{role}_token": token for role, token in special_tokens(tokenizer).items()}
+    extra_ids = count_extra_ids(tokenizer)
+    special = special_tokens(tokenizer)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    if extra_ids:  # a T5 knows one token that ends a sequence, and no types
+        special["eos"] = special.pop("sep")
+        inputs.remove("token_type_ids")
+    names = {f"{role}_token": token for role, token in special.items()}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "model_input_names": inputs,
         "clean_up_tokenization_spaces": False,
         "model_max_length": int(1e30),
     }
     (directory / "tokenizer.json").write_text(canonical_json(tokenizer), encoding="utf-8")
+    if extra_ids:
+        settings["extra_ids"] = extra_ids
     for name, content in (("tokenizer_config.json", settings | names), ("special_tokens_map.json", names)):
         (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if model is not None:

@@ -158,3 +158,72 @@ def test_names_of_special_tokens_in_a_text_are_text(trained):
     special = set(ROLES.values()) - {ROLES["unk"]}
     assert not any(special & set(ids.tolist()) for ids in encoded)
     assert all(len(ids) for ids in encoded)
+
+
+SENTINELS = 7
+
+
+@pytest.mark.parametrize("kind", tokenizers.KINDS)
+def test_a_t5_tokenizer_has_t5s_special_tokens_and_sentinels_on_top(kind, tmp_path):
+    texts = [f"the number {n} follows the number {n - 1} in story {n % 7}" for n in range(400)]
+    tokenizer, model = tokenizers.train(
+        kind, texts, vocab_size=120, lowercase=False, ascii_only=False, extra_ids=SENTINELS
+    )
+    size = tokenizer.get_vocab_size()
+    assert size <= 120 and tokenizers.special_ids(tokenizer) == {"pad": 0, "unk": 2, "sep": 1}
+    assert [tokenizer.token_to_id(f"<extra_id_{n}>") for n in range(SENTINELS)] == [
+        size - 1 - n for n in range(SENTINELS)
+    ]
+    assert tokenizer.token_to_id(f"<extra_id_{SENTINELS}>") is None and tokenizer.token_to_id("[MASK]") is None
+    ids = tokenizer.encode("the number <extra_id_1> follows").ids
+    assert size - 2 in ids and ids[-1] == 1
+    tokenizers.save(tokenizer, tmp_path, model)
+    again, _ = tokenizers.load(tmp_path / "tokenizer.json")
+    assert tokenizers.canonical_json(again) == tokenizers.canonical_json(tokenizer)
+    assert tokenizers.count_extra_ids(again) == SENTINELS
+    assert (model is None) == (kind == "wordpiece")
+    if model is not None:
+        from_model, _ = tokenizers.load(tmp_path / "tokenizer.model", SENTINELS)
+        assert from_model.encode("the number <extra_id_1> follows").ids == ids
+
+
+def test_a_t5_tokenizer_loads_in_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    texts = [f"the number {n} follows the number {n - 1}" for n in range(400)]
+    tokenizer, model = tokenizers.train(
+        "unigram", texts, vocab_size=90, lowercase=False, ascii_only=False, extra_ids=SENTINELS
+    )
+    tokenizers.save(tokenizer, tmp_path, model)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "the number <extra_id_0> follows"
+    assert theirs(text)["input_ids"] == tokenizer.encode(text).ids
+    assert (theirs.pad_token_id, theirs.eos_token_id, theirs.unk_token_id) == (0, 1, 2)
+    assert set(theirs(text)) == {"input_ids", "attention_mask"}
+
+
+def test_sentinels_and_a_tokenizer_file(tmp_path):
+    texts = [f"the number {n} follows the number {n - 1}" for n in range(400)]
+    settings = {"vocab_size": 90, "lowercase": False, "ascii_only": False}
+    bert, _ = tokenizers.train("wordpiece", texts, **settings)
+    bert.save(str(tmp_path / "bert.json"))
+    both, _ = tokenizers.load(tmp_path / "bert.json", SENTINELS)
+    # What it has stays, under its names; sentinels come after it.
+    assert tokenizers.special_ids(both) == tokenizers.special_ids(bert)
+    assert both.token_to_id("<extra_id_0>") == bert.get_vocab_size() + SENTINELS - 1
+    t5, _ = tokenizers.train("wordpiece", texts, **settings, extra_ids=SENTINELS)
+    t5.save(str(tmp_path / "t5.json"))
+    assert tokenizers.load(tmp_path / "t5.json", SENTINELS)[0].get_vocab() == t5.get_vocab()
+    with pytest.raises(UserError, match="has 7 sentinels"):
+        tokenizers.load(tmp_path / "t5.json", 100)
+    t5.add_tokens(["more"])
+    t5.save(str(tmp_path / "below.json"))
+    with pytest.raises(UserError, match="not as its last entry"):
+        tokenizers.load(tmp_path / "below.json", SENTINELS)
+
+
+def test_a_sentinel_in_a_text_is_text():
+    texts = ["a <extra_id_3> b </s> c"] * 50
+    tokenizer, _ = tokenizers.train("wordpiece", texts, vocab_size=80, lowercase=False, ascii_only=False, extra_ids=5)
+    (ids,) = encode.encode_documents(tokenizer, texts[:1])
+    size = tokenizer.get_vocab_size()
+    assert not set(ids.tolist()) & ({0, 1} | set(range(size - 5, size)))
