@@ -36,7 +36,7 @@ def get_config(arg=None):
     config.data.loader = "numpy"  # importing TensorFlow takes longer than reading this corpus
     config.batch_size = config.microbatch_size = 16
     config.optimizer.update(
-        name="adamw", parameter_scale="on", lr=2e-2, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.0, clip_norm=1.0
+        name="adamw", parameter_scale="on", lr=3e-2, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.0, clip_norm=1.0
     )
     config.schedule.update(name="cosine", warmup=0.05)
     config.checkpoint.every_minutes = 5.0

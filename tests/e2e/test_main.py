@@ -198,8 +198,12 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, tmp_path)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("module", ["cramjax.main", "tools.prepare_data", "tools.bench"])
-def test_help_names_purpose_flags_and_an_example_without_jax(module):
+@pytest.mark.parametrize(
+    "module, flag",
+    [("cramjax.main", "--config"), ("tools.prepare_data", "--config"), ("tools.bench", "--config"),
+     ("tools.shapes", "--recommend"), ("tools.sweep", "--grid")],
+)  # fmt: skip
+def test_help_names_purpose_flags_and_an_example_without_jax(module, flag):
     probe = (
         f"import runpy, sys; sys.argv = ['{module}', '--help']\n"
         f"try: runpy.run_module('{module}', run_name='__main__')\n"
@@ -207,12 +211,18 @@ def test_help_names_purpose_flags_and_an_example_without_jax(module):
         "assert not {'jax', 'tensorflow', 'numpy'} & set(sys.modules)"
     )
     done = run([sys.executable, "-c", probe])
-    assert "--config" in done.stdout and "example" in done.stdout
+    assert flag in done.stdout and "example" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def smoke_cache(tmp_path_factory):
+    """Recipes that read the same text with the same tokenizer prepare it once."""
+    return tmp_path_factory.mktemp("prepared")
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "configs").glob("*.py")))
-def test_every_recipe_smokes(recipe, tmp_path):
-    flags = ["--config.data.cache_dir=" + str(tmp_path / "prepared")]
+def test_every_recipe_smokes(recipe, tmp_path, smoke_cache):
+    flags = [f"--config.data.cache_dir={smoke_cache}"]
     run(
         [
             sys.executable,
