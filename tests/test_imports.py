@@ -29,8 +29,8 @@ HEAVY = {
     "tensorflow": {"data.tfdata_loader", "data.tfds_source"},
     "tensorflow_datasets": {"data.tfds_source"},
     "jax": {"models", "objectives", "parallel", "optim", "training", "inference", "study"},
-    "torch": set(),
-    "transformers": set(),
+    "torch": {"study.peers"},
+    "transformers": {"study.peers"},
 }
 
 

@@ -16,18 +16,30 @@ EXAMPLE = """printed, and written with --json:
   temporary_bytes, peak_memory_bytes                   of the compiled step; of the device, where it says
   input_tokens_per_s                                   of each loader alone, from page cache
 
-example:
-  python -m tools.bench --config configs/bert_1day.py --config.batch_size=128 --steps 10 --json bench.json"""
+with --peer, beside transformers' model of the same sizes in torch (pip install -r requirements-test.txt):
+  ours                                                 the above, in float32 and in bfloat16
+  ours_tokens_per_s                                    before and after the peers ran
+  peers                                                step_s and tokens_per_s, eager and compiled, in both
+  ratio_to_peer                                        ours (mean of both) over the peer's best mode
+
+examples:
+  python -m tools.bench --config configs/bert_1day.py --config.batch_size=128 --steps 10 --json bench.json
+  python -m tools.bench --config configs/t5_efficient.py:mini --config.data.seq_len=128 --config.batch_size=32 --peer"""
 
 
 def _bench(args: argparse.Namespace) -> None:
     from cramjax.config.resolve import resolve
 
     config = resolve(args.config, args.overrides)
-    from cramjax.study.bench import bench
-
     print("compiling the train step…", file=sys.stderr)
-    result = bench(config, args.steps)
+    if args.peer:
+        from cramjax.study.peers import compare
+
+        result = compare(lambda name: resolve(args.config, [*args.overrides, f"precision={name}"]), args.steps)
+    else:
+        from cramjax.study.bench import bench
+
+        result = bench(config, args.steps)
     text = json.dumps(result, indent=2)
     print(text)
     if args.json:
@@ -42,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     add_config_flags(parser)
     steps_help = "steps timed, after 3 for warming up (default: 20)"
     parser.add_argument("--steps", type=int, default=20, metavar="N", help=steps_help)
+    parser.add_argument("--peer", action="store_true", help="measure transformers' model of the same sizes as well")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the result there as well")
     return run_command(_bench, argv, parser)
 

@@ -1,0 +1,127 @@
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cramjax.models import decoding
+
+VOCAB, MAX_LEN, EOS, PAD, START = 5, 4, 1, 0, 0
+IDS = {"start_id": START, "eos_id": EOS, "pad_id": PAD}
+
+
+def table(seed, n_rows=3, n_states=97):
+    """Log-probabilities float64 [rows, states, vocab] of what follows each history (by its hash), a row a model of its own."""
+    logits = np.random.default_rng(seed).normal(0, 2.0, (n_rows, n_states, VOCAB))
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def history_hash(tokens):
+    value = 0
+    for token in tokens:
+        value = (value * 31 + int(token) + 1) % 97
+    return value
+
+
+def step_of(log_probs):
+    """A step whose answer depends on the whole history, which it keeps in the cache, and on the row, which stands there too."""
+    values = jnp.asarray(log_probs, jnp.float32)
+
+    def step(cache, tokens, index):
+        del index
+        hashes = (cache["hash"][0] * 31 + tokens + 1) % 97
+        return values[cache["row"][0], hashes], cache | {"hash": hashes[None]}
+
+    n_rows = values.shape[0]
+    return step, {"hash": jnp.zeros((1, n_rows), jnp.int32), "row": jnp.arange(n_rows, dtype=jnp.int32)[None]}
+
+
+def log_prob(row_table, tokens):
+    history, total = [START], 0.0
+    for token in tokens:
+        total += row_table[history_hash(history), token]
+        history.append(token)
+    return total
+
+
+def hypotheses():
+    """Everything that can be said in MAX_LEN tokens."""
+    for length in range(1, MAX_LEN + 1):
+        for tokens in itertools.product(range(VOCAB), repeat=length):
+            if EOS not in tokens[:-1] and (tokens[-1] == EOS or length == MAX_LEN):
+                yield tokens
+
+
+def cut(tokens):
+    tokens = np.asarray(tokens).tolist()
+    return tuple(tokens[: tokens.index(EOS) + 1]) if EOS in tokens else tuple(tokens)
+
+
+def search(log_probs, vocab_size=VOCAB, **beams):
+    step, cache = step_of(log_probs)
+    options = {"batch_size": len(log_probs), "max_len": MAX_LEN, "vocab_size": vocab_size, **IDS, **beams}
+    return jax.jit(functools.partial(decoding.beam_search if beams else decoding.greedy, step, **options))(cache)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_greedy_is_the_loop_it_stands_for(seed):
+    log_probs = table(seed)
+    found = search(log_probs)
+    for row, (tokens, score) in enumerate(zip(found.tokens, found.scores, strict=True)):
+        history, total = [START], 0.0
+        while len(history) <= MAX_LEN and (len(history) == 1 or history[-1] != EOS):
+            following = log_probs[row, history_hash(history)]
+            total += following.max()
+            history.append(int(following.argmax()))
+        assert cut(tokens) == tuple(history[1:]) and float(score) == pytest.approx(total, abs=1e-4)
+        assert np.all(np.asarray(tokens)[len(history) - 1 :] == PAD)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.0, 2.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_wide_enough_a_beam_finds_the_best_there_is(seed, length_penalty):
+    log_probs = table(seed)
+    found = search(log_probs, n_beams=VOCAB**3, length_penalty=length_penalty)
+    for row, (tokens, score) in enumerate(zip(found.tokens, found.scores, strict=True)):
+        scores = {tokens: log_prob(log_probs[row], tokens) / len(tokens) ** length_penalty for tokens in hypotheses()}
+        best = max(scores, key=scores.get)
+        assert cut(tokens) == best and float(score) == pytest.approx(scores[best], abs=1e-4)
+
+
+@pytest.mark.parametrize("n_beams", [1, 2, 4])
+def test_a_score_is_that_of_its_tokens_and_rows_do_not_touch(n_beams):
+    log_probs = table(7, n_rows=4)
+    found = search(log_probs, n_beams=n_beams, length_penalty=0.6)
+    for row, (tokens, score) in enumerate(zip(found.tokens, found.scores, strict=True)):
+        said = cut(tokens)
+        assert float(score) == pytest.approx(log_prob(log_probs[row], said) / len(said) ** 0.6, abs=1e-4)
+        alone = search(log_probs[row : row + 1], n_beams=n_beams, length_penalty=0.6)
+        np.testing.assert_array_equal(alone.tokens[0], tokens)
+
+
+def test_one_beam_without_penalty_keeps_to_the_greedy_path():
+    log_probs = table(11)
+    greedy, beam = search(log_probs), search(log_probs, n_beams=1, length_penalty=0.0)
+    for ours, theirs, score in zip(greedy.tokens, beam.tokens, beam.scores, strict=True):
+        # It may stop where greedy goes on, if the end was likelier than all of the rest.
+        assert cut(ours)[: len(cut(theirs)) - 1] == cut(theirs)[:-1] and np.isfinite(score)
+
+
+def certain(token):
+    log_probs = np.full((2, 97, VOCAB), -20.0)
+    log_probs[:, :, token] = 0.0
+    return log_probs
+
+
+@pytest.mark.parametrize("beams", [{}, {"n_beams": 2}])
+def test_an_end_at_once_and_no_end_at_all(beams):
+    assert [cut(tokens) for tokens in search(certain(EOS), **beams).tokens] == [(EOS,)] * 2
+    assert [cut(tokens) for tokens in search(certain(3), **beams).tokens] == [(3,) * MAX_LEN] * 2
+
+
+@pytest.mark.parametrize("beams", [{}, {"n_beams": 3}])
+def test_entries_that_pad_the_embedding_are_never_chosen(beams):
+    found = search(certain(4), vocab_size=4, **beams)
+    assert np.all(np.asarray(found.tokens) < 4)
