@@ -29,6 +29,7 @@ def get_config(arg=None):
     config.model.update(shape.model())
     config.data.update(source="hf:allenai/c4:en/c4-train.*.json.gz", max_mb="budget", dedup_exact=False, seq_len=512)
     config.batch_size = 128
+    config.eval.batch_size = 32  # every target has its logits, 32,128 of them
     config.optimizer.update(name="adafactor", lr=1e-2, weight_decay=0.0, clip_norm=None)
     # Flat for the first hundredth, then 1 over the root of the share spent; the last tenth goes to 0 as in Mesh TensorFlow's T5.
     config.schedule.update(name="inverse_sqrt", cooldown=0.1)

@@ -1,33 +1,35 @@
-"""Which shape of T5 learns most, in miniature: nine networks from shallow and wide to deep and narrow, for a CPU or any card.
+"""Which shape of T5 learns most, in miniature: networks from shallow and wide to deep and narrow, for a CPU or any card.
 
 Scale Efficiently (arXiv 2109.10686) asks that of T5s from 16 million to 11 billion parameters; here they are small enough that a
 sweep over all of them at one budget, in FLOPs or in hours, is a matter of minutes. docs/studies/scale_efficiently.md says what came out.
-`nl2-dm256` is 2 + 2 layers of width 256; heads have 32 dimensions, feed-forwards 4 times the width. The five of `EQUAL` take about
-the same FLOPs a token in their blocks; the others show what fewer or more do.
+`nl2-dm256` is 2 + 2 layers of width 256; heads have 32 dimensions, feed-forwards 4 times the width. The blocks of each family take
+about the same FLOPs a token.
 
-Cost of one run: what its budget says; a sweep of all on two CPU cores, half an hour.
+Cost of one run: what its budget says; a sweep of one family on two CPU cores, a quarter of an hour.
 
-    python -m cramjax.main --config configs/t5_shapes.py:nl4-dm192
+    python -m cramjax.main --config configs/t5_shapes.py:nl4-dm96
     python -m cramjax.main --config configs/t5_shapes.py:smoke
-    python -m tools.sweep --config configs/t5_shapes.py --grid variant=nl1-dm384,nl4-dm192,nl16-dm96 --out runs/shapes
+    python -m tools.sweep --config configs/t5_shapes.py --grid variant=nl1-dm192,nl2-dm128,nl4-dm96 --out runs/shapes
 """
 
 import functools
 
 from cramjax.config import recipes
 
-EQUAL = {
+# Layers and width.
+SMALL = {"nl1-dm192": (1, 192), "nl2-dm128": (2, 128), "nl4-dm96": (4, 96), "nl8-dm64": (8, 64), "nl16-dm48": (16, 48)}
+LARGE = {
     "nl1-dm384": (1, 384),
     "nl2-dm256": (2, 256),
     "nl4-dm192": (4, 192),
     "nl8-dm128": (8, 128),
     "nl16-dm96": (16, 96),
 }
-OTHERS = {"nl2-dm128": (2, 128), "nl4-dm128": (4, 128), "nl2-dm192": (2, 192), "nl4-dm256": (4, 256)}
+BETWEEN = {"nl4-dm128": (4, 128)}
 
 
 def get_config(arg=None):
-    """The shape nl4-dm192, or the one after the colon."""
+    """The shape nl4-dm96, or the one after the colon."""
     config = recipes.start("t5_shapes")
     config.budget.hours = 2 / 60
 
@@ -42,8 +44,9 @@ def get_config(arg=None):
     config.checkpoint.every_minutes = 5.0
     config.eval.update(every_fraction=0.1, batches=8, batch_size=64)
     config.log.update(tensorboard=False)
-    _shape(config, *EQUAL["nl4-dm192"])
-    shapes = {name: functools.partial(_shape, n_layers=n, width=width) for name, (n, width) in (EQUAL | OTHERS).items()}
+    _shape(config, *SMALL["nl4-dm96"])
+    known = SMALL | LARGE | BETWEEN
+    shapes = {name: functools.partial(_shape, n_layers=n, width=width) for name, (n, width) in known.items()}
     return recipes.apply_variant(config, arg, shapes)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from cramjax.config.resolve import resolve
 
-PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/benchmarks.md")
+PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/benchmarks.md", "docs/studies/scale_efficiently.md")
 
 
 def commands(root):

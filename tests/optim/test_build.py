@@ -87,3 +87,69 @@ def test_every_optimizer_descends(name):
     for _ in range(60):
         params, state = step(params, state)
     assert loss(params) < 0.9 * first
+
+
+@pytest.mark.parametrize("name", ["adafactor", "lamb"])
+def test_a_fused_projection_is_the_matrices_it_fuses(name):
+    """As in the reference codes, where queries, keys and values are parameters of their own, [embed, heads * head_dim]."""
+    fused_axes = {"qkv": {"kernel": ("layer", "embed", None, "heads", "head_dim")}}
+    apart_axes = {part: {"kernel": ("embed", "mlp")} for part in "abc"}
+    # Both sides over 128, so that Adafactor factors; parts of very different size.
+    shape = (2, 136, 3, 2, 72)
+    scale = jnp.asarray([0.01, 1.0, 30.0]).reshape(1, 1, 3, 1, 1)
+    params, gradients = (jax.random.normal(jax.random.key(seed), shape) * scale for seed in (0, 1))
+
+    def apart(array, layer):
+        return {part: {"kernel": array[layer, :, i].reshape(136, 144)} for i, part in enumerate("abc")}
+
+    fused = build.make_optimizer(name, fused_axes, **NUMBERS)
+    tree_of = lambda array: {"qkv": {"kernel": array}}  # noqa: E731
+    state = fused.init(tree_of(params))
+    update, state = fused.update(tree_of(gradients), state, tree_of(params))
+    for layer_index in range(2):
+        single = build.make_optimizer(name, apart_axes, **NUMBERS)
+        own = apart(params, layer_index)
+        expected, _ = single.update(apart(gradients, layer_index), single.init(own), own)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            apart(update["qkv"]["kernel"], layer_index),
+            expected,
+        )
+    if name == "adafactor":  # rows and columns instead of all entries
+        assert max(leaf.size for leaf in jax.tree.leaves(state)) < 2 * 3 * (136 + 144)
+
+
+def test_parameter_scale_is_the_size_of_each_matrix():
+    axes = {"w": ("layer", "embed", "mlp"), "mlp_norm": {"scale": ("norm",)}}
+    sizes = jnp.asarray([1e-5, 2.0]).reshape(2, 1, 1)
+    signs = jnp.where(jax.random.bernoulli(jax.random.key(0), 0.5, (2, 4, 6)), 1.0, -1.0)
+    params = {"w": sizes * signs, "mlp_norm": {"scale": jnp.full(3, 0.5)}}
+    gradients = jax.tree.map(jnp.ones_like, params)
+    numbers = NUMBERS | {"weight_decay": 0.0}
+
+    def update(name, setting):
+        optimizer = build.make_optimizer(name, axes, **numbers, parameter_scale=setting)
+        return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+    for name in ("adamw", "lion"):
+        plain, scaled = update(name, "auto"), update(name, "on")
+        jax.tree.map(np.testing.assert_array_equal, plain, update(name, "off"))
+        factors = jnp.asarray([1e-3, 2.0]).reshape(2, 1, 1)  # never under a thousandth
+        np.testing.assert_allclose(scaled["w"], plain["w"] * factors, rtol=1e-5)
+        np.testing.assert_allclose(scaled["mlp_norm"]["scale"], plain["mlp_norm"]["scale"] * 0.5, rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, update("adafactor", "auto"), update("adafactor", "on"))
+    assert not np.allclose(update("adafactor", "off")["w"], update("adafactor", "on")["w"])
+
+
+def test_relative_step_falls_with_the_root_of_the_steps_from_a_hundredth():
+    axes, params = {"w": ("embed", "mlp")}, {"w": jnp.ones((4, 6))}
+    numbers = NUMBERS | {"weight_decay": 0.0, "parameter_scale": "off"}
+    plain = build.make_optimizer("adafactor", axes, **numbers)
+    relative = build.make_optimizer("adafactor", axes, **numbers, relative_step=True)
+    states = plain.init(params), relative.init(params)
+    step = jax.jit(lambda a, b: (plain.update(params, a, params), relative.update(params, b, params)))
+    for index in range(1, 10_401):
+        (one, first), (other, second) = step(*states)
+        states = first, second
+        if index in (1, 100, 10_000, 10_400):
+            np.testing.assert_allclose(other["w"], one["w"] * min(1e-2, index**-0.5), rtol=1e-4)
