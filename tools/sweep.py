@@ -21,9 +21,9 @@ point failed; the others are trained all the same."""
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from cramjax.study import sweep
+    from cramjax.study import grid, sweep
 
-    points = sweep.points_of(args.config, args.overrides, sweep.parse_grids(args.grid))
+    points = grid.points_of(args.config, args.overrides, grid.parse_grids(args.grid))
     if args.dry_run:
         for result in sweep.find_results(points, args.out):
             print(f"{result.status:<10}{result.point.name}")

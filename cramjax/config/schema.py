@@ -79,7 +79,7 @@ def _check_max_mb(value: Any) -> str | None:
 BUDGET = {
     "hours": _number(None, "wall-clock hours of training, from the first step of the first start; compile time counts"),
     "steps": _count(None, "optimizer steps"),
-    "tokens": _number(None, "tokens read by the model", 1),
+    "tokens": _number(None, "tokens read by the model; of a t5, by its encoder", 1),
     "flops": _number(None, "model FLOPs (analytic, forward and backward)", 1),
 }
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cramjax.config.errors import UserError
-from cramjax.study import pareto, sweep, sweep_plots
+from cramjax.study import grid, pareto, sweep, sweep_plots
 from cramjax.training.stop import StopSignal
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ LRS = {"optimizer.lr": ["0.01", "0.02", "0.03"]}
 
 @pytest.fixture
 def points():
-    return sweep.points_of(f"{RECIPE}:smoke", ["budget.steps=4"], LRS)
+    return grid.points_of(f"{RECIPE}:smoke", ["budget.steps=4"], LRS)
 
 
 class Runs:
@@ -68,9 +68,9 @@ def run(points, out, launch):
 
 
 def test_values_are_split_at_commas_outside_brackets():
-    grids = sweep.parse_grids(["data.source=[['text:a', 1], ['text:b', 2]],installed-docs", "seed=0, 1"])
+    grids = grid.parse_grids(["data.source=[['text:a', 1], ['text:b', 2]],installed-docs", "seed=0, 1"])
     assert grids == {"data.source": ["[['text:a', 1], ['text:b', 2]]", "installed-docs"], "seed": ["0", "1"]}
-    assert sweep.parse_grids(["data.source=text:{a,b}=c.txt"]) == {"data.source": ["text:{a,b}=c.txt"]}
+    assert grid.parse_grids(["data.source=text:{a,b}=c.txt"]) == {"data.source": ["text:{a,b}=c.txt"]}
 
 
 @pytest.mark.parametrize(
@@ -78,12 +78,12 @@ def test_values_are_split_at_commas_outside_brackets():
 )
 def test_a_malformed_grid_is_the_users_mistake(texts):
     with pytest.raises(UserError, match=r"--grid "):
-        sweep.parse_grids(texts)
+        grid.parse_grids(texts)
 
 
 def test_points_are_the_cross_product_with_the_last_grid_fastest():
     grids = {"optimizer.lr": ["0.01", "0.02"], "seed": ["0", "1"]}
-    points = sweep.points_of(f"{RECIPE}:smoke", ["budget.steps=4"], grids)
+    points = grid.points_of(f"{RECIPE}:smoke", ["budget.steps=4"], grids)
     assert [point.name for point in points] == [
         f"optimizer.lr-{lr},seed-{seed}" for lr in ("0.01", "0.02") for seed in "01"
     ]
@@ -95,7 +95,7 @@ def test_points_are_the_cross_product_with_the_last_grid_fastest():
 
 
 def test_the_variant_is_the_argument_of_the_recipe():
-    (point,) = sweep.points_of(RECIPE, [], {"variant": ["smoke"]})
+    (point,) = grid.points_of(RECIPE, [], {"variant": ["smoke"]})
     assert point.spec == f"{RECIPE}:smoke" and point.config["name"] == "quickstart-smoke"
     assert point.name == "variant-smoke" and not point.overrides
 
@@ -103,7 +103,7 @@ def test_the_variant_is_the_argument_of_the_recipe():
 def test_mistakes_of_all_points_are_reported_at_once():
     grids = {"variant": ["smoke", "smokey"], "optimizer.lr": ["0.1", "high"], "model.n_layer": ["2"]}
     with pytest.raises(UserError) as caught:
-        sweep.points_of(RECIPE, ["bach_size=3"], grids)
+        grid.points_of(RECIPE, ["bach_size=3"], grids)
     text = str(caught.value)
     for part in (
         "did you mean :smoke",
@@ -126,23 +126,23 @@ def test_mistakes_of_all_points_are_reported_at_once():
 )
 def test_grids_that_contradict_the_rest_are_refused(spec, overrides, grids, message):
     with pytest.raises(UserError, match=message):
-        sweep.points_of(spec, overrides, grids)
+        grid.points_of(spec, overrides, grids)
 
 
 @given(st.lists(st.dictionaries(st.text(min_size=1), st.text(), min_size=1, max_size=3), min_size=2, max_size=2))
 def test_names_are_safe_short_and_differ_where_values_do(pair):
-    one, other = map(sweep.point_name, pair)
+    one, other = map(grid.point_name, pair)
     for name in (one, other):
-        assert 0 < len(name) <= sweep.MAX_NAME and not set(name) & set("/\\:*?\"<>| '\n\0")
+        assert 0 < len(name) <= grid.MAX_NAME and not set(name) & set("/\\:*?\"<>| '\n\0")
     if all(value.isalnum() for values in pair for item in values.items() for value in item):
         assert (one == other) == (pair[0] == pair[1])
 
 
 def test_readable_names_and_hashed_ones():
-    assert sweep.point_name({"variant": "tiny-nl2", "optimizer.lr": "0.01"}) == "variant-tiny-nl2,optimizer.lr-0.01"
-    slash, colon = (sweep.point_name({"data.source": f"text{mark}a"}) for mark in "/:")
+    assert grid.point_name({"variant": "tiny-nl2", "optimizer.lr": "0.01"}) == "variant-tiny-nl2,optimizer.lr-0.01"
+    slash, colon = (grid.point_name({"data.source": f"text{mark}a"}) for mark in "/:")
     assert slash != colon and slash.startswith("data.source-text_a-")
-    assert len(sweep.point_name({"data.source": "x" * 500})) == sweep.MAX_NAME
+    assert len(grid.point_name({"data.source": "x" * 500})) == grid.MAX_NAME
 
 
 def dominates(one, other):
@@ -227,7 +227,7 @@ def test_a_signal_stops_the_sweep_after_the_running_point(points, tmp_path):
 
 def test_a_folder_with_another_configuration_is_refused_before_anything_runs(points, tmp_path):
     run(points, tmp_path, Runs(points))
-    changed = sweep.points_of(f"{RECIPE}:smoke", ["budget.steps=5"], LRS)
+    changed = grid.points_of(f"{RECIPE}:smoke", ["budget.steps=5"], LRS)
     runs = Runs(changed)
     with pytest.raises(UserError, match="budget.steps is 4 there, 5 now") as caught:
         run(changed, tmp_path, runs)

@@ -51,7 +51,7 @@ def test_accumulation_equals_the_big_batch(whole):
     np.testing.assert_allclose(values, whole[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("mesh", [pytest.param((1, 8, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str)
 def test_every_mesh_gives_the_losses_of_one_device(whole, mesh):
     overrides = [f"mesh.{axis}={size}" for axis, size in zip(meshes.AXES, mesh, strict=True)]
     values, state = losses(open_t5(*overrides, devices=8), texts(4))
@@ -59,6 +59,7 @@ def test_every_mesh_gives_the_losses_of_one_device(whole, mesh):
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relative_step", [False, True])
 def test_adafactor_trains(relative_step):
     made = open_t5("optimizer.name=adafactor", f"optimizer.relative_step={relative_step}")
@@ -66,7 +67,7 @@ def test_adafactor_trains(relative_step):
     assert values[-1] < values[0] - 0.2
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_narrow_formats_train_to_the_loss_of_float32(precision):
     data = np.repeat(texts(1), 30, axis=0)
     wide, _ = losses(open_t5(), data)
