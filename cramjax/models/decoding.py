@@ -28,9 +28,16 @@ class Decoded(NamedTuple):
 def greedy(
     step: Step, cache: Any, *, batch_size: int, max_len: int, start_id: int, eos_id: int, pad_id: int, vocab_size: int
 ) -> Decoded:
-    """The likeliest token at every position, until all sequences have ended; scores are sums of log-probabilities.
+    """The likeliest token at every position, until all sequences have ended.
 
-    Entries from `vocab_size` on pad the embedding and are never chosen.
+    Args:
+        step: see the head of this module. cache: what it starts from, `batch_size` hypotheses on axis 1.
+        max_len: tokens generated at most, the end of sequence included.
+        start_id: stands at position 0 and is not returned. eos_id: ends a sequence. pad_id: fills it up.
+        vocab_size: entries from here on pad the embedding and are never chosen, though the softmax runs over them too.
+
+    Returns:
+        `Decoded`, whose scores are sums of log-probabilities up to and with the end of sequence.
     """
 
     def body(state):
@@ -89,6 +96,16 @@ def beam_search(
 
     Length counts the generated tokens with the end of sequence, as in `transformers`; what has not ended by `max_len` counts as it is. A
     sequence goes on until nothing that grows can beat the worst it has kept (`early_stopping="never"` there).
+
+    T5 takes 4 beams and a penalty of 0.6 for long outputs (arXiv 1910.10683), in the form ((5 + length) / 6)^penalty of
+    arXiv 1609.08144; here the same number favours length more.
+
+    Args:
+        as for `greedy`, and the `cache` too has `batch_size` hypotheses: here each becomes `n_beams`, side by side.
+        length_penalty: a Python number, not traced; 0 compares sums, more of it favours longer hypotheses.
+
+    Returns:
+        `Decoded`: the best hypothesis of each sequence and its score.
     """
     shape = (batch_size, n_beams)
     # All beams begin alike: but for the first they are impossible, or all would stay alike.

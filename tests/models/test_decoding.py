@@ -90,6 +90,34 @@ def test_wide_enough_a_beam_finds_the_best_there_is(seed, length_penalty):
         assert cut(tokens) == best and float(score) == pytest.approx(scores[best], abs=1e-4)
 
 
+def narrow_search(row_table, n_beams, length_penalty):
+    """The best hypothesis and its score: what `beam_search` is, with lists, for one sequence, and without stopping early."""
+    going, ended = [((), 0.0)], []
+    for length in range(1, MAX_LEN + 1):
+        candidates = [
+            (said + (token,), log_prob(row_table, said + (token,))) for said, _ in going for token in range(VOCAB)
+        ]
+        candidates = sorted(candidates, key=lambda pair: -pair[1])[: 2 * n_beams]
+        ends = [said[-1] == EOS or length == MAX_LEN for said, _ in candidates]
+        ended += [
+            (said, total / length**length_penalty)
+            for (said, total), end in zip(candidates[:n_beams], ends, strict=False)
+            if end
+        ]
+        going = [pair for pair, end in zip(candidates, ends, strict=True) if not end][:n_beams]
+    return max(ended, key=lambda pair: pair[1])
+
+
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 0.6, 2.0])
+@pytest.mark.parametrize("n_beams", [1, 2, 3])
+def test_stopping_early_and_beams_side_by_side_lose_nothing(n_beams, length_penalty):
+    log_probs = table(5, n_rows=24)
+    found = search(log_probs, n_beams=n_beams, length_penalty=length_penalty)
+    for row, (tokens, score) in enumerate(zip(found.tokens, found.scores, strict=True)):
+        best, expected = narrow_search(log_probs[row], n_beams, length_penalty)
+        assert cut(tokens) == best and float(score) == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("n_beams", [1, 2, 4])
 def test_a_score_is_that_of_its_tokens_and_rows_do_not_touch(n_beams):
     log_probs = table(7, n_rows=4)
@@ -121,7 +149,95 @@ def test_an_end_at_once_and_no_end_at_all(beams):
     assert [cut(tokens) for tokens in search(certain(3), **beams).tokens] == [(3,) * MAX_LEN] * 2
 
 
+@pytest.mark.parametrize("beams", [{}, {"n_beams": 1, "length_penalty": 0.0}, {"n_beams": 2, "length_penalty": 0.0}])
+def test_it_is_traced_once_and_stops_when_all_have_ended(beams):
+    traced, ran = [], []
+    both = jnp.asarray(np.concatenate([certain(EOS)[:1, 0], certain(3)[:1, 0]]), jnp.float32)
+
+    def step(cache, tokens, index):
+        traced.append(tokens.shape)
+        jax.debug.callback(lambda index: ran.append(int(index)), index)
+        return both[cache["kind"][0]], cache
+
+    options = {"batch_size": 2, "max_len": MAX_LEN, "vocab_size": VOCAB, **IDS, **beams}
+    run = jax.jit(functools.partial(decoding.beam_search if beams else decoding.greedy, step, **options))
+
+    def steps(kinds):
+        ran.clear()
+        jax.block_until_ready(run({"kind": jnp.asarray([kinds], jnp.int32)}))
+        jax.effects_barrier()
+        return len(ran)
+
+    # With two beams one more: the second hypothesis takes two tokens.
+    assert steps([0, 0]) == max(1, beams.get("n_beams", 1))
+    n_traced = len(traced)
+    assert steps([0, 1]) == MAX_LEN and len(traced) == n_traced
+
+
 @pytest.mark.parametrize("beams", [{}, {"n_beams": 3}])
 def test_entries_that_pad_the_embedding_are_never_chosen(beams):
     found = search(certain(4), vocab_size=4, **beams)
     assert np.all(np.asarray(found.tokens) < 4)
+    # Padding keeps its share of the softmax: what is chosen has the 20 nats less that it has of the whole row.
+    per_token = np.asarray(found.scores) / (1 if beams else MAX_LEN)
+    np.testing.assert_allclose(per_token, -20.0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def peer():
+    """torch, and a small T5 of transformers with weights so large that scores are spread and hypotheses end at 2 to 8 tokens."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 23, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=START)).eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(0.8 * torch.randn(weight.shape, generator=generator))
+    # Threads that wait for each other take most of the time of so small a network.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch, model
+    torch.set_num_threads(threads)
+
+
+def step_of_peer(torch, model, inputs, max_len):
+    """The network outside of JAX; it decodes the whole history anew, which the cache holds, so beams must be reordered."""
+    vocab = model.config.vocab_size
+
+    def logits(inputs, history, index):
+        with torch.no_grad():
+            arrays = [torch.from_numpy(np.array(array, np.int64)) for array in (inputs, history[:, : int(index) + 1])]
+            return model(input_ids=arrays[0], decoder_input_ids=arrays[1]).logits[:, -1].numpy()
+
+    def step(cache, tokens, index):
+        history = jax.lax.dynamic_update_slice_in_dim(cache["history"][0], tokens[:, None], index, axis=1)
+        shape = jax.ShapeDtypeStruct((tokens.shape[0], vocab), jnp.float32)
+        return jax.pure_callback(logits, shape, cache["inputs"][0], history, index), cache | {"history": history[None]}
+
+    history = jnp.zeros((1, inputs.shape[0], max_len), jnp.int32)
+    return step, {"history": history, "inputs": jnp.asarray(inputs, jnp.int32)[None]}
+
+
+@pytest.mark.parametrize("length_penalty", [0.6, 1.0, 2.0])
+def test_beam_search_is_that_of_transformers(peer, length_penalty):
+    torch, model = peer
+    inputs, max_len = np.random.default_rng(0).integers(2, 23, (4, 6)), 8
+    theirs = model.generate(
+        input_ids=torch.from_numpy(inputs),
+        num_beams=3,
+        early_stopping="never",
+        length_penalty=length_penalty,
+        do_sample=False,
+        max_new_tokens=max_len,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    step, cache = step_of_peer(torch, model, inputs, max_len)
+    options = {"batch_size": 4, "n_beams": 3, "max_len": max_len, "vocab_size": 23, **IDS}
+    ours = jax.jit(functools.partial(decoding.beam_search, step, length_penalty=length_penalty, **options))(cache)
+    expected = [cut(tokens[1:]) for tokens in theirs.sequences]
+    if length_penalty <= 1.0:  # or the lengths would not be tested
+        assert any(said[-1] == EOS for said in expected)
+    assert [cut(tokens) for tokens in ours.tokens] == expected
+    np.testing.assert_allclose(ours.scores, theirs.sequences_scores.numpy(), rtol=1e-4)

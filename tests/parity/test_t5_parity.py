@@ -11,6 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+# Networks this small lose more to torch's threads waiting for each other than they gain.
+torch.set_num_threads(1)
 
 from cramjax.models import generation, relative, t5  # noqa: E402
 from cramjax.models.layers import FLOAT32  # noqa: E402
@@ -116,6 +118,7 @@ def test_logits_and_loss(pair, padded):
     assert float(loss) == pytest.approx(expected.loss.item(), abs=ATOL)
 
 
+@pytest.mark.parametrize("pair", list(SHAPES)[:2], indirect=True)
 def test_gradients(pair):
     cfg, model, params = pair
     rng = np.random.default_rng(1)

@@ -10,6 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+# Networks this small lose more to torch's threads waiting for each other than they gain.
+torch.set_num_threads(1)
 
 from cramjax.models import encoder  # noqa: E402
 from cramjax.models.layers import FLOAT32  # noqa: E402

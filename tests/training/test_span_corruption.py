@@ -67,7 +67,8 @@ def test_adafactor_trains(relative_step):
     assert values[-1] < values[0] - 0.2
 
 
-@pytest.mark.parametrize("precision", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_narrow_formats_train_to_the_loss_of_float32(precision):
     data = np.repeat(texts(1), 30, axis=0)
     wide, _ = losses(open_t5(), data)
