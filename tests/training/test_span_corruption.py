@@ -46,6 +46,7 @@ def test_it_learns_and_starts_at_chance(whole):
     assert values[-1] < values[0] - 0.5
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_big_batch(whole):
     values, _ = losses(open_tiny("microbatch_size=4", recipe="t5_1day"), texts(4))
     np.testing.assert_allclose(values, whole[0], rtol=1e-5)
