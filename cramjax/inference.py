@@ -1,4 +1,4 @@
-"""Trained models put to use: load a workdir, fill masks with an encoder, fill spans and generate text with a T5."""
+"""Trained models put to use: load a run or a Hugging Face model, fill masks with an encoder, fill spans and generate text with a T5."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import tokenizers
 
 from cramjax.config.errors import UserError
 from cramjax.data.tokenizers import special_ids
+from cramjax.hub import directory
 from cramjax.models import encoder, t5
 from cramjax.models.generation import generate as generate_tokens
 from cramjax.models.layers import Precision
@@ -28,13 +29,17 @@ LENGTH_MULTIPLE = 32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A trained model: its shape, number format, parameters (float32), tokenizer and the ids of special tokens by role."""
+    """A trained model: its shape, number format, parameters (float32), tokenizer and the ids of special tokens by role.
+
+    `extra`: what a model of `transformers` has beside these (`hub.tables.from_hf`); {} for a run.
+    """
 
     config: encoder.EncoderConfig | t5.T5Config
     precision: Precision
     params: dict
     tokenizer: tokenizers.Tokenizer
     special: dict[str, int]
+    extra: dict = dataclasses.field(default_factory=dict)
 
     @property
     def is_t5(self) -> bool:
@@ -42,11 +47,20 @@ class LoadedModel:
         return isinstance(self.config, t5.T5Config)
 
 
-def load(workdir: str | os.PathLike) -> LoadedModel:
-    """The newest checkpoint of a run. Raises UserError where `workdir` holds none."""
-    path = pathlib.Path(workdir)
+def load(path: str | os.PathLike) -> LoadedModel:
+    """The newest checkpoint of the run whose workdir is `path`, or the model that `transformers` saved there.
+
+    Raises:
+        UserError: where `path` is neither, or holds a model that ours cannot be.
+    """
+    path = pathlib.Path(path)
     if not (path / "checkpoints").is_dir():
-        raise UserError(f"{path}: no checkpoint of a run there; train one with python -m cramjax.main --workdir {path}")
+        if directory.is_hf_directory(path):
+            return _load_hf(path)
+        raise UserError(
+            f"{path}: no checkpoint of a run there, nor a Hugging Face model (config.json, model.safetensors, tokenizer.json); "
+            f"train one with python -m cramjax.main --workdir {path}, or name a directory that save_pretrained wrote"
+        )
     checkpoints = Checkpoints(path / "checkpoints", read_only=True)
     params, sidecar = checkpoints.restore_params()
     checkpoints.close()
@@ -62,6 +76,25 @@ def load(workdir: str | os.PathLike) -> LoadedModel:
         tokenizer=tokenizer,
         special=special_ids(tokenizer),
     )
+
+
+def _load_hf(path: pathlib.Path) -> LoadedModel:
+    imported, device = directory.read(path), jax.devices()[0]
+    special = special_ids(imported.tokenizer)
+    return LoadedModel(
+        config=imported.config,
+        precision=devices.make_precision(devices.resolve_precision("auto", device), device),
+        params=jax.tree.map(jnp.asarray, imported.params),
+        tokenizer=imported.tokenizer,
+        special={role: number for role, number in special.items() if number is not None},
+        extra=imported.extra,
+    )
+
+
+def untrained(model: LoadedModel) -> LoadedModel:
+    """The same network with fresh parameters, of key 0: the control of whatever is said of `model`."""
+    initialize = t5.init_params if model.is_t5 else encoder.init_params
+    return dataclasses.replace(model, params=initialize(model.config, jax.random.key(0)), extra={})
 
 
 def fill_mask(model: LoadedModel, text: str, top_k: int = 5) -> list[list[tuple[str, float]]]:

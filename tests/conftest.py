@@ -54,3 +54,13 @@ def corpus(tmp_path_factory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("corpus") / "stories.txt"
     path.write_text("\n\n".join(documents))
     return path
+
+
+@pytest.fixture(scope="session")
+def small_run(corpus, tmp_path_factory) -> pathlib.Path:
+    """The workdir of a run of 20 steps on `corpus`, for tools that want any checkpoint."""
+    from tests.e2e import test_main as cli
+
+    workdir = tmp_path_factory.mktemp("runs") / "small"
+    cli.run(cli.command(corpus, workdir, *cli.SMALL, "--config.budget.steps=20"))
+    return workdir

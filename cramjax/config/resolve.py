@@ -186,6 +186,7 @@ _FIXED = {
         "model.head_bias": False,
         "model.decoder_bias": False,
         "model.document_attention": False,
+        "model.local_window": 0,
         "objective.name": "span_corruption",
         "data.cls_token": False,
         "data.order": "shuffled",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cramjax.models import axes as ax
-from cramjax.models.layers import Linear, Precision, dropout, pin_on_cpu, rotary_tables, rotate
+from cramjax.models.layers import Linear, Precision, dropout, pin_on_cpu, rotate
 
 # Finite, so that a row with nothing to see gives numbers instead of NaN.
 MASKED_SCORE = -1e30
@@ -88,12 +88,17 @@ class Attention(nnx.Module):
         shape, axes = (n_heads, head_dim, cfg.d_model), (ax.HEADS, ax.HEAD_DIM, ax.EMBED)
         self.out = Linear("btnh,nhe->bte", shape, axes, **common)
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None, key: jax.Array | None) -> jax.Array:
-        """x [batch, length, embed], mask as of `attention_mask` → [batch, length, embed]; dropout if there is a key."""
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        rotary: tuple[jax.Array, jax.Array] | None,
+        key: jax.Array | None,
+    ) -> jax.Array:
+        """x [batch, length, embed] → the same; mask as of `attention_mask`, `rotary` of `rotary_tables`; dropout if there is a key."""
         query, key_, value = split_heads(self.qkv(x))
-        if self.cfg.positions == "rotary":
-            tables = rotary_tables(x.shape[1], self.cfg.head_dim, self.cfg.rotary_base)
-            query, key_ = rotate(query, *tables), rotate(key_, *tables)
+        if rotary is not None:
+            query, key_ = rotate(query, *rotary), rotate(key_, *rotary)
         return self.out(attend(self.cfg, self.precision, query, key_, value, mask=mask, dropout_key=key))
 
 

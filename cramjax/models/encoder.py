@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from cramjax.models import axes as ax
@@ -29,6 +30,7 @@ from cramjax.models.layers import (
     Precision,
     dropout,
     product,
+    rotary_tables,
 )
 from cramjax.models.module import param
 
@@ -50,7 +52,9 @@ Params = dict[str, Any]
 class EncoderConfig:
     """The numbers of a network; the keys of `model` in `config/schema.py` say what each one means.
 
-    `vocab_size` counts the padding of the embedding. `unroll` is "auto", a bool or a number of blocks.
+    `vocab_size` counts the padding of the embedding. `unroll` is "auto", a bool or a number of blocks. With a `local_window` only every
+    `global_every`-th block, from the first on, sees everything; the others see positions at most half the window away, and turn by
+    `local_rotary_base` (ModernBERT, arXiv 2412.13663, section 2.1.2).
 
     Raises:
         ValueError: for numbers that no network has.
@@ -73,6 +77,9 @@ class EncoderConfig:
     positions: str = "scaled_sinusoidal"
     max_positions: int = 128
     rotary_base: float = 10000.0
+    local_window: int = 0
+    global_every: int = 1
+    local_rotary_base: float = 10000.0
     token_types: int = 0
     head_transform: bool = False
     head_bias: bool = False
@@ -99,6 +106,39 @@ class EncoderConfig:
         return self.d_model // self.n_heads
 
 
+class View(NamedTuple):
+    """What a block's attention knows of places: the `mask` of `attention_mask`, and the cosines and sines of `rotary_tables`."""
+
+    mask: jax.Array | None
+    rotary: tuple[jax.Array, jax.Array] | None
+
+
+def _views(
+    cfg: EncoderConfig, length: int, positions: jax.Array | None, mask: jax.Array | None
+) -> tuple[View] | tuple[View, View]:
+    """The view of a block that sees everything, and where there are such the view of one that sees its neighbourhood."""
+
+    def rotary(base):
+        return rotary_tables(length, cfg.head_dim, base, positions) if cfg.positions == "rotary" else None
+
+    everything = View(mask, rotary(cfg.rotary_base))
+    if not cfg.local_window:
+        return (everything,)
+    at = jnp.arange(length)[None] if positions is None else positions
+    near = (jnp.abs(at[:, :, None] - at[:, None, :]) <= cfg.local_window // 2)[
+        :, None
+    ]  # [1 or batch, 1, length, length]
+    all_of_it = jnp.ones_like(near) if mask is None else mask
+    return everything._replace(mask=all_of_it), View(near & all_of_it, rotary(cfg.local_rotary_base))
+
+
+def _view(views: tuple[View, ...], sees_all: jax.Array | None) -> View:
+    """The view of a block; `sees_all` bool scalar chooses between two."""
+    if len(views) == 1:
+        return views[0]
+    return jax.tree.map(lambda everything, near: jnp.where(sees_all, everything, near), *views)
+
+
 class Block(nnx.Module):
     """Attention and feed-forward with their residuals: x + f(norm(x)) (pre) or norm(x + f(x)) (post)."""
 
@@ -111,11 +151,11 @@ class Block(nnx.Module):
         normal = jax.nn.initializers.normal(cfg.init_std)
         self.mlp = FeedForward(cfg, precision, rngs, init_in=normal, init_out=normal)
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, view: View, key: jax.Array | None) -> jax.Array:
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
 
         def attend(y):
-            return dropout(self.attention(y, mask, keys[0]), self.cfg.dropout, keys[1])
+            return dropout(self.attention(y, view.mask, view.rotary, keys[0]), self.cfg.dropout, keys[1])
 
         def feed(y):
             return dropout(self.mlp(y), self.cfg.dropout, keys[2])
@@ -141,30 +181,38 @@ class Encoder(nnx.Module):
         self.final_norm = Norm(cfg, precision, bias=cfg.norm_bias, rngs=rngs) if cfg.final_norm else None
 
     def __call__(
-        self, tokens: jax.Array, token_types: jax.Array | None, mask: jax.Array | None, key: jax.Array | None
+        self,
+        tokens: jax.Array,
+        token_types: jax.Array | None,
+        positions: jax.Array | None,
+        mask: jax.Array | None,
+        key: jax.Array | None,
     ) -> jax.Array:
         keys = None if key is None else jax.random.split(key, self.cfg.n_layers + 1)
-        x = self.embeddings(tokens, token_types, None if keys is None else keys[-1])
-        x = self._run_layers(x, mask, None if keys is None else keys[:-1])
+        x = self.embeddings(tokens, token_types, positions, None if keys is None else keys[-1])
+        x = self._run_layers(x, _views(self.cfg, tokens.shape[1], positions, mask), None if keys is None else keys[:-1])
         return x if self.final_norm is None else self.final_norm(x)
 
-    def _run_layers(self, x, mask, keys):
+    def _run_layers(self, x, views, keys):
         cfg = self.cfg
         params = module.params_of(self.layers)
 
         @stack.rematerialize(cfg.remat)
-        def block(x, params, key):
+        def block(x, params, rest):
+            key, sees_all = rest
             build = functools.partial(Block, cfg, self.precision, attention_norm="attention_norm" in params)
-            return module.bind(build, params)(x, mask, key)
+            return module.bind(build, params)(x, _view(views, sees_all), key)
 
+        sees_all = np.arange(cfg.n_layers) % cfg.global_every == 0 if len(views) == 2 else None
+        rest = keys, sees_all
         if not cfg.first_norm:
             norms = params.pop("attention_norm")
-            first, rest = (
-                jax.tree.map(lambda leaf, part=part: leaf[part], (params, keys)) for part in (0, slice(1, None))
+            first, others = (
+                jax.tree.map(lambda leaf, part=part: leaf[part], (params, rest)) for part in (0, slice(1, None))
             )
             x = block(x, *first)
-            params, keys = rest[0] | {"attention_norm": norms}, rest[1]
-        return stack.run(block, x, params, keys, n_layers=cfg.n_layers - (not cfg.first_norm), unroll=cfg.unroll)
+            params, rest = others[0] | {"attention_norm": norms}, others[1]
+        return stack.run(block, x, params, rest, n_layers=cfg.n_layers - (not cfg.first_norm), unroll=cfg.unroll)
 
 
 class Head(nnx.Module):
@@ -228,6 +276,7 @@ def encode(
     segment_ids: jax.Array | None = None,
     padding_mask: jax.Array | None = None,
     token_types: jax.Array | None = None,
+    positions: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Hidden states after the final norm: [batch, length, embed] in the activation dtype.
@@ -239,15 +288,16 @@ def encode(
         segment_ids: int [batch, length]: documents of a pack that do not see each other.
         padding_mask: bool [batch, length]: False where nobody should look.
         token_types: int [batch, length]; all 0 if not given.
+        positions: int [batch, length]: place of each token in its own sequence, where several stand in a row; 0, 1, 2, … if not given.
         key: dropout is on if given.
 
     Raises:
         ValueError: for sequences longer than a learned table of positions.
     """
-    if cfg.positions == "learned" and tokens.shape[1] > cfg.max_positions:
+    if cfg.positions == "learned" and positions is None and tokens.shape[1] > cfg.max_positions:
         raise ValueError(f"{tokens.shape[1]} tokens a sequence, but only {cfg.max_positions} learned positions")
     model = module.bind(_build(cfg, precision), params)
-    return model.encoder(tokens, token_types, attention_mask(segment_ids, padding_mask), key)
+    return model.encoder(tokens, token_types, positions, attention_mask(segment_ids, padding_mask), key)
 
 
 def head(cfg: EncoderConfig, precision: Precision, params: Params, hidden: jax.Array) -> jax.Array:

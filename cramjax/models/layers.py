@@ -251,14 +251,19 @@ class Embeddings(nnx.Module):
         )
         self.norm = Norm(cfg, precision, bias=cfg.norm_bias, rngs=rngs) if cfg.embedding_norm else None
 
-    def __call__(self, tokens: jax.Array, token_types: jax.Array | None, key: jax.Array | None) -> jax.Array:
-        """tokens and token_types int [batch, length] → [batch, length, embed]; dropout if there is a key."""
+    def __call__(
+        self, tokens: jax.Array, token_types: jax.Array | None, positions: jax.Array | None, key: jax.Array | None
+    ) -> jax.Array:
+        """tokens, token_types and positions int [batch, length] → [batch, length, embed]; dropout if there is a key."""
         length = tokens.shape[1]
         x = self.tokens[...][tokens]  # [batch, length, embed]
         if self.positions is not None:
-            x = x + self.positions[...][:length][None]
+            table = self.positions[...]
+            x = x + (table[:length][None] if positions is None else table[positions])
         elif self.position_scale is not None:
-            x = x + (sinusoidal_table(length, self.cfg.d_model) * self.position_scale[...])[None]
+            # A row of several sequences is at least as long as each of them.
+            table = sinusoidal_table(length, self.cfg.d_model)
+            x = x + (table[None] if positions is None else jnp.asarray(table)[positions]) * self.position_scale[...]
         if self.token_types is not None:
             # Without ids every token is of type 0, as in transformers.
             x = x + (self.token_types[...][:1][None] if token_types is None else self.token_types[...][token_types])
@@ -285,18 +290,24 @@ def sinusoidal_table(length: int, width: int) -> np.ndarray:
     return table
 
 
-def rotary_tables(length: int, head_dim: int, base: float) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines of the rotary angles (arXiv 2104.09864), float32 [length, head_dim / 2]."""
+def rotary_tables(
+    length: int, head_dim: int, base: float, positions: jax.Array | None = None
+) -> tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]:
+    """Cosines and sines of the rotary angles (arXiv 2104.09864), float32 [1, length, head_dim / 2], or [batch, …] for `positions`.
+
+    `positions` int [batch, length] are below `length`; 0, 1, 2, … if not given.
+    """
     # float32 on purpose at the frequency, as `transformers` has it: at 8,192 positions a rounder angle is another angle.
     frequencies = (1.0 / base ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)).astype(np.float32)
     angles = np.arange(length, dtype=np.float32)[:, None] * frequencies[None]
-    return np.cos(angles), np.sin(angles)
+    tables = np.cos(angles)[None], np.sin(angles)[None]
+    return tables if positions is None else tuple(jnp.asarray(table[0])[positions] for table in tables)
 
 
 def rotate(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
-    """`x` [batch, length, ..., head_dim] turned by its position's angles; dimension i is paired with i + head_dim / 2."""
+    """`x` [batch, length, ..., head_dim] turned by the angles of `rotary_tables`; dimension i is paired with i + head_dim / 2."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    shape = (1, x.shape[1]) + (1,) * (x.ndim - 3) + (x.shape[-1] // 2,)
+    shape = cosines.shape[:2] + (1,) * (x.ndim - 3) + (x.shape[-1] // 2,)
     cosines, sines = jnp.asarray(cosines).reshape(shape), jnp.asarray(sines).reshape(shape)
     turned = jnp.concatenate([first * cosines - second * sines, second * cosines + first * sines], axis=-1)
     return turned.astype(x.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,24 +11,33 @@ import optax
 
 from cramjax.optim.scale import next_loss_scale
 from cramjax.training.state import TrainState
-from cramjax.training.task import Task
 
 Metrics = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Any, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+
+
+class Objective(Protocol):
+    """What a step needs to know of a `Task`, or of what is finetuned: the loss, and positions of a row that reach it."""
+
+    n_predicted: int
+
+    def loss(self, params: Any, key: jax.Array, batch: Any, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(sum in nats, weight) of a microbatch whose rows have the numbers `rows` int32 [rows] in the batch."""
 
 
 def make_train_step(
-    task: Task,
+    task: Objective,
     optimizer: optax.GradientTransformation,
     *,
-    seed: int,
+    seed: int | jax.Array,
     clip_norm: float | None,
     dynamic_scale: bool,
     grad_shardings: Any = None,
 ) -> TrainStep:
     """The function (state, batch, lr, n_micro) → (state, metrics), to be jitted with the state donated.
 
-    batch: uint16/uint32 [microbatches, rows, seq_len], of which the first `n_micro` (int32) are used; lr: float32.
+    batch: uint16/uint32 [microbatches, rows, seq_len], of which the first `n_micro` (int32) are used, or a tree of arrays with a leading
+    microbatch axis and the rows in the second axis of "tokens"; lr: float32.
     The gradient is that of the mean loss over all predicted positions of the batch, however it is cut into microbatches.
     A non-finite gradient leaves parameters and moments as they are and is counted.
 
@@ -38,7 +47,7 @@ def make_train_step(
     def step(state, batch, lr, n_micro):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         # Scaled to the mean over a microbatch: in float16 the sum over its positions would overflow.
-        unit = state.loss_scale.scale / (batch.shape[1] * task.n_predicted)
+        unit = state.loss_scale.scale / (_tokens(batch).shape[1] * task.n_predicted)
         loss_sum, weight, gradients = _accumulate(task, state.params, key, batch, n_micro, unit, grad_shardings)
         gradients = jax.tree.map(lambda g: g / (weight * unit), gradients)
         grad_norm = optax.tree.norm(gradients)
@@ -70,13 +79,13 @@ def make_train_step(
 
 def _accumulate(task, params, key, batch, n_micro, unit, grad_shardings):
     """Sums over the first `n_micro` microbatches: loss in nats, weight, and `unit` times the gradient of the loss sum."""
-    n_rows = batch.shape[1]
+    n_micro_max, n_rows = _tokens(batch).shape[:2]
 
     def one(index):
         rows = index * n_rows + jnp.arange(n_rows, dtype=jnp.int32)
 
         def scaled_loss(params):
-            loss, weight = task.loss(params, key, batch[index], rows)
+            loss, weight = task.loss(params, key, jax.tree.map(lambda leaf: leaf[index], batch), rows)
             return loss * unit, (loss, weight)
 
         (_, (loss, weight)), gradients = jax.value_and_grad(scaled_loss, has_aux=True)(params)
@@ -84,8 +93,12 @@ def _accumulate(task, params, key, batch, n_micro, unit, grad_shardings):
             gradients = jax.lax.with_sharding_constraint(gradients, grad_shardings)
         return loss, weight, gradients
 
-    if batch.shape[0] == 1:
+    if n_micro_max == 1:
         return one(jnp.zeros((), jnp.int32))
     # A loop with a run-time bound: the batch ramp changes n_micro without a recompilation.
     zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
     return jax.lax.fori_loop(0, n_micro, lambda i, sums: jax.tree.map(jnp.add, sums, one(i)), zeros)
+
+
+def _tokens(batch: Any) -> jax.Array:
+    return batch["tokens"] if isinstance(batch, dict) else batch

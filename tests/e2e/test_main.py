@@ -205,7 +205,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, tmp_path)
 @pytest.mark.parametrize(
     "module, flag",
     [("cramjax.main", "--config"), ("tools.prepare_data", "--config"), ("tools.bench", "--config"),
-     ("tools.shapes", "--recommend"), ("tools.sweep", "--grid")],
+     ("tools.shapes", "--recommend"), ("tools.sweep", "--grid"), ("tools.finetune", "--task"), ("tools.probe", "--suite")],
 )  # fmt: skip
 def test_help_names_purpose_flags_and_an_example_without_jax(module, flag):
     probe = (

@@ -1,8 +1,6 @@
 """T5 against `T5ForConditionalGeneration`: logits, loss, gradients, search; both forms, padding, uneven depths, odd heads; float32."""
 
 import functools
-import importlib.util
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +12,10 @@ transformers = pytest.importorskip("transformers")
 # Networks this small lose more to torch's threads waiting for each other than they gain.
 torch.set_num_threads(1)
 
+from cramjax.hub import tables  # noqa: E402
 from cramjax.models import generation, relative, t5  # noqa: E402
 from cramjax.models.layers import FLOAT32  # noqa: E402
 from cramjax.objectives.losses import cross_entropy  # noqa: E402
-
-_spec = importlib.util.spec_from_file_location("parity_mapping", pathlib.Path(__file__).with_name("mapping.py"))
-mapping = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(mapping)
 
 ATOL = 1e-4
 SHAPES = {
@@ -78,11 +73,17 @@ def peer(cfg):
     return model.eval()
 
 
+def from_peer(cfg, tensors):
+    """Our tree of the tensors of a peer."""
+    params, _ = tables.from_hf("t5", cfg, {name: tensor.numpy() for name, tensor in tensors.items()})
+    return params
+
+
 @pytest.fixture(params=SHAPES)
 def pair(request):
     cfg = network(request.param)
     model = peer(cfg)
-    params = mapping.t5({name: tensor.numpy() for name, tensor in model.state_dict().items()}, cfg)
+    params = from_peer(cfg, model.state_dict())
     abstract = t5.abstract_params(cfg)
     assert jax.tree.map(lambda a: a.shape, params) == jax.tree.map(lambda a: a.shape, abstract)
     return cfg, model, params
@@ -124,7 +125,7 @@ def test_gradients(pair):
     rng = np.random.default_rng(1)
     inputs, targets = rng.integers(2, 131, (2, 21)), rng.integers(2, 131, (2, 9))
     model(input_ids=torch.from_numpy(inputs), labels=torch.from_numpy(targets)).loss.backward()
-    expected = mapping.t5({name: weight.grad.numpy() for name, weight in model.named_parameters()}, cfg)
+    expected = from_peer(cfg, {name: weight.grad for name, weight in model.named_parameters()})
 
     def loss(params):
         encoded = t5.encode(cfg, FLOAT32, params, jnp.asarray(inputs))

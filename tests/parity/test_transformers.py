@@ -1,8 +1,5 @@
 """Forward parity with the stock classes of `transformers`: random weights, float32, with and without padding."""
 
-import importlib.util
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +10,10 @@ transformers = pytest.importorskip("transformers")
 # Networks this small lose more to torch's threads waiting for each other than they gain.
 torch.set_num_threads(1)
 
+from cramjax.hub import tables  # noqa: E402
 from cramjax.models import encoder  # noqa: E402
 from cramjax.models.layers import FLOAT32  # noqa: E402
 from tests import networks  # noqa: E402
-
-_spec = importlib.util.spec_from_file_location("parity_mapping", pathlib.Path(__file__).with_name("mapping.py"))
-mapping = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(mapping)
 
 # An odd vocabulary, and heads of 24 dimensions.
 SHRINK = {"n_layers": 3, "d_model": 72, "n_heads": 3, "d_ff": 104, "vocab_size": 131}
@@ -67,16 +61,16 @@ def modernbert_model(cfg):
 
 
 CASES = {
-    "bert-base": (bert_model, mapping.bert),
-    "bert-large-24h": (bert_model, mapping.bert),
-    "modernbert-crammed": (modernbert_model, mapping.modernbert),
+    "bert-base": (bert_model, "bert"),
+    "bert-large-24h": (bert_model, "megatron-bert"),
+    "modernbert-crammed": (modernbert_model, "modernbert"),
 }
 
 
 @pytest.fixture(scope="module", params=CASES)
 def pair(request):
     """(our config, our parameters, the torch model), equal weights, all of them away from 0 and 1."""
-    build, convert = CASES[request.param]
+    build, family = CASES[request.param]
     cfg = networks.named(request.param, **SHRINK)
     torch.manual_seed(0)
     model = build(cfg).eval()
@@ -84,10 +78,12 @@ def pair(request):
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)
     state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
-    return cfg, jax.tree.map(jnp.asarray, convert(state, cfg)), model
+    params, extra = tables.from_hf(family, cfg, state)
+    assert extra == {}
+    return cfg, jax.tree.map(jnp.asarray, params), model
 
 
-def test_the_mapping_covers_every_parameter(pair):
+def test_the_table_covers_every_parameter(pair):
     cfg, params, model = pair
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, encoder.abstract_params(cfg))
     assert encoder.count_params(cfg) == sum(weight.numel() for weight in model.parameters())

@@ -1,0 +1,1 @@
+"""GLUE and SuperGLUE: what the tasks are, their data, official metrics, published rows and the form their servers take."""

@@ -1,0 +1,1 @@
+"""Zero-shot probes of what a model knows, without training it."""

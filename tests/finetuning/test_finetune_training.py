@@ -1,0 +1,128 @@
+"""Training of seeds: exact where it must be, and it learns."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from cramjax.benchmarks import rows
+from cramjax.benchmarks.tasks import find_tasks
+from cramjax.finetuning import training
+from cramjax.finetuning.classification import classification
+from cramjax.finetuning.feed import EncoderFeed
+from cramjax.finetuning.protocols import Settings
+from cramjax.finetuning.t5_feed import T5Feed
+from cramjax.finetuning.text_to_text import text_to_text
+from tests.finetuning import grammar
+
+PLAIN = Settings(lr=3e-3, epochs=2, batch_size=8, dropout=0.0, attention_dropout=0.0, schedule="constant", warmup=0.0)
+
+
+@pytest.fixture(scope="module")
+def cola(tmp_path_factory):
+    folder = grammar.write_glue(tmp_path_factory.mktemp("glue"), n_train=45)
+    (task,) = find_tasks(["cola"])
+    return task, rows.open_task(task, str(folder), lambda _: None).splits
+
+
+@pytest.fixture(scope="module")
+def model():
+    return grammar.model()
+
+
+def learn(model, cola, settings, seeds, **options):
+    task, splits = cola
+    feed = EncoderFeed(task, splits, model.tokenizer, model.special["pad"], settings, None)
+    rates = {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
+    learner = classification(model.config, model.precision, width=None, pooling="first", **rates)
+    found = training.train(feed, learner, settings, model.params, seeds, dynamic_scale=False, **options)
+    return found, feed, learner
+
+
+def assert_close(one, other, atol=2e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), one, other)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_one_others(model, cola):
+    settings = dataclasses.replace(PLAIN, dropout=0.1, attention_dropout=0.1)
+    (first, *_), (again, *_), (other, *_) = (learn(model, cola, settings, [seed]) for seed in (3, 3, 4))
+    jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+    assert first.losses == again.losses != other.losses
+    assert first.n_steps == 2 * math.ceil(45 / 8)
+
+
+def test_seeds_together_are_the_seeds_alone(model, cola):
+    settings = dataclasses.replace(PLAIN, dropout=0.1, max_steps=4)
+    together, *_ = learn(model, cola, settings, [0, 5])
+    for number, seed in enumerate((0, 5)):
+        alone, *_ = learn(model, cola, settings, [seed])
+        assert_close(training.of_seed(together.params, number, 2), alone.params)
+        assert abs(together.losses[number] - alone.losses[0]) < 1e-5
+
+
+def test_microbatches_make_the_same_steps(model, cola):
+    # Six steps an epoch, the last of which has five examples: a microbatch of four, and one.
+    whole, *_ = learn(model, cola, PLAIN, [0])
+    parts, *_ = learn(model, cola, dataclasses.replace(PLAIN, microbatch_size=4), [0])
+    assert_close(whole.params, parts.params, atol=5e-4)
+    assert abs(whole.losses[0] - parts.losses[0]) < 1e-3
+
+
+def test_an_encoder_learns_and_predictions_are_in_order(model, cola):
+    task, splits = cola
+    found, feed, learner = learn(model, cola, dataclasses.replace(PLAIN, epochs=25, lr=5e-3), [1])
+    outputs = training.predict(learner, found.params, feed.eval_batches("validation"))
+    predictions = feed.predictions("validation", outputs)
+    labels = [row["label"] for row in splits["validation"]]
+    assert np.mean(np.equal(predictions, labels)) > 0.9 and not any(found.diverged)
+
+
+def test_the_best_epoch_is_kept(model, cola):
+    offered = []
+
+    def headline(_, params):
+        offered.append(jax.tree.map(np.asarray, params))
+        return {1: 5.0, 2: 9.0, 3: 9.0}[len(offered)]
+
+    settings = dataclasses.replace(PLAIN, epochs=3, select="best")
+    found, *_ = learn(model, cola, settings, [0], headline=headline)
+    assert found.epoch == [2]
+    jax.tree.map(np.testing.assert_array_equal, found.params, offered[1])
+
+
+def test_a_run_that_diverges_says_so_and_ends(model, cola):
+    broken = dataclasses.replace(model, params=jax.tree.map(lambda leaf: leaf * np.nan, model.params))
+    reported = []
+    settings = dataclasses.replace(PLAIN, epochs=40)
+    found, *_ = learn(broken, cola, settings, [0], report=lambda step, n_steps, loss: reported.append(step))
+    assert found.diverged == [True] and reported[-1] < found.n_steps == 240
+
+
+def test_a_shape_compiles_once_for_tasks_and_seeds(model, cola):
+    announced = []
+    settings = dataclasses.replace(PLAIN, lr=1e-3, b2=0.95)
+    for seed in (0, 1):
+        learn(model, cola, settings, [seed], compiling=lambda: announced.append(None))
+    assert len(announced) == 1
+
+
+def test_a_t5_learns_the_words_of_labels(tmp_path):
+    model = grammar.model("t5")
+    (task,) = find_tasks(["cola"])
+    splits = rows.open_task(task, str(grammar.write_glue(tmp_path)), lambda _: None).splits
+    settings = Settings(
+        lr=1e-2, epochs=30, batch_size=16, microbatch_size=8, dropout=0.0, attention_dropout=0.0, schedule="linear"
+    )
+    feed = T5Feed(task, splits, model.tokenizer, model.special, settings)
+    options = {"special": model.special, "vocab_size": model.tokenizer.get_vocab_size(), "max_target": feed.max_target}
+    learner = text_to_text(model.config, model.precision, dropout=0.0, attention_dropout=0.0, **options)
+    found = training.train(feed, learner, settings, model.params, [0], dynamic_scale=False)
+    untrained = feed.predictions("validation", training.predict(learner, model.params, feed.eval_batches("validation")))
+    assert feed.n_illegal["validation"] == len(untrained) == 24
+    predictions = feed.predictions(
+        "validation", training.predict(learner, found.params, feed.eval_batches("validation"))
+    )
+    labels = [row["label"] for row in splits["validation"]]
+    assert feed.n_illegal["validation"] == 0 and np.mean(np.equal(predictions, labels)) > 0.9

@@ -1,0 +1,122 @@
+"""Packed rows: nothing overlaps, and a model gives packed sequences the scores it gives them alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cramjax.finetuning import packing
+from cramjax.finetuning.classification import N_OUTPUTS, classification
+from cramjax.models import encoder
+from cramjax.models.layers import FLOAT32
+from tests import networks
+
+SHRINK = {"n_layers": 2, "d_model": 32, "n_heads": 2, "d_ff": 48, "vocab_size": 97}
+NETWORKS = ["crammed-bert", "bert-base", "bert-large-24h", "modernbert-crammed"]
+
+
+def sequences(lengths, types=False):
+    numbers = np.random.default_rng(0)
+    return [
+        packing.Encoded(
+            ids=numbers.integers(3, 97, n).astype(np.int32),
+            types=(np.arange(n) >= n // 2).astype(np.int32) * types,
+        )
+        for n in lengths
+    ]
+
+
+def batch_of(found, rows, length, places, n):
+    batch = packing.pack(found, places, rows, length, pad_id=0)
+    batch["first"] = np.pad(batch["first"], (0, n - len(found)))
+    return batch | {
+        "labels": np.zeros(n, np.int32),
+        "targets": np.zeros(n, np.float32),
+        "weights": (np.arange(n) < len(found)).astype(np.float32),
+        "classes": np.ones(N_OUTPUTS, bool),
+        "regression": np.float32(0),
+    }
+
+
+@given(st.lists(st.integers(1, 64), max_size=40))
+@settings(max_examples=50)
+def test_every_token_has_a_place_of_its_own(lengths):
+    found = sequences(lengths)
+    places = packing.place(lengths, 64)
+    rows = packing.row_count(packing.n_rows(places))
+    assert rows >= packing.n_rows(places)
+    batch = packing.pack(found, places, rows, 64, pad_id=0)
+    assert np.count_nonzero(batch["segments"]) == sum(lengths)
+    for number, sequence in enumerate(found, start=1):
+        there = batch["segments"] == number
+        np.testing.assert_array_equal(batch["tokens"][there], sequence.ids)
+        np.testing.assert_array_equal(batch["positions"][there], np.arange(len(sequence.ids)))
+        first = batch["first"][number - 1]
+        assert there.reshape(-1)[first] and batch["positions"].reshape(-1)[first] == 0
+
+
+def test_rows_are_filled_well():
+    lengths = np.random.default_rng(1).integers(4, 40, 400).tolist()
+    assert packing.n_rows(packing.place(lengths, 64)) * 64 < 1.06 * sum(lengths)
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_scores_of_packed_sequences_are_those_of_each_alone(name, pooling):
+    config = networks.named(name, **SHRINK)
+    learner = classification(config, FLOAT32, width=None, pooling=pooling, dropout=0.1, attention_dropout=0.1)
+    params = learner.init(jax.random.key(0), encoder.init_params(config, jax.random.key(1)))
+    params = jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(2), leaf.shape), params)
+    found = sequences([9, 14, 3, 20, 31, 7], types=config.token_types > 1)
+    places = packing.place([len(one.ids) for one in found], 32)
+    assert packing.n_rows(places) < len(found)
+    predict = jax.jit(learner.predict)
+    together = predict(params, batch_of(found, 6, 32, places, 6))
+    alone = predict(params, batch_of(found, 6, 32, [(row, 0) for row in range(6)], 6))
+    np.testing.assert_allclose(together, alone, atol=2e-5)
+
+
+def test_local_attention_counts_places_within_a_sequence():
+    config = networks.named("modernbert-crammed", **SHRINK, local_window=6, global_every=2, local_rotary_base=100.0)
+    learner = classification(config, FLOAT32, width=None, pooling="first", dropout=0.0, attention_dropout=0.0)
+    params = learner.init(jax.random.key(0), encoder.init_params(config, jax.random.key(1)))
+    found = sequences([20, 12])
+    predict = jax.jit(learner.predict)
+    packed, alone = ([(0, 0), (0, 20)], [(0, 0), (1, 0)])
+    expected = predict(params, batch_of(found, 2, 32, alone, 2))
+    np.testing.assert_allclose(predict(params, batch_of(found, 2, 32, packed, 2)), expected, atol=2e-5)
+
+
+def test_the_window_is_seen():
+    """A local network differs from the global one just where something lies beyond the window."""
+    config = networks.named("modernbert-crammed", **SHRINK | {"n_layers": 3}, local_window=6, global_every=3)
+    everywhere = dataclasses.replace(config, local_window=0)
+    params = encoder.init_params(config, jax.random.key(0))
+    for length, same in ((4, True), (12, False)):
+        tokens = jnp.asarray(np.random.default_rng(0).integers(3, 97, (1, length)), jnp.int32)
+        near, far = (
+            jax.jit(encoder.encode, static_argnums=(0, 1))(one, FLOAT32, params, tokens) for one in (config, everywhere)
+        )
+        assert bool(jnp.allclose(near, far, atol=1e-5)) is same
+
+
+def test_gradients_do_not_see_what_is_no_example():
+    config = networks.named("crammed-bert", **SHRINK)
+    learner = classification(config, FLOAT32, width=16, pooling="first", dropout=0.0, attention_dropout=0.0)
+    params = learner.init(jax.random.key(0), encoder.init_params(config, jax.random.key(1)))
+    found = sequences([9, 14])
+
+    def gradient(batch):
+        def loss(params):
+            total, weight = learner.loss(params, jax.random.key(0), batch, jnp.arange(1))
+            return total / weight
+
+        return jax.jit(jax.grad(loss))(params)
+
+    small = gradient(batch_of(found, 1, 32, [(0, 0), (0, 9)], 2))
+    large = gradient(batch_of(found, 3, 32, [(0, 0), (0, 9)], 5))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), small, large)

@@ -1,0 +1,70 @@
+"""Protocols: what the papers say, and what a command line may change."""
+
+import pytest
+
+from cramjax.config.errors import UserError
+from cramjax.finetuning.protocols import PROTOCOLS
+
+
+def test_the_cramming_protocol_is_the_papers():
+    settings = PROTOCOLS["cramming"].settings
+    wanted = {
+        "lr": 4e-5, "weight_decay": 0.0, "b1": 0.9, "b2": 0.98, "eps": 1e-6, "batch_size": 16, "epochs": 5, "schedule": "cosine",
+        "warmup": 0.1, "final": 0.0, "max_length": 128, "dropout": 0.1, "clip_norm": None, "head_width": 1024, "pooling": "first",
+        "select": "last", "single_as_pair": True,
+    }  # fmt: skip
+    assert {key: getattr(settings, key) for key in wanted} == wanted
+    assert PROTOCOLS["cramming"].n_seeds == 5 and PROTOCOLS["cramming"].of_task("rte") == [{}]
+
+
+def test_mosaic_starts_small_tasks_from_mnli():
+    points = {task: PROTOCOLS["mosaic"].of_task(task)[0] for task in ("rte", "mrpc", "stsb", "mnli", "cola", "wnli")}
+    assert [points[task].get("start_from") for task in points] == ["mnli"] * 3 + [None] * 3
+    assert points["mrpc"]["lr"] == 8e-5 and points["mnli"] == {"batch_size": 48}
+
+
+def test_a_grid_is_all_combinations():
+    made = PROTOCOLS["bert"].changed([], ["lr=1e-4,2e-4", "epochs=2,3"])
+    assert made.of_task("cola") == [{"lr": lr, "epochs": epochs} for lr in (1e-4, 2e-4) for epochs in (2, 3)]
+    assert len(PROTOCOLS["bert"].of_task("cola")) == 4
+
+
+def test_what_is_set_wins_over_tasks_and_grids():
+    mosaic = PROTOCOLS["mosaic"].changed(["lr=1", "rte.epochs=7", "start_from=None"], [])
+    assert mosaic.settings.lr == 1.0 and type(mosaic.settings.lr) is float
+    assert mosaic.of_task("rte") == [{"weight_decay": 1e-5, "batch_size": 16, "epochs": 7}]
+    assert PROTOCOLS["bert"].changed(["lr=1e-3"], []).of_task("cola") == [{}]
+    both = PROTOCOLS["mosaic"].changed(["SST-2.lr=3", "lr=2"], [])
+    assert both.settings.lr == 2.0 and both.of_task("sst2")[0]["lr"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("assignments", "grid", "message"),
+    [
+        (["learning_rate=1"], [], "no such setting"),
+        (["epoch=1"], [], "did you mean epochs"),
+        (["lr"], [], "a value is missing"),
+        (["lr=fast"], [], "must be float"),
+        (["epochs=1.5"], [], "must be int"),
+        (["clip_norm=no"], [], "must be float or None"),
+        (["epochs=0"], [], "at least 1"),
+        (["dropout=1.5"], [], "share below 1"),
+        (["schedule=square"], [], "square"),
+        (["select=first"], [], "last or best"),
+        (["pooling=max"], [], "first or mean"),
+        (["optimizer=sgd"], [], "must be one of adamw"),
+        (["microbatch_size=5"], [], "must divide batch_size=16"),
+        (["coal.lr=1"], [], "coal"),
+        (["cola.learn=1"], [], "no such setting"),
+        ([], ["lr=1,two"], "must be float"),
+        ([], ["epochs=0,1"], "at least 1"),
+    ],
+)
+def test_mistakes_are_named(assignments, grid, message):
+    with pytest.raises(UserError, match=message):
+        PROTOCOLS["cramming"].changed(assignments, grid)
+
+
+def test_a_description_has_everything():
+    described = PROTOCOLS["mosaic"].describe()
+    assert described["by_task"]["rte"]["start_from"] == "mnli" and described["settings"]["max_length"] == 256

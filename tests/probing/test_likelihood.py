@@ -1,0 +1,92 @@
+"""Pseudo-log-likelihoods against a plain loop over masked copies, and what the tool makes of them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cramjax.config.errors import UserError
+from cramjax.data import tokenizers
+from cramjax.inference import LoadedModel
+from cramjax.models import encoder, t5
+from cramjax.models.layers import FLOAT32
+from cramjax.probing import likelihood
+from tests import networks
+
+SENTENCES = ["the cat sees the dog", "a dog", "the dogs see the cat and the cat sees them all", "a dog", "cats see"]
+
+
+@pytest.fixture(scope="module")
+def models():
+    texts = SENTENCES * 20
+    wordpiece, _ = tokenizers.train("wordpiece", texts, vocab_size=60, lowercase=True, ascii_only=True)
+    unigram, _ = tokenizers.train("wordpiece", texts, vocab_size=60, lowercase=True, ascii_only=True, extra_ids=4)
+    # The embedding has more rows than the tokenizer has entries.
+    config = networks.named("bert-base", n_layers=2, d_model=32, n_heads=2, d_ff=48, vocab_size=80, init_std=0.3)
+    seq2seq = t5.T5Config(vocab_size=80, n_layers=1, n_decoder_layers=1, d_model=32, n_heads=2, head_dim=16, d_ff=48)
+    return {
+        "encoder": loaded(config, encoder.init_params(config, jax.random.key(0)), wordpiece),
+        "t5": loaded(seq2seq, t5.init_params(seq2seq, jax.random.key(0)), unigram),
+    }
+
+
+def loaded(config, params, tokenizer):
+    special = tokenizers.special_ids(tokenizer)
+    return LoadedModel(config=config, precision=FLOAT32, params=params, tokenizer=tokenizer, special=special)
+
+
+def one_by_one(model, sentence):
+    """Each token hidden in turn, unpadded, with NumPy's softmax over the tokenizer's entries."""
+    config, params = model.config, model.params
+
+    @jax.jit
+    def logits_of(ids, place, read):
+        if model.is_t5:
+            encoded = t5.encode(config, FLOAT32, params, ids)
+            return t5.head(config, FLOAT32, params, t5.decode(config, FLOAT32, params, encoded, read))[0, 1]
+        return encoder.head(config, FLOAT32, params, encoder.encode(config, FLOAT32, params, ids))[0, place]
+
+    found = model.tokenizer.encode(sentence)
+    total = 0.0
+    for place, (token, special) in enumerate(zip(found.ids, found.special_tokens_mask, strict=True)):
+        if special:
+            continue
+        ids = list(found.ids)
+        ids[place] = model.tokenizer.token_to_id("<extra_id_0>") if model.is_t5 else model.special["mask"]
+        logits = logits_of(jnp.asarray([ids]), place, jnp.asarray([[model.special["pad"], ids[place], token]]))
+        numbers = np.asarray(logits, np.float64)[: model.tokenizer.get_vocab_size()]
+        total += numbers[token] - np.log(np.exp(numbers).sum())
+    return total
+
+
+@pytest.mark.parametrize("kind", ["encoder", "t5"])
+def test_scores_are_those_of_a_plain_loop(models, kind):
+    model = models[kind]
+    expected = [one_by_one(model, sentence) for sentence in SENTENCES[:2]]
+    scores = likelihood.sentence_scores(model, SENTENCES)
+    np.testing.assert_allclose(scores[:2], expected, atol=2e-4)
+    assert scores[3] == scores[1] and scores[4] != scores[1]
+
+
+def test_the_size_of_batches_does_not_matter(models):
+    seen = []
+    one = likelihood.sentence_scores(models["encoder"], SENTENCES, batch_tokens=16, progress=seen.append)
+    many = likelihood.sentence_scores(models["encoder"], SENTENCES, batch_tokens=1024)
+    np.testing.assert_allclose(one, many, atol=1e-4)
+    assert seen == sorted(seen) and seen[-1] == 1.0
+
+
+def test_a_sentence_beyond_the_positions_is_refused(models):
+    model = models["encoder"]
+    short = dataclasses.replace(model, config=dataclasses.replace(model.config, max_positions=6))
+    with pytest.raises(UserError, match="6 positions"):
+        likelihood.sentence_scores(short, SENTENCES)
+
+
+def test_a_model_without_a_mask_is_refused(models):
+    model = models["encoder"]
+    special = {role: number for role, number in model.special.items() if role != "mask"}
+    with pytest.raises(UserError, match="mask token"):
+        likelihood.sentence_scores(dataclasses.replace(model, special=special), SENTENCES)

@@ -1,0 +1,111 @@
+"""`python -m tools.finetune`: finetune a checkpoint on GLUE or SuperGLUE and say what it scores."""
+
+import argparse
+import pathlib
+import sys
+
+from cramjax.config.cli import make_parser, run_command
+
+EXAMPLE = """protocols (all settings stand in the results):
+  cramming   batch 16, 5 epochs, lr 4e-5, the same for every task, median of 5 seeds (encoders' default)
+  bert       batch 32, 3 epochs, the best of four learning rates
+  mosaic     settings by task; RTE, MRPC and STS-B start from the MNLI model
+  t5         text to text, Adafactor 1e-3, batch 128, the best epoch (T5s' default)
+
+written to --out:
+  results.json, results.md   median, mean, std, min, max and all seeds of every metric, in percent; the settings
+  predictions/<task>.tsv     of the seed with the median score
+  submission.zip             with --submission: test sets in the form the server takes
+  models/<task>/…            with --save
+
+example:
+  python -m tools.finetune --checkpoint runs/bert_1day --task glue --data_dir glue --out runs/glue
+  python -m tools.finetune --checkpoint runs/quickstart --task cola,rte --data_dir tfds --seeds 3 --set lr=1e-4 --set epochs=10
+
+Run again with the same --out, it does only what is missing."""
+
+
+def _finetune(args: argparse.Namespace) -> int:
+    from cramjax.config.errors import UserError
+
+    if args.seeds is not None and args.seeds < 1:
+        raise UserError(f"--seeds {args.seeds}: must be at least 1")
+    if args.together is not None and args.together < 1:
+        raise UserError(f"--together {args.together}: must be at least 1")
+    from cramjax.finetuning.protocols import PROTOCOLS
+
+    if args.protocol:  # mistakes in settings are found before JAX starts
+        if args.protocol not in PROTOCOLS:
+            raise UserError(f"--protocol {args.protocol}: unknown; there are {', '.join(PROTOCOLS)}")
+        PROTOCOLS[args.protocol].changed(args.set, args.grid)
+    from cramjax import inference
+    from cramjax.finetuning import results, run
+    from cramjax.training.stop import StopSignal
+
+    with StopSignal() as stop, stop.at_once():
+        tasks = args.task.split(",")
+        run.choose_tasks(tasks, args.data_dir)
+        model = inference.load(args.checkpoint)
+        protocol = run.choose_protocol(args.protocol, model.is_t5, args.set, args.grid)
+        name = pathlib.Path(args.checkpoint).resolve().name + ("-untrained" if args.untrained else "")
+        request = run.Request(
+            checkpoint=str(args.checkpoint),
+            tasks=tasks,
+            data_dir=args.data_dir,
+            out=args.out or pathlib.Path("runs/finetune") / f"{name}-{protocol.name}",
+            protocol=protocol,
+            n_seeds=args.seeds or protocol.n_seeds,
+            hours=args.hours,
+            together=args.together,
+            untrained=args.untrained,
+            save=args.save,
+            submit=args.submission,
+            compare=args.compare,
+        )
+        work = run.Finetuning(request, model, lambda text: print(text, file=sys.stderr, flush=True))
+        found = work.run()
+    print(results.plain_table(results.table(work.suite, found, compare=args.compare)))
+    print(f"{results.describe_seeds(found)}, protocol {protocol.name}; {request.out / 'results.md'}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own); returns the exit code."""
+    parser = make_parser(
+        "tools.finetune", "Finetune a checkpoint on tasks of GLUE or SuperGLUE, several seeds of each.", EXAMPLE
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="WORKDIR|HF_DIR", help="a run's folder, or a Hugging Face model's"
+    )
+    parser.add_argument("--task", required=True, metavar="TASK[,TASK…]", help="names of tasks, glue or superglue")
+    parser.add_argument(
+        "--data_dir", required=True, metavar="DIR|tfds", help="folder with CoLA/, RTE/, … as distributed, or tfds"
+    )
+    parser.add_argument("--protocol", metavar="NAME", help="cramming, bert, mosaic or t5")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 (default: as many as the protocol has)")
+    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="default: runs/finetune/CHECKPOINT-PROTOCOL")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="[TASK.]KEY=VALUE", help="change a setting, for all tasks or one"
+    )
+    parser.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="KEY=V1,V2,…",
+        help="search a setting; the best point is reported",
+    )
+    parser.add_argument("--hours", type=float, metavar="H", help="start no run after this many hours")
+    parser.add_argument(
+        "--together", type=int, metavar="N", help="seeds trained as one program (default: by device and task)"
+    )
+    parser.add_argument(
+        "--untrained", action="store_true", help="fresh parameters in place of the checkpoint's: the control"
+    )
+    parser.add_argument("--save", action="store_true", help="keep every finetuned model")
+    parser.add_argument("--submission", action="store_true", help="predict the test sets and zip them for the server")
+    parser.add_argument("--compare", action="store_true", help="print published rows beside the results")
+    return run_command(_finetune, argv, parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""`python -m tools.probe`: what a model knows of grammar before anybody trains it for a task (BLiMP)."""
+
+import argparse
+import pathlib
+import sys
+import time
+
+from cramjax.config.cli import make_parser, run_command
+
+EXAMPLE = """a pair counts as right if the model finds the grammatical sentence more likely: pseudo-log-likelihood of a masked
+language model (every token masked in turn), and span scores of a T5. The control is the same network with random weights.
+
+printed: accuracy in percent by paradigm, field and over all pairs; with --out FILE.json the same as JSON, FILE.md and FILE.png
+
+example:
+  python -m tools.probe --checkpoint runs/bert_1day --suite blimp --data_dir blimp/data --out runs/blimp.json"""
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from cramjax.config.errors import UserError
+
+    if args.suite != "blimp":
+        raise UserError(f"--suite {args.suite}: unknown; there is blimp")
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit {args.limit}: must be at least 1")
+    from cramjax.probing import blimp
+
+    pairs = blimp.read(args.data_dir, args.limit)
+    from cramjax import inference
+    from cramjax.training import memory
+    from cramjax.training.stop import StopSignal
+    from cramjax.training.workdir import write_json
+
+    memory.keep_freed_memory()
+    with StopSignal() as stop, stop.at_once():
+        model = inference.load(args.checkpoint)
+        start = time.monotonic()
+        scores = _scores(model, pairs, "model")
+        rate = len(pairs) / (time.monotonic() - start)
+        control = None if args.no_control else _scores(inference.untrained(model), pairs, "random weights")
+        found = {"suite": "blimp", "checkpoint": str(args.checkpoint), "method": "span" if model.is_t5 else "pll"}
+        found |= blimp.accuracies(pairs, scores, control) | {"pairs_per_s": round(rate, 1)}
+    print(blimp.table(found))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.out, found)
+        args.out.with_suffix(".md").write_text(blimp.table(found, markdown=True) + "\n", encoding="utf-8")
+        blimp.draw(found, args.out.with_suffix(".png"))
+    return 0
+
+
+def _scores(model, pairs, name):
+    """float64 [pairs, 2] of good and bad sentences, with a line now and then on how far it is."""
+    from cramjax.probing import likelihood
+
+    started = shown = time.monotonic()
+    print(f"{name}: {len(pairs):,} pairs, compiling…", file=sys.stderr, flush=True)
+
+    def progress(fraction):
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown >= 5.0 and fraction < 1:
+            shown = now
+            minutes, seconds = divmod(round((now - started) * (1 - fraction) / fraction), 60)
+            rate = fraction * len(pairs) / (now - started)
+            print(f"  {fraction:4.0%}  {rate:,.0f} pairs/s  {minutes}:{seconds:02} left", file=sys.stderr, flush=True)
+
+    sentences = [sentence for pair in pairs for sentence in (pair.good, pair.bad)]
+    return likelihood.sentence_scores(model, sentences, progress=progress).reshape(-1, 2)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own); returns the exit code."""
+    parser = make_parser("tools.probe", "Probe a checkpoint zero-shot on minimal pairs of sentences (BLiMP).", EXAMPLE)
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="WORKDIR|HF_DIR", help="a run's folder, or a Hugging Face model's"
+    )
+    parser.add_argument("--suite", required=True, metavar="NAME", help="blimp")
+    parser.add_argument(
+        "--data_dir", required=True, metavar="DIR", help="folder with BLiMP's .jsonl files, one a paradigm"
+    )
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="accuracies as JSON, with a table and a picture beside it",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pairs of each paradigm")
+    parser.add_argument("--no_control", action="store_true", help="leave out the network with random weights")
+    return run_command(_probe, argv, parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
