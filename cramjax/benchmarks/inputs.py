@@ -104,7 +104,7 @@ def parse(task: Task, row: Row, text: str) -> Any:
 
 
 def _referent(text: str) -> frozenset[str]:
-    words = (re.sub(r"('s|')$", "", word.strip('.,;:!?"')) for word in text.lower().split())
+    words = (word.strip('.,;:!?"') for word in text.lower().split())
     return frozenset(word for word in words if word and word not in _DETERMINERS)
 
 

@@ -1,0 +1,73 @@
+"""Predictions in the form the servers of GLUE and SuperGLUE take."""
+
+import json
+import zipfile
+
+import pytest
+
+from cramjax.benchmarks.tasks import SUITES, find_tasks
+from cramjax.finetuning import submission
+
+
+def lines(name, rows, predictions, suite=None):
+    (task,) = find_tasks([name], suite)
+    return submission.server_lines(task, rows, predictions)
+
+
+ROWS = [{"idx": 0}, {"idx": 1}, {"idx": 2}]
+
+
+@pytest.mark.parametrize(
+    ("name", "predictions", "expected"),
+    [
+        ("cola", [1, 0, None], ["0\t1", "1\t0", "2\t0"]),
+        ("rte", [1, 0, None], ["0\tnot_entailment", "1\tentailment", "2\tentailment"]),
+        ("mnli", [2, 1, 0], ["0\tcontradiction", "1\tneutral", "2\tentailment"]),
+        ("stsb", [5.7, -1.0, 2.25], ["0\t5.000", "1\t0.000", "2\t2.250"]),
+        ("wnli", [1, 0, 1], ["0\t1", "1\t0", "2\t1"]),
+    ],
+)
+def test_glue(name, predictions, expected):
+    assert lines(name, ROWS, predictions) == ["index\tprediction", *expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "predictions", "labels"),
+    [("boolq", [1, 0], ["true", "false"]), ("cb", [1, 2], ["contradiction", "neutral"]), ("copa", [1, 0], [1, 0]),
+     ("wsc", [0, None], ["false", "false"]), ("axb", [0, 1], ["entailment", "not_entailment"])],
+)  # fmt: skip
+def test_superglue(name, predictions, labels):
+    found = [json.loads(line) for line in lines(name, ROWS[:2], predictions)]
+    assert found == [{"idx": number, "label": label} for number, label in enumerate(labels)]
+
+
+def test_multirc_is_nested_and_record_is_by_query():
+    rows = [{"idx": idx} for idx in ((0, 0, 0), (0, 0, 1), (0, 1, 2), (1, 2, 3))]
+    found = [json.loads(line) for line in lines("multirc", rows, [1, 0, 1, 0])]
+    assert found[0] == {
+        "idx": 0,
+        "passage": {
+            "questions": [
+                {"idx": 0, "answers": [{"idx": 0, "label": 1}, {"idx": 1, "label": 0}]},
+                {"idx": 1, "answers": [{"idx": 2, "label": 1}]},
+            ]
+        },
+    }
+    assert found[1]["passage"]["questions"][0]["answers"] == [{"idx": 3, "label": 0}]
+    assert json.loads(lines("record", [{"idx": (4, 7)}], ["Ann"])[0]) == {"idx": 7, "label": "Ann"}
+
+
+def test_the_zip_is_in_the_servers_order_and_the_same_for_the_same_predictions(tmp_path):
+    files = {"RTE.tsv": ["index\tprediction"], "CoLA.tsv": ["index\tprediction"], "MNLI-mm.tsv": ["index\tprediction"]}
+    path, missing = submission.write_submission(tmp_path, "glue", files)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["CoLA.tsv", "MNLI-mm.tsv", "RTE.tsv"]
+    assert missing == ["SST-2.tsv", "MRPC.tsv", "STS-B.tsv", "QQP.tsv", "MNLI-m.tsv", "QNLI.tsv", "WNLI.tsv"]
+    assert submission.write_submission(tmp_path, "glue", dict(reversed(files.items())))[0].read_bytes() == content
+
+
+def test_every_task_has_files_of_its_own():
+    for suite in SUITES:
+        names = [name for task in SUITES[suite] for name in submission.file_names(task).values()]
+        assert len(names) == len(set(names)) == (10 if suite == "glue" else 10)
