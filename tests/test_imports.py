@@ -23,7 +23,18 @@ BELOW = {
     "finetuning": {"config", "budget", "benchmarks", "models", "objectives", "optim", "training", "inference"},
     "probing": {"config", "models", "inference"},
     "demonstration": {"data", "inference"},
-    "study": {"config", "budget", "data", "models", "objectives", "parallel", "optim", "training"},
+    "study": {
+        "config",
+        "budget",
+        "data",
+        "models",
+        "objectives",
+        "parallel",
+        "optim",
+        "training",
+        "benchmarks",
+        "finetuning",
+    },
     "main": {"config", "training", "demonstration"},
     "tools": {"config", "data", "training", "study", "inference", "finetuning", "probing"},
     "configs": {"config"},
@@ -33,8 +44,8 @@ HEAVY = {
     "tensorflow": {"data.tfdata_loader", "data.tfds_source", "benchmarks.tfds_rows"},
     "tensorflow_datasets": {"data.tfds_source", "benchmarks.tfds_rows"},
     "jax": {"models", "objectives", "parallel", "optim", "training", "inference", "finetuning", "probing", "study"},
-    "torch": {"study.peers"},
-    "transformers": {"study.peers"},
+    "torch": {"study.peers", "study.finetune_peer"},
+    "transformers": {"study.peers", "study.finetune_peer"},
 }
 
 

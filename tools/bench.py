@@ -22,17 +22,30 @@ with --peer, beside transformers' model of the same sizes in torch (pip install 
   peers                                                step_s and tokens_per_s, eager and compiled, in both
   ratio_to_peer                                        ours (mean of both) over the peer's best mode
 
+with --finetune TASK, in place of the above:
+  ours                                                 examples_per_s of a seed in float32 and bfloat16 by the cramming
+                                                       protocol, compiled; compile_s
+  peers, ratio_to_peer                                 with --peer: transformers' Trainer in its modes; ours over its best
+
 examples:
   python -m tools.bench --config configs/bert_1day.py --config.batch_size=128 --steps 10 --json bench.json
-  python -m tools.bench --config configs/t5_efficient.py:mini --config.data.seq_len=128 --config.batch_size=32 --peer"""
+  python -m tools.bench --config configs/t5_efficient.py:mini --config.data.seq_len=128 --config.batch_size=32 --peer
+  python -m tools.bench --config configs/quickstart.py --finetune cola --data_dir glue --steps 300 --peer"""
 
 
 def _bench(args: argparse.Namespace) -> None:
+    from cramjax.config.errors import UserError
     from cramjax.config.resolve import resolve
 
+    if bool(args.finetune) != bool(args.data_dir):
+        raise UserError("--finetune TASK and --data_dir DIR go together")
     config = resolve(args.config, args.overrides)
     print("compiling the train step…", file=sys.stderr)
-    if args.peer:
+    if args.finetune:
+        from cramjax.study import finetune_bench
+
+        result = finetune_bench.bench(config, args.finetune, args.data_dir, args.steps, peer=args.peer)
+    elif args.peer:
         from cramjax.study.peers import compare
 
         result = compare(lambda name: resolve(args.config, [*args.overrides, f"precision={name}"]), args.steps)
@@ -55,6 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     steps_help = "steps timed, after 3 for warming up (default: 20)"
     parser.add_argument("--steps", type=int, default=20, metavar="N", help=steps_help)
     parser.add_argument("--peer", action="store_true", help="measure transformers' model of the same sizes as well")
+    parser.add_argument("--finetune", metavar="TASK", help="measure finetuning on a task of GLUE, as cola")
+    parser.add_argument("--data_dir", metavar="DIR|tfds", help="where the task is, as for tools.finetune")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the result there as well")
     return run_command(_bench, argv, parser)
 

@@ -59,8 +59,9 @@ def found(root, tmp_path_factory):
     answers = {"answers": ["Ann"], "idx": {"passage": 4, "query": 7}}
     multirc = example(row["superglue", "multirc"], {"paragraph": 3, "question": 8, "answer": 1})
     mnli, cola = row["glue", "mnli"], row["glue", "cola"]
+    one = example(cola, 0)
     build = [
-        ("glue", "cola", {"train": [example(cola, 1), example(cola, 0)], "validation": [example(cola, 0)], "test": [example(cola, 0) | {"label": -1}]}),
+        ("glue", "cola", {"train": [example(cola, 1), one], "validation": [one], "test": [one | {"label": -1}]}),
         ("glue", "mnli", {name: [example(mnli, 0)] for name in ("train", "validation_matched", "validation_mismatched")}),
         ("glue", "stsb", {name: [example(row["glue", "stsb"], 0)] for name in ("train", "validation")}),
         ("super_glue", "multirc", {name: [multirc] for name in ("train", "validation")}),

@@ -1,0 +1,135 @@
+"""How fast a task is finetuned here, beside the `Trainer` of transformers on the same examples, all in one run."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import statistics
+import time
+from typing import Any
+
+import jax
+
+from cramjax.benchmarks import rows
+from cramjax.benchmarks.tasks import Task, find_tasks
+from cramjax.config.errors import UserError
+from cramjax.data import tokenizers
+from cramjax.finetuning import training
+from cramjax.finetuning.classification import classification
+from cramjax.finetuning.feed import EncoderFeed
+from cramjax.finetuning.protocols import PROTOCOLS
+from cramjax.models import encoder
+from cramjax.study import finetune_peer
+from cramjax.training import devices, memory
+from cramjax.training.masked_lm import encoder_config
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def bench(config: Any, task_name: str, data_dir: str, n_steps: int, *, peer: bool) -> dict[str, Any]:
+    """Examples a second by the cramming protocol, one seed: see `tools/bench.py` for the keys of the result.
+
+    The network of `config` with random weights; the tokenizer is trained on the task, whose sentences are tokenised before the clock
+    starts. Batching, packing (the peer's: padding) and the transfer are inside the time.
+
+    Raises:
+        UserError: for another task than one of classification, a T5, and without what the peer needs.
+    """
+    if peer and not all(importlib.util.find_spec(name) for name in ("torch", "transformers", "accelerate")):
+        raise UserError("--peer needs torch, transformers and accelerate: pip install -r requirements-test.txt")
+    (task, *others) = find_tasks([task_name])
+    if others or task.kind != "classification" or config.model.family != "encoder":
+        raise UserError(f"--finetune {task_name}: measures one task of classification with an encoder, as cola")
+    memory.keep_freed_memory()
+    measure = _Ours(config, task, data_dir, n_steps)
+    result = {
+        "recipe": config.name,
+        "task": task.name,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "params": measure.n_params,
+        "batch_size": measure.settings.batch_size,
+        "mean_tokens": round(measure.mean_tokens, 2),
+        "ours": {name: measure(name) for name in PRECISIONS},
+    }
+    if not peer:
+        return result
+    peers = finetune_peer.measure(measure.specification(), n_steps)
+    after = {name: measure(name)["examples_per_s"] for name in PRECISIONS}
+    return result | comparison({name: found["examples_per_s"] for name, found in result["ours"].items()}, after, peers)
+
+
+def comparison(before: dict[str, float], after: dict[str, float], peers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Ours (the mean of before and after the peers ran) over the peer's best mode: in float32, and of all."""
+    ours = {name: statistics.mean([before[name], after[name]]) for name in before}
+    rates = {peer["mode"]: peer["examples_per_s"] for peer in peers if "error" not in peer}
+    float32 = [rate for mode, rate in rates.items() if mode.startswith("float32")]
+    return {
+        "ours_examples_per_s": {name: [before[name], after[name]] for name in before},
+        "peers": peers,
+        "ratio_to_peer": {
+            "float32": ours["float32"] / max(float32) if float32 else None,
+            "best": max(ours.values()) / max(rates.values()) if rates else None,
+        },
+    }
+
+
+class _Ours:
+    """One seed, `n_steps` steps, in a precision; called twice it compiles once."""
+
+    def __init__(self, config: Any, task: Task, data_dir: str, n_steps: int):
+        self.settings = dataclasses.replace(PROTOCOLS["cramming"].settings, max_steps=n_steps, single_as_pair=False)
+        splits = {"train": rows.open_task(task, data_dir, print).splits["train"]}
+        texts = [row[field] for row in splits["train"] for field in task.fields]
+        vocab_size = config.data.vocab_size
+        tokenizer, _ = tokenizers.train("wordpiece", texts, vocab_size=vocab_size, lowercase=True, ascii_only=True)
+        self._config = encoder_config(config.model, vocab_size)
+        self._n_classes = task.n_classes
+        pad_id = tokenizers.special_ids(tokenizer)["pad"]
+        self._feed = EncoderFeed(task, splits, tokenizer, pad_id, self.settings, None)
+        self._trained = encoder.init_params(self._config, jax.random.key(0))
+        encoded = tokenizer.encode_batch(
+            [tuple(row[field] for field in task.fields) for row in splits["train"]] if len(task.fields) > 1 else texts
+        )
+        self._examples = [found.ids for found in encoded]
+        self._labels = [row["label"] for row in splits["train"]]
+        self.mean_tokens = statistics.mean(map(len, self._examples))
+        self.n_params = sum(leaf.size for leaf in jax.tree.leaves(self._trained["encoder"]))
+
+    def __call__(self, precision: str) -> dict[str, float]:
+        """examples_per_s with everything compiled, and compile_s: what the first time takes more."""
+        number_format = devices.make_precision(precision, jax.devices()[0])
+        settings = self.settings
+        rates = {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
+        learner = classification(
+            self._config, number_format, width=settings.head_width, pooling=settings.pooling, **rates
+        )
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            training.train(self._feed, learner, settings, self._trained, [0], dynamic_scale=precision == "float16")
+            seconds.append(time.perf_counter() - start)
+        examples = settings.max_steps * settings.batch_size
+        return {
+            "examples_per_s": examples / seconds[1],
+            "seconds": seconds[1],
+            "compile_s": max(0.0, seconds[0] - seconds[1]),
+        }
+
+    def specification(self) -> dict[str, Any]:
+        """What the peer needs to know: a BERT with as many parameters a block, examples and settings."""
+        config, settings = self._config, self.settings
+        gated = config.ffn in ("geglu", "geglu_tanh")
+        numbers = {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.d_model,
+            "num_hidden_layers": config.n_layers,
+            "num_attention_heads": config.n_heads,
+            # A gated feed-forward has three matrices, BERT's two.
+            "intermediate_size": config.d_ff * 3 // 2 if gated else config.d_ff,
+            "max_position_embeddings": max(settings.max_length, 128),
+            "num_labels": self._n_classes,
+        }
+        chosen = {
+            name: getattr(settings, name) for name in ("lr", "warmup", "batch_size", "b1", "b2", "eps", "weight_decay")
+        }
+        return {"numbers": numbers, "settings": chosen, "input_ids": self._examples, "labels": self._labels}
