@@ -102,11 +102,18 @@ product.defvjp(_product_forward, _product_backward)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """`x` with a share `rate` of its elements zeroed and the others scaled up; `x` itself without a key."""
-    if key is None or rate == 0.0:
+    """`x` with a share `rate` of its elements zeroed and the others scaled up; `x` itself without a key.
+
+    The share is counted in 65,536ths: two elements share a random word, which on CPU is a tenth of a finetuning step.
+    """
+    zeroed = round(rate * 65536)
+    if key is None or zeroed == 0:
         return x
-    kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(kept, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
+    width = x.shape[-1]
+    words = jax.random.bits(key, x.shape[:-1] + (-(-width // 2),), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(x.shape[:-1] + (-1,))[..., :width]
+    scale = jnp.asarray(65536 / (65536 - zeroed), x.dtype)
+    return jnp.where(halves >= jnp.uint16(zeroed), x * scale, jnp.zeros((), x.dtype))
 
 
 class Linear(nnx.Module):

@@ -21,7 +21,7 @@ def test_ratios_are_over_the_peers_best():
         {"mode": "bfloat16", "examples_per_s": 40.0},
     ]
     found = finetune_bench.comparison({"float32": 50.0, "bfloat16": 90.0}, {"float32": 30.0, "bfloat16": 70.0}, peers)
-    assert found["ratio_to_peer"] == {"float32": 2.0, "best": 2.0}
+    assert found["ratio_to_peer"] == {"float32": 4.0, "float32_any": 2.0, "best": 2.0}
     assert finetune_bench.comparison({"float32": 1.0}, {"float32": 1.0}, [])["ratio_to_peer"]["best"] is None
 
 
