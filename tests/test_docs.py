@@ -7,7 +7,14 @@ import pytest
 
 from cramjax.config.resolve import resolve
 
-PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/benchmarks.md", "docs/studies/scale_efficiently.md")
+PAGES = (
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "docs/benchmarks.md",
+    "docs/studies/scale_efficiently.md",
+    "docs/studies/glue_small.md",
+)
 
 
 def commands(root):

@@ -150,7 +150,8 @@ def _plain_row(task: Task, raw: dict, where: str) -> Row:
         target = raw["target"]
         row |= {key: target[key] for key in ("span1_text", "span1_index", "span2_text", "span2_index")}
     if task.name == "axg":
-        row["group"] = raw["pair_id"]
+        # The two sentences of a pair differ in a pronoun and stand one after the other; `pair_id` is each one's own.
+        row["group"] = row["idx"] // 2
     if "label" in raw:
         row["label"] = _label(task, raw["label"], where)
     return row

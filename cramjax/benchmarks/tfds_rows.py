@@ -60,7 +60,6 @@ def _row(task: Task, example: dict[str, Any]) -> Row:
     row |= {key: values[key] for key in ("start1", "end1", "start2", "end2") if key in values}
     row |= {key: values[key] for key in ("span1_text", "span1_index", "span2_text", "span2_index") if key in values}
     if task.name == "axg":
-        # Sentences of a pair differ in a pronoun and stand one after the other.
         row["group"] = idx // 2
     # TFDS gives unlabelled rows the label -1.
     return row if label is None or label < 0 else row | {"label": label}

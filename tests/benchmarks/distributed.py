@@ -175,7 +175,7 @@ FIRST_ROWS = {
     ("superglue", "wic"): {key: value for key, value in WIC.items() if key != "version"} | {"label": 0},
     ("superglue", "wsc"): {"idx": 0, "text": WSC["text"], "label": 1} | WSC["target"],
     ("superglue", "axb"): {"idx": 0, "sentence1": "A.", "sentence2": "B.", "label": 0},
-    ("superglue", "axg"): PREMISE | {"group": 5, "label": 0},
+    ("superglue", "axg"): PREMISE | {"group": 0, "label": 0},
 }  # fmt: skip
 
 

@@ -197,6 +197,7 @@ next(stream)
 """
 
 
+@pytest.mark.slow
 @needs_tensorflow
 def test_a_forgotten_tfdata_stream_neither_hangs_the_exit_nor_writes(dataset):
     done = run_python(FORGOTTEN, dataset.directory)

@@ -224,8 +224,8 @@ def smoke_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("prepared")
 
 
-# One recipe of each kind in every run; the others differ from them in numbers.
-ALWAYS_SMOKED = {"quickstart", "t5_1day"}
+# One recipe in every run; the others differ from it, and from the T5 of test_t5_main.py, in numbers.
+ALWAYS_SMOKED = {"quickstart"}
 
 
 @pytest.mark.parametrize(
@@ -258,6 +258,7 @@ def test_another_tokenizer_is_refused(undisturbed, corpus):
     assert done.returncode == 2 and "tokenizer_sha256" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_one_device_to_eight_and_back(corpus, tmp_path):
     eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     # Nothing may follow the share of the budget spent, so that only the number of devices differs.

@@ -43,6 +43,7 @@ def contents(out):
     return {path: path.read_bytes() for path in out.glob("*/*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_two_points_are_trained_once(corpus, tmp_path):
     out = tmp_path / "sweep"
     arguments = command(corpus, out, "--config.budget.steps=4", "--grid", "optimizer.lr=0.001,0.002")

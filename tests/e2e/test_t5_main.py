@@ -41,6 +41,7 @@ def test_a_run_learns_and_ends_with_filled_spans(undisturbed):
     assert "held-out sentences" in done.stdout and "→" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_trained_t5_generates_and_fills_from_python(undisturbed):
     code = (
         "import sys, cramjax; model = cramjax.load(sys.argv[1]); "
@@ -60,6 +61,7 @@ def test_a_trained_t5_generates_and_fills_from_python(undisturbed):
         assert "UserError" in failed.stderr and "extra_id_0" in failed.stderr
 
 
+@pytest.mark.slow
 def test_killed_and_restarted_the_parameters_are_bit_identical(corpus, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     cli.run(command(corpus, whole))

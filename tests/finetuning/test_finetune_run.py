@@ -76,6 +76,7 @@ def test_a_second_time_only_what_is_missing_is_done(model, glue, tmp_path, monke
     assert first["rte"] == again["rte"] and first["cola"] == again["cola"]
 
 
+@pytest.mark.slow
 def test_seeds_that_were_trained_together_are_redone_together(model, glue, tmp_path, monkeypatch):
     first, said = finetune(model, glue, tmp_path, together=2)
     assert any("seed 0, 1" in line for line in said)
@@ -170,7 +171,7 @@ def test_diagnostics_are_answered_by_the_model_of_rte(model, tmp_path):
         {"idx": i, "premise": "the red dog", "hypothesis": "the dog", "label": ("entailment", "not_entailment")[i % 2]}
         for i in range(8)
     ]
-    for folder, name, extra in (("RTE", "train", {}), ("RTE", "val", {}), ("AX-g", "AX-g", {"pair_id": 1})):
+    for folder, name, extra in (("RTE", "train", {}), ("RTE", "val", {}), ("AX-g", "AX-g", {"pair_id": 551646})):
         (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(row | extra) for row in rows]
         (tmp_path / "data" / folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from cramjax.finetuning.feed import EncoderFeed
 from cramjax.finetuning.protocols import Settings
 from cramjax.finetuning.t5_feed import T5Feed
 from cramjax.finetuning.text_to_text import text_to_text
+from cramjax.models.layers import Precision
 from tests.finetuning import grammar
 
 PLAIN = Settings(lr=3e-3, epochs=2, batch_size=8, dropout=0.0, attention_dropout=0.0, schedule="constant", warmup=0.0)
@@ -37,7 +39,8 @@ def learn(model, cola, settings, seeds, **options):
     feed = EncoderFeed(task, splits, model.tokenizer, model.special["pad"], settings, None)
     rates = {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
     learner = classification(model.config, model.precision, width=None, pooling="first", **rates)
-    found = training.train(feed, learner, settings, model.params, seeds, dynamic_scale=False, **options)
+    scaled = model.precision.matmul_dtype == jnp.float16
+    found = training.train(feed, learner, settings, model.params, seeds, dynamic_scale=scaled, **options)
     return found, feed, learner
 
 
@@ -79,6 +82,15 @@ def test_an_encoder_learns_and_predictions_are_in_order(model, cola):
     assert np.mean(np.equal(predictions, labels)) > 0.9 and not any(found.diverged)
 
 
+@pytest.mark.slow
+def test_float16_with_a_loss_scale_learns_as_well(model, cola):
+    narrow = Precision(activation_dtype=jnp.dtype("float16"), matmul_dtype=jnp.dtype("float16"))
+    settings = dataclasses.replace(PLAIN, epochs=8)
+    half, *_ = learn(dataclasses.replace(model, precision=narrow), cola, settings, [1])
+    full, *_ = learn(model, cola, settings, [1])
+    assert not any(half.diverged) and abs(half.losses[0] - full.losses[0]) < 0.1
+
+
 def test_the_best_epoch_is_kept(model, cola):
     offered = []
 
@@ -117,7 +129,7 @@ def test_a_t5_learns_the_words_of_labels(tmp_path):
     (task,) = find_tasks(["cola"])
     splits = rows.open_task(task, str(grammar.write_glue(tmp_path)), lambda _: None).splits
     settings = Settings(
-        lr=1e-2, epochs=30, batch_size=16, microbatch_size=8, dropout=0.0, attention_dropout=0.0, schedule="linear"
+        lr=1e-2, epochs=60, batch_size=16, microbatch_size=8, dropout=0.0, attention_dropout=0.0, schedule="linear"
     )
     feed = T5Feed(task, splits, model.tokenizer, model.special, settings)
     options = {"special": model.special, "vocab_size": model.tokenizer.get_vocab_size(), "max_target": feed.max_target}

@@ -126,6 +126,7 @@ def test_init_is_t5xs():
     jax.tree.map(np.testing.assert_array_equal, params, t5.init_params(cfg, jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_near_that_of_chance():
     """transformers' initialisation of an untied head starts near 110."""
     cfg = dataclasses.replace(V11, d_model=128, vocab_size=1000)

@@ -38,7 +38,8 @@ def test_the_peer_has_the_sizes_of_the_configuration():
     assert bert["kind"] == "Bert" and bert["numbers"]["num_hidden_layers"] == 16 and bert["batch"] == [8192, 128]
 
 
-@pytest.mark.parametrize("family", ["t5", pytest.param("encoder", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["t5", "encoder"])
 def test_a_peer_is_measured_in_a_process_of_its_own(family):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
