@@ -1,6 +1,7 @@
 """`python -m tools.probe`: what a model knows of grammar before anybody trains it for a task (BLiMP)."""
 
 import argparse
+import os
 import pathlib
 import sys
 import time
@@ -23,10 +24,13 @@ def _probe(args: argparse.Namespace) -> int:
         raise UserError(f"--suite {args.suite}: unknown; there is blimp")
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: must be at least 1")
+    if args.out:
+        _check_out(args.out)
     from cramjax.probing import blimp
 
     pairs = blimp.read(args.data_dir, args.limit)
     from cramjax import inference
+    from cramjax.probing import results
     from cramjax.training import memory
     from cramjax.training.stop import StopSignal
     from cramjax.training.workdir import write_json
@@ -39,14 +43,29 @@ def _probe(args: argparse.Namespace) -> int:
         rate = len(pairs) / (time.monotonic() - start)
         control = None if args.no_control else _scores(inference.untrained(model), pairs, "random weights")
         found = {"suite": "blimp", "checkpoint": str(args.checkpoint), "method": "span" if model.is_t5 else "pll"}
-        found |= blimp.accuracies(pairs, scores, control) | {"pairs_per_s": round(rate, 1)}
-    print(blimp.table(found))
+        found |= results.accuracies(pairs, scores, control) | {"pairs_per_s": round(rate, 1)}
+    print(results.table(found))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.out, found)
-        args.out.with_suffix(".md").write_text(blimp.table(found, markdown=True) + "\n", encoding="utf-8")
-        blimp.draw(found, args.out.with_suffix(".png"))
+        args.out.with_suffix(".md").write_text(results.table(found, markdown=True) + "\n", encoding="utf-8")
+        results.draw(found, args.out.with_suffix(".png"))
     return 0
+
+
+def _check_out(out: pathlib.Path) -> None:
+    """Make the folder of the results; a place where they cannot go is said before the work, not after it."""
+    from cramjax.config.errors import UserError
+
+    if out.is_dir() or out.suffix in (".md", ".png"):
+        raise UserError(
+            f"--out {out}: has to be a file of JSON, as runs/blimp.json; .md and .png are written beside it"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: its folder cannot be made ({error.strerror}); give another file") from error
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"--out {out}: its folder cannot be written; give another file")
 
 
 def _scores(model, pairs, name):
@@ -54,19 +73,27 @@ def _scores(model, pairs, name):
     from cramjax.probing import likelihood
 
     started = shown = time.monotonic()
+    live = sys.stderr.isatty()
     print(f"{name}: {len(pairs):,} pairs, compiling…", file=sys.stderr, flush=True)
 
     def progress(fraction):
         nonlocal shown
         now = time.monotonic()
-        if now - shown >= 5.0 and fraction < 1:
+        if now - shown >= (0.5 if live else 5.0) and fraction < 1:
             shown = now
             minutes, seconds = divmod(round((now - started) * (1 - fraction) / fraction), 60)
             rate = fraction * len(pairs) / (now - started)
-            print(f"  {fraction:4.0%}  {rate:,.0f} pairs/s  {minutes}:{seconds:02} left", file=sys.stderr, flush=True)
+            text = f"  {fraction:4.0%}  {rate:,.0f} pairs/s  {minutes}:{seconds:02} left"
+            # On a terminal one line that is written over, elsewhere lines that stay.
+            print(f"\r{text}\x1b[K" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
 
     sentences = [sentence for pair in pairs for sentence in (pair.good, pair.bad)]
-    return likelihood.sentence_scores(model, sentences, progress=progress).reshape(-1, 2)
+    where = [pair.where for pair in pairs for _ in range(2)]
+    try:
+        return likelihood.sentence_scores(model, sentences, where=where, progress=progress).reshape(-1, 2)
+    finally:
+        if live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

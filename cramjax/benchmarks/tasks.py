@@ -8,6 +8,7 @@ right entities. Questions of MultiRC are one row an answer.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,40 +52,21 @@ class Task:
         return 2 if self.labels is None else len(self.labels)
 
 
-def _glue(name, folder, fields, labels, metrics, sizes, **more):
-    train, validation, test = sizes
-    rows = {"train": train, "validation": validation, "test": test}
-    headline = more.pop("headline", metrics[:1])
-    return Task(
-        name=name,
-        suite="glue",
-        folder=folder,
-        tfds=more.pop("tfds", f"glue/{name}"),
-        fields=fields,
-        labels=labels,
-        metrics=metrics,
-        headline=headline,
-        sizes=rows | more.pop("extra_sizes", {}),
-        **more,
-    )
+def _task(suite, name, folder, fields, labels, metrics, sizes, **more):
+    """A row of the table; `sizes` are those of train, validation and test, 0 where there is no such split."""
+    known = {split: n for split, n in zip(("train", "validation", "test"), sizes, strict=True) if n}
+    settings = {
+        "tfds": f"{'glue' if suite == 'glue' else 'super_glue'}/{name}",
+        # GLUE's second metrics are of interest, SuperGLUE averages both.
+        "headline": metrics[:1] if suite == "glue" else metrics,
+        "sizes": known | more.pop("extra_sizes", {}),
+    }
+    names = {"suite": suite, "name": name, "folder": folder, "fields": fields, "labels": labels, "metrics": metrics}
+    return Task(**names, **settings | more)
 
 
-def _superglue(name, folder, fields, labels, metrics, sizes, **more):
-    rows = {split: n for split, n in zip(("train", "validation", "test"), sizes, strict=True) if n}
-    return Task(
-        name=name,
-        suite="superglue",
-        folder=folder,
-        tfds=more.pop("tfds", f"super_glue/{name}"),
-        fields=fields,
-        labels=labels,
-        metrics=metrics,
-        headline=more.pop("headline", metrics),
-        sizes=rows,
-        **more,
-    )
-
-
+_glue = functools.partial(_task, "glue")
+_superglue = functools.partial(_task, "superglue")
 _PAIR = ("sentence1", "sentence2")
 _PREMISE = ("premise", "hypothesis")
 _ENTAILMENT = ("entailment", "not_entailment")

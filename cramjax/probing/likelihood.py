@@ -13,6 +13,7 @@ import numpy as np
 from cramjax.config.errors import UserError
 from cramjax.inference import LoadedModel
 from cramjax.models import encoder, t5
+from cramjax.models.layers import FLOAT32
 
 # Tokens of a batch of masked copies.
 BATCH_TOKENS = 4096
@@ -26,6 +27,7 @@ def sentence_scores(
     model: LoadedModel,
     sentences: Sequence[str],
     *,
+    where: Sequence[str] | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> np.ndarray:
@@ -33,7 +35,13 @@ def sentence_scores(
 
     An encoder sees each token replaced by the mask token (arXiv 1910.14659, section 2.1); a T5 by <extra_id_0>, and the token is what it
     says after it. Tokens of the tokenizer's template are not scored; padding of the vocabulary has no probability. Equal sentences are
-    scored once.
+    scored once. Computed in float32 whatever the model's own precision is: pairs differ by tenths of a nat, and so do scores in bfloat16
+    from one size of batch to another.
+
+    Args:
+        where: file and line of each sentence, for the message of an error.
+        batch_tokens: tokens of a batch of masked copies; the scores do not depend on it.
+        progress: called with the fraction done.
 
     Raises:
         UserError: for a model that has no token to mask with, and a sentence longer than its positions.
@@ -43,10 +51,11 @@ def sentence_scores(
     encodings = model.tokenizer.encode_batch(unique)
     tokens = [np.asarray(found.ids, np.int32) for found in encodings]
     scored = [np.flatnonzero(np.asarray(found.special_tokens_mask) == 0) for found in encodings]
-    _check_lengths(model, unique, tokens)
+    places = dict(zip(reversed(sentences), reversed(where), strict=True)) if where else {}  # the first of equal ones
+    _check_lengths(model, unique, tokens, places)
     total = np.zeros(len(unique))
     n_copies, n_done = sum(map(len, scored)), 0
-    score = _scorer(model.config, model.precision, hidden_id, model.tokenizer.get_vocab_size(), model.special["pad"])
+    score = _scorer(model.config, hidden_id, model.tokenizer.get_vocab_size(), model.special["pad"])
     waiting: list[tuple[np.ndarray, Any]] = []
 
     def read(limit):
@@ -57,7 +66,8 @@ def sentence_scores(
             n_done += len(owners)
             progress(n_done / n_copies)
 
-    for owners, batch in _batches(tokens, scored, model.special["pad"], batch_tokens):
+    longest = _n_positions(model)
+    for owners, batch in _batches(tokens, scored, model.special["pad"], batch_tokens, longest):
         waiting.append((owners, score(model.params, **batch)))
         read(UNDER_WAY)
     read(0)
@@ -72,20 +82,28 @@ def _hidden_id(model: LoadedModel) -> int:
     return found
 
 
-def _check_lengths(model: LoadedModel, sentences: Sequence[str], tokens: Sequence[np.ndarray]) -> None:
-    limit = None if model.is_t5 or model.config.positions != "learned" else model.config.max_positions
+def _n_positions(model: LoadedModel) -> int | None:
+    """Rows of the learned table of positions; None where there is none, and no limit."""
+    return None if model.is_t5 or model.config.positions != "learned" else model.config.max_positions
+
+
+def _check_lengths(
+    model: LoadedModel, sentences: Sequence[str], tokens: Sequence[np.ndarray], places: dict[str, str]
+) -> None:
+    limit = _n_positions(model)
     for sentence, ids in zip(sentences, tokens, strict=True):
         if limit is not None and len(ids) > limit:
-            raise UserError(f"{sentence[:60]!r}…: {len(ids)} tokens, and the model has {limit} positions")
+            name = f"{places[sentence]}: " if sentence in places else ""
+            raise UserError(f"{name}{sentence[:60]!r}…: {len(ids)} tokens, and the model has {limit} positions")
 
 
 def _batches(
-    tokens: Sequence[np.ndarray], scored: Sequence[np.ndarray], pad_id: int, batch_tokens: int
+    tokens: Sequence[np.ndarray], scored: Sequence[np.ndarray], pad_id: int, batch_tokens: int, longest: int | None
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """(whose copies, arrays of a batch): copies of sentences of like length, each with the place of its hidden token."""
     buckets: dict[int, list[int]] = {}
     for number, ids in enumerate(tokens):
-        buckets.setdefault(_bucket(len(ids)), []).append(number)
+        buckets.setdefault(_bucket(len(ids), longest), []).append(number)
     for length, numbers in sorted(buckets.items()):
         padded = np.full((len(numbers), length), pad_id, np.int32)
         for row, number in enumerate(numbers):
@@ -105,22 +123,25 @@ def _batches(
             )
 
 
-def _bucket(n: int) -> int:
-    return next((length for length in LENGTHS if length >= n), -(-n // LENGTHS[-1]) * LENGTHS[-1])
+def _bucket(n: int, longest: int | None) -> int:
+    """The length that `n` tokens are padded to: never beyond the model's positions, which padding has none of either."""
+    length = next((length for length in LENGTHS if length >= n), -(-n // LENGTHS[-1]) * LENGTHS[-1])
+    return length if longest is None else min(length, longest)
 
 
 @functools.lru_cache(maxsize=8)
-def _scorer(cfg: Any, precision: Any, hidden_id: int, vocab_size: int, pad_id: int) -> Callable[..., jax.Array]:
+def _scorer(cfg: Any, hidden_id: int, vocab_size: int, pad_id: int) -> Callable[..., jax.Array]:
     """The jitted (params, tokens [n, length], sizes [n], places [n]) → log p of the hidden tokens, float32 [n]."""
 
     @jax.jit
+    @jax.default_matmul_precision("float32")  # a GPU would round the operands to TF32
     def score(params, tokens, sizes, places):
         index = places[:, None]
         targets = jnp.take_along_axis(tokens, index, axis=1)[:, 0]
         everywhere = jnp.arange(tokens.shape[1])[None]
         mask = everywhere < sizes[:, None]
         hidden_tokens = jnp.where(everywhere == index, jnp.int32(hidden_id), tokens)
-        common = (cfg, precision, params)
+        common = (cfg, FLOAT32, params)
         if isinstance(cfg, t5.T5Config):
             encoded = t5.encode(*common, hidden_tokens, padding_mask=mask)
             read = jnp.broadcast_to(jnp.asarray([[pad_id, hidden_id]], jnp.int32), (tokens.shape[0], 2))

@@ -1,14 +1,12 @@
-"""Reading BLiMP, counting, and the tool as a process."""
+"""Reading BLiMP, counting, tables and the picture."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 
 from cramjax.config.errors import UserError
-from cramjax.probing import blimp
-from tests.e2e import test_main as cli
+from cramjax.probing import blimp, results
 
 
 def line(paradigm, good="the cats see", bad="the cats sees", field="syntax", **more):
@@ -28,49 +26,70 @@ def suite(tmp_path):
 def test_pairs_are_counted_by_paradigm_field_and_over_all(suite):
     pairs = blimp.read(suite)
     scores = np.asarray([[2, 1], [2, 1], [2, 1], [1, 2], [1, 2], [1, 1]], float)
-    found = blimp.accuracies(pairs, scores, -scores)
+    found = results.accuracies(pairs, scores, -scores)
     assert found["n_pairs"] == 6 and found["ties"] == 1
     assert found["paradigms"]["one"]["accuracy"] == 75 and found["paradigms"]["one"]["control"] == 25
     assert found["paradigms"]["two"]["accuracy"] == 25 and found["fields"]["morphology"]["n"] == 2
     assert found["overall"] == round(100 * 3.5 / 6, 2) and found["mean_of_paradigms"] == 50
-    assert "75.0" in blimp.table(found) and "| one | 75.0 | 25.0 | 4 |" in blimp.table(found, markdown=True)
-    assert "overall_control" not in blimp.accuracies(pairs, scores, None)
+    assert "75.0" in results.table(found) and "| one | 75.0 | 25.0 | +50.0 | 4 |" in results.table(found, markdown=True)
+    assert found["mean_of_paradigms_control"] == 50 and found["terms"]["agreement"]["n"] == 6
+    alone = results.accuracies(pairs, scores, None)
+    assert not [key for key in alone if key.endswith("_control")] and "control" not in alone["paradigms"]["one"]
+    assert "random weights" not in results.table(alone) and "| two | 25.0 | 2 |" in results.table(alone, markdown=True)
 
 
 def test_a_limit_is_of_every_paradigm(suite):
     assert [pair.paradigm for pair in blimp.read(suite, 1)] == ["one", "two"]
 
 
+@pytest.mark.parametrize("with_control", [True, False])
+def test_the_picture_is_drawn(suite, tmp_path, with_control):
+    pairs = blimp.read(suite)
+    scores = np.zeros((len(pairs), 2))
+    results.draw(results.accuracies(pairs, scores, scores if with_control else None), tmp_path / "blimp.png")
+    assert (tmp_path / "blimp.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"bad\.jsonl:1: not a line of JSON"),
-        ('{"UID": "x"}', r"bad\.jsonl:1: has no 'sentence_good'"),
-        ("3", "has no"),
+        (b"{", r"bad\.jsonl:2: not a line of JSON"),
+        (b"", r"bad\.jsonl:2: not a line of JSON"),
+        (b"\xff\xfe\x00", r"bad\.jsonl:2: not a line of JSON"),
+        (b'{"UID": "x"}', r"bad\.jsonl:2: has no sentence_good; a line of BLiMP has"),
+        (b"3", r"bad\.jsonl:2: not a JSON object"),
+        (line("one", field=3).encode(), r"bad\.jsonl:2: field is 3; it has to be text"),
+        (line("one", good=3).encode(), r"bad\.jsonl:2: sentence_good is 3; it has to be text"),
+        (line("one", bad=" ").encode(), r"bad\.jsonl:2: sentence_bad is ' '; it has to be text"),
     ],
 )
 def test_wrong_lines_are_named(tmp_path, content, message):
-    (tmp_path / "bad.jsonl").write_text(content + "\n")
+    (tmp_path / "bad.jsonl").write_bytes(line("one").encode() + b"\n" + content + b"\n")
     with pytest.raises(UserError, match=message):
         blimp.read(tmp_path)
+    assert len(blimp.read(tmp_path, 1)) == 1  # what is beyond the limit is not read
 
 
-def test_an_empty_folder_is_named(tmp_path):
+def test_a_folder_without_pairs_is_named(tmp_path):
+    with pytest.raises(UserError, match="absent: no such folder"):
+        blimp.read(tmp_path / "absent")
     with pytest.raises(UserError, match="no .jsonl files"):
+        blimp.read(tmp_path)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(UserError, match="are empty"):
+        blimp.read(tmp_path)
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"folder\.jsonl: cannot be read"):
         blimp.read(tmp_path)
 
 
-def test_the_tool(suite, small_run, tmp_path):
-    workdir = small_run
-    tool = [sys.executable, "-m", "tools.probe", "--suite", "blimp", "--data_dir"]
-    out = tmp_path / "results" / "blimp.json"
-    done = cli.run([*tool, str(suite), "--checkpoint", str(workdir), "--out", str(out)])
-    found = json.loads(out.read_text())
-    assert found["n_pairs"] == 6 and 0 <= found["overall"] <= 100 and "overall_control" in found
-    assert "SYNTAX" in done.stdout and out.with_suffix(".md").stat().st_size and out.with_suffix(".png").stat().st_size
-    for wrong, message in (
-        ([str(suite), "--checkpoint", str(suite)], "no checkpoint"),
-        ([str(workdir / "tokenizer"), "--checkpoint", str(workdir)], "no .jsonl"),
-    ):
-        failed = cli.run([*tool, *wrong], check=False)
-        assert failed.returncode == 2 and message in failed.stderr and "Traceback" not in failed.stderr
+def test_the_real_suite_where_it_is(root):
+    folder = root.parent / "shared" / "data" / "blimp"
+    if not folder.is_dir():
+        pytest.skip("needs the real suite")
+    pairs = blimp.read(folder)
+    found = results.accuracies(pairs, np.zeros((len(pairs), 2)), None)
+    assert {entry["n"] for entry in found["paradigms"].values()} == {1000} and len(found["paradigms"]) == 67
+    assert set(found["fields"]) == {"morphology", "semantics", "syntax", "syntax/semantics"}
+    assert len(found["terms"]) == 13
+    assert pairs[1000].where.endswith("anaphor_gender_agreement.jsonl:1")

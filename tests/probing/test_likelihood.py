@@ -11,11 +11,12 @@ from cramjax.config.errors import UserError
 from cramjax.data import tokenizers
 from cramjax.inference import LoadedModel
 from cramjax.models import encoder, t5
-from cramjax.models.layers import FLOAT32
+from cramjax.models.layers import FLOAT32, Precision
 from cramjax.probing import likelihood
 from tests import networks
 
 SENTENCES = ["the cat sees the dog", "a dog", "the dogs see the cat and the cat sees them all", "a dog", "cats see"]
+BATCH = 256  # tokens; one number for all tests, so that each shape is compiled once
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +66,48 @@ def one_by_one(model, sentence):
 def test_scores_are_those_of_a_plain_loop(models, kind):
     model = models[kind]
     expected = [one_by_one(model, sentence) for sentence in SENTENCES[:2]]
-    scores = likelihood.sentence_scores(model, SENTENCES)
+    scores = likelihood.sentence_scores(model, SENTENCES, batch_tokens=BATCH)
     np.testing.assert_allclose(scores[:2], expected, atol=2e-4)
     assert scores[3] == scores[1] and scores[4] != scores[1]
 
 
-def test_the_size_of_batches_does_not_matter(models):
+@pytest.mark.parametrize("kind", ["encoder", pytest.param("t5", marks=pytest.mark.slow)])
+def test_the_size_of_batches_does_not_matter(models, kind):
     seen = []
-    one = likelihood.sentence_scores(models["encoder"], SENTENCES, batch_tokens=16, progress=seen.append)
-    many = likelihood.sentence_scores(models["encoder"], SENTENCES, batch_tokens=1024)
+    one = likelihood.sentence_scores(models[kind], SENTENCES, batch_tokens=16, progress=seen.append)
+    many = likelihood.sentence_scores(models[kind], SENTENCES, batch_tokens=BATCH)
     np.testing.assert_allclose(one, many, atol=1e-4)
     assert seen == sorted(seen) and seen[-1] == 1.0
+
+
+def test_a_model_of_bfloat16_is_scored_in_float32(models):
+    model = models["encoder"]
+    narrow = dataclasses.replace(model, precision=Precision(jnp.dtype("float32"), jnp.dtype("bfloat16")))
+    expected = likelihood.sentence_scores(model, SENTENCES, batch_tokens=BATCH)
+    np.testing.assert_array_equal(likelihood.sentence_scores(narrow, SENTENCES, batch_tokens=BATCH), expected)
 
 
 def test_a_sentence_beyond_the_positions_is_refused(models):
     model = models["encoder"]
     short = dataclasses.replace(model, config=dataclasses.replace(model.config, max_positions=6))
-    with pytest.raises(UserError, match="6 positions"):
+    with pytest.raises(UserError, match=r"^'the cat sees the dog'…: 7 tokens, and the model has 6 positions"):
         likelihood.sentence_scores(short, SENTENCES)
+    with pytest.raises(UserError, match=r"^a\.jsonl:3: 'the dogs"):
+        where = [f"a.jsonl:{number}" for number in range(1, 5)]
+        likelihood.sentence_scores(short, ["a dog", "a dog", SENTENCES[2], SENTENCES[2]], where=where)
+
+
+def test_a_sentence_may_fill_the_positions(models):
+    model = models["encoder"]
+    n = len(model.tokenizer.encode(SENTENCES[2]).ids)
+    assert likelihood._bucket(n, None) > n  # a usual length would be beyond the table
+    inner = model.params["encoder"]
+    table = inner["embeddings"] | {"positions": inner["embeddings"]["positions"][:n]}
+    params = model.params | {"encoder": inner | {"embeddings": table}}
+    full = dataclasses.replace(model, config=dataclasses.replace(model.config, max_positions=n), params=params)
+    expected = likelihood.sentence_scores(model, SENTENCES[2:3], batch_tokens=BATCH)
+    scores = likelihood.sentence_scores(full, SENTENCES[2:3], batch_tokens=BATCH)
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
 
 
 def test_a_model_without_a_mask_is_refused(models):
