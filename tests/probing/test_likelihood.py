@@ -1,6 +1,7 @@
 """Pseudo-log-likelihoods against a plain loop over masked copies, and what the tool makes of them."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +29,13 @@ def models():
     config = networks.named("bert-base", n_layers=2, d_model=32, n_heads=2, d_ff=48, vocab_size=80, init_std=0.3)
     seq2seq = t5.T5Config(vocab_size=80, n_layers=1, n_decoder_layers=1, d_model=32, n_heads=2, head_dim=16, d_ff=48)
     return {
-        "encoder": loaded(config, encoder.init_params(config, jax.random.key(0)), wordpiece),
-        "t5": loaded(seq2seq, t5.init_params(seq2seq, jax.random.key(0)), unigram),
+        "encoder": loaded(config, fresh(encoder.init_params, config), wordpiece),
+        "t5": loaded(seq2seq, fresh(t5.init_params, seq2seq), unigram),
     }
+
+
+def fresh(init_params, config):
+    return jax.jit(functools.partial(init_params, config))(jax.random.key(0))  # one compilation, not one an array
 
 
 def loaded(config, params, tokenizer):
