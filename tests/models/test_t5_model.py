@@ -23,9 +23,14 @@ def tokens(*shape, seed=0):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def hidden(cfg, params, inputs, targets, **options):
+@functools.partial(jax.jit, static_argnums=0)
+def _hidden(cfg, params, inputs, targets, options):
     encoded = t5.encode(cfg, FLOAT32, params, inputs, **options)
     return t5.decode(cfg, FLOAT32, params, encoded, targets, **options)
+
+
+def hidden(cfg, params, inputs, targets, **options):
+    return _hidden(cfg, params, inputs, targets, options)
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
