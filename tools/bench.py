@@ -25,7 +25,8 @@ with --peer, beside transformers' model of the same sizes in torch (pip install 
 with --finetune TASK, in place of the above:
   ours                                                 examples_per_s of a seed in float32 and bfloat16 by the cramming
                                                        protocol, compiled; compile_s
-  peers, ratio_to_peer                                 with --peer: transformers' Trainer in its modes; ours over its best
+  peers, ratio_to_peer                                 with --peer: transformers' Trainer in its modes; ours over its best;
+                                                       float32: over random batches alone, float32_any: over all
 
 examples:
   python -m tools.bench --config configs/bert_1day.py --config.batch_size=128 --steps 10 --json bench.json
@@ -39,12 +40,17 @@ def _bench(args: argparse.Namespace) -> None:
 
     if bool(args.finetune) != bool(args.data_dir):
         raise UserError("--finetune TASK and --data_dir DIR go together")
+    if args.steps < 1:
+        raise UserError(f"--steps {args.steps}: must be at least 1")
+    if args.peer_modes and not (args.peer and args.finetune):
+        raise UserError(f"--peer_modes {args.peer_modes}: is for --finetune TASK with --peer")
     config = resolve(args.config, args.overrides)
     print("compiling the train step…", file=sys.stderr)
     if args.finetune:
-        from cramjax.study import finetune_bench
+        from cramjax.study import finetune_bench, finetune_peer
 
-        result = finetune_bench.bench(config, args.finetune, args.data_dir, args.steps, peer=args.peer)
+        modes = finetune_peer.EAGER_MODES if args.peer_modes == "eager" else finetune_peer.MODES
+        result = finetune_bench.bench(config, args.finetune, args.data_dir, args.steps, peer=args.peer, modes=modes)
     elif args.peer:
         from cramjax.study.peers import compare
 
@@ -65,11 +71,13 @@ def main(argv: list[str] | None = None) -> int:
         "tools.bench", "Measure a configuration's train step and input pipeline on this machine.", EXAMPLE
     )
     add_config_flags(parser)
-    steps_help = "steps timed, after 3 for warming up (default: 20)"
+    steps_help = "steps timed, when everything is compiled and warm (default: 20)"
     parser.add_argument("--steps", type=int, default=20, metavar="N", help=steps_help)
     parser.add_argument("--peer", action="store_true", help="measure transformers' model of the same sizes as well")
     parser.add_argument("--finetune", metavar="TASK", help="measure finetuning on a task of GLUE, as cola")
     parser.add_argument("--data_dir", metavar="DIR|tfds", help="where the task is, as for tools.finetune")
+    modes_help = "of the Trainer, with --finetune and --peer: eager leaves out torch.compile, which takes minutes"
+    parser.add_argument("--peer_modes", choices=("eager", "all"), help=f"{modes_help} (default: all)")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the result there as well")
     return run_command(_bench, argv, parser)
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import statistics
+import sys
 import time
 from typing import Any
 
 import jax
 
-from cramjax.benchmarks import rows
+from cramjax.benchmarks import inputs, rows
 from cramjax.benchmarks.tasks import Task, find_tasks
 from cramjax.config.errors import UserError
 from cramjax.data import tokenizers
 from cramjax.finetuning import training
 from cramjax.finetuning.classification import classification
-from cramjax.finetuning.feed import EncoderFeed
+from cramjax.finetuning.feed import EncoderFeed, truncating
 from cramjax.finetuning.protocols import PROTOCOLS
 from cramjax.models import encoder
 from cramjax.study import finetune_peer
@@ -26,8 +28,18 @@ from cramjax.training.masked_lm import encoder_config
 PRECISIONS = ("float32", "bfloat16")
 
 
-def bench(config: Any, task_name: str, data_dir: str, n_steps: int, *, peer: bool) -> dict[str, Any]:
+def bench(
+    config: Any,
+    task_name: str,
+    data_dir: str,
+    n_steps: int,
+    *,
+    peer: bool,
+    modes: tuple[str, ...] = finetune_peer.MODES,
+) -> dict[str, Any]:
     """Examples a second by the cramming protocol, one seed: see `tools/bench.py` for the keys of the result.
+
+    `modes`: those of the peer that are measured.
 
     The network of `config` with random weights; the tokenizer is trained on the task, whose sentences are tokenised before the clock
     starts. Batching, packing (the peer's: padding) and the transfer are inside the time.
@@ -53,7 +65,7 @@ def bench(config: Any, task_name: str, data_dir: str, n_steps: int, *, peer: boo
     }
     if not peer:
         return result
-    peers = finetune_peer.measure(measure.specification(), n_steps)
+    peers = finetune_peer.measure(measure.specification(), n_steps, modes)
     after = {name: measure(name)["examples_per_s"] for name in PRECISIONS}
     return result | comparison({name: found["examples_per_s"] for name, found in result["ours"].items()}, after, peers)
 
@@ -83,12 +95,18 @@ def comparison(before: dict[str, float], after: dict[str, float], peers: list[di
 
 
 class _Ours:
-    """One seed, `n_steps` steps, in a precision; called twice it compiles once."""
+    """One seed, `n_steps` steps, in a precision; what a precision compiles, it compiles when first called."""
 
     def __init__(self, config: Any, task: Task, data_dir: str, n_steps: int):
-        self.settings = dataclasses.replace(PROTOCOLS["cramming"].settings, max_steps=n_steps, single_as_pair=False)
-        splits = {"train": rows.open_task(task, data_dir, print).splits["train"]}
-        texts = [row[field] for row in splits["train"] for field in task.fields]
+        opened = rows.open_task(task, data_dir, lambda text: print(text, file=sys.stderr))
+        splits = {"train": opened.splits["train"]}
+        settings = PROTOCOLS["cramming"].settings
+        # As many epochs as hold the steps: training ends with the first of the two.
+        epochs = math.ceil(n_steps / math.ceil(len(splits["train"]) / settings.batch_size))
+        self.settings = dataclasses.replace(settings, max_steps=n_steps, epochs=max(1, epochs), single_as_pair=False)
+        samples = [sample for row in splits["train"] for sample in inputs.samples(task, row)]
+        pairs = [pair for sample in samples for pair in sample.pairs]
+        texts = [text for pair in pairs for text in pair if text is not None]
         vocab_size = config.data.vocab_size
         tokenizer, _ = tokenizers.train("wordpiece", texts, vocab_size=vocab_size, lowercase=True, ascii_only=True)
         self._config = encoder_config(config.model, vocab_size)
@@ -96,33 +114,35 @@ class _Ours:
         pad_id = tokenizers.special_ids(tokenizer)["pad"]
         self._feed = EncoderFeed(task, splits, tokenizer, pad_id, self.settings, None)
         self._trained = encoder.init_params(self._config, jax.random.key(0))
-        encoded = tokenizer.encode_batch(
-            [tuple(row[field] for field in task.fields) for row in splits["train"]] if len(task.fields) > 1 else texts
+        # What the feed makes of them, for the peer.
+        self._encoded = truncating(tokenizer, self.settings.max_length).encode_batch(
+            [(a, b) if b is not None else a for a, b in pairs]
         )
-        self._examples = [found.ids for found in encoded]
-        self._labels = [row["label"] for row in splits["train"]]
-        self.mean_tokens = statistics.mean(map(len, self._examples))
+        self._labels = [sample.label for sample in samples]
+        self.mean_tokens = statistics.mean(len(found.ids) for found in self._encoded)
+        self._compile_s: dict[str, float] = {}
         self.n_params = sum(leaf.size for leaf in jax.tree.leaves(self._trained["encoder"]))
 
     def __call__(self, precision: str) -> dict[str, float]:
-        """examples_per_s with everything compiled, and compile_s: what the first time takes more."""
+        """examples_per_s and seconds with everything compiled, and compile_s: what the first time took more."""
         number_format = devices.make_precision(precision, jax.devices()[0])
         settings = self.settings
         rates = {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
         learner = classification(
             self._config, number_format, width=settings.head_width, pooling=settings.pooling, **rates
         )
-        seconds = []
-        for _ in range(2):
+
+        def train() -> tuple[float, int]:
             start = time.perf_counter()
-            training.train(self._feed, learner, settings, self._trained, [0], dynamic_scale=precision == "float16")
-            seconds.append(time.perf_counter() - start)
-        examples = settings.max_steps * settings.batch_size
-        return {
-            "examples_per_s": examples / seconds[1],
-            "seconds": seconds[1],
-            "compile_s": max(0.0, seconds[0] - seconds[1]),
-        }
+            found = training.train(self._feed, learner, settings, self._trained, [0], dynamic_scale=False)
+            return time.perf_counter() - start, found.n_steps
+
+        first = None if precision in self._compile_s else train()
+        seconds, n_steps = train()
+        if first:
+            self._compile_s[precision] = max(0.0, first[0] - seconds)
+        n_examples = finetune_peer.n_examples(self._feed.n_train, settings.batch_size, range(n_steps))
+        return {"examples_per_s": n_examples / seconds, "seconds": seconds, "compile_s": self._compile_s[precision]}
 
     def specification(self) -> dict[str, Any]:
         """What the peer needs to know: a BERT with as many parameters a block, examples and settings."""
@@ -137,8 +157,13 @@ class _Ours:
             "intermediate_size": config.d_ff * 3 // 2 if gated else config.d_ff,
             "max_position_embeddings": max(settings.max_length, 128),
             "num_labels": self._n_classes,
+            "hidden_dropout_prob": settings.dropout,
+            "attention_probs_dropout_prob": settings.attention_dropout,
         }
         chosen = {
             name: getattr(settings, name) for name in ("lr", "warmup", "batch_size", "b1", "b2", "eps", "weight_decay")
         }
-        return {"numbers": numbers, "settings": chosen, "input_ids": self._examples, "labels": self._labels}
+        examples = {"input_ids": [found.ids for found in self._encoded], "labels": self._labels}
+        if any(any(found.type_ids) for found in self._encoded):  # a BERT takes single sentences to be of type 0
+            examples["token_type_ids"] = [found.type_ids for found in self._encoded]
+        return {"numbers": numbers, "settings": chosen} | examples

@@ -5,6 +5,7 @@ A specification on standard input, a result a line on standard output. torch and
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -23,7 +24,15 @@ MODES = (
     "bfloat16, grouped by length",
     "bfloat16, compiled",
 )
+EAGER_MODES = tuple(mode for mode in MODES if "compiled" not in mode)
 WARMUP_STEPS = 20
+
+
+def n_examples(n_train: int, batch_size: int, steps: range) -> int:
+    """Examples in `steps`, counted from 0: the last step of an epoch has what is left of the `n_train`."""
+    per_epoch = -(-n_train // batch_size)
+    last = n_train - (per_epoch - 1) * batch_size
+    return sum(last if (step + 1) % per_epoch == 0 else batch_size for step in steps)
 
 
 def measure(specification: dict[str, Any], n_steps: int, modes: tuple[str, ...] = MODES) -> list[dict[str, Any]]:
@@ -44,9 +53,9 @@ def measure(specification: dict[str, Any], n_steps: int, modes: tuple[str, ...] 
 
 def _measurements(wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     import torch
-    import transformers
 
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")}
+    torch.backends.cuda.matmul.allow_tf32 = True
     for mode in wanted["modes"]:
         print(f"peer Trainer, {mode}…", file=sys.stderr, flush=True)
         result = {"peer": "BertForSequenceClassification, Trainer", "mode": mode, "versions": versions}
@@ -54,7 +63,7 @@ def _measurements(wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
         try:
             yield result | _train(wanted, mode)
         except Exception as error:  # a compiler that is missing is one mode's trouble
-            yield result | {"error": str(error).splitlines()[0][:300]}
+            yield result | {"error": (str(error).strip() or repr(error)).splitlines()[0][:300]}
 
 
 def _train(wanted: dict[str, Any], mode: str) -> dict[str, Any]:
@@ -64,13 +73,19 @@ def _train(wanted: dict[str, Any], mode: str) -> dict[str, Any]:
     torch.manual_seed(0)
     model = transformers.BertForSequenceClassification(transformers.BertConfig(**wanted["numbers"]))
     settings, n_steps = wanted["settings"], wanted["n_steps"]
-    pairs = zip(wanted["input_ids"], wanted["labels"], strict=True)
-    examples = [{"input_ids": ids, "labels": label, "length": len(ids)} for ids, label in pairs]
+    columns = ("input_ids", "token_type_ids", "labels")
+    columns = [name for name in columns if name in wanted]
+    examples = [
+        dict(zip(columns, values, strict=True)) for values in zip(*(wanted[name] for name in columns), strict=True)
+    ]
     times: dict[int, float] = {}
 
     class Clock(transformers.TrainerCallback):
         def on_step_end(self, args, state, control, **_):
-            times[state.global_step] = time.perf_counter()
+            if state.global_step in (WARMUP_STEPS, WARMUP_STEPS + n_steps):
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                times[state.global_step] = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
@@ -91,7 +106,7 @@ def _train(wanted: dict[str, Any], mode: str) -> dict[str, Any]:
             train_sampling_strategy="group_by_length" if "grouped" in mode else "random",
             use_cpu=not torch.cuda.is_available(),
             dataloader_num_workers=0,
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
             logging_strategy="no",
             save_strategy="no",
             report_to="none",
@@ -101,11 +116,12 @@ def _train(wanted: dict[str, Any], mode: str) -> dict[str, Any]:
             model, arguments, data_collator=_collate, train_dataset=examples, callbacks=[Clock()]
         )
         trainer.train()
+    timed = range(WARMUP_STEPS, WARMUP_STEPS + n_steps)
     seconds = times[WARMUP_STEPS + n_steps] - times[WARMUP_STEPS]
     return {
         "params": sum(weight.numel() for weight in model.parameters()),
         "seconds": seconds,
-        "examples_per_s": n_steps * settings["batch_size"] / seconds,
+        "examples_per_s": n_examples(len(examples), settings["batch_size"], timed) / seconds,
     }
 
 
@@ -114,16 +130,14 @@ def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
     import torch
 
     length = -(-max(len(example["input_ids"]) for example in examples) // 8) * 8
-    ids = torch.zeros((len(examples), length), dtype=torch.long)
-    mask = torch.zeros_like(ids)
+    names = [name for name in ("input_ids", "token_type_ids") if name in examples[0]]
+    batch = {name: torch.zeros((len(examples), length), dtype=torch.long) for name in (*names, "attention_mask")}
     for row, example in enumerate(examples):
         n = len(example["input_ids"])
-        ids[row, :n], mask[row, :n] = torch.tensor(example["input_ids"]), 1
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "labels": torch.tensor([example["labels"] for example in examples]),
-    }
+        batch["attention_mask"][row, :n] = 1
+        for name in names:
+            batch[name][row, :n] = torch.tensor(example[name])
+    return batch | {"labels": torch.tensor([example["labels"] for example in examples])}
 
 
 if __name__ == "__main__":
