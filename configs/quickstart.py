@@ -29,8 +29,12 @@ def get_config(arg=None):
         n_heads=2,
         d_ff=256,
         ffn="geglu",
+        norm_bias=False,
         norm_eps=1e-6,
+        first_norm=False,
         positions="rotary",
+        head_transform=True,
+        decoder_bias=True,
     )
     config.objective.update(mask_rate=0.25)
     config.batch_size = 16

@@ -16,7 +16,7 @@ import tokenizers
 
 from cramjax.config.errors import UserError
 from cramjax.data.tokenizers import special_ids
-from cramjax.hub import directory
+from cramjax.hub import directory, download
 from cramjax.models import encoder, t5
 from cramjax.models.generation import generate as generate_tokens
 from cramjax.models.layers import Precision
@@ -32,6 +32,8 @@ class LoadedModel:
     """A trained model: its shape, number format, parameters (float32), tokenizer and the ids of special tokens by role.
 
     `extra`: what a model of `transformers` has beside these (`hub.tables.from_hf`); {} for a run.
+    `step`: of a run's checkpoint. `finetuned`: of a finetuned model, what `tools.finetune --save` notes: task, labels, settings, seed; the
+    parameters of an encoder are then those of `models.classifier`.
     """
 
     config: encoder.EncoderConfig | t5.T5Config
@@ -40,6 +42,8 @@ class LoadedModel:
     tokenizer: tokenizers.Tokenizer
     special: dict[str, int]
     extra: dict = dataclasses.field(default_factory=dict)
+    step: int | None = None
+    finetuned: dict | None = None
 
     @property
     def is_t5(self) -> bool:
@@ -47,22 +51,21 @@ class LoadedModel:
         return isinstance(self.config, t5.T5Config)
 
 
-def load(path: str | os.PathLike) -> LoadedModel:
-    """The newest checkpoint of the run whose workdir is `path`, or the model that `transformers` saved there.
+def load(path: str | os.PathLike, step: int | None = None) -> LoadedModel:
+    """The newest checkpoint of the run whose workdir is `path`, or that of a `step`; or a model of `transformers`.
+
+    The latter is a directory that `save_pretrained` wrote, or where there is none of this name the id of a model on the Hugging Face Hub,
+    as "answerdotai/ModernBERT-base", which is downloaded.
 
     Raises:
-        UserError: where `path` is neither, or holds a model that ours cannot be.
+        UserError: where `path` is none of these, or holds a model that ours cannot be.
     """
-    path = pathlib.Path(path)
-    if not (path / "checkpoints").is_dir():
-        if directory.is_hf_directory(path):
-            return _load_hf(path)
-        raise UserError(
-            f"{path}: no checkpoint of a run there, nor a Hugging Face model (config.json, model.safetensors, tokenizer.json); "
-            f"train one with python -m cramjax.main --workdir {path}, or name a directory that save_pretrained wrote"
-        )
+    path = path_of(path)
+    if directory.is_hf_directory(path) and not (path / "checkpoints").is_dir():
+        return _load_hf(path)
     checkpoints = Checkpoints(path / "checkpoints", read_only=True)
-    params, sidecar = checkpoints.restore_params()
+    params, sidecar = checkpoints.restore_params(step)
+    step = checkpoints.latest() if step is None else step
     checkpoints.close()
     device = jax.devices()[0]
     precision = devices.resolve_precision(json.loads((path / "config.json").read_text())["precision"], device)
@@ -75,6 +78,25 @@ def load(path: str | os.PathLike) -> LoadedModel:
         params=params,
         tokenizer=tokenizer,
         special=special_ids(tokenizer),
+        step=step,
+        finetuned=sidecar.get("finetuned"),
+    )
+
+
+def path_of(checkpoint: str | os.PathLike) -> pathlib.Path:
+    """The folder of a run or of a model of `transformers`, one on the Hub having been downloaded.
+
+    Raises:
+        UserError: where `checkpoint` is neither.
+    """
+    path = pathlib.Path(checkpoint)
+    if (path / "checkpoints").is_dir() or directory.is_hf_directory(path):
+        return path
+    if download.is_hub_id(str(checkpoint)):
+        return download.download(str(checkpoint))
+    raise UserError(
+        f"{path}: no checkpoint of a run there, nor a Hugging Face model (config.json, model.safetensors, tokenizer.json); "
+        f"train one with python -m cramjax.main --workdir {path}, or name a directory that save_pretrained wrote"
     )
 
 
@@ -105,6 +127,10 @@ def fill_mask(model: LoadedModel, text: str, top_k: int = 5) -> list[list[tuple[
     """
     if model.is_t5:
         raise UserError("fill_mask: this model is a T5; use fill_spans with <extra_id_0>, <extra_id_1>, … in the text")
+    if model.finetuned:
+        raise UserError(
+            f"fill_mask: this model is finetuned for {model.finetuned['task']} and predicts no words; load the run before that"
+        )
     ids = model.tokenizer.encode(text).ids
     positions = [index for index, token in enumerate(ids) if token == model.special["mask"]]
     if not positions:

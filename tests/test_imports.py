@@ -20,7 +20,8 @@ BELOW = {
     "training": {"config", "budget", "data", "models", "objectives", "parallel", "optim"},
     "inference": {"config", "data", "hub", "models", "objectives", "training"},
     "benchmarks": {"config"},
-    "finetuning": {"config", "budget", "benchmarks", "models", "objectives", "optim", "training", "inference"},
+    "finetuning": {"config", "budget", "benchmarks", "hub", "models", "objectives", "optim", "training", "inference"},
+    "publishing": {"config", "benchmarks", "data", "hub", "models", "inference"},
     "probing": {"config", "models", "inference"},
     "demonstration": {"data", "inference"},
     "study": {
@@ -36,16 +37,28 @@ BELOW = {
         "finetuning",
     },
     "main": {"config", "training", "demonstration"},
-    "tools": {"config", "data", "training", "study", "inference", "finetuning", "probing"},
+    "tools": {"config", "data", "training", "study", "inference", "finetuning", "probing", "publishing", "hub"},
     "configs": {"config"},
 }
 # Heavy packages → the modules that may import them, at any depth of the file.
 HEAVY = {
     "tensorflow": {"data.tfdata_loader", "data.tfds_source", "benchmarks.tfds_rows"},
     "tensorflow_datasets": {"data.tfds_source", "benchmarks.tfds_rows"},
-    "jax": {"models", "objectives", "parallel", "optim", "training", "inference", "finetuning", "probing", "study"},
-    "torch": {"study.peers", "study.finetune_peer"},
-    "transformers": {"study.peers", "study.finetune_peer"},
+    "jax": {
+        "hub.parity",
+        "publishing",
+        "models",
+        "objectives",
+        "parallel",
+        "optim",
+        "training",
+        "inference",
+        "finetuning",
+        "probing",
+        "study",
+    },
+    "torch": {"study.peers", "study.finetune_peer", "hub.parity"},
+    "transformers": {"study.peers", "study.finetune_peer", "hub.parity"},
 }
 
 

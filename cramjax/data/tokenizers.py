@@ -311,21 +311,32 @@ def _add_special(tokenizer: Tokenizer, roles: list[str]) -> None:
         tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
 
 
-def save(tokenizer: Tokenizer, directory: pathlib.Path, model: bytes | None = None) -> None:
-    """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and, for SentencePiece, tokenizer.model."""
+def save(
+    tokenizer: Tokenizer,
+    directory: pathlib.Path,
+    model: bytes | None = None,
+    *,
+    types: bool = True,
+    max_length: int = int(1e30),
+) -> None:
+    """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and, for SentencePiece, tokenizer.model.
+
+    `types`: whether the model of `transformers` that it is for reads token types; `max_length`: tokens where it is told to cut.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     extra_ids = count_extra_ids(tokenizer)
     special = special_tokens(tokenizer)
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     if extra_ids:  # a T5 knows one token that ends a sequence, and no types
         special["eos"] = special.pop("sep")
+    if extra_ids or not types:
         inputs.remove("token_type_ids")
     names = {f"{role}_token": token for role, token in special.items()}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": inputs,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": int(1e30),
+        "model_max_length": max_length,
     }
     (directory / "tokenizer.json").write_text(canonical_json(tokenizer), encoding="utf-8")
     if extra_ids:
@@ -334,6 +345,16 @@ def save(tokenizer: Tokenizer, directory: pathlib.Path, model: bytes | None = No
         (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if model is not None:
         (directory / "tokenizer.model").write_bytes(model)
+
+
+def with_empty_second(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that encodes a text as the pair of it and an empty one; `tokenizer` itself where its template is none of this library's."""
+    content = json.loads(tokenizer.to_str())
+    template = content["post_processor"]
+    if not template or template["type"] != "TemplateProcessing":
+        return tokenizer
+    template["single"] = [part for part in template["pair"] if part.get("Sequence", {}).get("id") != "B"]
+    return Tokenizer.from_str(json.dumps(content))
 
 
 def canonical_json(tokenizer: Tokenizer) -> str:

@@ -88,6 +88,7 @@ def classification(
     pooling: str,
     dropout: float,
     attention_dropout: float,
+    transform: str = "pooler",
 ) -> Classification:
     """The functions for an encoder with dropout rates of its own; `width` of the head None: that of the encoder."""
     own = {"dropout": dropout, "attention_dropout": attention_dropout, "document_attention": False}
@@ -97,5 +98,6 @@ def classification(
         n_outputs=N_OUTPUTS,
         dropout=dropout,
         pooling=pooling,
+        transform=transform,
     )
     return Classification(head, precision)

@@ -28,8 +28,9 @@ class Settings:
     epochs: passes over the training rows; max_steps: optimizer steps at most. batch_size: examples a step, in parts of microbatch_size.
     max_length: tokens of an input, what is longer is cut, the longer of two texts first; max_target: tokens a T5 generates at most.
     dropout: on embeddings, blocks and head; attention_dropout: on attention probabilities.
-    head_width: of the dense layer of an encoder's head, None: that of the encoder. pooling: what it sees, the first token or the mean of
-    all ("mean"). single_as_pair: single sentences have an empty second.
+    head: of an encoder; "stock": that of the transformers class the network exports to, where there is one, else "pooler": dense and tanh.
+    head_width: of a pooler's dense layer, None: that of the encoder. pooling: what a head sees, the first token or the mean of all
+    ("mean"). single_as_pair: single sentences have an empty second.
     select: parameters that are scored, those after the last epoch or the best on the evaluation split after any ("best").
     start_from: the task whose finetuned encoder is the start. max_train: training rows, a sample of them if there are more.
     """
@@ -52,6 +53,7 @@ class Settings:
     max_target: int = 64
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    head: str = "stock"
     head_width: int | None = None
     pooling: str = "first"
     single_as_pair: bool = False
@@ -70,6 +72,7 @@ class Settings:
         _require(self.lr > 0, f"lr={self.lr}: must be over 0")
         _require(self.select in ("last", "best"), f"select={self.select}: must be last or best")
         _require(self.pooling in ("first", "mean"), f"pooling={self.pooling}: must be first or mean")
+        _require(self.head in ("stock", "pooler"), f"head={self.head}: must be stock or pooler")
         known = ("adamw", "adafactor", "lamb", "lion", "muon")
         _require(self.optimizer in known, f"optimizer={self.optimizer}: must be one of {', '.join(known)}")
         _require(

@@ -23,6 +23,8 @@ from cramjax.finetuning.protocols import PROTOCOLS, Protocol, Settings
 from cramjax.finetuning.store import Store, digest
 from cramjax.finetuning.t5_feed import T5Feed
 from cramjax.finetuning.text_to_text import text_to_text
+from cramjax.hub import equivalence
+from cramjax.hub.families import FAMILIES
 from cramjax.inference import LoadedModel, untrained
 from cramjax.training import devices, memory
 from cramjax.training.checkpoint import Checkpoints
@@ -238,9 +240,10 @@ class Finetuning:
             return feed, text_to_text(model.config, model.precision, **options, **rates)
         limit = model.config.max_positions if model.config.positions == "learned" else None
         feed = EncoderFeed(task, splits, model.tokenizer, model.special["pad"], settings, limit)
-        return feed, classification(
-            model.config, model.precision, width=settings.head_width, pooling=settings.pooling, **rates
-        )
+        head = {"pooling": settings.pooling, "width": settings.head_width}
+        if settings.head == "stock" and (family := equivalence.exports(model.config)):
+            head |= {"width": None, "transform": FAMILIES[family].transform}
+        return feed, classification(model.config, model.precision, **head, **rates)
 
     def _score(self, task: Task, feed: Any, learner: Any, params: Any) -> tuple[dict[str, float], dict[str, list]]:
         """Metrics, and predictions by split; test splits have predictions only."""

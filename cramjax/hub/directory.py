@@ -17,7 +17,7 @@ import tokenizers
 
 from cramjax.config.errors import UserError
 from cramjax.data.tokenizers import special_ids
-from cramjax.hub import families, tables
+from cramjax.hub import equivalence, families, tables
 
 _CONFIG, _WEIGHTS, _INDEX, _TOKENIZER = (
     "config.json",
@@ -74,12 +74,13 @@ def read(path: str | os.PathLike) -> Imported:
     raw = _json(where)
     family, config = families.from_json(raw, str(where))
     tokenizer = _tokenizer(path, family)
-    with _weights(path) as tensors:
+    with open_weights(path) as tensors:
         config = _with_all_rows(family, config, tensors)
         try:
             params, extra = tables.from_hf(family, config, tensors, pad_id=families.pad_id(family, raw, str(where)))
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
+    config, params = equivalence.as_trained(raw, config, params)
     top = max(tokenizer.get_vocab().values(), default=0)
     if top >= config.vocab_size:
         raise UserError(
@@ -146,7 +147,7 @@ class _Weights(Mapping):
 
 
 @contextlib.contextmanager
-def _weights(path: pathlib.Path) -> Iterator[_Weights]:
+def open_weights(path: pathlib.Path) -> Iterator[Mapping[str, np.ndarray]]:
     """The tensors of the one file, or of the several that the index names, open until the end of the block."""
     names = None
     if (path / _WEIGHTS).is_file():

@@ -7,14 +7,19 @@ networks cannot do is refused here, so that nothing is read wrongly in silence.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from cramjax.config.errors import UserError
+from cramjax.models import classifier, encoder, t5
+from cramjax.models.classifier import ClassifierConfig
 from cramjax.models.encoder import EncoderConfig
 from cramjax.models.t5 import T5Config
 
-Config = EncoderConfig | T5Config
+Config = EncoderConfig | T5Config | ClassifierConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +27,8 @@ class Family:
     """What config.json says of one `model_type`.
 
     Attributes:
-        architecture: the class with the head that predicts tokens. config: our class.
+        architecture: the class with the head that predicts tokens; that with a classifier ends in ForSequenceClassification instead.
+        config: our class. transform: of `ClassifierConfig`, what the family's classifiers have.
         keys: our field → (key of config.json, what it means to leave it out; None: it has to be there).
         fixed: our fields that are the same in all of the family.
         only: key → the values our networks know, the first being the one of files without the key.
@@ -37,6 +43,7 @@ class Family:
     only: Mapping[str, tuple]
     pad_id: int = 0
     offset_positions: bool = False
+    transform: str = "pooler"
 
 
 _SIZES = {
@@ -102,6 +109,7 @@ FAMILIES: dict[str, Family] = {
             "token_types": 0,
         },
         only={"hidden_activation": ("gelu",), "classifier_activation": ("gelu",)},
+        transform="prediction",
     ),
     "t5": Family(
         architecture="T5ForConditionalGeneration",
@@ -118,11 +126,11 @@ FAMILIES: dict[str, Family] = {
             "norm_eps": ("layer_norm_epsilon", 1e-6),
         },
         fixed={},
-        only={"feed_forward_proj": ("relu", "gated-gelu")},
+        only={"feed_forward_proj": ("relu", "gated-gelu", "gelu", "gated-gelu_python")},
     ),
 }
 
-_T5_FFN = {"relu": "relu", "gated-gelu": "geglu_tanh"}
+_T5_FFN = {"relu": "relu", "gated-gelu": "geglu_tanh", "gelu": "gelu", "gated-gelu_python": "geglu"}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -153,25 +161,28 @@ def from_json(raw: Mapping[str, Any], where: str = "config.json") -> tuple[str, 
         raise UserError(f"{where}: no network has these numbers: {error}; correct them") from error
 
 
-def to_json(name: str, cfg: Config, *, pad_id: int | None = None) -> dict[str, Any]:
-    """The config.json with which `transformers` builds `cfg` as a model of the family `name`; inverse of `from_json`.
+def to_json(
+    name: str, cfg: Config, *, special: Mapping[str, int] | None = None, labels: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The config.json with which `transformers` builds `cfg` as a model of the family `name`; of an encoder the inverse of `from_json`.
 
     Args:
-        pad_id: the id of the padding token; None: the family's usual one.
+        special: ids of "pad", "cls", "sep" by role; without "pad" the family's usual one. labels: of a classifier, one for each output.
 
     Raises:
         UserError: where no model of the family is such a network.
     """
     check(name, cfg)
-    family = FAMILIES[name]
-    pad_id = family.pad_id if pad_id is None else pad_id
-    raw: dict[str, Any] = {"model_type": name, "architectures": [family.architecture], "pad_token_id": pad_id}
+    family, special = FAMILIES[name], dict(special or {})
+    pad_id = special.get("pad", family.pad_id)
+    raw: dict[str, Any] = {"model_type": name, "architectures": [architecture(name, cfg)], "pad_token_id": pad_id}
+    if isinstance(cfg, ClassifierConfig):
+        raw |= _classifier_keys(name, cfg, labels)
+    cfg = network(cfg)
     raw |= {key: getattr(cfg, field) for field, (key, _) in family.keys.items()}
     raw |= {key: values[0] for key, values in family.only.items()}
     if family.offset_positions:
         raw["max_position_embeddings"] += pad_id + 1
-    if name == "modernbert":
-        return raw | _modernbert_keys(cfg)
     if name == "t5":
         return raw | {
             "num_decoder_layers": cfg.n_decoder_layers,
@@ -181,24 +192,86 @@ def to_json(name: str, cfg: Config, *, pad_id: int | None = None) -> dict[str, A
             "scale_decoder_outputs": cfg.tie_embeddings,
             "dropout_rate": cfg.dropout,
             "decoder_start_token_id": pad_id,
+            "eos_token_id": special.get("sep", 1),
         }
-    return raw | {"hidden_dropout_prob": cfg.dropout, "attention_probs_dropout_prob": cfg.attention_dropout}
+    # The classes' own defaults may be beyond a small vocabulary.
+    ends = {key: special.get(role) for role, key in (("cls", "bos_token_id"), ("sep", "eos_token_id"))}
+    if name == "modernbert":
+        return (
+            raw
+            | ends
+            | {"cls_token_id": special.get("cls"), "sep_token_id": special.get("sep")}
+            | _modernbert_keys(cfg)
+        )
+    return raw | ends | {"hidden_dropout_prob": cfg.dropout, "attention_probs_dropout_prob": cfg.attention_dropout}
+
+
+def _classifier_keys(name, cfg, labels):
+    names = dict(enumerate(labels or [f"LABEL_{i}" for i in range(cfg.n_outputs)]))
+    pooling = {"classifier_pooling": "cls" if cfg.pooling == "first" else "mean"} if name == "modernbert" else {}
+    return pooling | {
+        "id2label": {str(number): label for number, label in names.items()},
+        "label2id": {label: number for number, label in names.items()},
+        "problem_type": "regression" if cfg.n_outputs == 1 else "single_label_classification",
+        "classifier_dropout": cfg.dropout,
+    }
+
+
+def architecture(name: str, cfg: Config) -> str:
+    """The class of `transformers` for `cfg` in the family `name`."""
+    predicting = FAMILIES[name].architecture
+    if isinstance(cfg, ClassifierConfig):
+        return predicting.replace("ForMaskedLM", "ForSequenceClassification")
+    return predicting
+
+
+def network(cfg: Config) -> EncoderConfig | T5Config:
+    """`cfg` without a classifier."""
+    return cfg.encoder if isinstance(cfg, ClassifierConfig) else cfg
+
+
+@functools.lru_cache(maxsize=16)
+def shapes(cfg: Config) -> Mapping[str, tuple[int, ...]]:
+    """Path joined by "/" → shape of all parameters of `cfg`."""
+    module = {EncoderConfig: encoder, T5Config: t5, ClassifierConfig: classifier}[type(cfg)]
+    return {path: leaf.shape for path, leaf in flatten_dict(module.abstract_params(cfg), sep="/").items()}
 
 
 def check(name: str, cfg: Config) -> None:
     """Raises UserError where no model of the family `name` is a network of `cfg`."""
     family = FAMILIES[name]
-    if not isinstance(cfg, family.config):
+    if not isinstance(network(cfg), family.config):
         raise UserError(f"model: a {type(cfg).__name__} is no {name}; choose another family")
-    wrong = [field for field, value in family.fixed.items() if getattr(cfg, field) != value]
+    for field in differences(name, cfg):
+        raise UserError(f"model.{field}={getattr(network(cfg), field)!r}: no {name} has this; choose another family")
+    if isinstance(cfg, ClassifierConfig):
+        _check_classifier(name, cfg)
+
+
+def differences(name: str, cfg: Config) -> dict[str, Any]:
+    """Fields in which the network of `cfg`, of the family's kind, is none of the family `name`, and what they are there."""
+    cfg, wanted = network(cfg), dict(FAMILIES[name].fixed)
     if isinstance(cfg, EncoderConfig):
-        wrong += ["local_window"] * bool(cfg.local_window and name != "modernbert")
+        if name != "modernbert":
+            wanted["local_window"] = 0
         # The norm of ModernBERT's head has a bias if all norms have.
-        wrong += ["head_bias"] * (cfg.head_bias != cfg.norm_bias)
+        wanted.setdefault("head_bias", cfg.norm_bias)
     elif cfg.ffn not in _T5_FFN.values():
-        wrong.append("ffn")
-    if wrong:
-        raise UserError(f"model.{wrong[0]}={getattr(cfg, wrong[0])!r}: no {name} has this; choose another family")
+        wanted["ffn"] = "geglu_tanh"
+    return {field: value for field, value in wanted.items() if getattr(cfg, field) != value}
+
+
+def _check_classifier(name, cfg):
+    family = FAMILIES[name]
+    theirs = architecture(name, cfg)
+    if cfg.transform != family.transform or cfg.width != cfg.encoder.d_model:
+        raise UserError(
+            f"head: {theirs} has another than this {cfg.transform} {cfg.width} wide; finetune with --set head=stock to export it"
+        )
+    if cfg.pooling != "first" and name != "modernbert":
+        raise UserError(
+            f"pooling={cfg.pooling}: {theirs} reads the first token; finetune with --set pooling=first to export it"
+        )
 
 
 def pad_id(name: str, raw: Mapping[str, Any], where: str = "config.json") -> int:

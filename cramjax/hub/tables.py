@@ -8,16 +8,16 @@ twice: tensors are asked for one at a time.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cramjax.config.errors import UserError
 from cramjax.hub import families
-from cramjax.models import encoder, t5
+from cramjax.models import classifier, encoder, t5
 
 Params = dict[str, Any]
 Extra = dict[str, Any]
@@ -171,6 +171,23 @@ _BERTS = {
 }
 
 
+def _classifier(dense: str, out: str, norm: str = "") -> tuple[Entry, ...]:
+    return (
+        *_dense("classifier/dense", dense),
+        *(_norm("classifier/norm", norm) if norm else ()),
+        *_dense("classifier/out", out),
+    )
+
+
+_CLASSIFIERS = {
+    "bert": _classifier("bert.pooler.dense", "classifier"),
+    "megatron-bert": _classifier("bert.pooler.dense", "classifier"),
+    "roberta": _classifier("classifier.dense", "classifier.out_proj"),
+    "roberta-prelayernorm": _classifier("classifier.dense", "classifier.out_proj"),
+    "modernbert": _classifier("head.dense", "classifier", "head.norm"),
+}
+
+
 def _modernbert(cfg: encoder.EncoderConfig) -> Table:
     layer, theirs, tokens = "encoder/layers", "model.layers.{i}", "model.embeddings.tok_embeddings.weight"
     entries = [
@@ -202,7 +219,7 @@ def _t5(cfg: t5.T5Config) -> Table:
         theirs, ours = f"{side}.block.{{i}}.layer", f"{side}/layers"
         bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         mlp = f"{theirs}.{1 if side == 'encoder' else 2}"
-        halves = ("wi_0", "wi_1") if cfg.ffn == "geglu_tanh" else ("wi",)
+        halves = ("wi_0", "wi_1") if cfg.ffn.startswith("geglu") else ("wi",)
         wi = tuple(f"{mlp}.DenseReluDense.{half}.weight" for half in halves)
         entries += [
             Entry(f"{side}/relative_bias/table", (bias,)),
@@ -239,8 +256,11 @@ def table(family: str, cfg: families.Config) -> Table:
         UserError: where no model of the family is such a network.
     """
     families.check(family, cfg)
-    shapes = _shapes(cfg)
-    full = _t5(cfg) if family == "t5" else _modernbert(cfg) if family == "modernbert" else _BERTS[family]
+    shapes = families.shapes(cfg)
+    network = families.network(cfg)
+    full = _t5(network) if family == "t5" else _modernbert(network) if family == "modernbert" else _BERTS[family]
+    if isinstance(cfg, classifier.ClassifierConfig):
+        full = Table(entries=(*full.entries, *_CLASSIFIERS[family]), prefix=full.prefix)
     entries = tuple(entry for entry in full.entries if entry.path in shapes)
     unknown = set(shapes) - {entry.path for entry in entries}
     if unknown:
@@ -253,7 +273,8 @@ def from_hf(
 ) -> tuple[Params, Extra]:
     """Our parameters, float32 NumPy arrays in a tree as of `init_params`, from tensors by the names of `transformers`.
 
-    Tensors of other heads are left alone. Old names (`LayerNorm.gamma`) and those of models without a head (no prefix) are known.
+    Tensors of other heads than that of `cfg` are left alone. Old names (`LayerNorm.gamma`) and those of models without a head (no prefix)
+    are known.
 
     Args:
         family: a key of `families.FAMILIES`. cfg: as of `families.from_json`.
@@ -267,7 +288,7 @@ def from_hf(
     Raises:
         UserError: for a tensor that is missing, of another shape or not of floats, or tied here but of other values there.
     """
-    names, shapes = table(family, cfg), _shapes(cfg)
+    names, shapes = table(family, cfg), families.shapes(cfg)
     tensors = _Tensors(names, state)
     offset = _offset(family, pad_id)
     headless = bool(names.head) and names.head not in tensors
@@ -280,14 +301,16 @@ def from_hf(
     extra: Extra = {"head_missing": True} if headless else {}
     if names.pooler and all(entry.names[0] in tensors for entry in names.pooler):
         sizes = _pooler_shapes(cfg)
-        extra |= _tree({entry.path: _read(entry, sizes[entry.path], tensors, 0) for entry in names.pooler})
-    return _tree(flat), extra
+        extra |= unflatten_dict(
+            {entry.path: _read(entry, sizes[entry.path], tensors, 0) for entry in names.pooler}, sep="/"
+        )
+    return unflatten_dict(flat, sep="/"), extra
 
 
 def to_hf(
     family: str, cfg: families.Config, params: Params, extra: Extra | None = None, *, pad_id: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Tensors by the names of the family's model with a head, contiguous float32: the inverse of `from_hf`, bit for bit.
+    """Tensors by the names of the family's model with the head of `cfg`, contiguous float32: the inverse of `from_hf`, bit for bit.
 
     Tied tensors stand there once, as `save_pretrained` writes them. Rows of a table of positions that are no positions are 0.
 
@@ -297,8 +320,8 @@ def to_hf(
     Raises:
         UserError: where no model of the family is such a network.
     """
-    names, shapes, extra = table(family, cfg), dict(_shapes(cfg)), extra or {}
-    flat = _flat({key: extra[key] for key in ("pooler",) if key in extra} | params)
+    names, shapes, extra = table(family, cfg), dict(families.shapes(cfg)), extra or {}
+    flat = flatten_dict({key: extra[key] for key in ("pooler",) if key in extra} | params, sep="/")
     shapes |= _pooler_shapes(cfg) if "pooler" in extra else {}
     state = {}
     for entry in names.entries + (names.pooler if "pooler" in extra else ()):
@@ -389,28 +412,3 @@ def _offset(family: str, pad_id: int | None) -> int:
 
 def _pooler_shapes(cfg: encoder.EncoderConfig) -> dict[str, Shape]:
     return {"pooler/kernel": (cfg.d_model, cfg.d_model), "pooler/bias": (cfg.d_model,)}
-
-
-@functools.lru_cache(maxsize=8)
-def _shapes(cfg: families.Config) -> Mapping[str, Shape]:
-    network = t5 if isinstance(cfg, t5.T5Config) else encoder
-    return {path: leaf.shape for path, leaf in _flat(network.abstract_params(cfg)).items()}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Path joined by "/" → leaf."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
-
-
-def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `_flat`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        node, (*parents, last) = tree, path.split("/")
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = leaf
-    return tree

@@ -1,6 +1,7 @@
-"""A classifier on an encoder: the first token's hidden state or the mean of all, dense, tanh, dropout, scores.
+"""A classifier on an encoder: the first token's hidden state or the mean of all, a transform, dropout, scores.
 
-BERT's pooler with a classifier (arXiv 1810.04805, section 3.2), whose width is free (Cramming's is 1,024).
+The transform is BERT's pooler (arXiv 1810.04805, section 3.2), whose width is free (Cramming's is 1,024), or the one in front of the
+decoder of masked language modelling, tuned on as in ModernBERT (arXiv 2412.13663).
 """
 
 from __future__ import annotations
@@ -15,37 +16,57 @@ from flax import nnx
 
 from cramjax.models import axes as ax
 from cramjax.models import encoder, module
-from cramjax.models.layers import FLOAT32, Linear, Precision, dropout, product
+from cramjax.models.activations import gelu
+from cramjax.models.layers import FLOAT32, Linear, Norm, Precision, dropout, product
 
 Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """`encoder` with a head: `width` of its dense layer, scores it gives, dropout before them, and what it sees: "first" or "mean"."""
+    """`encoder` with a head that gives `n_outputs` scores.
+
+    Attributes:
+        transform: "pooler" (dense, tanh) or "prediction" (dense, GELU, norm). width: of its dense layer; of "prediction" the encoder's.
+        dropout: before the scores. pooling: what the head sees, "first" or "mean".
+
+    Raises:
+        ValueError: for a "prediction" of another width.
+    """
 
     encoder: encoder.EncoderConfig
     width: int
     n_outputs: int
     dropout: float = 0.1
     pooling: str = "first"
+    transform: str = "pooler"
+
+    def __post_init__(self):
+        if self.transform == "prediction" and self.width != self.encoder.d_model:
+            raise ValueError(f"a prediction head is {self.encoder.d_model} wide, not {self.width}")
 
 
 class Classifier(nnx.Module):
-    """dense [embed, width], tanh, dropout, out [width, n_outputs], with biases."""
+    """dense [embed, width] and tanh, or GELU and norm; dropout; out [width, n_outputs]. Biases, but where the encoder's head has none."""
 
     def __init__(self, cfg: ClassifierConfig, precision: Precision, rngs: nnx.Rngs):
         self.cfg = cfg
         init = jax.nn.initializers.normal(cfg.encoder.init_std)
         common = {"bias": True, "init": init, "precision": precision, "rngs": rngs}
-        self.dense = Linear("te,ef->tf", (cfg.encoder.d_model, cfg.width), (ax.EMBED, ax.EMBED_OUT), **common)
+        predicts = cfg.transform == "prediction"
+        bias = cfg.encoder.head_bias or not predicts
+        shape, axes = (cfg.encoder.d_model, cfg.width), (ax.EMBED, ax.EMBED_OUT)
+        self.dense = Linear("te,ef->tf", shape, axes, **common | {"bias": bias})
+        self.norm = Norm(cfg.encoder, precision, bias=bias, rngs=rngs) if predicts else None
         # The scores of a handful of classes in float32: nothing is gained by less.
         wide = dataclasses.replace(FLOAT32, matmul_dtype=precision.matmul_dtype)
         self.out = Linear("te,ef->tf", (cfg.width, cfg.n_outputs), (ax.EMBED, None), **common | {"precision": wide})
 
     def __call__(self, hidden: jax.Array, key: jax.Array | None) -> jax.Array:
         """[n, embed] → float32 [n, n_outputs]; dropout if there is a key."""
-        return self.out(dropout(jnp.tanh(self.dense(hidden)), self.cfg.dropout, key))
+        hidden = self.dense(hidden)
+        hidden = jnp.tanh(hidden) if self.norm is None else self.norm(gelu(hidden))
+        return self.out(dropout(hidden, self.cfg.dropout, key))
 
 
 def _build(cfg: ClassifierConfig, precision: Precision = FLOAT32):
@@ -55,13 +76,23 @@ def _build(cfg: ClassifierConfig, precision: Precision = FLOAT32):
 def init_params(cfg: ClassifierConfig, key: jax.Array, trained: Params) -> Params:
     """{"encoder", "classifier"}: the encoder of `trained` (as of `encoder.init_params`) and a fresh head, a function of `key`.
 
-    A `pooler` in `trained` (BERT's, of the sentence prediction it was pretrained with) is the dense layer of a head of its width.
+    A `pooler` in `trained` (BERT's, of the sentence prediction it was pretrained with) is the dense layer of a head of its width; the
+    transform of a masked language model's head is that of a "prediction".
     """
     head = module.params_of(_build(cfg)(nnx.Rngs(params=key)))
+    if cfg.transform == "prediction":
+        head |= {name: part for name, part in trained.get("head", {}).items() if name in head}
+        return {"encoder": trained["encoder"], "classifier": head}
     pooler = trained.get("pooler")
     if pooler is not None and pooler["kernel"].shape == head["dense"]["kernel"].shape:
         head["dense"] = pooler
     return {"encoder": trained["encoder"], "classifier": head}
+
+
+def abstract_params(cfg: ClassifierConfig) -> Params:
+    """The tree of `init_params` with a ShapeDtypeStruct at each leaf."""
+    head = module.params_of(module.abstract(_build(cfg)))
+    return {"encoder": encoder.abstract_params(cfg.encoder)["encoder"], "classifier": head}
 
 
 def param_axes(cfg: ClassifierConfig) -> Params:

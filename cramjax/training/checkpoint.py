@@ -147,15 +147,18 @@ class Checkpoints:
             )
         return None
 
-    def restore_params(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Parameters (arrays on the first device) and sidecar of the newest checkpoint; the rest of the state is not read.
+    def restore_params(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Parameters (arrays on the first device) and sidecar of the newest checkpoint or of `step`; the rest of the state is not read.
 
         Raises:
-            UserError: there is no checkpoint. RunFailed: its files changed since they were written.
+            UserError: there is no such checkpoint. RunFailed: its files changed since they were written.
         """
-        step = self.latest()
-        if step is None:
+        saved = sorted(self._manager.all_steps())
+        if not saved:
             raise UserError(f"{self._directory}: no complete checkpoint there; train until one is saved")
+        if step is not None and step not in saved:
+            raise UserError(f"{self._directory}: no checkpoint of step {step}; there are {', '.join(map(str, saved))}")
+        step = self.latest() if step is None else step
         try:
             _verify(self._directory / str(step))
         except ValueError as error:

@@ -294,7 +294,7 @@ def test_there_and_back_again(saved, case, tmp_path):
     assert extra == {}
     jax.tree.map(np.testing.assert_array_equal, params, imported.params)
 
-    raw = families.to_json(imported.family, imported.config, pad_id=model.config.pad_token_id)
+    raw = families.to_json(imported.family, imported.config, special={"pad": model.config.pad_token_id})
     assert families.from_json(raw) == (imported.family, imported.config)
     (tmp_path / "config.json").write_text(json.dumps(raw))
     safetensors_torch.save_file(

@@ -1,0 +1,1 @@
+"""Models made here for others to use: exported with a model card."""
