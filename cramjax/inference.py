@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -16,12 +15,10 @@ import tokenizers
 
 from cramjax.config.errors import UserError
 from cramjax.data.tokenizers import special_ids
-from cramjax.hub import directory, download
 from cramjax.models import encoder, t5
 from cramjax.models.generation import generate as generate_tokens
 from cramjax.models.layers import Precision
-from cramjax.training import devices
-from cramjax.training.checkpoint import Checkpoints
+from cramjax.training import devices, origin
 
 # Inputs are padded to a multiple of this many tokens, so that few lengths are compiled.
 LENGTH_MULTIPLE = 32
@@ -60,56 +57,18 @@ def load(path: str | os.PathLike, step: int | None = None) -> LoadedModel:
     Raises:
         UserError: where `path` is none of these, or holds a model that ours cannot be.
     """
-    path = path_of(path)
-    if directory.is_hf_directory(path) and not (path / "checkpoints").is_dir():
-        return _load_hf(path)
-    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
-    params, sidecar = checkpoints.restore_params(step)
-    step = checkpoints.latest() if step is None else step
-    checkpoints.close()
-    device = jax.devices()[0]
-    precision = devices.resolve_precision(json.loads((path / "config.json").read_text())["precision"], device)
-    numbers = dict(sidecar["model"])
-    network = t5.T5Config if numbers.pop("family", "encoder") == "t5" else encoder.EncoderConfig
-    tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer" / "tokenizer.json"))
+    found, device = origin.read(path, step), jax.devices()[0]
+    precision = "auto" if not found.is_run else json.loads((found.path / "config.json").read_text())["precision"]
+    special = special_ids(found.tokenizer)
     return LoadedModel(
-        config=network(**numbers),
-        precision=devices.make_precision(precision, device),
-        params=params,
-        tokenizer=tokenizer,
-        special=special_ids(tokenizer),
-        step=step,
-        finetuned=sidecar.get("finetuned"),
-    )
-
-
-def path_of(checkpoint: str | os.PathLike) -> pathlib.Path:
-    """The folder of a run or of a model of `transformers`, one on the Hub having been downloaded.
-
-    Raises:
-        UserError: where `checkpoint` is neither.
-    """
-    path = pathlib.Path(checkpoint)
-    if (path / "checkpoints").is_dir() or directory.is_hf_directory(path):
-        return path
-    if download.is_hub_id(str(checkpoint)):
-        return download.download(str(checkpoint))
-    raise UserError(
-        f"{path}: no checkpoint of a run there, nor a Hugging Face model (config.json, model.safetensors, tokenizer.json); "
-        f"train one with python -m cramjax.main --workdir {path}, or name a directory that save_pretrained wrote"
-    )
-
-
-def _load_hf(path: pathlib.Path) -> LoadedModel:
-    imported, device = directory.read(path), jax.devices()[0]
-    special = special_ids(imported.tokenizer)
-    return LoadedModel(
-        config=imported.config,
-        precision=devices.make_precision(devices.resolve_precision("auto", device), device),
-        params=jax.tree.map(jnp.asarray, imported.params),
-        tokenizer=imported.tokenizer,
+        config=found.config,
+        precision=devices.make_precision(devices.resolve_precision(precision, device), device),
+        params=jax.tree.map(jnp.asarray, found.params),
+        tokenizer=found.tokenizer,
         special={role: number for role, number in special.items() if number is not None},
-        extra=imported.extra,
+        extra=found.extra,
+        step=found.step,
+        finetuned=found.finetuned,
     )
 
 

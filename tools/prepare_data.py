@@ -19,6 +19,10 @@ def _prepare(args: argparse.Namespace) -> None:
     config = resolve(args.config, args.overrides)
     from cramjax.data import prepare, progress
 
+    if config.init_from:  # the tokenizer of that model; reading models takes JAX, which preparing data does not
+        from cramjax.training import origin
+
+        config = origin.with_tokenizer(config)
     directory = prepare.prepare(config.data, progress=progress.Lines(), n_workers=args.workers)
     print(describe(directory, prepare.read_manifest(directory)))
 

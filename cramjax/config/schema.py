@@ -251,6 +251,11 @@ MESH = {
 SCHEMA: dict[str, Any] = {
     "name": _text("run", "name of the recipe"),
     "seed": _count(0, "batches, masks and initial parameters are functions of it", 0),
+    "init_from": Field(
+        default=None,
+        kinds=(str, NoneType),
+        help="run, Hugging Face directory or Hub id whose parameters and tokenizer training starts from; None: fresh ones",
+    ),
     "budget": BUDGET,
     "data": DATA,
     "batch_size": _count(256, "sequences an optimizer step, on all devices"),

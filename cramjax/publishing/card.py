@@ -187,11 +187,11 @@ def _benchmark(suite: str, task: str, metric: str, value: float) -> EvalResult:
 
 
 def _entries(facts: Facts) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(suite, task, its entry in results.json), for a finetuned model of its own task."""
     if facts.results:
-        suite = facts.results["suite"]
-        yield from (
-            (suite, task.name, facts.results[task.name]) for task in SUITES[suite] if task.name in facts.results
-        )
+        suite, own = facts.results["suite"], facts.finetuned and facts.finetuned["task"]
+        found = (task.name for task in SUITES[suite] if task.name in facts.results and own in (None, task.name))
+        yield from ((suite, name, facts.results[name]) for name in found)
 
 
 def _what(facts: Facts, raw: Mapping[str, Any]) -> str:

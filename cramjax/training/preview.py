@@ -12,7 +12,7 @@ import tokenizers
 
 from cramjax.data import loader as loaders
 from cramjax.models.layers import FLOAT32
-from cramjax.training import session
+from cramjax.training import origin, session
 from cramjax.training.progress import Progress
 from cramjax.training.run import open_data
 
@@ -23,6 +23,7 @@ def preview(config: Any, n_examples: int) -> Iterator[str]:
     Prepares the data if that is not done yet. The targets of masked language modelling are the words behind the masks in their order.
     """
     with contextlib.closing(Progress()) as progress:
+        config = origin.with_tokenizer(config)
         dataset = open_data(config, progress)
     task = session.TASKS[config.model.family](config, dataset, FLOAT32)
     source = loaders.open_loader(

@@ -16,11 +16,12 @@ from typing import Any
 import jax
 
 from cramjax.budget.clock import Clock
+from cramjax.config.errors import UserError
 from cramjax.data import loader as loaders
-from cramjax.data import prepare
+from cramjax.data import prepare, tokenizers
 from cramjax.data.dataset import TokenDataset
 from cramjax.parallel import mesh as meshes
-from cramjax.training import memory, plots, records, session
+from cramjax.training import memory, origin, plots, records, session
 from cramjax.training.checkpoint import Checkpoints
 from cramjax.training.evaluate import Evaluator
 from cramjax.training.loop import Hooks, Outcome, run_steps
@@ -56,6 +57,7 @@ def _train(config: Any, path: pathlib.Path, stop: StopSignal) -> dict[str, Any]:
         memory.keep_freed_memory()
         enable_compile_cache()
         with stop.at_once():  # nothing to save yet: data preparation and compilation resume by themselves
+            config = origin.with_tokenizer(config)
             dataset = open_data(config, progress)
             run = Run(config, path, dataset, progress, stop, started)
             finished = run.restore()
@@ -126,11 +128,28 @@ class Run:
             self.progress.announce(f"resuming {self.workdir} at step {restored.step}")
         else:
             self.state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed)
+            if config.init_from:
+                self.state = self._started_from(config.init_from, self.state)
         write_json(self.workdir / "config.json", config.to_dict())
         kinds = [device.device_kind for device in jax.devices()]
         write_json(self.workdir / "environment.json", environment(kinds) | {"dataset": str(self.dataset.directory)})
         shutil.copytree(self.dataset.directory / "tokenizer", self.workdir / "tokenizer", dirs_exist_ok=True)
         return None
+
+    def _started_from(self, checkpoint: str, state: TrainState) -> TrainState:
+        """`state` with the parameters of another model."""
+        found = origin.read(checkpoint)
+        own = tokenizers.load(self.dataset.directory / "tokenizer" / "tokenizer.json")[0]
+        if own.get_vocab() != tokenizers.load(found.tokenizer_file)[0].get_vocab():
+            raise UserError(
+                f"init_from={checkpoint}: has another tokenizer than {self.dataset.directory}; prepare the text with "
+                f"--config.data.tokenizer={found.tokenizer_file}"
+            )
+        self.progress.announce(
+            f"starting from the parameters of {found.path}" + (f" at step {found.step}" if found.is_run else "")
+        )
+        params = origin.start_from(found, self.session.task.description, state.params)
+        return dataclasses.replace(state, params=params)
 
     def train(self) -> Outcome:
         """Compile and run the loop; the budget's clock starts here."""

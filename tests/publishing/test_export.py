@@ -1,0 +1,241 @@
+"""Runs and finetuned models as `transformers` loads them, with their cards, through the command line and the Hub's API."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+
+import cramjax
+from cramjax.config.errors import RunFailed, UserError
+from cramjax.finetuning import run
+from cramjax.finetuning.protocols import Protocol, Settings
+from cramjax.hub import directory
+from cramjax.publishing import card
+from cramjax.publishing.export import Options, export
+from cramjax.training import origin
+from tests.e2e import test_main as cli
+from tests.finetuning import grammar
+from tests.hub.fakehub import FakeHub
+from tools import export_hf
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+torch.set_num_threads(1)
+
+TOKEN = "hf_" + "x" * 30
+SETTINGS = Settings(
+    lr=2e-3, epochs=1, batch_size=16, dropout=0.1, attention_dropout=0.0, head_width=99, single_as_pair=True
+)
+PROTOCOL = Protocol(name="quick", source="tests", settings=SETTINGS, n_seeds=1)
+
+
+@pytest.fixture(scope="module")
+def exported(small_run, tmp_path_factory):
+    """What the command line makes of a run."""
+    out = tmp_path_factory.mktemp("export") / "small-bert"
+    command = ["--checkpoint", str(small_run), "--out", str(out), "--verify", "--license", "apache-2.0"]
+    assert export_hf.main(command) == 0
+    return out
+
+
+def code_of(page):
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    return code
+
+
+def run_code(folder, monkeypatch, capsys):
+    """What the card's example prints, run beside the export."""
+    monkeypatch.chdir(folder.parent)
+    exec(compile(code_of((folder / "README.md").read_text()), "README.md", "exec"), {})
+    return capsys.readouterr().out
+
+
+def test_a_run_is_a_folder_of_transformers(exported, small_run):
+    names = {path.name for path in exported.iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+        "loss.png",
+    } <= names
+    ours, theirs = cramjax.load(small_run), cramjax.load(exported)
+    assert ours.step == 20 and ours.config.vocab_size == theirs.config.vocab_size
+    np.testing.assert_array_equal(ours.params["head"]["dense"]["kernel"], theirs.params["head"]["dense"]["kernel"])
+    sentence = "anna reads [MASK] in the garden ."
+    guesses = transformers.pipeline("fill-mask", model=str(exported), top_k=3)(sentence)
+    model = dataclasses.replace(ours, precision=theirs.precision)
+    (expected,) = cramjax.fill_mask(model, sentence, top_k=3)
+    assert [guess["token_str"] for guess in guesses] == [token for token, _ in expected]
+    np.testing.assert_allclose([guess["score"] for guess in guesses], [share for _, share in expected], rtol=0.05)
+
+
+def test_the_card_says_what_the_run_noted(exported, small_run, monkeypatch, capsys):
+    page, summary = (exported / "README.md").read_text(), json.loads((small_run / "summary.json").read_text())
+    data = ModelCard.load(exported / "README.md").data
+    assert (data.license, data.language, data.library_name, data.pipeline_tag) == (
+        "apache-2.0",
+        "en",
+        "transformers",
+        "fill-mask",
+    )
+    assert data.model_name == "small-bert" and "cramjax" in data.tags
+    values = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert values["loss"] == round(summary["eval_loss"], 4)
+    environment = json.loads((small_run / "environment.json").read_text())
+    assert environment["git"] in page and "python -m cramjax.main --config configs/quickstart.py" in page
+    assert (
+        "20 steps" in page
+        and "![" in page
+        and "text:stories.txt" in page
+        and environment["host"] not in page.split("---")[2][:99]
+    )
+    printed = run_code(exported, monkeypatch, capsys)
+    assert len(printed.splitlines()) == 5
+
+
+def test_an_export_is_replaced_and_other_files_stay(small_run, tmp_path):
+    out = tmp_path / "out"
+    export(small_run, out, Options(dtype="bfloat16", max_shard_size="20KB"), tell=lambda _: None)
+    assert (out / "model.safetensors.index.json").is_file()
+    (out / "notes.txt").write_text("mine")
+    export(small_run, out, tell=lambda _: None)
+    assert not list(out.glob("model-*")) and not (out / "model.safetensors.index.json").exists()
+    assert (out / "notes.txt").read_text() == "mine" and not list(tmp_path.glob(".out*"))
+    assert directory.read(out).config.n_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "flags", "message"),
+    [
+        ("nothing/here", (), "no checkpoint of a run there"),
+        ("RUN", ("--step", "7"), "no checkpoint of step 7; there are 20"),
+        ("RUN", ("--results", "none.json"), "--results none.json: is no results.json"),
+        ("RUN", ("--push_to_hub", "me/x"), "HF_TOKEN is not set"),
+        ("EXPORT", (), "is a model of transformers already"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing(
+    exported, small_run, tmp_path, monkeypatch, capsys, checkpoint, flags, message
+):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    (tmp_path / "nothing").mkdir()
+    monkeypatch.chdir(tmp_path)
+    checkpoint = {"RUN": str(small_run), "EXPORT": str(exported)}.get(checkpoint, checkpoint)
+    assert export_hf.main(["--checkpoint", checkpoint, "--out", str(tmp_path / "out"), *flags]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert message in said[-1] and len(said) == 1
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_a_folder_with_other_files_is_left_alone(small_run, tmp_path):
+    (tmp_path / "thesis.tex").write_text("dear")
+    with pytest.raises(UserError, match="holds other files"):
+        export(small_run, tmp_path)
+
+
+def test_a_wrong_export_never_stands_there(small_run, tmp_path, monkeypatch):
+    from cramjax.hub import saving
+
+    original = saving._cast
+    monkeypatch.setattr(saving, "_cast", lambda name, tensor, dtype: original(name, tensor, dtype) + ("Wi" in name))
+    with pytest.raises(RunFailed, match="does not hold the parameters"):
+        export(small_run, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
+
+
+def finetuned(kind, tasks, tmp_path, **changes):
+    glue = grammar.write_glue(tmp_path / "glue")
+    protocol = dataclasses.replace(PROTOCOL, settings=dataclasses.replace(SETTINGS, **changes))
+    request = run.Request(
+        checkpoint="a/base",
+        tasks=tasks,
+        data_dir=str(glue),
+        out=tmp_path / "ft",
+        protocol=protocol,
+        n_seeds=1,
+        save=True,
+    )
+    run.Finetuning(request, grammar.model(kind), lambda _: None).run()
+    return [tmp_path / "ft" / "models" / task / "point-0" / "seed-0" for task in tasks]
+
+
+def test_a_finetuned_encoder_is_a_classifier(tmp_path, monkeypatch, capsys):
+    cola, stsb = finetuned("encoder", ["cola", "stsb"], tmp_path)
+    for folder in (cola, stsb):
+        export(folder, tmp_path / "out" / folder.parents[1].name, Options(verify=True), tell=lambda _: None)
+    out = tmp_path / "out" / "cola"
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
+    assert type(model).__name__ == "ModernBertForSequenceClassification"
+    assert model.config.id2label == {0: "unacceptable", 1: "acceptable"}
+    # The predictions of the finetuning, from text alone.
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    rows = [line.split("\t") for line in (tmp_path / "glue" / "CoLA" / "dev.tsv").read_text().splitlines()]
+    saved = json.loads((tmp_path / "ft" / "runs" / "cola" / "point-0" / "seed-0.json").read_text())
+    with torch.no_grad():
+        found = [int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()) for *_, text in rows]
+    assert found == saved["predictions"]["cola"]["validation"]
+    page = (out / "README.md").read_text()
+    assert "| cola | matthews |" in page and "stsb" not in page and "single_as_pair" not in page
+    assert "'label': '" in run_code(out, monkeypatch, capsys)
+    regression = json.loads((tmp_path / "out" / "stsb" / "config.json").read_text())
+    assert regression["problem_type"] == "regression" and regression["id2label"] == {"0": "score"}
+    assert "'label': 'score'" in run_code(tmp_path / "out" / "stsb", monkeypatch, capsys)
+    with pytest.raises(UserError, match="finetuned for cola"):
+        cramjax.fill_mask(cramjax.load(cola), "a [MASK]")
+
+
+def test_a_finetuned_t5_is_a_t5(tmp_path, monkeypatch, capsys):
+    (rte,) = finetuned("t5", ["rte"], tmp_path)
+    out = tmp_path / "out"
+    export(rte, out, Options(verify=True), tell=lambda _: None)
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["T5ForConditionalGeneration"]
+    page = (out / "README.md").read_text()
+    assert "rte sentence1:" in page and ModelCard(page).data.pipeline_tag == "text2text-generation"
+    assert run_code(out, monkeypatch, capsys).strip()
+
+
+def test_an_unfinished_run_is_described_by_its_metrics(small_run, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.json", "environment.json", "metrics.jsonl"):
+        (folder / name).write_bytes((small_run / name).read_bytes())
+    facts = card.read_facts(folder, None, 10)
+    last = [entry for entry in cli.lines(folder) if entry["step"] <= 10][-1]
+    assert facts.spent["steps"] == last["step"] and facts.spent["tokens"] == last["tokens"]
+    (tmp_path / "out").mkdir()
+    raw = {"architectures": ["BertForMaskedLM"], "model_type": "bert"}
+    card.write(tmp_path / "out", facts, raw, name="me/x", license="mit", language="de")
+    assert "10 steps" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_to_the_hub_and_back(small_run, tmp_path, monkeypatch):
+    """Exported, pushed to a branch by a step's name, loaded by its id for finetuning and training on."""
+    with FakeHub(TOKEN) as hub:
+        environment = hub.environment(tmp_path / "home") | {"HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+        command = ["-m", "tools.export_hf", "--checkpoint", str(small_run), "--out", str(tmp_path / "out")]
+        flags = ["--push_to_hub", "me/small", "--revision", "step-{step}", "--private"]
+        done = cli.run([cli.sys.executable, *command, *flags], **environment)
+        assert "/me/small" in done.stdout and TOKEN not in done.stdout + done.stderr
+        (*_, commit) = hub.repos["me/small"].branches["step-20"]
+        assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= set(commit.files)
+        code = (
+            "import cramjax; model = cramjax.load('me/small@step-20'); "
+            "print(cramjax.fill_mask(model, 'anna reads [MASK] .', top_k=1)[0][0][0])"
+        )
+        loaded = cli.run([cli.sys.executable, "-c", code], **environment)
+    (guess,) = cramjax.fill_mask(cramjax.load(tmp_path / "out"), "anna reads [MASK] .", top_k=1)
+    assert loaded.stdout.split()[-1] == guess[0][0]
+
+
+def test_a_name_that_is_nowhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no such directory, and the Hub cannot be reached"):
+        origin.find("nobody/nothing")
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UserError, match="no checkpoint of a run there"):
+        origin.find("runs/mine")
