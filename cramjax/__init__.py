@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "get_config": "cramjax.config.resolve",
     "train": "cramjax.training.run",
+    "LivePlot": "cramjax.notebook",
     "load": "cramjax.inference",
     "fill_mask": "cramjax.inference",
     "fill_spans": "cramjax.inference",

@@ -23,6 +23,7 @@ BELOW = {
     "finetuning": {"config", "budget", "benchmarks", "hub", "models", "objectives", "optim", "training", "inference"},
     "publishing": {"config", "benchmarks", "data", "hub", "models", "inference"},
     "probing": {"config", "models", "inference"},
+    "notebook": {"training"},
     "demonstration": {"data", "inference"},
     "study": {
         "config",

@@ -15,7 +15,7 @@ import pathlib
 import socket
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -50,12 +50,13 @@ class MetricsWriter:
         tensorboard: bool = False,
         wandb_project: str | None = None,
         config: Mapping[str, Any] | None = None,
+        sinks: Sequence[Sink] = (),
     ):
-        """Lines of steps after `resumed_step` are cut from an existing file: they are about to come again."""
+        """Lines of steps after `resumed_step` are cut from an existing file: they are about to come again. `sinks`: more of them."""
         self._path = pathlib.Path(workdir) / "metrics.jsonl"
         _cut_after(self._path, resumed_step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._sinks: list[Sink] = []
+        self._sinks: list[Sink] = list(sinks)
         if tensorboard:
             self._try(
                 "TensorBoard",

@@ -77,7 +77,8 @@ class Recorder:
         self.last_eval = result
         step = self._clock.n_steps
         values = {"elapsed_s": round(self._clock.elapsed_s, 3), "tokens": self._clock.n_tokens}
-        self._writer.write(step, values | {"eval_loss": result.loss, "eval_accuracy": result.accuracy})
+        found = {"eval_loss": result.loss, "eval_accuracy": result.accuracy, "unigram_loss": unigram_loss}
+        self._writer.write(step, values | found)
         self._progress.evaluated(step, result.loss, result.accuracy, unigram_loss)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import pathlib
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,23 +26,24 @@ from cramjax.training import memory, origin, plots, records, session
 from cramjax.training.checkpoint import Checkpoints
 from cramjax.training.evaluate import Evaluator
 from cramjax.training.loop import Hooks, Outcome, run_steps
-from cramjax.training.metrics import MetricsWriter
+from cramjax.training.metrics import MetricsWriter, Sink
 from cramjax.training.progress import Progress
 from cramjax.training.state import TrainState, initial_state
 from cramjax.training.stop import StopSignal
 from cramjax.training.workdir import Workdir, environment, write_json
 
 
-def train(config: Any, workdir: str | os.PathLike) -> dict[str, Any]:
+def train(config: Any, workdir: str | os.PathLike, *, sinks: Sequence[Sink] = ()) -> dict[str, Any]:
     """Train `config` (from `get_config`) in `workdir` until its budget is spent; returns the summary.
 
-    In a workdir that holds a checkpoint it resumes, in a finished one it returns the summary there is.
+    In a workdir that holds a checkpoint it resumes, in a finished one it returns the summary there is. `sinks` see every line of
+    metrics.jsonl (`training.metrics.Sink`), as `LivePlot` does.
 
     Raises:
         UserError: for a mistake in the configuration, the data or the workdir. RunFailed: when training cannot go on.
     """
     with StopSignal() as stop:
-        return _train(config, pathlib.Path(workdir), stop)
+        return _train(config, pathlib.Path(workdir), stop, sinks)
 
 
 def train_until_stopped(config: Any, workdir: str | os.PathLike) -> int:
@@ -51,7 +53,7 @@ def train_until_stopped(config: Any, workdir: str | os.PathLike) -> int:
         return stop.exit_code
 
 
-def _train(config: Any, path: pathlib.Path, stop: StopSignal) -> dict[str, Any]:
+def _train(config: Any, path: pathlib.Path, stop: StopSignal, sinks: Sequence[Sink] = ()) -> dict[str, Any]:
     started = time.monotonic()
     with Workdir(path), contextlib.closing(Progress()) as progress:
         memory.keep_freed_memory()
@@ -59,7 +61,7 @@ def _train(config: Any, path: pathlib.Path, stop: StopSignal) -> dict[str, Any]:
         with stop.at_once():  # nothing to save yet: data preparation and compilation resume by themselves
             config = origin.with_tokenizer(config)
             dataset = open_data(config, progress)
-            run = Run(config, path, dataset, progress, stop, started)
+            run = Run(config, path, dataset, progress, stop, started, sinks)
             finished = run.restore()
         if finished:
             progress.announce(f"{path} is finished: {finished['stop_reason']} after {finished['steps']} steps")
@@ -100,7 +102,9 @@ class Run:
         progress: Progress,
         stop: StopSignal,
         started: float,
+        sinks: Sequence[Sink],
     ):
+        self.sinks = sinks
         self.config, self.workdir, self.dataset = config, workdir, dataset
         self.progress, self.stop, self.started = progress, stop, started
         self.session = session.open_session(config, dataset)
@@ -233,6 +237,7 @@ class Run:
             tensorboard=log.tensorboard,
             wandb_project=log.wandb,
             config=self.config.to_dict(),
+            sinks=self.sinks,
         )
         return records.Recorder(
             writer=writer,

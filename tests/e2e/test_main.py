@@ -30,6 +30,7 @@ def command(corpus, workdir, *flags, recipe="configs/quickstart.py"):
 
 def environment(**extra):
     kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    kept["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # as in conftest.py, on one device
     return kept | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"} | extra
 
 
