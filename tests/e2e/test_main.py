@@ -30,7 +30,6 @@ def command(corpus, workdir, *flags, recipe="configs/quickstart.py"):
 
 def environment(**extra):
     kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    kept["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # as in conftest.py, on one device
     return kept | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"} | extra
 
 
@@ -206,7 +205,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, tmp_path)
 @pytest.mark.parametrize(
     "module, flag",
     [("cramjax.main", "--config"), ("tools.prepare_data", "--config"), ("tools.bench", "--config"),
-     ("tools.shapes", "--recommend"), ("tools.sweep", "--grid"), ("tools.finetune", "--task"), ("tools.probe", "--suite")],
+     ("tools.shapes", "--recommend"), ("tools.sweep", "--grid"), ("tools.finetune", "--task"), ("tools.probe", "--suite"),
+     ("tools.export_hf", "--push_to_hub")],
 )  # fmt: skip
 def test_help_names_purpose_flags_and_an_example_without_jax(module, flag):
     probe = (

@@ -15,7 +15,7 @@ from cramjax.study import finetune_bench, finetune_peer
 from tests.finetuning import grammar
 from tools import bench as tool
 
-TINY = ("model.n_layers=1", "model.d_model=32", "model.n_heads=2", "model.d_ff=48", "data.vocab_size=200")
+TINY = ("model.n_layers=2", "model.d_model=32", "model.n_heads=2", "model.d_ff=48", "data.vocab_size=200")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_the_peer_is_asked_for_the_same_sizes_and_settings(glue):
     measure = ours(glue, "cola", 3)
     wanted = measure.specification()
     numbers = wanted["numbers"]
-    assert (numbers["vocab_size"], numbers["hidden_size"], numbers["num_hidden_layers"]) == (200, 32, 1)
+    assert (numbers["vocab_size"], numbers["hidden_size"], numbers["num_hidden_layers"]) == (200, 32, 2)
     assert numbers["intermediate_size"] == 72 and numbers["num_labels"] == 2
     assert (numbers["hidden_dropout_prob"], numbers["attention_probs_dropout_prob"]) == (0.1, 0.1)
     assert (wanted["settings"]["batch_size"], wanted["settings"]["lr"], wanted["settings"]["b2"]) == (16, 4e-5, 0.98)
