@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ class LoadedModel:
     """A trained model: its shape, number format, parameters (float32), tokenizer and the ids of special tokens by role.
 
     `extra`: what a model of `transformers` has beside these (`hub.tables.from_hf`); {} for a run.
+    It unpacks: `model, params, tokenizer = cramjax.load(path)`, where `model` is the object itself.
     `step`: of a run's checkpoint. `finetuned`: of a finetuned model, what `tools.finetune --save` notes: task, labels, settings, seed; the
     parameters of an encoder are then those of `models.classifier`.
     """
@@ -41,6 +43,9 @@ class LoadedModel:
     extra: dict = dataclasses.field(default_factory=dict)
     step: int | None = None
     finetuned: dict | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self, self.params, self.tokenizer))
 
     @property
     def is_t5(self) -> bool:

@@ -22,6 +22,17 @@ examples:
 Where the network fails, the export stays in --out and the same command goes on."""
 
 
+def _results(checkpoint: str) -> pathlib.Path | None:
+    """What `tools.finetune` wrote of `checkpoint` where it is not told where; None if that is not there, or there are several protocols."""
+    name = pathlib.Path(checkpoint).resolve().name
+    found = [
+        path
+        for path in pathlib.Path("runs/finetune").glob(f"{name}-*/results.json")
+        if path.parent.name.count("-") == name.count("-") + 1
+    ]
+    return found[0] if len(found) == 1 else None
+
+
 def _export(args: argparse.Namespace) -> int:
     from cramjax.publishing.export import Options, export
 
@@ -38,7 +49,7 @@ def _export(args: argparse.Namespace) -> int:
         verify=args.verify,
         license=args.license,
         language=args.language,
-        results=args.results,
+        results=args.results or _results(args.checkpoint),
         name=args.push_to_hub,
         step=args.step,
     )
@@ -76,7 +87,10 @@ def main(argv: list[str] | None = None) -> int:
         "--verify", action="store_true", help="compare logits with transformers' (needs torch and transformers)"
     )
     parser.add_argument(
-        "--results", type=pathlib.Path, metavar="FILE", help="results.json of tools.finetune, for the model card"
+        "--results",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="results.json of tools.finetune, for the model card (default: that in runs/finetune, if any)",
     )
     parser.add_argument(
         "--license",

@@ -64,6 +64,8 @@ def test_a_run_is_a_folder_of_transformers(exported, small_run):
         "loss.png",
     } <= names
     ours, theirs = cramjax.load(small_run), cramjax.load(exported)
+    model, params, tokenizer = theirs
+    assert model is theirs and params is theirs.params and tokenizer is theirs.tokenizer
     assert ours.step == 20 and ours.config.vocab_size == theirs.config.vocab_size
     np.testing.assert_array_equal(ours.params["head"]["dense"]["kernel"], theirs.params["head"]["dense"]["kernel"])
     sentence = "anna reads [MASK] in the garden ."
@@ -96,6 +98,26 @@ def test_the_card_says_what_the_run_noted(exported, small_run, monkeypatch, caps
     )
     printed = run_code(exported, monkeypatch, capsys)
     assert len(printed.splitlines()) == 5
+
+
+def test_scores_of_a_finetuning_stand_in_the_card(small_run, tmp_path, monkeypatch):
+    spread = {"median": 61.25, "mean": 61.0, "std": 1.5, "min": 59.0, "max": 63.0, "seeds": [59.0, 61.25, 63.0]}
+    results = {
+        "rte": {"accuracy": spread, "n_train": 9, "n_eval": 9},
+        "suite": "glue",
+        "protocol": {"name": "cramming", "source": "a paper"},
+        "model": "small",
+        "command": "python -m tools.finetune --task rte",
+    }
+    for name in ("small-cramming", "small-untrained-cramming"):
+        (tmp_path / "runs" / "finetune" / name).mkdir(parents=True)
+        (tmp_path / "runs" / "finetune" / name / "results.json").write_text(json.dumps(results))
+    monkeypatch.chdir(tmp_path)
+    assert export_hf.main(["--checkpoint", str(small_run), "--out", "out"]) == 0
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "| rte | accuracy | 61.2 | 1.5 | 3 |" in page and "python -m tools.finetune --task rte" in page
+    (result,) = [result for result in ModelCard(page).data.eval_results if result.dataset_config == "rte"]
+    assert (result.metric_type, result.metric_value, result.dataset_type) == ("accuracy", 61.25, "nyu-mll/glue")
 
 
 def test_an_export_is_replaced_and_other_files_stay(small_run, tmp_path):
