@@ -11,7 +11,7 @@ with width 192, 2.32; with 64-token sequences, 2.39. After three minutes, with t
 of width 192, 3.07. Small and many steps win at this budget.
 
 All that was without a transform before the decoder and with a norm before the first attention, which no class of
-`transformers` has. In the form of a stock ModernBERT, which can be exported, Muon 2e-2, 2.47
+`transformers` has. In the form of a stock ModernBERT, which can be exported: Muon 2e-2, 2.47
 after a minute (that other network had 2.67 on the same day) and 3.07 after three; 1e-2 (this one), 2.50 and 3.14;
 1.4e-2 without clipping, 2.46; 3e-2, 2.37; norms with biases, 2.39.
 

@@ -17,7 +17,8 @@ BELOW = {
     "objectives": set(),
     "parallel": {"config"},
     "optim": set(),
-    "training": {"config", "budget", "data", "hub", "models", "objectives", "parallel", "optim"},
+    "growth": {"models"},
+    "training": {"config", "budget", "data", "growth", "hub", "models", "objectives", "parallel", "optim"},
     "inference": {"config", "data", "models", "objectives", "training"},
     "benchmarks": {"config"},
     "finetuning": {"config", "budget", "benchmarks", "hub", "models", "objectives", "optim", "training", "inference"},
@@ -47,6 +48,7 @@ HEAVY = {
     "tensorflow_datasets": {"data.tfds_source", "benchmarks.tfds_rows"},
     "jax": {
         "hub.parity",
+        "growth",
         "publishing",
         "models",
         "objectives",

@@ -1,0 +1,111 @@
+"""Stages of progressive training: which network is trained at which share of the budget, by arithmetic on the configuration alone.
+
+`growth.stages` lists what comes before the network the configuration describes: [{"until": 0.3, "depth": 0.25, "width": 0.5, "length":
+0.5}, …], each until that share of the budget is spent; then the whole network trains to the end. A dimension that a stage does not name is
+whole there. CompoundGrow (arXiv 2010.12562) grows all three at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+KEYS = ("until", "depth", "width", "length")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """The network and the sequences until a share of the budget is spent; `n_decoder_layers` is None without a decoder of its own."""
+
+    until: float
+    n_layers: int
+    n_decoder_layers: int | None
+    d_ff: int
+    seq_len: int
+
+    @property
+    def overrides(self) -> dict[str, int | None]:
+        """Keys of the configuration and their values in this stage."""
+        return {
+            "model.n_layers": self.n_layers,
+            "model.n_decoder_layers": self.n_decoder_layers,
+            "model.d_ff": self.d_ff,
+            "data.seq_len": self.seq_len,
+        }
+
+
+def of(config: Any) -> tuple[Stage, ...]:
+    """The stages of a sound `config`, the last of which is the whole network; one where nothing grows."""
+    listed = config.growth.stages or ()
+    return tuple(_stage(config, entry) for entry in listed) + (_stage(config, {"until": 1.0}),)
+
+
+def _stage(config: Any, entry: Any) -> Stage:
+    model = config.model
+    decoder = model.n_decoder_layers
+    return Stage(
+        until=float(entry["until"]),
+        n_layers=_part(entry.get("depth"), model.n_layers),
+        n_decoder_layers=None if decoder is None else min(decoder, _part(entry.get("depth"), decoder)),
+        d_ff=_part(entry.get("width"), model.d_ff),
+        seq_len=_part(entry.get("length"), config.data.seq_len),
+    )
+
+
+def _part(value: float | int | None, whole: int) -> int:
+    """A number of its own (int), or a share of the whole (float)."""
+    if value is None:
+        return whole
+    return value if type(value) is int else max(1, round(value * whole))
+
+
+def mistakes(config: Any) -> list[str]:
+    """What is wrong with `config.growth.stages`, one sentence each; its other keys are sound."""
+    listed = config.growth.stages
+    if not listed:
+        return []
+    found = [problem for number, entry in enumerate(listed) for problem in _entry_mistakes(number, entry)]
+    return found or _order_mistakes(config)
+
+
+def _entry_mistakes(number: int, entry: Any) -> list[str]:
+    where = f"growth.stages[{number}]"
+    if not hasattr(entry, "keys"):
+        return [f"{where}={entry!r}: must be a dict of {', '.join(KEYS)}"]
+    unknown = [key for key in entry.keys() if key not in KEYS]
+    if unknown:
+        return [f"{where}: unknown key {unknown[0]}; there are {', '.join(KEYS)}"]
+    if "until" not in entry:
+        return [f"{where}: needs until, the share of the budget at which it ends"]
+    wrong = []
+    for key in entry.keys():
+        value = entry[key]
+        is_share = type(value) is float and 0 < value <= 1
+        if not (is_share or (type(value) is int and value >= 1 and key != "until")):
+            kind = (
+                "a share between 0 and 1"
+                if key == "until"
+                else "a share between 0 and 1 (0.5), or a number of its own (6)"
+            )
+            wrong.append(f"{where}.{key}={value!r}: must be {kind}")
+    return wrong
+
+
+def _order_mistakes(config: Any) -> list[str]:
+    found, stages = [], of(config)
+    for number, (stage, following) in enumerate(zip(stages, stages[1:], strict=False)):
+        where = f"growth.stages[{number}]"
+        if stage.until >= following.until:
+            found.append(f"{where}.until={stage.until:g}: must be below that of the next stage, {following.until:g}")
+        for key, small, big in (
+            ("depth", stage.n_layers, following.n_layers),
+            ("width", stage.d_ff, following.d_ff),
+            ("length", stage.seq_len, following.seq_len),
+        ):
+            if small > big:
+                found.append(f"{where}.{key}: {small} cannot shrink to the {big} of the next stage")
+        if following.d_ff % stage.d_ff:
+            found.append(f"{where}.width: the next stage's {following.d_ff} is no multiple of {stage.d_ff}")
+        if stage.seq_len < 8:
+            found.append(f"{where}.length: {stage.seq_len} tokens are too few; take 8 or more")
+    return found

@@ -1,0 +1,1 @@
+"""Networks that grow while they are trained."""

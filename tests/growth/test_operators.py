@@ -1,0 +1,213 @@
+"""Growth operators: which leave the network's function as it is, and what moments become."""
+
+import dataclasses
+import functools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+from cramjax.growth.operators import Compound, Depth, SharedWidth, ZeroWidth, grow
+from cramjax.models import encoder, t5
+from cramjax.models.layers import FLOAT32
+from cramjax.optim.build import make_optimizer
+
+# Norms far from their beginnings, biases where there are any: nothing holds by chance.
+ENCODER = encoder.EncoderConfig(
+    vocab_size=40,
+    n_layers=2,
+    d_model=12,
+    n_heads=2,
+    d_ff=10,
+    ffn="geglu",
+    linear_bias=True,
+    head_transform=True,
+    head_bias=True,
+    decoder_bias=True,
+    unroll=1,
+)
+MODERN = dataclasses.replace(ENCODER, positions="rotary", first_norm=False, norm_bias=False, linear_bias=False)
+T5 = t5.T5Config(
+    vocab_size=40,
+    n_layers=2,
+    n_decoder_layers=1,
+    d_model=12,
+    n_heads=2,
+    head_dim=5,
+    d_ff=10,
+    ffn="geglu_tanh",
+    unroll=1,
+)
+TOKENS = np.random.default_rng(0).integers(1, 40, (3, 9)).astype(np.int32)
+
+
+def network(cfg):
+    return t5 if isinstance(cfg, t5.T5Config) else encoder
+
+
+def trained(cfg, seed=0):
+    """Parameters as if trained: far from what they begin with."""
+    numbers = np.random.default_rng(seed)
+    params = network(cfg).init_params(cfg, jax.random.key(seed))
+    return jax.tree.map(lambda leaf: leaf + 0.2 * numbers.normal(size=leaf.shape).astype(np.float32), params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(cfg, params):
+    if isinstance(cfg, t5.T5Config):
+        encoded = t5.encode(cfg, FLOAT32, params, TOKENS)
+        return t5.head(cfg, FLOAT32, params, t5.decode(cfg, FLOAT32, params, encoded, jnp.asarray(TOKENS[:, :5])))
+    return encoder.head(cfg, FLOAT32, params, encoder.encode(cfg, FLOAT32, params, jnp.asarray(TOKENS)))
+
+
+def grown(small, operator, **changes):
+    """(small network's parameters, large configuration, its parameters)."""
+    big = dataclasses.replace(small, **changes)
+    params, fresh = trained(small), network(big).init_params(big, jax.random.key(9))
+    return params, big, grow(params, network(small).param_axes(small), fresh, operator)[0]
+
+
+def jump(small, operator, **changes):
+    """How far logits move."""
+    params, big, more = grown(small, operator, **changes)
+    shapes = jax.tree.map(jnp.shape, network(big).abstract_params(big))
+    assert jax.tree.map(jnp.shape, more) == shapes
+    before = np.asarray(logits(small, params))
+    assert before.std() > 0.1
+    return np.abs(np.asarray(logits(big, more)) - before).max() / max(1.0, np.abs(before).max())
+
+
+EXACT = [
+    pytest.param(ENCODER, Depth("identity"), {"n_layers": 5}, id="identity layers, LayerNorm"),
+    pytest.param(MODERN, Depth("identity"), {"n_layers": 4}, id="identity layers, ModernBERT"),
+    pytest.param(T5, Depth("identity"), {"n_layers": 3, "n_decoder_layers": 3}, id="identity layers, T5"),
+    pytest.param(ENCODER, SharedWidth(), {"d_ff": 20}, id="shared width, twice"),
+    pytest.param(
+        dataclasses.replace(ENCODER, ffn="gelu", norm_position="post"), SharedWidth(), {"d_ff": 40}, id="post-norm"
+    ),
+    pytest.param(T5, SharedWidth(noise=0.5), {"d_ff": 30}, id="shared width, T5, three times, much noise"),
+    pytest.param(
+        dataclasses.replace(
+            ENCODER, norm="rmsnorm", norm_bias=False, head_bias=False, head_transform=False, positions="learned"
+        ),
+        ZeroWidth(),
+        {"d_model": 30, "n_heads": 5, "d_ff": 16},
+        id="zero width, RMSNorm",
+    ),
+    pytest.param(
+        T5,
+        ZeroWidth(tied=("decoder/final_norm",)),
+        {"d_model": 20, "n_heads": 3, "d_ff": 16},
+        id="zero width, tied T5",
+    ),
+    pytest.param(
+        dataclasses.replace(T5, tie_embeddings=False), ZeroWidth(), {"d_model": 20, "n_heads": 3}, id="zero width, T5"
+    ),
+    pytest.param(
+        ENCODER, Compound((SharedWidth(), Depth("identity"))), {"n_layers": 4, "d_ff": 20}, id="width and depth at once"
+    ),
+    pytest.param(ENCODER, ZeroWidth(), {"d_ff": 13}, id="zero width of the feed-forward alone, LayerNorm"),
+]
+
+
+@pytest.mark.parametrize("small, operator, changes", EXACT)
+def test_the_function_stays_what_it_was(small, operator, changes):
+    assert jump(small, operator, **changes) < 1e-5
+
+
+@pytest.mark.parametrize("how", ["stack", "repeat", "interpolate"])
+def test_copies_of_layers_change_the_function(how):
+    assert jump(ENCODER, Depth(how), n_layers=4) > 1e-3
+
+
+def test_which_layer_comes_from_which():
+    def origin(how, small, big):
+        return Depth(how).sources(small, big).argmax(1).tolist()
+
+    assert origin("stack", 3, 6) == [0, 1, 2, 0, 1, 2] and origin("stack", 2, 5) == [0, 1, 0, 1, 0]
+    assert origin("repeat", 3, 6) == origin("identity", 3, 6) == [0, 0, 1, 1, 2, 2]
+    shares = Depth("interpolate").sources(3, 5)
+    np.testing.assert_allclose(shares @ [0.0, 1.0, 2.0], [0.0, 0.5, 1.0, 1.5, 2.0])
+    with pytest.raises(ValueError, match="unknown way to deepen"):
+        Depth("up").sources(2, 4)
+
+
+@hypothesis.given(
+    how=st.sampled_from(["stack", "repeat", "identity", "interpolate"]),
+    small=st.integers(1, 9),
+    more=st.integers(0, 12),
+)
+def test_every_layer_is_a_mean_of_old_ones(how, small, more):
+    shares = Depth(how).sources(small, small + more)
+    assert shares.shape == (small + more, small) and (shares >= 0).all()
+    np.testing.assert_allclose(shares.sum(1), 1.0)
+    # None is lost, and nothing changes where nothing grows.
+    assert (shares.max(0) > 0).all()
+    if not more:
+        np.testing.assert_array_equal(shares, np.eye(small))
+
+
+def test_a_copy_of_the_first_layer_of_a_modernbert_has_a_fresh_norm():
+    params, _, more = grown(MODERN, Depth("stack"), n_layers=4)
+    scales = more["encoder"]["layers"]["attention_norm"]["scale"]
+    old = params["encoder"]["layers"]["attention_norm"]["scale"]
+    np.testing.assert_array_equal(
+        scales, jnp.stack([old[0], jnp.ones(12), old[0]])
+    )  # of layers 1, 2 (from 0) and 3 (from 1)
+
+
+def gradients(cfg, params):
+    return jax.grad(lambda params: jnp.mean(jax.nn.log_softmax(logits(cfg, params))[..., 3]))(params)
+
+
+def test_copies_stay_alike_without_noise_and_part_with_it():
+    for noise, alike in ((0.0, True), (0.1, False)):
+        _, big, more = grown(ENCODER, SharedWidth(noise=noise), d_ff=20)
+        inner = gradients(big, more)["encoder"]["layers"]["mlp"]["wi"]["kernel"]
+        assert np.allclose(inner[..., :10], inner[..., 10:], rtol=1e-4, atol=1e-9) == alike
+
+
+def test_moments_grow_as_gradients_do():
+    """The moments of copies are those that gradients after the growth would have."""
+    params, big, more = grown(ENCODER, SharedWidth(noise=0.0), d_ff=30)
+    axes, fresh = encoder.param_axes(ENCODER), encoder.init_params(big, jax.random.key(9))
+    optimizer = optax.scale_by_adam(0.0, 0.0)  # a memory of one step: mu is the gradient, nu its square
+    small_state, big_state = optimizer.init(params), optimizer.init(more)
+    with jax.numpy_dtype_promotion("standard"):
+        small_state = optimizer.update(gradients(ENCODER, params), small_state)[1]
+        expected = optimizer.update(gradients(big, more), big_state)[1]
+    _, found = grow(params, axes, fresh, SharedWidth(noise=0.0), opt_state=small_state, fresh_state=big_state)
+    assert int(found.count) == 1
+    for name in ("mu", "nu"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6 * float(jnp.abs(b).max() + 1e-6)),
+            getattr(found, name),
+            getattr(expected, name),
+        )
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lion", "muon", "adafactor"])
+@pytest.mark.parametrize("operator, changes", [(Depth("stack"), {"n_layers": 4}), (SharedWidth(), {"d_ff": 20})])
+def test_every_optimizer_goes_on_after_growth(name, operator, changes):
+    big = dataclasses.replace(ENCODER, **changes)
+    params, fresh = trained(ENCODER), encoder.init_params(big, jax.random.key(9))
+    optimizer = make_optimizer(name, encoder.param_axes(ENCODER), b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.01)
+    with jax.numpy_dtype_promotion("standard"):
+        state = optimizer.update(jax.tree.map(lambda leaf: 0.1 + leaf, params), optimizer.init(params), params)[1]
+        axes, fresh_state = encoder.param_axes(ENCODER), optimizer.init(fresh)
+        more, found = grow(params, axes, fresh, operator, opt_state=state, fresh_state=fresh_state)
+        shapes = [jax.tree.map(jnp.shape, tree) for tree in (found, fresh_state)]
+        assert shapes[0] == shapes[1]
+        updates, _ = optimizer.update(more, found, more)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
+    moments = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found) if ".mu" in jax.tree_util.keystr(path)]
+    assert name == "adafactor" or all(np.abs(leaf).max() > 0 for leaf in moments if leaf.ndim)
+
+
+def test_a_width_that_is_no_multiple_is_refused():
+    with pytest.raises(ValueError, match="a width of 25 is no multiple of 10"):
+        grown(ENCODER, SharedWidth(), d_ff=25)
