@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_collections
 
-from cramjax.config import schema
+from cramjax.config import schema, stages
 from cramjax.config.errors import UserError
 from cramjax.config.spans import span_lengths
 
@@ -42,6 +42,7 @@ def resolve(spec: str, overrides: Iterable[str] = ()) -> ml_collections.FrozenCo
         raise UserError(f"{spec}: {len(problems)} mistake(s) in the configuration:\n{listed}")
     if config.data.max_mb == "budget":
         config.data.max_mb = _text_for_budget(config)
+    config.growth.stages = stages.frozen(config.growth.stages)
     return ml_collections.FrozenConfigDict(config)
 
 
@@ -209,6 +210,7 @@ def _check_relations(config: ml_collections.ConfigDict) -> list[str]:
         require(value == wanted, f"{key}={value!r}: must be {wanted!r} where model.family is {family}")
     check_family = _check_encoder if family == "encoder" else _check_t5
     check_family(config, require)
+    problems += stages.mistakes(config)
     if config.microbatch_size is not None:
         require(
             config.batch_size % config.microbatch_size == 0,

@@ -290,7 +290,21 @@ SCHEMA: dict[str, Any] = {
         "fill_masks": _count(3, "held-out sentences whose masks are filled at the end of the run", 0),
     },
     "growth": {
-        "stages": Field(default=None, kinds=(NoneType,), help="progressive training; None: off"),
+        "stages": Field(
+            default=None,
+            kinds=(list, tuple, NoneType),
+            help='smaller networks to begin with, [{"until": 0.3, "depth": 0.5, "width": 0.5, "length": 0.5}, …] (config/stages.py)',
+        ),
+        "depth": _text(
+            "stack",
+            "new layers: copies of the stack on top, of each layer, means of neighbours, or copies that change nothing yet",
+            "stack",
+            "repeat",
+            "interpolate",
+            "identity",
+        ),
+        "noise": _number(0.1, "copies of a wider feed-forward are set apart by this share of their deviation"),
+        "moments": _text("grow", "of the optimizer, where the network grows", "grow", "reset"),
     },
 }
 

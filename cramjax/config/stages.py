@@ -36,7 +36,7 @@ class Stage:
 
 def of(config: Any) -> tuple[Stage, ...]:
     """The stages of a sound `config`, the last of which is the whole network; one where nothing grows."""
-    listed = config.growth.stages or ()
+    listed = map(dict, config.growth.stages or ())
     return tuple(_stage(config, entry) for entry in listed) + (_stage(config, {"until": 1.0}),)
 
 
@@ -59,6 +59,11 @@ def _part(value: float | int | None, whole: int) -> int:
     return value if type(value) is int else max(1, round(value * whole))
 
 
+def frozen(listed: Any) -> Any:
+    """`growth.stages` as a frozen configuration can hold it: entries as tuples of pairs, which all functions here take as well."""
+    return listed and tuple(tuple(dict(entry).items()) for entry in listed)
+
+
 def mistakes(config: Any) -> list[str]:
     """What is wrong with `config.growth.stages`, one sentence each; its other keys are sound."""
     listed = config.growth.stages
@@ -70,16 +75,17 @@ def mistakes(config: Any) -> list[str]:
 
 def _entry_mistakes(number: int, entry: Any) -> list[str]:
     where = f"growth.stages[{number}]"
-    if not hasattr(entry, "keys"):
+    try:
+        entry = dict(entry)
+    except (TypeError, ValueError):
         return [f"{where}={entry!r}: must be a dict of {', '.join(KEYS)}"]
-    unknown = [key for key in entry.keys() if key not in KEYS]
+    unknown = [key for key in entry if key not in KEYS]
     if unknown:
         return [f"{where}: unknown key {unknown[0]}; there are {', '.join(KEYS)}"]
     if "until" not in entry:
         return [f"{where}: needs until, the share of the budget at which it ends"]
     wrong = []
-    for key in entry.keys():
-        value = entry[key]
+    for key, value in entry.items():
         is_share = type(value) is float and 0 < value <= 1
         if not (is_share or (type(value) is int and value >= 1 and key != "until")):
             kind = (
@@ -106,6 +112,10 @@ def _order_mistakes(config: Any) -> list[str]:
                 found.append(f"{where}.{key}: {small} cannot shrink to the {big} of the next stage")
         if following.d_ff % stage.d_ff:
             found.append(f"{where}.width: the next stage's {following.d_ff} is no multiple of {stage.d_ff}")
+        if stage.n_layers < 2 and not config.model.first_norm:
+            found.append(f"{where}.depth: model.first_norm=False needs at least 2 layers")
+        if stage.seq_len != stages[-1].seq_len and config.data.order == "sentence_length":
+            found.append(f"{where}.length: data.order=sentence_length has one length alone; set data.order=shuffled")
         if stage.seq_len < 8:
             found.append(f"{where}.length: {stage.seq_len} tokens are too few; take 8 or more")
     return found

@@ -121,8 +121,8 @@ class Checkpoints:
         """The newest readable checkpoint, None where there is none.
 
         `abstract_state` is a pytree of `jax.ShapeDtypeStruct` with shardings, of whatever devices this
-        process has. Damaged checkpoints newer than the one returned are warned of and moved to
-        `damaged-<step>`.
+        process has, or a function from the checkpoint's sidecar to it and `must_match`. Damaged checkpoints
+        newer than the one returned are warned of and moved to `damaged-<step>`.
 
         Raises:
             UserError: entries of `must_match`, or names, shapes or dtypes of arrays, are not as saved.
@@ -237,6 +237,8 @@ class Checkpoints:
         folder = self._directory / str(step)
         _verify(folder)
         sidecar = self._manager.restore(step, args=ocp.args.Composite(sidecar=ocp.args.JsonRestore()))["sidecar"]
+        if callable(abstract_state):
+            abstract_state, must_match = abstract_state(sidecar)
         saved = self._manager.item_metadata(step)["state"].tree
         must_match = _as_read_back(must_match)
         differences = list(_differences(must_match, {key: sidecar[key] for key in must_match if key in sidecar}))

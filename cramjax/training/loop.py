@@ -42,10 +42,10 @@ class Hooks:
 
 @dataclasses.dataclass(kw_only=True)
 class Outcome:
-    """How a loop ended: the last state, why, and the seconds it waited for data."""
+    """How a loop ended: the last state, why (None: at the share of the budget it was given), and the seconds it waited for data."""
 
     state: TrainState
-    stop_reason: str
+    stop_reason: str | None
     data_wait_s: float
 
 
@@ -61,8 +61,9 @@ def run_steps(
     hooks: Hooks,
     stop: StopSignal,
     place_scalars: Callable[[Any], Any],
+    until: float = 1.0,
 ) -> Outcome:
-    """Train until the budget is spent, a signal arrives or the run has failed.
+    """Train until the budget or the share `until` of it is spent, a signal arrives or the run has failed.
 
     Order of a round, not to be changed: evaluate, save, *then* take the batch, step, read the metrics of the step before. What is
     saved is therefore a state together with the rows and the clock that produced it, and a resumed run draws the same next batch.
@@ -75,7 +76,7 @@ def run_steps(
     wait_s, reason = 0.0, None
     n_micro = size(clock.fraction())
     prefetch.request(n_micro)
-    while reason is None and not clock.done() and not stop.requested:
+    while reason is None and not clock.done() and clock.fraction() < until and not stop.requested:
         hooks.evaluate_if_due(state, clock.fraction())
         hooks.save_if_due(state)
         rows = n_micro * microbatch_size

@@ -25,6 +25,7 @@ class Spent:
     eval_s: float = 0.0
     save_s: float = 0.0
     data_wait_s: float = 0.0
+    growth_s: float = 0.0
 
     @contextlib.contextmanager
     def on(self, cause: str):

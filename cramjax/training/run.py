@@ -11,7 +11,8 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from cramjax.data import loader as loaders
 from cramjax.data import prepare, tokenizers
 from cramjax.data.dataset import TokenDataset
 from cramjax.parallel import mesh as meshes
-from cramjax.training import memory, origin, plots, records, session
+from cramjax.training import growing, memory, origin, plots, records, session
 from cramjax.training.checkpoint import Checkpoints
 from cramjax.training.evaluate import Evaluator
 from cramjax.training.loop import Hooks, Outcome, run_steps
@@ -107,7 +108,9 @@ class Run:
         self.sinks = sinks
         self.config, self.workdir, self.dataset = config, workdir, dataset
         self.progress, self.stop, self.started = progress, stop, started
-        self.session = session.open_session(config, dataset)
+        self.stages = growing.Stages(config, dataset)
+        self.stage = 0
+        self.session: session.Session | None = None
         self.clock = Clock(**config.budget.to_dict())
         self.spent = records.Spent()
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
@@ -115,12 +118,15 @@ class Run:
         self.resumed_from: int | None = None
         self.first_step_s: float | None = None
         self.recorder: records.Recorder | None = None
-        progress.announce(session.describe(self.session))
 
     def restore(self) -> dict[str, Any] | None:
         """Load the newest checkpoint, if there is one; the summary of a run that has ended, else None."""
-        made, config = self.session, self.config
-        restored = self.checkpoints.restore(made.abstract, self._identity())
+        config = self.config
+        restored = self.checkpoints.restore(self._enter)
+        if not restored:
+            self._enter({"stage": 0})
+        self.progress.announce(session.describe(self.session))
+        made = self.session
         if restored:
             self.clock.load_state_dict(restored.sidecar["clock"])
             self.spent = records.Spent(**restored.sidecar["spent"])
@@ -155,20 +161,35 @@ class Run:
         params = origin.start_from(found, self.session.task.description, state.params)
         return dataclasses.replace(state, params=params)
 
+    def _enter(self, sidecar: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
+        """Open the stage a checkpoint is of; the shapes of its state, and what it must agree on."""
+        self.stage = min(sidecar.get("stage", 0), len(self.stages) - 1)
+        self.session = self.stages.open(self.stage)
+        return self.session.abstract, self._identity()
+
     def train(self) -> Outcome:
-        """Compile and run the loop; the budget's clock starts here."""
-        config, made = self.config, self.session
+        """Compile and run the loop, stage by stage; the budget's clock starts here."""
         self.evaluator = self._evaluator()
         self.unigram_loss = self.evaluator.unigram_loss(self.dataset.unigram_counts)
         prefetch = self._prefetch()
         self.clock.start()
         self.progress.announce("compiling the train step…")
         with self.stop.at_once():
-            step_fn, compile_s = session.compile_train_step(made)
+            step_fn, compile_s = session.compile_train_step(self.session)
         self.spent.compile_s += compile_s
         self.recorder = self._recorder()
         self._next_eval = self._eval_count(self.clock.fraction())
         self._saved_at, self._saved_step = self.clock.elapsed_s, self.clock.n_steps
+        while True:
+            following = self.stages.prepare(self.stage + 1, self.session)
+            outcome = self._train_stage(step_fn, prefetch)
+            if outcome.stop_reason is not None:
+                return outcome
+            step_fn = self._grow(outcome.state, following)
+            prefetch = self._prefetch()
+
+    def _train_stage(self, step_fn: Callable[..., Any], prefetch: loaders.DevicePrefetch) -> Outcome:
+        made = self.session
         try:
             with jax.transfer_guard("disallow"):
                 outcome = run_steps(
@@ -176,7 +197,7 @@ class Run:
                     state=self.state,
                     prefetch=prefetch,
                     clock=self.clock,
-                    config=config,
+                    config=made.config,
                     microbatch_size=made.microbatch_size,
                     flops_per_sequence=made.task.flops,
                     hooks=Hooks(
@@ -184,11 +205,27 @@ class Run:
                     ),
                     stop=self.stop,
                     place_scalars=lambda scalars: jax.device_put(scalars, meshes.replicated(made.mesh)),
+                    until=self.stages.until(self.stage),
                 )
         finally:
             prefetch.close()
         self.spent.data_wait_s += outcome.data_wait_s
         return outcome
+
+    def _grow(self, state: TrainState, following: Future[growing.Prepared]) -> Callable[..., Any]:
+        """Go over to the next stage with what `state` becomes there; returns that stage's step."""
+        with self.spent.on("growth_s"), self.stop.at_once():
+            prepared = following.result()
+            before = self.session.task.n_params
+            self.stage, self.session = self.stage + 1, prepared.session
+            self.state = prepared.grow(state)
+            self.evaluator = self._evaluator()
+        stage = self.stages.stages[self.stage]
+        self.progress.announce(
+            f"step {self.clock.n_steps:,}: from {before / 1e6:.1f}M to {self.session.task.n_params / 1e6:.1f}M parameters, "
+            f"{stage.n_layers} layers, feed-forward {stage.d_ff}, {stage.seq_len} tokens"
+        )
+        return prepared.step_fn
 
     def finish(self, outcome: Outcome) -> dict[str, Any]:
         """Save the last state; when the run has ended rather than been stopped, evaluate it and write summary and picture."""
@@ -216,18 +253,19 @@ class Run:
         """Wait for what is being written; called however the run ends."""
         if self.recorder is not None:
             self.recorder.close()
+        self.stages.close()
         self.checkpoints.close()
 
     def _evaluator(self) -> Evaluator:
-        config = self.config
+        config, task = self.config, self.stages.evaluated(self.stage, self.session)
         batches = loaders.heldout_batches(
             self.dataset,
-            seq_len=self.session.task.eval_row_tokens,
+            seq_len=task.eval_row_tokens,
             batch_size=config.eval.batch_size,
             n_batches=config.eval.batches,
             cls_token=config.data.cls_token,
         )
-        return Evaluator(self.session.task, self.session.mesh, batches)
+        return Evaluator(task, self.session.mesh, batches)
 
     def _recorder(self) -> records.Recorder:
         log = self.config.log
@@ -295,7 +333,11 @@ class Run:
 
     def _save(self, state: TrainState, block: bool = False) -> None:
         if self.clock.n_steps and self.checkpoints.latest() != self.clock.n_steps:
-            sidecar = {"clock": self.clock.state_dict(), "spent": dataclasses.asdict(self.spent)} | self._identity()
+            sidecar = {
+                "clock": self.clock.state_dict(),
+                "spent": dataclasses.asdict(self.spent),
+                "stage": self.stage,
+            } | self._identity()
             self.checkpoints.save(self.clock.n_steps, state, sidecar, block=block)
         self._saved_at, self._saved_step = self.clock.elapsed_s, self.clock.n_steps
 
@@ -326,6 +368,7 @@ class Run:
             "compile_s": round(spent.compile_s, 3),
             "time_to_first_step_s": self.first_step_s,
             "data_wait_fraction": spent.data_wait_s / elapsed_s,
+            "growth_s": round(spent.growth_s, 3),
             "goodput": max(0.0, 1 - spent.total_s() / elapsed_s),
             "skipped_updates": self.recorder.skipped,
             "stop_reason": outcome.stop_reason,

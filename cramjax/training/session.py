@@ -85,7 +85,7 @@ def open_session(config: Any, vocabulary: Vocabulary) -> Session:
     mesh = meshes.make_mesh(**config.mesh.to_dict(), devices=local)
     precision = devices.resolve_precision(config.precision, local[0])
     number_format = devices.make_precision(precision, local[0])
-    task = TASKS[config.model.family](config, vocabulary, number_format)
+    task = build_task(config, vocabulary, precision)
     optimizer = build_optimizer(config, task)
     session = Session(
         config=config,
@@ -111,6 +111,11 @@ def open_session(config: Any, vocabulary: Vocabulary) -> Session:
         if value % shards:
             raise UserError(f"{key}={value}: must be a multiple of the {shards} devices along the batch")
     return dataclasses.replace(session, microbatch_size=size)
+
+
+def build_task(config: Any, vocabulary: Vocabulary, precision: str) -> Task:
+    """The model and objective of `config` in the number format `precision` on the devices at hand."""
+    return TASKS[config.model.family](config, vocabulary, devices.make_precision(precision, jax.devices()[0]))
 
 
 def _attention_kernel(model: Any, device: jax.Device, dtype: jnp.dtype) -> str:

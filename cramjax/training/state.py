@@ -27,7 +27,8 @@ class TrainState:
     loss_scale: LossScale
 
 
-def _initial(task: Task, optimizer: optax.GradientTransformation, dynamic_scale: bool, key: jax.Array) -> TrainState:
+def initial(task: Task, optimizer: optax.GradientTransformation, dynamic_scale: bool, key: jax.Array) -> TrainState:
+    """The state at step 0, a pure function of `key`."""
     params = task.init(key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -39,7 +40,7 @@ def _initial(task: Task, optimizer: optax.GradientTransformation, dynamic_scale:
 
 def abstract_state(task: Task, optimizer: optax.GradientTransformation, dynamic_scale: bool, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, as ShapeDtypeStructs: what init makes and a checkpoint is restored into."""
-    shapes = jax.eval_shape(lambda key: _initial(task, optimizer, dynamic_scale, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: initial(task, optimizer, dynamic_scale, key), jax.random.key(0))
     whole = meshes.replicated(mesh)
     params = rules.param_shardings(task.axes, shapes.params, mesh)
     shardings = TrainState(
@@ -58,5 +59,5 @@ def initial_state(
 ) -> TrainState:
     """The state at step 0, a function of `seed` alone; each device makes only its own shards."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    make = jax.jit(lambda: _initial(task, optimizer, dynamic_scale, jax.random.key(seed)), out_shardings=shardings)
+    make = jax.jit(lambda: initial(task, optimizer, dynamic_scale, jax.random.key(seed)), out_shardings=shardings)
     return make()

@@ -1,0 +1,107 @@
+"""Progressive training: the session of each stage, and the program that turns the state of one into that of the next.
+
+Both are made in the background while the stage before trains, so that a switch costs a copy of the state and no compilation.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+
+from cramjax.config import stages
+from cramjax.data.dataset import TokenDataset
+from cramjax.growth.operators import Compound, Depth, SharedWidth, grow
+from cramjax.training import session
+from cramjax.training.state import TrainState, initial
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A stage ready to train: its session, its compiled step with the seconds that took, and from the state before to its own."""
+
+    session: session.Session
+    step_fn: Callable[..., Any]
+    compile_s: float
+    grow: Callable[[TrainState], TrainState]
+
+
+class Stages:
+    """The stages of a configuration over a dataset."""
+
+    def __init__(self, config: Any, dataset: TokenDataset):
+        self.config, self._dataset = config, dataset
+        self.stages = stages.of(config)
+        self._background = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="cramjax-next-stage")
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def until(self, number: int) -> float:
+        """Share of the budget at which a stage ends."""
+        return self.stages[number].until
+
+    def config_of(self, number: int, *, whole_sequences: bool = False) -> Any:
+        """The configuration of a stage; with `whole_sequences` at the length the last one has, for evaluations that compare."""
+        changed = ml_collections.ConfigDict(self.config.to_dict())
+        overrides = self.stages[number].overrides
+        if whole_sequences:
+            overrides["data.seq_len"] = self.stages[-1].seq_len
+        for key, value in overrides.items():
+            section, name = key.split(".")
+            changed[section][name] = value
+        return ml_collections.FrozenConfigDict(changed)
+
+    def open(self, number: int) -> session.Session:
+        """The session of a stage."""
+        return session.open_session(self.config_of(number), self._dataset)
+
+    def evaluated(self, number: int, made: session.Session) -> Any:
+        """The task that evaluates a stage, whose sequences are the same in all stages."""
+        if self.stages[number].seq_len == self.stages[-1].seq_len:
+            return made.task
+        config = self.config_of(number, whole_sequences=True)
+        return session.build_task(config, self._dataset, made.precision)
+
+    def prepare(self, number: int, before: session.Session) -> concurrent.futures.Future[Prepared] | None:
+        """Stage `number` in the background, to follow the session `before`; None where there is no such stage."""
+        if number >= len(self):
+            return None
+        return self._background.submit(self._prepare, number, before)
+
+    def _prepare(self, number: int, before: session.Session) -> Prepared:
+        made = self.open(number)
+        step_fn, compile_s = session.compile_train_step(made)
+        return Prepared(
+            session=made, step_fn=step_fn, compile_s=compile_s, grow=self._compile_growth(number, before, made)
+        )
+
+    def _compile_growth(
+        self, number: int, before: session.Session, made: session.Session
+    ) -> Callable[[TrainState], TrainState]:
+        settings = self.config.growth
+        small, big = self.stages[number - 1], self.stages[number]
+        operators = [SharedWidth(settings.noise, seed=number)] if big.d_ff != small.d_ff else []
+        operators += [Depth(settings.depth)]
+
+        def next_state(state: TrainState) -> TrainState:
+            key = jax.random.fold_in(jax.random.key(self.config.seed), number)
+            fresh = initial(made.task, made.optimizer, made.dynamic_scale, key)
+            moments = {"opt_state": state.opt_state, "fresh_state": fresh.opt_state}
+            params, opt_state = grow(
+                state.params, before.task.axes, fresh.params, Compound(tuple(operators)), **moments
+            )
+            if settings.moments == "reset":
+                opt_state = fresh.opt_state
+            return dataclasses.replace(state, params=params, opt_state=opt_state)
+
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, made.abstract)
+        return jax.jit(next_state, out_shardings=shardings).lower(before.abstract).compile()
+
+    def close(self) -> None:
+        """Let go of what is still being prepared."""
+        self._background.shutdown(wait=False, cancel_futures=True)

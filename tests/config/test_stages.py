@@ -1,0 +1,65 @@
+"""Stages of growth as arithmetic on the configuration."""
+
+import pytest
+
+from cramjax.config import stages
+from cramjax.config.errors import UserError
+from cramjax.config.resolve import get_config
+
+BASE = ("model.n_layers=12", "model.d_ff=3072", "data.seq_len=128", "data.order=shuffled")
+
+
+def config(listed, *more, recipe="bert_original"):
+    return get_config(recipe, *BASE, *more, f"growth.stages={listed!r}")
+
+
+def test_shares_and_numbers():
+    made = config([{"until": 0.25, "depth": 0.25, "width": 0.5, "length": 64}, {"until": 0.5, "depth": 6}])
+    found = stages.of(made)
+    assert [(stage.until, stage.n_layers, stage.d_ff, stage.seq_len) for stage in found] == [
+        (0.25, 3, 1536, 64),
+        (0.5, 6, 3072, 128),
+        (1.0, 12, 3072, 128),
+    ]
+    assert all(stage.n_decoder_layers is None for stage in found)
+    # As config.json has it, which a resumed run reads.
+    assert stages.frozen(made.growth.stages) == made.growth.stages
+
+
+def test_without_growth_there_is_one_stage():
+    (stage,) = stages.of(get_config("bert_original"))
+    assert stage.until == 1.0 and stage.n_layers == 12
+
+
+def test_a_decoder_grows_with_its_encoder():
+    overrides = ("model.n_layers=8", "model.n_decoder_layers=4", "data.seq_len=128")
+    made = get_config("t5_1day", *overrides, "growth.stages=[{'until': 0.5, 'depth': 0.5}]")
+    assert [(stage.n_layers, stage.n_decoder_layers) for stage in stages.of(made)] == [(4, 2), (8, 4)]
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ([{"depth": 0.5}], "growth.stages[0]: needs until"),
+        ([{"until": 0.5, "dept": 0.5}], "growth.stages[0]: unknown key dept; there are until, depth"),
+        ([{"until": 1.5}], "growth.stages[0].until=1.5: must be a share"),
+        ([{"until": 0.5, "depth": 0}], "growth.stages[0].depth=0: must be a share between 0 and 1 (0.5), or a number"),
+        ([{"until": 0.5}, {"until": 0.4}], "growth.stages[0].until=0.5: must be below that of the next stage, 0.4"),
+        ([{"until": 1.0, "depth": 0.5}], "growth.stages[0].until=1: must be below that of the next stage, 1"),
+        ([{"until": 0.5, "depth": 13}], "growth.stages[0].depth: 13 cannot shrink to the 12 of the next stage"),
+        ([{"until": 0.5, "width": 1000}], "growth.stages[0].width: the next stage's 3072 is no multiple of 1000"),
+        ([{"until": 0.5, "length": 4}], "growth.stages[0].length: 4 tokens are too few"),
+        ([7], "growth.stages[0]=7: must be a dict of until, depth, width, length"),
+    ],
+)
+def test_mistakes_are_named(listed, message):
+    with pytest.raises(UserError) as caught:
+        config(listed)
+    assert message in str(caught.value)
+
+
+def test_what_other_keys_forbid():
+    with pytest.raises(UserError, match="length: data.order=sentence_length has one length alone"):
+        config([{"until": 0.5, "length": 0.5}], "data.order=sentence_length")
+    with pytest.raises(UserError, match="depth: model.first_norm=False needs at least 2 layers"):
+        get_config("bert_1day_modern", *BASE, "growth.stages=[{'until': 0.5, 'depth': 1}]")

@@ -1,0 +1,113 @@
+"""A run whose network grows: exact over stops before, at and after a switch, sharded, counted, exported."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import cramjax
+from cramjax.training import origin
+from tests.e2e import test_main as cli
+
+STAGES = [{"until": 0.3, "depth": 0.5, "width": 0.5, "length": 0.5}, {"until": 0.6, "depth": 0.5}]
+N_STEPS = 10
+
+
+def config(corpus, *more):
+    small = [flag.removeprefix("--config.") for flag in cli.SMALL]
+    return cramjax.get_config(
+        "quickstart",
+        *small,
+        f"data.source=text:{corpus}",
+        f"data.cache_dir={corpus.parent / 'prepared'}",
+        "model.n_layers=4",
+        "model.unroll=1",
+        f"budget.steps={N_STEPS}",
+        "eval.every_fraction=0.5",
+        "log.every_steps=1",
+        f"growth.stages={STAGES!r}",
+        *more,
+    )
+
+
+class Stop:
+    """Asks the run to stop after a step, as a cluster does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def write(self, step, values):
+        if step == self.step and "loss" in values:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """A run that was never stopped, and its summary."""
+    folder = tmp_path_factory.mktemp("growth") / "whole"
+    return folder, cramjax.train(config(corpus), folder)
+
+
+def test_stopped_anywhere_it_comes_to_the_same(whole, corpus, tmp_path):
+    folder, _ = whole
+    sizes = []
+    # Within the first stage, after the last step of a stage, and within the last one.
+    for step in (1, 3, 8):
+        summary = cramjax.train(config(corpus), tmp_path / "run", sinks=[Stop(step)])
+        assert summary["stop_reason"] == "sigterm" and summary["steps"] >= step
+        sizes.append(origin.read(tmp_path / "run").config.n_layers)
+    assert sizes == [2, 2, 4]
+    summary = cramjax.train(config(corpus), tmp_path / "run")
+    assert summary["steps"] == N_STEPS and summary["resumed_from"] == 9
+    ours, theirs = (cramjax.load(path).params for path in (tmp_path / "run", folder))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_what_was_spent_is_counted_stage_by_stage(whole, corpus):
+    folder, summary = whole
+    assert summary["growth_s"] > 0 and cramjax.load(folder).config.n_layers == 4
+    lines = [line for line in cli.lines(folder) if "loss" in line]
+    assert [line["tokens"] for line in lines[:5]] == [16 * 16, 2 * 16 * 16, 3 * 16 * 16, 3 * 256 + 512, 3 * 256 + 1024]
+    assert summary["tokens"] == 3 * 256 + 7 * 512
+    evaluated = [line for line in cli.lines(folder) if "eval_loss" in line]
+    assert len({line["unigram_loss"] for line in evaluated}) == 1
+    plain = cramjax.get_config(
+        "quickstart", "budget.steps=1", *[flag.removeprefix("--config.") for flag in cli.SMALL], "model.n_layers=4"
+    )
+    assert summary["flops"] < 0.9 * _flops(plain, corpus) * N_STEPS * 16
+    assert json.loads((folder / "config.json").read_text())["growth"]["stages"]
+
+
+def _flops(plain, corpus):
+    from cramjax.training import session
+
+    vocabulary = session.AssumedVocabulary(vocab_size=256)
+    return session.build_task(plain, vocabulary, "float32").flops
+
+
+@pytest.mark.parametrize("more", [("mesh.data=2", "mesh.fsdp=4"), ("growth.depth=identity", "growth.moments=reset")])
+def test_it_grows_sharded_and_in_other_ways(corpus, tmp_path, more):
+    summary = cramjax.train(config(corpus, *more), tmp_path / "run")
+    assert summary["steps"] == N_STEPS and np.isfinite(summary["eval_loss"])
+
+
+def test_the_loss_does_not_jump_where_the_function_stays(corpus, tmp_path):
+    """Wider by sharing and deeper by identity, at a learning rate of zero: the same loss on both sides of the switch."""
+    stages = [{"until": 0.5, "depth": 0.5, "width": 0.5}]
+    more = (
+        "growth.depth=identity",
+        "optimizer.lr=0.0",
+        "optimizer.weight_decay=0.0",
+        "eval.every_fraction=0.1",
+        f"growth.stages={stages!r}",
+    )
+    cramjax.train(config(corpus, *more, "budget.steps=4"), tmp_path / "run")
+    losses = [line["eval_loss"] for line in cli.lines(tmp_path / "run") if "eval_loss" in line]
+    assert len(losses) >= 4
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
