@@ -41,6 +41,10 @@ class Evaluator:
             self._batches.append(placed)
         self._evaluate = jax.jit(task.evaluate)
 
+    def compile(self, params: dict) -> None:
+        """Compile now what the first use would, for `params` as ShapeDtypeStructs with shardings."""
+        self._evaluate = self._evaluate.lower(params, *self._batches[0]).compile()
+
     def __call__(self, params: dict) -> EvalResult:
         """Mean loss and accuracy of `params` over all batches; waits for the device."""
         sums = [self._evaluate(params, *batch) for batch in self._batches]

@@ -14,19 +14,21 @@ import jax
 import ml_collections
 
 from cramjax.config import stages
+from cramjax.data import loader as loaders
 from cramjax.data.dataset import TokenDataset
 from cramjax.growth.operators import Compound, Depth, SharedWidth, grow
 from cramjax.training import session
+from cramjax.training.evaluate import Evaluator
 from cramjax.training.state import TrainState, initial
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A stage ready to train: its session, its compiled step with the seconds that took, and from the state before to its own."""
+    """A stage ready to train: its session, step and evaluator, compiled, and from the state of the stage before to its own."""
 
     session: session.Session
     step_fn: Callable[..., Any]
-    compile_s: float
+    evaluator: Evaluator
     grow: Callable[[TrainState], TrainState]
 
 
@@ -60,12 +62,19 @@ class Stages:
         """The session of a stage."""
         return session.open_session(self.config_of(number), self._dataset)
 
-    def evaluated(self, number: int, made: session.Session) -> Any:
-        """The task that evaluates a stage, whose sequences are the same in all stages."""
-        if self.stages[number].seq_len == self.stages[-1].seq_len:
-            return made.task
+    def evaluator(self, number: int, made: session.Session) -> Evaluator:
+        """What evaluates a stage, on the same sequences in all stages."""
         config = self.config_of(number, whole_sequences=True)
-        return session.build_task(config, self._dataset, made.precision)
+        is_whole = config.data.seq_len == made.config.data.seq_len
+        task = made.task if is_whole else session.build_task(config, self._dataset, made.precision)
+        batches = loaders.heldout_batches(
+            self._dataset,
+            seq_len=task.eval_row_tokens,
+            batch_size=config.eval.batch_size,
+            n_batches=config.eval.batches,
+            cls_token=config.data.cls_token,
+        )
+        return Evaluator(task, made.mesh, batches)
 
     def prepare(self, number: int, before: session.Session) -> concurrent.futures.Future[Prepared] | None:
         """Stage `number` in the background, to follow the session `before`; None where there is no such stage."""
@@ -75,10 +84,11 @@ class Stages:
 
     def _prepare(self, number: int, before: session.Session) -> Prepared:
         made = self.open(number)
-        step_fn, compile_s = session.compile_train_step(made)
-        return Prepared(
-            session=made, step_fn=step_fn, compile_s=compile_s, grow=self._compile_growth(number, before, made)
-        )
+        step_fn, _ = session.compile_train_step(made)
+        evaluator = self.evaluator(number, made)
+        evaluator.compile(made.abstract.params)
+        grow_fn = self._compile_growth(number, before, made)
+        return Prepared(session=made, step_fn=step_fn, evaluator=evaluator, grow=grow_fn)
 
     def _compile_growth(
         self, number: int, before: session.Session, made: session.Session

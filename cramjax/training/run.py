@@ -25,7 +25,6 @@ from cramjax.data.dataset import TokenDataset
 from cramjax.parallel import mesh as meshes
 from cramjax.training import growing, memory, origin, plots, records, session
 from cramjax.training.checkpoint import Checkpoints
-from cramjax.training.evaluate import Evaluator
 from cramjax.training.loop import Hooks, Outcome, run_steps
 from cramjax.training.metrics import MetricsWriter, Sink
 from cramjax.training.progress import Progress
@@ -169,7 +168,7 @@ class Run:
 
     def train(self) -> Outcome:
         """Compile and run the loop, stage by stage; the budget's clock starts here."""
-        self.evaluator = self._evaluator()
+        self.evaluator = self.stages.evaluator(self.stage, self.session)
         self.unigram_loss = self.evaluator.unigram_loss(self.dataset.unigram_counts)
         prefetch = self._prefetch()
         self.clock.start()
@@ -214,16 +213,22 @@ class Run:
 
     def _grow(self, state: TrainState, following: Future[growing.Prepared]) -> Callable[..., Any]:
         """Go over to the next stage with what `state` becomes there; returns that stage's step."""
+        with self.spent.on("eval_s"):
+            before = self.evaluator(state.params)
+        self.recorder.evaluated(before, self.unigram_loss)
+        n_params = self.session.task.n_params
         with self.spent.on("growth_s"), self.stop.at_once():
             prepared = following.result()
-            before = self.session.task.n_params
-            self.stage, self.session = self.stage + 1, prepared.session
             self.state = prepared.grow(state)
-            self.evaluator = self._evaluator()
+            self.stage, self.session, self.evaluator = self.stage + 1, prepared.session, prepared.evaluator
+        with self.spent.on("eval_s"):
+            after = self.evaluator(self.state.params)
+        self.recorder.evaluated(after, self.unigram_loss)
         stage = self.stages.stages[self.stage]
         self.progress.announce(
-            f"step {self.clock.n_steps:,}: from {before / 1e6:.1f}M to {self.session.task.n_params / 1e6:.1f}M parameters, "
-            f"{stage.n_layers} layers, feed-forward {stage.d_ff}, {stage.seq_len} tokens"
+            f"step {self.clock.n_steps:,}: grown from {n_params / 1e6:.1f}M to {self.session.task.n_params / 1e6:.1f}M parameters "
+            f"({stage.n_layers} layers, feed-forward {stage.d_ff}, {stage.seq_len} tokens); "
+            f"held-out loss {before.loss:.3f} → {after.loss:.3f} ({after.loss - before.loss:+.3f})"
         )
         return prepared.step_fn
 
@@ -255,17 +260,6 @@ class Run:
             self.recorder.close()
         self.stages.close()
         self.checkpoints.close()
-
-    def _evaluator(self) -> Evaluator:
-        config, task = self.config, self.stages.evaluated(self.stage, self.session)
-        batches = loaders.heldout_batches(
-            self.dataset,
-            seq_len=task.eval_row_tokens,
-            batch_size=config.eval.batch_size,
-            n_batches=config.eval.batches,
-            cls_token=config.data.cls_token,
-        )
-        return Evaluator(task, self.session.mesh, batches)
 
     def _recorder(self) -> records.Recorder:
         log = self.config.log
