@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import pathlib
+import runpy
 from collections.abc import Callable
 
 import ml_collections
@@ -10,12 +12,20 @@ import ml_collections
 from cramjax.config import schema
 from cramjax.config.errors import UserError
 
+RECIPES = pathlib.Path(__file__).resolve().parents[2] / "configs"
 Variant = Callable[[ml_collections.ConfigDict], None]
 
 
 def start(name: str) -> ml_collections.ConfigDict:
     """All keys at their defaults, under the recipe's `name`."""
     config = schema.defaults()
+    config.name = name
+    return config
+
+
+def like(name: str, other: str) -> ml_collections.ConfigDict:
+    """The configuration of the recipe `other`, under the recipe's own `name`."""
+    config = runpy.run_path(str(RECIPES / f"{other}.py"))["get_config"]()
     config.name = name
     return config
 

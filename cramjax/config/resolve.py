@@ -14,9 +14,8 @@ import ml_collections
 
 from cramjax.config import schema, stages
 from cramjax.config.errors import UserError
+from cramjax.config.recipes import RECIPES
 from cramjax.config.spans import span_lengths
-
-RECIPES = pathlib.Path(__file__).resolve().parents[2] / "configs"
 
 
 def get_config(recipe: str, *overrides: str) -> ml_collections.FrozenConfigDict:

@@ -1,0 +1,31 @@
+"""Progressive stacking under a day's budget: the crammed ModernBERT, of 4 layers at first, then 8, then 16.
+
+Gong et al. (ICML 2019): the trained stack is copied on top of itself, moments and all, and training goes on. Stages end at 12.5% and 30%
+of the budget, as in No Train No Gain (arXiv 2307.06440), which finds no gain from stacking over a run with a fully decayed learning rate:
+`:control` is that run, `bert_1day_modern` by another name. Which of the two is better at this budget is not measured yet.
+
+Cost: one GPU for 24 hours, and 39 GB of C4 text (15 GB of downloads) at most.
+
+    python -m cramjax.main --config configs/bert_stack.py
+    python -m cramjax.main --config configs/bert_stack.py:control
+    python -m cramjax.main --config configs/bert_stack.py:smoke
+"""
+
+from cramjax.config import recipes
+
+
+def get_config(arg=None):
+    """The recipe, or its variant after the colon."""
+    config = recipes.like("bert_stack", "bert_1day_modern")
+    config.growth.depth = "stack"
+    config.growth.stages = [{"until": 0.125, "depth": 0.25}, {"until": 0.3, "depth": 0.5}]
+    return recipes.apply_variant(config, arg, {"control": _control, "smoke": _smoke})
+
+
+def _control(config):
+    config.growth.stages = None
+
+
+def _smoke(config):
+    recipes.smoke(config)
+    config.model.n_layers = 8  # a quarter of which is the least that a network without a first norm can have

@@ -1,0 +1,26 @@
+"""A T5 that grows under a day's budget: 3 + 3 layers with half the feed-forward, then 6 + 6, then all 12 + 12.
+
+Depth by stacking at 12.5% and 30% of the budget (No Train No Gain, arXiv 2307.06440, which finds that the gain vanishes beside a fully
+decayed learning rate), width by the parameter sharing of CompoundGrow (arXiv 2010.12562, section 3.2). `:control` is the run that does
+not grow, `t5_1day` by another name. Which of the two is better at this budget is not measured yet.
+
+Cost: one GPU for 24 hours, and 43 GB of C4 text (17 GB of downloads) at most.
+
+    python -m cramjax.main --config configs/t5_grow.py
+    python -m cramjax.main --config configs/t5_grow.py:control
+    python -m cramjax.main --config configs/t5_grow.py:smoke
+"""
+
+from cramjax.config import recipes
+
+
+def get_config(arg=None):
+    """The recipe, or its variant after the colon."""
+    config = recipes.like("t5_grow", "t5_1day")
+    config.growth.depth = "stack"
+    config.growth.stages = [{"until": 0.125, "depth": 0.25, "width": 0.5}, {"until": 0.3, "depth": 0.5}]
+    return recipes.apply_variant(config, arg, {"control": _control})
+
+
+def _control(config):
+    config.growth.stages = None
