@@ -109,3 +109,8 @@ def _since(start: float, f: float) -> float:
 
 
 _DECAYS = {"linear": _linear, "cosine": _cosine, "constant": _constant, "inverse_sqrt": _inverse_sqrt}
+
+
+def rewarm(fraction: float, start: float, share: float) -> float:
+    """What multiplies the learning rate after a network grew at the share `start` of the budget: from 0 to 1 over another `share`."""
+    return min(1.0, (fraction - start) / share) if share and start else 1.0

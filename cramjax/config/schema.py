@@ -293,7 +293,8 @@ SCHEMA: dict[str, Any] = {
         "stages": Field(
             default=None,
             kinds=(list, tuple, NoneType),
-            help='smaller networks to begin with, [{"until": 0.3, "depth": 0.5, "width": 0.5, "length": 0.5}, …] (config/stages.py)',
+            help='smaller networks to begin with, [{"until": 0.3, "depth": 0.5, "width": 0.5, "length": 0.5, "hidden": 0.5}, …]; '
+            "config/stages.py",
         ),
         "depth": _text(
             "stack",
@@ -305,6 +306,7 @@ SCHEMA: dict[str, Any] = {
         ),
         "noise": _number(0.1, "copies of a wider feed-forward are set apart by this share of their deviation"),
         "moments": _text("grow", "of the optimizer, where the network grows", "grow", "reset"),
+        "rewarm": _share(0.0, "share of the budget over which the learning rate comes up again after each growth"),
     },
 }
 

@@ -2,7 +2,8 @@
 
 `growth.stages` lists what comes before the network the configuration describes: [{"until": 0.3, "depth": 0.25, "width": 0.5, "length":
 0.5}, …], each until that share of the budget is spent; then the whole network trains to the end. A dimension that a stage does not name is
-whole there. CompoundGrow (arXiv 2010.12562) grows all three at once.
+whole there: depth (layers), width (of the feed-forward), length (tokens), hidden (heads, and the residual stream in proportion).
+CompoundGrow (arXiv 2010.12562) grows the first three at once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-KEYS = ("until", "depth", "width", "length")
+KEYS = ("until", "depth", "width", "length", "hidden")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,8 @@ class Stage:
     """The network and the sequences until a share of the budget is spent; `n_decoder_layers` is None without a decoder of its own."""
 
     until: float
+    d_model: int
+    n_heads: int
     n_layers: int
     n_decoder_layers: int | None
     d_ff: int
@@ -27,6 +30,8 @@ class Stage:
     def overrides(self) -> dict[str, int | None]:
         """Keys of the configuration and their values in this stage."""
         return {
+            "model.d_model": self.d_model,
+            "model.n_heads": self.n_heads,
             "model.n_layers": self.n_layers,
             "model.n_decoder_layers": self.n_decoder_layers,
             "model.d_ff": self.d_ff,
@@ -43,8 +48,12 @@ def of(config: Any) -> tuple[Stage, ...]:
 def _stage(config: Any, entry: Any) -> Stage:
     model = config.model
     decoder = model.n_decoder_layers
+    n_heads = _part(entry.get("hidden"), model.n_heads)
     return Stage(
         until=float(entry["until"]),
+        # Heads keep their dimensions.
+        d_model=model.d_model * n_heads // model.n_heads,
+        n_heads=n_heads,
         n_layers=_part(entry.get("depth"), model.n_layers),
         n_decoder_layers=None if decoder is None else min(decoder, _part(entry.get("depth"), decoder)),
         d_ff=_part(entry.get("width"), model.d_ff),
@@ -107,9 +116,12 @@ def _order_mistakes(config: Any) -> list[str]:
             ("depth", stage.n_layers, following.n_layers),
             ("width", stage.d_ff, following.d_ff),
             ("length", stage.seq_len, following.seq_len),
+            ("hidden", stage.n_heads, following.n_heads),
         ):
             if small > big:
                 found.append(f"{where}.{key}: {small} cannot shrink to the {big} of the next stage")
+        if stage.d_model * config.model.n_heads != config.model.d_model * stage.n_heads:
+            found.append(f"{where}.hidden: {config.model.d_model} does not divide by the {config.model.n_heads} heads")
         if following.d_ff % stage.d_ff:
             found.append(f"{where}.width: the next stage's {following.d_ff} is no multiple of {stage.d_ff}")
         if stage.n_layers < 2 and not config.model.first_norm:

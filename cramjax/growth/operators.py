@@ -70,7 +70,10 @@ class Depth:
         shares = jnp.asarray(sources[leaf.first :], old.dtype)
         grown = jnp.einsum("bs,s...->b...", shares[:, leaf.first :], old)
         if leaf.first:  # a copy of a layer that lacks it begins with what is fresh
-            grown = grown + jnp.einsum("b,b...->b...", shares[:, : leaf.first].sum(1), fresh)
+            new = fresh[
+                (slice(None), *map(slice, old.shape[1:]))
+            ]  # where other dimensions grow as well, it is not their turn
+            grown = grown + jnp.einsum("b,b...->b...", shares[:, : leaf.first].sum(1), new)
         if self.how == "identity" and leaf.writes():
             origin = sources.argmax(1)
             copied = np.r_[False, origin[1:] == origin[:-1]][leaf.first :].reshape((-1,) + (1,) * (old.ndim - 1))

@@ -16,7 +16,7 @@ import ml_collections
 from cramjax.config import stages
 from cramjax.data import loader as loaders
 from cramjax.data.dataset import TokenDataset
-from cramjax.growth.operators import Compound, Depth, SharedWidth, grow
+from cramjax.growth.operators import Compound, Depth, SharedWidth, ZeroWidth, grow
 from cramjax.training import session
 from cramjax.training.evaluate import Evaluator
 from cramjax.training.state import TrainState, initial
@@ -97,6 +97,9 @@ class Stages:
         small, big = self.stages[number - 1], self.stages[number]
         operators = [SharedWidth(settings.noise, seed=number)] if big.d_ff != small.d_ff else []
         operators += [Depth(settings.depth)]
+        if big.n_heads != small.n_heads:
+            tied = self.config.model.family == "t5" and self.config.model.tie_embeddings
+            operators += [ZeroWidth(tied=("decoder/final_norm",) if tied else ())]
 
         def next_state(state: TrainState) -> TrainState:
             key = jax.random.fold_in(jax.random.key(self.config.seed), number)

@@ -61,9 +61,12 @@ def run_steps(
     hooks: Hooks,
     stop: StopSignal,
     place_scalars: Callable[[Any], Any],
+    since: float = 0.0,
     until: float = 1.0,
 ) -> Outcome:
     """Train until the budget or the share `until` of it is spent, a signal arrives or the run has failed.
+
+    `since`: share of the budget at which the network grew to what it is; 0 where it did not.
 
     Order of a round, not to be changed: evaluate, save, *then* take the batch, step, read the metrics of the step before. What is
     saved is therefore a state together with the rows and the clock that produced it, and a resumed run draws the same next batch.
@@ -83,6 +86,7 @@ def run_steps(
         n_tokens, n_flops = rows * config.data.seq_len, rows * flops_per_sequence
         fraction = clock.fraction_after_next(n_tokens, n_flops)
         lr = schedules.learning_rate(config.schedule, config.optimizer.lr, fraction)
+        lr *= schedules.rewarm(fraction, since, config.growth.rewarm)
         batch, waited_s = prefetch.get()
         wait_s += waited_s
         # The next batch is asked for while this step runs; its size follows the share spent when it starts.

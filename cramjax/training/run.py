@@ -204,6 +204,7 @@ class Run:
                     ),
                     stop=self.stop,
                     place_scalars=lambda scalars: jax.device_put(scalars, meshes.replicated(made.mesh)),
+                    since=self.stages.until(self.stage - 1) if self.stage else 0.0,
                     until=self.stages.until(self.stage),
                 )
         finally:

@@ -26,6 +26,11 @@ def test_shares_and_numbers():
     assert stages.frozen(made.growth.stages) == made.growth.stages
 
 
+def test_heads_keep_their_dimensions():
+    (first, last) = stages.of(config([{"until": 0.25, "hidden": 0.5}]))
+    assert (first.n_heads, first.d_model, last.n_heads, last.d_model) == (6, 384, 12, 768)
+
+
 def test_without_growth_there_is_one_stage():
     (stage,) = stages.of(get_config("bert_original"))
     assert stage.until == 1.0 and stage.n_layers == 12
@@ -49,7 +54,7 @@ def test_a_decoder_grows_with_its_encoder():
         ([{"until": 0.5, "depth": 13}], "growth.stages[0].depth: 13 cannot shrink to the 12 of the next stage"),
         ([{"until": 0.5, "width": 1000}], "growth.stages[0].width: the next stage's 3072 is no multiple of 1000"),
         ([{"until": 0.5, "length": 4}], "growth.stages[0].length: 4 tokens are too few"),
-        ([7], "growth.stages[0]=7: must be a dict of until, depth, width, length"),
+        ([7], "growth.stages[0]=7: must be a dict of until, depth, width, length, hidden"),
     ],
 )
 def test_mistakes_are_named(listed, message):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import cramjax
+from cramjax.budget.schedules import learning_rate
 from cramjax.training import origin
 from tests.e2e import test_main as cli
 
@@ -91,10 +92,21 @@ def _flops(plain, corpus):
     return session.build_task(plain, vocabulary, "float32").flops
 
 
-@pytest.mark.parametrize("more", [("mesh.data=2", "mesh.fsdp=4"), ("growth.depth=identity", "growth.moments=reset")])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("mesh.data=2", "mesh.fsdp=4"),
+        ("growth.depth=identity", "growth.moments=reset"),
+        ("growth.stages=[{'until': 0.5, 'hidden': 1}]", "growth.rewarm=0.2"),
+    ],
+)
 def test_it_grows_sharded_and_in_other_ways(corpus, tmp_path, more):
     summary = cramjax.train(config(corpus, *more), tmp_path / "run")
     assert summary["steps"] == N_STEPS and np.isfinite(summary["eval_loss"])
+    if "growth.rewarm=0.2" in more:
+        rates = [line["lr"] for line in cli.lines(tmp_path / "run") if "loss" in line]
+        plain = [learning_rate(config(corpus).schedule, 5e-3, (i + 1) / N_STEPS) for i in range(N_STEPS)]
+        np.testing.assert_allclose(np.divide(rates[:9], plain[:9]), [1, 1, 1, 1, 1, 0.5, 1, 1, 1], rtol=1e-5)
 
 
 def test_the_loss_does_not_jump_where_the_function_stays(corpus, tmp_path):
