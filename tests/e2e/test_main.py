@@ -127,7 +127,7 @@ def test_a_longer_budget_goes_on_from_the_checkpoint(undisturbed, corpus, tmp_pa
 
 @pytest.mark.parametrize(
     "how",
-    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL],
+    [*(pytest.param(how, marks=pytest.mark.slow) for how in (signal.SIGTERM, signal.SIGINT)), signal.SIGKILL],
     ids=lambda how: how.name,
 )
 def test_killed_and_restarted_the_parameters_are_bit_identical(undisturbed, corpus, tmp_path, how):

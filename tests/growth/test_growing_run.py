@@ -96,7 +96,7 @@ def _flops(plain, corpus):
     "more",
     [
         ("mesh.data=2", "mesh.fsdp=4"),
-        ("growth.depth=identity", "growth.moments=reset"),
+        pytest.param(("growth.depth=identity", "growth.moments=reset"), marks=pytest.mark.slow),
         ("growth.stages=[{'until': 0.5, 'hidden': 1}]", "growth.rewarm=0.2"),
     ],
 )

@@ -107,7 +107,7 @@ def equal(a, b):
 
 
 # Every example compiles a network and loads torch's.
-settings = hypothesis.settings(max_examples=8, suppress_health_check=list(hypothesis.HealthCheck))
+settings = hypothesis.settings(max_examples=6, suppress_health_check=list(hypothesis.HealthCheck))
 
 
 @settings

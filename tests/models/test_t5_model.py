@@ -90,6 +90,7 @@ def test_padding_changes_nothing():
     )
 
 
+@pytest.mark.slow
 @FORMS
 def test_scan_unrolled_and_rematerialized_agree(cfg):
     params = t5.init_params(cfg, jax.random.key(0))

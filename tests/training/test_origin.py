@@ -1,6 +1,7 @@
 """Training that starts from a model that is there: a run, or one of `transformers`."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,7 @@ def test_a_model_of_another_family_or_tokenizer_is_refused(small_run, corpus, tm
     config = cramjax.get_config("t5_1day:smoke", *flags(corpus, small_run)[-3:])
     with pytest.raises(UserError, match="is a model of family encoder, but model.family=t5"):
         origin.with_tokenizer(config)
-    prepared = next(path for path in (corpus.parent / "prepared").iterdir() if (path / "manifest.json").exists())
+    prepared = json.loads((small_run / "environment.json").read_text())["dataset"]
     copy = tmp_path / "run"
     copy.mkdir()
     other, _ = tokenizers.train("wordpiece", ["a b c d"] * 9, vocab_size=40, lowercase=True, ascii_only=True)
