@@ -1,6 +1,7 @@
 """Progressive stacking under a day's budget: the crammed ModernBERT, of 4 layers at first, then 8, then 16.
 
-Gong et al. (ICML 2019): the trained stack is copied on top of itself, moments and all, and training goes on. Stages end at 12.5% and 30%
+Gong et al. (ICML 2019): the trained stack is copied on top of itself and training goes on; here the optimizer's moments
+are copied with it. Stages end at 12.5% and 30%
 of the budget, as in No Train No Gain (arXiv 2307.06440), which finds no gain from stacking over a run with a fully decayed learning rate:
 `:control` is that run, `bert_1day_modern` by another name. Which of the two is better at this budget is not measured yet.
 

@@ -54,7 +54,7 @@ def _export(args: argparse.Namespace) -> int:
         step=args.step,
     )
     found = export(args.checkpoint, args.out, options, tell)
-    print(f"{args.out}: {found['architecture']}" + (f", step {found['step']:,}" if not args.push_to_hub else ""))
+    print(f"{args.out}: {found['architecture']}")
     if args.push_to_hub:
         revision = args.revision and args.revision.replace("{step}", str(found["step"]))
         message = f"{found['architecture']} at step {found['step']}"

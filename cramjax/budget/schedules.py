@@ -78,6 +78,11 @@ def stops_early(schedule: Schedule, fraction: float, loss: float) -> bool:
     return not loss <= schedule.stop_loss
 
 
+def rewarm(fraction: float, start: float, share: float) -> float:
+    """What multiplies the learning rate after a network grew at the share `start` of the budget: from 0 to 1 over another `share`."""
+    return min(1.0, (fraction - start) / share) if share and start else 1.0
+
+
 def _linear(f: float, warmup: float, cooldown: float, final: float) -> float:
     return final + (1 - final) * (1 - _since(warmup, f))
 
@@ -109,8 +114,3 @@ def _since(start: float, f: float) -> float:
 
 
 _DECAYS = {"linear": _linear, "cosine": _cosine, "constant": _constant, "inverse_sqrt": _inverse_sqrt}
-
-
-def rewarm(fraction: float, start: float, share: float) -> float:
-    """What multiplies the learning rate after a network grew at the share `start` of the budget: from 0 to 1 over another `share`."""
-    return min(1.0, (fraction - start) / share) if share and start else 1.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -55,7 +56,7 @@ class Operator(Protocol):
 class Depth:
     """More layers, made of those there are.
 
-    `how`: "stack" puts copies of the whole stack on top (ABAB; Gong et al., 2019; CompoundGrow, arXiv 2010.12562, section 3.1), "repeat"
+    `how`: "stack" puts copies of the whole stack on top (ABAB; Gong et al., 2019; CompoundGrow, arXiv 2010.12562), "repeat"
     each layer's copies behind it (AABB), "interpolate" means of the two nearest layers, and "identity" copies as "repeat" does whose
     branches write zeros: with norms in front of the branches the network's function stays what it was (arXiv 2203.06211).
     """
@@ -67,13 +68,13 @@ class Depth:
         if leaf.axes[:1] != (ax.LAYER,):
             return old
         sources = self.sources(old.shape[0] + leaf.first, fresh.shape[0] + leaf.first)
-        shares = jnp.asarray(sources[leaf.first :], old.dtype)
-        grown = jnp.einsum("bs,s...->b...", shares[:, leaf.first :], old)
-        if leaf.first:  # a copy of a layer that lacks it begins with what is fresh
-            new = fresh[
-                (slice(None), *map(slice, old.shape[1:]))
-            ]  # where other dimensions grow as well, it is not their turn
-            grown = grown + jnp.einsum("b,b...->b...", shares[:, : leaf.first].sum(1), new)
+        if leaf.first:  # of a layer that lacks it, what is fresh; other dimensions grow by themselves
+            old = jnp.concatenate([fresh[(slice(leaf.first), *map(slice, old.shape[1:]))], old])
+        if self.how == "interpolate":
+            exact = jax.lax.Precision.HIGHEST  # accelerators would round the parameters
+            grown = jnp.einsum("bs,s...->b...", jnp.asarray(sources, old.dtype), old, precision=exact)[leaf.first :]
+        else:
+            grown = old[sources.argmax(1)[leaf.first :]]
         if self.how == "identity" and leaf.writes():
             origin = sources.argmax(1)
             copied = np.r_[False, origin[1:] == origin[:-1]][leaf.first :].reshape((-1,) + (1,) * (old.ndim - 1))
@@ -99,7 +100,7 @@ class Depth:
 class SharedWidth:
     """A feed-forward k times as wide, of k copies: the inner half repeated, the outer half repeated and divided by k.
 
-    Parameter sharing of CompoundGrow (arXiv 2010.12562, section 3.2): the function stays what it was for every activation. The copies
+    Parameter sharing of CompoundGrow (arXiv 2010.12562): the function stays what it was for every activation. The copies
     would stay alike for ever, for so do their gradients; `noise` sets the outer halves apart by that share of their standard deviation,
     summing to zero over the copies, which leaves the function alone.
     """
@@ -125,10 +126,9 @@ class SharedWidth:
         return copies.reshape(old.shape[:axis] + (k * old.shape[axis],) + old.shape[axis + 1 :])
 
     def _apart(self, path: str, copies: jax.Array, axis: int) -> jax.Array:
-        digest = int.from_bytes(path.encode()[-4:], "big")  # a stream of its own for each parameter
-        drawn = np.random.default_rng([self.seed, digest]).normal(size=copies.shape)
-        drawn -= drawn.mean(axis, keepdims=True)
-        return self.noise * copies.std() * jnp.asarray(drawn, copies.dtype)
+        key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(path.encode()))
+        drawn = jax.random.normal(key, copies.shape, copies.dtype)
+        return self.noise * copies.std() * (drawn - drawn.mean(axis, keepdims=True))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,11 +57,7 @@ def read_facts(folder: pathlib.Path, results: pathlib.Path | None, step: int | N
                 f"--results {results}: is no results.json of tools.finetune; name one, or leave --results out"
             )
     elif finetuned:
-        # OUT/models/TASK/point-i/seed-n beside OUT/results.json and OUT/runs/TASK/point-i/seed-n.json
-        out, name = folder.resolve().parents[3], folder.resolve().relative_to(folder.resolve().parents[3] / "models")
-        found = _read(out / "results.json")
-        run = _read((out / "runs" / name).with_suffix(".json"))
-        scores = run["metrics"][finetuned["task"]] if run else {}
+        found, scores = _finetuning_around(folder.resolve(), finetuned["task"])
     return Facts(
         folder=folder,
         config={} if finetuned else config,
@@ -71,6 +67,15 @@ def read_facts(folder: pathlib.Path, results: pathlib.Path | None, step: int | N
         results=found,
         scores=scores,
     )
+
+
+def _finetuning_around(folder: pathlib.Path, task: str) -> tuple[dict[str, Any] | None, dict[str, float]]:
+    """results.json and this model's scores where `folder` is still OUT/models/TASK/point-i/seed-n of the OUT it was saved in."""
+    if len(folder.parents) < 4 or folder.parents[2].name != "models":
+        return None, {}
+    out = folder.parents[3]
+    run = _read((out / "runs" / folder.relative_to(out / "models")).with_suffix(".json"))
+    return _read(out / "results.json"), run["metrics"][task] if run else {}
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:

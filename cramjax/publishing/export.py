@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -60,10 +61,15 @@ def export(
     """
     options, source, out = options or Options(), pathlib.Path(checkpoint), pathlib.Path(out)
     _check_out(out)
-    if directory.is_hf_directory(source) and not (source / "checkpoints").is_dir():
-        raise UserError(
-            f"{source}: is a model of transformers already; name the folder of a run or of a finetuned model"
+    if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", options.max_shard_size):
+        raise UserError(f"--max_shard_size {options.max_shard_size}: must be a size as 5GB or 500MB")
+    if not (source / "checkpoints").is_dir():
+        what = (
+            "is a model of transformers already"
+            if directory.is_hf_directory(source)
+            else "no checkpoint of a run there"
         )
+        raise UserError(f"{source}: {what}; name the folder of a run or of a finetuned model")
     model = load(source, options.step)
     facts = card.read_facts(source, options.results, model.step)
     cfg, params, labels = _with_head(model)

@@ -79,7 +79,10 @@ def run_steps(
     wait_s, reason = 0.0, None
     n_micro = size(clock.fraction())
     prefetch.request(n_micro)
-    while reason is None and not clock.done() and clock.fraction() < until and not stop.requested:
+    while reason is None and not clock.done() and not stop.requested:
+        # The whole budget ends with the step that is planned to end it, not between two steps.
+        if until < 1.0 and clock.fraction() >= until:
+            break
         hooks.evaluate_if_due(state, clock.fraction())
         hooks.save_if_due(state)
         rows = n_micro * microbatch_size

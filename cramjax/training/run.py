@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 import jax
@@ -182,8 +182,11 @@ class Run:
         while True:
             following = self.stages.prepare(self.stage + 1, self.session)
             outcome = self._train_stage(step_fn, prefetch)
-            if outcome.stop_reason is not None:
-                return outcome
+            with self.spent.on("growth_s"):
+                while outcome.stop_reason is None and not following.done() and not self.stop.requested:
+                    wait([following], timeout=0.1)  # a signal is not kept waiting by a compilation
+            if outcome.stop_reason is not None or self.stop.requested:
+                return dataclasses.replace(outcome, stop_reason=outcome.stop_reason or self.stop.reason)
             step_fn = self._grow(outcome.state, following)
             prefetch = self._prefetch()
 
@@ -218,7 +221,7 @@ class Run:
             before = self.evaluator(state.params)
         self.recorder.evaluated(before, self.unigram_loss)
         n_params = self.session.task.n_params
-        with self.spent.on("growth_s"), self.stop.at_once():
+        with self.spent.on("growth_s"):
             prepared = following.result()
             self.state = prepared.grow(state)
             self.stage, self.session, self.evaluator = self.stage + 1, prepared.session, prepared.evaluator

@@ -123,3 +123,12 @@ def test_the_loss_does_not_jump_where_the_function_stays(corpus, tmp_path):
     losses = [line["eval_loss"] for line in cli.lines(tmp_path / "run") if "eval_loss" in line]
     assert len(losses) >= 4
     np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+
+
+def test_a_budget_of_hours_that_is_over_before_the_first_step_ends_all_the_same(corpus, tmp_path):
+    """Every run takes one step at least; with stages, those that had no time are passed through."""
+    more = ("budget.steps=None", "budget.hours=1e-6")
+    plain = cramjax.train(config(corpus, *more, "growth.stages=None"), tmp_path / "plain")
+    grown = cramjax.train(config(corpus, *more), tmp_path / "grown")
+    assert plain["stop_reason"] == grown["stop_reason"] == "hours" and plain["steps"] == grown["steps"] == 1
+    assert cramjax.load(tmp_path / "grown").config.n_layers == 4

@@ -13,6 +13,7 @@ from cramjax.config.errors import RunFailed, UserError
 from cramjax.finetuning import run
 from cramjax.finetuning.protocols import Protocol, Settings
 from cramjax.hub import directory
+from cramjax.models.layers import FLOAT32
 from cramjax.publishing import card
 from cramjax.publishing.export import Options, export
 from cramjax.training import origin
@@ -70,10 +71,10 @@ def test_a_run_is_a_folder_of_transformers(exported, small_run):
     np.testing.assert_array_equal(ours.params["head"]["dense"]["kernel"], theirs.params["head"]["dense"]["kernel"])
     sentence = "anna reads [MASK] in the garden ."
     guesses = transformers.pipeline("fill-mask", model=str(exported), top_k=3)(sentence)
-    model = dataclasses.replace(ours, precision=theirs.precision)
+    model = dataclasses.replace(ours, precision=FLOAT32)
     (expected,) = cramjax.fill_mask(model, sentence, top_k=3)
     assert [guess["token_str"] for guess in guesses] == [token for token, _ in expected]
-    np.testing.assert_allclose([guess["score"] for guess in guesses], [share for _, share in expected], rtol=0.05)
+    np.testing.assert_allclose([guess["score"] for guess in guesses], [share for _, share in expected], rtol=1e-4)
 
 
 def test_the_card_says_what_the_run_noted(exported, small_run, monkeypatch, capsys):
@@ -90,12 +91,7 @@ def test_the_card_says_what_the_run_noted(exported, small_run, monkeypatch, caps
     assert values["loss"] == round(summary["eval_loss"], 4)
     environment = json.loads((small_run / "environment.json").read_text())
     assert environment["git"] in page and "python -m cramjax.main --config configs/quickstart.py" in page
-    assert (
-        "20 steps" in page
-        and "![" in page
-        and "text:stories.txt" in page
-        and environment["host"] not in page.split("---")[2][:99]
-    )
+    assert "20 steps" in page and "![" in page and "text:stories.txt" in page
     printed = run_code(exported, monkeypatch, capsys)
     assert len(printed.splitlines()) == 5
 
@@ -138,6 +134,7 @@ def test_an_export_is_replaced_and_other_files_stay(small_run, tmp_path):
         ("RUN", ("--step", "7"), "no checkpoint of step 7; there are 20"),
         ("RUN", ("--results", "none.json"), "--results none.json: is no results.json"),
         ("RUN", ("--push_to_hub", "me/x"), "HF_TOKEN is not set"),
+        ("RUN", ("--max_shard_size", "apples"), "--max_shard_size apples: must be a size"),
         ("EXPORT", (), "is a model of transformers already"),
     ],
 )
@@ -204,6 +201,12 @@ def test_a_finetuned_encoder_is_a_classifier(tmp_path, monkeypatch, capsys):
     page = (out / "README.md").read_text()
     assert "| cola | matthews |" in page and "stsb" not in page and "single_as_pair" not in page
     assert "'label': '" in run_code(out, monkeypatch, capsys)
+    # Moved away from the finetuning it is of, it exports all the same, without that table.
+    moved = tmp_path / "moved"
+    cola.rename(moved)
+    export(moved, tmp_path / "alone", tell=lambda _: None)
+    assert "| cola | matthews |" not in (tmp_path / "alone" / "README.md").read_text()
+    cola = moved
     regression = json.loads((tmp_path / "out" / "stsb" / "config.json").read_text())
     assert regression["problem_type"] == "regression" and regression["id2label"] == {"0": "score"}
     assert "'label': 'score'" in run_code(tmp_path / "out" / "stsb", monkeypatch, capsys)
