@@ -188,6 +188,7 @@ _FIXED = {
         "model.document_attention": False,
         "model.local_window": 0,
         "objective.name": "span_corruption",
+        "objective.pool": 1,
         "data.cls_token": False,
         "data.order": "shuffled",
     },
@@ -250,6 +251,10 @@ def _check_encoder(config: ml_collections.ConfigDict, require: Callable[[bool, s
     )
     n_predicted = round(objective.mask_rate * data.seq_len)
     require(n_predicted >= 1, f"objective.mask_rate={objective.mask_rate}: predicts nothing at seq_len {data.seq_len}")
+    require(
+        objective.pool == 1 or not model.document_attention,
+        f"objective.pool={objective.pool}: means of embeddings go over the ends of documents; set model.document_attention=False",
+    )
     require(
         objective.mask_share + objective.random_share <= 1,
         "objective.mask_share and objective.random_share: together at most 1",

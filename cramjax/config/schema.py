@@ -143,6 +143,7 @@ MODEL = {
     "n_heads": _count(12, "attention heads; d_model must divide by it unless head_dim is given"),
     "head_dim": _count(None, "dimensions of a head, t5 only; None: d_model / n_heads"),
     "d_ff": _count(3072, "inner width of the feed-forward; for a GLU the width of each of its two halves"),
+    "ffn_rank": _count(0, "inner dimension of the feed-forward's matrices as products of two; 0: they are whole", 0),
     "ffn": _text(
         "gelu",
         "gelu, relu: two matrices; geglu: gated, three matrices; geglu_tanh: with GELU's tanh form, as T5 v1.1",
@@ -238,6 +239,9 @@ OBJECTIVE = {
     "mask_share": _share(0.8, "of those, replaced by the mask token"),
     "random_share": _share(0.1, "of those, replaced by a random token; the rest stays"),
     "z_loss": _number(0.0, "weight of log(Z)^2"),
+    "pool": _count(
+        1, "in training, the encoder reads means of so many embeddings, those to be predicted apart; 1: none"
+    ),
 }
 
 MESH = {
@@ -293,7 +297,7 @@ SCHEMA: dict[str, Any] = {
         "stages": Field(
             default=None,
             kinds=(list, tuple, NoneType),
-            help='smaller networks to begin with, [{"until": 0.3, "depth": 0.5, "width": 0.5, "length": 0.5, "hidden": 0.5}, …]; '
+            help='smaller networks to begin with, [{"until": 0.3, "depth": 0.5, "width": 0.5, "length": 0.5}, …], or hidden, rank, pool; '
             "config/stages.py",
         ),
         "depth": _text(

@@ -2,8 +2,9 @@
 
 `growth.stages` lists what comes before the network the configuration describes: [{"until": 0.3, "depth": 0.25, "width": 0.5, "length":
 0.5}, …], each until that share of the budget is spent; then the whole network trains to the end. A dimension that a stage does not name is
-whole there: depth (layers), width (of the feed-forward), length (tokens), hidden (heads, and the residual stream in proportion).
-CompoundGrow (arXiv 2010.12562) grows the first three at once.
+whole there: depth (layers), width (of the feed-forward) or rank (of its matrices, a share of the residual stream), length (tokens) or pool
+(embeddings in a mean), hidden (heads, and the residual stream in proportion). CompoundGrow (arXiv 2010.12562) grows depth, width
+and length at once. A stage may have a batch (sequences) and an lr (a factor of the schedule's) of its own, larger or smaller.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-KEYS = ("until", "depth", "width", "length", "hidden")
+KEYS = ("until", "depth", "width", "rank", "length", "pool", "hidden", "batch", "lr")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,10 +25,14 @@ class Stage:
     n_layers: int
     n_decoder_layers: int | None
     d_ff: int
+    ffn_rank: int
     seq_len: int
+    pool: int
+    batch_size: int
+    lr: float
 
     @property
-    def overrides(self) -> dict[str, int | None]:
+    def overrides(self) -> dict[str, int | float | None]:
         """Keys of the configuration and their values in this stage."""
         return {
             "model.d_model": self.d_model,
@@ -35,8 +40,19 @@ class Stage:
             "model.n_layers": self.n_layers,
             "model.n_decoder_layers": self.n_decoder_layers,
             "model.d_ff": self.d_ff,
+            "model.ffn_rank": self.ffn_rank,
             "data.seq_len": self.seq_len,
+            "objective.pool": self.pool,
+            "batch_size": self.batch_size,
+            "optimizer.lr": self.lr,
         }
+
+
+_KINDS = {
+    "until": "a share between 0 and 1",
+    "pool": "the number of embeddings in a mean (2)",
+    "lr": "a factor of the learning rate (0.5)",
+}
 
 
 def of(config: Any) -> tuple[Stage, ...]:
@@ -49,15 +65,20 @@ def _stage(config: Any, entry: Any) -> Stage:
     model = config.model
     decoder = model.n_decoder_layers
     n_heads = _part(entry.get("hidden"), model.n_heads)
+    # Heads keep their dimensions.
+    d_model = model.d_model * n_heads // model.n_heads
     return Stage(
         until=float(entry["until"]),
-        # Heads keep their dimensions.
-        d_model=model.d_model * n_heads // model.n_heads,
+        d_model=d_model,
         n_heads=n_heads,
         n_layers=_part(entry.get("depth"), model.n_layers),
         n_decoder_layers=None if decoder is None else min(decoder, _part(entry.get("depth"), decoder)),
         d_ff=_part(entry.get("width"), model.d_ff),
+        ffn_rank=_part(entry["rank"], d_model) if "rank" in entry else model.ffn_rank,
         seq_len=_part(entry.get("length"), config.data.seq_len),
+        pool=entry.get("pool", config.objective.pool),
+        batch_size=_part(entry.get("batch"), config.batch_size),
+        lr=entry.get("lr", 1.0) * config.optimizer.lr,
     )
 
 
@@ -95,19 +116,17 @@ def _entry_mistakes(number: int, entry: Any) -> list[str]:
         return [f"{where}: needs until, the share of the budget at which it ends"]
     wrong = []
     for key, value in entry.items():
-        is_share = type(value) is float and 0 < value <= 1
-        if not (is_share or (type(value) is int and value >= 1 and key != "until")):
-            kind = (
-                "a share between 0 and 1"
-                if key == "until"
-                else "a share between 0 and 1 (0.5), or a number of its own (6)"
-            )
+        is_share = type(value) is float and 0 < value <= 1 and key != "pool"
+        is_factor = key == "lr" and type(value) in (int, float) and value > 0
+        if not (is_share or is_factor or (type(value) is int and value >= 1 and key != "until")):
+            kind = _KINDS.get(key, "a share between 0 and 1 (0.5), or a number of its own (6)")
             wrong.append(f"{where}.{key}={value!r}: must be {kind}")
     return wrong
 
 
 def _order_mistakes(config: Any) -> list[str]:
-    found, stages = [], of(config)
+    stages = of(config)
+    found = [problem for number, stage in enumerate(stages[:-1]) for problem in _misfits(config, number, stage)]
     for number, (stage, following) in enumerate(zip(stages, stages[1:], strict=False)):
         where = f"growth.stages[{number}]"
         if stage.until >= following.until:
@@ -117,17 +136,35 @@ def _order_mistakes(config: Any) -> list[str]:
             ("width", stage.d_ff, following.d_ff),
             ("length", stage.seq_len, following.seq_len),
             ("hidden", stage.n_heads, following.n_heads),
+            ("pool", -stage.pool, -following.pool),
         ):
             if small > big:
-                found.append(f"{where}.{key}: {small} cannot shrink to the {big} of the next stage")
-        if stage.d_model * config.model.n_heads != config.model.d_model * stage.n_heads:
-            found.append(f"{where}.hidden: {config.model.d_model} does not divide by the {config.model.n_heads} heads")
+                found.append(
+                    f"{where}.{key}: {abs(small)} cannot {'shrink' if big > 0 else 'rise'} to the {abs(big)} of the next stage"
+                )
+        if following.ffn_rank not in (0, stage.ffn_rank):
+            found.append(
+                f"{where}.rank: {stage.ffn_rank} cannot become {following.ffn_rank}; factors become whole matrices (0) alone"
+            )
         if following.d_ff % stage.d_ff:
             found.append(f"{where}.width: the next stage's {following.d_ff} is no multiple of {stage.d_ff}")
-        if stage.n_layers < 2 and not config.model.first_norm:
-            found.append(f"{where}.depth: model.first_norm=False needs at least 2 layers")
-        if stage.seq_len != stages[-1].seq_len and config.data.order == "sentence_length":
-            found.append(f"{where}.length: data.order=sentence_length has one length alone; set data.order=shuffled")
-        if stage.seq_len < 8:
-            found.append(f"{where}.length: {stage.seq_len} tokens are too few; take 8 or more")
+    return found
+
+
+def _misfits(config: Any, number: int, stage: Stage) -> list[str]:
+    """What of a stage does not go with the rest of the configuration."""
+    where, model, found = f"growth.stages[{number}]", config.model, []
+    if stage.d_model * model.n_heads != model.d_model * stage.n_heads:
+        found.append(f"{where}.hidden: {model.d_model} does not divide by the {model.n_heads} heads")
+    if stage.n_layers < 2 and not model.first_norm:
+        found.append(f"{where}.depth: model.first_norm=False needs at least 2 layers")
+    if stage.seq_len != config.data.seq_len and config.data.order == "sentence_length":
+        found.append(f"{where}.length: data.order=sentence_length has one length alone; set data.order=shuffled")
+    if stage.seq_len < 8:
+        found.append(f"{where}.length: {stage.seq_len} tokens are too few; take 8 or more")
+    if stage.batch_size % (config.microbatch_size or 1):
+        found.append(f"{where}.batch: {stage.batch_size} is no multiple of microbatch_size={config.microbatch_size}")
+    if stage.pool > 1 and (model.family != "encoder" or model.document_attention):
+        needed = "model.family=encoder" if model.family != "encoder" else "model.document_attention=False"
+        found.append(f"{where}.pool: means of embeddings need {needed}")
     return found

@@ -18,6 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cramjax.models import axes as ax
+from cramjax.models.lowrank import merged
 
 Params = dict[str, Any]
 Axes = tuple[str | None, ...]
@@ -26,7 +27,8 @@ VALUE, GRADIENT, SQUARE = "value", "gradient", "square"
 """What a number is: a parameter, a mean of its gradients, or of their squares."""
 
 # Where a block writes into the residual stream.
-_WRITERS = ("attention/out", "mlp/wo")
+_WRITERS = ("attention/out", "mlp/wo", "mlp/wo/up")
+_OUTER = "/mlp/wo/"
 _MOMENTS = {"mu": GRADIENT, "nu": SQUARE, "trace": GRADIENT}
 
 
@@ -42,6 +44,10 @@ class Leaf:
     def writes(self) -> bool:
         """Whether it is the last of a block's branch, kernel or bias."""
         return self.path.rpartition("/")[0].endswith(_WRITERS)
+
+    def is_outer(self) -> bool:
+        """Whether it comes behind the activation of a feed-forward."""
+        return _OUTER in self.path
 
 
 class Operator(Protocol):
@@ -118,10 +124,10 @@ class SharedWidth:
             raise ValueError(f"{leaf.path}: a width of {fresh.shape[axis]} is no multiple of {old.shape[axis]}")
         copies = jnp.stack([old] * k, axis)  # the copies' axis, then the width
         # A copy's inner half is seen through 1/k of the outer half: so is its gradient. The outer half sees each copy in full.
-        divided = leaf.writes() if leaf.kind == VALUE else not leaf.writes()
+        divided = leaf.is_outer() if leaf.kind == VALUE else not leaf.is_outer()
         if divided:
             copies = copies / (k * k if leaf.kind == SQUARE else k)
-        if leaf.kind == VALUE and leaf.writes() and self.noise and k > 1:
+        if leaf.kind == VALUE and leaf.is_outer() and self.noise and k > 1:
             copies = copies + self._apart(leaf.path, copies, axis)
         return copies.reshape(old.shape[:axis] + (k * old.shape[axis],) + old.shape[axis + 1 :])
 
@@ -176,23 +182,25 @@ def grow(
     """Parameters and optimizer state of a larger network.
 
     Args:
-        params: of the small network. axes: tree of tuples of axis names, as of `param_axes`.
-        fresh: initial parameters of the large network, for their shapes and what is new.
+        params: of the small network; factors of matrices that are whole in the large one are multiplied first (`models.lowrank`).
+        axes: of the large network, as of `param_axes`. fresh: its initial parameters, for their shapes and what is new.
         operator: the rule. opt_state: of the small network's optimizer; fresh_state: what the same optimizer makes of `fresh`.
 
     Returns:
         The parameters, and the state with its moments grown alike; what is no moment of a parameter (counts) stays, and what has a form
-        of its own (factored moments) starts anew where its shape changes.
+        of its own (factored moments), or is of a matrix that was none, starts anew where its shape changes.
     """
-    flat, new = (flatten_dict(tree, sep="/") for tree in (params, fresh))
+    factors_stay = jax.tree.structure(params) == jax.tree.structure(fresh)
+    whole = params if factors_stay else merged(params)
+    flat, new = (flatten_dict(tree, sep="/") for tree in (whole, fresh))
     known = _leaves(flatten_dict(axes, sep="/"), new)
     grown = unflatten_dict({path: operator(known[path], flat[path], new[path]) for path in new}, sep="/")
     if opt_state is None:
         return grown, None
-    paths = jax.tree_util.tree_leaves_with_path(fresh_state)
+    olds = dict(jax.tree_util.tree_leaves_with_path(opt_state))
     leaves = [
-        _grown_state(known, operator, path, old, leaf)
-        for (path, leaf), old in zip(paths, jax.tree.leaves(opt_state), strict=True)
+        _grown_state(known, operator, path, olds[path], leaf) if path in olds else leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(fresh_state)
     ]
     return grown, jax.tree.unflatten(jax.tree.structure(fresh_state), leaves)
 

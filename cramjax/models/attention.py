@@ -94,11 +94,19 @@ class Attention(nnx.Module):
         mask: jax.Array | None,
         rotary: tuple[jax.Array, jax.Array] | None,
         key: jax.Array | None,
+        source=None,
     ) -> jax.Array:
-        """x [batch, length, embed] → the same; mask as of `attention_mask`, `rotary` of `rotary_tables`; dropout if there is a key."""
-        query, key_, value = split_heads(self.qkv(x))
+        """x [batch, length, embed] → the same; mask as of `attention_mask`, `rotary` of `rotary_tables`; dropout if there is a key.
+
+        With a `source` (`hidden` and `rotary`), keys and values are of that.
+        """
+        if source is None:
+            query, key_, value = split_heads(self.qkv(x))
+        else:
+            (query,) = split_heads(self.qkv(x, slice(0, 1)))
+            key_, value = split_heads(self.qkv(source.hidden, slice(1, 3)))
         if rotary is not None:
-            query, key_ = rotate(query, *rotary), rotate(key_, *rotary)
+            query, key_ = rotate(query, *rotary), rotate(key_, *(rotary if source is None else source.rotary))
         return self.out(attend(self.cfg, self.precision, query, key_, value, mask=mask, dropout_key=key))
 
 

@@ -13,6 +13,7 @@ EMBED = "embed"  # width of the residual stream
 EMBED_OUT = "embed_out"  # embed again, where a matrix maps it to itself; one axis of a mesh cannot cut both
 HEADS = "heads"
 HEAD_DIM = "head_dim"
+RANK = "rank"  # between the factors of a feed-forward matrix
 MLP = "mlp"  # inner width of the feed-forward; of one half where it is gated
 VOCAB = "vocab"  # entries of the token embedding, padding included
 POSITION = "position"  # entries of a learned position table

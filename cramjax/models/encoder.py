@@ -18,13 +18,13 @@ import numpy as np
 from flax import nnx
 
 from cramjax.models import axes as ax
-from cramjax.models import module, stack
+from cramjax.models import module, pooling, stack
 from cramjax.models.activations import gelu
 from cramjax.models.attention import Attention, attention_mask
+from cramjax.models.feedforward import FeedForward
 from cramjax.models.layers import (
     FLOAT32,
     Embeddings,
-    FeedForward,
     Linear,
     Norm,
     Precision,
@@ -40,6 +40,7 @@ __all__ = [
     "abstract_params",
     "count_params",
     "encode",
+    "encode_pooled",
     "head",
     "init_params",
     "param_axes",
@@ -66,6 +67,7 @@ class EncoderConfig:
     n_heads: int
     d_ff: int
     ffn: str = "gelu"
+    ffn_rank: int = 0
     norm_position: str = "pre"
     norm: str = "layernorm"
     norm_bias: bool = True
@@ -113,6 +115,13 @@ class View(NamedTuple):
     rotary: tuple[jax.Array, jax.Array] | None
 
 
+class Source(NamedTuple):
+    """What a block attends to that is not its own input: `hidden` [batch, kv_length, embed], and the angles of its keys."""
+
+    hidden: jax.Array
+    rotary: tuple[jax.Array, jax.Array] | None
+
+
 def _views(
     cfg: EncoderConfig, length: int, positions: jax.Array | None, mask: jax.Array | None
 ) -> tuple[View] | tuple[View, View]:
@@ -151,11 +160,14 @@ class Block(nnx.Module):
         normal = jax.nn.initializers.normal(cfg.init_std)
         self.mlp = FeedForward(cfg, precision, rngs, init_in=normal, init_out=normal)
 
-    def __call__(self, x: jax.Array, view: View, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, view: View, key: jax.Array | None, source: Source | None = None) -> jax.Array:
+        """x [batch, length, embed] → the same; it attends to `source` instead of itself if given."""
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
+        if source is not None and self.cfg.norm_position == "pre" and self.attention_norm is not None:
+            source = source._replace(hidden=self.attention_norm(source.hidden))
 
         def attend(y):
-            return dropout(self.attention(y, view.mask, view.rotary, keys[0]), self.cfg.dropout, keys[1])
+            return dropout(self.attention(y, view.mask, view.rotary, keys[0], source), self.cfg.dropout, keys[1])
 
         def feed(y):
             return dropout(self.mlp(y), self.cfg.dropout, keys[2])
@@ -193,26 +205,41 @@ class Encoder(nnx.Module):
         x = self._run_layers(x, _views(self.cfg, tokens.shape[1], positions, mask), None if keys is None else keys[:-1])
         return x if self.final_norm is None else self.final_norm(x)
 
-    def _run_layers(self, x, views, keys):
+    def pooled(self, tokens: jax.Array, targets: jax.Array, size: int, key: jax.Array | None) -> jax.Array:
+        """As `encode_pooled`."""
+        length = tokens.shape[1]
+        keys = None if key is None else jax.random.split(key, self.cfg.n_layers + 1)
+        x = self.embeddings(tokens, None, None, None if keys is None else keys[-1])
+        source = Source(x, _views(self.cfg, length, None, None)[0].rotary)
+        x, places = pooling.pool(x, targets, size)
+        views = _views(self.cfg, length, places, None)
+        x = self._run_layers(x, views, None if keys is None else keys[:-1], source)[:, -targets.shape[1] :]
+        return x if self.final_norm is None else self.final_norm(x)
+
+    def _run_layers(self, x, views, keys, source=None):
+        """`x` after all blocks, of which the first attends to `source`, if there is one."""
         cfg = self.cfg
         params = module.params_of(self.layers)
 
         @stack.rematerialize(cfg.remat)
-        def block(x, params, rest):
+        def block(x, params, rest, source=None):
             key, sees_all = rest
             build = functools.partial(Block, cfg, self.precision, attention_norm="attention_norm" in params)
-            return module.bind(build, params)(x, _view(views, sees_all), key)
+            # The first block, which alone has a source, sees everything.
+            view = _view(views, sees_all) if source is None else views[0]._replace(mask=None)
+            return module.bind(build, params)(x, view, key, source)
 
         sees_all = np.arange(cfg.n_layers) % cfg.global_every == 0 if len(views) == 2 else None
         rest = keys, sees_all
-        if not cfg.first_norm:
-            norms = params.pop("attention_norm")
-            first, others = (
+        norms = None if cfg.first_norm else params.pop("attention_norm")
+        if source is not None or norms is not None:  # the first block is not like the others
+            first, (params, rest) = (
                 jax.tree.map(lambda leaf, part=part: leaf[part], (params, rest)) for part in (0, slice(1, None))
             )
-            x = block(x, *first)
-            params, rest = others[0] | {"attention_norm": norms}, others[1]
-        return stack.run(block, x, params, rest, n_layers=cfg.n_layers - (not cfg.first_norm), unroll=cfg.unroll)
+            x = block(x, *first, source)
+            params = params if norms is None else params | {"attention_norm": norms}
+        n_layers = jax.tree.leaves(params)[0].shape[0]
+        return stack.run(block, x, params, rest, n_layers=n_layers, unroll=cfg.unroll) if n_layers else x
 
 
 class Head(nnx.Module):
@@ -298,6 +325,29 @@ def encode(
         raise ValueError(f"{tokens.shape[1]} tokens a sequence, but only {cfg.max_positions} learned positions")
     model = module.bind(_build(cfg, precision), params)
     return model.encoder(tokens, token_types, positions, attention_mask(segment_ids, padding_mask), key)
+
+
+def encode_pooled(
+    cfg: EncoderConfig,
+    precision: Precision,
+    params: Params,
+    tokens: jax.Array,
+    targets: jax.Array,
+    *,
+    size: int,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Hidden states of the targets, with the other tokens in means: [batch, predicted, embed] in the activation dtype.
+
+    The queries of the first block are the first embedding, means of every `size` of the others, and those of the targets; its keys and
+    values are all embeddings. From there on the sequence is as short as those queries (CompoundGrow, arXiv 2010.12562, on its
+    pooling operator). The parameters are those of `encode`.
+
+    Args:
+        tokens: int [batch, length]. targets: int [batch, predicted], the positions to be predicted. size: tokens a mean.
+        key: dropout is on if given.
+    """
+    return module.bind(_build(cfg, precision), params).encoder.pooled(tokens, targets, size, key)
 
 
 def head(cfg: EncoderConfig, precision: Precision, params: Params, hidden: jax.Array) -> jax.Array:

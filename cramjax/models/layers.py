@@ -1,7 +1,7 @@
-"""Building blocks: matrix products, norms, dropout, positions, embeddings and the feed-forward.
+"""Building blocks: matrix products, norms, dropout, positions and embeddings.
 
-Attention is in `attention.py`, activations in `activations.py`. Products take narrow operands and accumulate in float32, in the backward
-pass too; norms compute in float32 whatever the activations are stored in.
+Attention is in `attention.py`, the feed-forward in `feedforward.py`. Products take narrow operands and accumulate in float32, in the
+backward pass too; norms compute in float32 whatever the activations are stored in.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy as np
 from flax import nnx
 
 from cramjax.models import axes as ax
-from cramjax.models.activations import gated_gelu, gelu
 from cramjax.models.module import Initializer, param
 
 
@@ -30,8 +29,6 @@ class Precision:
     activation_dtype: jnp.dtype
     matmul_dtype: jnp.dtype
 
-
-_FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 FLOAT32 = Precision(jnp.dtype("float32"), jnp.dtype("float32"))
 
@@ -140,11 +137,11 @@ class Linear(nnx.Module):
             else None
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """As `spec` says, in the activation dtype."""
+    def __call__(self, x: jax.Array, part: slice = slice(None)) -> jax.Array:
+        """As `spec` says, in the activation dtype; `part` of the kernel's second axis alone, as of fused projections."""
         dtype = self.precision.activation_dtype
-        y = product(self.spec, x, self.kernel[...], self.precision.matmul_dtype, dtype)
-        return y if self.bias is None else y + _broadcast(self.bias[...].astype(dtype), y.ndim)
+        y = product(self.spec, x, self.kernel[:, part], self.precision.matmul_dtype, dtype)
+        return y if self.bias is None else y + _broadcast(self.bias[part].astype(dtype), y.ndim)
 
 
 def _broadcast(x: jax.Array, ndim: int) -> jax.Array:
@@ -205,38 +202,6 @@ def _normalize_backward(centre, eps, saved, cotangent):
 
 
 normalize.defvjp(_normalize_forward, _normalize_backward)
-
-
-class FeedForward(nnx.Module):
-    """Two matrices around a GELU or ReLU, or the gated GELU of arXiv 2002.05202: (GELU(x W0) * x W1) Wo.
-
-    `init_in`, `init_out`: of the matrices before and after the activation.
-    """
-
-    def __init__(self, cfg, precision: Precision, rngs: nnx.Rngs, *, init_in: Initializer, init_out: Initializer):
-        self.cfg, self.dtype = cfg, precision.matmul_dtype
-        common = {"bias": cfg.linear_bias, "precision": precision, "rngs": rngs}
-        if cfg.ffn in ("geglu", "geglu_tanh"):
-            # Index 0 of the middle axis goes through the GELU, index 1 is the linear half.
-            spec, shape, axes = "bte,egf->btgf", (cfg.d_model, 2, cfg.d_ff), (ax.EMBED, None, ax.MLP)
-        else:
-            spec, shape, axes = "bte,ef->btf", (cfg.d_model, cfg.d_ff), (ax.EMBED, ax.MLP)
-        self.wi = Linear(spec, shape, axes, init=init_in, **common)
-        self.wo = Linear("btf,fe->bte", (cfg.d_ff, cfg.d_model), (ax.MLP, ax.EMBED), init=init_out, **common)
-
-    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """[batch, length, embed] → the same; with a key, dropout between the matrices."""
-        inner = dropout(self._activate(self.wi(x)), self.cfg.dropout, key)
-        if self.dtype == jnp.float16:
-            # A trained T5 goes beyond what float16 holds just here: the largest number is nearer than infinity.
-            inner = jnp.clip(inner, -_FLOAT16_MAX, _FLOAT16_MAX)
-        return self.wo(inner)
-
-    def _activate(self, inner):
-        """[batch, length, (2,) mlp] → [batch, length, mlp]."""
-        if self.cfg.ffn in ("geglu", "geglu_tanh"):
-            return gated_gelu(inner, self.cfg.ffn == "geglu_tanh")
-        return jax.nn.relu(inner) if self.cfg.ffn == "relu" else gelu(inner)
 
 
 class Embeddings(nnx.Module):
@@ -302,10 +267,13 @@ def rotary_tables(
 ) -> tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]:
     """Cosines and sines of the rotary angles (arXiv 2104.09864), float32 [1, length, head_dim / 2], or [batch, …] for `positions`.
 
-    `positions` int [batch, length] are below `length`; 0, 1, 2, … if not given.
+    `positions` [batch, length]: integers below `length`, or float32, places between them; 0, 1, 2, … if not given.
     """
     # float32 on purpose at the frequency, as `transformers` has it: at 8,192 positions a rounder angle is another angle.
     frequencies = (1.0 / base ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)).astype(np.float32)
+    if positions is not None and positions.dtype == jnp.float32:
+        angles = positions[..., None] * frequencies[None, None]
+        return jnp.cos(angles), jnp.sin(angles)
     angles = np.arange(length, dtype=np.float32)[:, None] * frequencies[None]
     tables = np.cos(angles)[None], np.sin(angles)[None]
     return tables if positions is None else tuple(jnp.asarray(table[0])[positions] for table in tables)

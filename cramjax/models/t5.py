@@ -20,7 +20,8 @@ from flax import nnx
 from cramjax.models import axes as ax
 from cramjax.models import module, stack
 from cramjax.models.attention import attend, attention_mask, split_heads
-from cramjax.models.layers import FLOAT32, FeedForward, Linear, Norm, Precision, dropout, product
+from cramjax.models.feedforward import FeedForward
+from cramjax.models.layers import FLOAT32, Linear, Norm, Precision, dropout, product
 from cramjax.models.module import param
 from cramjax.models.relative import RelativeBias
 
@@ -48,6 +49,7 @@ class T5Config:
     head_dim: int
     d_ff: int
     ffn: str = "relu"
+    ffn_rank: int = 0
     tie_embeddings: bool = True
     relative_buckets: int = 32
     relative_max_distance: int = 128

@@ -21,7 +21,7 @@ from cramjax.config.errors import RunFailed, UserError
 from cramjax.data import tokenizers as tokenizer_files
 from cramjax.hub import directory, equivalence, families, parity, saving, tables
 from cramjax.inference import LoadedModel, load
-from cramjax.models import classifier
+from cramjax.models import classifier, lowrank
 from cramjax.publishing import card
 
 _PARTS = "model*.safetensors*"
@@ -70,7 +70,7 @@ def export(
             else "no checkpoint of a run there"
         )
         raise UserError(f"{source}: {what}; name the folder of a run or of a finetuned model")
-    model = load(source, options.step)
+    model = _whole(load(source, options.step))
     facts = card.read_facts(source, options.results, model.step)
     cfg, params, labels = _with_head(model)
     tokenizer = _as_read(model)
@@ -124,6 +124,15 @@ def _staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
             path.replace(out / path.name)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _whole(model: LoadedModel) -> LoadedModel:
+    """`model` with the matrices its factors stand for, as no class has factors."""
+    if not model.config.ffn_rank:
+        return model
+    return dataclasses.replace(
+        model, config=dataclasses.replace(model.config, ffn_rank=0), params=lowrank.merged(model.params)
+    )
 
 
 def _with_head(model: LoadedModel) -> tuple[families.Config, dict[str, Any], tuple[str, ...] | None]:

@@ -53,9 +53,8 @@ class Stages:
         overrides = self.stages[number].overrides
         if whole_sequences:
             overrides["data.seq_len"] = self.stages[-1].seq_len
-        for key, value in overrides.items():
-            section, name = key.split(".")
-            changed[section][name] = value
+        with changed.ignore_type():
+            changed.update_from_flattened_dict(overrides)
         return ml_collections.FrozenConfigDict(changed)
 
     def open(self, number: int) -> session.Session:
@@ -105,9 +104,7 @@ class Stages:
             key = jax.random.fold_in(jax.random.key(self.config.seed), number)
             fresh = initial(made.task, made.optimizer, made.dynamic_scale, key)
             moments = {"opt_state": state.opt_state, "fresh_state": fresh.opt_state}
-            params, opt_state = grow(
-                state.params, before.task.axes, fresh.params, Compound(tuple(operators)), **moments
-            )
+            params, opt_state = grow(state.params, made.task.axes, fresh.params, Compound(tuple(operators)), **moments)
             if settings.moments == "reset":
                 opt_state = fresh.opt_state
             return dataclasses.replace(state, params=params, opt_state=opt_state)

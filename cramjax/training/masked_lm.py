@@ -11,7 +11,7 @@ import numpy as np
 
 from cramjax.budget import flops
 from cramjax.config.errors import UserError
-from cramjax.models import encoder
+from cramjax.models import encoder, pooling
 from cramjax.objectives import losses, mlm
 from cramjax.training.task import Task, Vocabulary
 
@@ -43,6 +43,13 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
         picked = jnp.take_along_axis(hidden, batch.positions[..., None], axis=1)  # [rows, predicted, embed]
         return encoder.head(model, precision, params, picked)
 
+    def pooled_logits_at(params, batch, tokens, key):
+        size = config.objective.pool
+        if size == 1:
+            return logits_at(params, batch, tokens, key)
+        picked = encoder.encode_pooled(model, precision, params, batch.inputs, batch.positions, size=size, key=key)
+        return encoder.head(model, precision, params, picked)
+
     def loss(params, key, tokens, rows):
         tokens = tokens.astype(jnp.int32)
         mask_key, dropout_key = jax.random.split(key)
@@ -50,7 +57,7 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
         if uses_dropout:
             # Rows of a microbatch share one key: fold in the first, so that microbatches differ.
             dropout_key = jax.random.fold_in(dropout_key, rows[0])
-        logits = logits_at(params, batch, tokens, dropout_key if uses_dropout else None)
+        logits = pooled_logits_at(params, batch, tokens, dropout_key if uses_dropout else None)
         total = losses.cross_entropy(logits, batch.labels, batch.weights, float(config.objective.z_loss))
         return total, jnp.sum(batch.weights)
 
@@ -93,18 +100,22 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
         n_predicted=masking.n_predicted(config.data.seq_len),
         row_tokens=config.data.seq_len,
         eval_row_tokens=config.data.seq_len,
-        flops=training_flops(model, config.data.seq_len, masking.n_predicted(config.data.seq_len)),
+        flops=training_flops(
+            model, config.data.seq_len, masking.n_predicted(config.data.seq_len), config.objective.pool
+        ),
         description=dataclasses.asdict(model),
     )
 
 
-def training_flops(model: encoder.EncoderConfig, seq_len: int, n_predicted: int) -> int:
-    """FLOPs of one sequence, forward and backward (`budget/flops.py`)."""
+def training_flops(model: encoder.EncoderConfig, seq_len: int, n_predicted: int, pool: int = 1) -> int:
+    """FLOPs of one sequence, forward and backward (`budget/flops.py`); `pool`: tokens of a mean, as of `objective.pool`."""
     return flops.encoder_training_flops(
         n_layers=model.n_layers,
         d_model=model.d_model,
         d_ff=model.d_ff,
         gated=model.ffn in ("geglu", "geglu_tanh"),
+        ffn_rank=model.ffn_rank,
+        n_pooled=pooling.n_pooled(seq_len, n_predicted, pool) if pool > 1 else None,
         vocab_size=model.vocab_size,
         seq_len=seq_len,
         n_predicted=n_predicted,

@@ -115,6 +115,7 @@ def training_flops(model: t5.T5Config, n_inputs: int, n_targets: int) -> int:
         head_dim=model.head_dim,
         d_ff=model.d_ff,
         gated=model.ffn in ("geglu", "geglu_tanh"),
+        ffn_rank=model.ffn_rank,
         vocab_size=model.vocab_size,
         n_inputs=n_inputs,
         n_targets=n_targets,

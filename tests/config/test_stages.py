@@ -10,7 +10,7 @@ BASE = ("model.n_layers=12", "model.d_ff=3072", "data.seq_len=128", "data.order=
 
 
 def config(listed, *more, recipe="bert_original"):
-    return get_config(recipe, *BASE, *more, f"growth.stages={listed!r}")
+    return get_config(recipe, *BASE, "batch_size=64", "microbatch_size=16", *more, f"growth.stages={listed!r}")
 
 
 def test_shares_and_numbers():
@@ -54,7 +54,15 @@ def test_a_decoder_grows_with_its_encoder():
         ([{"until": 0.5, "depth": 13}], "growth.stages[0].depth: 13 cannot shrink to the 12 of the next stage"),
         ([{"until": 0.5, "width": 1000}], "growth.stages[0].width: the next stage's 3072 is no multiple of 1000"),
         ([{"until": 0.5, "length": 4}], "growth.stages[0].length: 4 tokens are too few"),
-        ([7], "growth.stages[0]=7: must be a dict of until, depth, width, length, hidden"),
+        ([7], "growth.stages[0]=7: must be a dict of until, depth, width, rank, length, pool, hidden, batch, lr"),
+        ([{"until": 0.5, "lr": 0}], "growth.stages[0].lr=0: must be a factor of the learning rate"),
+        ([{"until": 0.5, "batch": 24}], "growth.stages[0].batch: 24 is no multiple of microbatch_size=16"),
+        ([{"until": 0.5, "pool": 0.5}], "growth.stages[0].pool=0.5: must be the number of embeddings in a mean (2)"),
+        ([{"until": 0.3, "pool": 2}, {"until": 0.5, "pool": 4}], "growth.stages[0].pool: 2 cannot rise to the 4"),
+        (
+            [{"until": 0.3}, {"until": 0.5, "rank": 64}],
+            "growth.stages[0].rank: 0 cannot become 64; factors become whole",
+        ),
     ],
 )
 def test_mistakes_are_named(listed, message):
@@ -63,7 +71,26 @@ def test_mistakes_are_named(listed, message):
     assert message in str(caught.value)
 
 
+def test_a_stage_may_have_a_batch_and_a_learning_rate_of_its_own():
+    made = config([{"until": 0.2, "batch": 0.5, "lr": 2.0}, {"until": 0.4, "batch": 128}], "optimizer.lr=0.01")
+    found = [(stage.batch_size, stage.lr) for stage in stages.of(made)]
+    assert found == [(32, 0.02), (128, 0.01), (64, 0.01)]
+
+
+def test_factors_and_means():
+    made = config([{"until": 0.25, "rank": 0.25, "pool": 2}, {"until": 0.5, "rank": 0.25}])
+    assert [(stage.ffn_rank, stage.pool) for stage in stages.of(made)] == [(192, 2), (192, 1), (0, 1)]
+
+
 def test_what_other_keys_forbid():
+    with pytest.raises(UserError, match="pool: means of embeddings need model.family=encoder"):
+        get_config("t5_1day", "growth.stages=[{'until': 0.5, 'pool': 2}]")
+    with pytest.raises(UserError, match="pool: means of embeddings need model.document_attention=False"):
+        config([{"until": 0.5, "pool": 2}], "model.document_attention=True")
+    with pytest.raises(UserError, match="objective.pool=2: means of embeddings go over the ends of documents"):
+        get_config("bert_original", "objective.pool=2", "model.document_attention=True")
+    with pytest.raises(UserError, match="objective.pool=2: must be 1 where model.family is t5"):
+        get_config("t5_1day", "objective.pool=2")
     with pytest.raises(UserError, match="length: data.order=sentence_length has one length alone"):
         config([{"until": 0.5, "length": 0.5}], "data.order=sentence_length")
     with pytest.raises(UserError, match="depth: model.first_norm=False needs at least 2 layers"):

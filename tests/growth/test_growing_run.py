@@ -2,7 +2,9 @@
 
 import json
 import os
+import pathlib  # noqa: F401, for the process that is killed
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -10,6 +12,9 @@ import pytest
 
 import cramjax
 from cramjax.budget.schedules import learning_rate
+from cramjax.models import encoder
+from cramjax.models.layers import FLOAT32
+from cramjax.publishing.export import export
 from cramjax.training import origin
 from tests.e2e import test_main as cli
 
@@ -70,6 +75,56 @@ def test_stopped_anywhere_it_comes_to_the_same(whole, corpus, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+def test_a_stage_of_factors_and_means_exports_as_the_network_it_is(corpus, tmp_path):
+    """Means of embeddings are of training alone, and factors become the matrices they stand for."""
+    stages = [{"until": 0.5, "depth": 0.5, "rank": 8, "pool": 2}]
+    settings = config(corpus, f"growth.stages={stages!r}", "mesh.data=4", "mesh.fsdp=2")
+    summary = cramjax.train(settings, tmp_path / "run", sinks=[Stop(2)])
+    assert summary["stop_reason"] == "sigterm"
+    trained = cramjax.load(tmp_path / "run")
+    assert (trained.config.n_layers, trained.config.ffn_rank) == (2, 8)
+    export(tmp_path / "run", tmp_path / "hf", tell=lambda text: None)
+    found = cramjax.load(tmp_path / "hf")
+    assert (found.config.n_layers, found.config.ffn_rank) == (2, 0)
+    tokens = np.arange(10, 42, dtype=np.int32)[None]
+    before, after = (
+        encoder.encode(model.config, FLOAT32, model.params, jax.numpy.asarray(tokens)) for model in (trained, found)
+    )
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+    summary = cramjax.train(settings, tmp_path / "run")
+    assert summary["steps"] == N_STEPS and np.isfinite(summary["eval_loss"])
+    assert cramjax.load(tmp_path / "run").config.ffn_rank == 0
+
+
+KILLED = """
+import os, signal, sys, cramjax
+from tests.growth import test_growing_run as this
+class Kill:
+    left = int(sys.argv[3])
+    def write(self, step, values):
+        Kill.left -= "eval_loss" in values and step == 3
+        if not Kill.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def close(self):
+        pass
+cramjax.train(this.config(this.pathlib.Path(sys.argv[1]), "checkpoint.every_steps=2"), sys.argv[2], sinks=[Kill()])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("evaluation", [1, 2], ids=["before growing", "after growing"])
+def test_killed_in_the_middle_of_a_switch_it_comes_to_the_same(whole, corpus, tmp_path, evaluation):
+    """A real kill, between the last step of a stage and the first of the next, on one side or the other of growing."""
+    devices = {"XLA_FLAGS": os.environ["XLA_FLAGS"]}
+    command = [sys.executable, "-c", KILLED, str(corpus), str(tmp_path / "run"), str(evaluation)]
+    done = cli.run(command, check=False, **devices)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert origin.read(tmp_path / "run").config.n_layers == 2
+    assert cramjax.train(config(corpus), tmp_path / "run")["resumed_from"] == 2
+    ours, theirs = (cramjax.load(path).params for path in (tmp_path / "run", whole[0]))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
 def test_what_was_spent_is_counted_stage_by_stage(whole, corpus):
     folder, summary = whole
     assert summary["growth_s"] > 0 and cramjax.load(folder).config.n_layers == 4
@@ -98,13 +153,21 @@ def _flops(plain, corpus):
         ("mesh.data=2", "mesh.fsdp=4"),
         pytest.param(("growth.depth=identity", "growth.moments=reset"), marks=pytest.mark.slow),
         ("growth.stages=[{'until': 0.5, 'hidden': 1}]", "growth.rewarm=0.2"),
+        ("growth.stages=[{'until': 0.5, 'length': 0.5, 'batch': 32, 'lr': 0.5}]",),
     ],
 )
 def test_it_grows_sharded_and_in_other_ways(corpus, tmp_path, more):
     summary = cramjax.train(config(corpus, *more), tmp_path / "run")
     assert summary["steps"] == N_STEPS and np.isfinite(summary["eval_loss"])
+    lines = [line for line in cli.lines(tmp_path / "run") if "loss" in line]
+    if "batch" in more[0]:
+        assert [line["tokens"] for line in lines] == [512 * (i + 1) for i in range(N_STEPS)]
+        plain = [learning_rate(config(corpus).schedule, 5e-3, (i + 1) / N_STEPS) for i in range(N_STEPS)]
+        np.testing.assert_allclose(
+            np.divide([line["lr"] for line in lines][:9], plain[:9]), [0.5] * 5 + [1] * 4, rtol=1e-5
+        )
     if "growth.rewarm=0.2" in more:
-        rates = [line["lr"] for line in cli.lines(tmp_path / "run") if "loss" in line]
+        rates = [line["lr"] for line in lines]
         plain = [learning_rate(config(corpus).schedule, 5e-3, (i + 1) / N_STEPS) for i in range(N_STEPS)]
         np.testing.assert_allclose(np.divide(rates[:9], plain[:9]), [1, 1, 1, 1, 1, 0.5, 1, 1, 1], rtol=1e-5)
 

@@ -49,10 +49,15 @@ def network(cfg):
     return t5 if isinstance(cfg, t5.T5Config) else encoder
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def initial(cfg, seed):
+    return network(cfg).init_params(cfg, jax.random.key(seed))
+
+
 def trained(cfg, seed=0):
     """Parameters as if trained: far from what they begin with."""
     numbers = np.random.default_rng(seed)
-    params = network(cfg).init_params(cfg, jax.random.key(seed))
+    params = initial(cfg, seed)
     return jax.tree.map(lambda leaf: leaf + 0.2 * numbers.normal(size=leaf.shape).astype(np.float32), params)
 
 
@@ -67,8 +72,9 @@ def logits(cfg, params):
 def grown(small, operator, **changes):
     """(small network's parameters, large configuration, its parameters)."""
     big = dataclasses.replace(small, **changes)
-    params, fresh = trained(small), network(big).init_params(big, jax.random.key(9))
-    return params, big, grow(params, network(small).param_axes(small), fresh, operator)[0]
+    params, fresh = trained(small), initial(big, 9)
+    axes = network(big).param_axes(big)
+    return params, big, jax.jit(lambda params, fresh: grow(params, axes, fresh, operator)[0])(params, fresh)
 
 
 def jump(small, operator, **changes):
@@ -109,6 +115,26 @@ EXACT = [
     ),
     pytest.param(
         ENCODER, Compound((SharedWidth(), Depth("identity"))), {"n_layers": 4, "d_ff": 20}, id="width and depth at once"
+    ),
+    pytest.param(dataclasses.replace(ENCODER, ffn_rank=3), Compound(()), {"ffn_rank": 0}, id="factors, encoder"),
+    pytest.param(dataclasses.replace(T5, ffn_rank=3), Compound(()), {"ffn_rank": 0}, id="factors, T5"),
+    pytest.param(
+        dataclasses.replace(ENCODER, ffn_rank=3, ffn="gelu", norm_position="post"),
+        Compound((SharedWidth(),)),
+        {"ffn_rank": 0, "d_ff": 20},
+        id="factors, then shared width",
+    ),
+    pytest.param(
+        dataclasses.replace(T5, ffn_rank=4),
+        Compound((SharedWidth(), Depth("identity"))),
+        {"d_ff": 20, "n_layers": 4},
+        id="width and depth of factors",
+    ),
+    pytest.param(
+        dataclasses.replace(T5, ffn_rank=4, tie_embeddings=False),
+        ZeroWidth(),
+        {"d_model": 20, "n_heads": 3},
+        id="zero width with factors",
     ),
     pytest.param(ENCODER, ZeroWidth(), {"d_ff": 13}, id="zero width of the feed-forward alone, LayerNorm"),
 ]
@@ -174,7 +200,7 @@ def test_copies_stay_alike_without_noise_and_part_with_it():
 def test_moments_grow_as_gradients_do():
     """The moments of copies are those that gradients after the growth would have."""
     params, big, more = grown(ENCODER, SharedWidth(noise=0.0), d_ff=30)
-    axes, fresh = encoder.param_axes(ENCODER), encoder.init_params(big, jax.random.key(9))
+    axes, fresh = encoder.param_axes(big), initial(big, 9)
     optimizer = optax.scale_by_adam(0.0, 0.0)  # a memory of one step: mu is the gradient, nu its square
     small_state, big_state = optimizer.init(params), optimizer.init(more)
     with jax.numpy_dtype_promotion("standard"):
@@ -190,17 +216,57 @@ def test_moments_grow_as_gradients_do():
         )
 
 
+def test_noise_between_copies_lets_the_loss_fall_further():
+    """Fitting a wide teacher: copies without noise stay the narrow network they come from, copies with noise do not."""
+    small = dataclasses.replace(ENCODER, n_layers=1, d_ff=2, ffn="gelu")
+    teacher = dataclasses.replace(small, d_ff=24)
+    wanted = logits(teacher, trained(teacher, seed=5))
+    start = trained(small, seed=1)
+    mlp = start["encoder"]["layers"]["mlp"]
+    start = jax.tree.map(jnp.array, trained(teacher, seed=5))  # all but the feed-forward is the teacher's
+    start["encoder"]["layers"]["mlp"] = mlp
+    optimizer = optax.adam(3e-3)
+
+    def fit(cfg, params, n_steps):
+        def loss(mlp):
+            layers = params["encoder"]["layers"] | {"mlp": mlp}
+            whole = params | {"encoder": params["encoder"] | {"layers": layers}}
+            return jnp.mean(jnp.square(logits(cfg, whole) - wanted))
+
+        @jax.jit
+        def train(mlp):
+            def step(_, carry):
+                mlp, state = carry
+                updates, state = optimizer.update(jax.grad(loss)(mlp), state)
+                return optax.apply_updates(mlp, updates), state
+
+            return jax.lax.fori_loop(0, n_steps, step, (mlp, optimizer.init(mlp)))[0]
+
+        with jax.numpy_dtype_promotion("standard"):
+            mlp = train(params["encoder"]["layers"]["mlp"])
+            return mlp, float(loss(mlp))
+
+    fitted, plateau = fit(small, start, 1500)
+    start["encoder"]["layers"]["mlp"] = fitted
+    big = dataclasses.replace(small, d_ff=24)
+    fresh, found = initial(big, 9), {}
+    for noise in (0.0, 0.1):
+        wider = grow(start, encoder.param_axes(big), fresh, SharedWidth(noise=noise))[0]
+        found[noise] = fit(big, wider, 1500)[1]
+    assert found[0.1] < 0.7 * found[0.0] and found[0.0] > 0.5 * plateau, (plateau, found)
+
+
 @pytest.mark.parametrize(
     "name", ["adamw", "muon", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lamb", "lion", "adafactor"))]
 )
 def test_every_optimizer_goes_on_after_growth(name):
     operator = Compound((SharedWidth(), Depth("stack")))
     big = dataclasses.replace(ENCODER, n_layers=4, d_ff=20)
-    params, fresh = trained(ENCODER), encoder.init_params(big, jax.random.key(9))
+    params, fresh = trained(ENCODER), initial(big, 9)
     optimizer = make_optimizer(name, encoder.param_axes(ENCODER), b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.01)
     with jax.numpy_dtype_promotion("standard"):
         state = optimizer.update(jax.tree.map(lambda leaf: 0.1 + leaf, params), optimizer.init(params), params)[1]
-        axes, fresh_state = encoder.param_axes(ENCODER), optimizer.init(fresh)
+        axes, fresh_state = encoder.param_axes(big), optimizer.init(fresh)
         more, found = grow(params, axes, fresh, operator, opt_state=state, fresh_state=fresh_state)
         shapes = [jax.tree.map(jnp.shape, tree) for tree in (found, fresh_state)]
         assert shapes[0] == shapes[1]
@@ -208,6 +274,18 @@ def test_every_optimizer_goes_on_after_growth(name):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
     moments = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found) if ".mu" in jax.tree_util.keystr(path)]
     assert name == "adafactor" or all(np.abs(leaf).max() > 0 for leaf in moments if leaf.ndim)
+
+
+def test_moments_of_a_matrix_that_was_two_factors_start_anew():
+    small = dataclasses.replace(ENCODER, ffn_rank=3)
+    params, fresh = trained(small), initial(ENCODER, 9)
+    optimizer = optax.scale_by_adam()
+    state, fresh_state = optimizer.init(params), optimizer.init(fresh)
+    ones = state._replace(mu=jax.tree.map(jnp.ones_like, state.mu), count=state.count + 7)
+    _, found = grow(params, encoder.param_axes(ENCODER), fresh, Compound(()), opt_state=ones, fresh_state=fresh_state)
+    layers = found.mu["encoder"]["layers"]
+    assert found.count == 7 and (layers["attention"]["out"]["kernel"] == 1).all()
+    assert (layers["mlp"]["wi"]["kernel"] == 0).all() and (layers["mlp"]["wo"]["kernel"] == 0).all()
 
 
 def test_a_width_that_is_no_multiple_is_refused():

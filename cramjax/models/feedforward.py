@@ -1,0 +1,51 @@
+"""The feed-forward of a block, of whole matrices or of factors."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cramjax.models import axes as ax
+from cramjax.models.activations import gated_gelu, gelu
+from cramjax.models.layers import Linear, Precision, dropout
+from cramjax.models.lowrank import LowRank
+from cramjax.models.module import Initializer
+
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+
+class FeedForward(nnx.Module):
+    """Two matrices around a GELU or ReLU, or the gated GELU of arXiv 2002.05202: (GELU(x W0) * x W1) Wo.
+
+    `init_in`, `init_out`: of the matrices before and after the activation. With an `ffn_rank` each of them is a product of two.
+    """
+
+    def __init__(self, cfg, precision: Precision, rngs: nnx.Rngs, *, init_in: Initializer, init_out: Initializer):
+        self.cfg, self.dtype = cfg, precision.matmul_dtype
+        common = {"bias": cfg.linear_bias, "precision": precision, "rngs": rngs}
+        dense = functools.partial(LowRank, rank=cfg.ffn_rank) if cfg.ffn_rank else Linear
+        if cfg.ffn in ("geglu", "geglu_tanh"):
+            # Index 0 of the middle axis goes through the GELU, index 1 is the linear half.
+            spec, shape, axes = "bte,egf->btgf", (cfg.d_model, 2, cfg.d_ff), (ax.EMBED, None, ax.MLP)
+        else:
+            spec, shape, axes = "bte,ef->btf", (cfg.d_model, cfg.d_ff), (ax.EMBED, ax.MLP)
+        self.wi = dense(spec, shape, axes, init=init_in, **common)
+        self.wo = dense("btf,fe->bte", (cfg.d_ff, cfg.d_model), (ax.MLP, ax.EMBED), init=init_out, **common)
+
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """[batch, length, embed] → the same; with a key, dropout between the matrices."""
+        inner = dropout(self._activate(self.wi(x)), self.cfg.dropout, key)
+        if self.dtype == jnp.float16:
+            # A trained T5 goes beyond what float16 holds just here: the largest number is nearer than infinity.
+            inner = jnp.clip(inner, -_FLOAT16_MAX, _FLOAT16_MAX)
+        return self.wo(inner)
+
+    def _activate(self, inner):
+        """[batch, length, (2,) mlp] → [batch, length, mlp]."""
+        if self.cfg.ffn in ("geglu", "geglu_tanh"):
+            return gated_gelu(inner, self.cfg.ffn == "geglu_tanh")
+        return jax.nn.relu(inner) if self.cfg.ffn == "relu" else gelu(inner)
