@@ -37,17 +37,9 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
     eval_key = jax.random.key(0, impl="threefry2x32")
     uses_dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
 
-    def logits_at(params, batch, tokens, key):
+    def logits_at(params, batch, tokens, key, pool=1):
         segments = _documents(tokens, special_tokens["sep"]) if config.model.document_attention else None
-        hidden = encoder.encode(model, precision, params, batch.inputs, segment_ids=segments, key=key)
-        picked = jnp.take_along_axis(hidden, batch.positions[..., None], axis=1)  # [rows, predicted, embed]
-        return encoder.head(model, precision, params, picked)
-
-    def pooled_logits_at(params, batch, tokens, key):
-        size = config.objective.pool
-        if size == 1:
-            return logits_at(params, batch, tokens, key)
-        picked = encoder.encode_pooled(model, precision, params, batch.inputs, batch.positions, size=size, key=key)
+        picked = _states(model, precision, params, batch, segments, key, pool)
         return encoder.head(model, precision, params, picked)
 
     def loss(params, key, tokens, rows):
@@ -57,7 +49,7 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
         if uses_dropout:
             # Rows of a microbatch share one key: fold in the first, so that microbatches differ.
             dropout_key = jax.random.fold_in(dropout_key, rows[0])
-        logits = pooled_logits_at(params, batch, tokens, dropout_key if uses_dropout else None)
+        logits = logits_at(params, batch, tokens, dropout_key if uses_dropout else None, config.objective.pool)
         total = losses.cross_entropy(logits, batch.labels, batch.weights, float(config.objective.z_loss))
         return total, jnp.sum(batch.weights)
 
@@ -105,6 +97,14 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
         ),
         description=dataclasses.asdict(model),
     )
+
+
+def _states(model, precision, params, batch, segments, key, pool):
+    """Hidden states of the positions to be predicted: [rows, predicted, embed]."""
+    if pool > 1:
+        return encoder.encode_pooled(model, precision, params, batch.inputs, batch.positions, size=pool, key=key)
+    hidden = encoder.encode(model, precision, params, batch.inputs, segment_ids=segments, key=key)
+    return jnp.take_along_axis(hidden, batch.positions[..., None], axis=1)
 
 
 def training_flops(model: encoder.EncoderConfig, seq_len: int, n_predicted: int, pool: int = 1) -> int:
