@@ -77,7 +77,8 @@ class Recorder:
         """Write an evaluation's line."""
         self.last_eval = result
         step = self._clock.n_steps
-        values = {"elapsed_s": round(self._clock.elapsed_s, 3), "tokens": self._clock.n_tokens}
+        clock = self._clock
+        values = {"elapsed_s": round(clock.elapsed_s, 3), "tokens": clock.n_tokens, "flops": clock.n_flops}
         found = {"eval_loss": result.loss, "eval_accuracy": result.accuracy, "unigram_loss": unigram_loss}
         self._writer.write(step, values | found)
         self._progress.evaluated(step, result.loss, result.accuracy, unigram_loss)
