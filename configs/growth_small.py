@@ -3,7 +3,8 @@
 The network is the quickstart's with half the width and 8 layers. `control` trains all of it from the first step to the last with a learning
 rate that decays in full, the comparison of No Train No Gain (arXiv 2307.06440); `stack` doubles its depth twice at the
 shares of that paper; `depth`, `width` and `length` grow one dimension by the schedule of `compound`, which grows all
-three (CompoundGrow, arXiv 2010.12562). `pool` is `length` by means of two embeddings, and `small` a network of 2 layers that stays one.
+three (CompoundGrow, arXiv 2010.12562). `pool` is `length` by means of two embeddings, `tied` is `width` without noise between the copies, and
+`small` a network of 2 layers that stays one.
 
 Cost of one run: what its budget says, two minutes; docs/studies/growth.md has the sweeps and what they found.
 
@@ -38,7 +39,7 @@ def get_config(arg=None):
     config.model.update(n_layers=8, d_model=64, d_ff=128)
     config.checkpoint.every_minutes = 5.0
     config.log.update(tensorboard=False, fill_masks=0)
-    variants = {name: functools.partial(_grow, name) for name in STAGES} | {"small": _stay_small}
+    variants = {name: functools.partial(_grow, name) for name in STAGES} | {"small": _stay_small, "tied": _grow_tied}
     return recipes.apply_variant(config, arg, variants)
 
 
@@ -48,3 +49,8 @@ def _grow(name, config):
 
 def _stay_small(config):
     config.model.n_layers = 2
+
+
+def _grow_tied(config):
+    _grow("width", config)
+    config.growth.noise = 0.0

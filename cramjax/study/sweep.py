@@ -11,10 +11,12 @@ import csv
 import dataclasses
 import io
 import json
+import operator
 import os
 import pathlib
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -139,7 +141,7 @@ def run_sweep(
             _run_point(result, launch, stop)
             write_results(results, out)
             lines.ended(number, result)
-    lines.close(out)
+    lines.close(out, best(results))
     return stop.exit_code or int(any(result.status == "failed" for result in results))
 
 
@@ -184,7 +186,7 @@ def write_results(results: Sequence[Result], out: pathlib.Path) -> None:
     _replace(out / "sweep.csv", lambda path: path.write_text(_csv(results), encoding="utf-8"))
     drawn = [_drawn(result) for result in results]
     if any(run.curve or run.summary for run in drawn):
-        keys = ", ".join(results[0].point.values)
+        keys = ", ".join(_shown(results[0].point.values))
         _replace(out / "sweep.png", lambda path: sweep_plots.plot(drawn, keys, path))
 
 
@@ -215,13 +217,29 @@ def _cost_and_loss(result: Result, cost: str) -> tuple[float | None, float | Non
 
 
 def _drawn(result: Result) -> sweep_plots.Drawn:
-    label = ", ".join(result.point.values.values())
+    label = ", ".join(_shown(result.point.values).values())
     evals = [line for line in metrics.read(result.workdir / "metrics.jsonl") if line.get("eval_loss") is not None]
     return sweep_plots.Drawn(
         label=label if result.status == "finished" else f"{label} ({result.status})",
         summary=result.summary or None,
-        curve=[(line["elapsed_s"], line["eval_loss"]) for line in evals],
+        curve=evals,
     )
+
+
+def _shown(values: Mapping[str, str]) -> dict[str, str]:
+    """The grid's `values` without the seed, where there are others: runs that differ in it alone are one setting."""
+    return {key: value for key, value in values.items() if key != "seed"} or dict(values)
+
+
+def best(results: Sequence[Result]) -> tuple[str, float] | None:
+    """The setting with the lowest median held-out loss over its finished seeds, and that loss in nats; None before any is finished."""
+    losses: dict[str, list[float]] = {}
+    for result in results:
+        if (loss := result.summary.get("eval_loss")) is not None:
+            shown = ", ".join(f"{key}={value}" for key, value in _shown(result.point.values).items())
+            losses.setdefault(shown, []).append(loss)
+    medians = {shown: statistics.median(found) for shown, found in losses.items()}
+    return min(medians.items(), key=operator.itemgetter(1), default=None)
 
 
 class Lines:
@@ -264,9 +282,11 @@ class Lines:
         self._left -= result.status != "stopped"
         self._print(text + self._eta())
 
-    def close(self, out: pathlib.Path) -> None:
-        """Say where the results are."""
+    def close(self, out: pathlib.Path, best: tuple[str, float] | None = None) -> None:
+        """Say which setting was best and where the results are."""
         self._clear()
+        if best:
+            self._print(f"best: {best[0]}, held-out loss {best[1]:.3f}")
         files = [out / name for name in ("sweep.csv", "sweep.png") if (out / name).exists()]
         self._print(f"results: {', '.join(map(str, files))}")
 

@@ -19,35 +19,41 @@ LOG_FROM = 3.0
 
 FRONT, LEADER = "#6b6b6b", "#b0b0b0"
 MAX_LABEL = 36
-LEGEND_INSIDE = 8
-"""Curves from which on the legend would hide them and stands beside the panel."""
+LEGEND_ROWS = 24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """A point in the picture: `summary` of a finished run, else None; `curve`: held-out loss as (elapsed_s, nats)."""
+    """A point in the picture; those of one `label` (seeds of one setting) have one colour.
+
+    `summary` of a finished run, else None; `curve`: lines of its evaluations, with `eval_loss` in nats, `elapsed_s` and `flops`.
+    """
 
     label: str
     summary: Mapping[str, Any] | None
-    curve: Sequence[tuple[float, float]]
+    curve: Sequence[Mapping[str, float]]
 
 
 def plot(points: Sequence[Drawn], keys: str, out_png: pathlib.Path) -> None:
-    """Draw held-out loss (nats) against parameters, FLOPs and seconds with their Pareto fronts, and over time, to `out_png`.
+    """Draw held-out loss (nats) against parameters, FLOPs and seconds with their Pareto fronts, and over both, to `out_png`.
 
-    Points on a front are filled. `keys` says what the labels are values of.
+    Points on a front are filled. `keys` says what the labels are values of. Of points with one label the one with the median loss has it.
     """
     # matplotlib takes most of a second to import; the pyplot interface would also leave figures in memory.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 9), dpi=130, layout="constrained")
+    figure = Figure(figsize=(18, 9), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    *panels, curves = figure.subplots(2, 2).flat
-    colours = _colours(len(points))
+    *panels, over_flops, over_time, legend = figure.subplots(2, 3).flat
+    labels = list(dict.fromkeys(point.label for point in points))
+    by_label = dict(zip(labels, _colours(len(labels)), strict=True))
+    colours = [by_label[point.label] for point in points]
     placed = [_draw_front(axes, points, colours, cost) for axes, cost in zip(panels, PANELS, strict=True)]
-    _draw_curves(curves, points, colours, keys)
-    for axes in (*panels, curves):
+    for axes, cost in ((over_flops, "flops"), (over_time, "elapsed_s")):
+        _draw_curves(axes, points, colours, cost)
+    _draw_legend(legend, by_label, keys)
+    for axes in (*panels, over_flops, over_time):
         axes.set_ylabel("held-out loss, nats per predicted token")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e6e6e6", linewidth=0.8)
@@ -89,7 +95,15 @@ def _draw_front(
     axes.set_title("filled: on the Pareto front", fontsize=9, color=FRONT, loc="left")
     _scale(axes, [mark[0] for mark in marks], prefixes=cost != "elapsed_s")
     axes.margins(y=0.15)
-    return [mark[:3] for mark in marks], edge
+    return [mark[:3] for mark in _medians(marks)], edge
+
+
+def _medians(marks: Sequence[tuple]) -> list[tuple]:
+    """Of the marks (x, y, label, …) with the same label, the one whose y is the (lower) median."""
+    of_label: dict[str, list[tuple]] = {}
+    for mark in marks:
+        of_label.setdefault(mark[2], []).append(mark)
+    return [sorted(same, key=lambda mark: mark[1])[(len(same) - 1) // 2] for same in of_label.values()]
 
 
 def _time_unit(values: Sequence[float]) -> tuple[float, str]:
@@ -118,33 +132,32 @@ def _scale(axes: Any, values: Sequence[float], *, prefixes: bool) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=" ") if prefixes else StrMethodFormatter("{x:g}"))
 
 
-def _draw_curves(axes: Any, points: Sequence[Drawn], colours: Sequence[Any], keys: str) -> None:
-    """Held-out loss over time, dashed where the run has not finished."""
-    drawn = [(point, colour) for point, colour in zip(points, colours, strict=True) if point.curve]
-    scale, unit = _time_unit([at for point, _ in drawn for at, _ in point.curve])
-    for point, colour in drawn:
-        at, loss = [at / scale for at, _ in point.curve], [loss for _, loss in point.curve]
-        style = "-" if point.summary else "--"
-        axes.plot(at, loss, style, color=colour, linewidth=1.4, marker="o", markersize=3, label=_short(point.label))
-    axes.set_xlabel(f"time of training, {unit}")
+def _draw_curves(axes: Any, points: Sequence[Drawn], colours: Sequence[Any], cost: str) -> None:
+    """Held-out loss over time or FLOPs, dashed where the run has not finished."""
+    curves = [
+        [(line[cost], line["eval_loss"]) for line in point.curve if line.get(cost) is not None] for point in points
+    ]
+    scale, unit = _time_unit([at for curve in curves for at, _ in curve]) if cost == "elapsed_s" else (1.0, "")
+    for point, curve, colour in zip(points, curves, colours, strict=True):
+        if curve:
+            at, loss = [at / scale for at, _ in curve], [loss for _, loss in curve]
+            axes.plot(at, loss, "-" if point.summary else "--", color=colour, linewidth=1.4, marker="o", markersize=3)
+    axes.set_xlabel(f"{PANELS[cost]}, {unit}" if unit else PANELS[cost])
     axes.set_xlim(left=0)
     # The first evaluations are far above what the curves are compared by.
-    late = [loss for point, _ in drawn for _, loss in point.curve[len(point.curve) // 3 :] if math.isfinite(loss)]
+    late = [loss for curve in curves for _, loss in curve[len(curve) // 3 :] if math.isfinite(loss)]
     if late:
         room = 0.05 * (max(late) - min(late)) + 0.01
         axes.set_ylim(min(late) - room, max(late) + room)
-    if drawn:
-        inside = len(drawn) <= LEGEND_INSIDE
-        axes.legend(
-            title=keys,
-            loc="upper right" if inside else "upper left",
-            bbox_to_anchor=None if inside else (1.01, 1.0),
-            ncols=1 if inside else math.ceil(len(drawn) / 24),
-            fontsize=8,
-            title_fontsize=8,
-            framealpha=0.9,
-            edgecolor="none",
-        )
+
+
+def _draw_legend(axes: Any, colours: Mapping[str, Any], keys: str) -> None:
+    """What colour is which label, in a panel of its own."""
+    axes.axis("off")
+    for label, colour in colours.items():
+        axes.plot([], [], "-", color=colour, marker="o", markersize=5, label=_short(label))
+    columns = math.ceil(len(colours) / LEGEND_ROWS)
+    axes.legend(title=keys, loc="upper left", ncols=columns, fontsize=9, title_fontsize=9, edgecolor="none")
 
 
 def _short(label: str) -> str:

@@ -286,7 +286,12 @@ def test_launch_keeps_the_output_and_passes_a_signal_on(tmp_path):
 
 def drawn(label, **summary):
     return sweep_plots.Drawn(
-        label=label, summary=summary or None, curve=[(1.0, 5.0), (2.0, summary.get("eval_loss", 4))]
+        label=label,
+        summary=summary or None,
+        curve=[
+            {"elapsed_s": 1.0, "flops": 1e9, "eval_loss": 5.0},
+            {"elapsed_s": 2.0, "eval_loss": summary.get("eval_loss", 4)},
+        ],
     )
 
 

@@ -1,0 +1,43 @@
+"""`python -m tools.study`: the sweeps of a study, one after the other, and the tables that answer its question."""
+
+import argparse
+import pathlib
+import sys
+
+from cramjax.config.cli import make_parser, run_command
+
+EXAMPLE = """studies:
+  growth    networks that grow beside one that does not, at equal wall-clock and at equal FLOPs (docs/studies/growth.md)
+
+written to --out:
+  report.md            the tables
+  <sweep>/sweep.png    curves and fronts of each sweep, with sweep.csv and the runs, as tools.sweep writes them
+
+example:
+  python -m tools.study growth --out runs/growth --config.data.source=text:articles.jsonl.zst
+
+Run again with the same --out, it goes on where it was."""
+
+
+def _study(args: argparse.Namespace) -> int:
+    from cramjax.config.errors import UserError
+    from cramjax.study import studies
+
+    if args.name not in studies.STUDIES:
+        raise UserError(f"{args.name}: no such study; there are {', '.join(studies.STUDIES)}")
+    code = studies.run(studies.STUDIES[args.name], args.overrides, args.out)
+    if (report := args.out / "report.md").exists():
+        print(report.read_text(encoding="utf-8"))
+    return code
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own); returns the exit code."""
+    parser = make_parser("tools.study", "Run the sweeps of a study and write its tables.", EXAMPLE)
+    parser.add_argument("name", metavar="STUDY", help="which one")
+    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of the study")
+    return run_command(_study, argv, parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
