@@ -1,10 +1,10 @@
 """Does growing pay? Ways to train one network at one budget, in miniature, for a CPU or any card.
 
-The network is the quickstart's with half the width and 8 layers. `control` trains all of it from the first step to the last with a learning
-rate that decays in full, the comparison of No Train No Gain (arXiv 2307.06440); `stack` doubles its depth twice at the
-shares of that paper; `depth`, `width` and `length` grow one dimension by the schedule of `compound`, which grows all
-three (CompoundGrow, arXiv 2010.12562). `pool` is `length` by means of two embeddings, `tied` is `width` without noise between the copies, and
-`small` a network of 2 layers that stays one.
+The network is the quickstart's with half the width and 8 layers. `control` trains all of it from the first step to
+the last with a learning rate that decays in full, the comparison of No Train No Gain (arXiv 2307.06440); `stack`
+doubles its depth twice at the shares of that paper; `depth`, `width` and `length` grow one dimension by the schedule of
+`compound`, which grows all three (CompoundGrow, arXiv 2010.12562). `pool` is `length` by means of two embeddings,
+`tied` is `width` without noise between the copies, and `small` a network of 2 layers that stays one.
 
 Cost of one run: what its budget says, two minutes; docs/studies/growth.md has the sweeps and what they found.
 

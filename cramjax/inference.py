@@ -52,6 +52,10 @@ class LoadedModel:
         """Whether it is an encoder-decoder."""
         return isinstance(self.config, t5.T5Config)
 
+    def description(self) -> dict[str, Any]:
+        """The network as a checkpoint has it."""
+        return dataclasses.asdict(self.config) | {"family": "t5" if self.is_t5 else "encoder"}
+
 
 def load(path: str | os.PathLike, step: int | None = None) -> LoadedModel:
     """The newest checkpoint of the run whose workdir is `path`, or that of a `step`; or a model of `transformers`.

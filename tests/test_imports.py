@@ -16,7 +16,7 @@ BELOW = {
     "hub": {"config", "data", "models"},
     "objectives": set(),
     "parallel": {"config"},
-    "optim": set(),
+    "optim": {"models"},
     "growth": {"models"},
     "training": {"config", "budget", "data", "growth", "hub", "models", "objectives", "parallel", "optim"},
     "inference": {"config", "data", "models", "objectives", "training"},
@@ -24,6 +24,7 @@ BELOW = {
     "finetuning": {"config", "budget", "benchmarks", "hub", "models", "objectives", "optim", "training", "inference"},
     "publishing": {"config", "benchmarks", "data", "hub", "models", "inference"},
     "probing": {"config", "models", "inference"},
+    "compress": {"config", "benchmarks", "data", "hub", "models", "training", "inference", "finetuning", "study"},
     "notebook": {"training"},
     "demonstration": {"data", "inference"},
     "study": {
@@ -39,7 +40,18 @@ BELOW = {
         "finetuning",
     },
     "main": {"config", "training", "demonstration"},
-    "tools": {"config", "data", "training", "study", "inference", "finetuning", "probing", "publishing", "hub"},
+    "tools": {
+        "config",
+        "data",
+        "training",
+        "study",
+        "inference",
+        "finetuning",
+        "probing",
+        "publishing",
+        "hub",
+        "compress",
+    },
     "configs": {"config"},
 }
 # Heavy packages → the modules that may import them, at any depth of the file.
@@ -49,6 +61,7 @@ HEAVY = {
     "jax": {
         "hub.parity",
         "growth",
+        "compress",
         "publishing",
         "models",
         "objectives",

@@ -216,6 +216,10 @@ def _check_relations(config: ml_collections.ConfigDict) -> list[str]:
             config.batch_size % config.microbatch_size == 0,
             f"microbatch_size={config.microbatch_size}: must divide batch_size={config.batch_size}",
         )
+    require(
+        not config.log.noise_scale or config.batch_size > (config.microbatch_size or 1),
+        f"log.noise_scale=True: compares microbatches; set microbatch_size to at most half of batch_size={config.batch_size}",
+    )
     optimizer = config.optimizer
     require(
         optimizer.parameter_scale != "on" or optimizer.name in ("adamw", "adafactor", "lion"),

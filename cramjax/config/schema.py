@@ -289,6 +289,9 @@ SCHEMA: dict[str, Any] = {
     },
     "log": {
         "every_steps": _count(10, "optimizer steps between metrics lines"),
+        "noise_scale": _flag(
+            False, "estimate the gradient noise scale, the batch in sequences from which more pays less"
+        ),
         "tensorboard": _flag(True, "write TensorBoard files"),
         "wandb": Field(default=None, kinds=(str, NoneType), help="Weights & Biases project; None: off"),
         "fill_masks": _count(3, "held-out sentences whose masks are filled at the end of the run", 0),

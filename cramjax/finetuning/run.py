@@ -13,18 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from cramjax.benchmarks import local_files, metrics, rows
+from cramjax.benchmarks import local_files, rows
 from cramjax.benchmarks.tasks import SUITES, Task, find_tasks
 from cramjax.config.errors import RunFailed, UserError
-from cramjax.finetuning import results, submission, training
-from cramjax.finetuning.classification import classification
-from cramjax.finetuning.feed import EncoderFeed
+from cramjax.finetuning import learning, results, submission, training
 from cramjax.finetuning.protocols import PROTOCOLS, Protocol, Settings
 from cramjax.finetuning.store import Store, digest
-from cramjax.finetuning.t5_feed import T5Feed
-from cramjax.finetuning.text_to_text import text_to_text
-from cramjax.hub import equivalence
-from cramjax.hub.families import FAMILIES
 from cramjax.inference import LoadedModel, untrained
 from cramjax.training import devices, memory
 from cramjax.training.checkpoint import Checkpoints
@@ -176,8 +170,8 @@ class Finetuning:
 
     def _run_group(self, task: Task, index: int, point: dict[str, Any], seeds: Sequence[int]) -> None:
         settings = self._settings(point)
-        feed, learner = self._feed(task, settings)
-        extra = [(other, *self._feed(other, settings)) for other in self.diagnostics if other.first == task.name]
+        feed, learner = self._opened(task, settings)
+        extra = [(other, *self._opened(other, settings)) for other in self.diagnostics if other.first == task.name]
         trained = self._start(settings)
         shown = ", ".join(f"{key}={value}" for key, value in point.items())
         self.announce(
@@ -191,13 +185,13 @@ class Finetuning:
             trained,
             seeds,
             dynamic_scale=self.model.precision.matmul_dtype == np.float16,
-            headline=lambda _, params: results.headline(task, self._score(task, feed, learner, params)[0]),
+            headline=lambda _, params: results.headline(task, self._scored(task, feed, learner, params)[0]),
             report=_Meter(task.folder, len(seeds) * settings.batch_size, self.announce),
             compiling=lambda: self.announce(f"  {task.folder}: compiling…"),
         )
         for number, seed in enumerate(seeds):
             params = training.of_seed(found.params, number, len(seeds))
-            scores, predictions = self._score(task, feed, learner, params)
+            scores, predictions = self._scored(task, feed, learner, params)
             run = {
                 "task": task.name,
                 "seed": seed,
@@ -212,7 +206,7 @@ class Finetuning:
                 "n_steps": found.n_steps,
             }
             for other, other_feed, other_learner in extra:
-                run["metrics"][other.name], run["predictions"][other.name] = self._score(
+                run["metrics"][other.name], run["predictions"][other.name] = self._scored(
                     other, other_feed, other_learner, params
                 )
             if self.request.save or self._is_start(task):
@@ -222,41 +216,13 @@ class Finetuning:
             shown = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
             self.announce(f"{task.folder} seed {seed}: {shown} ({run['seconds']:.1f} s, loss {run['loss']:.3f})")
 
-    def _feed(self, task: Task, settings: Settings) -> tuple[Any, Any]:
-        """The examples of a task and the functions that learn them."""
-        splits = dict(self.data[task.name].splits)
-        if settings.max_train and len(splits.get("train", ())) > settings.max_train:
-            # The same sample for every seed.
-            chosen = np.random.default_rng(0).choice(len(splits["train"]), settings.max_train, replace=False)
-            splits["train"] = [splits["train"][number] for number in sorted(chosen)]
-        model, rates = self.model, {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
-        if model.is_t5:
-            feed = T5Feed(task, splits, model.tokenizer, model.special, settings)
-            options = {
-                "special": model.special,
-                "vocab_size": model.tokenizer.get_vocab_size(),
-                "max_target": feed.max_target,
-            }
-            return feed, text_to_text(model.config, model.precision, **options, **rates)
-        limit = model.config.max_positions if model.config.positions == "learned" else None
-        feed = EncoderFeed(task, splits, model.tokenizer, model.special["pad"], settings, limit)
-        head = {"pooling": settings.pooling, "width": settings.head_width}
-        if settings.head == "stock" and (family := equivalence.exports(model.config)):
-            head |= {"width": None, "transform": FAMILIES[family].transform}
-        return feed, classification(model.config, model.precision, **head, **rates)
+    def _opened(self, task: Task, settings: Settings) -> tuple[Any, Any]:
+        return learning.open_task(self.model, task, self.data[task.name].splits, settings)
 
-    def _score(self, task: Task, feed: Any, learner: Any, params: Any) -> tuple[dict[str, float], dict[str, list]]:
-        """Metrics, and predictions by split; test splits have predictions only."""
-        scores, predictions = {}, {}
-        found = self.data[task.name].splits
-        for split in found:
-            if split == "train":
-                continue
-            outputs = training.predict(learner, params, feed.eval_batches(split))
-            predictions[split] = feed.predictions(split, outputs)
-            if split in task.splits:
-                scores |= results.metric_names(metrics.score(task, found[split], predictions[split]), split)
-        return scores, predictions
+    def _scored(
+        self, task: Task, feed: Any, learner: Any, params: Any
+    ) -> tuple[dict[str, float], dict[str, list[Any]]]:
+        return learning.score(task, self.data[task.name].splits, feed, learner, params)
 
     def _is_start(self, task: Task) -> bool:
         return any(
@@ -287,14 +253,12 @@ class Finetuning:
         folder = self._saved(task.name, index, seed)
         (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
         self.model.tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
-        config = self.model.config
-        description = dataclasses.asdict(config) | {"family": "t5" if self.model.is_t5 else "encoder"}
-        settings = dataclasses.asdict(self._settings(self._points(task)[index]))
-        finetuned = {"task": task.name, "suite": task.suite, "labels": task.labels, "settings": settings, "seed": seed}
+        finetuned = learning.describe(task, self._settings(self._points(task)[index]), seed)
         precision = str(self.model.precision.matmul_dtype)
         write_json(folder / "config.json", {"precision": precision, "finetuned": finetuned})
         checkpoints = Checkpoints(folder / "checkpoints", keep=1)
-        checkpoints.save(1, {"params": params}, {"model": description, "finetuned": finetuned}, block=True)
+        sidecar = {"model": self.model.description(), "finetuned": finetuned}
+        checkpoints.save(1, {"params": params}, sidecar, block=True)
         checkpoints.close()
 
     def _finished(self, task: Task) -> list[tuple[int, dict[str, Any], list[dict[str, Any]]]]:

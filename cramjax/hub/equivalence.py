@@ -1,7 +1,7 @@
 """Which class of `transformers` computes what one of our networks computes, and the parameters written in its form.
 
-A class may have what a network lacks where zeros leave the result alone (biases, token types), and a learned table of positions holds any
-positions that are added. `widen` writes a network so, `narrow` takes it back, bit for bit.
+A class may have what a network lacks where zeros leave the result alone (biases, token types, heads that were pruned), and a learned table
+of positions holds any positions that are added. `widen` writes a network so, `narrow` takes it back, bit for bit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Params = dict[str, Any]
 # In the order in which they are tried; a RoBERTa is a BERT whose tokenizer counts otherwise.
 _ORDER = ("bert", "megatron-bert", "roberta-prelayernorm", "modernbert", "t5")
 _SWITCHED_ON = ("norm_bias", "linear_bias", "head_bias", "decoder_bias")
-_NOTED = {*_SWITCHED_ON, "token_types", "positions"}
+_NOTED = {*_SWITCHED_ON, "token_types", "positions", "n_heads", "pruned_heads"}
 _NOTE = "cramjax_network"
 _SCALE, _TABLE = "encoder/embeddings/position_scale", "encoder/embeddings/positions"
 
@@ -73,6 +73,8 @@ def _widened(name: str, cfg: families.Config) -> families.Config:
         fields["token_types"] = max(1, inner.token_types)
         if inner.positions in ("none", "scaled_sinusoidal"):
             fields["positions"] = "learned"
+    if inner.pruned_heads:
+        fields |= {"n_heads": inner.n_heads + inner.pruned_heads, "pruned_heads": 0}
     wide = dataclasses.replace(inner, **fields)
     return dataclasses.replace(cfg, encoder=wide) if isinstance(cfg, ClassifierConfig) else wide
 
@@ -81,10 +83,20 @@ def widen(cfg: families.Config, wide: families.Config, params: Params) -> Params
     """`params` of a network of `cfg` as those of the same network written as `wide` (of `find`): NumPy, float32."""
     flat = {path: np.asarray(leaf, np.float32) for path, leaf in flatten_dict(params, sep="/").items()}
     shapes = families.shapes(wide)
-    full = {path: flat.get(path, np.zeros(shape, np.float32)) for path, shape in shapes.items()}
+    full = {path: _padded(flat.get(path), shape) for path, shape in shapes.items()}
     if _SCALE in flat:
         full[_TABLE] = _positions(shapes[_TABLE], flat[_SCALE])
     return unflatten_dict(full, sep="/")
+
+
+def _padded(leaf: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    """`leaf` in the beginning of zeros of `shape`."""
+    if leaf is not None and leaf.shape == shape:
+        return leaf
+    full = np.zeros(shape, np.float32)
+    if leaf is not None:
+        full[tuple(map(slice, leaf.shape))] = leaf
+    return full
 
 
 def note(cfg: families.Config, wide: families.Config) -> dict[str, Any]:
@@ -118,8 +130,10 @@ def narrow(params: Params, cfg: families.Config) -> Params | None:
         kept[_SCALE] = np.asarray(table[0, 1], np.float32)  # cos(0) times the scale
         if not np.array_equal(table, _positions(table.shape, kept[_SCALE])):
             return None
-    fits = {path: leaf.shape for path, leaf in kept.items()} == dict(shapes)
-    return unflatten_dict(kept, sep="/") if fits and not any(leaf.any() for leaf in rest.values()) else None
+    cut = {path: leaf[(*map(slice, shapes[path]), ...)] for path, leaf in kept.items()}
+    lost = any(np.count_nonzero(leaf) != np.count_nonzero(cut[path]) for path, leaf in kept.items())
+    fits = {path: leaf.shape for path, leaf in cut.items()} == dict(shapes)
+    return unflatten_dict(cut, sep="/") if fits and not lost and not any(leaf.any() for leaf in rest.values()) else None
 
 
 def _positions(shape: tuple[int, ...], scale: np.ndarray) -> np.ndarray:

@@ -6,6 +6,10 @@ of a gated feed-forward) is None.
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
+
 BATCH = "batch"  # sequences
 LENGTH = "length"  # positions of a sequence; of the queries in attention
 KV_LENGTH = "kv_length"  # positions of the keys and values in attention
@@ -23,3 +27,36 @@ NORM = "norm"  # width of a norm's scale and bias: the same numbers as embed, bu
 LAYER = "layer"  # blocks, stacked; always the first axis
 
 Axes = tuple[str | None, ...]
+
+
+def is_axes(node: Any) -> bool:
+    """Whether `node` is a leaf of a tree of axis names."""
+    return isinstance(node, tuple)
+
+
+def roles(axes: Any) -> Any:
+    """matrix, embedding, norm, bias or scalar for each parameter, from its path and axes: a tree like `axes`."""
+
+    def role(path, names):
+        keys = [getattr(entry, "key", str(entry)) for entry in path]
+        if keys[-1] == "bias":
+            return "bias"
+        if any("norm" in key for key in keys):
+            return "norm"
+        if "embeddings" in keys or VOCAB in names or BUCKET in names:
+            return "embedding" if len(names) > 1 else "scalar"
+        return "matrix"
+
+    return jax.tree.map_with_path(role, axes, is_leaf=is_axes)
+
+
+def own_axes(role: str, names: Axes) -> tuple[int, ...]:
+    """Axes of a single tensor; the others tell apart layers and, in a matrix, fused parts (query, key, value; halves of a GLU)."""
+    return tuple(i for i, axis in enumerate(names) if axis != LAYER and (axis is not None or role != "matrix"))
+
+
+def rows_and_columns(names: Axes) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of a matrix that are summed over when it is used, and those of its result."""
+    own = own_axes("matrix", names)
+    split = 1 if names[own[0]] == EMBED else len(own) - 1
+    return own[:split], own[split:]

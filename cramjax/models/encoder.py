@@ -55,7 +55,8 @@ class EncoderConfig:
 
     `vocab_size` counts the padding of the embedding. `unroll` is "auto", a bool or a number of blocks. With a `local_window` only every
     `global_every`-th block, from the first on, sees everything; the others see positions at most half the window away, and turn by
-    `local_rotary_base` (ModernBERT, arXiv 2412.13663, section 2.1.2).
+    `local_rotary_base` (ModernBERT, arXiv 2412.13663, section 2.1.2). `pruned_heads`: heads of each block that were taken out, besides the
+    `n_heads` it has.
 
     Raises:
         ValueError: for numbers that no network has.
@@ -66,6 +67,7 @@ class EncoderConfig:
     d_model: int
     n_heads: int
     d_ff: int
+    pruned_heads: int = 0
     ffn: str = "gelu"
     ffn_rank: int = 0
     norm_position: str = "pre"
@@ -95,8 +97,8 @@ class EncoderConfig:
     remat: str = "none"
 
     def __post_init__(self):
-        if self.d_model % self.n_heads:
-            raise ValueError(f"d_model {self.d_model} does not divide by n_heads {self.n_heads}")
+        if self.d_model % (self.n_heads + self.pruned_heads):
+            raise ValueError(f"d_model {self.d_model} does not divide by n_heads {self.n_heads + self.pruned_heads}")
         if self.positions == "rotary" and self.head_dim % 2:
             raise ValueError(f"rotary positions need an even head dimension, not {self.head_dim}")
         if not self.first_norm and (self.norm_position == "post" or self.n_layers < 2):
@@ -105,7 +107,7 @@ class EncoderConfig:
     @property
     def head_dim(self) -> int:
         """Dimensions of an attention head."""
-        return self.d_model // self.n_heads
+        return self.d_model // (self.n_heads + self.pruned_heads)
 
 
 class View(NamedTuple):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-Axes = tuple[str | None, ...]
+from cramjax.models.axes import Axes, is_axes, own_axes, roles, rows_and_columns
 
 
 def make_optimizer(
@@ -93,14 +93,14 @@ def _direction(
                 adam_b1=b1,
                 adam_b2=b2,
                 consistent_rms=0.2,
-                muon_weight_dimension_numbers=jax.tree.map(_matrix_axes, _roles(axes), axes, is_leaf=_is_axes),
+                muon_weight_dimension_numbers=jax.tree.map(_muon_axes, roles(axes), axes, is_leaf=is_axes),
             )
     raise ValueError(f"unknown optimizer {name!r}")
 
 
 def decay_mask(axes: Any) -> Any:
     """The same tree with True where weight decay applies: every parameter but biases and the scales of norms."""
-    return jax.tree.map(lambda role: role in ("matrix", "embedding", "scalar"), _roles(axes))
+    return jax.tree.map(lambda role: role in ("matrix", "embedding", "scalar"), roles(axes))
 
 
 def per_matrix(transform: optax.GradientTransformation, axes: Any) -> optax.GradientTransformation:
@@ -109,15 +109,14 @@ def per_matrix(transform: optax.GradientTransformation, axes: Any) -> optax.Grad
     A projection to heads is the matrix it is a view of, [embed, heads * head_dim], as in T5X's Adafactor.
     """
     # Stacks of different depth cannot share one vmap, hence a label for each leaf's path.
-    paths = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), axes, is_leaf=_is_axes)
-    parts = zip(*(jax.tree.leaves(tree, is_leaf=_is_axes) for tree in (paths, _roles(axes), axes)), strict=True)
+    paths = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), axes, is_leaf=is_axes)
+    parts = zip(*(jax.tree.leaves(tree, is_leaf=is_axes) for tree in (paths, roles(axes), axes)), strict=True)
     return optax.partition({path: _folded(transform, role, names) for path, role, names in parts}, paths)
 
 
 def _folded(transform: optax.GradientTransformation, role: str, names: Axes) -> optax.GradientTransformation:
     """`transform` of one parameter as [batch, rows, columns] or [batch, entries], mapped over the batch if there is one."""
-    numbers = _matrix_axes(role, names)
-    own = (numbers.reduction_axis, numbers.output_axis) if numbers else tuple((i,) for i in _own_axes(role, names))
+    own = rows_and_columns(names) if role == "matrix" else tuple((i,) for i in own_axes(role, names))
     batch = tuple(i for i in range(len(names)) if not any(i in group for group in own))
     order = batch + sum(own, ())
 
@@ -142,35 +141,6 @@ def _folded(transform: optax.GradientTransformation, role: str, names: Axes) -> 
     return optax.GradientTransformation(init, update)
 
 
-def _is_axes(node: Any) -> bool:
-    return isinstance(node, tuple)
-
-
-def _roles(axes: Any) -> Any:
-    """matrix, embedding, norm, bias or scalar for each parameter, from its path and axes."""
-
-    def role(path, names):
-        keys = [getattr(entry, "key", str(entry)) for entry in path]
-        if keys[-1] == "bias":
-            return "bias"
-        if any("norm" in key for key in keys):
-            return "norm"
-        if "embeddings" in keys or "vocab" in names or "bucket" in names:
-            return "embedding" if len(names) > 1 else "scalar"
-        return "matrix"
-
-    return jax.tree.map_with_path(role, axes, is_leaf=_is_axes)
-
-
-def _own_axes(role: str, names: Axes) -> tuple[int, ...]:
-    """Axes of a single tensor; the others tell apart layers and, in a matrix, fused parts (query, key, value; halves of a GLU)."""
-    return tuple(i for i, axis in enumerate(names) if axis != "layer" and (axis is not None or role != "matrix"))
-
-
-def _matrix_axes(role: str, names: Axes) -> contrib.MuonDimensionNumbers | None:
+def _muon_axes(role: str, names: Axes) -> contrib.MuonDimensionNumbers | None:
     """Which axes of a matrix are rows and columns; None for embeddings, norms and biases, which Muon leaves to AdamW."""
-    if role != "matrix":
-        return None
-    own = _own_axes(role, names)
-    split = 1 if names[own[0]] == "embed" else len(own) - 1
-    return contrib.MuonDimensionNumbers(own[:split], own[split:])
+    return contrib.MuonDimensionNumbers(*rows_and_columns(names)) if role == "matrix" else None

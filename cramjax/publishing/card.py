@@ -29,7 +29,7 @@ class Facts:
     Attributes:
         folder: its path. config, environment: of the run, {} for a finetuned model. spent: figures of the checkpoint, as in summary.json.
         finetuned: task, suite, labels, settings, seed; None for a run. results: of `tools.finetune`, None without.
-        scores: metrics of this one finetuned model by name, in percent.
+        scores: metrics of this one finetuned model by name, in percent. compression: of a packed model what was done to it.
     """
 
     folder: pathlib.Path
@@ -39,6 +39,7 @@ class Facts:
     finetuned: Mapping[str, Any] | None
     results: Mapping[str, Any] | None
     scores: Mapping[str, float]
+    compression: Mapping[str, Any] | None = None
 
 
 def read_facts(folder: pathlib.Path, results: pathlib.Path | None, step: int | None) -> Facts:
@@ -47,8 +48,8 @@ def read_facts(folder: pathlib.Path, results: pathlib.Path | None, step: int | N
     Raises:
         UserError: where `results` is none.
     """
-    config = _read(folder / "config.json") or {}
-    finetuned = config.get("finetuned")
+    config = _read(folder / "config.json") or _read(folder / "packed.json") or {}
+    finetuned, compression = config.get("finetuned"), config.get("compression")
     found, scores = None, {}
     if results is not None:
         found = _read(results)
@@ -60,10 +61,11 @@ def read_facts(folder: pathlib.Path, results: pathlib.Path | None, step: int | N
         found, scores = _finetuning_around(folder.resolve(), finetuned["task"])
     return Facts(
         folder=folder,
-        config={} if finetuned else config,
+        config={} if finetuned or compression else config,
         environment=_read(folder / "environment.json") or {},
         spent={} if finetuned else _spent(folder, step),
         finetuned=finetuned,
+        compression=compression,
         results=found,
         scores=scores,
     )
@@ -120,11 +122,20 @@ def write(
         model_name=name.rpartition("/")[2],
         eval_results=list(_evaluations(facts, raw)) or None,
     )
-    sections = [f"# {name.rpartition('/')[2]}", _what(facts, raw), *_usage(facts, raw, name)]
-    sections += _finetuning(facts) if facts.finetuned else _pretraining(facts, directory)
+    sections = [f"# {name.rpartition('/')[2]}", _what(facts, raw), *_compression(facts), *_usage(facts, raw, name)]
+    if facts.finetuned or facts.config:
+        sections += _finetuning(facts) if facts.finetuned else _pretraining(facts, directory)
     sections += [*_table(facts), *_reproduction(facts), "## Limitations", _limitations(facts)]
     text = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
     (directory / "README.md").write_text(text, encoding="utf-8")
+
+
+def _compression(facts: Facts) -> list[str]:
+    if not facts.compression:
+        return []
+    share, bits = facts.compression["prune"], facts.compression["bits"]
+    parts = ([f"{share:.0%} of it pruned"] if share else []) + ([f"quantised to {bits} bits"] if bits < 32 else [])
+    return [f"The weights are those of a compressed model ({', '.join(parts)}), written out in full."] if parts else []
 
 
 def _pipeline(raw: Mapping[str, Any]) -> str:
@@ -343,6 +354,8 @@ def _limitations(facts: Facts) -> str:
             "Trained for one benchmark task on few examples; what it says of other kinds of text is not known. It inherits "
             "what its pretraining text says of people and of the world, right or wrong."
         )
+    if not facts.config:
+        return "Those of the model it was compressed from, and what compression adds to them."
     length = facts.config["data"]["seq_len"]
     case = " Text is read in lower case." if facts.config["data"]["lowercase"] else ""
     return (

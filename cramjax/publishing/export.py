@@ -19,7 +19,7 @@ import tokenizers
 from cramjax.benchmarks.tasks import Task, find_tasks
 from cramjax.config.errors import RunFailed, UserError
 from cramjax.data import tokenizers as tokenizer_files
-from cramjax.hub import directory, equivalence, families, parity, saving, tables
+from cramjax.hub import directory, equivalence, families, packed, parity, saving, tables
 from cramjax.inference import LoadedModel, load
 from cramjax.models import classifier, lowrank
 from cramjax.publishing import card
@@ -63,7 +63,7 @@ def export(
     _check_out(out)
     if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", options.max_shard_size):
         raise UserError(f"--max_shard_size {options.max_shard_size}: must be a size as 5GB or 500MB")
-    if not (source / "checkpoints").is_dir():
+    if not (source / "checkpoints").is_dir() and not packed.is_packed(source):
         what = (
             "is a model of transformers already"
             if directory.is_hf_directory(source)
@@ -176,6 +176,8 @@ def _max_length(source: pathlib.Path, model: LoadedModel) -> int:
         return model.config.max_positions
     if model.finetuned:
         return model.finetuned["settings"]["max_length"]
+    if packed.is_packed(source):
+        return packed.read_index(source)["max_length"]
     return json.loads((source / "config.json").read_text())["data"]["seq_len"]
 
 

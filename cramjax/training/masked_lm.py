@@ -140,7 +140,7 @@ def _maskings(
 def encoder_config(model: Any, vocab_size: int) -> encoder.EncoderConfig:
     """The encoder a `config.model` describes, its embedding padded to `vocab_multiple`."""
     padded = -(-vocab_size // model.vocab_multiple) * model.vocab_multiple
-    names = {field.name for field in dataclasses.fields(encoder.EncoderConfig)} - {"vocab_size"}
+    names = {field.name for field in dataclasses.fields(encoder.EncoderConfig)} - {"vocab_size", "pruned_heads"}
     return encoder.EncoderConfig(vocab_size=padded, **{name: model[name] for name in names})
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 import tokenizers
+from flax.traverse_util import unflatten_dict
 
 from cramjax.config.errors import UserError
 from cramjax.data import tokenizers as tokenizer_files
-from cramjax.hub import directory, download
+from cramjax.hub import directory, download, packed
 from cramjax.models import encoder, t5
 from cramjax.training.checkpoint import Checkpoints
 
@@ -52,13 +54,13 @@ class Origin:
 
 
 def find(checkpoint: str | os.PathLike) -> pathlib.Path:
-    """The folder of a run or of a model of `transformers`; one on the Hub is downloaded.
+    """The folder of a run, of a packed model or of a model of `transformers`; one on the Hub is downloaded.
 
     Raises:
         UserError: where `checkpoint` is neither.
     """
     path = pathlib.Path(checkpoint)
-    if (path / "checkpoints").is_dir() or directory.is_hf_directory(path):
+    if (path / "checkpoints").is_dir() or packed.is_packed(path) or directory.is_hf_directory(path):
         return path
     if download.is_hub_id(str(checkpoint)):
         return download.download(str(checkpoint))
@@ -70,7 +72,8 @@ def find(checkpoint: str | os.PathLike) -> pathlib.Path:
 
 def tokenizer_file(path: pathlib.Path) -> pathlib.Path:
     """The tokenizer.json of the run or the model in the folder `path`."""
-    return path / "tokenizer" / "tokenizer.json" if (path / "checkpoints").is_dir() else path / "tokenizer.json"
+    is_ours = (path / "checkpoints").is_dir() or packed.is_packed(path)
+    return path / "tokenizer" / "tokenizer.json" if is_ours else path / "tokenizer.json"
 
 
 def read(checkpoint: str | os.PathLike, step: int | None = None) -> Origin:
@@ -81,6 +84,8 @@ def read(checkpoint: str | os.PathLike, step: int | None = None) -> Origin:
     """
     path = find(checkpoint)
     file = tokenizer_file(path)
+    if packed.is_packed(path):
+        return _read_packed(path, file)
     if not (path / "checkpoints").is_dir():
         found = directory.read(path)
         return Origin(
@@ -96,17 +101,34 @@ def read(checkpoint: str | os.PathLike, step: int | None = None) -> Origin:
     params, sidecar = checkpoints.restore_params(step)
     step = checkpoints.latest() if step is None else step
     checkpoints.close()
-    numbers = dict(sidecar["model"])
-    network = t5.T5Config if numbers.pop("family", "encoder") == "t5" else encoder.EncoderConfig
     return Origin(
         path=path,
-        config=network(**numbers),
+        config=_network(sidecar["model"]),
         params=params,
         tokenizer=tokenizers.Tokenizer.from_file(str(file)),
         tokenizer_file=file,
         step=step,
         finetuned=sidecar.get("finetuned"),
     )
+
+
+def _read_packed(path: pathlib.Path, file: pathlib.Path) -> Origin:
+    content, tensors = packed.read(path)
+    values = {name: leaf.values() if isinstance(leaf, packed.Quantized) else leaf for name, leaf in tensors.items()}
+    return Origin(
+        path=path,
+        config=_network(content["network"]),
+        params=unflatten_dict(values, sep="/"),
+        tokenizer=tokenizers.Tokenizer.from_file(str(file)),
+        tokenizer_file=file,
+        finetuned=content["finetuned"],
+        is_run=False,
+    )
+
+
+def _network(description: Mapping[str, Any]) -> encoder.EncoderConfig | t5.T5Config:
+    numbers = dict(description)
+    return (t5.T5Config if numbers.pop("family", "encoder") == "t5" else encoder.EncoderConfig)(**numbers)
 
 
 def with_tokenizer(config: Any) -> Any:

@@ -15,6 +15,8 @@ from cramjax.training.progress import Progress
 
 # Steps over which the summary's training loss is averaged.
 LOSS_WINDOW = 50
+# Steps over which the gradient noise scale is averaged, about: single ones say little.
+NOISE_WINDOW = 100
 
 
 @dataclasses.dataclass
@@ -62,6 +64,7 @@ class Recorder:
         self._window: list[StepRecord] = []
         self._recent: collections.deque[float] = collections.deque(maxlen=LOSS_WINDOW)
         self._mark = self._reading()
+        self._noise: tuple[float, float] | None = None
         self.last_eval: EvalResult | None = None
         self.skipped = 0
 
@@ -70,8 +73,21 @@ class Recorder:
         self._window.append(step)
         self._recent.append(step.metrics["loss"])
         self.skipped = int(step.metrics["skipped"])
+        self._take_noise(step.metrics)
         if step.step % self._every_steps == 0 or step.fraction >= 1.0:
             self._flush()
+
+    def _take_noise(self, metrics: dict[str, float]) -> None:
+        """Running means of noise and signal, of steps of several microbatches."""
+        if not metrics.get("noise"):
+            return
+        found = metrics["noise"], metrics["signal"]
+        share = 1.0 / NOISE_WINDOW
+        self._noise = (
+            found
+            if self._noise is None
+            else tuple(old + share * (new - old) for old, new in zip(self._noise, found, strict=True))
+        )
 
     def evaluated(self, result: EvalResult, unigram_loss: float) -> None:
         """Write an evaluation's line."""
@@ -113,6 +129,8 @@ class Recorder:
             "mfu": round(flops / seconds / self._peak_flops, 4),
             "skipped": self.skipped,
         }
+        if self._noise and self._noise[1] > 0:
+            values["noise_scale"] = round(self._noise[0] / self._noise[1], 1)
         self._window.clear()
         self._writer.write(last.step, values)
         self._progress.update(step=last.step, fraction=last.fraction, eta_s=self._clock.remaining_s(), **values)

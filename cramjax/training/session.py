@@ -102,7 +102,8 @@ def open_session(config: Any, vocabulary: Vocabulary) -> Session:
     shards = meshes.batch_shards(mesh)
     size = config.microbatch_size or fit.choose_microbatch(
         lambda n: compile_train_step(dataclasses.replace(session, microbatch_size=n))[0],
-        batch_size=config.batch_size,
+        # The noise scale compares microbatches.
+        batch_size=config.batch_size // 2 if config.log.noise_scale else config.batch_size,
         shards=shards,
         seq_len=config.data.seq_len,
         limit_bytes=devices.memory_bytes(local[0]),
@@ -159,6 +160,7 @@ def compile_train_step(session: Session) -> tuple[jax.stages.Compiled, float]:
         clip_norm=config.optimizer.clip_norm,
         dynamic_scale=session.dynamic_scale,
         grad_shardings=shardings.params if mesh.size > 1 else None,
+        noise_scale=config.log.noise_scale,
     )
     whole = meshes.replicated(mesh)
     batch_shape = (session.max_microbatches, session.microbatch_size, session.task.row_tokens)

@@ -33,6 +33,7 @@ def make_train_step(
     clip_norm: float | None,
     dynamic_scale: bool,
     grad_shardings: Any = None,
+    noise_scale: bool = False,
 ) -> TrainStep:
     """The function (state, batch, lr, n_micro) → (state, metrics), to be jitted with the state donated.
 
@@ -41,14 +42,17 @@ def make_train_step(
     The gradient is that of the mean loss over all predicted positions of the batch, however it is cut into microbatches.
     A non-finite gradient leaves parameters and moments as they are and is counted.
 
-    metrics: float32 scalars `loss` (mean, nats), `grad_norm` (before clipping), int32 `skipped`, `skipped_in_row`.
+    metrics: float32 scalars `loss` (mean, nats), `grad_norm` (before clipping), int32 `skipped`, `skipped_in_row`; with `noise_scale`
+    also `noise` and `signal` (`_noise_and_signal`).
     """
 
     def step(state, batch, lr, n_micro):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         # Scaled to the mean over a microbatch: in float16 the sum over its positions would overflow.
         unit = state.loss_scale.scale / (_tokens(batch).shape[1] * task.n_predicted)
-        loss_sum, weight, gradients = _accumulate(task, state.params, key, batch, n_micro, unit, grad_shardings)
+        loss_sum, weight, gradients, squares = _accumulate(
+            task, state.params, key, batch, n_micro, unit, grad_shardings, noise_scale
+        )
         # Scaled once, with the clipping, where the optimizer reads them: a copy in memory is a tenth of a small model's step.
         per_weight = 1.0 / (weight * unit)
         grad_norm = optax.tree.norm(gradients) * per_weight
@@ -73,13 +77,28 @@ def make_train_step(
             "skipped": new_state.loss_scale.skipped,
             "skipped_in_row": new_state.loss_scale.skipped_in_row,
         }
+        if noise_scale:
+            small = squares * jnp.square(per_weight) * n_micro.astype(jnp.float32)
+            rows = jnp.float32(_tokens(batch).shape[1])
+            metrics |= _noise_and_signal(small, jnp.square(grad_norm), rows, n_micro.astype(jnp.float32))
         return new_state, metrics
 
     return step
 
 
-def _accumulate(task, params, key, batch, n_micro, unit, grad_shardings):
-    """Sums over the first `n_micro` microbatches: loss in nats, weight, and `unit` times the gradient of the loss sum."""
+def _noise_and_signal(small: jax.Array, big: jax.Array, rows: jax.Array, n_micro: jax.Array) -> Metrics:
+    """Unbiased estimates of the trace of a sequence's gradient covariance and of the true gradient's square norm.
+
+    From the mean square norm `small` of gradients of `rows` sequences and that of their mean, `big` (arXiv 1812.06162, appendix A.1).
+    Means of many of these, divided by each other, are the gradient noise scale in sequences; a single pair says little. 0 and 0 where there
+    is one microbatch alone.
+    """
+    apart = jnp.where(n_micro > 1.0, 1.0 / jnp.maximum(n_micro - 1.0, 1.0), 0.0)
+    return {"noise": (small - big) * rows * n_micro * apart, "signal": (n_micro * big - small) * apart}
+
+
+def _accumulate(task, params, key, batch, n_micro, unit, grad_shardings, noise_scale):
+    """Sums over the first `n_micro` microbatches: loss in nats, weight, `unit` times the gradient of the loss sum, and its square norms."""
     n_micro_max, n_rows = _tokens(batch).shape[:2]
 
     def one(index):
@@ -92,12 +111,14 @@ def _accumulate(task, params, key, batch, n_micro, unit, grad_shardings):
         (_, (loss, weight)), gradients = jax.value_and_grad(scaled_loss, has_aux=True)(params)
         if grad_shardings is not None:  # under fsdp: reduce-scatter each microbatch instead of keeping whole gradients
             gradients = jax.lax.with_sharding_constraint(gradients, grad_shardings)
-        return loss, weight, gradients
+        squares = jnp.square(optax.tree.norm(gradients)) if noise_scale else jnp.zeros((), jnp.float32)
+        return loss, weight, gradients, squares
 
     if n_micro_max == 1:
         return one(jnp.zeros((), jnp.int32))
     # A loop with a run-time bound: the batch ramp changes n_micro without a recompilation.
-    zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+    zero = jnp.zeros((), jnp.float32)
+    zeros = (zero, zero, jax.tree.map(jnp.zeros_like, params), zero)
     return jax.lax.fori_loop(0, n_micro, lambda i, sums: jax.tree.map(jnp.add, sums, one(i)), zeros)
 
 

@@ -1,0 +1,31 @@
+"""Train large, then compress, in miniature: four sizes for the same minutes on a CPU, to be finetuned and compressed.
+
+The recipe of the quickstart on networks of 2 to 6 layers (Train Large, Then Compress, arXiv 2002.11794, asks which of
+them is best at equal time, and again at equal bytes after `tools.compress`). The middle one is the quickstart's.
+
+Cost of one run: what its budget says, five minutes.
+
+    python -m cramjax.main --config configs/train_large_small.py:L4-H192
+    python -m cramjax.main --config configs/train_large_small.py:smoke
+    python -m tools.sweep --config configs/train_large_small.py --grid variant=L2-H64,L2-H128,L4-H192,L6-H256 \\
+      --out runs/sizes
+"""
+
+import functools
+
+from cramjax.config import recipes
+
+SIZES = ((2, 64), (2, 128), (4, 192), (6, 256))
+
+
+def get_config(arg=None):
+    """The quickstart's size, or that after the colon."""
+    config = recipes.like("train_large_small", "quickstart")
+    config.budget.hours = 5 / 60
+    config.log.update(tensorboard=False, fill_masks=0)
+    variants = {f"L{n}-H{width}": functools.partial(_size, n, width) for n, width in SIZES}
+    return recipes.apply_variant(config, arg, variants)
+
+
+def _size(n_layers, width, config):
+    config.model.update(n_layers=n_layers, d_model=width, n_heads=width // 64 or 1, d_ff=2 * width)

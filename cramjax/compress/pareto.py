@@ -1,0 +1,70 @@
+"""pareto.json and pareto.png: what is left of a model's quality at which size."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cramjax.study import pareto
+
+COSTS = {"bytes": "bytes on disk", "nonzero": "parameters that are not zero"}
+_LATENCY = "latency of one example, ms (p50)"
+_STYLES = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def better_is_lower(metric: str) -> bool:
+    """Whether a small value of `metric` is a good one."""
+    return metric.endswith("loss")
+
+
+def front(entries: Sequence[Mapping[str, Any]], cost: str) -> list[bool]:
+    """Whether no other of `entries` is at least as good and as small, and better in one of them."""
+    sign = 1 if entries and better_is_lower(entries[0]["metric"]) else -1
+    return pareto.front([(_cost(entry, cost), sign * entry["value"]) for entry in entries])
+
+
+def _cost(entry: Mapping[str, Any], cost: str) -> float:
+    return entry["latency"]["batch_1"]["p50_ms"] if cost == "latency" else entry[cost]
+
+
+def plot(entries: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
+    """Draw value against bytes, non-zero parameters and latency: a colour for each model, a mark for each number of bits.
+
+    The front over all models is a grey line; a model's points of the same bits are joined in the order of pruning.
+    """
+    # matplotlib takes most of a second to import; the pyplot interface would also leave figures in memory.
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(18, 6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    models = list(dict.fromkeys(entry["model"] for entry in entries))
+    bits = sorted({entry["bits"] for entry in entries}, reverse=True)
+    colours = dict(zip(models, matplotlib.colormaps["tab10"].colors * len(models), strict=False))
+    marks = dict(zip(bits, _STYLES * len(bits), strict=False))
+    for axes, cost in zip(figure.subplots(1, 3), (*COSTS, "latency"), strict=True):
+        for model in models:
+            for n in bits:
+                line = [entry for entry in entries if (entry["model"], entry["bits"]) == (model, n)]
+                line.sort(key=lambda entry: entry["prune"])
+                at, value = [_cost(entry, cost) for entry in line], [entry["value"] for entry in line]
+                style = {"color": colours[model], "marker": marks[n], "markersize": 6, "linewidth": 0.8}
+                axes.plot(at, value, "-", alpha=0.8, **style)
+        edge = sorted(
+            (_cost(entry, cost), entry["value"]) for entry, on in zip(entries, front(entries, cost), strict=True) if on
+        )
+        axes.step(*zip(*edge, strict=True), where="post", color="#b0b0b0", linewidth=4, alpha=0.5, zorder=0)
+        axes.set_xscale("log")
+        axes.set_xlabel(COSTS.get(cost, _LATENCY))
+        axes.set_ylabel(f"{entries[0]['metric']}, median over seeds")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+    for model in models:
+        axes.plot([], [], "-", color=colours[model], label=model)
+    for n in bits:
+        axes.plot([], [], marks[n], color="#6b6b6b", label=f"{n} bits")
+    axes.legend(fontsize=9, framealpha=0.9, edgecolor="none")
+    figure.savefig(path, format="png")
