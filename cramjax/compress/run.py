@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,7 +102,8 @@ def candidates(request: Request, announce: Announce) -> list[Candidate]:
         UserError: where a model, a task or its data are missing, or a model is finetuned for another task.
     """
     memory.keep_freed_memory()
-    found, data = [], {}
+    found: list[Candidate] = []
+    data: dict[str, rows.TaskData] = {}
     for checkpoint, name in zip(request.checkpoints, _names(request.checkpoints), strict=True):
         model = inference.load(checkpoint)
         task = _task(request, checkpoint, model)
@@ -109,11 +111,11 @@ def candidates(request: Request, announce: Announce) -> list[Candidate]:
             subject: Subject = _text_subject(checkpoint, model, request.plan, announce)
             about: dict[str, Any] = {"task": None}
         else:
-            if task not in data:
-                data[task] = rows.open_task(task, request.data_dir, announce)
+            if task.name not in data:
+                data[task.name] = rows.open_task(task, request.data_dir, announce)
             settings = _settings(request, model, task)
-            subject = TaskSubject(model, task, data[task].splits, settings)
-            about = {"task": learning.describe(task, settings, 0) | {"rows": _sizes(data[task])}}
+            subject = TaskSubject(model, task, data[task.name].splits, settings)
+            about = {"task": learning.describe(task, settings, 0) | {"rows": _sizes(data[task.name])}}
         found.append(Candidate(name=name, model=model, subject=subject, about=about))
     return found
 
@@ -123,8 +125,12 @@ def _sizes(data: rows.TaskData) -> dict[str, int]:
 
 
 def _names(checkpoints: Sequence[str]) -> list[str]:
-    """For each path its last parts, as few as tell it from the others."""
+    """For each path its last parts, as few as tell it from the others; of a finetuned model in its folder that folder and the task."""
     paths = [pathlib.Path(checkpoint).resolve().parts for checkpoint in checkpoints]
+    finetuned = [re.search(r"([^/]+)/models/([^/]+)/point-\d+/seed-\d+$", "/".join(path)) for path in paths]
+    known = ["-".join(match.groups()) for match in finetuned if match]
+    if len(set(known)) == len(paths):
+        return known
     if len(set(paths)) < len(paths):
         raise UserError("--checkpoint: the same folder twice; leave one out")
     n = next(n for n in range(1, 99) if len({path[-n:] for path in paths}) == len(paths))

@@ -1,0 +1,186 @@
+"""A compression as a whole, in this process: files, resuming, true sizes, export, and mistakes."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import cramjax
+from cramjax.compress import run
+from cramjax.config.errors import UserError
+from cramjax.finetuning import run as finetuning
+from cramjax.finetuning.protocols import Protocol, Settings
+from cramjax.hub import packed
+from cramjax.models import encoder
+from cramjax.models.layers import FLOAT32
+from cramjax.publishing.export import export
+from tests.finetuning import grammar
+from tools import compress
+
+SETTINGS = Settings(lr=2e-3, epochs=2, batch_size=16, dropout=0.0, attention_dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory):
+    return grammar.write_glue(tmp_path_factory.mktemp("glue"))
+
+
+@pytest.fixture(scope="module")
+def finetuned(glue, tmp_path_factory):
+    """A model finetuned for CoLA, as a folder."""
+    out = tmp_path_factory.mktemp("finetuned")
+    protocol = Protocol(name="quick", source="tests", settings=SETTINGS, n_seeds=1)
+    request = finetuning.Request(
+        checkpoint="a/model", tasks=["cola"], data_dir=str(glue), out=out, protocol=protocol, n_seeds=1, save=True
+    )
+    finetuning.Finetuning(request, grammar.model(), lambda text: None).run()
+    return out / "models" / "cola" / "point-0" / "seed-0"
+
+
+def compressed(checkpoint, glue, out, **plan):
+    said = []
+    request = run.Request(
+        checkpoints=[str(checkpoint)], task=None, data_dir=str(glue), out=out, plan=run.Plan(**{"epochs": 1} | plan)
+    )
+    found = run.Compression(request, run.candidates(request, said.append), said.append).run()
+    return found, said
+
+
+@pytest.fixture(scope="module")
+def whole(finetuned, glue, tmp_path_factory):
+    out = tmp_path_factory.mktemp("compressed")
+    return out, *compressed(finetuned, glue, out, shares=(0.5, 0.0), bits=(32, 4))
+
+
+def test_every_point_is_scored_as_it_lies_on_disk(whole, finetuned):
+    out, found, said = whole
+    assert json.loads((out / "pareto.json").read_text()) == found and (out / "pareto.png").stat().st_size
+    assert [(entry["prune"], entry["bits"]) for entry in found] == [(0, 32), (0, 4), (0.5, 32), (0.5, 4)]
+    assert {"model", "prune", "bits", "bytes", "metric", "value", "loss", "nonzero", "params", "latency"} <= found[
+        0
+    ].keys()
+    sizes = [entry["bytes"] for entry in found]
+    assert sizes == sorted(sizes, reverse=True) or sizes[1] < sizes[2]
+    for entry in found:
+        folder = out / entry["folder"]
+        assert entry["bytes"] == sum((folder / name).stat().st_size for name in (packed.FILE, packed.INDEX))
+        model = cramjax.load(folder)
+        assert model.finetuned["task"] == "cola" and model.config.n_layers == 2
+        counted = jax.tree.leaves(model.params)
+        assert entry["nonzero"] == sum(int((leaf != 0).sum()) for leaf in counted)
+        assert set(entry["latency"]) == {"batch_1", "batch_32"} and entry["latency"]["batch_1"]["p50_ms"] > 0
+    original = cramjax.load(finetuned).params
+    jax.tree.map(np.testing.assert_array_equal, cramjax.load(out / found[0]["folder"]).params, original)
+    kernels = [
+        leaf
+        for path, leaf in flatten_dict(cramjax.load(out / found[2]["folder"]).params, sep="/").items()
+        if "layers" in path and leaf.ndim > 2
+    ]
+    zeros = sum(int((leaf == 0).sum()) for leaf in kernels) / sum(leaf.size for leaf in kernels)
+    assert 0.4 < zeros < 0.6  # half of all prunable weights, the head's among them
+    assert found[1]["loss"] is not None and any("prune 0.5, 4 bits" in line for line in said)
+
+
+def test_it_goes_on_where_it_was_and_gives_the_same_bytes(whole, finetuned, glue, tmp_path):
+    out, found, _ = whole
+    first, said = compressed(finetuned, glue, tmp_path / "parts", shares=(0.0,), bits=(4,))
+    assert [entry["bits"] for entry in first] == [4]
+    again, said = compressed(finetuned, glue, tmp_path / "parts", shares=(0.0, 0.5), bits=(32, 4))
+    assert sum("bits:" in line for line in said) == 2 and [entry["value"] for entry in again] == [entry["value"] for entry in found]
+    for entry in found:
+        for name in (packed.FILE, packed.INDEX):
+            one, two = ((folder / entry["folder"] / name).read_bytes() for folder in (out, tmp_path / "parts"))
+            assert one == two
+    with pytest.raises(UserError, match="holds runs of another plan"):
+        compressed(finetuned, glue, tmp_path / "parts", shares=(0.0,), bits=(4,), granularity="tensor")
+
+
+@pytest.mark.parametrize(
+    "options", [{"structured": True}, {"qat_epochs": 1, "granularity": "group", "scope": "matrix"}]
+)
+def test_other_ways(finetuned, glue, tmp_path, options):
+    found, _ = compressed(finetuned, glue, tmp_path / "out", shares=(0.5,), bits=(32, 3), **options)
+    assert found[1]["bytes"] < found[0]["bytes"] and np.isfinite(found[1]["value"])
+    folder = tmp_path / "out" / found[1]["folder"]
+    model = cramjax.load(folder)
+    if "structured" in options:
+        assert (model.config.n_heads, model.config.pruned_heads, model.config.d_ff) == (1, 1, 24)
+        assert found[0]["params"] < 0.9 * sum(leaf.size for leaf in jax.tree.leaves(cramjax.load(finetuned).params))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(5, 50, (2, 9)))
+    export(folder, tmp_path / "hf", tell=lambda text: None)
+    assert "compressed model (50% of it pruned, quantised to 3 bits)" in (tmp_path / "hf" / "README.md").read_text()
+    stock = cramjax.load(tmp_path / "hf")
+    states = [
+        np.asarray(encoder.encode(one.config, FLOAT32, {"encoder": one.params["encoder"]}, tokens))
+        for one in (model, stock)
+    ]
+    np.testing.assert_allclose(states[0], states[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_is_judged_by_its_text(small_run, tmp_path):
+    found, said = compressed(small_run, None, tmp_path / "out", shares=(0.0, 0.3), bits=(32, 8))
+    assert {entry["metric"] for entry in found} == {"heldout_loss"}
+    summary = json.loads((small_run / "summary.json").read_text())
+    assert abs(found[0]["value"] - summary["eval_loss"]) < 1e-5 and found[1]["value"] - found[0]["value"] < 0.05
+    assert "not finetuned" in said[0]
+    export(tmp_path / "out" / found[3]["folder"], tmp_path / "hf", tell=lambda text: None)
+
+
+@pytest.mark.slow
+def test_a_t5_and_two_models_in_one_picture(glue, tmp_path):
+    model = grammar.model("t5")
+    folder = tmp_path / "t5"
+    settings = dataclasses.replace(SETTINGS, optimizer="adafactor", batch_size=16)
+    protocol = Protocol(name="quick", source="tests", settings=settings, n_seeds=1)
+    for seed in range(2):
+        request = finetuning.Request(
+            checkpoint="a/model", tasks=["cola"], data_dir=str(glue), out=folder / f"run{seed}", protocol=protocol,
+            n_seeds=1, save=True,
+        )  # fmt: skip
+        finetuning.Finetuning(request, model, lambda text: None).run()
+    paths = [str(folder / f"run{seed}" / "models" / "cola" / "point-0" / "seed-0") for seed in range(2)]
+    request = run.Request(
+        checkpoints=paths, task="cola", data_dir=str(glue), out=tmp_path / "out",
+        plan=run.Plan(shares=(0.0, 0.5), bits=(32, 8), structured=True, n_seeds=2),
+    )  # fmt: skip
+    found = run.Compression(request, run.candidates(request, print), print).run()
+    assert len({entry["model"] for entry in found}) == 2 and len(found) == 8 and len(found[0]["values"]) == 2
+    assert cramjax.load(tmp_path / "out" / found[2]["folder"]).config.n_heads == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--bits", "5"), "--bits 5: must be 32, or one of 2, 3, 4, 6, 8"),
+        (("--bits", "many"), "--bits many: must be numbers"),
+        (("--prune", "1.0"), "--prune 1: must be a share from 0 to below 1; at 1 nothing is left"),
+        (("--prune", "0.5,0.5"), "--prune: a value stands there twice"),
+        (("--scope", "layer"), "--scope layer: must be one of global, matrix"),
+        (("--seeds", "0"), "--seeds 0: must be at least 1"),
+        (("--task", "rte"), "is finetuned for cola; leave --task out"),
+        (("--data_dir", "nowhere"), "nowhere"),
+        (("--set", "optimizer=muon"), "optimizer=muon: moves weights that are pruned"),
+        (("--checkpoint", "."), "no checkpoint of a run there"),
+    ],
+)
+def test_mistakes_are_one_sentence(finetuned, glue, tmp_path, capsys, flags, message):
+    data = () if "--data_dir" in flags else ("--data_dir", str(glue))
+    assert compress.main(["--checkpoint", str(finetuned), *data, "--out", str(tmp_path / "out"), *flags]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
+
+
+def test_a_model_without_task_or_text_says_what_it_lacks(small_run, finetuned, tmp_path, capsys):
+    export(small_run, tmp_path / "hf", tell=lambda text: None)
+    for checkpoint, message in (
+        (tmp_path / "hf", "neither finetuned nor a run with its text; give --task and --data_dir"),
+        (finetuned, "--data_dir: give the folder with the data of cola"),
+    ):
+        assert compress.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+    assert compress.main(["--checkpoint", str(small_run), "--out", str(tmp_path / "out"), "--structured"]) == 2
+    assert "is not finetuned and nothing would repair it" in capsys.readouterr().err

@@ -1,0 +1,63 @@
+"""The gradient noise scale: that of a loss whose gradients have a known mean and covariance."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import cramjax
+from cramjax.config.errors import UserError
+from cramjax.config.resolve import get_config
+from cramjax.optim.scale import initial_loss_scale
+from cramjax.training.state import TrainState
+from cramjax.training.step import make_train_step
+from tests.e2e import test_main as cli
+
+N_MICRO, ROWS, DIM = 4, 8, 16
+
+
+class Quadratic:
+    """Half the square distance to each row: gradients are p - row."""
+
+    n_predicted = 1
+
+    def loss(self, params, key, batch, rows):
+        apart = params["p"][None] - batch.astype(jnp.float32)
+        return 0.5 * jnp.sum(jnp.square(apart)), jnp.float32(len(rows))
+
+
+def test_it_is_the_covariance_over_the_square_of_the_gradient():
+    numbers = np.random.default_rng(0)
+    step = jax.jit(
+        make_train_step(Quadratic(), optax.scale(0.0), seed=0, clip_norm=None, dynamic_scale=False, noise_scale=True)
+    )
+    params = {"p": jnp.full((DIM,), 103.0)}
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, opt_state=optax.scale(0.0).init(params),
+        loss_scale=initial_loss_scale(False),
+    )  # fmt: skip
+    noise, signal = [], []
+    for _ in range(300):
+        batch = numbers.integers(90, 111, (N_MICRO, ROWS, DIM)).astype(np.uint16)  # mean 100, variance 110 / 3
+        _, metrics = step(state, batch, np.float32(0.0), np.int32(N_MICRO))
+        noise.append(float(metrics["noise"]))
+        signal.append(float(metrics["signal"]))
+    np.testing.assert_allclose(np.mean(noise), DIM * 110 / 3, rtol=0.05)
+    np.testing.assert_allclose(np.mean(signal), DIM * 3.0**2, rtol=0.1)
+    _, metrics = step(state, batch, np.float32(0.0), np.int32(1))
+    assert float(metrics["noise"]) == float(metrics["signal"]) == 0.0
+
+
+def test_a_run_logs_it_on_request(corpus, tmp_path):
+    small = [flag.removeprefix("--config.") for flag in cli.SMALL]
+    common = (f"data.source=text:{corpus}", f"data.cache_dir={corpus.parent / 'prepared'}", "budget.steps=6")
+    config = get_config("quickstart", *small, *common, "log.noise_scale=True", "log.every_steps=2")
+    cramjax.train(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = [line["noise_scale"] for line in lines if "noise_scale" in line]
+    assert found and all(np.isfinite(found))
+    with pytest.raises(UserError, match="set microbatch_size to at most half of batch_size=16"):
+        get_config("quickstart", *small, "log.noise_scale=True", "microbatch_size=16")
