@@ -4,7 +4,8 @@ The network is the quickstart's with half the width and 8 layers. `control` trai
 the last with a learning rate that decays in full, the comparison of No Train No Gain (arXiv 2307.06440); `stack`
 doubles its depth twice at the shares of that paper; `depth`, `width` and `length` grow one dimension by the schedule of
 `compound`, which grows all three (CompoundGrow, arXiv 2010.12562). `pool` is `length` by means of two embeddings,
-`tied` is `width` without noise between the copies, and `small` a network of 2 layers that stays one.
+`tied` is `width` without noise between the copies, `late` is `compound` with later switches and new layers that change
+nothing at first, and `small` is a network of 2 layers that stays one.
 
 Cost of one run: what its budget says, two minutes; docs/studies/growth.md has the sweeps and what they found.
 
@@ -29,6 +30,10 @@ STAGES = {
         {"until": 0.3, "depth": 0.25, "width": 0.5, "length": 0.5},
         {"until": 0.6, "depth": 0.5, "width": 0.5, "length": 0.5},
     ],
+    "late": [
+        {"until": 0.6, "depth": 0.25, "width": 0.5, "length": 0.5},
+        {"until": 0.85, "depth": 0.25},
+    ],
 }
 
 
@@ -45,6 +50,7 @@ def get_config(arg=None):
 
 def _grow(name, config):
     config.growth.stages = STAGES[name]
+    config.growth.depth = "identity" if name == "late" else "stack"
 
 
 def _stay_small(config):

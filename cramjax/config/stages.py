@@ -31,6 +31,15 @@ class Stage:
     batch_size: int
     lr: float
 
+    def describe(self) -> str:
+        """Network and sequences in words."""
+        rank = f" of rank {self.ffn_rank}" if self.ffn_rank else ""
+        pool = f" in means of {self.pool}" if self.pool > 1 else ""
+        return (
+            f"{self.n_layers} layers, width {self.d_model}, feed-forward {self.d_ff}{rank}, {self.seq_len} tokens{pool}, "
+            f"batch {self.batch_size}"
+        )
+
     @property
     def overrides(self) -> dict[str, int | float | None]:
         """Keys of the configuration and their values in this stage."""

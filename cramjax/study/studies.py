@@ -151,9 +151,9 @@ def _equal_budget(part: Sweep, results: Sequence[Result]) -> str:
     return f"## {part.title}\n\n{markdown(head, rows)}\n"
 
 
-_ARMS = "variant=control,stack,depth,width,length,compound"
+_ARMS = "variant=control,stack,depth,width,length,compound,late"
 _SEEDS = "seed=0,1,2"
-_FLOPS = ("budget.hours=None", "budget.flops=1.7e13")
+_FLOPS = ("budget.hours=None", "budget.flops=1e13")
 
 STUDIES = {
     "growth": Study(
@@ -161,8 +161,8 @@ STUDIES = {
         sweeps={
             "hours": Sweep(title="Equal wall-clock", grids=(_SEEDS, f"{_ARMS},small")),
             "sooner": Sweep(
-                title="Shorter budgets, with schedules that decay in full",
-                grids=(_SEEDS, "variant=stack,compound", "budget.hours=0.025,0.0167"),
+                title="Three quarters of the time, with schedules that decay in full",
+                grids=(_SEEDS, "variant=stack,compound,late", "budget.hours=0.025"),
             ),
             "flops": Sweep(title="Equal FLOPs", overrides=_FLOPS, grids=(_SEEDS, f"{_ARMS},pool,tied")),
         },

@@ -228,10 +228,9 @@ class Run:
         with self.spent.on("eval_s"):
             after = self.evaluator(self.state.params)
         self.recorder.evaluated(after, self.unigram_loss)
-        stage = self.stages.stages[self.stage]
         self.progress.announce(
             f"step {self.clock.n_steps:,}: grown from {n_params / 1e6:.1f}M to {self.session.task.n_params / 1e6:.1f}M parameters "
-            f"({stage.n_layers} layers, feed-forward {stage.d_ff}, {stage.seq_len} tokens); "
+            f"({self.stages.stages[self.stage].describe()}); "
             f"held-out loss {before.loss:.3f} → {after.loss:.3f} ({after.loss - before.loss:+.3f})"
         )
         return prepared.step_fn

@@ -80,6 +80,9 @@ def test_a_stage_may_have_a_batch_and_a_learning_rate_of_its_own():
 def test_factors_and_means():
     made = config([{"until": 0.25, "rank": 0.25, "pool": 2}, {"until": 0.5, "rank": 0.25}])
     assert [(stage.ffn_rank, stage.pool) for stage in stages.of(made)] == [(192, 2), (192, 1), (0, 1)]
+    assert stages.of(made)[0].describe() == (
+        "12 layers, width 768, feed-forward 3072 of rank 192, 128 tokens in means of 2, batch 64"
+    )
 
 
 def test_what_other_keys_forbid():
