@@ -102,7 +102,11 @@ def test_it_goes_on_where_it_was_and_gives_the_same_bytes(whole, finetuned, glue
 
 
 @pytest.mark.parametrize(
-    "options", [{"structured": True}, {"qat_epochs": 1, "granularity": "group", "scope": "matrix"}]
+    "options",
+    [
+        {"structured": True},
+        pytest.param({"qat_epochs": 1, "granularity": "group", "scope": "matrix"}, marks=pytest.mark.slow),
+    ],
 )
 def test_other_ways(finetuned, glue, tmp_path, options):
     found, _ = compressed(finetuned, glue, tmp_path / "out", shares=(0.5,), bits=(32, 3), **options)

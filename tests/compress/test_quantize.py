@@ -105,7 +105,9 @@ def test_matrices_and_the_vocabulary_are_quantised_and_nothing_else(kind):
             np.testing.assert_array_equal(back[path], leaf)
 
 
-@pytest.mark.parametrize("granularity", quantize.GRANULARITIES)
+@pytest.mark.parametrize(
+    "granularity", ["group", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tensor", "channel"))]
+)
 def test_what_training_sees_is_what_is_stored(granularity):
     params, paths = network("encoder")
     quantizer = Quantizer(bits=3, granularity=granularity, group_size=8)

@@ -129,12 +129,14 @@ EXACT = [
         Compound((SharedWidth(), Depth("identity"))),
         {"d_ff": 20, "n_layers": 4},
         id="width and depth of factors",
+        marks=pytest.mark.slow,
     ),
     pytest.param(
         dataclasses.replace(T5, ffn_rank=4, tie_embeddings=False),
         ZeroWidth(),
         {"d_model": 20, "n_heads": 3},
         id="zero width with factors",
+        marks=pytest.mark.slow,
     ),
     pytest.param(ENCODER, ZeroWidth(), {"d_ff": 13}, id="zero width of the feed-forward alone, LayerNorm"),
 ]
