@@ -14,6 +14,7 @@ PAGES = (
     "docs/benchmarks.md",
     "docs/studies/scale_efficiently.md",
     "docs/studies/glue_small.md",
+    "docs/studies/growth.md",
 )
 
 

@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -114,7 +115,7 @@ def candidates(request: Request, announce: Announce) -> list[Candidate]:
             if task.name not in data:
                 data[task.name] = rows.open_task(task, request.data_dir, announce)
             settings = _settings(request, model, task)
-            subject = TaskSubject(model, task, data[task.name].splits, settings)
+            subject = TaskSubject(model, task, data[task.name].splits, settings, announce)
             about = {"task": learning.describe(task, settings, 0) | {"rows": _sizes(data[task.name])}}
         found.append(Candidate(name=name, model=model, subject=subject, about=about))
     return found
@@ -202,6 +203,15 @@ class Compression:
 
     def run(self) -> list[dict[str, Any]]:
         """Do what is missing, write pareto.json and pareto.png after every model and seed, and return the entries."""
+        points = [
+            (self._folder(candidate, seed, share, bits), share)
+            for candidate in self.models
+            for seed in range(self.plan.n_seeds)
+            for share in self.plan.shares
+            for bits in {WHOLE, *self.plan.bits}
+        ]
+        self._n_missing, self._n_done = sum(not self._is_done(*point) for point in points), 0
+        self._started = time.monotonic()
         for seed in range(self.plan.n_seeds):
             for candidate in self.models:
                 self._compress(candidate, seed)
@@ -216,14 +226,14 @@ class Compression:
         reached: tuple[Any, Any] | None = None
         for share in sorted(self.plan.shares):
             folder = self._folder(candidate, seed, share, WHOLE)
-            if not (folder / RESULT).is_file():
+            if not self._is_done(folder, share):
                 reached = self._pruned(candidate, seed, share, reached or self._before(candidate, seed, share))
                 self._keep(candidate, folder, *reached, share, WHOLE)
             else:
                 reached = None
             for bits in self.plan.bits:
                 folder = self._folder(candidate, seed, share, bits)
-                if bits == WHOLE or (folder / RESULT).is_file():
+                if bits == WHOLE or self._is_done(folder, share):
                     continue
                 reached = reached or self._read(self._folder(candidate, seed, share, WHOLE))
                 config, params = reached
@@ -232,11 +242,20 @@ class Compression:
                     params = candidate.subject.recover(config, params, seed, self.plan.qat_epochs, quantizer)
                 self._keep(candidate, folder, config, params, share, bits)
 
+    def _path(self, share: float) -> list[float]:
+        """The shares that lead to one: what comes before makes it another model."""
+        return [other for other in sorted(self.plan.shares) if other <= share]
+
+    def _is_done(self, folder: pathlib.Path, share: float) -> bool:
+        """Whether there is a result of the same shares before it."""
+        result = folder / RESULT
+        return result.is_file() and json.loads(result.read_text())["path"] == self._path(share)
+
     def _before(self, candidate: Candidate, seed: int, share: float) -> tuple[Any, Any]:
         """The network that is pruned to `share`: that of the share before, or the uncompressed one."""
-        earlier = [other for other in self.plan.shares if other < share]
+        *earlier, _ = self._path(share)
         if earlier:
-            return self._read(self._folder(candidate, seed, max(earlier), WHOLE))
+            return self._read(self._folder(candidate, seed, earlier[-1], WHOLE))
         return candidate.model.config, candidate.subject.start(seed)
 
     def _read(self, folder: pathlib.Path) -> tuple[Any, Any]:
@@ -289,6 +308,7 @@ class Compression:
         write_json(
             temporary / RESULT,
             {
+                "path": self._path(share),
                 "bytes": size,
                 "metric": score.metric,
                 "value": score.value,
@@ -300,9 +320,17 @@ class Compression:
         )
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
+        self._n_done += 1
         self.announce(
-            f"{candidate.name} prune {share:g}, {bits} bits: {score.metric} {score.value:.3f}, {size / 1e6:.2f} MB"
+            f"{self._n_done}/{self._n_missing}  {candidate.name} prune {share:g}, {bits} bits: {score.metric} {score.value:.3f}, "
+            f"{size / 1e6:.2f} MB  {self._left()} left"
         )
+
+    def _left(self) -> str:
+        """Time for the points left at the mean of those done."""
+        mean_s = (time.monotonic() - self._started) / self._n_done
+        minutes, seconds = divmod(round(mean_s * (self._n_missing - self._n_done)), 60)
+        return f"{minutes}:{seconds:02}"
 
     def _entries(self) -> Iterator[dict[str, Any]]:
         """An entry for each model, share and bits with a result: medians over the seeds."""
@@ -310,11 +338,10 @@ class Compression:
             for share in sorted(self.plan.shares):
                 for bits in self.plan.bits:
                     folders = [self._folder(candidate, seed, share, bits) for seed in range(self.plan.n_seeds)]
-                    runs = [
-                        json.loads((folder / RESULT).read_text()) for folder in folders if (folder / RESULT).is_file()
-                    ]
-                    if runs:
-                        yield self._entry(candidate.name, share, bits, folders[0], runs)
+                    done = [folder for folder in folders if self._is_done(folder, share)]
+                    if done:
+                        runs = [json.loads((folder / RESULT).read_text()) for folder in done]
+                        yield self._entry(candidate.name, share, bits, done[0], runs)
 
     def _entry(
         self, name: str, share: float, bits: int, folder: pathlib.Path, runs: Sequence[Mapping[str, Any]]

@@ -21,6 +21,7 @@ from cramjax.data import loader as loaders
 from cramjax.data.dataset import TokenDataset
 from cramjax.finetuning import learning, results, training
 from cramjax.finetuning.protocols import Settings
+from cramjax.finetuning.run import Meter
 from cramjax.inference import LoadedModel
 from cramjax.training import session
 from cramjax.training.evaluate import Evaluator
@@ -68,8 +69,15 @@ class TaskSubject:
 
     recovers = True
 
-    def __init__(self, model: LoadedModel, task: Task, splits: learning.Splits, settings: Settings):
-        """`model` is finetuned for `task` by `settings`, or is to be.
+    def __init__(
+        self,
+        model: LoadedModel,
+        task: Task,
+        splits: learning.Splits,
+        settings: Settings,
+        announce: Callable[[str], None],
+    ):
+        """`model` is finetuned for `task` by `settings`, or is to be; `announce` is told how far training is.
 
         Raises:
             UserError: for an optimizer that moves what has no gradient.
@@ -79,7 +87,7 @@ class TaskSubject:
                 "finetuning setting optimizer=muon: moves weights that are pruned; take adamw, adafactor, lamb or lion"
             )
         self.model, self.task, self.splits, self.settings = model, task, dict(splits), settings
-        self.max_length = settings.max_length
+        self.max_length, self._announce = settings.max_length, announce
         self._opened: dict[Any, tuple[Any, Any]] = {}
 
     def _open(self, config: Any) -> tuple[Any, Any]:
@@ -91,7 +99,16 @@ class TaskSubject:
     def _train(self, config: Any, learner: Any, params: Any, settings: Settings, seed: int) -> Any:
         feed = self._open(config)[0]
         dynamic_scale = self.model.precision.matmul_dtype == np.float16
-        return training.train(feed, learner, settings, params, [seed], dynamic_scale=dynamic_scale).params
+        return training.train(
+            feed,
+            learner,
+            settings,
+            params,
+            [seed],
+            dynamic_scale=dynamic_scale,
+            report=Meter(self.task.folder, settings.batch_size, self._announce),
+            compiling=lambda: self._announce(f"  {self.task.folder}: compiling…"),
+        ).params
 
     def start(self, seed: int) -> Any:
         """The finetuned parameters; of a model that is not finetuned those after finetuning by `seed`."""

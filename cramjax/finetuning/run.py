@@ -186,7 +186,7 @@ class Finetuning:
             seeds,
             dynamic_scale=self.model.precision.matmul_dtype == np.float16,
             headline=lambda _, params: results.headline(task, self._scored(task, feed, learner, params)[0]),
-            report=_Meter(task.folder, len(seeds) * settings.batch_size, self.announce),
+            report=Meter(task.folder, len(seeds) * settings.batch_size, self.announce),
             compiling=lambda: self.announce(f"  {task.folder}: compiling…"),
         )
         for number, seed in enumerate(seeds):
@@ -320,14 +320,16 @@ class Finetuning:
         return summary
 
 
-class _Meter:
+class Meter:
     """Progress of a run: a line now and then with rate and time left."""
 
     def __init__(self, name: str, examples: int, announce: Announce, interval_s: float = 10.0):
+        """`examples`: in a step."""
         self._name, self._examples, self._announce, self._interval_s = name, examples, announce, interval_s
         self._started = self._shown = time.monotonic()
 
     def __call__(self, step: int, n_steps: int, loss: float) -> None:
+        """As `training.train` reports."""
         now = time.monotonic()
         if now - self._shown < self._interval_s or step == n_steps:
             return
