@@ -151,7 +151,7 @@ def _equal_budget(part: Sweep, results: Sequence[Result]) -> str:
     return f"## {part.title}\n\n{markdown(head, rows)}\n"
 
 
-_ARMS = "variant=control,stack,depth,width,length,compound,late"
+_ARMS = "variant=control,stack,depth,width,length,compound"
 _SEEDS = "seed=0,1,2"
 _FLOPS = ("budget.hours=None", "budget.flops=1e13")
 
@@ -159,12 +159,12 @@ STUDIES = {
     "growth": Study(
         recipe="configs/growth_small.py",
         sweeps={
-            "hours": Sweep(title="Equal wall-clock", grids=(_SEEDS, f"{_ARMS},small")),
+            "hours": Sweep(title="Equal wall-clock", grids=(_SEEDS, f"{_ARMS},late,small")),
             "sooner": Sweep(
                 title="Three quarters of the time, with schedules that decay in full",
                 grids=(_SEEDS, "variant=stack,compound,late", "budget.hours=0.025"),
             ),
-            "flops": Sweep(title="Equal FLOPs", overrides=_FLOPS, grids=(_SEEDS, f"{_ARMS},pool,tied")),
+            "flops": Sweep(title="Equal FLOPs", overrides=_FLOPS, grids=(_SEEDS, _ARMS)),
         },
         report=growth_report,
     ),

@@ -134,6 +134,8 @@ def _scale(axes: Any, values: Sequence[float], *, prefixes: bool) -> None:
 
 def _draw_curves(axes: Any, points: Sequence[Drawn], colours: Sequence[Any], cost: str) -> None:
     """Held-out loss over time or FLOPs, dashed where the run has not finished."""
+    from matplotlib.ticker import EngFormatter
+
     curves = [
         [(line[cost], line["eval_loss"]) for line in point.curve if line.get(cost) is not None] for point in points
     ]
@@ -144,6 +146,8 @@ def _draw_curves(axes: Any, points: Sequence[Drawn], colours: Sequence[Any], cos
             axes.plot(at, loss, "-" if point.summary else "--", color=colour, linewidth=1.4, marker="o", markersize=3)
     axes.set_xlabel(f"{PANELS[cost]}, {unit}" if unit else PANELS[cost])
     axes.set_xlim(left=0)
+    if not unit:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     # The first evaluations are far above what the curves are compared by.
     late = [loss for curve in curves for _, loss in curve[len(curve) // 3 :] if math.isfinite(loss)]
     if late:
