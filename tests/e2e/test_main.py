@@ -279,6 +279,7 @@ def test_a_run_moves_from_one_device_to_eight_and_back(corpus, tmp_path):
         assert abs(moved[step] - loss) < (1e-6 if step <= 20 else 1e-3 if step <= 25 else 0.05), step
 
 
+@pytest.mark.slow
 def test_stopped_while_preparing_data_it_exits_as_a_shell_expects_and_can_go_on(tmp_path):
     corpus = tmp_path / "big.txt"
     words = [f"word{number}" for number in range(997)]

@@ -78,7 +78,7 @@ def test_stopped_anywhere_it_comes_to_the_same(whole, corpus, tmp_path):
 def test_a_stage_of_factors_and_means_exports_as_the_network_it_is(corpus, tmp_path):
     """Means of embeddings are of training alone, and factors become the matrices they stand for."""
     stages = [{"until": 0.5, "depth": 0.5, "rank": 8, "pool": 2}]
-    settings = config(corpus, f"growth.stages={stages!r}", "mesh.data=4", "mesh.fsdp=2")
+    settings = config(corpus, f"growth.stages={stages!r}")
     summary = cramjax.train(settings, tmp_path / "run", sinks=[Stop(2)])
     assert summary["stop_reason"] == "sigterm"
     trained = cramjax.load(tmp_path / "run")
@@ -153,7 +153,9 @@ def _flops(plain, corpus):
         ("mesh.data=2", "mesh.fsdp=4"),
         pytest.param(("growth.depth=identity", "growth.moments=reset"), marks=pytest.mark.slow),
         ("growth.stages=[{'until': 0.5, 'hidden': 1}]", "growth.rewarm=0.2"),
-        ("growth.stages=[{'until': 0.5, 'length': 0.5, 'batch': 32, 'lr': 0.5}]",),
+        pytest.param(
+            ("growth.stages=[{'until': 0.5, 'length': 0.5, 'batch': 32, 'lr': 0.5}]",), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_it_grows_sharded_and_in_other_ways(corpus, tmp_path, more):
@@ -188,6 +190,7 @@ def test_the_loss_does_not_jump_where_the_function_stays(corpus, tmp_path):
     np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_budget_of_hours_that_is_over_before_the_first_step_ends_all_the_same(corpus, tmp_path):
     """Every run takes one step at least; with stages, those that had no time are passed through."""
     more = ("budget.steps=None", "budget.hours=1e-6")

@@ -214,6 +214,7 @@ def test_a_finetuned_encoder_is_a_classifier(tmp_path, monkeypatch, capsys):
         cramjax.fill_mask(cramjax.load(cola), "a [MASK]")
 
 
+@pytest.mark.slow
 def test_a_finetuned_t5_is_a_t5(tmp_path, monkeypatch, capsys):
     (rte,) = finetuned("t5", ["rte"], tmp_path)
     out = tmp_path / "out"

@@ -72,6 +72,7 @@ def test_pairs_are_cut_and_typed_as_ours(glue):
     assert [list(found.types) for found in sequences] == wanted["token_type_ids"]
 
 
+@pytest.mark.slow
 def test_all_steps_run_and_are_counted(glue, monkeypatch):
     """More steps than the protocol's five epochs of a small task have; a second call neither compiles nor warms up again."""
     calls = []

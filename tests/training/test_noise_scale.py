@@ -51,6 +51,7 @@ def test_it_is_the_covariance_over_the_square_of_the_gradient():
     assert float(metrics["noise"]) == float(metrics["signal"]) == 0.0
 
 
+@pytest.mark.slow
 def test_a_run_logs_it_on_request(corpus, tmp_path):
     small = [flag.removeprefix("--config.") for flag in cli.SMALL]
     common = (f"data.source=text:{corpus}", f"data.cache_dir={corpus.parent / 'prepared'}", "budget.steps=6")
