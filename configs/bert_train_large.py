@@ -11,7 +11,7 @@ of twice the width; the paper's is a RoBERTa's. Which size is best for the budge
 
 The best batch grows with the size and with the time; `--config.log.noise_scale=True` logs the gradient noise scale, the batch at which
 more of it begins to pay less. Cost: one GPU for 24 hours a size, and 39 GB of C4 text (15 GB of downloads) at
-most. Not measured on a GPU yet; docs/studies has what two CPU cores say.
+most. Not measured yet.
 
     python -m cramjax.main --config configs/bert_train_large.py
     python -m cramjax.main --config configs/bert_train_large.py:L12-H768

@@ -1,7 +1,7 @@
 """Train large, then compress, in miniature: four sizes for the same minutes on a CPU, to be finetuned and compressed.
 
 The recipe of the quickstart on networks of 2 to 6 layers (Train Large, Then Compress, arXiv 2002.11794, asks which of
-them is best at equal time, and again at equal bytes after `tools.compress`). The middle one is the quickstart's.
+them is best at equal time, and again at equal bytes after `tools.compress`). L2-H128 is the quickstart's.
 
 Cost of one run: what its budget says, five minutes.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from flax.traverse_util import flatten_dict
@@ -35,8 +34,3 @@ def find(axes: Any, *, embeddings: bool = True) -> dict[str, Matrix]:
         if columns:
             found[path] = (batch, rows, columns)
     return found
-
-
-def count(params: Mapping[str, Any], paths: Mapping[str, Matrix]) -> int:
-    """Numbers in the parameters (flat, by path) that are compressed."""
-    return sum(params[path].size for path in paths)

@@ -37,6 +37,7 @@ def plot(entries: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, NullFormatter
 
     figure = Figure(figsize=(18, 6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -56,7 +57,10 @@ def plot(entries: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
             (_cost(entry, cost), entry["value"]) for entry, on in zip(entries, front(entries, cost), strict=True) if on
         )
         axes.step(*zip(*edge, strict=True), where="post", color="#b0b0b0", linewidth=4, alpha=0.5, zorder=0)
-        axes.set_xscale("log")
+        if cost != "latency":
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(COSTS.get(cost, _LATENCY))
         axes.set_ylabel(f"{entries[0]['metric']}, median over seeds")
         axes.spines[["top", "right"]].set_visible(False)

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cramjax.compress.matrices import Matrix
 from cramjax.config.errors import UserError
-from cramjax.hub.packed import fold
+from cramjax.hub.packed import fold, unfold
 from cramjax.models import axes as ax
 
 Params = dict[str, Any]
@@ -67,11 +67,8 @@ def _kept(magnitudes: np.ndarray, share: float) -> np.ndarray:
 
 
 def _kept_by_matrix(magnitudes: np.ndarray, matrix: Matrix, share: float) -> np.ndarray:
-    order = sum(matrix, ())
-    folded = fold(magnitudes, matrix)
-    kept = np.stack([_kept(one.ravel(), share).reshape(one.shape) for one in folded])
-    back = tuple(order.index(i) for i in range(len(order)))
-    return kept.reshape([magnitudes.shape[i] for i in order]).transpose(back)
+    kept = np.stack([_kept(one.ravel(), share).reshape(one.shape) for one in fold(magnitudes, matrix)])
+    return unfold(kept, matrix, magnitudes.shape)
 
 
 def keep_zeros(params: Params, paths: Mapping[str, Matrix]) -> Params:

@@ -8,6 +8,7 @@ share of the largest |w| / (2^(bits-1) - 1), out of `SHARES`, with the least squ
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from cramjax.compress.matrices import Matrix
 from cramjax.config.errors import UserError
-from cramjax.hub.packed import BITS, Quantized, fold
+from cramjax.hub.packed import BITS, Quantized, fold, spread, unfold
 
 GRANULARITIES = ("tensor", "channel", "group")
 SHARES = tuple(np.linspace(1.0, 0.3, 15).round(3).tolist())
@@ -45,6 +46,11 @@ class Quantizer:
             raise UserError(f"--group_size {self.group_size}: must be at least 8")
 
     @property
+    def group(self) -> int:
+        """Rows that share a scale, 0: all."""
+        return self.group_size if self.granularity == "group" else 0
+
+    @property
     def largest(self) -> int:
         """The largest whole number."""
         return 2 ** (self.bits - 1) - 1
@@ -55,7 +61,7 @@ class Quantizer:
         A scale of float16 is the one numbers are divided by, so that what is stored is what was chosen.
         """
         batch, rows, columns = folded.shape
-        group = self.group_size if self.granularity == "group" else rows
+        group = self.group or rows
         n_groups = -(-rows // group)
         padded = jnp.pad(folded, ((0, 0), (0, n_groups * group - rows), (0, 0)))
         grouped = padded.reshape(batch, n_groups, group, columns)
@@ -91,14 +97,13 @@ class Quantizer:
         """`leaf` as it is after quantisation, with the gradient of `leaf` itself (straight-through, arXiv 1308.3432)."""
         folded = fold(leaf, matrix)
         codes, scale = self.codes(jax.lax.stop_gradient(folded))
-        shape = folded.shape
-        wide = scale.astype(jnp.float32)
-        if self.granularity == "group":
-            wide = jnp.repeat(wide, self.group_size, axis=1)[:, : shape[1]]
-        order = sum(matrix, ())
-        back = tuple(order.index(i) for i in range(len(order)))
-        values = (codes * wide).reshape([leaf.shape[i] for i in order]).transpose(back)
+        values = unfold(codes * spread(scale, folded.shape[1], self.group), matrix, leaf.shape)
         return leaf + jax.lax.stop_gradient(values - leaf)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _codes(quantizer: Quantizer, folded: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return quantizer.codes(folded)
 
 
 def quantize(
@@ -106,23 +111,17 @@ def quantize(
 ) -> dict[str, np.ndarray | Quantized]:
     """Parameters (flat, by path) as `hub.packed` stores them: those in `paths` quantised, the rest in float32; None: all of them."""
     stored: dict[str, np.ndarray | Quantized] = {}
-    codes_of = jax.jit(quantizer.codes) if quantizer else None
     for path, leaf in params.items():
         if quantizer is None or path not in paths:
             stored[path] = np.asarray(leaf, np.float32)
             continue
-        codes, scale = codes_of(fold(jnp.asarray(leaf, jnp.float32), paths[path]))
+        codes, scale = _codes(quantizer, fold(jnp.asarray(leaf, jnp.float32), paths[path]))
         stored[path] = Quantized(
             codes=np.asarray(codes).astype(np.int8),
             scale=np.asarray(scale),
             bits=quantizer.bits,
-            group=quantizer.group_size if quantizer.granularity == "group" else 0,
+            group=quantizer.group,
             matrix=paths[path],
             shape=tuple(leaf.shape),
         )
     return stored
-
-
-def values(stored: Mapping[str, np.ndarray | Quantized]) -> dict[str, np.ndarray]:
-    """The float32 parameters that stored tensors stand for, by path."""
-    return {path: leaf.values() if isinstance(leaf, Quantized) else leaf for path, leaf in stored.items()}

@@ -164,8 +164,8 @@ def _settings(request: Request, model: inference.LoadedModel, task: Task) -> Set
 
 
 def _text_subject(checkpoint: str, model: inference.LoadedModel, plan: Plan, announce: Announce) -> TextSubject:
-    found = origin.read(checkpoint)
-    if not found.is_run:
+    workdir = origin.find(checkpoint)
+    if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{checkpoint}: is neither finetuned nor a run with its text; give --task and --data_dir")
     if plan.structured or plan.qat_epochs:
         flag = "--structured" if plan.structured else "--qat_epochs"
@@ -174,7 +174,7 @@ def _text_subject(checkpoint: str, model: inference.LoadedModel, plan: Plan, ann
         )
     if any(plan.shares):
         announce(f"{checkpoint} is not finetuned: pruned without finetuning in between, and judged by held-out loss")
-    return TextSubject(model, found)
+    return TextSubject(model, workdir)
 
 
 class Compression:
@@ -184,22 +184,14 @@ class Compression:
         """Raises UserError where the folder holds results of another request."""
         self.request, self.plan, self.announce = request, request.plan, announce
         self.models = models
-        metrics = {pareto.better_is_lower(self._metric(candidate)) for candidate in models}
-        if len(metrics) > 1:
+        if len({candidate.about["task"] is None for candidate in models}) > 1:
             raise UserError("--checkpoint: some models are judged by a task and some by held-out text; give --task")
         shared = dataclasses.asdict(self.plan)
         for key in ("shares", "bits", "n_seeds"):  # these may grow
             del shared[key]
-        self._stores = [
-            Store(
-                request.out / candidate.name,
-                {"model": digest(candidate.model.params), "plan": shared, **candidate.about},
-            )
-            for candidate in models
-        ]
-
-    def _metric(self, candidate: Candidate) -> str:
-        return "score" if candidate.subject.recovers else "heldout_loss"
+        for candidate in models:
+            setup = {"model": digest(candidate.model.params), "plan": shared, **candidate.about}
+            Store(request.out / candidate.name, setup)  # refuses results of another setup
 
     def run(self) -> list[dict[str, Any]]:
         """Do what is missing, write pareto.json and pareto.png after every model and seed, and return the entries."""
@@ -275,7 +267,7 @@ class Compression:
         else:
             paths = matrices.find(subject.axes(config), embeddings=self.plan.prune_embeddings)
             params = prune.prune(params, paths, share, self.plan.scope)
-        if subject.recovers and self.plan.epochs:
+        if self.plan.epochs:
             params = subject.recover(config, params, seed, self.plan.epochs, None)
         return config, params
 
@@ -302,7 +294,7 @@ class Compression:
             | {k: v for k, v in dataclasses.asdict(self.plan).items() if k not in ("shares", "bits")},
         )
         _, again = packed.read(temporary)
-        values = jax.device_put(unflatten_dict(quantize.values(again), sep="/"))
+        values = jax.device_put(unflatten_dict(packed.values(again), sep="/"))
         score = candidate.subject.score(config, values)
         counted = flatten_dict(values, sep="/").values()
         write_json(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -25,7 +26,6 @@ from cramjax.finetuning.run import Meter
 from cramjax.inference import LoadedModel
 from cramjax.training import session
 from cramjax.training.evaluate import Evaluator
-from cramjax.training.origin import Origin
 
 LATENCY_BATCHES = {"batch_1": 1, "batch_32": 32}
 """Name in pareto.json → examples at a time."""
@@ -45,7 +45,6 @@ class Score:
 class Subject(Protocol):
     """Trains and scores a network whose configuration and parameters are given; `max_length`: tokens of a text."""
 
-    recovers: bool
     max_length: int
 
     def start(self, seed: int) -> Any:
@@ -66,8 +65,6 @@ class Subject(Protocol):
 
 class TaskSubject:
     """A task of GLUE or SuperGLUE."""
-
-    recovers = True
 
     def __init__(
         self,
@@ -141,7 +138,7 @@ class TaskSubject:
     def latency(self, config: Any, params: Any) -> dict[str, dict[str, float]]:
         """Of the first training examples, tokenised and packed before."""
         feed, learner = self._open(config)
-        predict = jax.jit(learner.predict)
+        predict = training.predictor(learner)
         found = {}
         for name, n in LATENCY_BATCHES.items():
             plan = feed.plan(range(min(n, feed.n_train)))
@@ -165,17 +162,15 @@ def _mean_loss(learner: Any, params: Any, batches: Any) -> float:
 class TextSubject:
     """The held-out text of the run a model comes from; nothing is trained."""
 
-    recovers = False
-
-    def __init__(self, model: LoadedModel, origin: Origin):
-        """Raises UserError where the run's text is not there any more."""
+    def __init__(self, model: LoadedModel, workdir: pathlib.Path):
+        """Raises UserError where the text of the run in `workdir` is not there any more."""
         self.model = model
-        content = json.loads((origin.path / "config.json").read_text(encoding="utf-8"))
+        content = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
         content["growth"]["stages"] = stages.frozen(content["growth"]["stages"])
         self._config = ml_collections.FrozenConfigDict(content)
         self.max_length = self._config.data.seq_len
         self._dataset = TokenDataset.open(
-            json.loads((origin.path / "environment.json").read_text(encoding="utf-8"))["dataset"]
+            json.loads((workdir / "environment.json").read_text(encoding="utf-8"))["dataset"]
         )
         self._made = session.open_session(self._config, self._dataset)
         self._batches = loaders.heldout_batches(
@@ -186,6 +181,7 @@ class TextSubject:
             cls_token=self._config.data.cls_token,
         )
         self._evaluate = Evaluator(self._made.task, self._made.mesh, self._batches)
+        self._program = jax.jit(self._made.task.evaluate)
 
     def start(self, seed: int) -> Any:
         """The run's parameters."""
@@ -196,8 +192,8 @@ class TextSubject:
         return self._made.task.axes
 
     def recover(self, config: Any, params: Any, seed: int, epochs: int, quantizer: Quantizer | None) -> Any:
-        """There is nothing to learn from."""
-        raise NotImplementedError
+        """`params` themselves: there is nothing to learn from."""
+        return params
 
     def score(self, config: Any, params: Any) -> Score:
         """Held-out loss in nats a predicted token, as the run's summary has it."""
@@ -206,12 +202,12 @@ class TextSubject:
 
     def latency(self, config: Any, params: Any) -> dict[str, dict[str, float]]:
         """Of scoring held-out sequences."""
-        evaluate, found = jax.jit(self._made.task.evaluate), {}
+        found = {}
         tokens, weights = self._batches[0]
         for name, n in LATENCY_BATCHES.items():
             rows = np.arange(n, dtype=np.int32) % len(tokens)
             batch = jax.device_put((tokens[rows], rows, weights[rows]))
-            found[name] = measure(lambda batch=batch: evaluate(params, *batch)["loss"])
+            found[name] = measure(lambda batch=batch: self._program(params, *batch)["loss"])
         return found
 
 

@@ -205,13 +205,14 @@ def of_seed(params: Any, index: int, n_seeds: int) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _predictor(learner: Any) -> Callable[..., jax.Array]:
+def predictor(learner: Any) -> Callable[..., jax.Array]:
+    """The jitted `predict` of a learner; the same one for equal learners."""
     return jax.jit(learner.predict)
 
 
 def predict(learner: Any, params: Any, batches: Sequence[Arrays]) -> list[np.ndarray]:
     """What the model makes of each batch, with the parameters of one seed; the device is not waited for in between."""
-    function = _predictor(learner)
+    function = predictor(learner)
     outputs = [function(params, batch) for batch in batches]
     return [np.asarray(output) for output in outputs]
 

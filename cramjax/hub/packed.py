@@ -51,7 +51,8 @@ class Quantized:
 
     def values(self) -> np.ndarray:
         """The tensor the numbers stand for: float32 of `shape`."""
-        return unfold(self.codes.astype(np.float32) * spread(self.scale, self.codes.shape, self.group), self)
+        folded = self.codes.astype(np.float32) * spread(self.scale, self.codes.shape[1], self.group)
+        return np.ascontiguousarray(unfold(folded, self.matrix, self.shape))
 
 
 def fold(tensor: Any, matrix: tuple[tuple[int, ...], ...]) -> Any:
@@ -60,17 +61,17 @@ def fold(tensor: Any, matrix: tuple[tuple[int, ...], ...]) -> Any:
     return tensor.transpose(sum(matrix, ())).reshape(sizes)
 
 
-def unfold(folded: np.ndarray, like: Quantized) -> np.ndarray:
-    """The inverse of `fold` for the shape of `like`."""
-    order = sum(like.matrix, ())
+def unfold(folded: Any, matrix: tuple[tuple[int, ...], ...], shape: tuple[int, ...]) -> Any:
+    """The inverse of `fold` for a tensor of `shape`."""
+    order = sum(matrix, ())
     back = tuple(order.index(i) for i in range(len(order)))
-    return np.ascontiguousarray(folded.reshape([like.shape[i] for i in order]).transpose(back))
+    return folded.reshape([shape[i] for i in order]).transpose(back)
 
 
-def spread(scale: Any, shape: tuple[int, ...], group: int) -> Any:
-    """`scale` [batch, groups, columns] for each of the rows: float32, broadcasting to `shape` [batch, rows, columns]."""
+def spread(scale: Any, n_rows: int, group: int) -> Any:
+    """`scale` (NumPy or JAX) [batch, groups, columns] for each of `n_rows`: float32, broadcasting to [batch, n_rows, columns]."""
     scale = scale.astype(np.float32)
-    return scale.repeat(group, axis=1)[:, : shape[1]] if group else scale
+    return scale.repeat(group, axis=1)[:, :n_rows] if group else scale
 
 
 def write(
@@ -184,6 +185,11 @@ def read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray | Q
         return content, {path: _load(path, entry, stored) for path, entry in content["tensors"].items()}
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{folder}: its two files do not fit each other ({error}); compress the model again") from error
+
+
+def values(tensors: Mapping[str, np.ndarray | Quantized]) -> dict[str, np.ndarray]:
+    """The float32 parameters that tensors stand for, by path."""
+    return {path: leaf.values() if isinstance(leaf, Quantized) else leaf for path, leaf in tensors.items()}
 
 
 def _load(path: str, entry: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> np.ndarray | Quantized:

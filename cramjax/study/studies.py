@@ -51,9 +51,10 @@ def run(study: Study, overrides: Sequence[str], out: pathlib.Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     code = 0
     for name, part in points.items():
-        code = code or sweep.run_sweep(part, out / name)
-        if code > 1:  # a signal
-            return code
+        ended = sweep.run_sweep(part, out / name)
+        code = max(code, ended)
+        if ended > 1:  # a signal; after a point that failed the other sweeps go on
+            break
         results = {done: sweep.find_results(points[done], out / done) for done in points if (out / done).is_dir()}
         (out / "report.md").write_text(study.report(study, results), encoding="utf-8")
     return code

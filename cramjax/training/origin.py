@@ -114,11 +114,10 @@ def read(checkpoint: str | os.PathLike, step: int | None = None) -> Origin:
 
 def _read_packed(path: pathlib.Path, file: pathlib.Path) -> Origin:
     content, tensors = packed.read(path)
-    values = {name: leaf.values() if isinstance(leaf, packed.Quantized) else leaf for name, leaf in tensors.items()}
     return Origin(
         path=path,
         config=_network(content["network"]),
-        params=unflatten_dict(values, sep="/"),
+        params=unflatten_dict(packed.values(tensors), sep="/"),
         tokenizer=tokenizers.Tokenizer.from_file(str(file)),
         tokenizer_file=file,
         finetuned=content["finetuned"],

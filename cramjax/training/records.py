@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import math
 import time
 
 from cramjax.budget.clock import Clock
@@ -79,7 +80,9 @@ class Recorder:
 
     def _take_noise(self, metrics: dict[str, float]) -> None:
         """Running means of noise and signal, of steps of several microbatches."""
-        if not metrics.get("noise"):
+        if not metrics.get("noise") or not math.isfinite(
+            metrics["noise"]
+        ):  # in float16 a first gradient may be infinite
             return
         found = metrics["noise"], metrics["signal"]
         share = 1.0 / NOISE_WINDOW

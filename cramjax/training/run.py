@@ -222,7 +222,11 @@ class Run:
         self.recorder.evaluated(before, self.unigram_loss)
         n_params = self.session.task.n_params
         with self.spent.on("growth_s"):
-            prepared = following.result()
+            try:
+                prepared = following.result()
+            except Exception:
+                self._save(state, block=True)  # the next stage cannot be had: what this one learned is kept
+                raise
             self.state = prepared.grow(state)
             self.stage, self.session, self.evaluator = self.stage + 1, prepared.session, prepared.evaluator
         with self.spent.on("eval_s"):

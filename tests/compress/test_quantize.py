@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cramjax.compress import matrices, quantize
 from cramjax.compress.quantize import Quantizer
 from cramjax.config.errors import UserError
+from cramjax.hub import packed
 from cramjax.hub.packed import BITS, Quantized
 from cramjax.models import classifier, encoder, t5
 
@@ -96,7 +97,7 @@ def test_matrices_and_the_vocabulary_are_quantised_and_nothing_else(kind):
     assert all(path.endswith(kinds) or "relative_bias" in path for path in small), small
     assert any("embeddings/tokens" in path for path in paths)
     stored = quantize.quantize(params, paths, Quantizer(bits=8))
-    back = quantize.values(stored)
+    back = packed.values(stored)
     for path, leaf in params.items():
         assert back[path].shape == leaf.shape and back[path].dtype == np.float32
         if path in paths:
@@ -111,7 +112,7 @@ def test_matrices_and_the_vocabulary_are_quantised_and_nothing_else(kind):
 def test_what_training_sees_is_what_is_stored(granularity):
     params, paths = network("encoder")
     quantizer = Quantizer(bits=3, granularity=granularity, group_size=8)
-    stored = quantize.values(quantize.quantize(params, paths, quantizer))
+    stored = packed.values(quantize.quantize(params, paths, quantizer))
     for path in (
         "encoder/layers/attention/qkv/kernel",
         "encoder/layers/attention/out/kernel",

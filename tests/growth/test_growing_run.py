@@ -12,10 +12,11 @@ import pytest
 
 import cramjax
 from cramjax.budget.schedules import learning_rate
+from cramjax.config.errors import UserError
 from cramjax.models import encoder
 from cramjax.models.layers import FLOAT32
 from cramjax.publishing.export import export
-from cramjax.training import origin
+from cramjax.training import growing, origin
 from tests.e2e import test_main as cli
 
 STAGES = [{"until": 0.3, "depth": 0.5, "width": 0.5, "length": 0.5}, {"until": 0.6, "depth": 0.5}]
@@ -188,6 +189,18 @@ def test_the_loss_does_not_jump_where_the_function_stays(corpus, tmp_path):
     losses = [line["eval_loss"] for line in cli.lines(tmp_path / "run") if "eval_loss" in line]
     assert len(losses) >= 4
     np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+
+
+def test_a_stage_that_cannot_be_made_keeps_what_the_one_before_learned(corpus, tmp_path, monkeypatch):
+    def fail(self, number, before):
+        raise UserError("no room for it")
+
+    monkeypatch.setattr(growing.Stages, "_prepare", fail)
+    with pytest.raises(UserError, match="no room for it"):
+        cramjax.train(config(corpus), tmp_path / "run")
+    assert origin.read(tmp_path / "run").step == 3  # the last of the first stage
+    monkeypatch.undo()
+    assert cramjax.train(config(corpus), tmp_path / "run")["resumed_from"] == 3
 
 
 @pytest.mark.slow
