@@ -1,4 +1,4 @@
-"""`python -m tools.study`: the sweeps of a study, one after the other, and the tables that answer its question."""
+"""`python -m tools.study`: the sweeps and compressions of a study, and the tables that answer its question."""
 
 import argparse
 import pathlib
@@ -7,14 +7,18 @@ import sys
 from cramjax.config.cli import make_parser, run_command
 
 EXAMPLE = """studies:
-  growth    networks that grow beside one that does not, at equal wall-clock and at equal FLOPs (docs/studies/growth.md)
+  growth        networks that grow beside one that does not, at equal wall-clock and at equal FLOPs (docs/studies/growth.md)
+  train_large   four sizes at equal wall-clock, finetuned, pruned and quantised: which is best at equal bytes
+                (docs/studies/train_large_compress.md)
 
 written to --out:
   report.md            the tables
   <sweep>/sweep.png    curves and fronts of each sweep, with sweep.csv and the runs, as tools.sweep writes them
+  <task>/pareto.png    scores against bytes, with pareto.json and the models, as tools.compress writes them
 
-example:
+examples:
   python -m tools.study growth --out runs/growth --config.data.source=text:articles.jsonl.zst
+  python -m tools.study train_large --out runs/train_large --data_dir glue --config.data.source=text:articles.jsonl.zst
 
 Run again with the same --out, it goes on where it was."""
 
@@ -22,10 +26,11 @@ Run again with the same --out, it goes on where it was."""
 def _study(args: argparse.Namespace) -> int:
     from cramjax.config.errors import UserError
     from cramjax.study import studies
+    from cramjax.study.catalogue import STUDIES
 
-    if args.name not in studies.STUDIES:
-        raise UserError(f"{args.name}: no such study; there are {', '.join(studies.STUDIES)}")
-    code = studies.run(studies.STUDIES[args.name], args.overrides, args.out)
+    if args.name not in STUDIES:
+        raise UserError(f"{args.name}: no such study; there are {', '.join(STUDIES)}")
+    code = studies.run(STUDIES[args.name], args.overrides, args.out, data_dir=args.data_dir)
     if (report := args.out / "report.md").exists():
         print(report.read_text(encoding="utf-8"))
     return code
@@ -33,9 +38,10 @@ def _study(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code."""
-    parser = make_parser("tools.study", "Run the sweeps of a study and write its tables.", EXAMPLE)
+    parser = make_parser("tools.study", "Run all of a study and write its tables.", EXAMPLE)
     parser.add_argument("name", metavar="STUDY", help="which one")
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of the study")
+    parser.add_argument("--data_dir", metavar="DIR|tfds", help="where the tasks are that a study finetunes for")
     return run_command(_study, argv, parser)
 
 

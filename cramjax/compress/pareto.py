@@ -31,7 +31,7 @@ def _cost(entry: Mapping[str, Any], cost: str) -> float:
 def plot(entries: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     """Draw value against bytes, non-zero parameters and latency: a colour for each model, a mark for each number of bits.
 
-    The front over all models is a grey line; a model's points of the same bits are joined in the order of pruning.
+    A line in a model's colour is its own front, the best it has at so much or less; the wide grey one is that of all models.
     """
     # matplotlib takes most of a second to import; the pyplot interface would also leave figures in memory.
     import matplotlib
@@ -46,17 +46,21 @@ def plot(entries: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     colours = dict(zip(models, matplotlib.colormaps["tab10"].colors * len(models), strict=False))
     marks = dict(zip(bits, _STYLES * len(bits), strict=False))
     for axes, cost in zip(figure.subplots(1, 3), (*COSTS, "latency"), strict=True):
+        _step(axes, entries, cost, color="#b0b0b0", linewidth=7, alpha=0.4, zorder=0)
         for model in models:
+            own = [entry for entry in entries if entry["model"] == model]
             for n in bits:
-                line = [entry for entry in entries if (entry["model"], entry["bits"]) == (model, n)]
-                line.sort(key=lambda entry: entry["prune"])
-                at, value = [_cost(entry, cost) for entry in line], [entry["value"] for entry in line]
-                style = {"color": colours[model], "marker": marks[n], "markersize": 6, "linewidth": 0.8}
-                axes.plot(at, value, "-", alpha=0.8, **style)
-        edge = sorted(
-            (_cost(entry, cost), entry["value"]) for entry, on in zip(entries, front(entries, cost), strict=True) if on
-        )
-        axes.step(*zip(*edge, strict=True), where="post", color="#b0b0b0", linewidth=4, alpha=0.5, zorder=0)
+                at = [(_cost(entry, cost), entry["value"]) for entry in own if entry["bits"] == n]
+                style = {
+                    "color": colours[model],
+                    "marker": marks[n],
+                    "markersize": 5,
+                    "alpha": 0.5,
+                    "linestyle": "none",
+                }
+                if at:
+                    axes.plot(*zip(*at, strict=True), **style)
+            _step(axes, own, cost, color=colours[model], linewidth=1.8)
         if cost != "latency":
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
@@ -72,3 +76,11 @@ def plot(entries: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
         axes.plot([], [], marks[n], color="#6b6b6b", label=f"{n} bits")
     axes.legend(fontsize=9, framealpha=0.9, edgecolor="none")
     figure.savefig(path, format="png")
+
+
+def _step(axes: Any, entries: Sequence[Mapping[str, Any]], cost: str, **style: Any) -> None:
+    """Draw the front of `entries`."""
+    on = front(entries, cost)
+    edge = sorted((_cost(entry, cost), entry["value"]) for entry, is_on in zip(entries, on, strict=True) if is_on)
+    if edge:
+        axes.step(*zip(*edge, strict=True), where="post", **style)

@@ -1,18 +1,20 @@
-"""Studies: several sweeps over one recipe and the tables that answer a question; each by one command."""
+"""Studies: sweeps over one recipe, compressions of their runs, and the tables that answer a question; each by one command."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import json
 import pathlib
 import statistics
+import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cramjax.config.errors import UserError
 from cramjax.study import grid, sweep
-from cramjax.study.sweep import Result
-from cramjax.training import metrics
+from cramjax.study.sweep import Launch, Result
+from cramjax.training.stop import StopSignal
 
 Rows = list[tuple[str, ...]]
 
@@ -27,20 +29,77 @@ class Sweep:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Compression:
+    """What `tools.compress` makes of all runs of the `sweep`, finetuned for a `task`; `flags` are its own."""
+
+    title: str
+    sweep: str
+    task: str
+    flags: tuple[str, ...]
+
+    def command(self, runs: Iterable[pathlib.Path], data_dir: str, out: pathlib.Path) -> list[str]:
+        """The command line that compresses `runs` into `out`, or goes on there."""
+        checkpoints = [word for run in runs for word in ("--checkpoint", str(run))]
+        where = ["--task", self.task, "--data_dir", data_dir, "--out", str(out)]
+        return [sys.executable, "-m", "tools.compress", *checkpoints, *where, *self.flags]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """What there is so far, by the names of the study: results of sweeps, and entries of each compression's pareto.json."""
+
+    sweeps: Mapping[str, Sequence[Result]]
+    compressions: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """Sweeps by the name of their folder; `report` makes of their results the text of report.md."""
+    """Sweeps and compressions by the name of their folder; `report` makes of what was found the text of report.md."""
 
     recipe: str
     sweeps: Mapping[str, Sweep]
-    report: Callable[[Study, Mapping[str, Sequence[Result]]], str]
+    compressions: Mapping[str, Compression] = dataclasses.field(default_factory=dict)
+    report: Callable[[Study, Found], str]
 
 
-def run(study: Study, overrides: Sequence[str], out: pathlib.Path) -> int:
+def run(
+    study: Study, overrides: Sequence[str], out: pathlib.Path, *, data_dir: str | None, launch: Launch = sweep.launch
+) -> int:
     """Do what is missing of `study` with more `overrides` for all runs; writes `out`/report.md. Returns an exit code, as `run_sweep`.
 
+    `data_dir` has the tasks that compressed models are finetuned for. A sweep with a failed point is not compressed.
+
     Raises:
-        UserError: where an override is of a key that the study sets, or as `run_sweep`.
+        UserError: where an override is of a key that the study sets, the tasks are missing (or not wanted), or as `run_sweep`.
     """
+    points = _points(study, overrides)
+    if study.compressions and data_dir is None:
+        tasks = ", ".join(part.task for part in study.compressions.values())
+        raise UserError(f"--data_dir: this study finetunes; give the folder with the data of {tasks}, or tfds")
+    if data_dir is not None and not study.compressions:
+        raise UserError("--data_dir: this study finetunes nothing; leave it out")
+    out.mkdir(parents=True, exist_ok=True)
+    failed = set()
+    for name, part in points.items():
+        if code := sweep.run_sweep(part, out / name, launch=launch):
+            failed.add(name)
+        if code > 1:  # a signal; after a point that failed the other sweeps go on
+            return code
+        _report(study, points, out)
+    for name, part in study.compressions.items():
+        if part.sweep in failed:
+            continue
+        runs = [out / part.sweep / point.name for point in points[part.sweep]]
+        if code := _compress(name, part.command(runs, data_dir, out / name), out / name, launch):
+            failed.add(name)
+        if code > 1:
+            return code
+        _report(study, points, out)
+    return int(bool(failed))
+
+
+def _points(study: Study, overrides: Sequence[str]) -> dict[str, list[grid.Point]]:
+    """Those of each sweep."""
     points = {}
     for name, part in study.sweeps.items():
         own = {text.partition("=")[0] for text in part.overrides}
@@ -48,16 +107,32 @@ def run(study: Study, overrides: Sequence[str], out: pathlib.Path) -> int:
             if (key := text.partition("=")[0]) in own:
                 raise UserError(f"--config.{text}: the study sets {key} itself; leave it out")
         points[name] = grid.points_of(study.recipe, (*part.overrides, *overrides), grid.parse_grids(part.grids))
-    out.mkdir(parents=True, exist_ok=True)
-    code = 0
-    for name, part in points.items():
-        ended = sweep.run_sweep(part, out / name)
-        code = max(code, ended)
-        if ended > 1:  # a signal; after a point that failed the other sweeps go on
-            break
-        results = {done: sweep.find_results(points[done], out / done) for done in points if (out / done).is_dir()}
-        (out / "report.md").write_text(study.report(study, results), encoding="utf-8")
-    return code
+    return points
+
+
+def _compress(name: str, command: Sequence[str], out: pathlib.Path, launch: Launch) -> int:
+    """Run `command` with its output in log.txt of `out`: 0, 1 where it failed, or the exit code of a signal."""
+    out.mkdir(exist_ok=True)
+    log = out / "log.txt"
+    print(f"{name}  running  log: {log}", file=sys.stderr, flush=True)
+    start = time.monotonic()
+    with StopSignal() as stop:
+        code = launch(command, log, stop)
+        if code and not stop.requested:
+            print(f"{name}  failed with exit code {code}: see the end of {log}", file=sys.stderr, flush=True)
+            return 1
+        if not code:
+            print(f"{name}  finished after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+        return stop.exit_code
+
+
+def _report(study: Study, points: Mapping[str, Sequence[grid.Point]], out: pathlib.Path) -> None:
+    """Write report.md of what is in `out`."""
+    sweeps = {done: sweep.find_results(points[done], out / done) for done in points if (out / done).is_dir()}
+    files = {name: out / name / "pareto.json" for name in study.compressions}
+    compressions = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
+    text = study.report(study, Found(sweeps=sweeps, compressions=compressions))
+    (out / "report.md").write_text(text, encoding="utf-8")
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -66,107 +141,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def reached(curve: Sequence[Mapping[str, float]], key: str, loss: float) -> float | None:
-    """What `key` of the evaluations in `curve` was when the held-out loss first fell to `loss`, between two of them by a straight line.
-
-    None where it never did.
-    """
-    before = None
-    for line in curve:
-        if line["eval_loss"] <= loss:
-            if before is None:
-                return line[key]
-            share = (before["eval_loss"] - loss) / (before["eval_loss"] - line["eval_loss"])
-            return before[key] + share * (line[key] - before[key])
-        before = line
-    return None
-
-
-def _curve(result: Result) -> list[dict[str, Any]]:
-    lines = metrics.read(result.workdir / "metrics.jsonl")
-    return [line for line in lines if line.get("eval_loss") is not None]
-
-
-def _median(values: Sequence[float]) -> str:
+def median(values: Sequence[float]) -> str:
+    """The median, and of several values the least and the largest."""
     spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
     return f"{statistics.median(values):.3f}{spread}"
-
-
-def _by_arm(results: Sequence[Result]) -> dict[tuple[str, ...], list[Result]]:
-    """Finished results by the values of their grid but the seed, in the order of the grid."""
-    arms: dict[tuple[str, ...], list[Result]] = {}
-    for result in results:
-        if result.summary:
-            arm = tuple(value for key, value in result.point.values.items() if key != "seed")
-            arms.setdefault(arm, []).append(result)
-    return arms
-
-
-CONTROL = ("control",)
-
-
-def growth_report(study: Study, results: Mapping[str, Sequence[Result]]) -> str:
-    """Final losses of each way to grow, and what it took each to come to the loss that the control of the same seed ends with."""
-    parts = [_equal_budget(study.sweeps[name], results[name]) for name in ("hours", "flops") if name in results]
-    final = {
-        result.point.values["seed"]: result.summary["eval_loss"]
-        for result in _by_arm(results.get("hours", ())).get(CONTROL, [])
-    }
-    rows: Rows = []
-    for arm, runs in _by_arm(results.get("sooner", ())).items():
-        pairs = [(run.summary["eval_loss"], final.get(run.point.values["seed"], -math.inf)) for run in runs]
-        below = sum(loss <= goal for loss, goal in pairs)
-        rows.append((", ".join(arm), _median([loss for loss, _ in pairs]), f"{below} of {len(runs)}"))
-    if rows:
-        head = ("arm, hours", "held-out loss", "at most the control's of all hours")
-        parts.append(f"## {study.sweeps['sooner'].title}\n\n{markdown(head, rows)}\n")
-    return "# Growth\n\n" + "\n".join(parts)
-
-
-def _equal_budget(part: Sweep, results: Sequence[Result]) -> str:
-    arms = _by_arm(results)
-    final = {run.point.values["seed"]: run.summary for run in arms.get(CONTROL, [])}
-    rows: Rows = []
-    for arm, runs in arms.items():
-        first = runs[0].summary
-        losses = [run.summary["eval_loss"] for run in runs]
-        shares = []
-        for key in ("elapsed_s", "flops"):
-            pairs = [(run, final[run.point.values["seed"]]) for run in runs if run.point.values["seed"] in final]
-            found = [(reached(_curve(run), key, goal["eval_loss"]), goal[key]) for run, goal in pairs]
-            known = [at / whole for at, whole in found if at is not None]
-            shares.append(
-                f"{statistics.median(known):.0%}" if len(known) == len(runs) else f"{len(known)} of {len(runs)} do"
-            )
-        rows.append(
-            (
-                ", ".join(arm),
-                f"{first['steps']:,}",
-                f"{first['tokens'] / 1e6:.2f} M",
-                f"{first['flops']:.2e}",
-                _median(losses),
-                *shares,
-            )
-        )
-    head = ("arm", "steps", "tokens", "FLOPs", "held-out loss", "control's loss after, of its seconds", "of its FLOPs")
-    return f"## {part.title}\n\n{markdown(head, rows)}\n"
-
-
-_ARMS = "variant=control,stack,depth,width,length,compound"
-_SEEDS = "seed=0,1,2"
-_FLOPS = ("budget.hours=None", "budget.flops=1e13")
-
-STUDIES = {
-    "growth": Study(
-        recipe="configs/growth_small.py",
-        sweeps={
-            "hours": Sweep(title="Equal wall-clock", grids=(_SEEDS, f"{_ARMS},late,small")),
-            "sooner": Sweep(
-                title="Three quarters of the time, with schedules that decay in full",
-                grids=(_SEEDS, "variant=stack,compound,late", "budget.hours=0.025"),
-            ),
-            "flops": Sweep(title="Equal FLOPs", overrides=_FLOPS, grids=(_SEEDS, _ARMS)),
-        },
-        report=growth_report,
-    ),
-}
