@@ -26,7 +26,7 @@ STUDIES = {
     ),
     "train_large": Study(
         recipe="configs/train_large_small.py",
-        sweeps={"sizes": Sweep(title="Equal wall-clock", grids=("variant=L2-H64,L2-H128,L4-H192,L6-H256",))},
+        sweeps={"sizes": Sweep(title="Equal wall-clock", grids=("variant=L2-H32,L2-H64,L2-H128,L4-H192,L6-H256",))},
         compressions={
             "sst2": Compression(
                 title="SST-2", sweep="sizes", task="sst2", flags=(*_COMPRESS, "--set", "max_train=8000")
