@@ -18,6 +18,7 @@ from cramjax.config.errors import UserError
 from cramjax.data.tokenizers import special_ids
 from cramjax.models import encoder, t5
 from cramjax.models.generation import generate as generate_tokens
+from cramjax.models.int8 import is_faster
 from cramjax.models.layers import Precision
 from cramjax.training import devices, origin
 
@@ -57,16 +58,18 @@ class LoadedModel:
         return dataclasses.asdict(self.config) | {"family": "t5" if self.is_t5 else "encoder"}
 
 
-def load(path: str | os.PathLike, step: int | None = None) -> LoadedModel:
-    """The newest checkpoint of the run whose workdir is `path`, or that of a `step`; or a model of `transformers`.
+def load(path: str | os.PathLike, step: int | None = None, *, dequantize: bool = False) -> LoadedModel:
+    """The newest checkpoint of the run whose workdir is `path`, or that of a `step`; a compressed model; or one of `transformers`.
 
     The latter is a directory that `save_pretrained` wrote, or where there is none of this name the id of a model on the Hugging Face Hub,
-    as "answerdotai/ModernBERT-base", which is downloaded.
+    as "answerdotai/ModernBERT-base", which is downloaded. Matrices that a compression has stored in 8 bits stay so (`models.int8.Int8`)
+    where the device is faster with them, unless `dequantize` is set, which training and exporting need.
 
     Raises:
         UserError: where `path` is none of these, or holds a model that ours cannot be.
     """
-    found, device = origin.read(path, step), jax.devices()[0]
+    device = jax.devices()[0]
+    found = origin.read(path, step, whole=is_faster(device) and not dequantize)
     precision = "auto" if not found.is_run else json.loads((found.path / "config.json").read_text())["precision"]
     special = special_ids(found.tokenizer)
     return LoadedModel(

@@ -45,7 +45,7 @@ def _finetune(args: argparse.Namespace) -> int:
     with StopSignal() as stop, stop.at_once():
         tasks = args.task.split(",")
         run.choose_tasks(tasks, args.data_dir)
-        model = inference.load(args.checkpoint)
+        model = inference.load(args.checkpoint, dequantize=True)
         protocol = run.choose_protocol(args.protocol, model.is_t5, args.set, args.grid)
         name = pathlib.Path(args.checkpoint).resolve().name + ("-untrained" if args.untrained else "")
         request = run.Request(

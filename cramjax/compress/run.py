@@ -28,6 +28,7 @@ from cramjax.finetuning.protocols import Protocol, Settings
 from cramjax.finetuning.run import choose_protocol
 from cramjax.finetuning.store import Store, digest
 from cramjax.hub import packed
+from cramjax.models.int8 import Int8, is_faster
 from cramjax.training import memory, origin
 from cramjax.training.workdir import write_json
 
@@ -106,7 +107,7 @@ def candidates(request: Request, announce: Announce) -> list[Candidate]:
     found: list[Candidate] = []
     data: dict[str, rows.TaskData] = {}
     for checkpoint, name in zip(request.checkpoints, _names(request.checkpoints), strict=True):
-        model = inference.load(checkpoint)
+        model = inference.load(checkpoint, dequantize=True)
         task = _task(request, checkpoint, model)
         if task is None:
             subject: Subject = _text_subject(checkpoint, model, request.plan, announce)
@@ -294,9 +295,12 @@ class Compression:
             | {k: v for k, v in dataclasses.asdict(self.plan).items() if k not in ("shares", "bits")},
         )
         _, again = packed.read(temporary)
-        values = jax.device_put(unflatten_dict(packed.values(again), sep="/"))
+        counted = packed.values(again).values()
+        # As it will run: whole numbers where the device is faster with them.
+        values = packed.values(again, whole=is_faster(jax.devices()[0]))
+        is_int8 = any(isinstance(leaf, Int8) for leaf in values.values())
+        values = jax.device_put(unflatten_dict(values, sep="/"))
         score = candidate.subject.score(config, values)
-        counted = flatten_dict(values, sep="/").values()
         write_json(
             temporary / RESULT,
             {
@@ -307,6 +311,7 @@ class Compression:
                 "loss": score.loss,
                 "params": sum(leaf.size for leaf in counted),
                 "nonzero": sum(int((leaf != 0).sum()) for leaf in counted),
+                "int8": is_int8,
                 "latency": candidate.subject.latency(config, values),
             },
         )
@@ -350,6 +355,7 @@ class Compression:
             "loss": statistics.median(losses) if losses else None,
             "structured": self.plan.structured,
             "granularity": None if bits == WHOLE else self.plan.granularity,
+            "int8": runs[0].get("int8", False),
             "latency": {
                 batch: {key: statistics.median(run["latency"][batch][key] for run in runs) for key in found}
                 for batch, found in runs[0]["latency"].items()

@@ -26,6 +26,7 @@ import safetensors
 from safetensors.numpy import load_file, save_file
 
 from cramjax.config.errors import UserError
+from cramjax.models.int8 import LEAST_NUMBERS, Int8
 
 FORMAT = 1
 FILE, INDEX = "packed.safetensors", "packed.json"
@@ -53,6 +54,14 @@ class Quantized:
         """The tensor the numbers stand for: float32 of `shape`."""
         folded = self.codes.astype(np.float32) * spread(self.scale, self.codes.shape[1], self.group)
         return np.ascontiguousarray(unfold(folded, self.matrix, self.shape))
+
+    def whole(self) -> Int8:
+        """The numbers with their scales, of 8 bits and no groups."""
+        batch, _, columns = self.codes.shape
+        scale = np.broadcast_to(self.scale.astype(np.float32), (batch, 1, columns))
+        shape = tuple(1 if axis in self.matrix[1] else size for axis, size in enumerate(self.shape))
+        codes = unfold(self.codes, self.matrix, self.shape)
+        return Int8(np.ascontiguousarray(codes), np.ascontiguousarray(unfold(scale, self.matrix, shape)))
 
 
 def fold(tensor: Any, matrix: tuple[tuple[int, ...], ...]) -> Any:
@@ -187,9 +196,16 @@ def read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray | Q
         raise UserError(f"{folder}: its two files do not fit each other ({error}); compress the model again") from error
 
 
-def values(tensors: Mapping[str, np.ndarray | Quantized]) -> dict[str, np.ndarray]:
-    """The float32 parameters that tensors stand for, by path."""
-    return {path: leaf.values() if isinstance(leaf, Quantized) else leaf for path, leaf in tensors.items()}
+def values(tensors: Mapping[str, np.ndarray | Quantized], *, whole: bool = False) -> dict[str, np.ndarray | Int8]:
+    """The parameters that tensors stand for, by path: float32, or with `whole` as `Int8` what has 8 bits, no groups, and large matrices."""
+
+    def value(leaf):
+        if not isinstance(leaf, Quantized):
+            return leaf
+        is_whole = whole and leaf.bits == 8 and not leaf.group and leaf.codes[0].size >= LEAST_NUMBERS
+        return leaf.whole() if is_whole else leaf.values()
+
+    return {path: value(leaf) for path, leaf in tensors.items()}
 
 
 def _load(path: str, entry: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> np.ndarray | Quantized:

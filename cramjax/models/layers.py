@@ -16,6 +16,8 @@ import numpy as np
 from flax import nnx
 
 from cramjax.models import axes as ax
+from cramjax.models import int8
+from cramjax.models.int8 import Int8
 from cramjax.models.module import Initializer, param
 
 
@@ -33,17 +35,25 @@ class Precision:
 FLOAT32 = Precision(jnp.dtype("float32"), jnp.dtype("float32"))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
-def product(spec: str, lhs: jax.Array, rhs: jax.Array, matmul_dtype: jnp.dtype, out_dtype: jnp.dtype) -> jax.Array:
+def product(
+    spec: str, lhs: jax.Array, rhs: jax.Array | Int8, matmul_dtype: jnp.dtype, out_dtype: jnp.dtype
+) -> jax.Array:
     """`einsum(spec, lhs, rhs)` with operands in `matmul_dtype`, float32 accumulation, and a result in `out_dtype`.
 
     `spec` is that of a dense layer, as in "bte,ef->btf": the result has the left operand's own axes and then the right one's. The
     backward pass casts the cotangent to `matmul_dtype`: autodiff alone would multiply narrow operands by a float32 cotangent, which no
-    backend is fast at.
+    backend is fast at. A `rhs` of whole numbers is multiplied as such.
 
     Raises:
         ValueError: for another kind of `spec`.
     """
+    if isinstance(rhs, Int8):
+        return int8.product(_split(spec)[:2], lhs, rhs, out_dtype)
+    return _float_product(spec, lhs, rhs, matmul_dtype, out_dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+def _float_product(spec, lhs, rhs, matmul_dtype, out_dtype):
     return _product_forward(spec, lhs, rhs, matmul_dtype, out_dtype)[0]
 
 
@@ -95,7 +105,7 @@ def pin_on_cpu(x: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda y: y)
 
 
-product.defvjp(_product_forward, _product_backward)
+_float_product.defvjp(_product_forward, _product_backward)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -228,7 +238,7 @@ class Embeddings(nnx.Module):
     ) -> jax.Array:
         """tokens, token_types and positions int [batch, length] → [batch, length, embed]; dropout if there is a key."""
         length = tokens.shape[1]
-        x = self.tokens[...][tokens]  # [batch, length, embed]
+        x = self.tokens[...][tokens].astype(jnp.float32)  # [batch, length, embed]
         if self.positions is not None:
             table = self.positions[...]
             x = x + (table[:length][None] if positions is None else table[positions])

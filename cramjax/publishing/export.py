@@ -70,7 +70,7 @@ def export(
             else "no checkpoint of a run there"
         )
         raise UserError(f"{source}: {what}; name the folder of a run or of a finetuned model")
-    model = _whole(load(source, options.step))
+    model = _whole(load(source, options.step, dequantize=True))
     facts = card.read_facts(source, options.results, model.step)
     cfg, params, labels = _with_head(model)
     tokenizer = _as_read(model)

@@ -76,8 +76,10 @@ def tokenizer_file(path: pathlib.Path) -> pathlib.Path:
     return path / "tokenizer" / "tokenizer.json" if is_ours else path / "tokenizer.json"
 
 
-def read(checkpoint: str | os.PathLike, step: int | None = None) -> Origin:
+def read(checkpoint: str | os.PathLike, step: int | None = None, *, whole: bool = False) -> Origin:
     """The model at `checkpoint` (as of `find`): of a run its newest checkpoint, or that of a `step`.
+
+    With `whole`, matrices that were stored as whole numbers of 8 bits stay such (`models.int8`): nothing can train them then.
 
     Raises:
         UserError: where there is none, or one that our networks cannot be.
@@ -85,7 +87,7 @@ def read(checkpoint: str | os.PathLike, step: int | None = None) -> Origin:
     path = find(checkpoint)
     file = tokenizer_file(path)
     if packed.is_packed(path):
-        return _read_packed(path, file)
+        return _read_packed(path, file, whole)
     if not (path / "checkpoints").is_dir():
         found = directory.read(path)
         return Origin(
@@ -112,12 +114,12 @@ def read(checkpoint: str | os.PathLike, step: int | None = None) -> Origin:
     )
 
 
-def _read_packed(path: pathlib.Path, file: pathlib.Path) -> Origin:
+def _read_packed(path: pathlib.Path, file: pathlib.Path, whole: bool) -> Origin:
     content, tensors = packed.read(path)
     return Origin(
         path=path,
         config=_network(content["network"]),
-        params=unflatten_dict(packed.values(tensors), sep="/"),
+        params=unflatten_dict(packed.values(tensors, whole=whole), sep="/"),
         tokenizer=tokenizers.Tokenizer.from_file(str(file)),
         tokenizer_file=file,
         finetuned=content["finetuned"],
