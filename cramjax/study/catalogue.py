@@ -7,7 +7,7 @@ _ARMS = "variant=control,stack,depth,width,length,compound"
 _SEEDS = "seed=0,1,2"
 _FLOPS = ("budget.hours=None", "budget.flops=1e13")
 _COMPRESS = (
-    *("--prune", "0,0.3,0.6,0.8,0.9", "--bits", "32,8,4,3,2", "--seeds", "3"),
+    *("--prune", "0,0.3,0.6,0.9", "--bits", "32,8,4,3,2", "--seeds", "3"),
     *("--set", "pooling=mean", "--set", "lr=1e-3", "--set", "epochs=3"),
 )
 
@@ -29,7 +29,7 @@ STUDIES = {
         sweeps={"sizes": Sweep(title="Equal wall-clock", grids=("variant=L2-H32,L2-H64,L2-H128,L4-H192,L6-H256",))},
         compressions={
             "sst2": Compression(
-                title="SST-2", sweep="sizes", task="sst2", flags=(*_COMPRESS, "--set", "max_train=8000")
+                title="SST-2", sweep="sizes", task="sst2", flags=(*_COMPRESS, "--set", "max_train=6000")
             ),
             "mrpc": Compression(title="MRPC", sweep="sizes", task="mrpc", flags=_COMPRESS),
         },
