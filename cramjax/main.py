@@ -27,7 +27,7 @@ def _train(args: argparse.Namespace) -> int:
     from cramjax.training import run  # imports JAX: only once the configuration is known to be sound
 
     code = run.train_until_stopped(config, workdir)
-    if code == 0 and config.log.fill_masks:
+    if code == 0 and config.log.fill_masks and not run.is_shared():
         from cramjax.demonstration import demonstrate
 
         print("held-out sentences, hidden words as [truth → guess]:")

@@ -25,6 +25,7 @@ BELOW = {
     "publishing": {"config", "benchmarks", "data", "hub", "models", "inference"},
     "probing": {"config", "models", "inference"},
     "compress": {"config", "benchmarks", "data", "hub", "models", "training", "inference", "finetuning", "study"},
+    "planning": {"config", "budget", "parallel", "training"},
     "notebook": {"training"},
     "demonstration": {"data", "inference"},
     "study": {
@@ -38,6 +39,7 @@ BELOW = {
         "training",
         "benchmarks",
         "finetuning",
+        "hub",
     },
     "main": {"config", "training", "demonstration"},
     "tools": {
@@ -51,6 +53,7 @@ BELOW = {
         "publishing",
         "hub",
         "compress",
+        "planning",
     },
     "configs": {"config"},
 }
@@ -70,11 +73,13 @@ HEAVY = {
         "training",
         "inference",
         "finetuning",
+        "planning.plan",
+        "planning.targets",
         "probing",
         "study",
     },
-    "torch": {"study.peers", "study.finetune_peer", "hub.parity"},
-    "transformers": {"study.peers", "study.finetune_peer", "hub.parity"},
+    "torch": {"study.peer_steps", "study.finetune_peer", "hub.parity"},
+    "transformers": {"study.peer_steps", "study.finetune_peer", "hub.parity"},
 }
 
 

@@ -9,6 +9,8 @@ from cramjax.config.cli import add_config_flags, make_parser, run_command
 
 EXAMPLE = """printed, and written with --json:
   compile_s, step_s (median), step_s_p10, step_s_p90   seconds
+  dispatch_us, loop_us                                 of the host: until the call of a step returns (median; of a CPU it
+                                                       may hold computing), and a round of the training loop without a step
   tokens_per_s                                         at step_s
   model_tflops, matmul_peak_tflops, mfu                analytic FLOPs of the model over step_s; products
                                                        measured on the same device and dtype; their ratio
@@ -30,6 +32,7 @@ with --finetune TASK, in place of the above:
 
 examples:
   python -m tools.bench --config configs/bert_1day.py --config.batch_size=128 --steps 10 --json bench.json
+  python -m tools.bench --suite gpu --json gpu.json
   python -m tools.bench --config configs/t5_efficient.py:mini --config.data.seq_len=128 --config.batch_size=32 --peer
   python -m tools.bench --config configs/quickstart.py --finetune cola --data_dir glue --steps 300 --peer"""
 
@@ -42,6 +45,11 @@ def _bench(args: argparse.Namespace) -> None:
         raise UserError("--finetune TASK and --data_dir DIR go together")
     if args.steps < 1:
         raise UserError(f"--steps {args.steps}: must be at least 1")
+    if bool(args.config) == bool(args.suite):
+        raise UserError("give --config FILE, or --suite NAME")
+    if args.suite:
+        _bench_suite(args)
+        return
     if args.peer_modes and not (args.peer and args.finetune):
         raise UserError(f"--peer_modes {args.peer_modes}: is for --finetune TASK with --peer")
     config = resolve(args.config, args.overrides)
@@ -54,7 +62,7 @@ def _bench(args: argparse.Namespace) -> None:
     elif args.peer:
         from cramjax.study.peers import compare
 
-        result = compare(lambda name: resolve(args.config, [*args.overrides, f"precision={name}"]), args.steps)
+        result = compare(config, args.steps)
     else:
         from cramjax.study.bench import bench
 
@@ -65,12 +73,26 @@ def _bench(args: argparse.Namespace) -> None:
         args.json.write_text(text + "\n")
 
 
+def _bench_suite(args: argparse.Namespace) -> None:
+    from cramjax.study import suites
+
+    results = []
+    for result in suites.run(args.suite, args.overrides, args.steps):
+        results.append(result)
+        if args.json:
+            args.json.write_text(json.dumps(results, indent=2) + "\n")
+    print(suites.table(results))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code."""
     parser = make_parser(
         "tools.bench", "Measure a configuration's train step and input pipeline on this machine.", EXAMPLE
     )
-    add_config_flags(parser)
+    add_config_flags(parser, required=False)
+    parser.add_argument(
+        "--suite", metavar="NAME", help="several configurations with their peers, as a table: gpu or cpu"
+    )
     steps_help = "steps timed, when everything is compiled and warm (default: 20)"
     parser.add_argument("--steps", type=int, default=20, metavar="N", help=steps_help)
     parser.add_argument("--peer", action="store_true", help="measure transformers' model of the same sizes as well")

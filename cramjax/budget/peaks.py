@@ -48,6 +48,8 @@ PEAKS: dict[str, Peak] = {
     # float32 rate.
     "p100-pcie": Peak(None, 9.3, 9.3, 732),
     "p100-sxm2": Peak(None, 10.6, 10.6, 732),
+    # NVIDIA GTX 1080 Ti product page: no tensor cores, and float16 at a 64th of the rate.
+    "gtx 1080 ti": Peak(None, None, 11.3, 484),
     "v100": _old_gpu(125, 15.7, 900),
     "v100-pcie": _old_gpu(112, 14.0, 900),
     "titan v": _old_gpu(110, 13.8, 653),

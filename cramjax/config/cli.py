@@ -22,11 +22,11 @@ def make_parser(module: str, purpose: str, example: str) -> argparse.ArgumentPar
     )
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
+def add_config_flags(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add `--config FILE[:ARG]`; `--config.KEY=VALUE` overrides are collected by `run_command` into `args.overrides`."""
     parser.add_argument(
         "--config",
-        required=True,
+        required=required,
         metavar="FILE[:ARG]",
         help="recipe, with its variant after a colon (every recipe has :smoke); --config.KEY=VALUE overrides a key",
     )

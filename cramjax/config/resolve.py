@@ -7,7 +7,7 @@ import difflib
 import importlib.util
 import inspect
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -29,6 +29,14 @@ def get_config(recipe: str, *overrides: str) -> ml_collections.FrozenConfigDict:
     if path.suffix != ".py":
         path = RECIPES / f"{name}.py"
     return resolve(f"{path}:{arg}" if arg else str(path), overrides)
+
+
+def changed(config: Any, values: Mapping[str, Any]) -> ml_collections.FrozenConfigDict:
+    """`config` with other values at keys as "model.n_layers"; what they are is not checked again."""
+    copy = ml_collections.ConfigDict(config.to_dict())
+    with copy.ignore_type():
+        copy.update_from_flattened_dict(dict(values))
+    return ml_collections.FrozenConfigDict(copy)
 
 
 def resolve(spec: str, overrides: Iterable[str] = ()) -> ml_collections.FrozenConfigDict:

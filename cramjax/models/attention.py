@@ -143,7 +143,7 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     backend = attention_backend(
         cfg.attention,
-        jax.devices()[0],
+        precision.device or jax.devices()[0],
         dtype,
         head_dim=query.shape[-1],
         dropout_rate=rate,

@@ -28,6 +28,7 @@ from cramjax.models.layers import (
     Linear,
     Norm,
     Precision,
+    by_rows,
     dropout,
     product,
     rotary_tables,
@@ -261,6 +262,7 @@ class Head(nnx.Module):
         if self.dense is not None:
             hidden = self.norm(gelu(self.dense(hidden)))
         logits = product("te,ve->tv", hidden, embedding, self.precision.matmul_dtype, jnp.dtype(jnp.float32))
+        logits = by_rows(logits, self.precision)
         return logits if self.bias is None else logits + self.bias[...][None]
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from cramjax.models import axes as ax
 from cramjax.models import int8
@@ -25,11 +26,26 @@ from cramjax.models.module import Initializer, param
 class Precision:
     """`activation_dtype`: what is stored between operations; `matmul_dtype`: the operands of matrix products.
 
-    Products accumulate in float32; norms, softmax and logits are float32; parameters are float32 masters.
+    Products accumulate in float32; norms, softmax and logits are float32; parameters are float32 masters. `device`: what the program
+    is compiled for, which kernels depend on; None: the first one at hand. `rows`: how the first axis of activations, sequences, lies on
+    several devices; None: as it comes.
     """
 
     activation_dtype: jnp.dtype
     matmul_dtype: jnp.dtype
+    device: jax.Device | None = None
+    rows: NamedSharding | None = None
+
+
+def by_rows(x: jax.Array, precision: Precision) -> jax.Array:
+    """`x` with its first axis as `precision.rows` says and the others wherever they are.
+
+    Where parameters are sharded too, XLA's partitioner would otherwise rather exchange activations than gather a matrix.
+    """
+    if precision.rows is None:
+        return x
+    spec = PartitionSpec(*precision.rows.spec, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(precision.rows.mesh, spec))
 
 
 FLOAT32 = Precision(jnp.dtype("float32"), jnp.dtype("float32"))
@@ -150,7 +166,7 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, part: slice = slice(None)) -> jax.Array:
         """As `spec` says, in the activation dtype; `part` of the kernel's second axis alone, as of fused projections."""
         dtype = self.precision.activation_dtype
-        y = product(self.spec, x, self.kernel[:, part], self.precision.matmul_dtype, dtype)
+        y = by_rows(product(self.spec, x, self.kernel[:, part], self.precision.matmul_dtype, dtype), self.precision)
         return y if self.bias is None else y + _broadcast(self.bias[part].astype(dtype), y.ndim)
 
 
@@ -249,7 +265,7 @@ class Embeddings(nnx.Module):
         if self.token_types is not None:
             # Without ids every token is of type 0, as in transformers.
             x = x + (self.token_types[...][:1][None] if token_types is None else self.token_types[...][token_types])
-        x = x.astype(self.precision.activation_dtype)
+        x = by_rows(x.astype(self.precision.activation_dtype), self.precision)
         return dropout(x if self.norm is None else self.norm(x), self.cfg.dropout, key)
 
 

@@ -21,7 +21,7 @@ from cramjax.models import axes as ax
 from cramjax.models import module, stack
 from cramjax.models.attention import attend, attention_mask, split_heads
 from cramjax.models.feedforward import FeedForward
-from cramjax.models.layers import FLOAT32, Linear, Norm, Precision, dropout, product
+from cramjax.models.layers import FLOAT32, Linear, Norm, Precision, by_rows, dropout, product
 from cramjax.models.module import param
 from cramjax.models.relative import RelativeBias
 
@@ -245,14 +245,15 @@ class T5(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int [batch, length] → [batch, length, embed] in the activation dtype."""
-        return self.embeddings.tokens[...][tokens].astype(self.precision.activation_dtype)
+        return by_rows(self.embeddings.tokens[...][tokens].astype(self.precision.activation_dtype), self.precision)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[tokens, embed] → float32 [tokens, vocab]."""
         matrix = self.embeddings.tokens if self.head is None else self.head.kernel
         if self.head is None:
             hidden = hidden * self.cfg.d_model**-0.5
-        return product("te,ve->tv", hidden, matrix[...], self.precision.matmul_dtype, jnp.dtype(jnp.float32))
+        logits = product("te,ve->tv", hidden, matrix[...], self.precision.matmul_dtype, jnp.dtype(jnp.float32))
+        return by_rows(logits, self.precision)
 
 
 def _build(cfg: T5Config, precision: Precision = FLOAT32):

@@ -31,6 +31,8 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device]) 
         raise UserError(
             f"{asked} needs {math.prod(sizes)} devices, this process group has {len(devices)}; set one to -1"
         )
+    # Rows of a batch go to processes in their order, which the order of a slice's chips need not be.
+    devices = sorted(devices, key=lambda device: device.process_index)
     # Auto axis types: XLA propagates shardings, so the model code stays free of them (jax 0.10 would default to Explicit).
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -45,6 +47,19 @@ def batch_sharding(mesh: Mesh, rank: int, row_axis: int) -> NamedSharding:
     spec = [None] * rank
     spec[row_axis] = BATCH_AXES
     return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def rows_of_sharded(mesh: Mesh) -> NamedSharding | None:
+    """The sharding of sequences where the network is sharded as well; None where every device has all of it."""
+    return None if mesh.size == mesh.shape["data"] else NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def place(value: np.ndarray | np.generic, sharding: NamedSharding) -> jax.Array:
+    """`value`, the same in every process, as an array of all devices; unlike `device_put` it does not have the processes compare."""
+    if jax.process_count() == 1:
+        return jax.device_put(value, sharding)
+    with jax.transfer_guard_host_to_device("allow"):  # it is meant, which this function cannot say otherwise
+        return jax.make_array_from_callback(np.shape(value), sharding, lambda index: np.asarray(value)[index])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -21,6 +21,7 @@ from cramjax.data import pack
 from cramjax.data.dataset import FORMAT, TokenDataset
 from cramjax.models import stack
 from cramjax.parallel import mesh as meshes
+from cramjax.study import overhead
 from cramjax.training import devices, memory, session
 from cramjax.training.state import initial_state
 
@@ -32,10 +33,11 @@ PIPELINE_TOKENS = 1 << 24
 def bench(config: Any, n_steps: int) -> dict[str, Any]:
     """Measure `n_steps` steps at full batch on random tokens; see `tools/bench.py` for the keys and units of the result."""
     memory.keep_freed_memory()
+    devices.claim_memory()
     vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids)
     made = session.open_session(config, vocabulary)
     compiled, compile_s = session.compile_train_step(made)
-    seconds = _step_seconds(made, compiled, n_steps)
+    seconds, dispatch_s, loop_s = _step_seconds(made, compiled, n_steps)
     median_s = statistics.median(seconds)
     device = jax.devices()[0]
     peak = devices.measure_matmul_flops(device, made.precision, size=2048, seconds=2.0) * jax.device_count()
@@ -56,6 +58,8 @@ def bench(config: Any, n_steps: int) -> dict[str, Any]:
         "step_s": median_s,
         "step_s_p10": float(np.percentile(seconds, 10)),
         "step_s_p90": float(np.percentile(seconds, 90)),
+        "dispatch_us": 1e6 * dispatch_s,
+        "loop_us": 1e6 * loop_s,
         "tokens_per_s": rows * config.data.seq_len / median_s,
         "model_tflops": flops / median_s / 1e12,
         "matmul_peak_tflops": peak / 1e12,
@@ -76,7 +80,8 @@ def _is_unrolled(model: Any) -> bool:
     return all(stack.n_unrolled(n, model.unroll) == n for n in depths)
 
 
-def _step_seconds(made: session.Session, compiled: Any, n_steps: int) -> list[float]:
+def _step_seconds(made: session.Session, compiled: Any, n_steps: int) -> tuple[list[float], float, float]:
+    """Of steps, each waited for; the median until a call returns; of a round of the loop around it."""
     config = made.config
     state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed)
     shape = (made.max_microbatches, made.microbatch_size, made.task.row_tokens)
@@ -84,13 +89,14 @@ def _step_seconds(made: session.Session, compiled: Any, n_steps: int) -> list[fl
     batch = jax.device_put(tokens, meshes.batch_sharding(made.mesh, 3, 1))
     scalars = (np.float32(config.optimizer.lr), np.int32(made.max_microbatches))
     lr, n_micro = jax.device_put(scalars, meshes.replicated(made.mesh))
-    seconds = []
+    seconds, dispatched = [], []
     for _ in range(WARMUP_STEPS + n_steps):
         start = time.perf_counter()
         state, metrics = compiled(state, batch, lr, n_micro)
+        dispatched.append(time.perf_counter() - start)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - start)
-    return seconds[WARMUP_STEPS:]
+    return seconds[WARMUP_STEPS:], statistics.median(dispatched[WARMUP_STEPS:]), overhead.loop_s(made, state, metrics)
 
 
 def _pipeline_rate(config: Any, row_tokens: int, name: str, n_units: int = 400) -> float | None:

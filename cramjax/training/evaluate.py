@@ -37,9 +37,11 @@ class Evaluator:
         self._batches = []
         for number, (tokens, weights) in enumerate(batches):
             rows = np.arange(len(tokens), dtype=np.int32) + number * len(tokens)
-            placed = jax.device_put((tokens, rows, weights), (tokens_sharding, rows_sharding, rows_sharding))
-            self._batches.append(placed)
-        self._evaluate = jax.jit(task.evaluate)
+            shardings = tokens_sharding, rows_sharding, rows_sharding
+            self._batches.append(tuple(map(meshes.place, (tokens, rows, weights), shardings)))
+        # Whole in every process, which each of them can read.
+        self._whole = meshes.replicated(mesh)
+        self._evaluate = jax.jit(task.evaluate, out_shardings=self._whole)
 
     def compile(self, params: dict) -> None:
         """Compile now what the first use would, for `params` as ShapeDtypeStructs with shardings."""
@@ -56,10 +58,12 @@ class Evaluator:
         with np.errstate(divide="ignore"):
             log_probability = np.log(self._task.frequencies(counts))
         loss = weight = 0.0
-        predicted = jax.jit(self._task.predicted)
-        for tokens, rows, row_weights in self._batches:
-            labels, weights = jax.device_get(predicted(tokens, rows))
-            weights = weights * jax.device_get(row_weights)[:, None]
+        predicted = jax.jit(
+            lambda tokens, rows, of_rows: (*self._task.predicted(tokens, rows), of_rows), out_shardings=self._whole
+        )
+        for batch in self._batches:
+            labels, weights, of_rows = jax.device_get(predicted(*batch))
+            weights = weights * of_rows[:, None]
             loss -= float(np.sum(np.where(weights > 0, log_probability[labels] * weights, 0.0)))
             weight += float(np.sum(weights))
         return loss / weight

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import ml_collections
 
 from cramjax.config import stages
+from cramjax.config.resolve import changed
 from cramjax.data import loader as loaders
 from cramjax.data.dataset import TokenDataset
 from cramjax.growth.operators import Compound, Depth, SharedWidth, ZeroWidth, grow
@@ -49,13 +49,10 @@ class Stages:
 
     def config_of(self, number: int, *, whole_sequences: bool = False) -> Any:
         """The configuration of a stage; with `whole_sequences` at the length the last one has, for evaluations that compare."""
-        changed = ml_collections.ConfigDict(self.config.to_dict())
         overrides = self.stages[number].overrides
         if whole_sequences:
             overrides["data.seq_len"] = self.stages[-1].seq_len
-        with changed.ignore_type():
-            changed.update_from_flattened_dict(overrides)
-        return ml_collections.FrozenConfigDict(changed)
+        return changed(self.config, overrides)
 
     def open(self, number: int) -> session.Session:
         """The session of a stage."""
@@ -65,7 +62,7 @@ class Stages:
         """What evaluates a stage, on the same sequences in all stages."""
         config = self.config_of(number, whole_sequences=True)
         is_whole = config.data.seq_len == made.config.data.seq_len
-        task = made.task if is_whole else session.build_task(config, self._dataset, made.precision)
+        task = made.task if is_whole else session.build_task(config, self._dataset, made.precision, made.mesh)
         batches = loaders.heldout_batches(
             self._dataset,
             seq_len=task.eval_row_tokens,

@@ -14,7 +14,7 @@ from cramjax.budget.clock import Clock
 from cramjax.config.errors import RunFailed
 from cramjax.data.loader import DevicePrefetch
 from cramjax.training.state import TrainState
-from cramjax.training.stop import StopSignal
+from cramjax.training.stop import Stop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,14 +59,16 @@ def run_steps(
     microbatch_size: int,
     flops_per_sequence: float,
     hooks: Hooks,
-    stop: StopSignal,
+    stop: Stop,
     place_scalars: Callable[[Any], Any],
+    agree: Callable[[], None] = lambda: None,
     since: float = 0.0,
     until: float = 1.0,
 ) -> Outcome:
     """Train until the budget or the share `until` of it is spent, a signal arrives or the run has failed.
 
-    `since`: share of the budget at which the network grew to what it is; 0 where it did not.
+    `since`: share of the budget at which the network grew to what it is; 0 where it did not. `agree`: called once a step, with several
+    processes `Agreement.advance`.
 
     Order of a round, not to be changed: evaluate, save, *then* take the batch, step, read the metrics of the step before. What is
     saved is therefore a state together with the rows and the clock that produced it, and a resumed run draws the same next batch.
@@ -96,6 +98,7 @@ def run_steps(
         n_next = size(fraction)
         prefetch.request(n_next)
         state, metrics = step_fn(state, batch, *place_scalars((np.float32(lr), np.int32(n_micro))))
+        agree()
         if pending is not None:
             reason = _finish(pending, config, hooks)
         clock.advance(n_tokens, n_flops, rows)

@@ -121,6 +121,16 @@ class TensorBoard:
         self._writer.flush()
 
 
+class Silence:
+    """What a process writes that is not the first one of its run: nothing."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class Wandb:
     """A Weights & Biases run; the package is an extra (`pip install cramjax[wandb]`)."""
 

@@ -18,6 +18,7 @@ from cramjax.config.errors import UserError
 from cramjax.data import tokenizers as tokenizer_files
 from cramjax.hub import directory, download, packed
 from cramjax.models import encoder, t5
+from cramjax.parallel import mesh as meshes
 from cramjax.training.checkpoint import Checkpoints
 
 # What may differ between a network and the parameters it starts from.
@@ -186,4 +187,4 @@ def _take(fresh: jax.Array, given: Any) -> jax.Array:
         shared = tuple(slice(min(ours, others)) for ours, others in zip(fresh.shape, given.shape, strict=True))
         whole[shared] = given[shared]
         given = whole
-    return jax.device_put(given, fresh.sharding)
+    return meshes.place(given, fresh.sharding)

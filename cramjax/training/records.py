@@ -65,6 +65,7 @@ class Recorder:
         self._window: list[StepRecord] = []
         self._recent: collections.deque[float] = collections.deque(maxlen=LOSS_WINDOW)
         self._mark = self._reading()
+        self._rates = {"tokens_per_s": 0.0, "mfu": 0.0}
         self._noise: tuple[float, float] | None = None
         self.last_eval: EvalResult | None = None
         self.skipped = 0
@@ -116,9 +117,14 @@ class Recorder:
         return self._clock.elapsed_s - self._spent.total_s(), self._clock.n_tokens, self._clock.n_flops
 
     def _flush(self) -> None:
-        before, self._mark = self._mark, self._reading()
-        seconds, tokens, flops = (now - then for now, then in zip(self._mark, before, strict=True))
-        seconds = max(seconds, 1e-9)
+        reading = self._reading()
+        seconds, tokens, flops = (now - then for now, then in zip(reading, self._mark, strict=True))
+        if seconds > 0:  # the clock that several processes agree on is a step late, and an evaluation is not in it yet
+            self._mark = reading
+            self._rates = {
+                "tokens_per_s": round(tokens / seconds, 1),
+                "mfu": round(flops / seconds / self._peak_flops, 4),
+            }
         last = self._window[-1]
         values = {
             "elapsed_s": round(self._clock.elapsed_s, 3),
@@ -128,8 +134,7 @@ class Recorder:
             "lr": last.lr,
             "grad_norm": last.metrics["grad_norm"],
             "batch_size": last.batch_size,
-            "tokens_per_s": round(tokens / seconds, 1),
-            "mfu": round(flops / seconds / self._peak_flops, 4),
+            **self._rates,
             "skipped": self.skipped,
         }
         if self._noise and self._noise[1] > 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from cramjax.budget.clock import Clock
 from cramjax.config.errors import UserError
@@ -23,13 +25,15 @@ from cramjax.data import loader as loaders
 from cramjax.data import prepare, tokenizers
 from cramjax.data.dataset import TokenDataset
 from cramjax.parallel import mesh as meshes
-from cramjax.training import growing, memory, origin, plots, records, session
+from cramjax.parallel import processes
+from cramjax.training import devices, growing, memory, origin, plots, records, remedies, session
+from cramjax.training.agreement import Agreement
 from cramjax.training.checkpoint import Checkpoints
 from cramjax.training.loop import Hooks, Outcome, run_steps
-from cramjax.training.metrics import MetricsWriter, Sink
+from cramjax.training.metrics import MetricsWriter, Silence, Sink
 from cramjax.training.progress import Progress
 from cramjax.training.state import TrainState, initial_state
-from cramjax.training.stop import StopSignal
+from cramjax.training.stop import Stop, StopSignal, exit_code
 from cramjax.training.workdir import Workdir, environment, write_json
 
 
@@ -49,15 +53,20 @@ def train(config: Any, workdir: str | os.PathLike, *, sinks: Sequence[Sink] = ()
 def train_until_stopped(config: Any, workdir: str | os.PathLike) -> int:
     """`train` for the command line: the exit code is 0 when done, 143 or 130 after SIGTERM or SIGINT."""
     with StopSignal() as stop:
-        _train(config, pathlib.Path(workdir), stop)
-        return stop.exit_code
+        summary = _train(config, pathlib.Path(workdir), stop)
+        # The signal may have been another process's.
+        return stop.exit_code or exit_code(summary["stop_reason"])
 
 
 def _train(config: Any, path: pathlib.Path, stop: StopSignal, sinks: Sequence[Sink] = ()) -> dict[str, Any]:
     started = time.monotonic()
-    with Workdir(path), contextlib.closing(Progress()) as progress:
-        memory.keep_freed_memory()
-        enable_compile_cache()
+    memory.keep_freed_memory()
+    enable_compile_cache()
+    devices.claim_memory()
+    processes.join()
+    with _folder(path), contextlib.closing(_progress()) as progress:
+        if jax.process_count() > 1:
+            stop = Agreement(stop)
         with stop.at_once():  # nothing to save yet: data preparation and compilation resume by themselves
             config = origin.with_tokenizer(config)
             dataset = open_data(config, progress)
@@ -71,6 +80,21 @@ def _train(config: Any, path: pathlib.Path, stop: StopSignal, sinks: Sequence[Si
             return run.finish(outcome)
         finally:
             run.close()
+
+
+def is_shared() -> bool:
+    """Whether the run has several processes, of which none may compute alone."""
+    return jax.process_count() > 1
+
+
+def _folder(path: pathlib.Path) -> contextlib.AbstractContextManager:
+    """The workdir, made and locked by the first process; the others come after it."""
+    return Workdir(path) if processes.is_first() else contextlib.nullcontext()
+
+
+def _progress() -> Progress:
+    """What a person sees: of several processes the first one's."""
+    return Progress() if processes.is_first() else Progress(stream=io.StringIO(), is_terminal=False)
 
 
 def enable_compile_cache() -> None:
@@ -91,6 +115,13 @@ def open_data(config: Any, progress: Progress) -> TokenDataset:
     return dataset
 
 
+def _placing(whole: NamedSharding) -> Callable[[Any], Any]:
+    """Puts the scalars of a step on all devices: by one call where the process has them all, since it is called for every step."""
+    if jax.process_count() == 1:
+        return lambda scalars: jax.device_put(scalars, whole)
+    return lambda scalars: tuple(meshes.place(scalar, whole) for scalar in scalars)
+
+
 class Run:
     """The objects of one run and the four things done with them: restore, train, finish, close."""
 
@@ -100,7 +131,7 @@ class Run:
         workdir: pathlib.Path,
         dataset: TokenDataset,
         progress: Progress,
-        stop: StopSignal,
+        stop: Stop,
         started: float,
         sinks: Sequence[Sink],
     ):
@@ -110,7 +141,10 @@ class Run:
         self.stages = growing.Stages(config, dataset)
         self.stage = 0
         self.session: session.Session | None = None
-        self.clock = Clock(**config.budget.to_dict())
+        self.agree = stop.advance if isinstance(stop, Agreement) else lambda: None
+        self.clock = Clock(
+            **config.budget.to_dict(), time_source=stop.now if isinstance(stop, Agreement) else time.monotonic
+        )
         self.spent = records.Spent()
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         self.state: TrainState | None = None
@@ -139,11 +173,16 @@ class Run:
             self.state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed)
             if config.init_from:
                 self.state = self._started_from(config.init_from, self.state)
-        write_json(self.workdir / "config.json", config.to_dict())
+        if processes.is_first():
+            self._describe()
+        return None
+
+    def _describe(self) -> None:
+        """Write what the run is into its folder."""
+        write_json(self.workdir / "config.json", self.config.to_dict())
         kinds = [device.device_kind for device in jax.devices()]
         write_json(self.workdir / "environment.json", environment(kinds) | {"dataset": str(self.dataset.directory)})
         shutil.copytree(self.dataset.directory / "tokenizer", self.workdir / "tokenizer", dirs_exist_ok=True)
-        return None
 
     def _started_from(self, checkpoint: str, state: TrainState) -> TrainState:
         """`state` with the parameters of another model."""
@@ -173,7 +212,7 @@ class Run:
         prefetch = self._prefetch()
         self.clock.start()
         self.progress.announce("compiling the train step…")
-        with self.stop.at_once():
+        with self.stop.at_once(), remedies.explained(self.session, self.dataset):
             step_fn, compile_s = session.compile_train_step(self.session)
         self.spent.compile_s += compile_s
         self.recorder = self._recorder()
@@ -181,7 +220,8 @@ class Run:
         self._saved_at, self._saved_step = self.clock.elapsed_s, self.clock.n_steps
         while True:
             following = self.stages.prepare(self.stage + 1, self.session)
-            outcome = self._train_stage(step_fn, prefetch)
+            with remedies.explained(self.session, self.dataset):
+                outcome = self._train_stage(step_fn, prefetch)
             with self.spent.on("growth_s"):
                 while outcome.stop_reason is None and not following.done() and not self.stop.requested:
                     wait([following], timeout=0.1)  # a signal is not kept waiting by a compilation
@@ -206,7 +246,8 @@ class Run:
                         evaluate_if_due=self._evaluate_if_due, save_if_due=self._save_if_due, record=self._record
                     ),
                     stop=self.stop,
-                    place_scalars=lambda scalars: jax.device_put(scalars, meshes.replicated(made.mesh)),
+                    place_scalars=_placing(meshes.replicated(made.mesh)),
+                    agree=self.agree,
                     since=self.stages.until(self.stage - 1) if self.stage else 0.0,
                     until=self.stages.until(self.stage),
                 )
@@ -252,6 +293,8 @@ class Run:
         self.recorder.evaluated(self.evaluator(outcome.state.params), self.unigram_loss)
         self.recorder.close()
         summary = self._summary(outcome) | {"elapsed_s": round(elapsed_s, 3)}
+        if not processes.is_first():
+            return summary
         write_json(self.workdir / "summary.json", summary)
         plots.plot_loss(self.workdir / "metrics.jsonl", self.workdir / "loss.png", self.unigram_loss)
         self.progress.close()
@@ -269,22 +312,24 @@ class Run:
         self.checkpoints.close()
 
     def _recorder(self) -> records.Recorder:
+        return records.Recorder(
+            writer=self._writer() if processes.is_first() else Silence(),
+            progress=self.progress,
+            clock=self.clock,
+            spent=self.spent,
+            every_steps=self.config.log.every_steps,
+            peak_flops=self.session.peak_flops,
+        )
+
+    def _writer(self) -> MetricsWriter:
         log = self.config.log
-        writer = MetricsWriter(
+        return MetricsWriter(
             self.workdir,
             resumed_step=self.resumed_from or 0,
             tensorboard=log.tensorboard,
             wandb_project=log.wandb,
             config=self.config.to_dict(),
             sinks=self.sinks,
-        )
-        return records.Recorder(
-            writer=writer,
-            progress=self.progress,
-            clock=self.clock,
-            spent=self.spent,
-            every_steps=log.every_steps,
-            peak_flops=self.session.peak_flops,
         )
 
     def _prefetch(self) -> loaders.DevicePrefetch:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -50,7 +52,7 @@ class Session:
     """A configuration made concrete on the devices at hand.
 
     `attention`: name of the kernel; `abstract`: shapes and shardings of the state; `token_dtype`: of a batch;
-    `peak_flops`: of all devices together.
+    `peak_flops`: of all devices together, NaN of devices that are not here.
     """
 
     config: Any
@@ -76,50 +78,70 @@ class Session:
 
 
 def open_session(config: Any, vocabulary: Vocabulary) -> Session:
-    """Decide mesh, precision and microbatch, and build the task; nothing large is allocated.
+    """Decide mesh, precision and microbatch on the devices at hand, and build the task; nothing large is allocated.
 
     Raises:
         UserError: when mesh, batch or memory do not fit the devices.
     """
     local = jax.devices()
-    mesh = meshes.make_mesh(**config.mesh.to_dict(), devices=local)
-    precision = devices.resolve_precision(config.precision, local[0])
-    number_format = devices.make_precision(precision, local[0])
-    task = build_task(config, vocabulary, precision)
-    optimizer = build_optimizer(config, task)
-    session = Session(
-        config=config,
-        mesh=mesh,
-        precision=precision,
-        attention=_attention_kernel(config.model, local[0], number_format.matmul_dtype),
-        task=task,
-        optimizer=optimizer,
-        abstract=abstract_state(task, optimizer, precision == "float16", mesh),
-        microbatch_size=config.microbatch_size or 1,
-        token_dtype=vocabulary.dtype,
-        peak_flops=devices.peak_flops(local[0], precision) * len(local),
-    )
-    shards = meshes.batch_shards(mesh)
+    made = session_on(config, vocabulary, local)
+    shards = meshes.batch_shards(made.mesh)
     size = config.microbatch_size or fit.choose_microbatch(
-        lambda n: compile_train_step(dataclasses.replace(session, microbatch_size=n))[0],
-        # The noise scale compares microbatches.
-        batch_size=config.batch_size // 2 if config.log.noise_scale else config.batch_size,
+        lambda n: compile_train_step(dataclasses.replace(made, microbatch_size=n))[0],
+        batch_size=most_sequences(config),
         shards=shards,
         seq_len=config.data.seq_len,
-        limit_bytes=devices.memory_bytes(local[0]),
+        limit_bytes=devices.memory_bytes(jax.local_devices()[0]),
     )
     for key, value in (("microbatch_size", size), ("eval.batch_size", config.eval.batch_size)):
         if value % shards:
             raise UserError(f"{key}={value}: must be a multiple of the {shards} devices along the batch")
-    return dataclasses.replace(session, microbatch_size=size)
+    if shards % jax.process_count():
+        raise UserError(
+            f"mesh.tensor={config.mesh.tensor}: spans processes; each of the {jax.process_count()} must hold whole sequences"
+        )
+    peak = devices.peak_flops(jax.local_devices()[0], made.precision) * len(local)
+    return dataclasses.replace(made, microbatch_size=size, peak_flops=peak)
 
 
-def build_task(config: Any, vocabulary: Vocabulary, precision: str) -> Task:
-    """The model and objective of `config` in the number format `precision` on the devices at hand."""
-    return TASKS[config.model.family](config, vocabulary, devices.make_precision(precision, jax.devices()[0]))
+def session_on(config: Any, vocabulary: Vocabulary, on: Sequence[jax.Device]) -> Session:
+    """The session of `config` on devices `on`, which need not be here; a microbatch that is not given is one sequence a device.
+
+    Raises:
+        UserError: when mesh or attention do not fit the devices.
+    """
+    mesh = meshes.make_mesh(**config.mesh.to_dict(), devices=on)
+    precision = devices.resolve_precision(config.precision, on[0])
+    number_format = devices.make_precision(precision, on[0])
+    task = build_task(config, vocabulary, precision, mesh)
+    optimizer = build_optimizer(config, task)
+    return Session(
+        config=config,
+        mesh=mesh,
+        precision=precision,
+        attention=attention_kernel(config.model, on[0], number_format.matmul_dtype),
+        task=task,
+        optimizer=optimizer,
+        abstract=abstract_state(task, optimizer, precision == "float16", mesh),
+        microbatch_size=config.microbatch_size or meshes.batch_shards(mesh),
+        token_dtype=vocabulary.dtype,
+        peak_flops=math.nan,
+    )
 
 
-def _attention_kernel(model: Any, device: jax.Device, dtype: jnp.dtype) -> str:
+def most_sequences(config: Any) -> int:
+    """The largest microbatch there may be: the batch, or half of it where the noise scale compares microbatches."""
+    return config.batch_size // 2 if config.log.noise_scale else config.batch_size
+
+
+def build_task(config: Any, vocabulary: Vocabulary, precision: str, mesh: Mesh) -> Task:
+    """The model and objective of `config` in the number format `precision` on the devices of `mesh`."""
+    number_format = devices.make_precision(precision, mesh.devices.flat[0])
+    number_format = dataclasses.replace(number_format, rows=meshes.rows_of_sharded(mesh))
+    return TASKS[config.model.family](config, vocabulary, number_format)
+
+
+def attention_kernel(model: Any, device: jax.Device, dtype: jnp.dtype) -> str:
     """The kernel training will use, to be announced; the encoder makes the same choice while it is traced."""
     try:
         return attention.attention_backend(
@@ -159,6 +181,7 @@ def compile_train_step(session: Session) -> tuple[jax.stages.Compiled, float]:
         seed=config.seed,
         clip_norm=config.optimizer.clip_norm,
         dynamic_scale=session.dynamic_scale,
+        mesh=mesh,
         grad_shardings=shardings.params if mesh.size > 1 else None,
         noise_scale=config.log.noise_scale,
     )
@@ -175,9 +198,9 @@ def compile_train_step(session: Session) -> tuple[jax.stages.Compiled, float]:
 
 def describe(session: Session) -> str:
     """One line on what runs where, for the terminal."""
-    device = jax.devices()[0]
+    device = session.mesh.devices.flat[0]
     return (
-        f"{session.task.n_params / 1e6:.1f}M parameters on {jax.device_count()} × {device.device_kind}, {session.precision}, "
+        f"{session.task.n_params / 1e6:.1f}M parameters on {session.mesh.size} × {device.device_kind}, {session.precision}, "
         f"{session.attention} attention, {session.microbatch_size} × {session.config.data.seq_len} tokens a pass, "
         f"batch {session.config.batch_size}"
     )

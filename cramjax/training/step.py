@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
 from cramjax.optim.scale import next_loss_scale
 from cramjax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
+DATA = "data"
+"""The mesh axis of copies, of which each has rows of its own (`parallel/mesh.py`)."""
 TrainStep = Callable[[TrainState, Any, jax.Array, jax.Array], tuple[TrainState, Metrics]]
 
 
@@ -32,6 +36,7 @@ def make_train_step(
     seed: int | jax.Array,
     clip_norm: float | None,
     dynamic_scale: bool,
+    mesh: Mesh | None = None,
     grad_shardings: Any = None,
     noise_scale: bool = False,
 ) -> TrainStep:
@@ -40,19 +45,22 @@ def make_train_step(
     batch: uint16/uint32 [microbatches, rows, seq_len], of which the first `n_micro` (int32) are used, or a tree of arrays with a leading
     microbatch axis and the rows in the second axis of "tokens"; lr: float32.
     The gradient is that of the mean loss over all predicted positions of the batch, however it is cut into microbatches.
-    A non-finite gradient leaves parameters and moments as they are and is counted.
+    A non-finite gradient leaves parameters and moments as they are and is counted. On a `mesh` of nothing but copies of the network these
+    exchange gradients once a step, not once a microbatch (but with `noise_scale`, which compares microbatches). `grad_shardings`: of sums.
 
     metrics: float32 scalars `loss` (mean, nats), `grad_norm` (before clipping), int32 `skipped`, `skipped_in_row`; with `noise_scale`
     also `noise` and `signal` (`_noise_and_signal`).
     """
 
+    accumulate = functools.partial(_accumulate, task, grad_shardings, noise_scale)
+    if mesh is not None and mesh.shape[DATA] == mesh.size > 1 and not noise_scale:
+        accumulate = _apart(functools.partial(_accumulate, task, None, False), mesh)
+
     def step(state, batch, lr, n_micro):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         # Scaled to the mean over a microbatch: in float16 the sum over its positions would overflow.
         unit = state.loss_scale.scale / (_tokens(batch).shape[1] * task.n_predicted)
-        loss_sum, weight, gradients, squares = _accumulate(
-            task, state.params, key, batch, n_micro, unit, grad_shardings, noise_scale
-        )
+        loss_sum, weight, gradients, squares = accumulate(state.params, key, batch, n_micro, unit)
         # Scaled once, with the clipping, where the optimizer reads them: a copy in memory is a tenth of a small model's step.
         per_weight = 1.0 / (weight * unit)
         grad_norm = optax.tree.norm(gradients) * per_weight
@@ -97,12 +105,39 @@ def _noise_and_signal(small: jax.Array, big: jax.Array, rows: jax.Array, n_micro
     return {"noise": (small - big) * rows * n_micro * apart, "signal": (n_micro * big - small) * apart}
 
 
-def _accumulate(task, params, key, batch, n_micro, unit, grad_shardings, noise_scale):
-    """Sums over the first `n_micro` microbatches: loss in nats, weight, `unit` times the gradient of the loss sum, and its square norms."""
+def _apart(accumulate: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`accumulate` with each copy of the network summing over its own rows, and one exchange of the sums at the end.
+
+    Left to the partitioner, every microbatch's gradients are exchanged: for a BERT-large on small cards that takes as long as computing
+    them. Where a mesh shards the network as well, it stays with the partitioner: what is apart on one axis alone crashes it (jax 0.10.2).
+    """
+    by_rows, whole = PartitionSpec(None, DATA), PartitionSpec()
+    n_copies = mesh.shape[DATA]
+
+    def local(*arguments):
+        sums = accumulate(*arguments, part=(jax.lax.axis_index(DATA), n_copies))
+        return jax.lax.psum(sums, DATA)
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(whole, whole, by_rows, whole, whole),
+        out_specs=whole,
+        check_vma=False,  # gradients are summed by hand
+    )
+
+
+def _accumulate(task, grad_shardings, noise_scale, params, key, batch, n_micro, unit, part=(0, 1)):
+    """Sums over the first `n_micro` microbatches: loss in nats, weight, `unit` times the gradient of the loss sum, and its square norms.
+
+    `part`: number of this share of the rows, and how many there are.
+    """
     n_micro_max, n_rows = _tokens(batch).shape[:2]
+    number, n_parts = part
 
     def one(index):
-        rows = index * n_rows + jnp.arange(n_rows, dtype=jnp.int32)
+        first = (index * n_parts + number) * n_rows
+        rows = first + jnp.arange(n_rows, dtype=jnp.int32)
 
         def scaled_loss(params):
             loss, weight = task.loss(params, key, jax.tree.map(lambda leaf: leaf[index], batch), rows)

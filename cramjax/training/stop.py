@@ -10,14 +10,39 @@ from collections.abc import Iterator
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
-class StopSignal:
+def exit_code(reason: str | None) -> int:
+    """Of a run that ended for a `stop_reason`: 128 + the number of the signal that it names; 0 for any other."""
+    return next((code for signum, code in EXIT_CODES.items() if signum.name.lower() == reason), 0)
+
+
+class Stop:
+    """A request to stop: the number of the signal, None before one arrives."""
+
+    signum: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has arrived."""
+        return self.signum is not None
+
+    @property
+    def reason(self) -> str | None:
+        """The signal's name in lower case, as in the summary's `stop_reason`."""
+        return signal.Signals(self.signum).name.lower() if self.signum else None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + signal number, as shells count; 0 where none arrived."""
+        return EXIT_CODES[self.signum] if self.signum else 0
+
+
+class StopSignal(Stop):
     """A context in which the first SIGTERM or SIGINT is remembered and a second one ends the process at once.
 
     Outside the main thread (a notebook's server) signals belong to somebody else and nothing is installed.
     """
 
     def __init__(self):
-        self.signum: int | None = None
         self._previous: dict[int, object] = {}
         self._at_once = False
 
@@ -48,18 +73,3 @@ class StopSignal:
             yield
         finally:
             self._at_once = False
-
-    @property
-    def requested(self) -> bool:
-        """Whether a signal has arrived."""
-        return self.signum is not None
-
-    @property
-    def reason(self) -> str | None:
-        """The signal's name in lower case, as in the summary's `stop_reason`."""
-        return signal.Signals(self.signum).name.lower() if self.signum else None
-
-    @property
-    def exit_code(self) -> int:
-        """128 + signal number, as shells count; 0 where none arrived."""
-        return EXIT_CODES[self.signum] if self.signum else 0

@@ -56,6 +56,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_one_others(model, cola
     assert first.n_steps == 2 * math.ceil(45 / 8)
 
 
+@pytest.mark.slow
 def test_seeds_together_are_the_seeds_alone(model, cola):
     settings = dataclasses.replace(PLAIN, dropout=0.1, max_steps=4)
     together, *_ = learn(model, cola, settings, [0, 5])

@@ -61,6 +61,7 @@ def whole(corpus, tmp_path_factory):
     return folder, cramjax.train(config(corpus), folder)
 
 
+@pytest.mark.slow
 def test_stopped_anywhere_it_comes_to_the_same(whole, corpus, tmp_path):
     folder, _ = whole
     sizes = []
@@ -76,6 +77,7 @@ def test_stopped_anywhere_it_comes_to_the_same(whole, corpus, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_stage_of_factors_and_means_exports_as_the_network_it_is(corpus, tmp_path):
     """Means of embeddings are of training alone, and factors become the matrices they stand for."""
     stages = [{"until": 0.5, "depth": 0.5, "rank": 8, "pool": 2}]
@@ -145,13 +147,13 @@ def _flops(plain, corpus):
     from cramjax.training import session
 
     vocabulary = session.AssumedVocabulary(vocab_size=256)
-    return session.build_task(plain, vocabulary, "float32").flops
+    return session.session_on(plain, vocabulary, jax.devices()).task.flops
 
 
 @pytest.mark.parametrize(
     "more",
     [
-        ("mesh.data=2", "mesh.fsdp=4"),
+        pytest.param(("mesh.data=2", "mesh.fsdp=4"), marks=pytest.mark.slow),
         pytest.param(("growth.depth=identity", "growth.moments=reset"), marks=pytest.mark.slow),
         ("growth.stages=[{'until': 0.5, 'hidden': 1}]", "growth.rewarm=0.2"),
         pytest.param(
@@ -191,6 +193,7 @@ def test_the_loss_does_not_jump_where_the_function_stays(corpus, tmp_path):
     np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stage_that_cannot_be_made_keeps_what_the_one_before_learned(corpus, tmp_path, monkeypatch):
     def fail(self, number, before):
         raise UserError("no room for it")

@@ -111,7 +111,11 @@ EXACT = [
         id="zero width, tied T5",
     ),
     pytest.param(
-        dataclasses.replace(T5, tie_embeddings=False), ZeroWidth(), {"d_model": 20, "n_heads": 3}, id="zero width, T5"
+        dataclasses.replace(T5, tie_embeddings=False),
+        ZeroWidth(),
+        {"d_model": 20, "n_heads": 3},
+        id="zero width, T5",
+        marks=pytest.mark.slow,
     ),
     pytest.param(
         ENCODER, Compound((SharedWidth(), Depth("identity"))), {"n_layers": 4, "d_ff": 20}, id="width and depth at once"
@@ -199,6 +203,7 @@ def test_copies_stay_alike_without_noise_and_part_with_it():
         assert np.allclose(inner[..., :10], inner[..., 10:], rtol=1e-4, atol=1e-9) == alike
 
 
+@pytest.mark.slow
 def test_moments_grow_as_gradients_do():
     """The moments of copies are those that gradients after the growth would have."""
     params, big, more = grown(ENCODER, SharedWidth(noise=0.0), d_ff=30)
@@ -218,6 +223,7 @@ def test_moments_grow_as_gradients_do():
         )
 
 
+@pytest.mark.slow
 def test_noise_between_copies_lets_the_loss_fall_further():
     """Fitting a wide teacher: copies without noise stay the narrow network they come from, copies with noise do not."""
     small = dataclasses.replace(ENCODER, n_layers=1, d_ff=2, ffn="gelu")

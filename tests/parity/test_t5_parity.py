@@ -119,7 +119,9 @@ def test_logits_and_loss(pair, padded):
     assert float(loss) == pytest.approx(expected.loss.item(), abs=ATOL)
 
 
-@pytest.mark.parametrize("pair", list(SHAPES)[:2], indirect=True)
+@pytest.mark.parametrize(
+    "pair", [list(SHAPES)[0], pytest.param(list(SHAPES)[1], marks=pytest.mark.slow)], indirect=True
+)
 def test_gradients(pair):
     cfg, model, params = pair
     rng = np.random.default_rng(1)

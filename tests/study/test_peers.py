@@ -25,17 +25,29 @@ def t5(*overrides):
 
 def test_the_peer_has_the_sizes_of_the_configuration():
     wanted = peers.specification(t5("model.n_decoder_layers=3"))
-    numbers = wanted["numbers"]
-    assert (wanted["kind"], wanted["batch"], wanted["labels"]) == ("T5", [4, 32], 8)
-    assert (numbers["vocab_size"], numbers["d_kv"], numbers["num_layers"], numbers["num_decoder_layers"]) == (
-        256,
-        12,
-        2,
-        3,
-    )
+    numbers = wanted["config"]
+    assert (numbers["model_type"], wanted["n_rows"], wanted["length"], wanted["labels"]) == ("t5", 4, 32, 8)
+    found = [numbers[key] for key in ("vocab_size", "d_kv", "num_layers", "num_decoder_layers")]
+    assert found == [256, 12, 2, 3]
     assert numbers["feed_forward_proj"] == "relu" and numbers["tie_word_embeddings"]
-    bert = peers.specification(get_config("bert_1day"))
-    assert bert["kind"] == "Bert" and bert["numbers"]["num_hidden_layers"] == 16 and bert["batch"] == [8192, 128]
+
+
+@pytest.mark.parametrize(
+    "recipe, architecture",
+    [
+        ("bert_1day", "BertForMaskedLM"),  # no class has that network: one of the same sizes
+        ("bert_1day_modern", "ModernBertForMaskedLM"),
+        ("bert_24h_academic", "MegatronBertForMaskedLM"),
+        ("bert_original", "BertForMaskedLM"),
+        ("t5_1day", "T5ForConditionalGeneration"),
+    ],
+)
+def test_the_peer_is_the_same_network_where_there_is_one(recipe, architecture):
+    config = get_config(recipe)
+    wanted = peers.specification(config)
+    assert wanted["config"]["architectures"] == [architecture]
+    layers = wanted["config"].get("num_hidden_layers") or wanted["config"]["num_layers"]
+    assert layers == config.model.n_layers and wanted["n_rows"] == config.batch_size
 
 
 @pytest.mark.slow
@@ -44,10 +56,10 @@ def test_a_peer_is_measured_in_a_process_of_its_own(family):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     config = t5() if family == "t5" else get_config("bert_1day", *TINY, "model.n_layers=1")
-    found = peers.measure_peers(config, 3, modes=("float32 eager", "bfloat16 eager"))
+    found = peers.measure_peers(config, 3, ("float32 eager", "bfloat16 eager"))
     assert [result["mode"] for result in found] == ["float32 eager", "bfloat16 eager"]
     for result in found:
-        assert result["tokens_per_s"] == pytest.approx(4 * 32 / result["step_s"])
+        assert result["tokens_per_s"] == pytest.approx(4 * 32 / result["step_s"]) and result["microbatch_size"] == 4
         assert result["step_s_p10"] <= result["step_s"] <= result["step_s_p90"]
     if family == "t5":
         from cramjax.models import t5 as network

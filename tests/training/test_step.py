@@ -55,14 +55,16 @@ def test_every_mesh_gives_the_losses_of_one_device(whole, mesh):
     assert bool(sharded) == (mesh[1] > 1 or mesh[2] > 1)
 
 
-@pytest.mark.parametrize("name, lr", [("adafactor", 0.1), ("lamb", 0.1), ("lion", 1e-3), ("muon", 1e-2)])
+@pytest.mark.parametrize(
+    "name, lr", [pytest.param("adafactor", 0.1, marks=pytest.mark.slow), ("lamb", 0.1), ("lion", 1e-3), ("muon", 1e-2)]
+)
 def test_every_optimizer_trains(name, lr):
     made = open_tiny("microbatch_size=16", f"optimizer.name={name}")
     values, _ = losses(made, np.repeat(batches(1), 30, axis=0), lr=lr)
     assert values[-1] < values[0] - 0.1
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_narrow_formats_train_to_the_loss_of_float32(precision):
     data = np.repeat(batches(1), 40, axis=0)
     wide, _ = losses(open_tiny("microbatch_size=16"), data, lr=3e-3)

@@ -1,0 +1,206 @@
+"""Whether a configuration fits a device, how fast it can be there at best, and what its budget buys."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cramjax.budget import schedules
+from cramjax.config.errors import UserError
+from cramjax.config.resolve import changed
+from cramjax.parallel import mesh as meshes
+from cramjax.planning import estimate, targets
+from cramjax.planning.cards import Card
+from cramjax.training import devices, fit, remedies, session
+from cramjax.training.task import Vocabulary
+
+Announce = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a configuration takes on a card; bytes and rates are of one device, FLOPs, tokens and steps of all together.
+
+    source: "compiled" for the card, or "analytic", by formula. microbatch_size: the largest that fits, of all devices; None: none does.
+    memory: bytes by kind at that size, or at the smallest there is; `needed` is their sum and `limit` what a step may take.
+    measured: needed bytes by microbatch size, as compiled. step_s: the least a step can take, by "compute" and by "memory" traffic.
+    tokens, steps, hours: what the budget buys at that rate. remedies: settings that fit, where the configuration does not.
+    """
+
+    card: Card
+    source: str
+    precision: str
+    attention: str
+    n_params: int
+    batch_size: int
+    microbatch_size: int | None
+    configured_microbatch_size: int | None
+    memory: Mapping[str, int]
+    measured: Mapping[int, int]
+    flops: float
+    peak_flops: float
+    step_s: Mapping[str, float]
+    tokens_per_s: float
+    tokens: float
+    steps: float
+    hours: float
+    remedies: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """With the microbatch of the configuration, or with any where it names none."""
+        return self.microbatch_size is not None and (self.configured_microbatch_size or 0) <= self.microbatch_size
+
+    def entry(self) -> dict[str, Any]:
+        """All of it, as in the file of `--json`."""
+        content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        card = content.pop("card")
+        own = {"device": card.name, "device_kind": card.device_kind, "n_devices": card.n_devices, "fits": self.fits}
+        return own | content | {"remedies": list(self.remedies), "memory": dict(self.memory)}
+
+
+def make(config: Any, card: Card, announce: Announce) -> Plan:
+    """The plan of `config` on `card`; compiles the train step a few times where the compiler is installed.
+
+    Raises:
+        UserError: where the configuration does not suit the number of devices, or the compiler does not know the card.
+    """
+    line = targets.missing(card)
+    vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids)
+    made = (_open_stand_ins if line else _open_targets)(config, card, vocabulary)
+    shards = meshes.batch_shards(made.mesh)
+    most = session.most_sequences(config)
+    sizes = [n for n in range(shards, most + 1, shards) if config.batch_size % n == 0]
+    if not sizes:
+        raise UserError(f"batch_size={config.batch_size}: must be a multiple of the {shards} devices along the batch")
+    limit = round(card.memory_bytes * (1 if card.topology else devices.GPU_FRACTION))
+    state = _state_bytes(made)
+
+    def measure(n: int) -> int:
+        if line:
+            return _formula(made, n // shards, state)
+        announce(f"{card.name}: compiling the train step for {n} sequence(s) a pass…")
+        return fit.needed_bytes(lambda: session.compile_train_step(dataclasses.replace(made, microbatch_size=n))[0])
+
+    searched = fit.search(measure, sizes, limit)
+    size = searched.largest or sizes[0]
+    memory = _by_kind(state, searched.used[size], searched.per_sequence * size)
+    plan = Plan(
+        card=card,
+        source="analytic" if line else "compiled",
+        precision=made.precision,
+        attention=made.attention,
+        n_params=made.task.n_params,
+        batch_size=config.batch_size,
+        microbatch_size=searched.largest,
+        configured_microbatch_size=config.microbatch_size,
+        memory=memory | {"limit": round(fit.HEADROOM * limit)},
+        measured=dict(sorted(searched.used.items())),
+        note=f"by formula; for the real compiler: {line}" if line else "",
+        **_rates(made, card, config.microbatch_size or size, memory),
+    )
+    if plan.fits or line:
+        return plan
+    announce(f"{card.name}: looking for settings that fit…")
+    on, room = list(made.mesh.devices.flat), fit.HEADROOM * limit
+    found = remedies.find(config, vocabulary, on, microbatch_size=config.microbatch_size or shards, room=room)
+    return dataclasses.replace(plan, remedies=tuple(map(str, found)))
+
+
+def _open_targets(config: Any, card: Card, vocabulary: Vocabulary) -> session.Session:
+    """The session on the card's own devices, to compile for."""
+    return session.session_on(changed(config, {"microbatch_size": None}), vocabulary, targets.devices(card))
+
+
+def _open_stand_ins(config: Any, card: Card, vocabulary: Vocabulary) -> session.Session:
+    """The session on as many CPUs, for shapes alone, with the number format and the kernel of the card."""
+    local = jax.devices("cpu")
+    if len(local) < card.n_devices:
+        raise UserError(f"--device {card.name}: {card.n_devices} devices, and this process may pretend to {len(local)}")
+    capability = "{}.{}".format(*card.gpu.capability) if card.gpu else ""
+    device = types.SimpleNamespace(platform="gpu" if card.gpu else "tpu", compute_capability=capability)
+    precision = devices.resolve_precision(config.precision, device)
+    formats = {"microbatch_size": None, "precision": precision, "model.attention": "auto"}
+    made = session.session_on(changed(config, formats), vocabulary, local[: card.n_devices])
+    return dataclasses.replace(made, attention=session.attention_kernel(config.model, device, jnp.dtype(precision)))
+
+
+def _state_bytes(made: session.Session) -> dict[str, int]:
+    """Bytes of parameters and of everything else of the state, on one device."""
+
+    def held(tree):
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+        )
+
+    params = held(made.abstract.params)
+    return {"parameters": params, "optimizer": held(made.abstract) - params}
+
+
+def _by_kind(state: Mapping[str, int], needed: int, activations: float) -> dict[str, int]:
+    """`needed` bytes of a step, of which so many are said to be `activations`, by kind."""
+    kinds = dict(state) | {"activations": max(0, min(round(activations), needed - sum(state.values())))}
+    return kinds | {"temporaries": max(0, needed - sum(kinds.values())), "needed": needed}
+
+
+def _formula(made: session.Session, n_sequences: int, state: Mapping[str, int]) -> int:
+    """Bytes of a step of so many sequences on a device, by formula."""
+    config, itemsize = made.config, jnp.dtype(made.precision).itemsize
+    per_sequence = estimate.activation_bytes(
+        config.model,
+        n_tokens=config.data.seq_len,
+        n_targets=made.task.n_predicted,
+        vocab_size=config.data.vocab_size,
+        itemsize=itemsize,
+        fused=made.attention == "cudnn",
+    )
+    # Gradients lie like the parameters they are of.
+    working = estimate.working_bytes(state["parameters"] // 4, itemsize)
+    return sum(state.values()) + working + n_sequences * per_sequence
+
+
+def _rates(made: session.Session, card: Card, size: int, memory: Mapping[str, int]) -> dict[str, Any]:
+    """FLOPs, the roofline of a step (Williams et al., 2009), and what the budget buys at that rate.
+
+    Traffic counts what must pass through memory: weights three times a pass, the sum of gradients, activations out and back, and once a
+    step the optimizer.
+    """
+    config, n_params = made.config, memory["parameters"] // 4
+    peak = getattr(card.peak, made.precision) or card.peak.float32
+    flops = config.batch_size * made.task.flops
+    n_passes = config.batch_size / size
+    one_pass = 3 * jnp.dtype(made.precision).itemsize * n_params + 8 * n_params + 2 * memory["activations"]
+    traffic = n_passes * one_pass + 12 * n_params + 2 * memory["optimizer"]
+    step_s = {"compute": flops / (peak * 1e12 * card.n_devices), "memory": traffic / (card.peak.bandwidth * 1e9)}
+    tokens_per_s = config.batch_size * config.data.seq_len / max(step_s.values())
+    return {
+        "flops": flops,
+        "peak_flops": peak * 1e12,
+        "step_s": step_s,
+        "tokens_per_s": tokens_per_s,
+    } | _bought(config, made.task.flops, size, tokens_per_s)
+
+
+def _bought(config: Any, flops_per_sequence: float, size: int, tokens_per_s: float) -> dict[str, float]:
+    """Tokens, steps and hours until the first limit of the budget is reached; the batch may grow on the way there."""
+    budget, seq_len, points = config.budget, config.data.seq_len, 1000
+    batches = [
+        size * schedules.n_microbatches((i + 0.5) / points, config.schedule.batch_ramp, config.batch_size, size)
+        for i in range(points)
+    ]
+    steps_per_s = tokens_per_s / seq_len * sum(1 / batch for batch in batches) / points
+    limits = {
+        "hours": None if budget.hours is None else 3600 * budget.hours,
+        "tokens": None if budget.tokens is None else budget.tokens / tokens_per_s,
+        "steps": None if budget.steps is None else budget.steps / steps_per_s,
+        "flops": None if budget.flops is None else budget.flops / (flops_per_sequence * tokens_per_s / seq_len),
+    }
+    seconds = min(limit for limit in limits.values() if limit is not None)
+    return {"tokens": tokens_per_s * seconds, "steps": steps_per_s * seconds, "hours": seconds / 3600}

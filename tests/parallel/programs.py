@@ -1,0 +1,71 @@
+"""Compiles a train step for a device that is not here and prints what is in the program, as JSON; a process of its own for the flags.
+
+python tests/parallel/programs.py v5e-8 mesh.data=1 mesh.fsdp=8
+"""
+
+import json
+import re
+import sys
+
+from cramjax.planning import cards, environment
+
+SMALL = (
+    "model.n_layers=2", "model.d_model=128", "model.n_heads=2", "model.d_ff=256", "model.unroll=True", "data.vocab_size=1024",
+    "data.seq_len=128", "batch_size=16", "microbatch_size=16", "precision=bfloat16",
+)  # fmt: skip
+COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+
+
+def main(device, recipe, *overrides):
+    environment.prepare()
+    import jax
+
+    from cramjax.config.resolve import get_config
+    from cramjax.planning import targets
+    from cramjax.training import session
+
+    config = get_config(recipe, *SMALL, *overrides)
+    vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids)
+    made = session.session_on(config, vocabulary, targets.devices(cards.find(device)))
+    compiled, _ = session.compile_train_step(made)
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    types = dict(re.findall(r"%([\w.\-]+) = (\w+)\[", text))
+    dots = re.findall(r"= \w+\[[\d,]*\]\S* dot\(%([\w.\-]+), %([\w.\-]+)\)", text)
+    found = {
+        "attention": made.attention,
+        "collectives": [
+            [kind, max(_sizes(shape), default=1)]
+            for shape, kind in re.findall(rf"= (\(.*?\)|\S+) ({COLLECTIVES})(?:-start)?\(", text)
+        ],
+        "scattering": len(re.findall(r"reduce-scatter|all-reduce-scatter", text)),
+        "calls": sorted(set(re.findall(r'custom_call_target="([^"]+)"', text))),
+        "operands": sorted({types.get(name, "?") for pair in dots for name in pair}),
+        "n_dots": len(dots),
+        "host": re.findall(r" (infeed|outfeed|send|recv)(?:-done)?\(", text) + re.findall(r"S\(5\)", text),
+        "donated": memory.alias_size_in_bytes,
+        "state": sum(
+            leaf.sharding.shard_shape(leaf.shape) != () and _count(leaf) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(made.abstract)
+        ),
+        "largest_param": max(leaf.size for leaf in jax.tree.leaves(made.abstract.params)),
+    }
+    print(json.dumps(found))
+
+
+def _sizes(shape):
+    for dims in re.findall(r"\w+\[([\d,]*)\]", shape):
+        size = 1
+        for dim in filter(None, dims.split(",")):
+            size *= int(dim)
+        yield size
+
+
+def _count(leaf):
+    size = 1
+    for dim in leaf.sharding.shard_shape(leaf.shape):
+        size *= dim
+    return size
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,61 @@
+"""What compilers make of the train step for TPUs and GPUs that are not here: collectives, kernels, donated memory, narrow products."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+PLUGINS = importlib.util.find_spec("jax_plugins")
+CUDA = PLUGINS and any(importlib.util.find_spec(f"jax_plugins.xla_cuda{n}") for n in (12, 13))
+needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu")
+needs_cuda = pytest.mark.skipif(not CUDA, reason="needs the wheels of jax[cuda12]")
+# Tokens of all activations of the program, at any width: nothing of this many elements may be gathered.
+ACTIVATIONS = 16 * 128 * 128
+
+
+def program(root, *arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    path = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, str(root / "tests/parallel/programs.py"), *arguments],
+        capture_output=True, text=True, cwd=root, env=environment | {"PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@needs_libtpu
+def test_on_a_tpu_slice_copies_exchange_gradients_alone(root):
+    found = program(root, "v5e-8", "quickstart", "mesh.data=8", "optimizer.name=adamw", "microbatch_size=8")
+    assert [kind for kind, _ in found["collectives"]] == ["all-reduce"]  # once a step, however many microbatches it has
+    assert max(size for _, size in found["collectives"]) <= found["largest_param"]
+    assert found["donated"] >= 0.99 * found["state"] and not found["host"]
+
+
+@needs_libtpu
+def test_on_a_tpu_slice_shards_gather_parameters_and_scatter_gradients(root):
+    found = program(root, "v5e-8", "quickstart", "mesh.data=1", "mesh.fsdp=8", "optimizer.name=adamw")
+    gathered = [size for kind, size in found["collectives"] if kind in ("all-gather", "all-reduce")]
+    assert gathered and max(gathered) <= found["largest_param"] < ACTIVATIONS
+    assert found["state"] < 0.2 * 4 * 3 * 500_000  # an eighth of parameters and moments
+    assert found["scattering"] and found["donated"] >= 0.99 * found["state"]
+
+
+@needs_cuda
+@pytest.mark.parametrize("recipe", ["quickstart", "bert_1day"])
+def test_on_a_gpu_attention_is_fused_products_are_narrow_and_the_state_is_donated(root, recipe):
+    found = program(root, "rtx3060", recipe, "optimizer.name=adamw")
+    assert found["attention"] == "cudnn" and {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"} <= set(
+        found["calls"]
+    )
+    assert found["n_dots"] > 10 and found["operands"] == ["bf16"]
+    assert found["donated"] >= 0.99 * found["state"] and not found["host"] and not found["collectives"]
+
+
+@needs_cuda
+def test_a_card_without_bfloat16_has_narrow_products_too(root):
+    found = program(root, "t4", "quickstart", "optimizer.name=adamw", "precision=auto")
+    assert found["attention"] == "xla" and found["operands"] == ["f16"]

@@ -1,0 +1,70 @@
+"""Running out of memory: one sentence with what is needed, what there is, and settings that were compiled and do fit."""
+
+import types
+
+import jax
+import pytest
+import stepping
+
+from cramjax.config.errors import RunFailed
+from cramjax.training import devices, fit, remedies, session
+
+MESSAGE = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12345678 bytes."
+
+
+@pytest.fixture
+def made():
+    return stepping.open_tiny("microbatch_size=16", "model.n_layers=4")
+
+
+def needed(made, *overrides):
+    changed = stepping.open_tiny("microbatch_size=16", "model.n_layers=4", *overrides)
+    return fit.needed_bytes(lambda: session.compile_train_step(changed)[0])
+
+
+def test_settings_that_fit_are_found_nearest_first(made):
+    vocabulary, on = session.AssumedVocabulary(vocab_size=64), jax.devices()[:1]
+    room = 0.9 * needed(made)
+    found = remedies.find(made.config, vocabulary, on, microbatch_size=16, room=room)
+    assert (
+        1 <= len(found) <= 3
+        and set(found[0].overrides) == {"microbatch_size"}
+        and found[0].overrides["microbatch_size"] < 16
+    )
+    for remedy in found:
+        flags = [f"{key}={value}" for key, value in remedy.overrides.items()]
+        assert remedy.used_bytes == needed(made, *flags) <= room
+        assert "mesh.fsdp" not in remedy.overrides  # there is one device
+    assert not remedies.find(made.config, vocabulary, on, microbatch_size=16, room=1000)
+
+
+def test_running_out_of_memory_is_explained(made, monkeypatch):
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: 2**30)
+    vocabulary = session.AssumedVocabulary(vocab_size=64)
+    with pytest.raises(RunFailed) as raised, remedies.explained(made, vocabulary):
+        raise jax.errors.JaxRuntimeError(MESSAGE)
+    text = str(raised.value)
+    assert "out of memory: a step of 16 sequence(s) a pass needs 0.0 GiB" in text and "has 1.0 GiB" in text
+    assert "these fit: --config.microbatch_size=" in text and "checkpoints are kept" in text
+
+
+def test_other_errors_pass(made):
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"),
+        remedies.explained(made, session.AssumedVocabulary(vocab_size=64)),
+    ):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_a_compiler_that_refuses_says_how_much_it_wanted():
+    def refuse():
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 19.50G of 15.75G hbm. Exceeded hbm capacity by 3.76G."
+        )
+
+    assert fit.needed_bytes(refuse) == round(19.5 * 2**30)
+    # The search goes on below what was refused.
+    sizes = [1, 2, 4, 8, 16, 32]
+    used = {n: types.SimpleNamespace() for n in sizes}
+    found = fit.search(lambda n: (2 + n) * 2**30, sizes, 12 * 2**30)
+    assert found.largest == 8 and set(found.used) <= set(used) and found.per_sequence == 2**30

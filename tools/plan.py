@@ -1,0 +1,67 @@
+"""`python -m tools.plan`: whether a configuration fits a device that is not here, and what its budget buys there."""
+
+import argparse
+import json
+import pathlib
+import sys
+
+from cramjax.config.cli import add_config_flags, make_parser, run_command
+
+EXAMPLE = """the table has a line for each device:
+  fits, microbatch      of all devices; the largest that fits, with the share of memory left free that training leaves
+  GiB needed, of        by a device, of what a step may take: parameters, optimizer, activations, temporaries (gradients and the rest)
+  step ms, bound by     the least an optimizer step can take: FLOPs at the card's dense peak, or traffic at its memory's bandwidth
+  tokens/s, tokens      at that rate, and what the budget buys of them: at most, a run reaches a third to two thirds
+  steps, hours          until the first limit of the budget
+
+The train step itself is compiled for the device, without it: GPUs need the wheels of jax[cuda12], TPUs those of jax[tpu]. Where they
+are not installed, memory is by formula, and the line to install them is printed. With growth.stages it is the last stage that counts.
+
+examples:
+  python -m tools.plan --config configs/bert_1day.py --device rtx3060,t4,rtx4090
+  python -m tools.plan --config configs/bert_24h.py --device v5e-8 --json plan.json --plot plan.png
+  python -m tools.plan --config configs/t5_1day.py --device all"""
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from cramjax.config.resolve import resolve
+    from cramjax.planning import cards
+
+    config = resolve(args.config, args.overrides)
+    names = list(cards.CARDS) if args.device == "all" else args.device.split(",")
+    chosen = list(dict.fromkeys(cards.find(name) for name in names))
+    from cramjax.planning import environment
+
+    environment.prepare()
+    from cramjax.planning import plan, report
+
+    def announce(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    plans = []
+    for number, card in enumerate(chosen, start=1):
+        announce(f"{number}/{len(chosen)}  {card.name}")
+        plans.append(plan.make(config, card, announce))
+        if args.json:
+            content = {"recipe": config.name, "plans": [made.entry() for made in plans]}
+            args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if args.plot:
+            report.plot(plans, args.plot)
+    print(report.table(plans))
+    return 0 if any(made.fits for made in plans) else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own); returns the exit code: 1 where nothing fits."""
+    parser = make_parser(
+        "tools.plan", "Say whether a configuration fits a device, and what its budget buys there.", EXAMPLE
+    )
+    add_config_flags(parser)
+    parser.add_argument("--device", required=True, metavar="NAME[,NAME…]", help="rtx3060, t4, a100, v5e-8, …, or all")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write everything there")
+    parser.add_argument("--plot", type=pathlib.Path, metavar="FILE.png", help="draw memory and tokens there")
+    return run_command(_plan, argv, parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
