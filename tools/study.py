@@ -8,7 +8,7 @@ from cramjax.config.cli import make_parser, run_command
 
 EXAMPLE = """studies:
   growth        networks that grow beside one that does not, at equal wall-clock and at equal FLOPs (docs/studies/growth.md)
-  train_large   five sizes at equal wall-clock, finetuned, pruned and quantised: which is best at equal bytes
+  train_large   four sizes at equal wall-clock, finetuned, pruned and quantised: which is best at equal bytes
                 (docs/studies/train_large_compress.md)
 
 written to --out:

@@ -8,7 +8,7 @@ _SEEDS = "seed=0,1,2"
 _FLOPS = ("budget.hours=None", "budget.flops=1e13")
 _COMPRESS = (
     *("--prune", "0,0.3,0.6,0.9", "--bits", "32,8,4,3,2", "--seeds", "3"),
-    *("--set", "pooling=mean", "--set", "lr=1e-3", "--set", "epochs=3"),
+    *("--set", "pooling=mean", "--set", "lr=3e-3", "--set", "epochs=3"),
 )
 
 STUDIES = {
@@ -26,7 +26,7 @@ STUDIES = {
     ),
     "train_large": Study(
         recipe="configs/train_large_small.py",
-        sweeps={"sizes": Sweep(title="Equal wall-clock", grids=("variant=L2-H32,L2-H64,L2-H128,L4-H192,L6-H256",))},
+        sweeps={"sizes": Sweep(title="Equal wall-clock", grids=("variant=L2-H32,L2-H64,L2-H128,L4-H192",))},
         compressions={
             "sst2": Compression(
                 title="SST-2", sweep="sizes", task="sst2", flags=(*_COMPRESS, "--set", "max_train=6000")

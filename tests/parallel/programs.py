@@ -30,7 +30,9 @@ def main(device, recipe, *overrides):
     compiled, _ = session.compile_train_step(made)
     text, memory = compiled.as_text(), compiled.memory_analysis()
     types = dict(re.findall(r"%([\w.\-]+) = (\w+)\[", text))
-    dots = re.findall(r"= \w+\[[\d,]*\]\S* dot\(%([\w.\-]+), %([\w.\-]+)\)", text)
+    # Products of older cards are calls of cuBLAS.
+    product = r"(?:dot|custom-call)\(%([\w.\-]+), %([\w.\-]+)\)(?:, custom_call_target=\"__cublas|, lhs_contracting)"
+    dots = re.findall(product, text)
     found = {
         "attention": made.attention,
         "collectives": [

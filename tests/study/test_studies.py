@@ -114,8 +114,8 @@ def test_a_study_compresses_what_its_sweeps_have_trained(tmp_path):
     assert studies.run(made, (), tmp_path, data_dir="glue", launch=launch) == 0
     sizes = [command for command in commands if "cramjax.main" in command]
     compressions = [command for command in commands if "tools.compress" in command]
-    assert len(sizes) == 5 and len(compressions) == 2
-    assert compressions[0].count("--checkpoint") == 5 and compressions[0][compressions[0].index("--task") + 1] == "sst2"
+    assert len(sizes) == 4 and len(compressions) == 2
+    assert compressions[0].count("--checkpoint") == 4 and compressions[0][compressions[0].index("--task") + 1] == "sst2"
     assert "glue" in compressions[1]
     text = (tmp_path / "report.md").read_text()
     assert "1.00 M | 7 | 2.0 M | 1.00e+09 | 5.000" in text
