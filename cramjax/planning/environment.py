@@ -13,5 +13,10 @@ def prepare() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = ("--xla_gpu_autotune_level=0", f"--xla_force_host_platform_device_count={MOST_DEVICES}")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
-    for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_STDERR_LOG_LEVEL", "3")):
-        os.environ.setdefault(name, value)  # libtpu would ask a cloud's metadata server who it is
+    # libtpu would ask a cloud's metadata server who it is, and say that there is none.
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_STDERR_LOG_LEVEL", "3"),
+    ):
+        os.environ.setdefault(name, value)

@@ -37,9 +37,9 @@ _WIDER = ("model.n_layers=4", "model.d_model=256", "model.n_heads=4", "model.d_f
 SUITES = {
     "gpu": (
         _at("bert_1day", 128, 1024, *_GPU),
-        _at("bert_1day", 512, 256, *_GPU),
+        _at("bert_1day", 512, 256, *_GPU, "model.max_positions=512"),
         _at("bert_1day_modern", 128, 1024, *_GPU),
-        _at("bert_1day_modern", 512, 256, *_GPU),
+        _at("bert_1day_modern", 512, 256, *_GPU, "model.max_positions=512"),
         _at("bert_24h_academic", 128, 1024, *_GPU),
         _at("t5_1day", 512, 128, *_GPU),
         _at("t5_efficient:small-nl24", 512, 128, *_GPU),

@@ -108,8 +108,8 @@ def _noise_and_signal(small: jax.Array, big: jax.Array, rows: jax.Array, n_micro
 def _apart(accumulate: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """`accumulate` with each copy of the network summing over its own rows, and one exchange of the sums at the end.
 
-    Left to the partitioner, every microbatch's gradients are exchanged: for a BERT-large on small cards that takes as long as computing
-    them. Where a mesh shards the network as well, it stays with the partitioner: what is apart on one axis alone crashes it (jax 0.10.2).
+    Left to the partitioner, every microbatch's gradients are exchanged, for a BERT-large 1.3 GB each time. Where a mesh shards the network
+    as well, it stays with the partitioner: what is apart on one axis alone crashes it (jax 0.10.2).
     """
     by_rows, whole = PartitionSpec(None, DATA), PartitionSpec()
     n_copies = mesh.shape[DATA]
