@@ -69,7 +69,8 @@ def load(path: str | os.PathLike, step: int | None = None, *, dequantize: bool =
         UserError: where `path` is none of these, or holds a model that ours cannot be.
     """
     device = jax.devices()[0]
-    found = origin.read(path, step, whole=is_faster(device) and not dequantize)
+    automatic = devices.make_precision(devices.resolve_precision("auto", device), device)
+    found = origin.read(path, step, whole=is_faster(device, automatic.matmul_dtype) and not dequantize)
     precision = "auto" if not found.is_run else json.loads((found.path / "config.json").read_text())["precision"]
     special = special_ids(found.tokenizer)
     return LoadedModel(

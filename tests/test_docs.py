@@ -15,6 +15,7 @@ PAGES = (
     "docs/studies/scale_efficiently.md",
     "docs/studies/glue_small.md",
     "docs/studies/growth.md",
+    "docs/studies/train_large_compress.md",
 )
 
 

@@ -297,7 +297,7 @@ class Compression:
         _, again = packed.read(temporary)
         counted = packed.values(again).values()
         # As it will run: whole numbers where the device is faster with them.
-        values = packed.values(again, whole=is_faster(jax.devices()[0]))
+        values = packed.values(again, whole=is_faster(jax.devices()[0], model.precision.matmul_dtype))
         is_int8 = any(isinstance(leaf, Int8) for leaf in values.values())
         values = jax.device_put(unflatten_dict(values, sep="/"))
         score = candidate.subject.score(config, values)

@@ -48,13 +48,13 @@ class Int8:
         return self.codes.astype(dtype) * self.scale.astype(dtype)
 
 
-def is_faster(device: jax.Device) -> bool:
-    """Whether `device` is known to be faster with matrices of int8, one sequence at a time: only CPUs have been measured.
+def is_faster(device: jax.Device, matmul_dtype: jnp.dtype) -> bool:
+    """Whether matrices of int8 are known to be faster on `device` than those whose operands are of `matmul_dtype`.
 
-    There a product of few rows waits for its weights, and these are a quarter of the bytes; with many rows bfloat16 is ahead
-    (docs/benchmarks.md).
+    On CPUs they are than float32, and than bfloat16 for a few dozen tokens only (docs/benchmarks.md), so with bfloat16 instructions they
+    are not used. GPUs and TPUs have not been measured.
     """
-    return device.platform == "cpu"
+    return device.platform == "cpu" and matmul_dtype == jnp.float32
 
 
 def product(axes: tuple[str, str], lhs: jax.Array, rhs: Int8, out_dtype: jnp.dtype) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import time
 
 import jax
@@ -42,7 +43,7 @@ def _go(made: session.Session, state: TrainState, metrics: dict[str, jax.Array])
     )
     unit = np.zeros((made.microbatch_size, 1), made.token_dtype)
     whole = meshes.replicated(made.mesh)
-    with DevicePrefetch(iter(lambda: unit, None), lambda batch: batch, n_max_units=made.max_microbatches) as prefetch:
+    with DevicePrefetch(itertools.repeat(unit), lambda batch: batch, n_max_units=made.max_microbatches) as prefetch:
         clock.start()
         start = time.perf_counter()
         run_steps(
