@@ -23,6 +23,7 @@ def test_it_is_committed_without_outputs(root):
         assert cell.cell_type != "code" or (not cell.outputs and cell.execution_count is None), cell.id
 
 
+@pytest.mark.slow
 def test_it_runs_from_top_to_bottom(root, corpus, tmp_path, monkeypatch):
     book = read(root)
     (at,) = [i for i, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", ())]

@@ -33,6 +33,7 @@ def flags(checkpoint, suite, *more):
     return [*TOOL, "--checkpoint", str(checkpoint), "--suite", "blimp", "--data_dir", str(suite), *more]
 
 
+@pytest.mark.slow
 def test_a_run_is_probed(small_run, suite, tmp_path):
     out = tmp_path / "results" / "blimp.json"
     done = cli.run(flags(small_run, suite, "--out", str(out)))

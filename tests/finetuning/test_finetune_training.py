@@ -125,6 +125,7 @@ def test_a_shape_compiles_once_for_tasks_and_seeds(model, tmp_path):
     assert set(announced) == {"rte"} and len(announced) <= 2
 
 
+@pytest.mark.slow
 def test_a_t5_learns_the_words_of_labels(tmp_path):
     model = grammar.model("t5")
     (task,) = find_tasks(["cola"])

@@ -128,6 +128,7 @@ def test_killed_in_the_middle_of_a_switch_it_comes_to_the_same(whole, corpus, tm
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.slow
 def test_what_was_spent_is_counted_stage_by_stage(whole, corpus):
     folder, summary = whole
     assert summary["growth_s"] > 0 and cramjax.load(folder).config.n_layers == 4

@@ -183,6 +183,7 @@ def finetuned(kind, tasks, tmp_path, **changes):
     return [tmp_path / "ft" / "models" / task / "point-0" / "seed-0" for task in tasks]
 
 
+@pytest.mark.slow
 def test_a_finetuned_encoder_is_a_classifier(tmp_path, monkeypatch, capsys):
     cola, stsb = finetuned("encoder", ["cola", "stsb"], tmp_path)
     for folder in (cola, stsb):

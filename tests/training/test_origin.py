@@ -65,6 +65,7 @@ def flags(corpus, checkpoint):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_starts_where_its_export_ended(small_run, corpus, tmp_path):
     export(small_run, tmp_path / "export", tell=lambda _: None)
     settings = ["budget.steps=1", "optimizer.lr=0.0", "data.tokenizer=unigram", "data.vocab_size=100"]
