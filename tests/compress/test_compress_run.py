@@ -104,7 +104,7 @@ def test_it_goes_on_where_it_was_and_gives_the_same_bytes(whole, finetuned, glue
 @pytest.mark.parametrize(
     "options",
     [
-        {"structured": True},
+        pytest.param({"structured": True}, marks=pytest.mark.slow),
         pytest.param({"qat_epochs": 1, "granularity": "group", "scope": "matrix"}, marks=pytest.mark.slow),
     ],
 )

@@ -225,17 +225,8 @@ def smoke_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("prepared")
 
 
-# One recipe in every run; the others differ from it, and from the T5 of test_t5_main.py, in numbers.
-ALWAYS_SMOKED = {"quickstart"}
-
-
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        pytest.param(path.stem, marks=[] if path.stem in ALWAYS_SMOKED else pytest.mark.slow)
-        for path in sorted((ROOT / "configs").glob("*.py"))
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [path.stem for path in sorted((ROOT / "configs").glob("*.py"))])
 def test_every_recipe_smokes(recipe, tmp_path, smoke_cache):
     flags = [f"--config.data.cache_dir={smoke_cache}"]
     run(

@@ -240,6 +240,7 @@ def test_an_unfinished_run_is_described_by_its_metrics(small_run, tmp_path):
     assert "10 steps" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_to_the_hub_and_back(small_run, tmp_path, monkeypatch):
     """Exported, pushed to a branch by a step's name, loaded by its id for finetuning and training on."""
     with FakeHub(TOKEN) as hub:
