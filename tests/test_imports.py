@@ -78,7 +78,7 @@ HEAVY = {
         "probing",
         "study",
     },
-    "torch": {"study.peer_steps", "study.finetune_peer", "hub.parity"},
+    "torch": {"study.peer_steps", "study.torch_encoder", "study.finetune_peer", "hub.parity"},
     "transformers": {"study.peer_steps", "study.finetune_peer", "hub.parity"},
 }
 

@@ -19,7 +19,7 @@ are not installed, memory is by formula, and the line to install them is printed
 
 examples:
   python -m tools.plan --config configs/bert_1day.py --device rtx3060,t4,rtx4090
-  python -m tools.plan --config configs/bert_24h.py --device v5e-8 --json plan.json --plot plan.png
+  python -m tools.plan --config configs/bert_24h_academic.py --device v5e-8 --json plan.json --plot plan.png
   python -m tools.plan --config configs/t5_1day.py --device all"""
 
 

@@ -195,7 +195,7 @@ def _attend(query, key_, value, mask, bias, kept, dtype):
 
 def _attend_forward(query, key_, value, mask, bias, kept, dtype):
     witness = jnp.zeros((0,), query.dtype)
-    query, key_, value = (x.astype(dtype) for x in (query, key_, value))
+    query, key_, value = (pin_on_cpu(x.astype(dtype)) for x in (query, key_, value))
     scores = _wide_einsum("bnth,bnsh->bnts", query, key_)
     if bias is not None:
         scores = scores + bias
@@ -215,7 +215,7 @@ def _attend_backward(dtype, saved, cotangent):
     query, key_, value, mask, bias, kept, probabilities, mixed, witness = saved
     # The softmax's row sums of gradient times probability are those of gradient times output, over fewer numbers.
     row_sums = jnp.sum(cotangent * mixed, axis=-1, keepdims=True)
-    cotangent = cotangent.astype(dtype)
+    cotangent = pin_on_cpu(cotangent.astype(dtype))
     gradient = _wide_einsum("bnth,bnsh->bnts", cotangent, value)
     used = probabilities
     if kept is not None:

@@ -107,7 +107,10 @@ def _product_backward(spec, matmul_dtype, out_dtype, residual, cotangent):
     cotangent = cotangent.astype(matmul_dtype)
     names, lhs_gradient = _contract(out, cotangent, right, rhs)
     lhs_gradient = jnp.transpose(lhs_gradient, tuple(names.index(axis) for axis in left))
-    names, rhs_gradient = _contract(left, lhs, out, cotangent)
+    kept = "".join(axis for axis in left if axis in right)
+    summed = "".join(axis for axis in left if axis not in right)
+    lhs = pin_on_cpu(jnp.transpose(lhs, tuple(left.index(axis) for axis in kept + summed)))
+    names, rhs_gradient = _contract(kept + summed, lhs, out, cotangent)
     rhs_gradient = jnp.transpose(pin_on_cpu(rhs_gradient), tuple(names.index(axis) for axis in right))
     return lhs_gradient.astype(lhs_witness.dtype), rhs_gradient.astype(rhs_witness.dtype)
 
@@ -115,10 +118,15 @@ def _product_backward(spec, matmul_dtype, out_dtype, residual, cotangent):
 def pin_on_cpu(x: jax.Array) -> jax.Array:
     """`x`, on CPU in memory with its axes in this order.
 
-    XLA folds a transposition into the product before or after it, which is free on GPU and TPU. On CPU the folded product may be one
-    without a bfloat16 kernel: a plain one then runs in float32, at half the speed, and a batched one fails.
+    XLA folds a transposition into the product before or after it, which is free on GPU and TPU. On CPU the folded product is one without
+    a bfloat16 kernel and runs in float32, at half the speed or less.
     """
-    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda y: y)
+
+    def flat(x):
+        # A barrier alone keeps the operands apart, but not the axes in order: one axis has one order.
+        return jax.lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
+
+    return jax.lax.platform_dependent(x, cpu=flat, default=lambda x: x)
 
 
 _float_product.defvjp(_product_forward, _product_backward)

@@ -11,9 +11,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cramjax.config.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
+DATA = "data"
+AXES = (DATA, "fsdp", "tensor")
 # Both axes carry different sequences; fsdp shards the parameters as well.
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = (DATA, "fsdp")
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device]) -> Mesh:
@@ -49,9 +50,14 @@ def batch_sharding(mesh: Mesh, rank: int, row_axis: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
+def is_of_copies(mesh: Mesh) -> bool:
+    """Whether every device has the whole network, and only sequences are divided among them."""
+    return mesh.size == mesh.shape[DATA]
+
+
 def rows_of_sharded(mesh: Mesh) -> NamedSharding | None:
     """The sharding of sequences where the network is sharded as well; None where every device has all of it."""
-    return None if mesh.size == mesh.shape["data"] else NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return None if is_of_copies(mesh) else NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def place(value: np.ndarray | np.generic, sharding: NamedSharding) -> jax.Array:

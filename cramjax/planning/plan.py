@@ -76,10 +76,7 @@ def make(config: Any, card: Card, announce: Announce) -> Plan:
     vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids)
     made = (_open_stand_ins if line else _open_targets)(config, card, vocabulary)
     shards = meshes.batch_shards(made.mesh)
-    most = session.most_sequences(config)
-    sizes = [n for n in range(shards, most + 1, shards) if config.batch_size % n == 0]
-    if not sizes:
-        raise UserError(f"batch_size={config.batch_size}: must be a multiple of the {shards} devices along the batch")
+    sizes = [n for n in fit.microbatch_sizes(config.batch_size, shards) if n <= session.most_sequences(config)]
     limit = round(card.memory_bytes * (1 if card.topology else devices.GPU_FRACTION))
     state = _state_bytes(made)
 
@@ -104,7 +101,7 @@ def make(config: Any, card: Card, announce: Announce) -> Plan:
         memory=memory | {"limit": round(fit.HEADROOM * limit)},
         measured=dict(sorted(searched.used.items())),
         note=f"by formula; for the real compiler: {line}" if line else "",
-        **_rates(made, card, config.microbatch_size or size, memory),
+        **_rates(made, card, config.microbatch_size or size, memory | {"activations": memory["activations"] / size}),
     )
     if plan.fits or line:
         return plan
@@ -166,18 +163,17 @@ def _formula(made: session.Session, n_sequences: int, state: Mapping[str, int]) 
     return sum(state.values()) + working + n_sequences * per_sequence
 
 
-def _rates(made: session.Session, card: Card, size: int, memory: Mapping[str, int]) -> dict[str, Any]:
+def _rates(made: session.Session, card: Card, size: int, memory: Mapping[str, float]) -> dict[str, Any]:
     """FLOPs, the roofline of a step (Williams et al., 2009), and what the budget buys at that rate.
 
     Traffic counts what must pass through memory: weights three times a pass, the sum of gradients, activations out and back, and once a
-    step the optimizer.
+    step the optimizer. `memory`: bytes of a device by kind; its activations are those of one sequence of a pass.
     """
     config, n_params = made.config, memory["parameters"] // 4
     peak = getattr(card.peak, made.precision) or card.peak.float32
     flops = config.batch_size * made.task.flops
-    n_passes = config.batch_size / size
-    one_pass = 3 * jnp.dtype(made.precision).itemsize * n_params + 8 * n_params + 2 * memory["activations"]
-    traffic = n_passes * one_pass + 12 * n_params + 2 * memory["optimizer"]
+    one_pass = (3 * jnp.dtype(made.precision).itemsize + 8) * n_params + 2 * size * memory["activations"]
+    traffic = config.batch_size / size * one_pass + 12 * n_params + 2 * memory["optimizer"]
     step_s = {"compute": flops / (peak * 1e12 * card.n_devices), "memory": traffic / (card.peak.bandwidth * 1e9)}
     tokens_per_s = config.batch_size * config.data.seq_len / max(step_s.values())
     return {

@@ -60,10 +60,11 @@ def compare(config: Any, n_steps: int) -> dict[str, Any]:
 def specification(config: Any) -> dict[str, Any]:
     """What the peer of a configuration is: its config.json, and the shapes of a batch.
 
-    It is the class that computes the same network, where `transformers` has one, and else a BERT of the same sizes.
+    It is the class that computes the same network, where `transformers` has one, and else a BERT of the same sizes; beside that `plain`,
+    the sizes of `torch_encoder.TorchEncoder`, for an encoder that puts its norms first.
     """
     model, data, objective = config.model, config.data, config.objective
-    batch = {"n_rows": config.batch_size}
+    batch: dict[str, Any] = {"n_rows": config.batch_size, "plain": None}
     if model.family == "t5":
         lengths = span_lengths(data.seq_len, objective.noise_density, objective.mean_span)
         name, cfg = equivalence.find(t5_config(model, data.vocab_size))
@@ -87,12 +88,25 @@ def specification(config: Any) -> dict[str, Any]:
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
         }
-    return {"config": raw} | batch | {"length": data.seq_len, "mask_rate": objective.mask_rate}
+    if cfg.norm_position == "pre":
+        batch["plain"] = {
+            "vocab_size": cfg.vocab_size,
+            "n_layers": cfg.n_layers,
+            "d_model": cfg.d_model,
+            "n_heads": cfg.n_heads,
+            "d_ff": cfg.d_ff,
+            "is_gated": cfg.ffn == "geglu",
+            "is_rotary": cfg.positions == "rotary",
+            "max_positions": data.seq_len,
+            "has_transform": cfg.head_transform,
+        }
+    lengths = {"length": data.seq_len, "n_predicted": max(1, round(objective.mask_rate * data.seq_len))}
+    return {"config": raw} | batch | lengths
 
 
 def measure_peers(config: Any, n_steps: int, modes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """A dict for each of `modes` ("float32 eager", …): peer, mode, params, microbatch_size, step_s (median), step_s_p10, step_s_p90,
-    tokens_per_s, peak_memory_bytes (of a GPU), versions.
+    """A dict for each peer and each of `modes` ("float32 eager", …): peer, mode, params, microbatch_size, step_s (median),
+    step_s_p10, step_s_p90, tokens_per_s, peak_memory_bytes (of a GPU), versions.
 
     A mode that does not run has `error` in place of its figures.
 
@@ -104,6 +118,6 @@ def measure_peers(config: Any, n_steps: int, modes: tuple[str, ...]) -> list[dic
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         output, _ = process.communicate(json.dumps(wanted))
     results = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    if process.returncode or len(results) != len(modes):
+    if process.returncode or len(results) != len(modes) * (2 if wanted["plain"] else 1):
         raise RunFailed("the peer's process ended without its measurements; what it said stands above")
     return results

@@ -33,11 +33,9 @@ def choose_microbatch(
         limit_bytes: memory of one device; None on CPU.
 
     Raises:
-        UserError: if not even the smallest fits.
+        UserError: if not even the smallest fits, or there is none.
     """
-    sizes = [n for n in range(shards, batch_size + 1, shards) if batch_size % n == 0]
-    if not sizes:
-        raise UserError(f"batch_size={batch_size}: must be a multiple of the {shards} devices along the batch")
+    sizes = microbatch_sizes(batch_size, shards)
     if limit_bytes is None:
         return max([n for n in sizes if n * seq_len <= CPU_TOKENS * shards] or sizes[:1])
     found = search(lambda n: needed_bytes(lambda: compile_step(n)), sizes, limit_bytes)
@@ -49,6 +47,18 @@ def choose_microbatch(
             "tools.plan says what fits"
         )
     return found.largest
+
+
+def microbatch_sizes(batch_size: int, shards: int) -> list[int]:
+    """The sequences a pass may have, ascending: divisors of `batch_size` of which each of `shards` parts has as many rows.
+
+    Raises:
+        UserError: if there are none.
+    """
+    sizes = [n for n in range(shards, batch_size + 1, shards) if batch_size % n == 0]
+    if not sizes:
+        raise UserError(f"batch_size={batch_size}: must be a multiple of the {shards} devices along the batch")
+    return sizes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,10 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from cramjax.optim.scale import next_loss_scale
+from cramjax.parallel.mesh import DATA, is_of_copies
 from cramjax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
-DATA = "data"
-"""The mesh axis of copies, of which each has rows of its own (`parallel/mesh.py`)."""
 TrainStep = Callable[[TrainState, Any, jax.Array, jax.Array], tuple[TrainState, Metrics]]
 
 
@@ -53,7 +52,7 @@ def make_train_step(
     """
 
     accumulate = functools.partial(_accumulate, task, grad_shardings, noise_scale)
-    if mesh is not None and mesh.shape[DATA] == mesh.size > 1 and not noise_scale:
+    if mesh is not None and mesh.size > 1 and is_of_copies(mesh) and not noise_scale:
         accumulate = _apart(functools.partial(_accumulate, task, None, False), mesh)
 
     def step(state, batch, lr, n_micro):

@@ -16,8 +16,10 @@ from cramjax.finetuning import run as finetuning
 from cramjax.finetuning.protocols import Protocol, Settings
 from cramjax.hub import packed
 from cramjax.models import encoder
+from cramjax.models.int8 import Int8
 from cramjax.models.layers import FLOAT32
 from cramjax.publishing.export import export
+from cramjax.training import devices
 from tests.finetuning import grammar
 from tools import compress
 
@@ -127,13 +129,40 @@ def test_other_ways(finetuned, glue, tmp_path, options):
     np.testing.assert_allclose(states[0], states[1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_is_judged_by_its_text(small_run, tmp_path):
-    found, said = compressed(small_run, None, tmp_path / "out", shares=(0.0, 0.3), bits=(32, 8))
+@pytest.fixture(scope="module")
+def judged(small_run, tmp_path_factory):
+    """A run of pretraining, compressed."""
+    out = tmp_path_factory.mktemp("judged")
+    return out, *compressed(small_run, None, out, shares=(0.0, 0.3), bits=(32, 8))
+
+
+def test_a_run_is_judged_by_its_text(judged, small_run, tmp_path):
+    out, found, said = judged
     assert {entry["metric"] for entry in found} == {"heldout_loss"}
     summary = json.loads((small_run / "summary.json").read_text())
     assert abs(found[0]["value"] - summary["eval_loss"]) < 1e-5 and found[1]["value"] - found[0]["value"] < 0.05
     assert "not finetuned" in said[0]
-    export(tmp_path / "out" / found[3]["folder"], tmp_path / "hf", tell=lambda text: None)
+    export(out / found[3]["folder"], tmp_path / "hf", tell=lambda text: None)
+
+
+def test_bytes_stay_bytes_where_a_device_is_faster_with_them(judged, tmp_path, monkeypatch):
+    out, found, _ = judged
+    folder = out / found[1]["folder"]
+    monkeypatch.setattr(packed, "LEAST_NUMBERS", 0)
+    monkeypatch.setattr(devices, "_cpu_flags", lambda: {"avx2"})
+
+    def n_whole(model):
+        return sum(isinstance(leaf, Int8) for leaf in flatten_dict(model.params).values())
+
+    whole, floats = cramjax.load(folder), cramjax.load(folder, dequantize=True)
+    assert n_whole(whole) > 4 and n_whole(floats) == 0
+    text = "the [MASK] of"
+    (ours,), (theirs,) = (cramjax.fill_mask(model, text) for model in (whole, floats))
+    assert [word for word, _ in ours][:1] == [word for word, _ in theirs][:1]
+    np.testing.assert_allclose([p for _, p in ours], [p for _, p in theirs], rtol=0.1)
+    export(folder, tmp_path / "hf", tell=lambda text: None)
+    monkeypatch.setattr(devices, "_cpu_flags", lambda: {"avx512_bf16"})
+    assert n_whole(cramjax.load(folder)) == 0
 
 
 @pytest.mark.slow

@@ -40,7 +40,8 @@ def test_on_a_tpu_slice_shards_gather_parameters_and_scatter_gradients(root):
     found = program(root, "v5e-8", "quickstart", "mesh.data=1", "mesh.fsdp=8", "optimizer.name=adamw")
     gathered = [size for kind, size in found["collectives"] if kind in ("all-gather", "all-reduce")]
     assert gathered and max(gathered) <= found["largest_param"] < ACTIVATIONS
-    assert found["state"] < 0.2 * 4 * 3 * 500_000  # an eighth of parameters and moments
+    whole = 3 * 4 * found["n_params"]  # parameters and two moments
+    assert whole / 8 <= found["state"] < 1.25 * whole / 8  # small vectors are not cut
     assert found["scattering"] and found["donated"] >= 0.99 * found["state"]
 
 

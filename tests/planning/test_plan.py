@@ -94,7 +94,7 @@ def test_table_and_picture(no_compilers, tmp_path):
     plans = [planned("rtx3060"), planned("v5e-8")]
     lines = report.table(plans).splitlines()
     assert lines[0].split()[:3] == ["device", "fits", "microbatch"] and lines[2].startswith("v5e-8 (8 devices)")
-    assert len({len(line.split("  ")[0]) > 0 for line in lines}) == 1 and any(PIP in line for line in lines)
+    assert any(PIP in line for line in lines)
     report.plot(plans, tmp_path / "plan.png")
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 

@@ -1,3 +1,4 @@
+import itertools
 import os
 import pathlib
 import subprocess
@@ -6,7 +7,11 @@ import sys
 import pytest
 
 from cramjax.config.resolve import get_config
+from cramjax.models import encoder
+from cramjax.models import t5 as t5_network
 from cramjax.study import peers
+from cramjax.training.masked_lm import encoder_config
+from cramjax.training.span_corruption import t5_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = (
@@ -55,17 +60,19 @@ def test_the_peer_is_the_same_network_where_there_is_one(recipe, architecture):
 def test_a_peer_is_measured_in_a_process_of_its_own(family):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    config = t5() if family == "t5" else get_config("bert_1day", *TINY, "model.n_layers=1")
+    own = ("model.n_layers=1", "model.positions=learned", "model.max_positions=32")
+    config = t5() if family == "t5" else get_config("bert_1day", *TINY, *own)
     found = peers.measure_peers(config, 3, ("float32 eager", "bfloat16 eager"))
-    assert [result["mode"] for result in found] == ["float32 eager", "bfloat16 eager"]
+    names = {"t5": ["T5ForConditionalGeneration"], "encoder": ["BertForMaskedLM", "TorchEncoder"]}[family]
+    modes = ["float32 eager", "bfloat16 eager"]
+    assert [(result["peer"], result["mode"]) for result in found] == list(itertools.product(names, modes))
     for result in found:
         assert result["tokens_per_s"] == pytest.approx(4 * 32 / result["step_s"]) and result["microbatch_size"] == 4
         assert result["step_s_p10"] <= result["step_s"] <= result["step_s_p90"]
     if family == "t5":
-        from cramjax.models import t5 as network
-        from cramjax.training.span_corruption import t5_config
-
-        assert found[0]["params"] == network.count_params(t5_config(config.model, config.data.vocab_size))
+        assert found[0]["params"] == t5_network.count_params(t5_config(config.model, config.data.vocab_size))
+    else:
+        assert found[2]["params"] == encoder.count_params(encoder_config(config.model, config.data.vocab_size))
 
 
 def test_without_torch_it_says_what_to_install(tmp_path):
