@@ -29,10 +29,7 @@ def main(device, recipe, *overrides):
     made = session.session_on(config, vocabulary, targets.devices(cards.find(device)))
     compiled, _ = session.compile_train_step(made)
     text, memory = compiled.as_text(), compiled.memory_analysis()
-    types = dict(re.findall(r"%([\w.\-]+) = (\w+)\[", text))
-    # Products of older cards are calls of cuBLAS.
-    product = r"(?:dot|custom-call)\(%([\w.\-]+), %([\w.\-]+)\)(?:, custom_call_target=\"__cublas|, lhs_contracting)"
-    dots = re.findall(product, text)
+    operands = operand_types(text)
     found = {
         "attention": made.attention,
         "collectives": [
@@ -41,8 +38,8 @@ def main(device, recipe, *overrides):
         ],
         "scattering": len(re.findall(r"reduce-scatter|all-reduce-scatter", text)),
         "calls": sorted(set(re.findall(r'custom_call_target="([^"]+)"', text))),
-        "operands": sorted({types.get(name, "?") for pair in dots for name in pair}),
-        "n_dots": len(dots),
+        "operands": sorted(set(operands)),
+        "n_dots": len(operands) // 2,
         "host": re.findall(r" (infeed|outfeed|send|recv)(?:-done)?\(", text) + re.findall(r"S\(5\)", text),
         "donated": memory.alias_size_in_bytes,
         "state": sum(
@@ -53,6 +50,14 @@ def main(device, recipe, *overrides):
         "largest_param": max(leaf.size for leaf in jax.tree.leaves(made.abstract.params)),
     }
     print(json.dumps(found))
+
+
+def operand_types(text):
+    """Element types of the operands of all products of a program, two for each."""
+    types = dict(re.findall(r"%([\w.\-]+) = (\w+)\[", text))
+    # Products of older cards are calls of cuBLAS; those with batches name these first.
+    product = r"(?:dot|custom-call)\(%([\w.\-]+), %([\w.\-]+)\)(?:, custom_call_target=\"__cublas|, lhs_(?:batch|contracting))"
+    return [types.get(name, "?") for pair in re.findall(product, text) for name in pair]
 
 
 def _sizes(shape):

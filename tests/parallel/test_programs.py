@@ -6,8 +6,14 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from cramjax.config.resolve import get_config
+from cramjax.training import devices, session
+from tests.parallel import programs
+
+CPU = jax.devices("cpu")[0]
 PLUGINS = importlib.util.find_spec("jax_plugins")
 CUDA = PLUGINS and any(importlib.util.find_spec(f"jax_plugins.xla_cuda{n}") for n in (12, 13))
 needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu")
@@ -25,6 +31,16 @@ def program(root, *arguments):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(devices.resolve_precision("auto", CPU) != "bfloat16", reason="needs a CPU with bfloat16")
+@pytest.mark.parametrize("recipe", ["quickstart", "t5_efficient:mini"])
+def test_on_a_cpu_products_are_narrow(recipe):
+    config = get_config(recipe, *programs.SMALL, "optimizer.name=adamw")
+    vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids)
+    compiled, _ = session.compile_train_step(session.session_on(config, vocabulary, [CPU]))
+    found = programs.operand_types(compiled.as_text())
+    assert len(found) > 40 and set(found) == {"bf16"}
 
 
 @needs_libtpu
