@@ -9,8 +9,9 @@ from cramjax.config.cli import add_config_flags, make_parser, run_command
 
 EXAMPLE = """printed, and written with --json:
   compile_s, step_s (median), step_s_p10, step_s_p90   seconds
-  dispatch_us, loop_us                                 of the host: until the call of a step returns (median; of a CPU it
-                                                       may hold computing), and a round of the training loop without a step
+  dispatch_us, host_us                                 of the host: until the call of a step returns (median; of a CPU it
+                                                       may hold computing), and a round of the training loop with a step
+                                                       that computes nothing
   tokens_per_s                                         at step_s
   model_tflops, matmul_peak_tflops, mfu                analytic FLOPs of the model over step_s; products
                                                        measured on the same device and dtype; their ratio

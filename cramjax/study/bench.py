@@ -37,7 +37,7 @@ def bench(config: Any, n_steps: int) -> dict[str, Any]:
     vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids)
     made = session.open_session(config, vocabulary)
     compiled, compile_s = session.compile_train_step(made)
-    seconds, dispatch_s, loop_s = _step_seconds(made, compiled, n_steps)
+    seconds, dispatch_s, host_s = _step_seconds(made, compiled, n_steps)
     median_s = statistics.median(seconds)
     device = jax.devices()[0]
     peak = devices.measure_matmul_flops(device, made.precision, size=2048, seconds=2.0) * jax.device_count()
@@ -59,7 +59,7 @@ def bench(config: Any, n_steps: int) -> dict[str, Any]:
         "step_s_p10": float(np.percentile(seconds, 10)),
         "step_s_p90": float(np.percentile(seconds, 90)),
         "dispatch_us": 1e6 * dispatch_s,
-        "loop_us": 1e6 * loop_s,
+        "host_us": 1e6 * host_s,
         "tokens_per_s": rows * config.data.seq_len / median_s,
         "model_tflops": flops / median_s / 1e12,
         "matmul_peak_tflops": peak / 1e12,
@@ -81,7 +81,7 @@ def _is_unrolled(model: Any) -> bool:
 
 
 def _step_seconds(made: session.Session, compiled: Any, n_steps: int) -> tuple[list[float], float, float]:
-    """Of steps, each waited for; the median until a call returns; of a round of the loop around it."""
+    """Of steps, each waited for; the median until a call returns; of a round of the loop that computes nothing."""
     config = made.config
     state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed)
     shape = (made.max_microbatches, made.microbatch_size, made.task.row_tokens)
@@ -96,7 +96,7 @@ def _step_seconds(made: session.Session, compiled: Any, n_steps: int) -> tuple[l
         dispatched.append(time.perf_counter() - start)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - start)
-    return seconds[WARMUP_STEPS:], statistics.median(dispatched[WARMUP_STEPS:]), overhead.loop_s(made, state, metrics)
+    return seconds[WARMUP_STEPS:], statistics.median(dispatched[WARMUP_STEPS:]), overhead.host_s(made, state)
 
 
 def _pipeline_rate(config: Any, row_tokens: int, name: str, n_units: int = 400) -> float | None:

@@ -17,7 +17,6 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
 
 from cramjax.budget.clock import Clock
 from cramjax.config.errors import UserError
@@ -113,13 +112,6 @@ def open_data(config: Any, progress: Progress) -> TokenDataset:
         f"data: {dataset.manifest['train_tokens']:,} training tokens of {dataset.manifest['source']} in {directory}"
     )
     return dataset
-
-
-def _placing(whole: NamedSharding) -> Callable[[Any], Any]:
-    """Puts the scalars of a step on all devices: by one call where the process has them all, since it is called for every step."""
-    if jax.process_count() == 1:
-        return lambda scalars: jax.device_put(scalars, whole)
-    return lambda scalars: tuple(meshes.place(scalar, whole) for scalar in scalars)
 
 
 class Run:
@@ -246,7 +238,6 @@ class Run:
                         evaluate_if_due=self._evaluate_if_due, save_if_due=self._save_if_due, record=self._record
                     ),
                     stop=self.stop,
-                    place_scalars=_placing(meshes.replicated(made.mesh)),
                     agree=self.agree,
                     since=self.stages.until(self.stage - 1) if self.stage else 0.0,
                     until=self.stages.until(self.stage),
