@@ -49,7 +49,7 @@ def _row(plan: Plan) -> tuple[str, ...]:
         *(gib[kind] for kind in _KINDS),
         plan.precision,
         plan.attention,
-        f"{1e3 * plan.step_s[slowest]:.0f}",
+        f"{1e3 * plan.step_s[slowest]:.3g}",
         slowest,
         f"{plan.tokens_per_s:,.0f}",
         _large(plan.tokens),
