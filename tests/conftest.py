@@ -9,6 +9,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of a test's time is compilation of programs that run for milliseconds: LLVM need not optimise them. What XLA does is the same.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 os.environ["HF_HUB_OFFLINE"] = "1"
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Many tests compile the same programs, and the next run compiles them again: they are kept, for the processes that tests start as well.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 with contextlib.suppress(ImportError):
@@ -19,7 +23,6 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

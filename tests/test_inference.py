@@ -1,6 +1,7 @@
 import pytest
 
 from cramjax.config.errors import UserError
+from tests.stepping import one_device
 
 
 def test_a_trained_run_is_loaded_and_fills_masks_from_python(corpus, tmp_path, monkeypatch):
@@ -10,9 +11,10 @@ def test_a_trained_run_is_loaded_and_fills_masks_from_python(corpus, tmp_path, m
         f"data.source=text:{corpus}", f"data.cache_dir={tmp_path / 'prepared'}", "data.vocab_size=256", "data.seq_len=32",
         "data.heldout_fraction=0.1", "data.loader=numpy", "model.d_model=64", "model.n_layers=1", "model.first_norm=True", "model.d_ff=64",
         "budget.hours=None", "budget.steps=150", "batch_size=32", "microbatch_size=32", "log.tensorboard=False",
-        "eval.batch_size=32", "eval.batches=1", "eval.every_fraction=0.0", "optimizer.lr=1e-2", "precision=float32",
+        "eval.batch_size=32", "eval.batches=1", "eval.every_fraction=0.0", "optimizer.name=adamw", "optimizer.lr=1e-2", "precision=float32",
     )  # fmt: skip
-    summary = cramjax.train(cramjax.get_config("quickstart", *settings), tmp_path / "run")
+    with one_device():
+        summary = cramjax.train(cramjax.get_config("quickstart", *settings), tmp_path / "run")
     assert summary["stop_reason"] == "steps" and summary["eval_loss"] < summary["unigram_loss"]
     model = cramjax.load(tmp_path / "run")
     (guesses,) = cramjax.fill_mask(model, "anna reads [MASK] in the garden .", top_k=3)

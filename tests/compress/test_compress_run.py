@@ -136,6 +136,7 @@ def judged(small_run, tmp_path_factory):
     return out, *compressed(small_run, None, out, shares=(0.0, 0.3), bits=(32, 8))
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_by_its_text(judged, small_run, tmp_path):
     out, found, said = judged
     assert {entry["metric"] for entry in found} == {"heldout_loss"}
@@ -145,6 +146,7 @@ def test_a_run_is_judged_by_its_text(judged, small_run, tmp_path):
     export(out / found[3]["folder"], tmp_path / "hf", tell=lambda text: None)
 
 
+@pytest.mark.slow
 def test_bytes_stay_bytes_where_a_device_is_faster_with_them(judged, tmp_path, monkeypatch):
     out, found, _ = judged
     folder = out / found[1]["folder"]

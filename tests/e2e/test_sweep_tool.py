@@ -66,7 +66,8 @@ def test_two_points_are_trained_once(corpus, tmp_path):
     assert second.returncode == 0 and "2 of them finished before" in second.stderr and contents(out) == before
 
 
-@pytest.mark.parametrize("how, code", [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_reaches_the_run_which_saves_a_checkpoint(corpus, tmp_path, how, code):
     arguments = command(corpus, tmp_path, "--config.budget.steps=1000000", "--grid", "seed=0,1")
     process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)

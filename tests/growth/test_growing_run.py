@@ -151,15 +151,14 @@ def _flops(plain, corpus):
     return session.session_on(plain, vocabulary, jax.devices()).task.flops
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
-        pytest.param(("mesh.data=2", "mesh.fsdp=4"), marks=pytest.mark.slow),
-        pytest.param(("growth.depth=identity", "growth.moments=reset"), marks=pytest.mark.slow),
+        ("mesh.data=2", "mesh.fsdp=4"),
+        ("growth.depth=identity", "growth.moments=reset"),
         ("growth.stages=[{'until': 0.5, 'hidden': 1}]", "growth.rewarm=0.2"),
-        pytest.param(
-            ("growth.stages=[{'until': 0.5, 'length': 0.5, 'batch': 32, 'lr': 0.5}]",), marks=pytest.mark.slow
-        ),
+        ("growth.stages=[{'until': 0.5, 'length': 0.5, 'batch': 32, 'lr': 0.5}]",),
     ],
 )
 def test_it_grows_sharded_and_in_other_ways(corpus, tmp_path, more):

@@ -89,7 +89,7 @@ def jump(small, operator, **changes):
 
 EXACT = [
     pytest.param(ENCODER, Depth("identity"), {"n_layers": 5}, id="identity layers, LayerNorm"),
-    pytest.param(MODERN, Depth("identity"), {"n_layers": 4}, id="identity layers, ModernBERT"),
+    pytest.param(MODERN, Depth("identity"), {"n_layers": 4}, id="identity layers, ModernBERT", marks=pytest.mark.slow),
     pytest.param(T5, Depth("identity"), {"n_layers": 3, "n_decoder_layers": 3}, id="identity layers, T5"),
     pytest.param(ENCODER, SharedWidth(), {"d_ff": 20}, id="shared width, twice"),
     pytest.param(
@@ -127,6 +127,7 @@ EXACT = [
         Compound((SharedWidth(),)),
         {"ffn_rank": 0, "d_ff": 20},
         id="factors, then shared width",
+        marks=pytest.mark.slow,
     ),
     pytest.param(
         dataclasses.replace(T5, ffn_rank=4),
@@ -273,12 +274,13 @@ def test_every_optimizer_goes_on_after_growth(name):
     params, fresh = trained(ENCODER), initial(big, 9)
     optimizer = make_optimizer(name, encoder.param_axes(ENCODER), b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.01)
     with jax.numpy_dtype_promotion("standard"):
-        state = optimizer.update(jax.tree.map(lambda leaf: 0.1 + leaf, params), optimizer.init(params), params)[1]
-        axes, fresh_state = encoder.param_axes(big), optimizer.init(fresh)
+        update, init = jax.jit(optimizer.update), jax.jit(optimizer.init)
+        state = update(jax.tree.map(lambda leaf: 0.1 + leaf, params), init(params), params)[1]
+        axes, fresh_state = encoder.param_axes(big), init(fresh)
         more, found = grow(params, axes, fresh, operator, opt_state=state, fresh_state=fresh_state)
         shapes = [jax.tree.map(jnp.shape, tree) for tree in (found, fresh_state)]
         assert shapes[0] == shapes[1]
-        updates, _ = optimizer.update(more, found, more)
+        updates, _ = update(more, found, more)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
     moments = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found) if ".mu" in jax.tree_util.keystr(path)]
     assert name == "adafactor" or all(np.abs(leaf).max() > 0 for leaf in moments if leaf.ndim)

@@ -211,7 +211,11 @@ def test_written_out_gradients():
 
 @pytest.mark.parametrize(
     ("name", "activations", "length"),
-    [("crammed-bert", "float32", 12), ("modernbert-crammed", "float32", 7), ("bert-base", "bfloat16", 7)],
+    [
+        pytest.param("crammed-bert", "float32", 12, marks=pytest.mark.slow),
+        ("modernbert-crammed", "float32", 7),
+        pytest.param("bert-base", "bfloat16", 7, marks=pytest.mark.slow),
+    ],
 )
 def test_bfloat16_is_close_in_value_and_gradient(name, activations, length):
     cfg = small(name, n_layers=2)

@@ -26,7 +26,7 @@ def test_it_learns(whole):
     assert values[-1] < values[0] - 0.5
 
 
-@pytest.mark.parametrize("microbatch_size", [2, 8])
+@pytest.mark.parametrize("microbatch_size", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_accumulation_equals_the_big_batch(whole, microbatch_size):
     values, state = losses(open_tiny(f"microbatch_size={microbatch_size}"), batches(4))
     np.testing.assert_allclose(values, whole[0], rtol=1e-5)
@@ -43,10 +43,10 @@ def test_the_number_of_microbatches_is_a_run_time_argument():
     np.testing.assert_allclose(part, alone, rtol=1e-5)
 
 
-SLOW_MESHES = [pytest.param(mesh, marks=pytest.mark.slow) for mesh in ((8, 1, 1), (2, 4, 1), (4, 1, 2))]
+SLOW_MESHES = [pytest.param(mesh, marks=pytest.mark.slow) for mesh in ((8, 1, 1), (1, 8, 1), (2, 4, 1), (4, 1, 2))]
 
 
-@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2), *SLOW_MESHES], ids=str)
+@pytest.mark.parametrize("mesh", [(2, 2, 2), *SLOW_MESHES], ids=str)
 def test_every_mesh_gives_the_losses_of_one_device(whole, mesh):
     overrides = [f"mesh.{axis}={size}" for axis, size in zip(meshes.AXES, mesh, strict=True)]
     values, state = losses(open_tiny("microbatch_size=8", *overrides, devices=8), batches(4))
