@@ -28,7 +28,7 @@ def command(corpus, workdir, *flags):
 @pytest.fixture(scope="module")
 def undisturbed(corpus, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "t5"
-    return workdir, cli.run(command(corpus, workdir, "--config.budget.steps=160"))
+    return workdir, cli.run(command(corpus, workdir, "--config.budget.steps=160", "--config.checkpoint.every_steps=80"))
 
 
 def test_a_run_learns_and_ends_with_filled_spans(undisturbed):
