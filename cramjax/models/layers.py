@@ -119,7 +119,8 @@ def pin_on_cpu(x: jax.Array) -> jax.Array:
     """`x`, on CPU in memory with its axes in this order.
 
     XLA folds a transposition into the product before or after it, which is free on GPU and TPU. On CPU the folded product is one without
-    a bfloat16 kernel and runs in float32, at half the speed or less.
+    a bfloat16 kernel and runs in float32, at half the speed or less. (A tensor axis that shards `x` there is gathered; CPUs have none but
+    in tests.)
     """
 
     def flat(x):

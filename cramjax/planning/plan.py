@@ -76,7 +76,7 @@ def make(config: Any, card: Card, announce: Announce) -> Plan:
     vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids)
     made = (_open_stand_ins if line else _open_targets)(config, card, vocabulary)
     shards = meshes.batch_shards(made.mesh)
-    sizes = [n for n in fit.microbatch_sizes(config.batch_size, shards) if n <= session.most_sequences(config)]
+    sizes = fit.microbatch_sizes(session.most_sequences(config), shards)
     limit = round(card.memory_bytes * (1 if card.topology else devices.GPU_FRACTION))
     state = _state_bytes(made)
 

@@ -75,9 +75,8 @@ class TorchEncoder(nn.Module):
         self.is_rotary = sizes.is_rotary
         if sizes.is_rotary:
             n = width // sizes.n_heads
-            angles = torch.outer(torch.arange(sizes.max_positions), 10000.0 ** -(torch.arange(0, n, 2) / n)).repeat(
-                1, 2
-            )
+            rates = 10000.0 ** -(torch.arange(0, n, 2) / n)
+            angles = torch.outer(torch.arange(sizes.max_positions), rates).repeat(1, 2)
             self.register_buffer("cosines", angles.cos())
             self.register_buffer("sines", angles.sin())
         else:

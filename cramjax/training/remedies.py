@@ -49,7 +49,7 @@ def find(
     """
     shards = meshes.batch_shards(meshes.make_mesh(**config.mesh.to_dict(), devices=on))
     found: list[Remedy] = []
-    smaller = [n for n in fit.microbatch_sizes(config.batch_size, shards) if n < microbatch_size]
+    smaller = [n for n in fit.microbatch_sizes(session.most_sequences(config), shards) if n < microbatch_size]
     while smaller:
         size = smaller[-1]
         if remedy := _fitting(config, {"microbatch_size": size}, vocabulary, on, room):
