@@ -207,6 +207,9 @@ class Run:
         with self.stop.at_once(), remedies.explained(self.session, self.dataset):
             step_fn, compile_s = session.compile_train_step(self.session)
         self.spent.compile_s += compile_s
+        if self.config.eval.every_fraction:
+            with self.stop.at_once(), self.spent.on("compile_s"):
+                self.evaluator.compile(self.session.abstract.params)
         self.recorder = self._recorder()
         self._next_eval = self._eval_count(self.clock.fraction())
         self._saved_at, self._saved_step = self.clock.elapsed_s, self.clock.n_steps
