@@ -40,6 +40,7 @@ def _row(plan: Plan) -> tuple[str, ...]:
     n = plan.card.n_devices
     gib = {kind: f"{plan.memory[kind] / GIB:.1f}" for kind in (*_KINDS, "needed", "limit")}
     slowest = max(plan.step_s, key=plan.step_s.get)
+    step_ms = 1e3 * plan.step_s[slowest]
     return (
         plan.card.name + (f" ({n} devices)" if n > 1 else ""),
         "yes" if plan.fits else "no",
@@ -49,7 +50,7 @@ def _row(plan: Plan) -> tuple[str, ...]:
         *(gib[kind] for kind in _KINDS),
         plan.precision,
         plan.attention,
-        f"{1e3 * plan.step_s[slowest]:.3g}",
+        f"{step_ms:,.0f}" if step_ms >= 10 else f"{step_ms:.2g}",
         slowest,
         f"{plan.tokens_per_s:,.0f}",
         _large(plan.tokens),

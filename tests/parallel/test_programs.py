@@ -62,7 +62,7 @@ def test_on_a_tpu_slice_shards_gather_parameters_and_scatter_gradients(root):
 
 
 @needs_cuda
-@pytest.mark.parametrize("recipe", ["quickstart", "bert_1day"])
+@pytest.mark.parametrize("recipe", ["quickstart", "bert_1day", "bert_1day_modern"])
 def test_on_a_gpu_attention_is_fused_products_are_narrow_and_the_state_is_donated(root, recipe):
     found = program(root, "rtx3060", recipe, "optimizer.name=adamw")
     assert found["attention"] == "cudnn" and {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"} <= set(
@@ -70,6 +70,14 @@ def test_on_a_gpu_attention_is_fused_products_are_narrow_and_the_state_is_donate
     )
     assert found["n_dots"] > 10 and found["operands"] == ["bf16"]
     assert found["donated"] >= 0.99 * found["state"] and not found["host"] and not found["collectives"]
+
+
+@needs_cuda
+@pytest.mark.parametrize("recipe", [("t5_1day", "model.n_decoder_layers=2"), ("bert_24h_academic",)])
+def test_on_a_gpu_products_are_narrow_where_attention_is_not_cudnns(root, recipe):
+    found = program(root, "rtx3060", *recipe, "optimizer.name=adamw")
+    assert found["attention"] != "cudnn" and found["n_dots"] > 10 and found["operands"] == ["bf16"]
+    assert found["donated"] >= 0.99 * found["state"] and not found["host"]
 
 
 @needs_cuda
