@@ -5,7 +5,7 @@ import json
 import pathlib
 import sys
 
-from cramjax.config.cli import add_config_flags, make_parser, run_command
+from cramjax.config.cli import add_config_flags, check_output, make_parser, run_command
 
 EXAMPLE = """printed, and written with --json:
   compile_s, step_s (median), step_s_p10, step_s_p90   seconds
@@ -48,6 +48,7 @@ def _bench(args: argparse.Namespace) -> None:
         raise UserError(f"--steps {args.steps}: must be at least 1")
     if bool(args.config) == bool(args.suite):
         raise UserError("give --config FILE, or --suite NAME")
+    check_output("--json", args.json)
     if args.suite:
         _bench_suite(args)
         return

@@ -5,7 +5,7 @@ import json
 import pathlib
 import sys
 
-from cramjax.config.cli import add_config_flags, make_parser, run_command
+from cramjax.config.cli import add_config_flags, check_output, make_parser, run_command
 
 EXAMPLE = """the table has a line for each device:
   fits, microbatch      of all devices; the largest that fits, with the share of memory left free that training leaves
@@ -27,6 +27,8 @@ def _plan(args: argparse.Namespace) -> int:
     from cramjax.config.resolve import resolve
     from cramjax.planning import cards
 
+    check_output("--json", args.json)
+    check_output("--plot", args.plot)
     config = resolve(args.config, args.overrides)
     names = list(cards.CARDS) if args.device == "all" else args.device.split(",")
     chosen = list(dict.fromkeys(cards.find(name) for name in names))

@@ -1,12 +1,11 @@
 """`python -m tools.probe`: what a model knows of grammar before anybody trains it for a task (BLiMP)."""
 
 import argparse
-import os
 import pathlib
 import sys
 import time
 
-from cramjax.config.cli import make_parser, run_command
+from cramjax.config.cli import check_output, make_parser, run_command
 
 EXAMPLE = """a pair counts as right if the model finds the grammatical sentence more likely: pseudo-log-likelihood of a masked
 language model (every token masked in turn), and span scores of a T5. The control is the same network with random weights.
@@ -24,8 +23,11 @@ def _probe(args: argparse.Namespace) -> int:
         raise UserError(f"--suite {args.suite}: unknown; there is blimp")
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: must be at least 1")
-    if args.out:
-        _check_out(args.out)
+    if args.out and args.out.suffix in (".md", ".png"):
+        raise UserError(
+            f"--out {args.out}: has to be a file of JSON, as runs/blimp.json; .md and .png are written beside it"
+        )
+    check_output("--out", args.out)
     from cramjax.probing import blimp
 
     pairs = blimp.read(args.data_dir, args.limit)
@@ -50,22 +52,6 @@ def _probe(args: argparse.Namespace) -> int:
         args.out.with_suffix(".md").write_text(results.table(found, markdown=True) + "\n", encoding="utf-8")
         results.draw(found, args.out.with_suffix(".png"))
     return 0
-
-
-def _check_out(out: pathlib.Path) -> None:
-    """Make the folder of the results; a place where they cannot go is said before the work, not after it."""
-    from cramjax.config.errors import UserError
-
-    if out.is_dir() or out.suffix in (".md", ".png"):
-        raise UserError(
-            f"--out {out}: has to be a file of JSON, as runs/blimp.json; .md and .png are written beside it"
-        )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: its folder cannot be made ({error.strerror}); give another file") from error
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(f"--out {out}: its folder cannot be written; give another file")
 
 
 def _scores(model, pairs, name):

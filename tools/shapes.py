@@ -7,7 +7,7 @@ import pathlib
 import re
 import sys
 
-from cramjax.config.cli import make_parser, run_command
+from cramjax.config.cli import check_output, make_parser, run_command
 from cramjax.config.errors import UserError
 
 EXAMPLE = """columns:
@@ -108,6 +108,7 @@ def _list(args: argparse.Namespace) -> list[dict]:
 
 
 def _shapes(args: argparse.Namespace) -> None:
+    check_output("--json", args.json)
     rows = _recommend(args) if args.recommend else _list(args)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import os
+import pathlib
 import sys
 from collections.abc import Callable
 
@@ -30,6 +32,24 @@ def add_config_flags(parser: argparse.ArgumentParser, *, required: bool = True) 
         metavar="FILE[:ARG]",
         help="recipe, with its variant after a colon (every recipe has :smoke); --config.KEY=VALUE overrides a key",
     )
+
+
+def check_output(flag: str, path: pathlib.Path | None) -> None:
+    """Make the folder of a file that `flag` asks for; that it cannot be written is said before the work, not after it.
+
+    Raises:
+        UserError: where it cannot.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"{flag} {path}: is a folder; give a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag} {path}: its folder cannot be made ({error.strerror}); give another file") from error
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{flag} {path}: its folder cannot be written; give another file")
 
 
 def run_command(

@@ -62,7 +62,7 @@ def test_the_control_can_be_left_out_and_pairs_limited(small_run, suite):
         (("--limit", "0"), "--limit 0: must be at least 1"),
         (("--data_dir", "nowhere"), "nowhere: no such folder"),
         (("--checkpoint", "docs"), "no checkpoint"),
-        (("--out", "docs"), "--out docs: has to be a file of JSON"),
+        (("--out", "docs"), "--out docs: is a folder; give a file"),
         (("--out", "blimp.md"), "--out blimp.md: has to be a file of JSON"),
         (("--out", "README.md/blimp.json"), "its folder cannot be made"),
     ],
