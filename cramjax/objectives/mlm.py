@@ -12,6 +12,11 @@ import jax
 import jax.numpy as jnp
 
 
+def n_predicted(mask_rate: float, seq_len: int) -> int:
+    """Positions predicted in a sequence of `seq_len` tokens of which the share `mask_rate` is to be."""
+    return max(1, round(mask_rate * seq_len))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Masking:
     """How a sequence is corrupted.
@@ -29,7 +34,7 @@ class Masking:
 
     def n_predicted(self, seq_len: int) -> int:
         """Positions predicted in a sequence of `seq_len` tokens."""
-        return max(1, round(self.mask_rate * seq_len))
+        return n_predicted(self.mask_rate, seq_len)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -150,6 +150,6 @@ def find(name: str) -> Card:
     near = [by_plain[key] for key in difflib.get_close_matches(plain(name), by_plain, 3, cutoff=0.5)]
     raise UserError(
         f"--device {name}: not known; "
-        + (f"did you mean {' or '.join(near)}? " if near else "")
-        + f"There are {', '.join(CARDS)}"
+        + (f"did you mean {' or '.join(near)}? there are " if near else "there are ")
+        + ", ".join(CARDS)
     )

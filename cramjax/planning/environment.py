@@ -12,8 +12,8 @@ def prepare() -> None:
     """To be called before JAX starts: nothing here is run, and kernels cannot be timed on a card that is absent."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     # Products of generated kernels want tiles that timing chooses: without it some have none that fit. Libraries' choose their own.
-    products = ("--xla_gpu_autotune_level=0", "--xla_gpu_enable_triton_gemm=false")
-    flags = (*products, f"--xla_force_host_platform_device_count={MOST_DEVICES}")
+    products = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+    flags = (products, f"--xla_force_host_platform_device_count={MOST_DEVICES}")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
     # libtpu would ask a cloud's metadata server who it is, and say that there is none.
     for name, value in (

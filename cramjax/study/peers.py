@@ -16,6 +16,8 @@ from cramjax.config.errors import RunFailed, UserError
 from cramjax.config.resolve import changed
 from cramjax.config.spans import span_lengths
 from cramjax.hub import equivalence, families
+from cramjax.models.encoder import EncoderConfig
+from cramjax.objectives import mlm
 from cramjax.training.masked_lm import encoder_config
 from cramjax.training.span_corruption import t5_config
 
@@ -61,10 +63,10 @@ def specification(config: Any) -> dict[str, Any]:
     """What the peer of a configuration is: its config.json, and the shapes of a batch.
 
     It is the class that computes the same network, where `transformers` has one, and else a BERT of the same sizes; beside that `plain`,
-    the sizes of `torch_encoder.TorchEncoder`, for an encoder that puts its norms first.
+    the sizes of `torch_encoder.TorchEncoder`, or None where that is not such a network.
     """
     model, data, objective = config.model, config.data, config.objective
-    batch: dict[str, Any] = {"n_rows": config.batch_size, "plain": None}
+    batch = {"n_rows": config.batch_size, "plain": None}
     if model.family == "t5":
         lengths = span_lengths(data.seq_len, objective.noise_density, objective.mean_span)
         name, cfg = equivalence.find(t5_config(model, data.vocab_size))
@@ -73,8 +75,7 @@ def specification(config: Any) -> dict[str, Any]:
         )
     cfg = encoder_config(model, data.vocab_size)
     try:
-        name, cfg = equivalence.find(cfg)
-        raw = families.to_json(name, cfg)
+        raw = families.to_json(*equivalence.find(cfg))
     except UserError:
         raw = {
             "model_type": "bert",
@@ -88,20 +89,24 @@ def specification(config: Any) -> dict[str, Any]:
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
         }
-    if cfg.norm_position == "pre":
-        batch["plain"] = {
-            "vocab_size": cfg.vocab_size,
-            "n_layers": cfg.n_layers,
-            "d_model": cfg.d_model,
-            "n_heads": cfg.n_heads,
-            "d_ff": cfg.d_ff,
-            "is_gated": cfg.ffn == "geglu",
-            "is_rotary": cfg.positions == "rotary",
-            "max_positions": data.seq_len,
-            "has_transform": cfg.head_transform,
-        }
-    lengths = {"length": data.seq_len, "n_predicted": max(1, round(objective.mask_rate * data.seq_len))}
-    return {"config": raw} | batch | lengths
+    lengths = {"length": data.seq_len, "n_predicted": mlm.n_predicted(objective.mask_rate, data.seq_len)}
+    return {"config": raw} | batch | lengths | {"plain": _plain(cfg, data.seq_len)}
+
+
+def _plain(cfg: EncoderConfig, length: int) -> dict[str, Any] | None:
+    if cfg.norm_position != "pre" or cfg.local_window or cfg.dropout or cfg.attention_dropout or cfg.linear_bias:
+        return None
+    return {
+        "vocab_size": cfg.vocab_size,
+        "n_layers": cfg.n_layers,
+        "d_model": cfg.d_model,
+        "n_heads": cfg.n_heads,
+        "d_ff": cfg.d_ff,
+        "is_gated": cfg.ffn == "geglu",
+        "is_rotary": cfg.positions == "rotary",
+        "max_positions": length,
+        "has_transform": cfg.head_transform,
+    }
 
 
 def measure_peers(config: Any, n_steps: int, modes: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import pathlib
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -84,23 +86,27 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         "best peer",
         "its tokens/s",
         "ours over it",
+        "over transformers' best",
     )
     lines = [head, ("---",) * len(head)]
     for result in results:
         for precision, ours in result["ours"].items():
             ran = [peer for peer in result["peers"] if peer["mode"].startswith(precision) and "error" not in peer]
-            best = max(ran, key=lambda peer: peer["tokens_per_s"], default=None)
+            best = max(ran, key=operator.itemgetter("tokens_per_s"), default=None)
+            rates = result["ours_tokens_per_s"][precision]
+            stock = max((peer["tokens_per_s"] for peer in ran if peer["peer"] != "TorchEncoder"), default=None)
             memory, ratio = ours["peak_memory_bytes"], result["ratio_to_peer"][precision]
             lines.append(
                 (
                     result["member"],
                     precision,
-                    " and ".join(f"{rate:,.0f}" for rate in result["ours_tokens_per_s"][precision]),
+                    " and ".join(f"{rate:,.0f}" for rate in rates),
                     f"{ours['mfu']:.0%}",
                     "" if memory is None else f"{memory / 2**30:.1f} GiB",
                     "none" if best is None else f"{best['peer']}, {best['mode'].split()[1]}",
                     "" if best is None else f"{best['tokens_per_s']:,.0f}",
                     "" if ratio is None else f"{ratio:.2f}",
+                    "" if stock is None else f"{statistics.mean(rates) / stock:.2f}",
                 )
             )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

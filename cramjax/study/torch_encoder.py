@@ -1,7 +1,7 @@
 """Our encoder in plain torch, as a good user of torch would write it: the peer where the classes of `transformers` are not the fastest.
 
 One product for queries, keys and values, SDPA, and the decoder over predicted positions alone (in static shapes, so that torch.compile
-sees one graph). Blocks norm first, as in arXiv 2212.14034, section 4.2.
+sees one graph). Norms first and no biases, as in arXiv 2212.14034, section 4.2; no dropout, and every block sees everything.
 """
 
 from __future__ import annotations

@@ -73,7 +73,13 @@ def test_on_a_gpu_attention_is_fused_products_are_narrow_and_the_state_is_donate
 
 
 @needs_cuda
-@pytest.mark.parametrize("recipe", [("t5_1day", "model.n_decoder_layers=2"), ("bert_24h_academic",)])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(("t5_1day", "model.n_decoder_layers=2"), id="t5_1day"),
+        pytest.param(("bert_24h_academic",), id="bert_24h_academic"),
+    ],
+)
 def test_on_a_gpu_products_are_narrow_where_attention_is_not_cudnns(root, recipe):
     found = program(root, "rtx3060", *recipe, "optimizer.name=adamw")
     assert found["attention"] != "cudnn" and found["n_dots"] > 10 and found["operands"] == ["bf16"]

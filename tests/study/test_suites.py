@@ -24,7 +24,8 @@ def test_every_member_is_sound_and_has_a_peer(name):
 def result(rate, best):
     ours = {"bfloat16": {"mfu": 0.561, "peak_memory_bytes": 3 * 2**30}}
     tried = [
-        {"peer": "Bert", "mode": "bfloat16 eager", "tokens_per_s": best},
+        {"peer": "Bert", "mode": "bfloat16 eager", "tokens_per_s": best / 2},
+        {"peer": "TorchEncoder", "mode": "bfloat16 eager", "tokens_per_s": best},
         {"peer": "Bert", "mode": "bfloat16 compiled", "error": "no"},
     ]
     return {
@@ -47,7 +48,7 @@ def test_members_are_measured_one_after_the_other_and_drawn_up(monkeypatch, tmp_
     assert tool.main(["--suite", "cpu", "--steps", "3", "--json", str(tmp_path / "all.json"), "--config.seed=1"]) == 0
     assert len(commands) == len(suites.SUITES["cpu"]) and all("--config.seed=1" in command for command in commands)
     assert (
-        "| quickstart at 128 | bfloat16 | 1,500 and 1,500 | 56% | 3.0 GiB | Bert, eager | 1,000 | 1.50 |"
+        "| quickstart at 128 | bfloat16 | 1,500 and 1,500 | 56% | 3.0 GiB | TorchEncoder, eager | 1,000 | 1.50 | 3.00 |"
         in capsys.readouterr().out
     )
     assert [entry["member"] for entry in json.loads((tmp_path / "all.json").read_text())] == [
