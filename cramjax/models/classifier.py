@@ -17,7 +17,8 @@ from flax import nnx
 from cramjax.models import axes as ax
 from cramjax.models import encoder, module
 from cramjax.models.activations import gelu
-from cramjax.models.layers import FLOAT32, Linear, Norm, Precision, dropout, product
+from cramjax.models.dropout import dropout
+from cramjax.models.layers import FLOAT32, Linear, Norm, Precision, product
 
 Params = dict[str, Any]
 

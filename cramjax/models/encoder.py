@@ -21,6 +21,7 @@ from cramjax.models import axes as ax
 from cramjax.models import module, pooling, stack
 from cramjax.models.activations import gelu
 from cramjax.models.attention import Attention, attention_mask
+from cramjax.models.dropout import dropout
 from cramjax.models.feedforward import FeedForward
 from cramjax.models.layers import (
     FLOAT32,
@@ -29,7 +30,6 @@ from cramjax.models.layers import (
     Norm,
     Precision,
     by_rows,
-    dropout,
     product,
     rotary_tables,
 )
@@ -355,7 +355,13 @@ def encode_pooled(
 
 
 def head(cfg: EncoderConfig, precision: Precision, params: Params, hidden: jax.Array) -> jax.Array:
-    """Logits of `hidden` [..., embed]: float32 [..., vocab]."""
-    model = module.bind(_build(cfg, precision), params)
-    logits = model.head(hidden.reshape((-1, cfg.d_model)), model.encoder.embeddings.tokens[...])
+    """Logits of `hidden` [..., embed]: float32 [..., vocab]. `params`: all, or those of `head_params` alone."""
+    model = module.bind(functools.partial(Head, cfg, precision), params.get("head", {}))
+    logits = model(hidden.reshape((-1, cfg.d_model)), params["encoder"]["embeddings"]["tokens"])
     return logits.reshape(hidden.shape[:-1] + (cfg.vocab_size,))
+
+
+def head_params(params: Params) -> Params:
+    """The part of `params` that `head` reads."""
+    tokens = params["encoder"]["embeddings"]["tokens"]
+    return {"head": params.get("head", {}), "encoder": {"embeddings": {"tokens": tokens}}}

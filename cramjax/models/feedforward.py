@@ -11,7 +11,8 @@ from flax import nnx
 
 from cramjax.models import axes as ax
 from cramjax.models.activations import gated_gelu, gelu
-from cramjax.models.layers import Linear, Precision, dropout
+from cramjax.models.dropout import dropout
+from cramjax.models.layers import Linear, Precision
 from cramjax.models.lowrank import LowRank
 from cramjax.models.module import Initializer
 

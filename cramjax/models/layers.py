@@ -18,7 +18,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from cramjax.models import axes as ax
 from cramjax.models import int8
+from cramjax.models.dropout import dropout
 from cramjax.models.int8 import Int8
+from cramjax.models.kernels import AttentionCall
 from cramjax.models.module import Initializer, param
 
 
@@ -28,13 +30,19 @@ class Precision:
 
     Products accumulate in float32; norms, softmax and logits are float32; parameters are float32 masters. `device`: what the program
     is compiled for, which kernels depend on; None: the first one at hand. `rows`: how the first axis of activations, sequences, lies on
-    several devices; None: as it comes.
+    several devices; None: as it comes. `kernels`: pairs of a call of attention and the kernel measured to be fastest.
     """
 
     activation_dtype: jnp.dtype
     matmul_dtype: jnp.dtype
     device: jax.Device | None = None
     rows: NamedSharding | None = None
+    kernels: tuple[tuple[AttentionCall, str], ...] = ()
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the program is compiled for a GPU."""
+        return (self.device or jax.devices()[0]).platform in ("gpu", "cuda", "rocm")
 
 
 def by_rows(x: jax.Array, precision: Precision) -> jax.Array:
@@ -133,21 +141,6 @@ def pin_on_cpu(x: jax.Array) -> jax.Array:
 _float_product.defvjp(_product_forward, _product_backward)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """`x` with a share `rate` of its elements zeroed and the others scaled up; `x` itself without a key.
-
-    The share is counted in 65,536ths: two elements share a random word, which on CPU is a tenth of a finetuning step.
-    """
-    zeroed = round(rate * 65536)
-    if key is None or zeroed == 0:
-        return x
-    width = x.shape[-1]
-    words = jax.random.bits(key, x.shape[:-1] + (-(-width // 2),), jnp.uint32)
-    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(x.shape[:-1] + (-1,))[..., :width]
-    scale = jnp.asarray(65536 / (65536 - zeroed), x.dtype)
-    return jnp.where(halves >= jnp.uint16(zeroed), x * scale, jnp.zeros((), x.dtype))
-
-
 class Linear(nnx.Module):
     """A dense layer: `spec` is its einsum, as in "bte,ef->btf"; the axes of a bias are the kernel's that stand in the result."""
 
@@ -212,14 +205,30 @@ def _standardize(x, mean, inverse_std):
 
 
 def _normalize_forward(x, scale, bias, centre, eps):
-    wide = x.astype(jnp.float32)
-    mean = jnp.mean(wide, axis=-1, keepdims=True) if centre else jnp.zeros(x.shape[:-1] + (1,), jnp.float32)
-    variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
-    inverse_std = jax.lax.rsqrt(variance + eps)
+    mean, inverse_std = _moments(x, centre, eps)
     y = _standardize(x, mean, inverse_std) * _broadcast(scale, x.ndim)
     if bias is not None:
         y = y + _broadcast(bias, x.ndim)
     return y.astype(x.dtype), (x, mean, inverse_std, scale, bias)
+
+
+def _moments(x, centre, eps):
+    """Mean and inverse deviation of each row of `x`: float32 [..., 1]."""
+    wide = x.astype(jnp.float32)
+    mean = jnp.zeros(x.shape[:-1] + (1,), jnp.float32)
+    if x.dtype == jnp.float32:
+        mean = jnp.mean(wide, axis=-1, keepdims=True) if centre else mean
+        variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
+        return mean, jax.lax.rsqrt(variance + eps)
+
+    # Accelerators: both sums in one pass, together with the residual sum before it. What `x` was rounded to is
+    # coarser than what the difference of squares loses.
+    square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    if centre:
+        mean = jnp.mean(wide, axis=-1, keepdims=True)
+        square = jnp.maximum(square - jnp.square(mean), 0.0)
+    # In memory, or XLA computes them again for each gradient, and writes float32 activations for it.
+    return jax.lax.optimization_barrier((mean, jax.lax.rsqrt(square + eps)))
 
 
 def _normalize_backward(centre, eps, saved, cotangent):
