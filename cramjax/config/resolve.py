@@ -278,9 +278,6 @@ def _check_t5(config: ml_collections.ConfigDict, require: Callable[[bool, str], 
     if model.head_dim is None:
         _check_heads(model, require)
     require(
-        model.attention != "cudnn", "model.attention='cudnn': has no kernel for relative positions; use auto or xla"
-    )
-    require(
         model.relative_buckets % 4 == 0, f"model.relative_buckets={model.relative_buckets}: must be a multiple of 4"
     )
     require(

@@ -1,6 +1,7 @@
-"""Self-attention: the projections, the choice of a kernel and its name, and which positions see which.
+"""Attention: the projections, which positions see which, and the kernels that mix them.
 
-Kernels are `jax.nn.dot_product_attention` (cuDNN's fused one, or XLA's) and one of our own in einsums, for what that function cannot do.
+Kernels are `jax.nn.dot_product_attention` (cuDNN's fused one, or XLA's) and one of our own in einsums, for what that
+function cannot do. `kernels.py` chooses.
 """
 
 from __future__ import annotations
@@ -12,50 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cramjax.models import axes as ax
-from cramjax.models.layers import Linear, Precision, dropout, pin_on_cpu, rotate
+from cramjax.models import cudnn, kernels, short_attention
+from cramjax.models.dropout import dropout
+from cramjax.models.layers import Linear, Precision, pin_on_cpu, rotate
 
 # Finite, so that a row with nothing to see gives numbers instead of NaN.
 MASKED_SCORE = -1e30
-
-
-def attention_backend(
-    requested: str,
-    device: jax.Device,
-    dtype: jnp.dtype,
-    *,
-    head_dim: int = 64,
-    dropout_rate: float = 0.0,
-    position_bias: bool = False,
-) -> str:
-    """The kernel behind `requested` ("auto", "xla" or "cudnn") on `device`: "cudnn", "xla" or "einsum".
-
-    cuDNN's fused attention needs an NVIDIA GPU of compute capability 8.0, operands of 16 bits, heads of at most 128 dimensions in
-    multiples of 8, no dropout on the probabilities and no position bias on the scores. "einsum" is what XLA compiles on CPU, and
-    wherever there is such dropout.
-
-    Raises:
-        ValueError: if "cudnn" is requested where it cannot run.
-    """
-    lacking = _lacking_for_cudnn(device, jnp.dtype(dtype), head_dim, dropout_rate, position_bias)
-    if requested == "cudnn" and lacking:
-        raise ValueError(f"attention 'cudnn' needs {lacking}; use 'auto' or 'xla'")
-    if requested in ("auto", "cudnn") and not lacking:
-        return "cudnn"
-    return "einsum" if device.platform == "cpu" or dropout_rate > 0 else "xla"
-
-
-def _lacking_for_cudnn(device, dtype, head_dim, dropout_rate, position_bias):
-    if device.platform not in ("gpu", "cuda"):
-        return "an NVIDIA GPU"
-    if float(getattr(device, "compute_capability", "0") or 0) < 8.0:
-        return "a GPU of compute capability 8.0"
-    if dtype.itemsize != 2:
-        return "bfloat16 or float16"
-    if head_dim % 8 or head_dim > 128:
-        return "heads of a multiple of 8 dimensions, 128 at most"
-    if position_bias:
-        return "positions that are not a bias on the scores"
-    return "attention_dropout 0" if dropout_rate > 0 else ""
 
 
 def attention_mask(segment_ids: jax.Array | None, padding_mask: jax.Array | None) -> jax.Array | None:
@@ -101,19 +64,73 @@ class Attention(nnx.Module):
         With a `source` (`hidden` and `rotary`), keys and values are of that.
         """
         if source is None:
-            query, key_, value = split_heads(self.qkv(x))
-        else:
-            (query,) = split_heads(self.qkv(x, slice(0, 1)))
-            key_, value = split_heads(self.qkv(source.hidden, slice(1, 3)))
+            return self.out(self._within(x, mask, rotary, key))
+        (query,) = projections(self.qkv, x, slice(0, 1))
+        key_, value = projections(self.qkv, source.hidden, slice(1, 3))
         if rotary is not None:
-            query, key_ = rotate(query, *rotary), rotate(key_, *(rotary if source is None else source.rotary))
+            query, key_ = rotate(query, *rotary), rotate(key_, *source.rotary)
         return self.out(attend(self.cfg, self.precision, query, key_, value, mask=mask, dropout_key=key))
 
+    def _within(self, x, mask, rotary, key):
+        """The mixture of the values of `x` itself: [batch, length, heads, head_dim]."""
+        facts = {"is_fused": True, "is_rotary": rotary is not None, "has_mask": mask is not None}
+        kernel = _kernel(self.cfg, self.precision, x.shape[1], x.shape[1], self.cfg.head_dim, key, **facts)
+        if kernel in short_attention.TILES:
+            return self._in_one_kernel(x, mask, rotary, key, short_attention.TILES[kernel])
+        query, key_, value = projections(self.qkv, x)
+        if rotary is not None:
+            query, key_ = rotate(query, *rotary), rotate(key_, *rotary)
+        return mix(kernel, self.precision, query, key_, value, mask=mask, rate=self.cfg.attention_dropout, key=key)
 
-def split_heads(fused: jax.Array) -> list[jax.Array]:
-    """[batch, length, n, heads, head_dim], as of a fused projection → n arrays [batch, length, heads, head_dim]."""
-    # Not by indexing, whose transpose is a sum of n zero-padded arrays: that of a split is a concatenation.
-    return [jnp.squeeze(part, 2) for part in jnp.split(fused, fused.shape[2], axis=2)]
+    def _in_one_kernel(self, x, mask, rotary, key, tile):
+        rate = 0.0 if key is None else self.cfg.attention_dropout
+        seeds = jax.random.bits(key, (x.shape[0], self.cfg.n_heads), jnp.uint32) if rate else None
+        mixed = short_attention.attention(
+            self.qkv(x).astype(self.precision.matmul_dtype),
+            None if rotary is None else tuple(map(jnp.asarray, rotary)),
+            None if mask is None else mask.astype(jnp.int8),
+            seeds,
+            self.cfg.head_dim**-0.5,
+            rate,
+            tile,
+        )
+        return mixed.astype(self.precision.activation_dtype)
+
+
+def projections(linear: Linear, x: jax.Array, part: slice = slice(None)) -> list[jax.Array]:
+    """Queries, keys and values, or the `part` of them that is asked for.
+
+    Args:
+        linear: a fused projection "bte,esnh->btsnh".
+        x: [batch, length, embed].
+
+    Returns:
+        For each index of `s` an array [batch, length, heads, head_dim].
+    """
+    numbers = range(linear.kernel.shape[1])[part]
+    if linear.precision.on_gpu:
+        # A kernel of attention wants each of them whole in memory. One product for all would be copied apart here, and
+        # the gradients be copied together: 6% of a step of BERT-base.
+        return [jnp.squeeze(linear(x, slice(n, n + 1)), 2) for n in numbers]
+
+    # Not by indexing, whose transpose is a sum of zero-padded arrays: that of a split is a concatenation.
+    fused = linear(x, part)
+    return [jnp.squeeze(one, 2) for one in jnp.split(fused, len(numbers), axis=2)]
+
+
+def _kernel(cfg, precision: Precision, length, kv_length, head_dim, dropout_key, **facts) -> str:
+    """The kernel of a call, `facts` of which are fields of `AttentionCall`."""
+    call = kernels.AttentionCall(
+        length=length,
+        kv_length=kv_length,
+        n_heads=cfg.n_heads,
+        head_dim=head_dim,
+        dtype=jnp.dtype(precision.matmul_dtype).name,
+        dropout_rate=0.0 if dropout_key is None else cfg.attention_dropout,
+        **facts,
+    )
+    device = precision.device or jax.devices()[0]
+    return kernels.choose(cfg.attention, call, device, dict(precision.kernels))
 
 
 def attend(
@@ -125,35 +142,70 @@ def attend(
     *,
     mask: jax.Array | None = None,
     bias: jax.Array | None = None,
+    causal: bool = False,
     scale: float | None = None,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Attention by the kernel that `cfg.attention` means here: [batch, length, heads, head_dim] in the activation dtype.
 
     Args:
-        cfg: a network's numbers; `attention` and `attention_dropout` are read.
+        cfg: a network's numbers; `n_heads`, `attention` and `attention_dropout` are read.
         query: [batch, length, heads, head_dim]. key_, value: [batch, kv_length, heads, head_dim].
-        mask: bool [batch, 1 or heads, length, kv_length]: what sees what.
-        bias: float32 [1 or batch, 1 or heads, 1 or length, kv_length], added to the scores.
-        scale: of the scores; None: head_dim^-0.5.
+        mask, bias, causal, scale: as of `mix`.
         dropout_key: dropout on the probabilities if given.
     """
-    dtype = precision.matmul_dtype
-    rate = cfg.attention_dropout if dropout_key is not None else 0.0
+    facts = {"has_bias": bias is not None, "has_mask": mask is not None, "is_causal": causal}
+    sizes = query.shape[1], key_.shape[1], query.shape[3]
+    kernel = _kernel(cfg, precision, *sizes, dropout_key, **facts)
+    options = {"mask": mask, "bias": bias, "causal": causal, "scale": scale}
+    return mix(kernel, precision, query, key_, value, rate=cfg.attention_dropout, key=dropout_key, **options)
+
+
+def mix(
+    kernel: str,
+    precision: Precision,
+    query: jax.Array,
+    key_: jax.Array,
+    value: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    rate: float = 0.0,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Attention by `kernel`, "cudnn", "xla" or "einsum": [batch, length, heads, head_dim] in the activation dtype.
+
+    Args:
+        query: [batch, length, heads, head_dim]. key_, value: [batch, kv_length, heads, head_dim].
+        mask: bool [1 or batch, 1 or heads, length, kv_length]: what sees what.
+        bias: float32 [1, heads, length, kv_length], added to the scores.
+        causal: a position sees none behind it.
+        scale: of the scores; None: head_dim^-0.5.
+        rate: of dropout on the probabilities, if there is a `key`.
+    """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    backend = attention_backend(
-        cfg.attention,
-        precision.device or jax.devices()[0],
-        dtype,
-        head_dim=query.shape[-1],
-        dropout_rate=rate,
-        position_bias=bias is not None,
-    )
-    if backend == "einsum":
-        return einsum_attention(query, key_, value, mask, precision, rate, dropout_key, bias=bias, scale=scale)
-    query, key_, value = (x.astype(dtype) for x in (query, key_, value))
-    mixed = jax.nn.dot_product_attention(query, key_, value, bias=bias, mask=mask, scale=scale, implementation=backend)
+    if kernel == kernels.EINSUM:
+        if causal:
+            mask, bias = _with_causal(mask, bias, query.shape[1], key_.shape[1])
+        return einsum_attention(query, key_, value, mask, precision, rate, key, bias=bias, scale=scale)
+
+    query, key_, value = (x.astype(precision.matmul_dtype) for x in (query, key_, value))
+    if kernel == kernels.CUDNN:
+        mixed = cudnn.attention(query, key_, value, bias=bias, mask=mask, causal=causal, scale=scale)
+    else:
+        options = {"bias": bias, "mask": mask, "scale": scale, "is_causal": causal}
+        mixed = jax.nn.dot_product_attention(query, key_, value, implementation="xla", **options)
     return mixed.astype(precision.activation_dtype)
+
+
+def _with_causal(mask, bias, length, kv_length):
+    """`mask` and `bias` with what is behind a position hidden, by the bias if there is one: it is the smaller."""
+    visible = jnp.tri(length, kv_length, dtype=bool)[None, None]
+    if bias is not None:
+        return mask, jnp.where(visible, bias, MASKED_SCORE)
+    return (visible if mask is None else mask & visible), None
 
 
 def einsum_attention(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from cramjax.models import decoding, module
 from cramjax.models.layers import Precision
-from cramjax.models.t5 import Params, T5Config, bound, encode
+from cramjax.models.t5 import Params, T5Config, bound, encode, head
 
 
 def generate(
@@ -87,4 +87,4 @@ def decode_step(
     """float32 logits [n, vocab] of what follows `tokens` int [n] at position `index` (int32 scalar), and the cache with them."""
     model = bound(cfg, precision, params)
     hidden, cache = model.decoder.step(model.embed(tokens[:, None]), cache, index)
-    return model.logits(hidden[:, 0]), cache
+    return head(cfg, precision, params, hidden[:, 0]), cache

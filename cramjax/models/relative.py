@@ -21,7 +21,7 @@ class RelativeBias(nnx.Module):
         self.table = param(init, rngs, (cfg.relative_buckets, cfg.n_heads), (ax.BUCKET, ax.HEADS))
 
     def __call__(self, length: int, kv_length: int) -> jax.Array:
-        """float32 [1, heads, length, kv_length]; where the decoder must not look, so low that no probability is left."""
+        """float32 [1, heads, length, kv_length]; a decoder's is meant for causal attention."""
         by_distance = self._by_distance(length, kv_length)
         # Entry [i, j] is by_distance[j - i + length - 1]: of `length` copies in a row, each next row starts one earlier. Reshapes alone,
         # since the gradient of a gather would be a scatter.
@@ -33,9 +33,15 @@ class RelativeBias(nnx.Module):
         return shifted[None, :, :, :kv_length]
 
     def row(self, index: jax.Array, kv_length: int) -> jax.Array:
-        """Row `index` (int32 scalar) of the square bias: float32 [1, heads, 1, kv_length]."""
+        """Row `index` (int32 scalar) of the square bias: float32 [1, heads, 1, kv_length].
+
+        In a decoder, keys behind `index` get a score so low that no probability is left.
+        """
         by_distance = self._by_distance(kv_length, kv_length)
-        return jax.lax.dynamic_slice_in_dim(by_distance, kv_length - 1 - index, kv_length, axis=1)[None, :, None]
+        row = jax.lax.dynamic_slice_in_dim(by_distance, kv_length - 1 - index, kv_length, axis=1)
+        if not self.bidirectional:
+            row = jnp.where(jnp.arange(kv_length)[None] <= index, row, MASKED_SCORE)
+        return row[None, :, None]
 
     def _by_distance(self, length, kv_length):
         """[heads, length + kv_length - 1]: the bias of a key 1 - length, …, kv_length - 1 positions after the query."""
@@ -46,10 +52,7 @@ class RelativeBias(nnx.Module):
             n_buckets=self.cfg.relative_buckets,
             max_distance=self.cfg.relative_max_distance,
         )
-        values = self.table[...][buckets].T
-        if self.bidirectional:
-            return values
-        return jnp.where((distances <= 0)[None], values, MASKED_SCORE)
+        return self.table[...][buckets].T
 
 
 def relative_buckets(distances: np.ndarray, *, bidirectional: bool, n_buckets: int, max_distance: int) -> np.ndarray:

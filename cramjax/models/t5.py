@@ -19,9 +19,10 @@ from flax import nnx
 
 from cramjax.models import axes as ax
 from cramjax.models import module, stack
-from cramjax.models.attention import attend, attention_mask, split_heads
+from cramjax.models.attention import attend, attention_mask, projections
+from cramjax.models.dropout import dropout
 from cramjax.models.feedforward import FeedForward
-from cramjax.models.layers import FLOAT32, Linear, Norm, Precision, by_rows, dropout, product
+from cramjax.models.layers import FLOAT32, Linear, Norm, Precision, by_rows, product
 from cramjax.models.module import param
 from cramjax.models.relative import RelativeBias
 
@@ -56,13 +57,13 @@ class T5Config:
     norm_eps: float = 1e-6
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    attention: str = "auto"
     unroll: str | int | bool = "auto"
     remat: str = "none"
 
-    # What the shared layers read, and no T5 has otherwise. cuDNN's attention takes no position bias.
+    # What the shared layers read, and no T5 has otherwise.
     norm = "rmsnorm"
     linear_bias = False
-    attention = "xla"
 
     def __post_init__(self):
         if self.relative_buckets % 4 or self.relative_max_distance <= self.relative_buckets // 2:
@@ -82,20 +83,20 @@ def _truncated(fan_in: int):
 class SelfAttention(nnx.Module):
     """Attention of a sequence to itself with a fused projection and a position bias; the scores are not scaled."""
 
-    def __init__(self, cfg: T5Config, precision: Precision, rngs: nnx.Rngs):
-        self.cfg, self.precision = cfg, precision
+    def __init__(self, cfg: T5Config, precision: Precision, rngs: nnx.Rngs, *, causal: bool):
+        self.cfg, self.precision, self.causal = cfg, precision, causal
         self.qkv = _projection(cfg, precision, rngs, 3, query=0)
         self.out = _output(cfg, precision, rngs)
 
     def __call__(self, x: jax.Array, bias: jax.Array, mask: jax.Array | None, key: jax.Array | None) -> jax.Array:
         """x [batch, length, embed], bias as of `RelativeBias` → [batch, length, embed]; dropout if there is a key."""
-        query, key_, value = split_heads(self.qkv(x))
-        options = {"mask": mask, "bias": bias, "scale": 1.0, "dropout_key": key}
+        query, key_, value = projections(self.qkv, x)
+        options = {"mask": mask, "bias": bias, "causal": self.causal, "scale": 1.0, "dropout_key": key}
         return self.out(attend(self.cfg, self.precision, query, key_, value, **options))
 
     def step(self, x: jax.Array, bias: jax.Array, cache: dict, index: jax.Array) -> tuple[jax.Array, dict]:
         """x [n, 1, embed] at position `index`, which is written into `cache` {key, value [n, length, heads, head_dim]}."""
-        query, key_, value = split_heads(self.qkv(x))
+        query, key_, value = projections(self.qkv, x)
         cache = {
             name: jax.lax.dynamic_update_slice_in_dim(cache[name], new.astype(cache[name].dtype), index, axis=1)
             for name, new in (("key", key_), ("value", value))
@@ -115,12 +116,12 @@ class CrossAttention(nnx.Module):
 
     def __call__(self, x: jax.Array, kv: list[jax.Array], mask: jax.Array | None, key: jax.Array | None) -> jax.Array:
         """x [batch, length, embed], `kv` as of `keys_and_values` → [batch, length, embed]."""
-        (query,) = split_heads(self.query(x))
+        (query,) = projections(self.query, x)
         return self.out(attend(self.cfg, self.precision, query, *kv, mask=mask, scale=1.0, dropout_key=key))
 
     def keys_and_values(self, encoded: jax.Array) -> list[jax.Array]:
         """encoded [batch, kv_length, embed] → two of [batch, kv_length, heads, head_dim]."""
-        return split_heads(self.kv(encoded))
+        return projections(self.kv, encoded)
 
 
 def _projection(cfg: T5Config, precision: Precision, rngs: nnx.Rngs, n: int, query: int | None = None) -> Linear:
@@ -146,7 +147,7 @@ class Block(nnx.Module):
     def __init__(self, cfg: T5Config, precision: Precision, rngs: nnx.Rngs, *, decoder: bool):
         self.cfg = cfg
         norm = functools.partial(Norm, cfg, precision, bias=False, rngs=rngs)
-        self.attention_norm, self.attention = norm(), SelfAttention(cfg, precision, rngs)
+        self.attention_norm, self.attention = norm(), SelfAttention(cfg, precision, rngs, causal=decoder)
         self.cross_norm = norm() if decoder else None
         self.cross_attention = CrossAttention(cfg, precision, rngs) if decoder else None
         self.mlp_norm = norm()
@@ -247,14 +248,6 @@ class T5(nnx.Module):
         """int [batch, length] → [batch, length, embed] in the activation dtype."""
         return by_rows(self.embeddings.tokens[...][tokens].astype(self.precision.activation_dtype), self.precision)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """[tokens, embed] → float32 [tokens, vocab]."""
-        matrix = self.embeddings.tokens if self.head is None else self.head.kernel
-        if self.head is None:
-            hidden = hidden * self.cfg.d_model**-0.5
-        logits = product("te,ve->tv", hidden, matrix[...], self.precision.matmul_dtype, jnp.dtype(jnp.float32))
-        return by_rows(logits, self.precision)
-
 
 def _build(cfg: T5Config, precision: Precision = FLOAT32):
     return functools.partial(T5, cfg, precision)
@@ -330,9 +323,21 @@ def decode(
 
 
 def head(cfg: T5Config, precision: Precision, params: Params, hidden: jax.Array) -> jax.Array:
-    """Logits of the decoder's `hidden` [..., embed]: float32 [..., vocab]."""
-    model = bound(cfg, precision, params)
-    return model.logits(hidden.reshape((-1, cfg.d_model))).reshape(hidden.shape[:-1] + (cfg.vocab_size,))
+    """Logits of the decoder's `hidden` [..., embed]: float32 [..., vocab]. `params`: all, or `head_params` alone."""
+    if cfg.tie_embeddings:
+        matrix, hidden = params["embeddings"]["tokens"], hidden * cfg.d_model**-0.5
+    else:
+        matrix = params["head"]["kernel"]
+    rows = hidden.reshape((-1, cfg.d_model))
+    logits = product("te,ve->tv", rows, matrix, precision.matmul_dtype, jnp.dtype(jnp.float32))
+    return by_rows(logits, precision).reshape(hidden.shape[:-1] + (cfg.vocab_size,))
+
+
+def head_params(cfg: T5Config, params: Params) -> Params:
+    """The part of `params` that `head` reads."""
+    if cfg.tie_embeddings:
+        return {"embeddings": {"tokens": params["embeddings"]["tokens"]}}
+    return {"head": params["head"]}
 
 
 def shift_right(targets: jax.Array, start_id: int) -> jax.Array:

@@ -3,9 +3,81 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+MOST_LOGITS = 2**28
+"""Logits there are at a time where gradients are taken: a gigabyte of float32."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
+def predicted_cross_entropy(
+    logits_of: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    hidden: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    z_loss: float = 0.0,
+) -> jax.Array:
+    """`cross_entropy` of `logits_of(params, hidden)`, with few logits in memory at a time.
+
+    Where gradients are taken, they are computed with the loss, chunk by chunk along the axis of positions: no logits
+    wait for a backward pass. A chunk has at most `MOST_LOGITS` of them. Sums run in another order than for the whole.
+
+    Args:
+        logits_of: gives float32 [batch, positions, vocab].
+        params: a tree of float32 arrays. hidden: [batch, positions, embed].
+        labels: int32 [batch, positions]. weights: float32 [batch, positions]; neither is differentiated.
+
+    Returns:
+        float32 scalar.
+    """
+    return cross_entropy(logits_of(params, hidden), labels, weights, z_loss)
+
+
+def _predicted_forward(logits_of, params, hidden, labels, weights, z_loss):
+    def loss_and_gradients(hidden, labels, weights):
+        logits, back = jax.vjp(logits_of, params, hidden)
+        loss, saved = _forward(logits, labels, weights, z_loss)
+        return loss, *back(_backward(z_loss, saved, jnp.ones((), jnp.float32))[0])
+
+    n_positions = hidden.shape[1]
+    n_logits = jax.eval_shape(logits_of, params, hidden).size
+    n_chunks = min(-(-n_logits // MOST_LOGITS), n_positions)
+    if n_chunks == 1:
+        loss, *gradients = loss_and_gradients(hidden, labels, weights)
+        return loss, tuple(gradients)
+
+    def add_chunk(sums, chunk):
+        loss, of_params, of_hidden = loss_and_gradients(*chunk)
+        return jax.tree.map(jnp.add, sums, (loss, of_params)), of_hidden
+
+    chunks = tuple(_split(x, n_chunks) for x in (hidden, labels, weights))
+    zeros = jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params)
+    (loss, of_params), of_hidden = jax.lax.scan(add_chunk, zeros, chunks)
+    of_hidden = jnp.moveaxis(of_hidden, 0, 1).reshape((hidden.shape[0], -1, hidden.shape[2]))
+    return loss, (of_params, of_hidden[:, :n_positions])
+
+
+def _predicted_backward(logits_of, z_loss, gradients, cotangent):
+    def scale(gradient):
+        return (gradient.astype(jnp.float32) * cotangent).astype(gradient.dtype)
+
+    return *jax.tree.map(scale, gradients), None, None
+
+
+predicted_cross_entropy.defvjp(_predicted_forward, _predicted_backward)
+
+
+def _split(x: jax.Array, n_chunks: int) -> jax.Array:
+    """[batch, positions, …] → [chunks, batch, positions / chunks, …], filled up with zeros, which have no weight."""
+    size = -(-x.shape[1] // n_chunks)
+    rest = [(0, 0)] * (x.ndim - 2)
+    filled = jnp.pad(x, [(0, 0), (0, n_chunks * size - x.shape[1]), *rest])
+    return jnp.moveaxis(filled.reshape((x.shape[0], n_chunks, size, *x.shape[2:])), 1, 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -26,7 +98,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array, z_lo
 
 def _forward(logits, labels, weights, z_loss):
     log_z = jax.nn.logsumexp(logits, axis=-1)  # [...]
-    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]  # [...]
+    picked = jax.lax.platform_dependent(logits, labels, cpu=_gathered, default=_compared)  # [...]
     loss = jnp.sum((log_z - picked + z_loss * log_z**2) * weights)
     return loss, (logits, labels, weights, log_z)
 
@@ -37,9 +109,23 @@ def _backward(z_loss, saved, cotangent):
     logits, labels, weights, log_z = saved
     scale = (cotangent * weights)[..., None]
     probabilities = jnp.exp(logits - log_z[..., None])
-    hit = labels[..., None] == jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
-    gradient = probabilities * (1.0 + 2.0 * z_loss * log_z[..., None]) - hit.astype(logits.dtype)
+    hit = _hits(logits, labels).astype(logits.dtype)
+    gradient = probabilities * (1.0 + 2.0 * z_loss * log_z[..., None]) - hit
     return gradient * scale, None, None
+
+
+def _gathered(logits, labels):
+    return jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+
+
+def _compared(logits, labels):
+    # Part of the sum of exponentials' sweep over the logits, where a gather would be one of its own.
+    return jnp.sum(jnp.where(_hits(logits, labels), logits, 0.0), axis=-1)
+
+
+def _hits(logits, labels):
+    """bool [..., vocab]: the right entries."""
+    return labels[..., None] == jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
 
 
 cross_entropy.defvjp(_forward, _backward)

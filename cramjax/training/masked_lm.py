@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from cramjax.budget import flops
 from cramjax.config.errors import UserError
 from cramjax.models import encoder, pooling
 from cramjax.objectives import losses, mlm
-from cramjax.training.task import Task, Vocabulary
+from cramjax.training.task import Task, Vocabulary, unrolled
 
 # Evaluation is the same for every recipe, whatever rate training uses: 15% of the positions, all of them masked.
 EVAL_MASK_RATE = 0.15
@@ -31,16 +32,20 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
             "the prepared data has sentinels and no mask token, as span corruption needs it: prepare data with data.extra_ids=0, or "
             "train a T5 on it"
         )
-    model = encoder_config(config.model, vocabulary.vocab_size)
+    described = encoder_config(config.model, vocabulary.vocab_size)
+    model = unrolled(described, described.n_layers, config.budget.hours)
     special_ids = tuple(sorted(set(special_tokens.values())))
     masking, eval_masking = _maskings(config.objective, special_tokens["mask"], special_ids, vocabulary.vocab_size)
     eval_key = jax.random.key(0, impl="threefry2x32")
     uses_dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
 
-    def logits_at(params, batch, tokens, key, pool=1):
+    logits_of = functools.partial(encoder.head, model, precision)
+    # An evaluation's program is divided among devices by XLA, which cannot divide kernels of ours.
+    dividable = dataclasses.replace(precision, kernels=())
+
+    def states(precision, params, batch, tokens, key, pool=1):
         segments = _documents(tokens, special_tokens["sep"]) if config.model.document_attention else None
-        picked = _states(model, precision, params, batch, segments, key, pool)
-        return encoder.head(model, precision, params, picked)
+        return _states(model, precision, params, batch, segments, key, pool)
 
     def loss(params, key, tokens, rows):
         tokens = tokens.astype(jnp.int32)
@@ -49,8 +54,11 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
         if uses_dropout:
             # Rows of a microbatch share one key: fold in the first, so that microbatches differ.
             dropout_key = jax.random.fold_in(dropout_key, rows[0])
-        logits = logits_at(params, batch, tokens, dropout_key if uses_dropout else None, config.objective.pool)
-        total = losses.cross_entropy(logits, batch.labels, batch.weights, float(config.objective.z_loss))
+        dropout_key = dropout_key if uses_dropout else None
+        hidden = states(precision, params, batch, tokens, dropout_key, config.objective.pool)
+        predicted = hidden, batch.labels, batch.weights
+        z_loss = float(config.objective.z_loss)
+        total = losses.predicted_cross_entropy(logits_of, encoder.head_params(params), *predicted, z_loss)
         return total, jnp.sum(batch.weights)
 
     def predicted(tokens, rows):
@@ -60,7 +68,7 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
     def evaluate(params, tokens, rows, row_weights):
         tokens = tokens.astype(jnp.int32)
         batch = mlm.mask_tokens(eval_masking, eval_key, tokens, rows)
-        logits = logits_at(params, batch, tokens, None)
+        logits = logits_of(params, states(dividable, params, batch, tokens, None))
         weights = batch.weights * row_weights[:, None]
         hits = jnp.argmax(logits, axis=-1).astype(jnp.int32) == batch.labels
         return {
@@ -68,11 +76,6 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
             "weight": jnp.sum(weights),
             "correct": jnp.sum(jnp.where(hits, weights, 0.0)),
         }
-
-    def frequencies(counts):
-        smoothed = counts.astype(np.float64) + 1.0
-        smoothed[list(special_ids)] = 0.0  # never predicted
-        return smoothed / smoothed.sum()
 
     def preview(key, tokens, rows):
         batch = mlm.mask_tokens(masking, jax.random.split(key)[0], tokens.astype(jnp.int32), rows)
@@ -86,7 +89,7 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
         loss=loss,
         evaluate=evaluate,
         predicted=predicted,
-        frequencies=frequencies,
+        frequencies=lambda counts: _frequencies(counts, special_ids),
         preview=preview,
         n_params=encoder.count_params(model),
         n_predicted=masking.n_predicted(config.data.seq_len),
@@ -95,8 +98,15 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
         flops=training_flops(
             model, config.data.seq_len, masking.n_predicted(config.data.seq_len), config.objective.pool
         ),
-        description=dataclasses.asdict(model),
+        description=dataclasses.asdict(described),
     )
+
+
+def _frequencies(counts: np.ndarray, special_ids: tuple[int, ...]) -> np.ndarray:
+    """The distribution of labels: words in their shares of the corpus; special ones are never predicted."""
+    smoothed = counts.astype(np.float64) + 1.0
+    smoothed[list(special_ids)] = 0.0
+    return smoothed / smoothed.sum()
 
 
 def _states(model, precision, params, batch, segments, key, pool):

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from cramjax.config.errors import UserError
-from cramjax.models import attention
+from cramjax.models import kernels
 from cramjax.optim.build import make_optimizer
 from cramjax.parallel import mesh as meshes
 from cramjax.training import devices, fit
@@ -104,22 +104,30 @@ def open_session(config: Any, vocabulary: Vocabulary) -> Session:
     return dataclasses.replace(made, microbatch_size=size, peak_flops=peak)
 
 
-def session_on(config: Any, vocabulary: Vocabulary, on: Sequence[jax.Device]) -> Session:
+def session_on(
+    config: Any, vocabulary: Vocabulary, on: Sequence[jax.Device], measured: kernels.Choices | None = None
+) -> Session:
     """The session of `config` on devices `on`, which need not be here; a microbatch that is not given is one sequence a device.
+
+    `measured`: the fastest kernel by call of attention; None: those that are likely to be.
 
     Raises:
         UserError: when mesh or attention do not fit the devices.
     """
     mesh = meshes.make_mesh(**config.mesh.to_dict(), devices=on)
     precision = devices.resolve_precision(config.precision, on[0])
-    number_format = devices.make_precision(precision, on[0])
     task = build_task(config, vocabulary, precision, mesh)
+    calls = attention_calls(config, task, meshes.batch_shards(mesh), vocabulary.dtype)
+    if measured is None:
+        measured = {call: kernels.promising(call, on[0]) for call in calls} if owns_rows(config, mesh) else {}
+    task = build_task(config, vocabulary, precision, mesh, measured)
     optimizer = build_optimizer(config, task)
+    chosen = {kernels.choose(config.model.attention, call, on[0], measured) for call in calls}
     return Session(
         config=config,
         mesh=mesh,
         precision=precision,
-        attention=attention_kernel(config.model, on[0], number_format.matmul_dtype),
+        attention=" and ".join(sorted(chosen)),
         task=task,
         optimizer=optimizer,
         abstract=abstract_state(task, optimizer, precision == "float16", mesh),
@@ -129,31 +137,44 @@ def session_on(config: Any, vocabulary: Vocabulary, on: Sequence[jax.Device]) ->
     )
 
 
+def owns_rows(config: Any, mesh: Mesh) -> bool:
+    """Whether a step's program sees one device's sequences alone, so that a kernel of ours may stand in it.
+
+    XLA's partitioner does not know how to divide such a kernel, and would gather its operands.
+    """
+    return mesh.size == 1 or (meshes.is_of_copies(mesh) and not config.log.noise_scale)
+
+
 def most_sequences(config: Any) -> int:
     """The largest microbatch there may be: the batch, or half of it where the noise scale compares microbatches."""
     return config.batch_size // 2 if config.log.noise_scale else config.batch_size
 
 
-def build_task(config: Any, vocabulary: Vocabulary, precision: str, mesh: Mesh) -> Task:
+def build_task(
+    config: Any, vocabulary: Vocabulary, precision: str, mesh: Mesh, measured: kernels.Choices | None = None
+) -> Task:
     """The model and objective of `config` in the number format `precision` on the devices of `mesh`."""
     number_format = devices.make_precision(precision, mesh.devices.flat[0])
-    number_format = dataclasses.replace(number_format, rows=meshes.rows_of_sharded(mesh))
+    chosen = tuple((measured or {}).items())
+    number_format = dataclasses.replace(number_format, rows=meshes.rows_of_sharded(mesh), kernels=chosen)
     return TASKS[config.model.family](config, vocabulary, number_format)
 
 
-def attention_kernel(model: Any, device: jax.Device, dtype: jnp.dtype) -> str:
-    """The kernel training will use, to be announced; the encoder makes the same choice while it is traced."""
+def attention_calls(config: Any, task: Task, n_rows: int, token_dtype: np.dtype) -> set[kernels.AttentionCall]:
+    """Returns the calls of attention in the loss of `task`, found by tracing it for `n_rows` sequences.
+
+    Raises:
+        UserError: if the kernel that the configuration names cannot do them.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((n_rows, task.row_tokens), token_dtype)
+    rows = jax.ShapeDtypeStruct((n_rows,), jnp.int32)
     try:
-        return attention.attention_backend(
-            model.attention,
-            device,
-            dtype,
-            head_dim=model.head_dim or model.d_model // model.n_heads,
-            dropout_rate=model.attention_dropout,
-            position_bias=model.positions == "relative",
-        )
-    except ValueError as error:
-        raise UserError(f"model.attention={model.attention}: {error}") from error
+        with kernels.noting() as calls:
+            jax.eval_shape(task.loss, task.abstract, key, tokens, rows)
+    except kernels.Unable as error:
+        raise UserError(f"model.attention={config.model.attention}: {error}") from error
+    return calls
 
 
 def build_optimizer(config: Any, task: Task) -> optax.GradientTransformation:

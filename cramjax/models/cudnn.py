@@ -1,0 +1,82 @@
+"""cuDNN's fused attention, by `jax.nn.dot_product_attention` and, for arbitrary masks in older versions of JAX, below it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+# The first version whose backward pass writes no gradient of a mask (jax-ml/jax#39512).
+_MASKS_ARE_FREE = (0, 11, 2)
+
+
+def attention(
+    query: jax.Array,
+    key_: jax.Array,
+    value: jax.Array,
+    *,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    causal: bool,
+    scale: float,
+) -> jax.Array:
+    """Attention of 16-bit arrays [batch, length, heads, head_dim] → the same shape and dtype.
+
+    Args:
+        bias: [1, heads, length, kv_length], added to the scores; cuDNN reads it, and writes its gradient, in 16 bits.
+        mask: bool [batch, 1 or heads, length, kv_length]; not together with a bias.
+        causal: a position sees none behind it.
+        scale: the scores are multiplied by it.
+    """
+    if mask is not None and not causal and jax.__version_info__ < _MASKS_ARE_FREE:
+        return _masked(query, key_, value, mask, scale)
+    length = query.shape[1]
+    if bias is not None:
+        # Its kernels with a bias take even lengths alone.
+        query, key_, value = (_even(x, (1,), 0.0) for x in (query, key_, value))
+        bias = _even(_even(bias.astype(query.dtype), (3,), _lowest(query.dtype)), (2,), 0.0)
+    mixed = jax.nn.dot_product_attention(
+        query, key_, value, bias=bias, mask=mask, scale=scale, is_causal=causal, implementation="cudnn"
+    )
+    return mixed[:, :length]
+
+
+def _even(x: jax.Array, axes: tuple[int, ...], fill: float) -> jax.Array:
+    """`x` with one more entry of `fill` along each of `axes` that is of odd length."""
+    widths = [(0, size % 2 if axis in axes else 0) for axis, size in enumerate(x.shape)]
+    return jnp.pad(x, widths, constant_values=fill)
+
+
+def _lowest(dtype: jnp.dtype) -> float:
+    """A score so low that no probability is left; cuDNN fails at the lowest number there is."""
+    return -float(2 << 40) if dtype == jnp.bfloat16 else -float(2 << 14)
+
+
+def _masked(query, key_, value, mask, scale):
+    """As `attention` with a mask, without the gradient [batch, heads, length, kv_length] that nobody reads.
+
+    The public function knows no way to leave it out before JAX 0.11.2, so this calls the private one that it calls.
+    """
+    try:
+        from jax._src.cudnn import fused_attention_stablehlo as below
+
+        unused = jnp.zeros(0, query.dtype)
+        bias = jnp.where(mask, jnp.zeros((), query.dtype), jnp.asarray(_lowest(query.dtype), query.dtype))
+        has_bias, has_bias_gradient = True, False
+        return below._dot_product_attention(
+            query,
+            key_,
+            value,
+            bias,
+            *(unused,) * 6,
+            scale,
+            0,  # the seed of a dropout
+            0.0,  # its rate
+            (has_bias, has_bias_gradient),
+            below.MaskType.NO_MASK,
+            below.AttentionLayout.BTNH.value,
+            None,  # no sliding window
+            below.check_cudnn_version(),
+            False,  # no residual
+        )
+    except (ImportError, AttributeError, TypeError):
+        return jax.nn.dot_product_attention(query, key_, value, mask=mask, scale=scale, implementation="cudnn")
