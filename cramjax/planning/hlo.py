@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\]")
@@ -68,18 +70,26 @@ class Instruction:
         return self.find(r'custom_call_target="([^"]*)"') or ""
 
     @property
+    def config(self) -> dict[str, Any]:
+        """What the compiler noted for its back end, whose JSON holds numbers as strings; empty where it is none."""
+        start = self.attributes.find("backend_config={")
+        if start < 0:
+            return {}
+        return json.JSONDecoder().raw_decode(self.attributes, start + len("backend_config="))[0]
+
+    @property
     def trip_count(self) -> int | None:
         """How often the body of a `while` runs; None where only the run knows."""
-        found = self.find(r'"known_trip_count":\{"n":"(\d+)"')
-        return None if found is None else int(found)
+        found = self.config.get("known_trip_count")
+        return int(found["n"]) if found else None
 
     def called(self, role: str) -> str | None:
         """Name of the computation that stands as `role` ("calls", "body", "to_apply") in the attributes."""
         return self.find(rf"\b{role}=%?([\w.\-]+)")
 
     def numbers(self, attribute: str) -> tuple[int, ...]:
-        """The list of an attribute, as `lhs_contracting_dims={1}`, or in JSON as `"lhs_contracting_dimensions":["1"]`."""
-        found = self.find(rf'\b{attribute}"?[=:][\{{\[]([\d",]*)[\}}\]]')
+        """The list of an attribute, as `lhs_contracting_dims={1}`; empty where it is not there."""
+        found = self.find(rf"\b{attribute}=\{{([\d,]*)\}}")
         return tuple(map(int, re.findall(r"\d+", found or "")))
 
     def find(self, pattern: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterator
 
 from cramjax.planning import traffic
@@ -52,7 +51,9 @@ def launched(program: Program, loops: int) -> list[Kernel]:
 
 def has_collectives(program: Program) -> bool:
     """Whether devices exchange anything, whose time `launched` leaves out."""
-    return any(one.opcode.startswith(_COLLECTIVE) for computation in program.computations.values() for one in computation)
+    return any(
+        one.opcode.startswith(_COLLECTIVE) for computation in program.computations.values() for one in computation
+    )
 
 
 def _of(program: Program, computation: Computation, count: int, loops: int) -> Iterator[Kernel]:
@@ -92,13 +93,14 @@ def _kernel(program: Program, computation: Computation, instruction: Instruction
 
 
 def _fusion(instruction: Instruction, fused: Computation) -> tuple[str, Work, str, str]:
-    work, generated = traffic.of(fused), '"kind":"__triton' in instruction.attributes
+    work = traffic.of(fused)
     dots = [one for one in fused if one.opcode == "dot"]
     if dots:
         return PRODUCTS, work, fused.operands(dots[0])[0].arrays[0].dtype, "generated"
     dtype = fused.instructions[fused.root].arrays[0].dtype
     if any(one.opcode in traffic.REDUCES for one in fused):
-        form = "rows" if generated else ""
+        written_by = instruction.config.get("fusion_backend_config", {}).get("kind", "")
+        form = "rows" if written_by.startswith("__triton") else ""
         return REDUCTIONS, work, dtype, form
     kind = ELEMENTWISE if any(map(traffic.is_arithmetic, fused)) else COPIES
     return kind, work, dtype, ""
@@ -108,23 +110,24 @@ def _library_product(computation: Computation, call: Instruction) -> tuple[str, 
     """A call of cuBLAS: the first array is the result, the last may be scratch memory."""
     operands, result = computation.operands(call), call.arrays[0]
     left = operands[0].arrays[0]
-    contracted = math.prod(left.dims[place] for place in call.numbers("lhs_contracting_dimensions"))
+    numbers = call.config["gemm_backend_config"]["dot_dimension_numbers"]
+    contracted = math.prod(left.dims[int(place)] for place in numbers["lhs_contracting_dimensions"])
     work = Work(_bytes(operands), result.n_bytes, 2.0 * result.size * contracted, 0)
     return PRODUCTS, work, left.dtype, "library"
 
 
 def _attention(computation: Computation, call: Instruction) -> tuple[str, Work, str, str]:
-    """A call of cuDNN's: two products forward, five backward; scratch memory is written and read again."""
-    operands = computation.operands(call)
-    scores = [int(n) for n in re.findall(r"\d+", call.find(r'"intermediate_tensor_shape":\{"dimensions":\[(.*?)\]'))]
+    """A call of cuDNN's: two products forward, five backward, which also sums float32 gradients of the queries and reads them again."""
+    operands, config = computation.operands(call), call.config["cudnn_fmha_backend_config"]
+    scores = [int(size) for size in config["intermediate_tensor_shape"]["dimensions"]]
     queries, backward = operands[0].arrays[0], "Backward" in call.target
     head = queries.size / math.prod(scores[:-1])
-    visible = 0.5 if "CAUSAL" in (call.find(r'"mask_type":"(\w+)"') or "") else 1.0
+    visible = 0.5 if "CAUSAL" in config.get("mask_type", "") else 1.0
     flops = (10.0 if backward else 4.0) * visible * math.prod(scores) * head
 
-    results, scratch = call.arrays[:-1], call.arrays[-1].n_bytes
-    written = sum(array.n_bytes for array in results) + scratch
-    work = Work(_bytes(operands) + scratch, written, flops, 0)
+    sums = 4.0 * queries.size if backward else 0.0
+    written = sum(array.n_bytes for array in call.arrays[:-1])  # the last is scratch memory
+    work = Work(_bytes(operands) + sums, written + sums, flops, 0)
     return ATTENTION, work, queries.dtype, "backward" if backward else "forward"
 
 

@@ -1,7 +1,7 @@
 """Expects the seconds of a GPU step from its kernels, by efficiencies measured on one H100: a model of kernels, not of totals.
 
-Source of every figure here: one NVIDIA H100 80GB HBM3, 2026-11-26, jax 0.11.2, profiles of seven programs (docs/benchmarks.md). They stand as
-shares of the card's peaks, so other cards are scaled by theirs; that scaling has not been measured.
+Source of every figure here: profiles of seven programs on one NVIDIA H100 80GB HBM3, 2026-11-26, jax 0.11.2 (docs/benchmarks.md).
+They stand as shares of the card's peaks, so other cards are scaled by theirs; that scaling has not been measured.
 """
 
 from __future__ import annotations

@@ -47,9 +47,7 @@ def of(fused: Computation) -> Work:
     """
     results = _results(fused)
     needed = _needed(fused, results)
-    read = sum(
-        needed[one.name] * one.n_bytes / one.size for one in fused if one.opcode == "parameter" and one.size
-    )
+    read = sum(needed[one.name] * one.n_bytes / one.size for one in fused if one.opcode == "parameter" and one.size)
     written = sum(_written(fused, result) for result in results)
     flops = sum(dot_flops(fused, one) for one in fused if one.opcode == "dot")
 
