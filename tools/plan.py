@@ -42,11 +42,12 @@ def _plan(args: argparse.Namespace) -> int:
     from cramjax.planning import environment
 
     environment.prepare()
-    from cramjax.planning import plan, report, targets
+    from cramjax.planning import targets
 
     line = targets.missing(chosen[0])
     if line and (args.program or args.kernels):
-        raise UserError(f"--device {chosen[0].name}: the program is not here without its compiler; {line}")
+        raise UserError(f"--device {chosen[0].name}: no program without its compiler; install it: {line}")
+    from cramjax.planning import plan, report
 
     def announce(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -64,7 +65,7 @@ def _plan(args: argparse.Namespace) -> int:
     if args.program:
         _write_program(args.program, plans[0].program)
     if args.kernels and plans[0].expected:
-        print("\n" + report.kernel_list(plans[0], args.kernels))
+        print("\n" + report.kernel_list(plans[0].expected.rows, args.kernels))
     return 0 if any(made.fits for made in plans) else 1
 
 

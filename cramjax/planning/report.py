@@ -62,17 +62,18 @@ def _expected_row(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def kernel_list(plan: Plan, n_rows: int) -> str:
-    """The kernels of a plan's step that take longest: one a line, those of equal work and origin together."""
+def kernel_list(ledger: Sequence[Row], n_rows: int) -> str:
+    """The kernels of a step that take longest: one a line, those of equal work and origin together."""
     together: dict[tuple, list[Row]] = {}
-    for row in plan.expected.rows:
+    for row in ledger:
         kernel = row.kernel
         together.setdefault((kernel.kind, kernel.work, re.sub(r"\d+", "", kernel.op_name)), []).append(row)
     groups = sorted(together.values(), key=lambda rows: -sum(row.seconds for row in rows))
 
     lines = _aligned([_KERNEL_HEAD, *map(_kernel_row, groups[:n_rows])], left=(2, 6, 7))
     rest = 1e3 * sum(row.seconds for rows in groups[n_rows:] for row in rows)
-    return "\n".join([*lines, f"the other {len(groups[n_rows:])}: {rest:.2f} ms of {1e3 * plan.expected.step_s:.2f}"])
+    whole = 1e3 * sum(row.seconds for row in ledger)
+    return "\n".join([*lines, f"the other {len(groups[n_rows:])}: {rest:.2f} ms of {whole:.2f}"])
 
 
 def _kernel_row(rows: Sequence[Row]) -> tuple[str, ...]:
