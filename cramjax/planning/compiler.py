@@ -18,8 +18,9 @@ _FIRST_CAPABILITY = (8, 0)
 class Compiler:
     """Train steps of one session by microbatch, each compiled once.
 
-    A card's own XLA writes kernels for many products, and `environment` turns that off because timing must choose their tiles. It is tried
-    first all the same: most programs compile, and are then nearer to the card's. `note` says where one did not; it is empty elsewhere.
+    On a card XLA generates kernels for many products, and timing chooses their tiles; so `environment`
+    turns that off. It is tried first all the same: most programs compile, and are then nearer to the
+    card's. `note` says it where one did not, and is empty elsewhere.
     """
 
     def __init__(self, made: Session, card: Card, announce: Callable[[str], None]) -> None:

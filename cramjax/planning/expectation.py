@@ -15,8 +15,9 @@ from cramjax.planning.ledger import Row
 class Expectation:
     """Seconds of a step by the ledger of its kernels.
 
-    basis: what the efficiencies are from. s_by_kind: seconds by kind of kernel. rows: a kernel each. mfu: share of the
-    card's dense peak. tokens, steps, hours: what the budget buys at that rate. note: what the figures leave out; empty if nothing.
+    basis: where the efficiencies are from. s_by_kind: seconds by kind of kernel. rows: one a kernel.
+    mfu: share of the card's dense peak. tokens, steps, hours: what the budget buys at that rate.
+    note: what is wrong with the figures; empty if nothing is known to be.
     """
 
     basis: str

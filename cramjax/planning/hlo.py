@@ -1,4 +1,4 @@
-"""Reads optimised HLO text, as `compiled.as_text()` prints it, into programs, computations and instructions."""
+"""Reads optimised HLO text (`compiled.as_text()`) into programs, computations and instructions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class Array:
 class Instruction:
     """One line of a computation: `name = arrays opcode(operands), attributes`.
 
-    arrays: one, or those of a tuple, flat. operands: names, of the same computation. index: of a parameter or an element of a tuple.
+    arrays: one, or those of a tuple, flat. operands: names of instructions of the same computation.
+    index: the number of a parameter, or of the element that is taken of a tuple.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Path of the operation in the traced function; empty where the compiler made the instruction."""
+        """Path of the operation in the traced function; empty of what the compiler made."""
         return self.find(r'op_name="([^"]*)"') or ""
 
     @property
@@ -71,7 +72,7 @@ class Instruction:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the compiler noted for its back end, whose JSON holds numbers as strings; empty where it is none."""
+        """The compiler's note for its back end: JSON with numbers as strings, empty if none."""
         start = self.attributes.find("backend_config={")
         if start < 0:
             return {}
@@ -84,7 +85,7 @@ class Instruction:
         return int(found["n"]) if found else None
 
     def called(self, role: str) -> str | None:
-        """Name of the computation that stands as `role` ("calls", "body", "to_apply") in the attributes."""
+        """Name of the computation in a `role`: "calls", "body", "to_apply"."""
         return self.find(rf"\b{role}=%?([\w.\-]+)")
 
     def numbers(self, attribute: str) -> tuple[int, ...]:
@@ -100,7 +101,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Instructions by name, in their order; `root` is the name of the one whose value is returned."""
+    """Instructions by name, in order; `root` names the one whose value is returned."""
 
     name: str
     instructions: Mapping[str, Instruction]
@@ -185,8 +186,11 @@ def _instruction(name: str, text: str) -> Instruction:
 
 def _arrays(text: str) -> tuple[Array, ...]:
     """The arrays of a shape; the bound stands for a size that only the run knows (`<=8`)."""
-    found = _ARRAY.findall(text)
-    return tuple(Array(dtype, tuple(int(n.lstrip("<=")) for n in sizes.split(",") if n)) for dtype, sizes in found)
+    arrays = []
+    for dtype, sizes in _ARRAY.findall(text):
+        dims = tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size)
+        arrays.append(Array(dtype, dims))
+    return tuple(arrays)
 
 
 def _names(inside: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Lists the kernels that an optimised GPU program launches: of what kind, how often, and how much work each is."""
+"""Lists the kernels that an optimised GPU program launches: their kind, number and work."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ _COLLECTIVE = ("all-", "reduce-scatter", "collective-", "ragged-all-to-all", "se
 class Kernel:
     """One kernel of a program, launched `count` times a step.
 
-    kind: of `KINDS`. work: of one launch. dtype: of a product's operands, else of the result. form: what sets its rate apart in its kind:
-    products are "generated" or of a "library", attention is "forward" or "backward", generated reductions go by "rows".
+    kind: one of `KINDS`. work: of one launch. dtype: of a product's operands, else of the result.
+    form: what sets its rate apart from others of its kind. Products are "generated" or of a "library",
+    attention is "forward" or "backward", generated reductions go by "rows".
     """
 
     name: str
@@ -51,9 +52,10 @@ def launched(program: Program, loops: int) -> list[Kernel]:
 
 def has_collectives(program: Program) -> bool:
     """Whether devices exchange anything, whose time `launched` leaves out."""
-    return any(
-        one.opcode.startswith(_COLLECTIVE) for computation in program.computations.values() for one in computation
-    )
+    for computation in program.computations.values():
+        if any(instruction.opcode.startswith(_COLLECTIVE) for instruction in computation):
+            return True
+    return False
 
 
 def _of(program: Program, computation: Computation, count: int, loops: int) -> Iterator[Kernel]:
@@ -66,8 +68,8 @@ def _of(program: Program, computation: Computation, count: int, loops: int) -> I
             inner = instruction.called("to_apply") or instruction.called("calls")
             yield from _of(program, program.computations[inner], count, loops)
         elif opcode == "conditional":
-            branches = [_of(program, program.computations[name], count, loops) for name in _branches(instruction)]
-            yield from max(map(list, branches), key=len)
+            branches = [program.computations[name] for name in _branches(instruction)]
+            yield from max((list(_of(program, one, count, loops)) for one in branches), key=len)
         elif opcode not in _SILENT and not opcode.startswith(_COLLECTIVE):
             yield _kernel(program, computation, instruction, count)
 
@@ -117,7 +119,10 @@ def _library_product(computation: Computation, call: Instruction) -> tuple[str, 
 
 
 def _attention(computation: Computation, call: Instruction) -> tuple[str, Work, str, str]:
-    """A call of cuDNN's: two products forward, five backward, which also sums float32 gradients of the queries and reads them again."""
+    """A call of cuDNN's: two products forward and five backward.
+
+    Backward sums gradients of the queries in float32, in scratch memory, and reads them again.
+    """
     operands, config = computation.operands(call), call.config["cudnn_fmha_backend_config"]
     scores = [int(size) for size in config["intermediate_tensor_shape"]["dimensions"]]
     queries, backward = operands[0].arrays[0], "Backward" in call.target
@@ -142,6 +147,9 @@ def _plain(computation: Computation, instruction: Instruction) -> tuple[str, Wor
     elif opcode == "copy-start":
         written = read
 
+    if opcode == "dot":
+        flops = traffic.dot_flops(computation, instruction)
+        return PRODUCTS, Work(read, written, flops, 0), operands[0].arrays[0].dtype, "library"
     if opcode in traffic.REDUCES:
         kind = REDUCTIONS
     elif opcode in traffic.PLACES or opcode == "copy-start":

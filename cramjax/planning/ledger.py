@@ -1,7 +1,8 @@
-"""Expects the seconds of a GPU step from its kernels, by efficiencies measured on one H100: a model of kernels, not of totals.
+"""Expects the seconds of a GPU step from its kernels, by efficiencies measured on an H100.
 
-Source of every figure here: profiles of seven programs on one NVIDIA H100 80GB HBM3, 2026-11-26, jax 0.11.2 (docs/benchmarks.md).
-They stand as shares of the card's peaks, so other cards are scaled by theirs; that scaling has not been measured.
+Every figure here is read off profiles of seven programs, kernel by kernel (docs/benchmarks.md): one
+NVIDIA H100 80GB HBM3, 2026-11-26, jax 0.11.2. The figures are shares of the card's peaks, so other
+cards are scaled by theirs; that scaling has not been measured.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ _PRODUCTS = {"bf16": 0.778, "f16": 0.778, "f32": 0.863}
 _MEMORY = 0.87
 # Generated kernels that reduce rows (norms, softmax) and keep them in registers: 1.7 to 2.9 TB/s.
 _ROWS = 0.63
-# cuDNN's attention, heads of 64. Forward it is bound by memory at 128 tokens and reaches 370 TFLOP/s at 512. Backward three
-# kernels follow each other, so their bytes (2.1 TB/s) and products (500 TFLOP/s) add.
+# cuDNN's attention, heads of 64. Forward it is bound by memory at 128 tokens and reaches 370 TFLOP/s
+# at 512. Backward three kernels follow each other, so that bytes (2.1 TB/s) and products (500 TFLOP/s) add.
 _ATTENTION_FORWARD, _ATTENTION_BACKWARD, _ATTENTION_MEMORY = 0.374, 0.505, 0.627
-# Random bits and GELUs, which are bound by instructions as `traffic` counts them: 12 to 16 of 33 T instructions/s.
+# Random bits and GELUs, bound by instructions as `traffic` counts them: 12 to 16 of 33 T/s.
 _OPERATIONS = 0.4
 # From the end of one kernel to the end of the next, where it has nothing to do.
 _LAUNCH_S = 2e-6
@@ -32,7 +33,11 @@ _LAUNCH_S = 2e-6
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What one card is expected to reach: FLOP/s of products by element type, bytes/s, instructions/s."""
+    """Rates of a card.
+
+    products: FLOP/s to be reached, by element type. peak, memory: FLOP/s and bytes/s at most.
+    operations: instructions/s to be reached.
+    """
 
     products: Mapping[str, float]
     peak: float
@@ -52,9 +57,10 @@ def rates(card: Card) -> Rates:
     """The rates of a GPU, by the shares of its peaks that the H100 reached."""
     peak = card.peak
     tensor = {"bf16": peak.bfloat16, "f16": peak.float16, "f32": peak.float32}
-    products = {dtype: share * 1e12 * (tensor[dtype] or peak.float32) for dtype, share in _PRODUCTS.items()}
-    half = 1e12 * (peak.bfloat16 or peak.float16 or peak.float32)
-    return Rates(products, half, 1e9 * peak.bandwidth, _OPERATIONS * card.instructions_per_s)
+    tensor = {dtype: 1e12 * (rate or peak.float32) for dtype, rate in tensor.items()}
+    products = {dtype: share * tensor[dtype] for dtype, share in _PRODUCTS.items()}
+    memory, operations = 1e9 * peak.bandwidth, _OPERATIONS * card.instructions_per_s
+    return Rates(products, max(tensor.values()), memory, operations)
 
 
 def rows(launched: Sequence[Kernel], card: Card) -> list[Row]:
@@ -77,13 +83,14 @@ def _seconds(kernel: Kernel, reached: Rates) -> float:
     n_bytes = work.read + work.written
     if kernel.kind == kernels.PRODUCTS:
         multiply = work.flops / reached.products.get(kernel.dtype, reached.products["f32"])
-        # Generated products write a tile after its last product, libraries' beside the next tile's first.
+        # Generated products write a tile after its sums, libraries' during those of the next tile.
         if kernel.form == "generated":
             multiply += work.written / memory
         return max(multiply, n_bytes / memory, work.operations / reached.operations)
     if kernel.kind == kernels.ATTENTION:
         if kernel.form == "backward":
-            return n_bytes / (_ATTENTION_MEMORY * reached.memory) + work.flops / (_ATTENTION_BACKWARD * reached.peak)
+            moved = n_bytes / (_ATTENTION_MEMORY * reached.memory)
+            return moved + work.flops / (_ATTENTION_BACKWARD * reached.peak)
         return max(n_bytes / memory, work.flops / (_ATTENTION_FORWARD * reached.peak))
     if kernel.form == "rows":
         memory = _ROWS * reached.memory

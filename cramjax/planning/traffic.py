@@ -1,4 +1,4 @@
-"""Counts what a fused kernel reads, writes and computes, from the instructions that were fused into it."""
+"""Counts what a fused kernel reads, writes and computes, from the instructions inside it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from cramjax.planning.hlo import Computation, Instruction
 
-# They compute nothing by element: they say where a value lies, or that it is a number of the program.
+# They compute nothing: they say where a value lies, or that it is a constant.
 PLACES = frozenset({
     "parameter", "constant", "iota", "bitcast", "reshape", "tuple", "get-tuple-element", "copy", "transpose", "slice", "dynamic-slice",
     "dynamic-update-slice", "concatenate", "pad", "reverse", "gather", "broadcast", "convert",
@@ -17,7 +17,7 @@ REDUCES = frozenset({"reduce", "reduce-window"})
 _PARTS = ("slice", "dynamic-slice", "gather")
 _UPDATES = ("dynamic-update-slice", "scatter")
 _WHOLE = ("dot", "broadcast", "sort", "tuple", *_PARTS, *_UPDATES)
-# Arithmetic beside indices: shifts and masks of random bits become one instruction for two or three of HLO.
+# Shifts and masks of random bits: the machine has one instruction for two or three of HLO.
 _INTEGERS = ("s32", "u32", "s64", "u64", "pred")
 _INTEGER_COST = 0.4
 # Machine instructions an element, about as many as CUDA's library of float32 functions has.
@@ -31,7 +31,10 @@ _FILL_COST = 16
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One launch: bytes `read` and `written`, FLOPs of its products, and `operations`: float32 instructions of everything else."""
+    """One launch of a kernel.
+
+    read, written: bytes of memory. flops: of products. operations: float32 instructions of all else.
+    """
 
     read: float
     written: float
@@ -42,8 +45,9 @@ class Work:
 def of(fused: Computation) -> Work:
     """The work of a fused computation.
 
-    Of an operand that is only sliced, the slices are read; of a result that is updated in place, the update is written. A value counts
-    once however many use it, but what the two sides of a concatenation share is computed for each.
+    Of an operand that is only sliced, the slices are read. Of a result that is updated in place,
+    the update is written. A value is computed once however many use it, but for each side of a
+    concatenation anew.
     """
     results = _results(fused)
     needed = _needed(fused, results)
@@ -51,9 +55,7 @@ def of(fused: Computation) -> Work:
     written = sum(_written(fused, result) for result in results)
     flops = sum(dot_flops(fused, one) for one in fused if one.opcode == "dot")
 
-    sides = [side for result in results if result.opcode == "concatenate" for side in fused.operands(result)]
-    rest = [result for result in results if result.opcode != "concatenate"]
-    operations = sum(_operations(fused, _needed(fused, group)) for group in [rest, *([side] for side in sides)])
+    operations = sum(_operations(fused, _needed(fused, group)) for group in _computed_apart(fused, results))
     if not read and not operations:
         operations = _FILL_COST * sum(result.size for result in results)
     return Work(read, written, flops, operations)
@@ -75,6 +77,15 @@ def _results(fused: Computation) -> list[Instruction]:
     return fused.operands(root) if root.opcode == "tuple" else [root]
 
 
+def _computed_apart(fused: Computation, results: Sequence[Instruction]) -> list[list[Instruction]]:
+    """The sides of concatenations, each alone, and all other results together."""
+    groups = [[result for result in results if result.opcode != "concatenate"]]
+    for result in results:
+        if result.opcode == "concatenate":
+            groups += [[side] for side in fused.operands(result)]
+    return groups
+
+
 def _written(fused: Computation, result: Instruction) -> float:
     """Bytes of a result that reach memory."""
     while result.opcode == "bitcast":
@@ -87,7 +98,8 @@ def _written(fused: Computation, result: Instruction) -> float:
 
 
 def _operations(fused: Computation, needed: Mapping[str, float]) -> float:
-    return sum(needed[one.name] * _cost(one) for one in fused if one.opcode not in PLACES and one.opcode != "dot")
+    computing = [one for one in fused if one.opcode not in PLACES and one.opcode != "dot"]
+    return sum(needed[one.name] * _cost(one) for one in computing)
 
 
 def _cost(instruction: Instruction) -> float:

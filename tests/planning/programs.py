@@ -67,11 +67,9 @@ def of_fusion(body: str, kind: str = "kLoop") -> str:
     parameters = [line.strip().split(" = ") for line in lines if " parameter(" in line]
     operands = [f"  %o{place} = {shape}" for place, (_, shape) in enumerate(parameters)]
     names = ", ".join(f"%o{place}" for place in range(len(parameters)))
-    result = (
-        lines[-1].split(" = ")[1].rsplit(") ", 1)[0] + ")"
-        if " = (" in lines[-1]
-        else lines[-1].split(" = ")[1].split()[0]
-    )
+    root = lines[-1].split(" = ")[1]
+    end = root.index(") ") + 1 if root.startswith("(") else root.index(" ")
+    result = root[:end]
     return "\n".join(
         [
             "%fused (p: f32[]) -> f32[] {", *lines, "}", "",
