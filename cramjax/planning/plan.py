@@ -105,6 +105,7 @@ def make(config: Any, card: Card, announce: Announce) -> Plan:
     searched = fit.search(measure, sizes, limit)
     size = searched.largest or sizes[0]
     memory = _by_kind(state, searched.used[size], searched.per_sequence * size)
+
     plan = Plan(
         card=card,
         source="analytic" if line else "compiled",
@@ -119,6 +120,7 @@ def make(config: Any, card: Card, announce: Announce) -> Plan:
         note=f"by formula; for the real compiler: {line}" if line else "",
         **_rates(made, card, config.microbatch_size or size, memory | {"activations": memory["activations"] / size}),
     )
+
     if not line:
         plan = _with_program(plan, made, compiler)
     if plan.fits or line:
@@ -139,6 +141,7 @@ def _with_program(plan: Plan, made: session.Session, compiler: Compiler) -> Plan
         if not fit.is_out_of_memory(error):
             raise
         return plan
+
     plan = dataclasses.replace(plan, program=program)
     if card.gpu is None or not plan.fits:
         return plan

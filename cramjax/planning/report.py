@@ -158,6 +158,7 @@ def plot(plans: Sequence[Plan], path: pathlib.Path) -> None:
     memory, bought = figure.subplots(1, 2, sharey=True)
     places = range(len(plans))
     left = [0.0] * len(plans)
+
     for kind, colour in _KINDS.items():
         sizes = [plan.memory[kind] / GIB for plan in plans]
         memory.barh(places, sizes, left=left, color=colour, label=kind, height=0.7)
@@ -168,12 +169,14 @@ def plot(plans: Sequence[Plan], path: pathlib.Path) -> None:
         size = "does not fit" if plan.microbatch_size is None else f"{plan.microbatch_size} a pass"
         memory.text(max(left[place], limit), place, f"  {size}", va="center", fontsize=8)
         bought.text(plan.tokens, place, f" {_large(plan.tokens)}", va="center", fontsize=8)
+
     colours = ["#b5d3bc" if plan.fits else "#d9d9d9" for plan in plans]
     bought.barh(places, [plan.tokens for plan in plans], color=colours, height=0.7, label="at most")
     known = [(place, plan.expected.tokens) for place, plan in enumerate(plans) if plan.expected]
     if known:
         bought.barh(*zip(*known, strict=True), color="#3f7d50", height=0.4, label="expected")
         bought.legend(fontsize=8, frameon=False, loc="lower right")
+
     memory.plot([], [], color="#b02020", linewidth=2, label="limit")
     memory.set_yticks(places, [plan.card.name + ("*" if plan.source == "analytic" else "") for plan in plans])
     memory.invert_yaxis()
