@@ -115,10 +115,7 @@ def test_nothing_is_expected_without_a_program_and_that_is_said(no_compilers):
 
 @pytest.mark.parametrize("device, basis", [("h100", "measured on an H100"), ("rtx3060", "scaled from an H100")])
 def test_what_is_expected_stands_beside_what_is_at_most(no_compilers, monkeypatch, tmp_path, device, basis):
-    monkeypatch.setattr(plan, "targets", types.SimpleNamespace(missing=lambda card: None))
-    monkeypatch.setattr(plan, "_open_targets", plan._open_stand_ins)
-    steps = types.SimpleNamespace(note="compiled otherwise", step=lambda size: Compiled(size))
-    monkeypatch.setattr(plan, "Compiler", lambda made, card, announce: steps)
+    compile_by(monkeypatch, Compiled)
     made = planned(device, "microbatch_size=16", "budget.hours=2")
 
     entry, expected = made.entry(), made.expected
@@ -142,15 +139,32 @@ def test_what_is_expected_stands_beside_what_is_at_most(no_compilers, monkeypatc
     assert json.dumps(entry)
 
 
-class Compiled:
-    """A train step that needs a gigabyte, whatever it is."""
+def test_of_what_does_not_fit_nothing_is_expected_but_its_program_is_there(no_compilers, monkeypatch):
+    compile_by(monkeypatch, lambda size: Compiled(size, gib=size))
+    monkeypatch.setattr(plan.remedies, "find", lambda *args, **settings: [])
+    made = planned("rtx3060", "microbatch_size=64")
+    assert not made.fits and made.expected is None and made.program == programs.STEP
+    assert made.entry()["expected_note"] == "nothing is expected of what does not fit"
+    assert planned("rtx3060", "microbatch_size=8").expected.note
 
-    def __init__(self, size):
-        self.size = size
+
+def compile_by(monkeypatch, step):
+    """Let plans have `step(size)` as the compiled train step."""
+    monkeypatch.setattr(plan, "targets", types.SimpleNamespace(missing=lambda card: None))
+    monkeypatch.setattr(plan, "_open_targets", plan._open_stand_ins)
+    steps = types.SimpleNamespace(note="compiled otherwise", step=step)
+    monkeypatch.setattr(plan, "Compiler", lambda made, card, announce: steps)
+
+
+class Compiled:
+    """A train step of the program of `programs` that needs so many gigabytes."""
+
+    def __init__(self, size, gib=1):
+        self.size, self.gib = size, gib
 
     def memory_analysis(self):
-        sizes = ("argument", "temp", "output", "alias")
-        return types.SimpleNamespace(**{f"{name}_size_in_bytes": 2**28 for name in sizes})
+        needs = {"argument": 0, "temp": self.gib * 2**30, "output": 0, "alias": 0}
+        return types.SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in needs.items()})
 
     def as_text(self):
         return programs.STEP
