@@ -175,7 +175,7 @@ def plot(plans: Sequence[Plan], path: pathlib.Path) -> None:
     known = [(place, plan.expected.tokens) for place, plan in enumerate(plans) if plan.expected]
     if known:
         bought.barh(*zip(*known, strict=True), color="#3f7d50", height=0.4, label="expected")
-        bought.legend(fontsize=8, frameon=False, loc="lower right")
+        bought.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
     memory.plot([], [], color="#b02020", linewidth=2, label="limit")
     memory.set_yticks(places, [plan.card.name + ("*" if plan.source == "analytic" else "") for plan in plans])
