@@ -73,6 +73,7 @@ HEAVY = {
         "training",
         "inference",
         "finetuning",
+        "planning.compiler",
         "planning.plan",
         "planning.targets",
         "probing",

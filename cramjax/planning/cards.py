@@ -53,6 +53,12 @@ class Card:
         """Rates of one device."""
         return peaks.find(self.device_kind)
 
+    @property
+    def instructions_per_s(self) -> float:
+        """Float32 instructions of all lanes of a GPU at its clock: half its float32 FLOP/s without tensor cores."""
+        lanes = _MULTIPROCESSOR[self.gpu.capability][3]
+        return 1e9 * lanes * self.gpu.n_multiprocessors * self.gpu.clock_ghz
+
 
 def _tpu(name: str, kind: str, memory_gib: float, topology: str, n_devices: int) -> Card:
     return Card(name, kind, memory_gib, topology=topology, n_devices=n_devices)

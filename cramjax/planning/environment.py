@@ -12,6 +12,7 @@ def prepare() -> None:
     """To be called before JAX starts: nothing here is run, and kernels cannot be timed on a card that is absent."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     # Products of generated kernels want tiles that timing chooses: without it some have none that fit. Libraries' choose their own.
+    # `compiler` asks for generated ones by an option of its own, and comes back to this where they fail.
     products = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     flags = (products, f"--xla_force_host_platform_device_count={MOST_DEVICES}")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()

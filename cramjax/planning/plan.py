@@ -15,8 +15,10 @@ from cramjax.budget import schedules
 from cramjax.config.errors import UserError
 from cramjax.config.resolve import changed
 from cramjax.parallel import mesh as meshes
-from cramjax.planning import estimate, targets
+from cramjax.planning import estimate, expectation, ledger, targets
 from cramjax.planning.cards import Card
+from cramjax.planning.compiler import Compiler
+from cramjax.planning.expectation import Expectation
 from cramjax.training import devices, fit, remedies, session
 from cramjax.training.task import Vocabulary
 
@@ -31,6 +33,7 @@ class Plan:
     memory: bytes by kind at that size, or at the smallest there is; `needed` is their sum and `limit` what a step may take.
     measured: needed bytes by microbatch size, as compiled. step_s: the least a step can take, by "compute" and by "memory" traffic.
     tokens, steps, hours: what the budget buys at that rate. remedies: settings that fit, where the configuration does not.
+    expected: of a program compiled for a GPU. program: text of the optimised program, with the microbatch that the rates are of.
     """
 
     card: Card
@@ -52,16 +55,30 @@ class Plan:
     hours: float
     remedies: tuple[str, ...] = ()
     note: str = ""
+    expected: Expectation | None = None
+    program: str | None = dataclasses.field(default=None, repr=False)
 
     @property
     def fits(self) -> bool:
         """With the microbatch of the configuration, or with any where it names none."""
         return self.microbatch_size is not None and (self.configured_microbatch_size or 0) <= self.microbatch_size
 
+    @property
+    def unexpected(self) -> str:
+        """Why no expected figures are there; empty where they are."""
+        if self.expected:
+            return ""
+        if self.card.gpu is None:
+            return "nothing is expected of a TPU: none was measured"
+        if self.source == "analytic":
+            return "nothing is expected without the compiler"
+        return "nothing is expected of what does not fit"
+
     def entry(self) -> dict[str, Any]:
-        """All of it, as in the file of `--json`."""
+        """All of it but the program, as in the file of `--json`."""
         content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        card = content.pop("card")
+        card, _, expected = content.pop("card"), content.pop("program"), content.pop("expected")
+        content |= expected.entry() if expected else expectation.no_entry(self.unexpected)
         own = {"device": card.name, "device_kind": card.device_kind, "n_devices": card.n_devices, "fits": self.fits}
         return own | content | {"remedies": list(self.remedies), "memory": dict(self.memory)}
 
@@ -78,17 +95,17 @@ def make(config: Any, card: Card, announce: Announce) -> Plan:
     shards = meshes.batch_shards(made.mesh)
     sizes = fit.microbatch_sizes(session.most_sequences(config), shards)
     limit = round(card.memory_bytes * (1 if card.topology else devices.GPU_FRACTION))
-    state = _state_bytes(made)
+    state, compiler = _state_bytes(made), Compiler(made, card, announce)
 
     def measure(n: int) -> int:
         if line:
             return _formula(made, n // shards, state)
-        announce(f"{card.name}: compiling the train step for {n} sequence(s) a pass…")
-        return fit.needed_bytes(lambda: session.compile_train_step(dataclasses.replace(made, microbatch_size=n))[0])
+        return fit.needed_bytes(lambda: compiler.step(n))
 
     searched = fit.search(measure, sizes, limit)
     size = searched.largest or sizes[0]
     memory = _by_kind(state, searched.used[size], searched.per_sequence * size)
+
     plan = Plan(
         card=card,
         source="analytic" if line else "compiled",
@@ -103,12 +120,46 @@ def make(config: Any, card: Card, announce: Announce) -> Plan:
         note=f"by formula; for the real compiler: {line}" if line else "",
         **_rates(made, card, config.microbatch_size or size, memory | {"activations": memory["activations"] / size}),
     )
+
+    if not line:
+        plan = _with_program(plan, made, compiler)
     if plan.fits or line:
         return plan
     announce(f"{card.name}: looking for settings that fit…")
     on, room = list(made.mesh.devices.flat), fit.HEADROOM * limit
     found = remedies.find(config, vocabulary, on, microbatch_size=config.microbatch_size or shards, room=room)
     return dataclasses.replace(plan, remedies=tuple(map(str, found)))
+
+
+def _with_program(plan: Plan, made: session.Session, compiler: Compiler) -> Plan:
+    """The plan with the program of its microbatch and, of a GPU that it fits, what is expected there."""
+    config, card = made.config, plan.card
+    size = plan.configured_microbatch_size or plan.microbatch_size or meshes.batch_shards(made.mesh)
+    try:
+        program = compiler.step(size).as_text()
+    except jax.errors.JaxRuntimeError as error:
+        if not fit.is_out_of_memory(error):
+            raise
+        return plan
+
+    plan = dataclasses.replace(plan, program=program)
+    if card.gpu is None or not plan.fits:
+        return plan
+
+    rows, left_out = expectation.read(program, card, config.batch_size // size)
+    step_s = sum(row.seconds for row in rows)
+    tokens_per_s = config.batch_size * config.data.seq_len / step_s
+    expected = Expectation(
+        basis=expectation.basis(card),
+        step_s=step_s,
+        s_by_kind=ledger.by_kind(rows),
+        rows=rows,
+        tokens_per_s=tokens_per_s,
+        mfu=plan.flops / (step_s * plan.peak_flops),
+        note="; ".join(filter(None, (compiler.note, left_out))),
+        **_bought(config, made.task.flops, size, tokens_per_s),
+    )
+    return dataclasses.replace(plan, expected=expected)
 
 
 def _open_targets(config: Any, card: Card, vocabulary: Vocabulary) -> session.Session:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -192,8 +192,12 @@ def build_optimizer(config: Any, task: Task) -> optax.GradientTransformation:
     )
 
 
-def compile_train_step(session: Session) -> tuple[jax.stages.Compiled, float]:
-    """The train step compiled for the session's shapes, the state donated, and the seconds that took."""
+def compile_train_step(session: Session, options: Mapping[str, Any] | None = None) -> tuple[jax.stages.Compiled, float]:
+    """The train step compiled for the session's shapes, the state donated, and the seconds that took.
+
+    Args:
+        options: XLA's, by name; they come before those of the environment.
+    """
     config, mesh = session.config, session.mesh
     shardings = jax.tree.map(lambda leaf: leaf.sharding, session.abstract)
     step = make_train_step(
@@ -213,7 +217,7 @@ def compile_train_step(session: Session) -> tuple[jax.stages.Compiled, float]:
     n_micro = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     start = time.monotonic()
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
-    compiled = jitted.lower(session.abstract, batch, lr, n_micro).compile()
+    compiled = jitted.lower(session.abstract, batch, lr, n_micro).compile(options)
     return compiled, time.monotonic() - start
 
 

@@ -1,15 +1,20 @@
 """Plans: by formula, which needs nothing, and by libtpu's compiler where it is installed."""
 
+import collections
+import dataclasses
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import types
 
+import jax
 import pytest
 
 from cramjax.config.resolve import get_config
-from cramjax.planning import cards, plan, report, targets
+from cramjax.planning import cards, compiler, hlo, kernels, plan, report, targets
+from tests.planning import programs
 
 TINY = (
     "model.n_layers=2", "model.d_model=64", "model.n_heads=2", "model.d_ff=128", "data.vocab_size=512", "data.seq_len=64",
@@ -99,6 +104,93 @@ def test_table_and_picture(no_compilers, tmp_path):
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_nothing_is_expected_without_a_program_and_that_is_said(no_compilers):
+    plans = [planned("rtx3060"), planned("v5e-8")]
+    for made, reason in zip(plans, ("without the compiler", "of a TPU"), strict=True):
+        entry = made.entry()
+        assert entry["expected_step_s"] is entry["expected_tokens_per_s"] is entry["expected_s_by_kind"] is None
+        assert reason in entry["expected_note"] and "program" not in entry
+        assert f"{made.card.name}: {entry['expected_note']}" in report.table(plans)
+
+
+@pytest.mark.parametrize("device, basis", [("h100", "measured on an H100"), ("rtx3060", "scaled from an H100")])
+def test_what_is_expected_stands_beside_what_is_at_most(no_compilers, monkeypatch, tmp_path, device, basis):
+    compile_by(monkeypatch, Compiled)
+    made = planned(device, "microbatch_size=16", "budget.hours=2")
+
+    entry, expected = made.entry(), made.expected
+    assert made.program == programs.STEP and "program" not in entry and "expected_rows" not in entry
+    assert (
+        basis in entry["expected_basis"]
+        and entry["expected_note"] == "compiled otherwise; without what devices exchange"
+    )
+    assert sum(entry["expected_s_by_kind"].values()) == pytest.approx(entry["expected_step_s"])
+    assert {row.kernel.count for row in expected.rows} == {
+        3 * 64 // 16,
+        1,
+    }  # layers of each microbatch, and once a step
+    assert entry["expected_tokens_per_s"] == pytest.approx(64 * 64 / expected.step_s)
+    assert entry["expected_tokens"] == pytest.approx(7200 * expected.tokens_per_s) and entry["expected_hours"] == 2
+    assert entry["expected_mfu"] == pytest.approx(made.flops / expected.step_s / made.peak_flops)
+
+    table = report.table([made, dataclasses.replace(made, expected=None)])
+    assert basis in table and f"{expected.mfu:.1%}" in table and "compiled otherwise" in table
+    report.plot([made, dataclasses.replace(made, expected=None)], tmp_path / "plan.png")
+    assert json.dumps(entry)
+
+
+def test_of_what_does_not_fit_nothing_is_expected_but_its_program_is_there(no_compilers, monkeypatch):
+    compile_by(monkeypatch, lambda size: Compiled(size, gib=size))
+    monkeypatch.setattr(plan.remedies, "find", lambda *args, **settings: [])
+    made = planned("rtx3060", "microbatch_size=64")
+    assert not made.fits and made.expected is None and made.program == programs.STEP
+    assert made.entry()["expected_note"] == "nothing is expected of what does not fit"
+    assert planned("rtx3060", "microbatch_size=8").expected.note
+
+
+def compile_by(monkeypatch, step):
+    """Let plans have `step(size)` as the compiled train step."""
+    monkeypatch.setattr(plan, "targets", types.SimpleNamespace(missing=lambda card: None))
+    monkeypatch.setattr(plan, "_open_targets", plan._open_stand_ins)
+    steps = types.SimpleNamespace(note="compiled otherwise", step=step)
+    monkeypatch.setattr(plan, "Compiler", lambda made, card, announce: steps)
+
+
+class Compiled:
+    """A train step of the program of `programs` that needs so many gigabytes."""
+
+    def __init__(self, size, gib=1):
+        self.size, self.gib = size, gib
+
+    def memory_analysis(self):
+        needs = {"argument": 0, "temp": self.gib * 2**30, "output": 0, "alias": 0}
+        return types.SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in needs.items()})
+
+    def as_text(self):
+        return programs.STEP
+
+
+def test_generated_products_are_tried_once(monkeypatch):
+    tried, said = [], []
+
+    def compile_train_step(made, options=None):
+        tried.append((made.microbatch_size, options))
+        if options and made.microbatch_size > 1:
+            raise jax.errors.JaxRuntimeError("INTERNAL: Couldn't find output tile sizes that satisfy hlo")
+        return Compiled(made.microbatch_size), 0.0
+
+    monkeypatch.setattr(compiler.session, "compile_train_step", compile_train_step)
+    made = collections.namedtuple("Made", "microbatch_size")(None)
+    monkeypatch.setattr(compiler.dataclasses, "replace", lambda made, **changes: made._replace(**changes))
+    steps = compiler.Compiler(made, cards.CARDS["h100"], said.append)
+    assert [steps.step(size).size for size in (1, 16, 16, 32)] == [1, 16, 16, 32]
+    assert [(size, bool(options)) for size, options in tried] == [(1, True), (16, True), (16, False), (32, False)]
+    assert sum("no tile that fits" in line for line in said) == 1 and "libraries' products alone" in steps.note
+    tried.clear()
+    compiler.Compiler(made, cards.CARDS["t4"], said.append).step(16)
+    assert tried == [(16, None)]
+
+
 def tool(root, *arguments):
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     command = [sys.executable, "-m", "tools.plan", *arguments]
@@ -109,9 +201,51 @@ def test_mistakes_are_one_sentence(root):
     for arguments, wanted in (
         (("--config", "configs/quickstart.py", "--device", "rtx3070ti"), "--device rtx3070ti: not known"),
         (("--config", "configs/quickstart.py", "--device", "t4", "--config.batch_size=0"), "batch_size"),
+        (
+            ("--config", "configs/quickstart.py", "--device", "t4,h100", "--program", "step.txt"),
+            "--program: is of one device",
+        ),
+        (("--config", "configs/quickstart.py", "--device", "v5e-8", "--kernels", "5"), "v5e-8 is none"),
+        (
+            ("--config", "configs/quickstart.py", "--device", "h100", "--kernels", "0"),
+            "--kernels 0: must be at least 1",
+        ),
     ):
         ended = tool(root, *arguments)
         assert ended.returncode == 2 and wanted in ended.stderr and "Traceback" not in ended.stderr
+
+
+@pytest.mark.skipif(targets.missing(cards.CARDS["h100"]) is None, reason="has the compiler")
+def test_a_program_needs_the_compiler_and_the_line_to_install_it_is_said(root, tmp_path):
+    flags = ("--program", str(tmp_path / "step.txt"), "--kernels", "5")
+    ended = tool(root, "--config", "configs/quickstart.py", "--device", "h100", *flags)
+    assert ended.returncode == 2 and "pip install" in ended.stderr and "Traceback" not in ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(targets.missing(cards.CARDS["h100"]) is not None, reason="needs the wheels of jax[cuda12]")
+def test_a_program_compiled_for_an_absent_gpu_is_expected_kernel_by_kernel(root, tmp_path):
+    flags = ("batch_size=32", "microbatch_size=16", "model.n_layers=2", "optimizer.name=adamw")
+    out, program = tmp_path / "plan.json", tmp_path / "step.txt"
+    ended = tool(
+        root, "--config", "configs/bert_1day.py", *(f"--config.{flag}" for flag in flags),
+        "--device", "h100", "--json", str(out), "--program", str(program), "--kernels", "500",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    (entry,) = json.loads(out.read_text())["plans"]
+    assert entry["source"] == "compiled" and entry["expected_step_s"] > max(entry["step_s"].values())
+    assert 0 < entry["expected_mfu"] < 1 and entry["expected_note"] == ""
+    assert entry["expected_s_by_kind"]["products"] > 0 and entry["expected_s_by_kind"]["attention"] > 0
+
+    # Products and attention are nearly all that the model's FLOPs count; a pass of two has half of each in a step.
+    launched = kernels.launched(hlo.parse(program.read_text()), 2)
+    flops = sum(kernel.count * kernel.work.flops for kernel in launched)
+    assert flops == pytest.approx(entry["flops"], rel=0.15)
+    attention = [kernel for kernel in launched if kernel.kind == kernels.ATTENTION]
+    assert sum(kernel.count for kernel in attention) == 2 * 2 * 2
+    assert {"generated", "rows", "forward", "backward"} <= {kernel.form for kernel in launched}
+    assert "dot_product_attention" in ended.stdout and "the other 0" in ended.stdout
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu")
