@@ -21,6 +21,9 @@ from jax.experimental.pallas import triton
 
 from cramjax.models.dropout import kept
 
+NAME = "short_attention"
+"""The kernel's name in compiled programs."""
+
 LONGEST = 128
 """Positions of a sequence; beyond it a block of scores does not fit a processor's registers."""
 
@@ -117,7 +120,7 @@ def _call(kernel, fused, rotary, mask, seeds, cotangent, result, tile: Tile, int
         out_shape=result,
         compiler_params=triton.CompilerParams(num_warps=tile.n_warps, num_stages=1),
         interpret=interpret,
-        name="short_attention",
+        name=NAME,
     )(*[array for array, _ in arrays.values()])
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+from cramjax.models import short_attention
 from cramjax.planning import traffic
 from cramjax.planning.hlo import Computation, Instruction, Program
 from cramjax.planning.traffic import Work
@@ -89,6 +90,8 @@ def _kernel(program: Program, computation: Computation, instruction: Instruction
         kind, work, dtype, form = _library_product(computation, instruction)
     elif instruction.target.startswith("__cudnn$fmha"):
         kind, work, dtype, form = _attention(computation, instruction)
+    elif short_attention.NAME in instruction.op_name:
+        kind, work, dtype, form = _short_attention(computation, instruction)
     else:
         kind, work, dtype, form = _plain(computation, instruction)
     return Kernel(instruction.name, kind, count, work, dtype, instruction.op_name, form)
@@ -134,6 +137,20 @@ def _attention(computation: Computation, call: Instruction) -> tuple[str, Work, 
     written = sum(array.n_bytes for array in call.arrays[:-1])  # the last is scratch memory
     work = Work(_bytes(operands) + sums, written + sums, flops, 0)
     return ATTENTION, work, queries.dtype, "backward" if backward else "forward"
+
+
+def _short_attention(computation: Computation, call: Instruction) -> tuple[str, Work, str, str]:
+    """A call of `models/short_attention.py`, of a fused projection [batch, length, 3, heads, head_dim].
+
+    Backward it writes the gradient of the projection.
+    """
+    operands, result = computation.operands(call), call.arrays[0]
+    fused = operands[0].arrays[0]
+    n_rows, length, _, n_heads, head_dim = fused.dims
+    backward = result.dims == fused.dims
+    flops = (10.0 if backward else 4.0) * n_rows * n_heads * length**2 * head_dim
+    work = Work(_bytes(operands), result.n_bytes, flops, 0)
+    return ATTENTION, work, fused.dtype, "backward" if backward else "forward"
 
 
 def _plain(computation: Computation, instruction: Instruction) -> tuple[str, Work, str, str]:

@@ -27,6 +27,7 @@ _MEMORY = 0.87
 _ROWS = 0.63
 # cuDNN's attention, heads of 64. Forward it is bound by memory at 128 tokens and reaches 370 TFLOP/s
 # at 512. Backward three kernels follow each other, so that bytes (2.1 TB/s) and products (500 TFLOP/s) add.
+# Ours for short sequences has run on no card yet: it is counted at the same rates.
 _ATTENTION_FORWARD, _ATTENTION_BACKWARD, _ATTENTION_MEMORY = 0.374, 0.505, 0.627
 # Random bits and GELUs, bound by instructions as `traffic` counts them: 12 to 16 of 33 T/s.
 _OPERATIONS = 0.4
