@@ -27,22 +27,31 @@ def attention(
         causal: a position sees none behind it.
         scale: the scores are multiplied by it.
     """
-    if mask is not None and not causal and jax.__version_info__ < _MASKS_ARE_FREE:
-        return _masked(query, key_, value, mask, scale)
-    length = query.shape[1]
+    n_rows, length, kv_length = query.shape[0], query.shape[1], key_.shape[1]
+    # Its backward pass takes even lengths alone; what is added is hidden.
+    query, key_, value = (_even(x, 1) for x in (query, key_, value))
     if bias is not None:
-        # Its kernels with a bias take even lengths alone.
-        query, key_, value = (_even(x, (1,), 0.0) for x in (query, key_, value))
-        bias = _even(_even(bias.astype(query.dtype), (3,), _lowest(query.dtype)), (2,), 0.0)
-    mixed = jax.nn.dot_product_attention(
-        query, key_, value, bias=bias, mask=mask, scale=scale, is_causal=causal, implementation="cudnn"
-    )
+        bias = _even(_even(bias.astype(query.dtype), 2), 3, _lowest(query.dtype))
+    if mask is not None:
+        mask = _even(_even(mask, 2), 3, False)
+    options = {"bias": bias, "mask": mask, "scale": scale, "is_causal": causal}
+    if kv_length % 2 and bias is None and mask is None and not causal:
+        options["key_value_seq_lengths"] = jnp.full((n_rows,), kv_length, jnp.int32)
+
+    if mask is not None and not causal and jax.__version_info__ < _MASKS_ARE_FREE:
+        mixed = _masked(query, key_, value, mask, scale)
+    else:
+        mixed = jax.nn.dot_product_attention(query, key_, value, implementation="cudnn", **options)
     return mixed[:, :length]
 
 
-def _even(x: jax.Array, axes: tuple[int, ...], fill: float) -> jax.Array:
-    """`x` with one more entry of `fill` along each of `axes` that is of odd length."""
-    widths = [(0, size % 2 if axis in axes else 0) for axis, size in enumerate(x.shape)]
+def _even(x: jax.Array, axis: int, fill: float = 0.0) -> jax.Array:
+    """`x` with one more entry of `fill` along `axis` if that is of odd length and broadcasts nothing."""
+    size = x.shape[axis]
+    if size == 1 or size % 2 == 0:
+        return x
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, 1)
     return jnp.pad(x, widths, constant_values=fill)
 
 

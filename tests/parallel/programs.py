@@ -38,6 +38,7 @@ def main(device, recipe, *overrides):
         ],
         "scattering": len(re.findall(r"reduce-scatter|all-reduce-scatter", text)),
         "calls": sorted(set(re.findall(r'custom_call_target="([^"]+)"', text))),
+        "gradients_of_attention": sorted(set(_gradients_of_attention(text))),
         "operands": sorted(set(operands)),
         "n_dots": len(operands) // 2,
         "host": re.findall(r" (infeed|outfeed|send|recv)(?:-done)?\(", text) + re.findall(r"S\(5\)", text),
@@ -58,6 +59,13 @@ def operand_types(text):
     # Products of older cards are calls of cuBLAS; those with batches name these first.
     product = r"(?:dot|custom-call)\(%([\w.\-]+), %([\w.\-]+)\)(?:, custom_call_target=\"__cublas|, lhs_(?:batch|contracting))"
     return [types.get(name, "?") for pair in re.findall(product, text) for name in pair]
+
+
+def _gradients_of_attention(text):
+    """How many gradients each backward pass of cuDNN's attention writes; its last result is scratch memory."""
+    call = r"= \((.*?)\) custom-call\(.*?custom_call_target=\"__cudnn\$fmha\w*Backward"
+    for results in re.findall(call, text):
+        yield len(re.findall(r"\w+\[", results)) - 1
 
 
 def _sizes(shape):
