@@ -16,13 +16,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from cramjax import start
 from cramjax.data import loader as loaders
 from cramjax.data import pack
 from cramjax.data.dataset import FORMAT, TokenDataset
 from cramjax.models import stack
 from cramjax.parallel import mesh as meshes
 from cramjax.study import overhead
-from cramjax.training import devices, memory, session
+from cramjax.training import devices, session
 from cramjax.training.state import initial_state
 
 WARMUP_STEPS = 3
@@ -32,8 +33,7 @@ PIPELINE_TOKENS = 1 << 24
 
 def bench(config: Any, n_steps: int) -> dict[str, Any]:
     """Measure `n_steps` steps at full batch on random tokens; see `tools/bench.py` for the keys and units of the result."""
-    memory.keep_freed_memory()
-    devices.claim_memory()
+    start.start()
     vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids)
     made = session.open_session(config, vocabulary)
     compiled, compile_s = session.compile_train_step(made)

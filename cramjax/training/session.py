@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from cramjax.config.errors import UserError
 from cramjax.models import attention
 from cramjax.optim.build import make_optimizer
 from cramjax.parallel import mesh as meshes
-from cramjax.training import devices, fit
+from cramjax.training import answers, devices, fit, footprint
 from cramjax.training.masked_lm import masked_lm
 from cramjax.training.span_corruption import span_corruption
 from cramjax.training.state import TrainState, abstract_state
@@ -52,7 +53,8 @@ class Session:
     """A configuration made concrete on the devices at hand.
 
     `attention`: name of the kernel; `abstract`: shapes and shardings of the state; `token_dtype`: of a batch;
-    `peak_flops`: of all devices together, NaN of devices that are not here.
+    `peak_flops`: of all devices together, NaN of devices that are not here; `program`: the train step, where the search
+    for a microbatch has compiled it.
     """
 
     config: Any
@@ -65,6 +67,7 @@ class Session:
     microbatch_size: int
     token_dtype: np.dtype
     peak_flops: float
+    program: fit.Program | None = None
 
     @property
     def dynamic_scale(self) -> bool:
@@ -77,8 +80,10 @@ class Session:
         return self.config.batch_size // self.microbatch_size
 
 
-def open_session(config: Any, vocabulary: Vocabulary) -> Session:
+def open_session(config: Any, vocabulary: Vocabulary, announce: fit.Announce = lambda line: None) -> Session:
     """Decide mesh, precision and microbatch on the devices at hand, and build the task; nothing large is allocated.
+
+    `announce` is told what the search for a microbatch does, where there is one.
 
     Raises:
         UserError: when mesh, batch or memory do not fit the devices.
@@ -86,13 +91,9 @@ def open_session(config: Any, vocabulary: Vocabulary) -> Session:
     local = jax.devices()
     made = session_on(config, vocabulary, local)
     shards = meshes.batch_shards(made.mesh)
-    size = config.microbatch_size or fit.choose_microbatch(
-        lambda n: compile_train_step(dataclasses.replace(made, microbatch_size=n))[0],
-        batch_size=most_sequences(config),
-        shards=shards,
-        seq_len=config.data.seq_len,
-        limit_bytes=devices.memory_bytes(jax.local_devices()[0]),
-    )
+    size, program = config.microbatch_size, None
+    if size is None:
+        size, program = _choose_microbatch(made, announce)
     for key, value in (("microbatch_size", size), ("eval.batch_size", config.eval.batch_size)):
         if value % shards:
             raise UserError(f"{key}={value}: must be a multiple of the {shards} devices along the batch")
@@ -101,7 +102,47 @@ def open_session(config: Any, vocabulary: Vocabulary) -> Session:
             f"mesh.tensor={config.mesh.tensor}: spans processes; each of the {jax.process_count()} must hold whole sequences"
         )
     peak = devices.peak_flops(jax.local_devices()[0], made.precision) * len(local)
-    return dataclasses.replace(made, microbatch_size=size, peak_flops=peak)
+    return dataclasses.replace(made, microbatch_size=size, peak_flops=peak, program=program)
+
+
+def _choose_microbatch(session: Session, announce: fit.Announce) -> tuple[int, fit.Program | None]:
+    """The largest microbatch that fits, and its step where finding it has compiled one."""
+    config, device = session.config, session.mesh.devices.flat[0]
+    shards = meshes.batch_shards(session.mesh)
+    sizes = fit.microbatch_sizes(most_sequences(config), shards)
+    limit = devices.memory_bytes(jax.local_devices()[0])
+    if limit is None:
+        return fit.cpu_microbatch(sizes, shards=shards, seq_len=config.data.seq_len), None
+    return fit.choose_microbatch(
+        lambda n: lower_train_step(dataclasses.replace(session, microbatch_size=n)),
+        sizes,
+        limit,
+        lambda n: footprint.by_formula(session, n // shards),
+        platform=device.platform,
+        answer=answers.Answer(_question(session, limit)),
+        announce=announce,
+    )
+
+
+def _question(session: Session, limit_bytes: int) -> dict[str, Any]:
+    """What the largest microbatch depends on, as far as it is known before the step is traced."""
+    config, mesh = session.config, session.mesh
+    return {
+        "network": session.task.description,
+        "model": config.model.to_dict(),
+        "objective": config.objective.to_dict(),
+        "optimizer": {key: value for key, value in config.optimizer.items() if key != "lr"},
+        "seed": config.seed,
+        "precision": session.precision,
+        "attention": session.attention,
+        "batch_size": config.batch_size,
+        "row_tokens": session.task.row_tokens,
+        "noise_scale": config.log.noise_scale,
+        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
+        "device": mesh.devices.flat[0].device_kind,
+        "limit_bytes": limit_bytes,
+        "flags": os.environ.get("XLA_FLAGS", ""),
+    }
 
 
 def session_on(config: Any, vocabulary: Vocabulary, on: Sequence[jax.Device]) -> Session:
@@ -171,8 +212,17 @@ def build_optimizer(config: Any, task: Task) -> optax.GradientTransformation:
     )
 
 
-def compile_train_step(session: Session) -> tuple[jax.stages.Compiled, float]:
+def compile_train_step(session: Session) -> fit.Program:
     """The train step compiled for the session's shapes, the state donated, and the seconds that took."""
+    if session.program is not None:
+        return session.program
+    started = time.monotonic()
+    compiled = lower_train_step(session).compile()
+    return compiled, time.monotonic() - started
+
+
+def lower_train_step(session: Session) -> jax.stages.Lowered:
+    """The train step traced for the session's shapes, ready to compile."""
     config, mesh = session.config, session.mesh
     shardings = jax.tree.map(lambda leaf: leaf.sharding, session.abstract)
     step = make_train_step(
@@ -190,10 +240,8 @@ def compile_train_step(session: Session) -> tuple[jax.stages.Compiled, float]:
     batch = jax.ShapeDtypeStruct(batch_shape, session.token_dtype, sharding=meshes.batch_sharding(mesh, 3, 1))
     lr = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
     n_micro = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    start = time.monotonic()
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
-    compiled = jitted.lower(session.abstract, batch, lr, n_micro).compile()
-    return compiled, time.monotonic() - start
+    return jitted.lower(session.abstract, batch, lr, n_micro)
 
 
 def describe(session: Session) -> str:

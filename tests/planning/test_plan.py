@@ -10,6 +10,7 @@ import pytest
 
 from cramjax.config.resolve import get_config
 from cramjax.planning import cards, plan, report, targets
+from cramjax.training import footprint
 
 TINY = (
     "model.n_layers=2", "model.d_model=64", "model.n_heads=2", "model.d_ff=128", "data.vocab_size=512", "data.seq_len=64",
@@ -80,11 +81,10 @@ def test_devices_share_parameters_under_fsdp(no_compilers):
 
 
 def test_a_microbatch_that_is_asked_for_has_to_fit(no_compilers, monkeypatch):
-    needs = {1: 2e9, 16: 5e9, 32: 9e9, 64: 17e9}
-    monkeypatch.setattr(plan, "_formula", lambda made, n, state: int(needs.get(n, n * 1e9)))
+    monkeypatch.setattr(footprint, "by_formula", lambda made, n: int(2e9 + n * 0.23e9))
     assert planned("rtx3060").microbatch_size == 32
     assert planned("rtx3060", "microbatch_size=32").fits and not planned("rtx3060", "microbatch_size=64").fits
-    monkeypatch.setattr(plan, "_formula", lambda made, n, state: int(20e9))
+    monkeypatch.setattr(footprint, "by_formula", lambda made, n: int(20e9))
     made = planned("rtx3060")
     assert not made.fits and made.microbatch_size is None and made.entry()["fits"] is False
     assert "does not fit; try --config.model.remat=full" in report.table([made])

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from cramjax.training.stop import StopSignal
+from cramjax.stop import StopSignal
 
 
 @pytest.mark.parametrize("signum, code, reason", [(signal.SIGTERM, 143, "sigterm"), (signal.SIGINT, 130, "sigint")])
@@ -26,7 +26,7 @@ def test_before_there_is_a_state_it_ends_at_once():
 
 def test_a_second_signal_ends_the_process():
     code = (
-        "import signal, sys; from cramjax.training.stop import StopSignal\n"
+        "import signal, sys; from cramjax.stop import StopSignal\n"
         "with StopSignal() as stop:\n"
         "    signal.raise_signal(signal.SIGINT); print('first', flush=True)\n"
         "    signal.raise_signal(signal.SIGINT); print('second', flush=True)\n"
