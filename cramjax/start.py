@@ -25,6 +25,7 @@ FEW_CORES = 4
 # glibc's mallopt parameters, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 # What the driver of an accelerator puts there: NVIDIA's, Windows' for WSL, NVIDIA's for Jetson, AMD's, Google's.
+_DEVICES = pathlib.Path("/dev")
 _DEVICE_FILES = ("nvidiactl", "dxg", "nvhost-gpu", "kfd", "accel[0-9]*", "vfio/[0-9]*")
 
 
@@ -50,7 +51,7 @@ def computes_on_cpu() -> bool:
         return jax.config.jax_platforms.split(",")[0] == "cpu"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return True
-    has_files = any(next(pathlib.Path("/dev").glob(pattern), None) for pattern in _DEVICE_FILES)
+    has_files = any(next(_DEVICES.glob(pattern), None) for pattern in _DEVICE_FILES)
     return not (has_files and _has_plugin())
 
 

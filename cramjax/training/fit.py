@@ -24,7 +24,11 @@ FORMULA_ERROR = 2.0
 # A second compilation in full, for a larger size than one that fits, has to be sure to fit.
 SURE = 0.97
 # A probe is asked for memory alone. Without timing kernels, some products of generated ones find no tiles that fit.
-PROBE_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+PROBE_OPTIONS = {
+    "xla_gpu_autotune_level": 0,
+    "xla_gpu_enable_triton_gemm": False,
+    "xla_backend_optimization_level": 0,
+}
 _REMATERIALISED = re.compile(r"^ *(?:ROOT )?%?[\w.-]+\.remat\d*(?:\.\d+)* = ", re.MULTILINE)
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 _GIB = 2**30
