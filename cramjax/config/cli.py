@@ -73,7 +73,7 @@ def run_command(
         return _exit_code(command, args)
     with stop.answered():
         code = _exit_code(command, args)
-        if code in stop.EXIT_CODES.values():
+        if code:
             # What was to be saved is saved; a compilation in the background is not waited for.
             stop.leave(code)
         return code

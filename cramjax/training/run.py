@@ -27,7 +27,7 @@ from cramjax.data.dataset import TokenDataset
 from cramjax.parallel import mesh as meshes
 from cramjax.parallel import processes
 from cramjax.stop import Stop, StopSignal, exit_code
-from cramjax.training import fit, growing, origin, plots, records, remedies, session
+from cramjax.training import growing, origin, plots, records, remedies, session
 from cramjax.training.agreement import Agreement
 from cramjax.training.checkpoint import Checkpoints
 from cramjax.training.loop import Hooks, Outcome, run_steps
@@ -136,17 +136,16 @@ class Run:
         self.resumed_from: int | None = None
         self.first_step_s: float | None = None
         self.recorder: records.Recorder | None = None
-        self._compiler = ThreadPoolExecutor(2, thread_name_prefix="cramjax-compiler")
-        self._program: Future[fit.Program] | None = None
+        # On few cores the evaluation would keep the step waiting: it is compiled after it, while the first steps run.
+        n_workers = 1 if start.n_cores() <= start.FEW_CORES else 2
+        self._compiler = ThreadPoolExecutor(n_workers, thread_name_prefix="cramjax-compiler")
 
     def restore(self) -> dict[str, Any] | None:
         """Load the newest checkpoint, if there is one; the summary of a run that has ended, else None."""
-        config = self.config
         restored = self.checkpoints.restore(self._enter)
         if not restored:
             self._enter({"stage": 0})
         self.progress.announce(session.describe(self.session))
-        made = self.session
         if restored:
             self.clock.load_state_dict(restored.sidecar["clock"])
             self.spent = records.Spent(**restored.sidecar["spent"])
@@ -156,25 +155,9 @@ class Run:
                 return summary
             self.state, self.resumed_from = restored.state, restored.step
             self.progress.announce(f"resuming {self.workdir} at step {restored.step}")
-            self._compile()
-        else:
-            self._compile()
-            self.state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed)
-            if config.init_from:
-                self.state = self._started_from(config.init_from, self.state)
         if processes.is_first():
             self._describe()
         return None
-
-    def _compile(self) -> None:
-        """Compile the train step in the background, while the rest is made ready; the budget's clock starts here."""
-        self.clock.start()
-        if made_before := self.session.program:
-            self._program = Future()
-            self._program.set_result(made_before)
-            return
-        self.progress.announce("compiling the train step…")
-        self._program = self._compiler.submit(session.compile_train_step, self.session)
 
     def _describe(self) -> None:
         """Write what the run is into its folder."""
@@ -222,20 +205,38 @@ class Run:
             prefetch = self._prefetch()
 
     def _ready(self) -> tuple[Callable[..., Any], loaders.DevicePrefetch]:
-        """The compiled step and the stream of batches; evaluations are compiled beside it, for the first of them."""
+        """The compiled step and the stream of batches, with all else a step needs; the budget's clock starts here.
+
+        Step and evaluation are compiled in threads, while the main one makes the state, reads and answers signals.
+        """
         self.evaluator = self.stages.evaluator(self.stage, self.session)
+        self.clock.start()
+        if self.session.program is None:
+            self.progress.announce("compiling the train step…")
+        program = self._compiler.submit(session.compile_train_step, self.session)
         if self.config.eval.every_fraction:
             self.evaluator.compile_by(self._compiler, self.session.abstract.params)
+
+        if self.state is None:
+            self.state = self._fresh_state()
         self.unigram_loss = self.evaluator.unigram_loss(self.dataset.unigram_counts)
         prefetch = self._prefetch()
-
         with remedies.explained(self.session, self.dataset):
-            step_fn, compile_s = self._program.result()
+            step_fn, compile_s = program.result()
+
         self.spent.compile_s += compile_s
+        since_s = time.monotonic() - self.started
+        self.progress.announce(f"compiled in {compile_s:.1f} s; the first step starts after {since_s:.1f} s")
         self.recorder = self._recorder()
         self._next_eval = self._eval_count(self.clock.fraction())
         self._saved_at, self._saved_step = self.clock.elapsed_s, self.clock.n_steps
         return step_fn, prefetch
+
+    def _fresh_state(self) -> TrainState:
+        """The state at step 0, with the parameters of another model where the configuration names one."""
+        made, config = self.session, self.config
+        state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed)
+        return self._started_from(config.init_from, state) if config.init_from else state
 
     def _train_stage(self, step_fn: Callable[..., Any], prefetch: loaders.DevicePrefetch) -> Outcome:
         made = self.session
