@@ -19,12 +19,14 @@ from cramjax.training.workdir import write_json
 class Answer:
     """The answer to one question, as a file; unreadable it is no answer, and where it cannot be written it is forgotten."""
 
-    def __init__(self, question: Mapping[str, Any]):
-        """`question`: all that the answer depends on, beside the versions of JAX; values as in JSON."""
-        asked = dict(question) | {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    def __init__(self, question: Mapping[str, Any] | None):
+        """`question`: all that the answer depends on, beside the versions of JAX, as in JSON; None: nothing is kept."""
+        asked = dict(question or {}) | {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
         name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         folder = jax.config.jax_compilation_cache_dir
-        self._path = pathlib.Path(folder) / "cramjax" / f"{name}.json" if folder else None
+        self._path = None
+        if folder and question is not None:
+            self._path = pathlib.Path(folder) / "cramjax" / f"{name}.json"
 
     def read(self) -> dict[str, Any] | None:
         """What was written, or None."""

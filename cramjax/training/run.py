@@ -137,7 +137,8 @@ class Run:
         self.first_step_s: float | None = None
         self.recorder: records.Recorder | None = None
         # On few cores the evaluation would keep the step waiting: it is compiled after it, while the first steps run.
-        n_workers = 1 if start.n_cores() <= start.FEW_CORES else 2
+        # Several processes compile in the same order, because they share their autotuning.
+        n_workers = 1 if start.n_cores() <= start.FEW_CORES or is_shared() else 2
         self._compiler = ThreadPoolExecutor(n_workers, thread_name_prefix="cramjax-compiler")
 
     def restore(self) -> dict[str, Any] | None:

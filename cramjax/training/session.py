@@ -113,13 +113,15 @@ def _choose_microbatch(session: Session, announce: fit.Announce) -> tuple[int, f
     limit = devices.memory_bytes(jax.local_devices()[0])
     if limit is None:
         return fit.cpu_microbatch(sizes, shards=shards, seq_len=config.data.seq_len), None
+    # Several processes share their autotuning: all have to compile the same, whatever each of them remembers.
+    question = _question(session, limit) if jax.process_count() == 1 else None
     return fit.choose_microbatch(
         lambda n: lower_train_step(dataclasses.replace(session, microbatch_size=n)),
         sizes,
         limit,
         lambda n: footprint.by_formula(session, n // shards),
         platform=device.platform,
-        answer=answers.Answer(_question(session, limit)),
+        answer=answers.Answer(question),
         announce=announce,
     )
 
