@@ -66,7 +66,7 @@ def choose_microbatch(
     """
     if program := _remembered(lower, sizes, limit_bytes, answer, announce):
         return program
-    candidates = _Candidates(lower, limit_bytes, platform, announce)
+    candidates = _Candidates(lower, limit_bytes, formula, platform, announce)
     found = search(candidates.compile, sizes, limit_bytes, formula, candidates.probe)
     if found.largest is None:
         small = sizes[0]
@@ -110,10 +110,11 @@ class _Candidates:
         self,
         lower: Callable[[int], jax.stages.Lowered],
         limit_bytes: int,
+        formula: Callable[[int], int],
         platform: str,
         announce: Announce,
     ):
-        self._lower, self._announce = lower, announce
+        self._lower, self._formula, self._announce = lower, formula, announce
         self._room = f"{HEADROOM * limit_bytes / _GIB:.1f} GiB"
         self._probe_options = PROBE_OPTIONS if platform in ("gpu", "cuda", "rocm") else {}
         self.programs: dict[int, Program] = {}
@@ -129,6 +130,9 @@ class _Candidates:
     def _probe(self, size: int) -> int | None:
         started = time.monotonic()
         n_bytes = fitting_bytes(lambda: self._compile_probe(self._lower(size)))
+        # A program that comes from the compile cache may have forgotten its temporaries.
+        if n_bytes is not None and n_bytes < self._formula(size) / FORMULA_ERROR:
+            n_bytes = self._formula(size)
         self._tell(size, n_bytes, time.monotonic() - started)
         return n_bytes
 
@@ -272,7 +276,11 @@ def fitting_bytes(compile_step: Callable[[], jax.stages.Compiled]) -> int | None
 
 def is_rematerialised(compiled: jax.stages.Compiled) -> bool:
     """Whether XLA itself recomputes instructions of the program, because it did not fit otherwise."""
-    return _REMATERIALISED.search(compiled.as_text() or "") is not None
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:  # not every backend knows the text of a program from the cache
+        return False
+    return _REMATERIALISED.search(text or "") is not None
 
 
 def needed_bytes(compile_step: Callable[[], jax.stages.Compiled]) -> int:

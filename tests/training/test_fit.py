@@ -174,3 +174,15 @@ def test_names_of_rematerialised_instructions_are_told_from_others():
     # jax.checkpoint, which `model.remat` asks for, names what it recomputes in the metadata.
     own = '  %dot.4 = f32[] dot(%a), metadata={op_name="jit(step)/rematted_computation/dot.remat = "}'
     assert not fit.is_rematerialised(program(f"ENTRY %main {{\n{own}\n}}"))
+
+
+def test_a_probe_that_has_forgotten_its_temporaries_is_not_believed():
+    class Forgetful(Compiler):
+        """Says of small steps, as if they came from a cache, only what they are given."""
+
+        def needs(self, n):
+            return 10 if n < 16 else super().needs(n)
+
+    compiler = Forgetful()
+    assert choose(compiler, 1490) == 48
+    assert compiler.compiled == [48]
