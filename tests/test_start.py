@@ -213,7 +213,6 @@ def test_a_start_compiles_one_step_in_full_and_the_next_one_does_not_search(comp
         f"data.source=text:{corpus}",
         f"data.cache_dir={tmp_path / 'data'}",
         "batch_size=64",
-        "model.n_layers=1",
     )
     config = cramjax.get_config("quickstart", *small, *overrides, "microbatch_size=None", "budget.steps=2")
 
