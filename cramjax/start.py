@@ -1,7 +1,9 @@
-"""What every command that computes does first: host memory, the card's memory, compiled programs, other processes.
+"""What every command that computes does first: host memory, the card's memory, compiled programs,
+other processes.
 
-All of it has to be settled before JAX asks for the first device, after which the environment is no longer read and
-threads are running. A command that only starts others, as a sweep, leaves it to them.
+All of it has to be settled before JAX asks for the first device, after which the environment is no
+longer read and threads are running. A command that only starts others, as a sweep, leaves it to
+them.
 """
 
 from __future__ import annotations
@@ -18,19 +20,23 @@ import jax
 from cramjax.parallel import processes
 
 GPU_FRACTION = 0.92
-"""Of a GPU's memory that JAX takes at start; its own 0.75 would leave 3 GB of a 12 GB card unused."""
+"""Of a GPU's memory that JAX takes at start; its own 0.75 would leave 3 GB of a 12 GB card unused.
+"""
 FEW_CORES = 4
-"""Up to so many, the threads of this process do not wait for each other where they share one heap."""
+"""Up to so many, the threads of this process do not wait for each other where they share one heap.
+"""
 
 # glibc's mallopt parameters, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-# What the driver of an accelerator puts there: NVIDIA's, Windows' for WSL, NVIDIA's for Jetson, AMD's, Google's.
+# What the driver of an accelerator puts there: NVIDIA's, Windows' for WSL, NVIDIA's for Jetson,
+# AMD's, Google's.
 _DEVICES = pathlib.Path("/dev")
 _DEVICE_FILES = ("nvidiactl", "dxg", "nvhost-gpu", "kfd", "accel[0-9]*", "vfio/[0-9]*")
 
 
 def start(*, together: bool = False) -> None:
-    """Prepare this process for JAX; to be called before the first device is asked for, and harmless a second time.
+    """Prepare this process for JAX; to be called before the first device is asked for, and harmless
+    a second time.
 
     `together`: join the other processes, where the environment says that there are others.
 
@@ -46,7 +52,9 @@ def start(*, together: bool = False) -> None:
 
 
 def computes_on_cpu() -> bool:
-    """Whether JAX is going to compute on the CPU, judged without starting it: by what is asked for, or else by what is there."""
+    """Whether JAX is going to compute on the CPU, judged without starting it: by what is asked for,
+    or else by what is there.
+    """
     if jax.config.jax_platforms:
         return jax.config.jax_platforms.split(",")[0] == "cpu"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
@@ -67,14 +75,16 @@ def n_cores() -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's allocator to reuse freed blocks of any size; True where that worked. For XLA:CPU on few cores alone.
+    """Tell glibc's allocator to reuse freed blocks of any size; True where that worked. For XLA:CPU
+    on few cores alone.
 
-    XLA:CPU allocates a step's temporaries as one block of hundreds of MB and frees it afterwards. By default glibc maps
-    such a block anew each time, and the kernel zeroes it page by page: 155,000 page faults and almost half of the time
-    of a step of a prototype of the 4 × 256 model (13,000 → 22,300 tokens/s without them, docs/benchmarks.md).
+    XLA:CPU allocates a step's temporaries as one block of hundreds of MB and frees it afterwards.
+    By default glibc maps such a block anew each time, and the kernel zeroes it page by page:
+    155,000 page faults and almost half of the time of a step of a prototype of the 4 × 256 model
+    (13,000 → 22,300 tokens/s without them, docs/benchmarks.md).
 
-    All threads share one heap then, and queue for its lock: compiling for a GPU, the threads of two cores already switch
-    10 times as often, and lose up to a fifth.
+    All threads share one heap then, and queue for its lock: compiling for a GPU, the threads of two
+    cores already switch 10 times as often, and lose up to a fifth.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -95,7 +105,9 @@ def claim_memory() -> None:
 
 
 def keep_programs() -> None:
-    """Keep compiled programs between runs, unless the user has chosen a place (or none) by JAX_COMPILATION_CACHE_DIR."""
+    """Keep compiled programs between runs, unless the user has chosen a place (or none) by
+    JAX_COMPILATION_CACHE_DIR.
+    """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "cramjax" / "xla"))

@@ -1,7 +1,9 @@
-"""SIGTERM and SIGINT: a request to stop after the current step, or where there is nothing to save, the end at once.
+"""SIGTERM and SIGINT: a request to stop after the current step, or where there is nothing to save,
+the end at once.
 
-Python runs a signal's handler between two lines of the main thread, and a compilation is one line that takes a minute.
-So a command watches its signals from a second thread as well, which ends the process when the main thread does not.
+Python runs a signal's handler between two lines of the main thread, and a compilation is one line
+that takes a minute. So a command watches its signals from a second thread as well, which ends the
+process when the main thread does not.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ _FLUSH_S = 0.3
 
 
 def exit_code(reason: str | None) -> int:
-    """Returns the exit code of a run with this `stop_reason`: 128 + the signal it names, 0 where it names none."""
+    """Returns the exit code of a run with this `stop_reason`: 128 + the signal it names, 0 where it
+    names none.
+    """
     return next((code for signum, code in EXIT_CODES.items() if signum.name.lower() == reason), 0)
 
 
@@ -51,10 +55,11 @@ class Stop:
 
 
 class StopSignal(Stop):
-    """A context in which the first SIGTERM or SIGINT is remembered and a second one ends the process at once.
+    """A context in which the first SIGTERM or SIGINT is remembered and a second one ends the
+    process at once.
 
-    Contexts nest; the innermost one answers. Outside the main thread (a notebook's server) signals belong to
-    somebody else and nothing is installed.
+    Contexts nest; the innermost one answers. Outside the main thread (a notebook's server) signals
+    belong to somebody else and nothing is installed.
     """
 
     _innermost: StopSignal | None = None
@@ -88,7 +93,9 @@ class StopSignal(Stop):
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a signal ends the command by `Stopped`, one that came before as well: there is no state to save."""
+        """Inside, a signal ends the command by `Stopped`, one that came before as well: there is no
+        state to save.
+        """
         if self.requested:
             raise Stopped(self.exit_code)
         before, self._at_once = self._at_once, True
@@ -105,7 +112,8 @@ class StopSignal(Stop):
 
 @contextlib.contextmanager
 def answered() -> Iterator[None]:
-    """Inside, a signal ends this process within two seconds, but where an inner `StopSignal` remembers it.
+    """Inside, a signal ends this process within two seconds, but where an inner `StopSignal`
+    remembers it.
 
     For a command line, whose process is its own. The exit code is 128 + the number of the signal.
     """
@@ -135,7 +143,9 @@ def _watched() -> Iterator[None]:
 
 
 def _watch(reader: int) -> None:
-    """End the process for the first signal that comes where there is nothing to save; until `reader` is closed."""
+    """End the process for the first signal that comes where there is nothing to save; until
+    `reader` is closed.
+    """
     while numbers := os.read(reader, 64):
         for number in numbers:
             if number in EXIT_CODES and StopSignal.ends_at_once():
@@ -146,9 +156,11 @@ def _watch(reader: int) -> None:
 
 
 def leave(code: int, line: str = "") -> None:
-    """End this process now, with a last `line` on stderr: a thread inside XLA would hold up Python's farewell or crash in it.
+    """End this process now, with a last `line` on stderr: a thread inside XLA would hold up
+    Python's farewell or crash in it.
 
-    Locks end with the process, and files are written so that a killed process leaves none half done.
+    Locks end with the process, and files are written so that a killed process leaves none half
+    done.
     """
     flushing = threading.Thread(target=_flush, args=(line,), daemon=True)
     flushing.start()

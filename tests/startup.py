@@ -1,10 +1,12 @@
-"""Measures the start of a run on a card that is absent, beside the bare compilation of the same step.
+"""Measures the start of a run on a card that is absent, beside the bare compilation of the same
+step.
 
     python -m tests.startup bare|main CARD FILE[:ARG] [KEY=VALUE …]
 
-"bare" compiles the train step for the card and says how long that takes. "main" goes the way of `cramjax.main` on
-prepared data to where the first step would start; what would run on the card is compiled for it and not run. Both need
-the wheels of jax[cuda12] and say seconds, seconds of the processors, and voluntary context switches.
+"bare" compiles the train step for the card and says how long that takes. "main" goes the way of
+`cramjax.main` on prepared data to where the first step would start; what would run on the card is
+compiled for it and not run. Both need the wheels of jax[cuda12] and say seconds, seconds of the
+processors, and voluntary context switches.
 """
 
 import os

@@ -1,4 +1,6 @@
-"""The start of a process: every command that computes prepares it first, and what is for XLA:CPU stays there."""
+"""The start of a process: every command that computes prepares it first, and what is for XLA:CPU
+stays there.
+"""
 
 import importlib
 import os
@@ -186,7 +188,9 @@ def test_threads_that_compile_for_a_gpu_do_not_queue_for_the_allocator(root):
 
 @pytest.fixture
 def compiled(monkeypatch, tmp_path):
-    """Counts the compilations of train steps, as (probe or "full", program), in an empty compile cache."""
+    """Counts the compilations of train steps, as (probe or "full", program), in an empty compile
+    cache.
+    """
     counted = []
     compile_program = jax.stages.Lowered.compile
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import logging
 import os
@@ -75,6 +76,8 @@ def run_command(
         code = _exit_code(command, args)
         if code:
             # What was to be saved is saved; a compilation in the background is not waited for.
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
             stop.leave(code)
         return code
 

@@ -1,4 +1,6 @@
-"""What a search has found, kept beside the compiled programs, so that the next start need not search."""
+"""What a search has found, kept beside the compiled programs, so that the next start need not
+search.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,14 @@ from cramjax.training.workdir import write_json
 
 
 class Answer:
-    """The answer to one question, as a file; unreadable it is no answer, and where it cannot be written it is forgotten."""
+    """The answer to one question, as a file; unreadable it is no answer, and where it cannot be
+    written it is forgotten.
+    """
 
     def __init__(self, question: Mapping[str, Any] | None):
-        """`question`: all that the answer depends on, beside the versions of JAX, as in JSON; None: nothing is kept."""
+        """`question`: all that the answer depends on, beside the versions of JAX, as in JSON; None:
+        nothing is kept.
+        """
         asked = dict(question or {}) | {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
         name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         folder = jax.config.jax_compilation_cache_dir

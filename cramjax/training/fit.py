@@ -1,4 +1,6 @@
-"""The largest microbatch that fits the device, from compiled memory analysis instead of from a crash."""
+"""The largest microbatch that fits the device, from compiled memory analysis instead of from a
+crash.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,18 @@ import jax
 from cramjax.config.errors import UserError
 from cramjax.training.answers import Answer
 
-# Left free for the allocator's fragmentation and for what the run puts beside the step (evaluation, prefetched batches).
+# Left free for the allocator's fragmentation and for what the run puts beside the step (evaluation,
+# prefetched batches).
 HEADROOM = 0.9
 # On CPU a larger forward pass is not faster, it only falls out of the caches.
 CPU_TOKENS = 4096
-# The formula is never as wrong as this: what needs so many times the room by it is not compiled at all.
+# The formula is never as wrong as this: what needs so many times the room by it is not compiled at
+# all.
 FORMULA_ERROR = 2.0
 # A second compilation in full, for a larger size than one that fits, has to be sure to fit.
 SURE = 0.97
-# A probe is asked for memory alone. Without timing kernels, some products of generated ones find no tiles that fit.
+# A probe is asked for memory alone. Without timing kernels, some products of generated ones find no
+# tiles that fit.
 PROBE_OPTIONS = {
     "xla_gpu_autotune_level": 0,
     "xla_gpu_enable_triton_gemm": False,
@@ -53,7 +58,8 @@ def choose_microbatch(
     answer: Answer,
     announce: Announce,
 ) -> tuple[int, Program]:
-    """The largest of `sizes` whose step fits `limit_bytes` of a device, and that step, compiled to be trained with.
+    """The largest of `sizes` whose step fits `limit_bytes` of a device, and that step, compiled to
+    be trained with.
 
     Args:
         lower: microbatch size → lowered train step.
@@ -121,7 +127,9 @@ class _Candidates:
         self.fingerprints: dict[int, str] = {}
 
     def probe(self, sizes: Sequence[int]) -> list[int | None]:
-        """Bytes of the steps of small sizes, side by side: a compilation leaves most cores idle most of the time."""
+        """Bytes of the steps of small sizes, side by side: a compilation leaves most cores idle
+        most of the time.
+        """
         shown = " and ".join(f"{n:,}" for n in sizes)
         self._announce(f"microbatch: asking the compiler what {shown} sequence(s) a pass need, of {self._room}…")
         with concurrent.futures.ThreadPoolExecutor(len(sizes)) as pool:
@@ -173,7 +181,8 @@ def fingerprint(lowered: jax.stages.Lowered) -> str:
 
 
 def microbatch_sizes(batch_size: int, shards: int) -> list[int]:
-    """The sequences a pass may have, ascending: divisors of `batch_size` of which each of `shards` parts has as many rows.
+    """The sequences a pass may have, ascending: divisors of `batch_size` of which each of `shards`
+    parts has as many rows.
 
     Raises:
         UserError: if there are none.
@@ -186,14 +195,18 @@ def microbatch_sizes(batch_size: int, shards: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """`largest`: the microbatch, None where not even the smallest fits; `used`: bytes a device by the sizes that were compiled."""
+    """`largest`: the microbatch, None where not even the smallest fits; `used`: bytes a device by
+    the sizes that were compiled.
+    """
 
     largest: int | None
     used: dict[int, int]
 
     @property
     def per_sequence(self) -> float:
-        """Bytes that each further sequence takes, from the smallest and the largest size that were compiled; 0 from one alone."""
+        """Bytes that each further sequence takes, from the smallest and the largest size that were
+        compiled; 0 from one alone.
+        """
         first, last = min(self.used), max(self.used)
         return (self.used[last] - self.used[first]) / max(1, last - first)
 
@@ -207,8 +220,9 @@ def search(
 ) -> Found:
     """The largest of `sizes`, ascending, whose step needs at most `HEADROOM` of `limit_bytes`.
 
-    Memory grows linearly with the microbatch: two small sizes predict the rest, and the compiler never meets one that is
-    much too large, for which it would recompute by itself for minutes. The formula says how small is small.
+    Memory grows linearly with the microbatch: two small sizes predict the rest, and the compiler
+    never meets one that is much too large, for which it would recompute by itself for minutes. The
+    formula says how small is small.
 
     Args:
         measure: bytes of the step of a size, compiled in full; None where it cannot fit as it is.
@@ -233,6 +247,7 @@ def search(
             fitting = sizes[:1]
         if not fitting:
             break
+
         size = fitting[-1]
         if size not in measured:
             measured[size] = measure(size)
@@ -243,13 +258,16 @@ def search(
             too_large = size
         else:
             largest = size
+
     if largest is None:
         used.setdefault(sizes[0], sys.maxsize)
     return Found(largest, used)
 
 
 def _predicted(size: int, used: dict[int, int], formula: Callable[[int], int]) -> float:
-    """Bytes of a step of `size`: on the line through the two largest sizes that are known, or through one and the formula."""
+    """Bytes of a step of `size`: on the line through the two largest sizes that are known, or
+    through one and the formula.
+    """
     if not used:
         return formula(size)
     known = sorted(used)
@@ -263,7 +281,9 @@ def _predicted(size: int, used: dict[int, int], formula: Callable[[int], int]) -
 
 
 def fitting_bytes(compile_step: Callable[[], jax.stages.Compiled]) -> int | None:
-    """Bytes a device needs for a program; None where the compiler recomputes parts of it to save memory, which is slower."""
+    """Bytes a device needs for a program; None where the compiler recomputes parts of it to save
+    memory, which is slower.
+    """
     programs: list[jax.stages.Compiled] = []
 
     def compile_and_keep() -> jax.stages.Compiled:
@@ -284,7 +304,9 @@ def is_rematerialised(compiled: jax.stages.Compiled) -> bool:
 
 
 def needed_bytes(compile_step: Callable[[], jax.stages.Compiled]) -> int:
-    """Bytes a device needs for a program and what it is given; also where the compiler refuses it for lack of memory, as a TPU's does."""
+    """Bytes a device needs for a program and what it is given; also where the compiler refuses it
+    for lack of memory, as a TPU's does.
+    """
     try:
         memory = compile_step().memory_analysis()
     except jax.errors.JaxRuntimeError as error:

@@ -1,4 +1,6 @@
-"""SIGTERM and Ctrl-C in real processes, while they import, read, train a tokenizer and compile: answered, whatever C++ is doing."""
+"""SIGTERM and Ctrl-C in real processes, while they import, read, train a tokenizer and compile:
+answered, whatever C++ is doing.
+"""
 
 import os
 import random
@@ -46,7 +48,9 @@ def started(arguments, wanted, **extra):
 
 
 def stopped(child, signum, after_s=0.0):
-    """What `child` says to a signal that comes after so many seconds, its exit code, and the seconds it takes to end."""
+    """What `child` says to a signal that comes after so many seconds, its exit code, and the
+    seconds it takes to end.
+    """
     time.sleep(after_s)
     assert child.poll() is None
     sent = time.monotonic()
@@ -115,7 +119,9 @@ def test_ctrl_c_in_the_middle_of_imports_is_no_traceback(module):
 
 @pytest.fixture(scope="module")
 def deep(corpus, tmp_path_factory):
-    """The command of a run whose step takes a minute to compile, with prepared data and nothing in the compile cache."""
+    """The command of a run whose step takes a minute to compile, with prepared data and nothing in
+    the compile cache.
+    """
     workdir, cache = tmp_path_factory.mktemp("deep") / "run", tmp_path_factory.mktemp("cache")
     flags = [*cli.SMALL, "--config.model.n_layers=64", "--config.model.unroll=True", "--config.budget.steps=100"]
     command = cli.command(corpus, workdir, *flags)

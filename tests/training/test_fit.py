@@ -15,7 +15,8 @@ REMATERIALISED = "  %fusion.3.remat2 = f32[8]{0} fusion(%p), kind=kLoop\n"
 
 
 class Compiler:
-    """Compiles for a device on which a step of n sequences takes `fixed + slope * n + bend * n²` bytes.
+    """Compiles for a device on which a step of n sequences takes `fixed + slope * n + bend * n²`
+    bytes.
 
     Steps of more than `recomputes_at` bytes are rematerialised, and then need only that.
     """
@@ -55,7 +56,9 @@ def cache(tmp_path, monkeypatch):
 
 
 def choose(compiler, room, *, batch_size=96, shards=1, error=1.0, platform="gpu", card="some card", lines=None):
-    """The size that is chosen where a step may take `room` bytes and the formula is wrong by the factor `error`."""
+    """The size that is chosen where a step may take `room` bytes and the formula is wrong by the
+    factor `error`.
+    """
     size, (program, _) = fit.choose_microbatch(
         compiler.lower,
         fit.microbatch_sizes(batch_size, shards),
