@@ -4,6 +4,13 @@
 """
 
 import importlib
+import os
+import signal
+import sys
+
+if sys.argv[:1] == ["-m"]:
+    # A command of ours is about to be imported: Ctrl-C ends it without a traceback, until `run_command` takes over.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
 
 __version__ = "0.1.0"
 

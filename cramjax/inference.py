@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
+from cramjax import start
 from cramjax.config.errors import UserError
 from cramjax.data.tokenizers import special_ids
 from cramjax.models import encoder, t5
@@ -68,6 +69,7 @@ def load(path: str | os.PathLike, step: int | None = None, *, dequantize: bool =
     Raises:
         UserError: where `path` is none of these, or holds a model that ours cannot be.
     """
+    start.start()
     device = jax.devices()[0]
     automatic = devices.make_precision(devices.resolve_precision("auto", device), device)
     found = origin.read(path, step, whole=is_faster(device, automatic.matmul_dtype) and not dequantize)

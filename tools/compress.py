@@ -39,9 +39,10 @@ def _compress(args: argparse.Namespace) -> int:
         if getattr(args, flag) < least:
             raise UserError(f"--{flag} {getattr(args, flag)}: must be at least {least}")
     shares, bits = _numbers(args.prune, float, "--prune"), _numbers(args.bits, int, "--bits")
+    from cramjax import start
     from cramjax.compress import run
-    from cramjax.training.stop import StopSignal
 
+    start.start()
     plan = run.Plan(
         shares=shares,
         bits=bits,
@@ -67,8 +68,7 @@ def _compress(args: argparse.Namespace) -> int:
     def announce(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    with StopSignal() as stop, stop.at_once():
-        entries = run.Compression(request, run.candidates(request, announce), announce).run()
+    entries = run.Compression(request, run.candidates(request, announce), announce).run()
     for entry in entries:
         print(
             f"{entry['model']}  prune {entry['prune']:g}  {entry['bits']:2} bits  {entry['bytes'] / 1e6:8.2f} MB  "

@@ -34,6 +34,7 @@ def _results(checkpoint: str) -> pathlib.Path | None:
 
 
 def _export(args: argparse.Namespace) -> int:
+    from cramjax import start
     from cramjax.publishing.export import Options, export
 
     def tell(text: str) -> None:
@@ -53,6 +54,7 @@ def _export(args: argparse.Namespace) -> int:
         name=args.push_to_hub,
         step=args.step,
     )
+    start.start()
     found = export(args.checkpoint, args.out, options, tell)
     print(f"{args.out}: {found['architecture']}")
     if args.push_to_hub:

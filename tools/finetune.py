@@ -38,32 +38,31 @@ def _finetune(args: argparse.Namespace) -> int:
         if args.protocol not in PROTOCOLS:
             raise UserError(f"--protocol {args.protocol}: unknown; there are {', '.join(PROTOCOLS)}")
         PROTOCOLS[args.protocol].changed(args.set, args.grid)
-    from cramjax import inference
+    from cramjax import inference, start
     from cramjax.finetuning import results, run
-    from cramjax.training.stop import StopSignal
 
-    with StopSignal() as stop, stop.at_once():
-        tasks = args.task.split(",")
-        run.choose_tasks(tasks, args.data_dir)
-        model = inference.load(args.checkpoint, dequantize=True)
-        protocol = run.choose_protocol(args.protocol, model.is_t5, args.set, args.grid)
-        name = pathlib.Path(args.checkpoint).resolve().name + ("-untrained" if args.untrained else "")
-        request = run.Request(
-            checkpoint=str(args.checkpoint),
-            tasks=tasks,
-            data_dir=args.data_dir,
-            out=args.out or pathlib.Path("runs/finetune") / f"{name}-{protocol.name}",
-            protocol=protocol,
-            n_seeds=args.seeds or protocol.n_seeds,
-            hours=args.hours,
-            together=args.together,
-            untrained=args.untrained,
-            save=args.save,
-            submit=args.submission,
-            compare=args.compare,
-        )
-        work = run.Finetuning(request, model, lambda text: print(text, file=sys.stderr, flush=True))
-        found = work.run()
+    start.start()
+    tasks = args.task.split(",")
+    run.choose_tasks(tasks, args.data_dir)
+    model = inference.load(args.checkpoint, dequantize=True)
+    protocol = run.choose_protocol(args.protocol, model.is_t5, args.set, args.grid)
+    name = pathlib.Path(args.checkpoint).resolve().name + ("-untrained" if args.untrained else "")
+    request = run.Request(
+        checkpoint=str(args.checkpoint),
+        tasks=tasks,
+        data_dir=args.data_dir,
+        out=args.out or pathlib.Path("runs/finetune") / f"{name}-{protocol.name}",
+        protocol=protocol,
+        n_seeds=args.seeds or protocol.n_seeds,
+        hours=args.hours,
+        together=args.together,
+        untrained=args.untrained,
+        save=args.save,
+        submit=args.submission,
+        compare=args.compare,
+    )
+    work = run.Finetuning(request, model, lambda text: print(text, file=sys.stderr, flush=True))
+    found = work.run()
     print(results.plain_table(results.table(work.suite, found, compare=args.compare)))
     print(f"{results.describe_seeds(found)}, protocol {protocol.name}; {request.out / 'results.md'}")
     return 0

@@ -31,21 +31,18 @@ def _probe(args: argparse.Namespace) -> int:
     from cramjax.probing import blimp
 
     pairs = blimp.read(args.data_dir, args.limit)
-    from cramjax import inference
+    from cramjax import inference, start
     from cramjax.probing import results
-    from cramjax.training import memory
-    from cramjax.training.stop import StopSignal
     from cramjax.training.workdir import write_json
 
-    memory.keep_freed_memory()
-    with StopSignal() as stop, stop.at_once():
-        model = inference.load(args.checkpoint)
-        start = time.monotonic()
-        scores = _scores(model, pairs, "model")
-        rate = len(pairs) / (time.monotonic() - start)
-        control = None if args.no_control else _scores(inference.untrained(model), pairs, "random weights")
-        found = {"suite": "blimp", "checkpoint": str(args.checkpoint), "method": "span" if model.is_t5 else "pll"}
-        found |= results.accuracies(pairs, scores, control) | {"pairs_per_s": round(rate, 1)}
+    start.start()
+    model = inference.load(args.checkpoint)
+    began = time.monotonic()
+    scores = _scores(model, pairs, "model")
+    rate = len(pairs) / (time.monotonic() - began)
+    control = None if args.no_control else _scores(inference.untrained(model), pairs, "random weights")
+    found = {"suite": "blimp", "checkpoint": str(args.checkpoint), "method": "span" if model.is_t5 else "pll"}
+    found |= results.accuracies(pairs, scores, control) | {"pairs_per_s": round(rate, 1)}
     print(results.table(found))
     if args.out:
         write_json(args.out, found)

@@ -29,7 +29,7 @@ from cramjax.finetuning.run import choose_protocol
 from cramjax.finetuning.store import Store, digest
 from cramjax.hub import packed
 from cramjax.models.int8 import Int8, is_faster
-from cramjax.training import memory, origin
+from cramjax.training import origin
 from cramjax.training.workdir import write_json
 
 WHOLE = 32
@@ -103,7 +103,6 @@ def candidates(request: Request, announce: Announce) -> list[Candidate]:
     Raises:
         UserError: where a model, a task or its data are missing, or a model is finetuned for another task.
     """
-    memory.keep_freed_memory()
     found: list[Candidate] = []
     data: dict[str, rows.TaskData] = {}
     for checkpoint, name in zip(request.checkpoints, _names(request.checkpoints), strict=True):

@@ -172,7 +172,8 @@ class TextSubject:
         self._dataset = TokenDataset.open(
             json.loads((workdir / "environment.json").read_text(encoding="utf-8"))["dataset"]
         )
-        self._made = session.open_session(self._config, self._dataset)
+        # Nothing is trained, so no microbatch is looked for.
+        self._made = session.session_on(self._config, self._dataset, jax.devices())
         self._batches = loaders.heldout_batches(
             self._dataset,
             seq_len=self._made.task.eval_row_tokens,

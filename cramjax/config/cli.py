@@ -1,8 +1,12 @@
-"""What every command line shares: --config with overrides, --debug, and exit codes (0 done, 1 failed, 2 the user's mistake)."""
+"""What every command line shares: --config with overrides, --debug, signals, and exit codes.
+
+0 done, 1 failed, 2 the user's mistake, 128 + n stopped by signal n.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import logging
 import os
@@ -10,6 +14,7 @@ import pathlib
 import sys
 from collections.abc import Callable
 
+from cramjax import stop
 from cramjax.config.errors import RunFailed, UserError
 
 
@@ -55,11 +60,29 @@ def check_output(flag: str, path: pathlib.Path | None) -> None:
 def run_command(
     command: Callable[[argparse.Namespace], int | None], argv: list[str] | None, parser: argparse.ArgumentParser
 ) -> int:
-    """Parse `argv`, run `command(args)` and return the exit code; a user's mistake becomes one sentence on stderr."""
+    """Parse `argv`, run `command(args)` and return the exit code; a user's mistake becomes one sentence on stderr.
+
+    Without `argv` the process is this command's: SIGTERM and Ctrl-C end it within two seconds wherever it is, but where
+    `command` opens a `StopSignal` of its own to save first, and a stopped command does not return.
+    """
     parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
     args, rest = parser.parse_known_args(argv)
     args.overrides = _overrides(parser, rest)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+
+    if argv is not None:
+        return _exit_code(command, args)
+    with stop.answered():
+        code = _exit_code(command, args)
+        if code:
+            # What was to be saved is saved; a compilation in the background is not waited for.
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            stop.leave(code)
+        return code
+
+
+def _exit_code(command: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
     try:
         return command(args) or 0
     except (UserError, RunFailed) as error:

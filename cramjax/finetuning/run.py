@@ -20,7 +20,7 @@ from cramjax.finetuning import learning, results, submission, training
 from cramjax.finetuning.protocols import PROTOCOLS, Protocol, Settings
 from cramjax.finetuning.store import Store, digest
 from cramjax.inference import LoadedModel, untrained
-from cramjax.training import devices, memory
+from cramjax.training import devices
 from cramjax.training.checkpoint import Checkpoints
 from cramjax.training.workdir import write_json
 
@@ -77,7 +77,6 @@ class Finetuning:
     """One request carried out; `run` does what is missing and returns the content of results.json."""
 
     def __init__(self, request: Request, model: LoadedModel, announce: Announce):
-        memory.keep_freed_memory()
         self.request, self.announce = request, announce
         self.model = untrained(model) if request.untrained else model
         self.protocol = request.protocol

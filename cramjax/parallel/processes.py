@@ -41,6 +41,12 @@ def join() -> None:
         ) from error
 
 
+def part() -> None:
+    """Leave the other processes in good order, where there are any: all of them have come to their end."""
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
 def _arguments() -> dict[str, object] | bool:
     """What `jax.distributed` has to be told; True: nothing, it finds out; empty: there are no others."""
     given = {name: os.environ[name] for name in BY_HAND if os.environ.get(name)}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 
 from cramjax.planning.cards import Card
-from cramjax.training import session
+from cramjax.training import fit, session
 from cramjax.training.session import Session
 
 _GENERATED = {"xla_gpu_enable_triton_gemm": True}
@@ -45,7 +45,9 @@ class Compiler:
         if self._generated:
             try:
                 return session.compile_train_step(made, _GENERATED)[0]
-            except jax.errors.JaxRuntimeError:
+            except jax.errors.JaxRuntimeError as error:
+                if fit.is_out_of_memory(error):
+                    raise
                 self._generated = False
                 self.note = (
                     "compiled with libraries' products alone, which takes longer than what the card itself compiles"

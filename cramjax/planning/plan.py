@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,15 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cramjax import start
 from cramjax.budget import schedules
 from cramjax.config.errors import UserError
 from cramjax.config.resolve import changed
 from cramjax.parallel import mesh as meshes
-from cramjax.planning import estimate, expectation, ledger, targets
+from cramjax.planning import expectation, ledger, targets
 from cramjax.planning.cards import Card
 from cramjax.planning.compiler import Compiler
 from cramjax.planning.expectation import Expectation
-from cramjax.training import devices, fit, remedies, session
+from cramjax.training import devices, fit, footprint, remedies, session
 from cramjax.training.task import Vocabulary
 
 Announce = Callable[[str], None]
@@ -94,15 +94,15 @@ def make(config: Any, card: Card, announce: Announce) -> Plan:
     made = (_open_stand_ins if line else _open_targets)(config, card, vocabulary)
     shards = meshes.batch_shards(made.mesh)
     sizes = fit.microbatch_sizes(session.most_sequences(config), shards)
-    limit = round(card.memory_bytes * (1 if card.topology else devices.GPU_FRACTION))
-    state, compiler = _state_bytes(made), Compiler(made, card, announce)
+    limit = round(card.memory_bytes * (1 if card.topology else start.GPU_FRACTION))
+    state, compiler = footprint.state_bytes(made), Compiler(made, card, announce)
 
-    def measure(n: int) -> int:
+    def measure(n: int) -> int | None:
         if line:
-            return _formula(made, n // shards, state)
-        return fit.needed_bytes(lambda: compiler.step(n))
+            return footprint.by_formula(made, n // shards)
+        return fit.fitting_bytes(lambda: compiler.step(n))
 
-    searched = fit.search(measure, sizes, limit)
+    searched = fit.search(measure, sizes, limit, lambda n: footprint.by_formula(made, n // shards))
     size = searched.largest or sizes[0]
     memory = _by_kind(state, searched.used[size], searched.per_sequence * size)
 
@@ -177,41 +177,13 @@ def _open_stand_ins(config: Any, card: Card, vocabulary: Vocabulary) -> session.
     precision = devices.resolve_precision(config.precision, device)
     formats = {"microbatch_size": None, "precision": precision, "model.attention": "auto"}
     made = session.session_on(changed(config, formats), vocabulary, local[: card.n_devices])
-    return dataclasses.replace(made, attention=session.attention_kernel(config.model, device, jnp.dtype(precision)))
-
-
-def _state_bytes(made: session.Session) -> dict[str, int]:
-    """Bytes of parameters and of everything else of the state, on one device."""
-
-    def held(tree):
-        return sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-        )
-
-    params = held(made.abstract.params)
-    return {"parameters": params, "optimizer": held(made.abstract) - params}
+    return dataclasses.replace(made, attention=session.describe_attention(made, vocabulary, device))
 
 
 def _by_kind(state: Mapping[str, int], needed: int, activations: float) -> dict[str, int]:
     """`needed` bytes of a step, of which so many are said to be `activations`, by kind."""
     kinds = dict(state) | {"activations": max(0, min(round(activations), needed - sum(state.values())))}
     return kinds | {"temporaries": max(0, needed - sum(kinds.values())), "needed": needed}
-
-
-def _formula(made: session.Session, n_sequences: int, state: Mapping[str, int]) -> int:
-    """Bytes of a step of so many sequences on a device, by formula."""
-    config, itemsize = made.config, jnp.dtype(made.precision).itemsize
-    per_sequence = estimate.activation_bytes(
-        config.model,
-        n_tokens=config.data.seq_len,
-        n_targets=made.task.n_predicted,
-        vocab_size=config.data.vocab_size,
-        itemsize=itemsize,
-        fused=made.attention == "cudnn",
-    )
-    # Gradients lie like the parameters they are of.
-    working = estimate.working_bytes(state["parameters"] // 4, itemsize)
-    return sum(state.values()) + working + n_sequences * per_sequence
 
 
 def _rates(made: session.Session, card: Card, size: int, memory: Mapping[str, float]) -> dict[str, Any]:

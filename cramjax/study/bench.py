@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 from typing import Any
@@ -16,13 +17,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from cramjax import start
 from cramjax.data import loader as loaders
 from cramjax.data import pack
 from cramjax.data.dataset import FORMAT, TokenDataset
 from cramjax.models import stack
 from cramjax.parallel import mesh as meshes
 from cramjax.study import overhead
-from cramjax.training import devices, memory, session
+from cramjax.training import devices, session
 from cramjax.training.state import initial_state
 
 WARMUP_STEPS = 3
@@ -32,10 +34,9 @@ PIPELINE_TOKENS = 1 << 24
 
 def bench(config: Any, n_steps: int) -> dict[str, Any]:
     """Measure `n_steps` steps at full batch on random tokens; see `tools/bench.py` for the keys and units of the result."""
-    memory.keep_freed_memory()
-    devices.claim_memory()
+    start.start()
     vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids)
-    made = session.open_session(config, vocabulary)
+    made = session.open_session(config, vocabulary, _say)
     compiled, compile_s = session.compile_train_step(made)
     seconds, dispatch_s, host_s = _step_seconds(made, compiled, n_steps)
     median_s = statistics.median(seconds)
@@ -73,6 +74,10 @@ def bench(config: Any, n_steps: int) -> dict[str, Any]:
             name: _pipeline_rate(config, made.task.row_tokens, name) for name in ("numpy", "tfdata")
         },
     }
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _is_unrolled(model: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from cramjax import start
 from cramjax.benchmarks import inputs, rows
 from cramjax.benchmarks.tasks import Task, find_tasks
 from cramjax.config.errors import UserError
@@ -22,7 +23,7 @@ from cramjax.finetuning.feed import EncoderFeed, truncating
 from cramjax.finetuning.protocols import PROTOCOLS
 from cramjax.models import encoder
 from cramjax.study import finetune_peer
-from cramjax.training import devices, memory
+from cramjax.training import devices
 from cramjax.training.masked_lm import encoder_config
 
 PRECISIONS = ("float32", "bfloat16")
@@ -52,7 +53,7 @@ def bench(
     (task, *others) = find_tasks([task_name])
     if others or task.kind != "classification" or config.model.family != "encoder":
         raise UserError(f"--finetune {task_name}: measures one task of classification with an encoder, as cola")
-    memory.keep_freed_memory()
+    start.start()
     measure = _Ours(config, task, data_dir, n_steps)
     result = {
         "recipe": config.name,

@@ -15,12 +15,12 @@ import numpy as np
 from cramjax.budget.clock import Clock
 from cramjax.data.loader import DevicePrefetch
 from cramjax.parallel import mesh as meshes
+from cramjax.stop import StopSignal
 from cramjax.training import records, session
 from cramjax.training.loop import Hooks, run_steps
 from cramjax.training.metrics import Silence
 from cramjax.training.progress import Progress
 from cramjax.training.state import TrainState
-from cramjax.training.stop import StopSignal
 
 # The best of several measurements, of which each is the mean of so many rounds: whatever disturbs one makes it slower.
 N_MEASUREMENTS, N_ROUNDS = 5, 400

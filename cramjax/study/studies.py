@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cramjax.config.errors import UserError
+from cramjax.stop import StopSignal
 from cramjax.study import grid, sweep
 from cramjax.study.sweep import Launch, Result
-from cramjax.training.stop import StopSignal
 
 Rows = list[tuple[str, ...]]
 

@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from cramjax.config.errors import UserError
+from cramjax.stop import StopSignal
 from cramjax.study import pareto, sweep_plots
 from cramjax.study.grid import Point
 from cramjax.training import metrics
-from cramjax.training.stop import StopSignal
 from cramjax.training.workdir import Workdir
 
 SUMMARY_COLUMNS = (

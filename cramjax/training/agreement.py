@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cramjax.training.stop import Stop, StopSignal
+from cramjax.stop import Stop, StopSignal
 
 
 class Agreement(Stop):

@@ -37,9 +37,7 @@ Announce = Callable[[str], None]
 Pass = Callable[..., tuple[jax.Array, Any]]
 
 
-def fastest(
-    calls: Collection[AttentionCall], precision: Precision, announce: Announce
-) -> dict[AttentionCall, str]:
+def fastest(calls: Collection[AttentionCall], precision: Precision, announce: Announce) -> dict[AttentionCall, str]:
     """Returns the fastest kernel for each of `calls`, of those that agree with plain operations.
 
     Several processes take what the first one finds; nothing is remembered then, since all must compile the same.

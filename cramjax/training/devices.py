@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import time
 
@@ -11,16 +10,6 @@ import jax.numpy as jnp
 
 from cramjax.budget import peaks
 from cramjax.models.encoder import Precision
-
-GPU_FRACTION = 0.92
-"""Of a GPU's memory that JAX takes at start; its own 0.75 would leave 3 GB of a 12 GB card unused."""
-
-
-def claim_memory() -> None:
-    """Let JAX take `GPU_FRACTION` of a GPU, where the user has set nothing else; before the first device is asked for."""
-    names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE")
-    if not any(name in os.environ for name in names):
-        os.environ[names[0]] = str(GPU_FRACTION)
 
 
 def resolve_precision(name: str, device: jax.Device) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import Executor, Future
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ class EvalResult:
 
 
 class Evaluator:
-    """Scores parameters on fixed held-out batches; compiles on its first use.
+    """Scores parameters on fixed held-out batches; compiles on its first use, where that is not done before.
 
     Args:
         batches: (tokens [rows, seq_len], row weights float32 [rows]) pairs of one shape.
@@ -42,13 +43,20 @@ class Evaluator:
         # Whole in every process, which each of them can read.
         self._whole = meshes.replicated(mesh)
         self._evaluate = jax.jit(task.evaluate, out_shardings=self._whole)
+        self._compiling: Future[None] | None = None
 
     def compile(self, params: dict) -> None:
         """Compile now what the first use would, for `params` as ShapeDtypeStructs with shardings."""
         self._evaluate = self._evaluate.lower(params, *self._batches[0]).compile()
 
+    def compile_by(self, executor: Executor, params: dict) -> None:
+        """`compile` in a thread of `executor`; the first use waits for it."""
+        self._compiling = executor.submit(self.compile, params)
+
     def __call__(self, params: dict) -> EvalResult:
         """Mean loss and accuracy of `params` over all batches; waits for the device."""
+        if self._compiling is not None:
+            self._compiling.result()
         sums = [self._evaluate(params, *batch) for batch in self._batches]
         total = {name: sum(float(jax.device_get(part[name])) for part in sums) for name in sums[0]}
         return EvalResult(total["loss"] / total["weight"], total["correct"] / total["weight"])

@@ -35,8 +35,9 @@ class Prepared:
 class Stages:
     """The stages of a configuration over a dataset."""
 
-    def __init__(self, config: Any, dataset: TokenDataset):
-        self.config, self._dataset = config, dataset
+    def __init__(self, config: Any, dataset: TokenDataset, announce: Callable[[str], None]):
+        """`announce` is told what a search for a microbatch does."""
+        self.config, self._dataset, self._announce = config, dataset, announce
         self.stages = stages.of(config)
         self._background = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="cramjax-next-stage")
 
@@ -56,7 +57,7 @@ class Stages:
 
     def open(self, number: int) -> session.Session:
         """The session of a stage."""
-        return session.open_session(self.config_of(number), self._dataset)
+        return session.open_session(self.config_of(number), self._dataset, self._announce)
 
     def evaluator(self, number: int, made: session.Session) -> Evaluator:
         """What evaluates a stage, on the same sequences in all stages."""

@@ -13,8 +13,8 @@ from cramjax.budget import schedules
 from cramjax.budget.clock import Clock
 from cramjax.config.errors import RunFailed
 from cramjax.data.loader import DevicePrefetch
+from cramjax.stop import Stop
 from cramjax.training.state import TrainState
-from cramjax.training.stop import Stop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import tokenizers
 
+from cramjax import start
 from cramjax.data import loader as loaders
 from cramjax.models.layers import FLOAT32
 from cramjax.training import origin, session
@@ -22,6 +23,7 @@ def preview(config: Any, n_examples: int) -> Iterator[str]:
 
     Prepares the data if that is not done yet. The targets of masked language modelling are the words behind the masks in their order.
     """
+    start.start()
     with contextlib.closing(Progress()) as progress:
         config = origin.with_tokenizer(config)
         dataset = open_data(config, progress)

@@ -13,7 +13,7 @@ import jax
 from cramjax.config.errors import RunFailed, UserError
 from cramjax.config.resolve import changed
 from cramjax.parallel import mesh as meshes
-from cramjax.training import devices, fit, session
+from cramjax.training import devices, fit, footprint, session
 from cramjax.training.task import Vocabulary
 
 # By how little they change: the same updates in another order of work, the same in more devices' memory, another optimizer.
@@ -47,15 +47,7 @@ def find(
 
     At most so many; each one is compiled.
     """
-    shards = meshes.batch_shards(meshes.make_mesh(**config.mesh.to_dict(), devices=on))
-    found: list[Remedy] = []
-    smaller = [n for n in fit.microbatch_sizes(session.most_sequences(config), shards) if n < microbatch_size]
-    while smaller:
-        size = smaller[-1]
-        if remedy := _fitting(config, {"microbatch_size": size}, vocabulary, on, room):
-            found.append(remedy)
-            break
-        smaller = [n for n in smaller if n <= size // 2]
+    found = _smaller(config, vocabulary, on, microbatch_size, room)
     for change in _CHANGES:
         if len(found) == most:
             break
@@ -67,12 +59,35 @@ def find(
     return found
 
 
+def _smaller(
+    config: Any, vocabulary: Vocabulary, on: Sequence[jax.Device], microbatch_size: int, room: float
+) -> list[Remedy]:
+    """The largest microbatch below `microbatch_size` that fits, if one does."""
+    made = session.session_on(config, vocabulary, on)
+    shards = meshes.batch_shards(made.mesh)
+    sizes = [n for n in fit.microbatch_sizes(session.most_sequences(config), shards) if n < microbatch_size]
+    if not sizes:
+        return []
+
+    def measure(n: int) -> int | None:
+        return fit.fitting_bytes(lambda: session.compile_train_step(dataclasses.replace(made, microbatch_size=n))[0])
+
+    limit = round(room / fit.HEADROOM)
+    searched = fit.search(measure, sizes, limit, lambda n: footprint.by_formula(made, n // shards))
+    if searched.largest is None:
+        return []
+    return [Remedy({"microbatch_size": searched.largest}, searched.used[searched.largest])]
+
+
 def _fitting(
     config: Any, overrides: Mapping[str, Any], vocabulary: Vocabulary, on: Sequence[jax.Device], room: float
 ) -> Remedy | None:
     try:
         made = session.session_on(changed(config, overrides), vocabulary, on)
     except UserError:  # these devices cannot be arranged so
+        return None
+    n_local = made.microbatch_size // meshes.batch_shards(made.mesh)
+    if footprint.by_formula(made, n_local) > fit.FORMULA_ERROR * room:
         return None
     used = fit.needed_bytes(lambda: session.compile_train_step(made)[0])
     return Remedy(overrides, used) if used <= room else None

@@ -13,11 +13,12 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
 
+from cramjax import start
 from cramjax.budget.clock import Clock
 from cramjax.config.errors import UserError
 from cramjax.data import loader as loaders
@@ -25,14 +26,14 @@ from cramjax.data import prepare, tokenizers
 from cramjax.data.dataset import TokenDataset
 from cramjax.parallel import mesh as meshes
 from cramjax.parallel import processes
-from cramjax.training import devices, growing, memory, origin, plots, records, remedies, session
+from cramjax.stop import Stop, StopSignal, exit_code
+from cramjax.training import growing, origin, plots, records, remedies, session
 from cramjax.training.agreement import Agreement
 from cramjax.training.checkpoint import Checkpoints
 from cramjax.training.loop import Hooks, Outcome, run_steps
 from cramjax.training.metrics import MetricsWriter, Silence, Sink
 from cramjax.training.progress import Progress
 from cramjax.training.state import TrainState, initial_state
-from cramjax.training.stop import Stop, StopSignal, exit_code
 from cramjax.training.workdir import Workdir, environment, write_json
 
 
@@ -54,15 +55,15 @@ def train_until_stopped(config: Any, workdir: str | os.PathLike) -> int:
     with StopSignal() as stop:
         summary = _train(config, pathlib.Path(workdir), stop)
         # The signal may have been another process's.
-        return stop.exit_code or exit_code(summary["stop_reason"])
+        code = stop.exit_code or exit_code(summary["stop_reason"])
+        if code:
+            processes.part()
+        return code
 
 
 def _train(config: Any, path: pathlib.Path, stop: StopSignal, sinks: Sequence[Sink] = ()) -> dict[str, Any]:
     started = time.monotonic()
-    memory.keep_freed_memory()
-    enable_compile_cache()
-    devices.claim_memory()
-    processes.join()
+    start.start(together=True)
     with _folder(path), contextlib.closing(_progress()) as progress:
         if jax.process_count() > 1:
             stop = Agreement(stop)
@@ -96,14 +97,6 @@ def _progress() -> Progress:
     return Progress() if processes.is_first() else Progress(stream=io.StringIO(), is_terminal=False)
 
 
-def enable_compile_cache() -> None:
-    """Keep compiled programs between runs, unless the user has chosen a place (or none) by JAX_COMPILATION_CACHE_DIR."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "cramjax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 def open_data(config: Any, progress: Progress) -> TokenDataset:
     """The dataset of `config`, prepared first if it is not there; says what it is."""
     directory = prepare.prepare(config.data, progress=progress)
@@ -130,7 +123,7 @@ class Run:
         self.sinks = sinks
         self.config, self.workdir, self.dataset = config, workdir, dataset
         self.progress, self.stop, self.started = progress, stop, started
-        self.stages = growing.Stages(config, dataset)
+        self.stages = growing.Stages(config, dataset, progress.announce)
         self.stage = 0
         self.session: session.Session | None = None
         self.agree = stop.advance if isinstance(stop, Agreement) else lambda: None
@@ -143,15 +136,17 @@ class Run:
         self.resumed_from: int | None = None
         self.first_step_s: float | None = None
         self.recorder: records.Recorder | None = None
+        # On few cores the evaluation would keep the step waiting: it is compiled after it, while the first steps run.
+        # Several processes compile in the same order, because they share their autotuning.
+        n_workers = 1 if start.n_cores() <= start.FEW_CORES or is_shared() else 2
+        self._compiler = ThreadPoolExecutor(n_workers, thread_name_prefix="cramjax-compiler")
 
     def restore(self) -> dict[str, Any] | None:
         """Load the newest checkpoint, if there is one; the summary of a run that has ended, else None."""
-        config = self.config
         restored = self.checkpoints.restore(self._enter)
         if not restored:
             self._enter({"stage": 0})
         self.progress.announce(session.describe(self.session))
-        made = self.session
         if restored:
             self.clock.load_state_dict(restored.sidecar["clock"])
             self.spent = records.Spent(**restored.sidecar["spent"])
@@ -161,10 +156,6 @@ class Run:
                 return summary
             self.state, self.resumed_from = restored.state, restored.step
             self.progress.announce(f"resuming {self.workdir} at step {restored.step}")
-        else:
-            self.state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed)
-            if config.init_from:
-                self.state = self._started_from(config.init_from, self.state)
         if processes.is_first():
             self._describe()
         return None
@@ -198,21 +189,10 @@ class Run:
         return self.session.abstract, self._identity()
 
     def train(self) -> Outcome:
-        """Compile and run the loop, stage by stage; the budget's clock starts here."""
-        self.evaluator = self.stages.evaluator(self.stage, self.session)
-        self.unigram_loss = self.evaluator.unigram_loss(self.dataset.unigram_counts)
-        prefetch = self._prefetch()
-        self.clock.start()
-        self.progress.announce("compiling the train step…")
-        with self.stop.at_once(), remedies.explained(self.session, self.dataset):
-            step_fn, compile_s = session.compile_train_step(self.session)
-        self.spent.compile_s += compile_s
-        if self.config.eval.every_fraction:
-            with self.stop.at_once(), self.spent.on("compile_s"):
-                self.evaluator.compile(self.session.abstract.params)
-        self.recorder = self._recorder()
-        self._next_eval = self._eval_count(self.clock.fraction())
-        self._saved_at, self._saved_step = self.clock.elapsed_s, self.clock.n_steps
+        """Run the loop, stage by stage."""
+        # Nothing is lost by a signal until there is a step: it is not kept waiting.
+        with self.stop.at_once():
+            step_fn, prefetch = self._ready()
         while True:
             following = self.stages.prepare(self.stage + 1, self.session)
             with remedies.explained(self.session, self.dataset):
@@ -224,6 +204,40 @@ class Run:
                 return dataclasses.replace(outcome, stop_reason=outcome.stop_reason or self.stop.reason)
             step_fn = self._grow(outcome.state, following)
             prefetch = self._prefetch()
+
+    def _ready(self) -> tuple[Callable[..., Any], loaders.DevicePrefetch]:
+        """The compiled step and the stream of batches, with all else a step needs; the budget's clock starts here.
+
+        Step and evaluation are compiled in threads, while the main one makes the state, reads and answers signals.
+        """
+        self.evaluator = self.stages.evaluator(self.stage, self.session)
+        self.clock.start()
+        if self.session.program is None:
+            self.progress.announce("compiling the train step…")
+        program = self._compiler.submit(session.compile_train_step, self.session)
+        if self.config.eval.every_fraction:
+            self.evaluator.compile_by(self._compiler, self.session.abstract.params)
+
+        if self.state is None:
+            self.state = self._fresh_state()
+        self.unigram_loss = self.evaluator.unigram_loss(self.dataset.unigram_counts)
+        prefetch = self._prefetch()
+        with remedies.explained(self.session, self.dataset):
+            step_fn, compile_s = program.result()
+
+        self.spent.compile_s += compile_s
+        since_s = time.monotonic() - self.started
+        self.progress.announce(f"compiled in {compile_s:.1f} s; the first step starts after {since_s:.1f} s")
+        self.recorder = self._recorder()
+        self._next_eval = self._eval_count(self.clock.fraction())
+        self._saved_at, self._saved_step = self.clock.elapsed_s, self.clock.n_steps
+        return step_fn, prefetch
+
+    def _fresh_state(self) -> TrainState:
+        """The state at step 0, with the parameters of another model where the configuration names one."""
+        made, config = self.session, self.config
+        state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed)
+        return self._started_from(config.init_from, state) if config.init_from else state
 
     def _train_stage(self, step_fn: Callable[..., Any], prefetch: loaders.DevicePrefetch) -> Outcome:
         made = self.session
@@ -302,6 +316,7 @@ class Run:
         """Wait for what is being written; called however the run ends."""
         if self.recorder is not None:
             self.recorder.close()
+        self._compiler.shutdown(wait=False, cancel_futures=True)
         self.stages.close()
         self.checkpoints.close()
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,12 +19,14 @@ from cramjax.config.errors import UserError
 from cramjax.models import kernels
 from cramjax.optim.build import make_optimizer
 from cramjax.parallel import mesh as meshes
-from cramjax.training import devices, fit
+from cramjax.training import answers, attention_choice, devices, fit, footprint
 from cramjax.training.masked_lm import masked_lm
 from cramjax.training.span_corruption import span_corruption
 from cramjax.training.state import TrainState, abstract_state
 from cramjax.training.step import make_train_step
 from cramjax.training.task import Task, Vocabulary
+
+ChooseKernels = Callable[[Collection[kernels.AttentionCall], Mesh], kernels.Choices]
 
 TASKS = {"encoder": masked_lm, "t5": span_corruption}
 
@@ -52,7 +55,8 @@ class Session:
     """A configuration made concrete on the devices at hand.
 
     `attention`: name of the kernel; `abstract`: shapes and shardings of the state; `token_dtype`: of a batch;
-    `peak_flops`: of all devices together, NaN of devices that are not here.
+    `peak_flops`: of all devices together, NaN of devices that are not here; `program`: the train step, where the search
+    for a microbatch has compiled it.
     """
 
     config: Any
@@ -65,6 +69,7 @@ class Session:
     microbatch_size: int
     token_dtype: np.dtype
     peak_flops: float
+    program: fit.Program | None = None
 
     @property
     def dynamic_scale(self) -> bool:
@@ -77,22 +82,20 @@ class Session:
         return self.config.batch_size // self.microbatch_size
 
 
-def open_session(config: Any, vocabulary: Vocabulary) -> Session:
+def open_session(config: Any, vocabulary: Vocabulary, announce: fit.Announce = lambda line: None) -> Session:
     """Decide mesh, precision and microbatch on the devices at hand, and build the task; nothing large is allocated.
+
+    `announce` is told what the timing of kernels and the search for a microbatch do, where there are such.
 
     Raises:
         UserError: when mesh, batch or memory do not fit the devices.
     """
     local = jax.devices()
-    made = session_on(config, vocabulary, local)
+    made = session_on(config, vocabulary, local, lambda calls, mesh: _measured(config, calls, mesh, announce))
     shards = meshes.batch_shards(made.mesh)
-    size = config.microbatch_size or fit.choose_microbatch(
-        lambda n: compile_train_step(dataclasses.replace(made, microbatch_size=n))[0],
-        batch_size=most_sequences(config),
-        shards=shards,
-        seq_len=config.data.seq_len,
-        limit_bytes=devices.memory_bytes(jax.local_devices()[0]),
-    )
+    size, program = config.microbatch_size, None
+    if size is None:
+        size, program = _choose_microbatch(made, announce)
     for key, value in (("microbatch_size", size), ("eval.batch_size", config.eval.batch_size)):
         if value % shards:
             raise UserError(f"{key}={value}: must be a multiple of the {shards} devices along the batch")
@@ -101,15 +104,68 @@ def open_session(config: Any, vocabulary: Vocabulary) -> Session:
             f"mesh.tensor={config.mesh.tensor}: spans processes; each of the {jax.process_count()} must hold whole sequences"
         )
     peak = devices.peak_flops(jax.local_devices()[0], made.precision) * len(local)
-    return dataclasses.replace(made, microbatch_size=size, peak_flops=peak)
+    return dataclasses.replace(made, microbatch_size=size, peak_flops=peak, program=program)
+
+
+def _choose_microbatch(session: Session, announce: fit.Announce) -> tuple[int, fit.Program | None]:
+    """The largest microbatch that fits, and its step where finding it has compiled one."""
+    config, device = session.config, session.mesh.devices.flat[0]
+    shards = meshes.batch_shards(session.mesh)
+    sizes = fit.microbatch_sizes(most_sequences(config), shards)
+    limit = devices.memory_bytes(jax.local_devices()[0])
+    if limit is None:
+        return fit.cpu_microbatch(sizes, shards=shards, seq_len=config.data.seq_len), None
+    # Several processes share their autotuning: all have to compile the same, whatever each of them remembers.
+    question = _question(session, limit) if jax.process_count() == 1 else None
+    return fit.choose_microbatch(
+        lambda n: lower_train_step(dataclasses.replace(session, microbatch_size=n)),
+        sizes,
+        limit,
+        lambda n: footprint.by_formula(session, n // shards),
+        platform=device.platform,
+        answer=answers.Answer(question),
+        announce=announce,
+    )
+
+
+def _question(session: Session, limit_bytes: int) -> dict[str, Any]:
+    """What the largest microbatch depends on, as far as it is known before the step is traced."""
+    config, mesh = session.config, session.mesh
+    return {
+        "network": session.task.description,
+        "model": config.model.to_dict(),
+        "objective": config.objective.to_dict(),
+        "optimizer": {key: value for key, value in config.optimizer.items() if key != "lr"},
+        "seed": config.seed,
+        "precision": session.precision,
+        "attention": session.attention,
+        "batch_size": config.batch_size,
+        "row_tokens": session.task.row_tokens,
+        "noise_scale": config.log.noise_scale,
+        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
+        "device": mesh.devices.flat[0].device_kind,
+        "limit_bytes": limit_bytes,
+        "flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _measured(
+    config: Any, calls: Collection[kernels.AttentionCall], mesh: Mesh, announce: fit.Announce
+) -> kernels.Choices:
+    """The fastest kernels for `calls` on this process's devices."""
+    if config.model.attention != "auto" or not owns_rows(config, mesh):
+        return {}
+    device = jax.local_devices()[0]
+    number_format = devices.make_precision(devices.resolve_precision(config.precision, device), device)
+    return attention_choice.fastest(calls, number_format, announce)
 
 
 def session_on(
-    config: Any, vocabulary: Vocabulary, on: Sequence[jax.Device], measured: kernels.Choices | None = None
+    config: Any, vocabulary: Vocabulary, on: Sequence[jax.Device], choose: ChooseKernels | None = None
 ) -> Session:
     """The session of `config` on devices `on`, which need not be here; a microbatch that is not given is one sequence a device.
 
-    `measured`: the fastest kernel by call of attention; None: those that are likely to be.
+    `choose` gives the kernels of the calls of attention on a mesh; None: those that are likely to be fastest.
 
     Raises:
         UserError: when mesh or attention do not fit the devices.
@@ -118,16 +174,14 @@ def session_on(
     precision = devices.resolve_precision(config.precision, on[0])
     task = build_task(config, vocabulary, precision, mesh)
     calls = attention_calls(config, task, meshes.batch_shards(mesh), vocabulary.dtype)
-    if measured is None:
-        measured = {call: kernels.promising(call, on[0]) for call in calls} if owns_rows(config, mesh) else {}
-    task = build_task(config, vocabulary, precision, mesh, measured)
+    chosen = choose(calls, mesh) if choose else _promising(config, calls, mesh, on[0])
+    task = build_task(config, vocabulary, precision, mesh, chosen)
     optimizer = build_optimizer(config, task)
-    chosen = {kernels.choose(config.model.attention, call, on[0], measured) for call in calls}
     return Session(
         config=config,
         mesh=mesh,
         precision=precision,
-        attention=" and ".join(sorted(chosen)),
+        attention=_names(config, calls, on[0], chosen),
         task=task,
         optimizer=optimizer,
         abstract=abstract_state(task, optimizer, precision == "float16", mesh),
@@ -135,6 +189,22 @@ def session_on(
         token_dtype=vocabulary.dtype,
         peak_flops=math.nan,
     )
+
+
+def describe_attention(session: Session, vocabulary: Vocabulary, device: jax.Device) -> str:
+    """The names of the kernels that `session` would take on another `device`."""
+    shards = meshes.batch_shards(session.mesh)
+    calls = attention_calls(session.config, session.task, shards, vocabulary.dtype)
+    return _names(session.config, calls, device, _promising(session.config, calls, session.mesh, device))
+
+
+def _promising(config, calls, mesh: Mesh, device: jax.Device) -> kernels.Choices:
+    return {call: kernels.promising(call, device) for call in calls} if owns_rows(config, mesh) else {}
+
+
+def _names(config, calls, device: jax.Device, chosen: kernels.Choices) -> str:
+    names = {kernels.choose(config.model.attention, call, device, chosen) for call in calls}
+    return " and ".join(sorted(names))
 
 
 def owns_rows(config: Any, mesh: Mesh) -> bool:
@@ -151,11 +221,14 @@ def most_sequences(config: Any) -> int:
 
 
 def build_task(
-    config: Any, vocabulary: Vocabulary, precision: str, mesh: Mesh, measured: kernels.Choices | None = None
+    config: Any, vocabulary: Vocabulary, precision: str, mesh: Mesh, attention: kernels.Choices | None = None
 ) -> Task:
-    """The model and objective of `config` in the number format `precision` on the devices of `mesh`."""
+    """The model and objective of `config` in the number format `precision` on the devices of `mesh`.
+
+    `attention`: the kernel by call, where it is not the one that is always there.
+    """
     number_format = devices.make_precision(precision, mesh.devices.flat[0])
-    chosen = tuple((measured or {}).items())
+    chosen = tuple((attention or {}).items())
     number_format = dataclasses.replace(number_format, rows=meshes.rows_of_sharded(mesh), kernels=chosen)
     return TASKS[config.model.family](config, vocabulary, number_format)
 
@@ -192,12 +265,21 @@ def build_optimizer(config: Any, task: Task) -> optax.GradientTransformation:
     )
 
 
-def compile_train_step(session: Session, options: Mapping[str, Any] | None = None) -> tuple[jax.stages.Compiled, float]:
+def compile_train_step(session: Session, options: Mapping[str, Any] | None = None) -> fit.Program:
     """The train step compiled for the session's shapes, the state donated, and the seconds that took.
 
     Args:
         options: XLA's, by name; they come before those of the environment.
     """
+    if session.program is not None:
+        return session.program
+    started = time.monotonic()
+    compiled = lower_train_step(session).compile(options)
+    return compiled, time.monotonic() - started
+
+
+def lower_train_step(session: Session) -> jax.stages.Lowered:
+    """The train step traced for the session's shapes, ready to compile."""
     config, mesh = session.config, session.mesh
     shardings = jax.tree.map(lambda leaf: leaf.sharding, session.abstract)
     step = make_train_step(
@@ -215,10 +297,8 @@ def compile_train_step(session: Session, options: Mapping[str, Any] | None = Non
     batch = jax.ShapeDtypeStruct(batch_shape, session.token_dtype, sharding=meshes.batch_sharding(mesh, 3, 1))
     lr = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
     n_micro = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    start = time.monotonic()
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
-    compiled = jitted.lower(session.abstract, batch, lr, n_micro).compile(options)
-    return compiled, time.monotonic() - start
+    return jitted.lower(session.abstract, batch, lr, n_micro)
 
 
 def describe(session: Session) -> str:

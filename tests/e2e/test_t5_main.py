@@ -97,7 +97,7 @@ def test_show_batch_prints_what_the_first_step_reads_and_trains_nothing(corpus, 
     [
         (["--config.data.extra_ids=1"], "data.extra_ids=1: 48 input tokens have"),
         (["--config.model.positions=rotary"], "model.positions='rotary': must be 'relative'"),
-        (["--config.model.attention=cudnn"], "relative positions"),
+        (["--config.model.attention=cudnn"], "needs an NVIDIA GPU"),
         (["--config.optimizer.relative_step=True"], "belongs to adafactor"),
         (["--config.objective.name=mlm"], "must be 'span_corruption'"),
         (["--show_batch", "0"], "--show_batch"),

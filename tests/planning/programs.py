@@ -79,9 +79,10 @@ def of_fusion(body: str, kind: str = "kLoop") -> str:
     )  # fmt: skip
 
 
-def of_call(target: str, operands: list[str], result: str, config: str) -> str:
+def of_call(target: str, operands: list[str], result: str, config: str, op_name: str = "call") -> str:
     """A program that is one custom call."""
     names = ", ".join(f"%o{place}" for place in range(len(operands)))
     lines = [f"  %o{place} = {shape} parameter({place})" for place, shape in enumerate(operands)]
-    call = f'  ROOT %call.1 = {result} custom-call({names}), custom_call_target="{target}", backend_config={config}'
+    call = f'  ROOT %call.1 = {result} custom-call({names}), custom_call_target="{target}", '
+    call += f'metadata={{op_name="{op_name}"}}, backend_config={config}'
     return "\n".join(["ENTRY %main (p: f32[]) -> f32[] {", *lines, call, "}"])

@@ -196,6 +196,21 @@ def test_a_call_of_cudnn_is_attention_both_ways(name):
     assert causal.work.flops == forward.work.flops / 2
 
 
+def test_our_own_kernel_is_attention_both_ways():
+    fused, mixed = "bf16[8,128,3,12,64]{4,3,2,1,0}", "bf16[8,128,12,64]{3,2,1,0}"
+    call = ("__gpu$xla.gpu.triton", '{ir = "not JSON {"}', "jit(step)/short_attention/pallas_call")
+
+    def one(operands, result):
+        target, config, op_name = call
+        (kernel,) = launched(programs.of_call(target, operands, result, config, op_name))
+        return kernel
+
+    forward, backward = one([fused], mixed), one([fused, mixed], fused)
+    assert (forward.kind, forward.form, backward.form) == (kernels.ATTENTION, "forward", "backward")
+    assert forward.work == traffic.Work(3 * 2 * 8 * 128 * 768, 2 * 8 * 128 * 768, 4 * 8 * 12 * 128**2 * 64, 0)
+    assert backward.work == traffic.Work(4 * 2 * 8 * 128 * 768, 3 * 2 * 8 * 128 * 768, 10 * 8 * 12 * 128**2 * 64, 0)
+
+
 def test_what_was_started_counts_once_and_of_branches_one():
     text = """
 %fused (p0: f32[1000]) -> f32[1000] {

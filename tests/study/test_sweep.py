@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cramjax.config.errors import UserError
+from cramjax.stop import StopSignal
 from cramjax.study import grid, pareto, sweep, sweep_plots
-from cramjax.training.stop import StopSignal
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPE = str(ROOT / "configs" / "quickstart.py")

@@ -49,7 +49,7 @@ def compiled(made):
         "output_size_in_bytes": 0,
         "alias_size_in_bytes": 0,
     }
-    return types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(**sizes)), 0.0
+    return types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(**sizes), as_text=lambda: ""), 0.0
 
 
 def test_running_out_of_memory_is_explained(made, monkeypatch):
@@ -84,6 +84,5 @@ def test_a_compiler_that_refuses_says_how_much_it_wanted():
     assert fit.needed_bytes(refuse) == round(19.5 * 2**30)
     # The search goes on below what was refused.
     sizes = [1, 2, 4, 8, 16, 32]
-    used = {n: types.SimpleNamespace() for n in sizes}
-    found = fit.search(lambda n: (2 + n) * 2**30, sizes, 12 * 2**30)
-    assert found.largest == 8 and set(found.used) <= set(used) and found.per_sequence == 2**30
+    found = fit.search(lambda n: (2 + n) * 2**30, sizes, 12 * 2**30, lambda n: (2 + n) * 2**30)
+    assert found.largest == 8 and set(found.used) <= set(sizes) and found.per_sequence == 2**30

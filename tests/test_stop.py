@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from cramjax.training.stop import StopSignal
+from cramjax.stop import StopSignal
 
 
 @pytest.mark.parametrize("signum, code, reason", [(signal.SIGTERM, 143, "sigterm"), (signal.SIGINT, 130, "sigint")])
@@ -24,9 +24,32 @@ def test_before_there_is_a_state_it_ends_at_once():
     assert ended.value.code == 143
 
 
+def test_a_signal_that_came_before_ends_what_has_nothing_to_save():
+    with pytest.raises(SystemExit) as ended, StopSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        with stop.at_once():
+            raise AssertionError("it went on")
+    assert ended.value.code == 130
+
+
+def test_the_innermost_context_answers():
+    assert not StopSignal.ends_at_once()
+    with StopSignal() as outer, outer.at_once():
+        assert StopSignal.ends_at_once()
+        with StopSignal() as inner:
+            assert not StopSignal.ends_at_once()
+            signal.raise_signal(signal.SIGTERM)
+            assert inner.requested and not outer.requested
+            # What follows the saving is a new matter.
+            with pytest.raises(SystemExit), inner.at_once():
+                pass
+        assert StopSignal.ends_at_once()
+    assert not StopSignal.ends_at_once()
+
+
 def test_a_second_signal_ends_the_process():
     code = (
-        "import signal, sys; from cramjax.training.stop import StopSignal\n"
+        "import signal, sys; from cramjax.stop import StopSignal\n"
         "with StopSignal() as stop:\n"
         "    signal.raise_signal(signal.SIGINT); print('first', flush=True)\n"
         "    signal.raise_signal(signal.SIGINT); print('second', flush=True)\n"
