@@ -39,7 +39,7 @@ BELOW = {
     "publishing": {"config", "benchmarks", "data", "hub", "models", "inference"},
     "probing": {"config", "models", "inference"},
     "compress": {"config", "benchmarks", "data", "hub", "models", "training", "inference", "finetuning", "study"},
-    "planning": {"start", "config", "budget", "parallel", "training"},
+    "planning": {"start", "config", "budget", "parallel", "models", "training"},
     "notebook": {"training"},
     "demonstration": {"data", "inference"},
     "study": {

@@ -137,7 +137,7 @@ def _pass(call: AttentionCall, name: str, precision: Precision) -> tuple[Pass, t
     mask = None
     if call.has_mask:
         documents = jnp.arange(call.length) * 3 // call.length
-        mask = jnp.broadcast_to(documents[:, None] == documents, (n_rows, 1, call.length, call.length))
+        mask = jnp.broadcast_to(documents[:, None] == documents[None], (n_rows, 1, call.length, call.length))
     build = _within if call.is_fused else _between
     mixture, inputs = build(call, name, precision, n_rows, mask, keys)
 
