@@ -90,7 +90,7 @@ class TaskSubject:
     def _open(self, config: Any) -> tuple[Any, Any]:
         if config not in self._opened:
             model = dataclasses.replace(self.model, config=config)
-            self._opened[config] = learning.open_task(model, self.task, self.splits, self.settings)
+            self._opened[config] = learning.open_task(model, self.task, self.splits, self.settings, self._announce)
         return self._opened[config]
 
     def _train(self, config: Any, learner: Any, params: Any, settings: Settings, seed: int) -> Any:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cramjax.benchmarks import metrics
 from cramjax.benchmarks.tasks import Row, Task
 from cramjax.finetuning import results, training
-from cramjax.finetuning.classification import classification
+from cramjax.finetuning.classification import Classification, classification
 from cramjax.finetuning.feed import EncoderFeed, Feed
 from cramjax.finetuning.protocols import Settings
 from cramjax.finetuning.t5_feed import T5Feed
@@ -19,12 +21,19 @@ from cramjax.finetuning.text_to_text import text_to_text
 from cramjax.hub import equivalence
 from cramjax.hub.families import FAMILIES
 from cramjax.inference import LoadedModel
+from cramjax.models import kernels
+from cramjax.training import attention_choice
 
 Splits = Mapping[str, list[Row]]
 
 
-def open_task(model: LoadedModel, task: Task, splits: Splits, settings: Settings) -> tuple[Feed, Any]:
-    """The examples of a task as `model` reads them, and the functions that learn them (`Classification` or `TextToText`)."""
+def open_task(
+    model: LoadedModel, task: Task, splits: Splits, settings: Settings, announce: Callable[[str], None]
+) -> tuple[Feed, Any]:
+    """The examples of a task as `model` reads them, and the functions that learn them (`Classification` or `TextToText`).
+
+    On a GPU the kernel of an encoder's attention is the fastest one there, which `announce` is told about.
+    """
     splits = dict(splits)
     if settings.max_train and len(splits.get("train", ())) > settings.max_train:
         # The same sample for every seed.
@@ -44,7 +53,27 @@ def open_task(model: LoadedModel, task: Task, splits: Splits, settings: Settings
     head = {"pooling": settings.pooling, "width": settings.head_width}
     if settings.head == "stock" and (family := equivalence.exports(model.config)):
         head |= {"width": None, "transform": FAMILIES[family].transform}
-    return feed, classification(model.config, model.precision, **head, **rates)
+    learner = classification(model.config, model.precision, **head, **rates)
+    return feed, _with_fastest_attention(learner, feed, model.params, settings, announce)
+
+
+def _with_fastest_attention(
+    learner: Classification, feed: EncoderFeed, trained: Any, settings: Settings, announce: Callable[[str], None]
+) -> Classification:
+    """`learner` with the kernels that are fastest for a batch of `feed`."""
+    precision = learner.precision
+    if not precision.on_gpu or not feed.n_train:
+        return learner
+    size = settings.microbatch_size or settings.batch_size
+    plan = feed.plan(range(min(size, feed.n_train)))
+    batch = feed.arrays(plan, plan.need, size)
+
+    key = jax.random.key(0)
+    params = jax.eval_shape(learner.init, key, trained)
+    with kernels.noting() as calls:
+        jax.eval_shape(learner.loss, params, key, batch, jnp.arange(size, dtype=jnp.int32))
+    chosen = attention_choice.fastest(calls, precision, announce)
+    return dataclasses.replace(learner, precision=dataclasses.replace(precision, kernels=tuple(chosen.items())))
 
 
 def score(

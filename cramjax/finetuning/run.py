@@ -216,7 +216,7 @@ class Finetuning:
             self.announce(f"{task.folder} seed {seed}: {shown} ({run['seconds']:.1f} s, loss {run['loss']:.3f})")
 
     def _opened(self, task: Task, settings: Settings) -> tuple[Any, Any]:
-        return learning.open_task(self.model, task, self.data[task.name].splits, settings)
+        return learning.open_task(self.model, task, self.data[task.name].splits, settings, self.announce)
 
     def _scored(
         self, task: Task, feed: Any, learner: Any, params: Any

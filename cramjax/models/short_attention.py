@@ -6,7 +6,8 @@ the backward pass reads the projection and a gradient, computes the probabilitie
 gradient whole. Rotary positions are turned on the way. Dropout is a function of a seed and a place, so that a resumed
 or recomputed step draws the same; cuDNN's is not: its state lies in the process and moves with each call.
 
-Written in Pallas for Triton, which compiles it for cards of compute capability 8.0 and above.
+Written in Pallas for Triton, which compiles it for cards of compute capability 8.0 and above. JAX 0.11 calls that
+backend deprecated; where it is gone, `is_possible` says no, and another kernel is taken.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from cramjax.models.dropout import kept
+
+try:
+    from jax.experimental.pallas import triton
+except ImportError:
+    triton = None
 
 NAME = "short_attention"
 """The kernel's name in compiled programs."""
@@ -46,8 +51,8 @@ TILES = {f"short{tile.n_queries}x{tile.n_warps}": tile for tile in (Tile(64, 8),
 
 
 def is_possible(length: int, head_dim: int) -> bool:
-    """Whether these sizes are powers of two, as Triton's blocks are, and fit."""
-    return length in (64, LONGEST) and head_dim in (32, 64, 128)
+    """Whether these sizes are powers of two, as Triton's blocks are, and fit, and there is a Triton."""
+    return triton is not None and length in (64, LONGEST) and head_dim in (32, 64, 128)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))

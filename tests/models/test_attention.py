@@ -202,3 +202,15 @@ def test_no_gradient_comes_from_behind_in_causal_attention(kernel):
     of_keys, of_values, of_bias = jax.grad(fourth, argnums=(0, 1, 2))(key_, value, bias)
     assert not np.any(of_keys[:, 4:]) and not np.any(of_values[:, 4:]) and not np.any(of_bias[..., 3, 4:])
     assert np.all(np.any(of_values[:, :4] != 0, axis=(2, 3)))
+
+
+def test_short_attention_under_vmap_is_that_of_each():
+    fused, cotangent = fused_inputs()
+    several, seeds = jnp.stack([fused, 2 * fused]), jnp.asarray([[[1, 2, 3]] * 2, [[4, 5, 6]] * 2], jnp.uint32)
+    tile, mask = short_attention.Tile(64, 8), documents()
+
+    def gradient(fused, seeds):
+        return jax.vjp(lambda fused: short(fused, tile, None, mask, seeds, 0.1), fused)[1](cotangent)[0]
+
+    alone = jnp.stack([gradient(several[index], seeds[index]) for index in range(2)])
+    np.testing.assert_allclose(jax.vmap(gradient)(several, seeds), alone, atol=1e-6)
