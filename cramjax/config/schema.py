@@ -186,7 +186,13 @@ MODEL = {
     "init_std": _number(0.02, "standard deviation of the encoder's normal initialisation; t5 scales by fan-in"),
     "vocab_multiple": _count(1, "the embedding is padded to a multiple of this many entries"),
     "document_attention": _flag(False, "tokens attend within their own document only (block-diagonal over the pack)"),
-    "attention": _text("auto", "attention kernel: auto picks cuDNN where the card has it", "auto", "xla", "cudnn"),
+    "attention": _text(
+        "auto",
+        "attention kernel: auto times those that the card can run, and takes the fastest",
+        "auto",
+        "xla",
+        "cudnn",
+    ),
     "unroll": Field(
         default="auto", kinds=(str, int, bool), help="blocks unrolled in the scan: auto, True, or a number"
     ),

@@ -1,4 +1,4 @@
-"""cuDNN's fused attention, by `jax.nn.dot_product_attention` and, for arbitrary masks in older versions of JAX, below it."""
+"""cuDNN's attention, by JAX's public function and, for masks in older versions, below it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def attention(
     """Attention of 16-bit arrays [batch, length, heads, head_dim] → the same shape and dtype.
 
     Args:
-        bias: [1, heads, length, kv_length], added to the scores; cuDNN reads it, and writes its gradient, in 16 bits.
+        bias: [1, heads, length, kv_length], added to the scores; cuDNN reads it, and writes its
+            gradient, in 16 bits.
         mask: bool [batch, 1 or heads, length, kv_length]; not together with a bias.
         causal: a position sees none behind it.
         scale: the scores are multiplied by it.
@@ -46,7 +47,7 @@ def attention(
 
 
 def _even(x: jax.Array, axis: int, fill: float = 0.0) -> jax.Array:
-    """`x` with one more entry of `fill` along `axis` if that is of odd length and broadcasts nothing."""
+    """`x` with one more entry of `fill` along `axis` if that has an odd length above 1."""
     size = x.shape[axis]
     if size == 1 or size % 2 == 0:
         return x
@@ -61,9 +62,10 @@ def _lowest(dtype: jnp.dtype) -> float:
 
 
 def _masked(query, key_, value, mask, scale):
-    """As `attention` with a mask, without the gradient [batch, heads, length, kv_length] that nobody reads.
+    """As `attention` with a mask, without the gradient of the mask, which nobody reads.
 
-    The public function knows no way to leave it out before JAX 0.11.2, so this calls the private one that it calls.
+    The public function knows no way to leave it out before JAX 0.11.2, so this calls the private
+    one that it calls.
     """
     try:
         from jax._src.cudnn import fused_attention_stablehlo as below

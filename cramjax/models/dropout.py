@@ -1,4 +1,4 @@
-"""Dropout by a hash of a seed and a place: the same in the backward pass, in a resumed step and in every kernel."""
+"""Dropout by a hash of a seed and a place: the same in both passes and in every kernel."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _GOLDEN = 0x9E3779B1  # 2^32 over the golden ratio, odd: spreads neighbouring pl
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """`x` with a share `rate` of its elements zeroed and the others scaled up; `x` itself without a key.
+    """`x` with a share `rate` of its elements zeroed, the others scaled up; `x` without a key.
 
-    Each row along the last axis draws a seed, each element hashes it with its place. The backward pass does so again:
-    neither random words nor a mask pass through memory. A draw of the same length by JAX's generator, two elements a
-    word, takes 2.3 times as long on a CPU.
+    Each row along the last axis draws a seed, each element hashes it with its place. The backward
+    pass does so again: neither random words nor a mask pass through memory. A draw of the same
+    length by JAX's generator, two elements a word, takes 2.3 times as long on a CPU.
     """
     if key is None or _threshold(rate) == 0:
         return x
@@ -43,7 +43,7 @@ _drop.defvjp(_drop_forward, _drop_backward)
 
 
 def kept(numbers: jax.Array, seed: jax.Array, rate: float) -> jax.Array:
-    """The factors of a dropout, float32: 0 for a share `rate` of `numbers`, else what makes up for it.
+    """The factors of a dropout, float32: 0 for a share `rate` of `numbers`, else above 1.
 
     Args:
         numbers: uint32, places under one seed. seed: uint32, shaped to broadcast.
@@ -59,7 +59,7 @@ def _threshold(rate: float) -> int:
 
 
 def _scrambled(words: jax.Array) -> jax.Array:
-    """`words` mixed so that each bit depends on all of them ("lowbias32" of Wellons' hash-prospector)."""
+    """`words` mixed so that each bit depends on all ("lowbias32" of hash-prospector)."""
     words = (words ^ (words >> 16)) * jnp.uint32(0x7FEB352D)
     words = (words ^ (words >> 15)) * jnp.uint32(0x846CA68B)
     return words ^ (words >> 16)

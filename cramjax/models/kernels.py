@@ -1,4 +1,4 @@
-"""Kernels of attention: what a call needs, which kernels can do it on a device, and which one is taken."""
+"""Kernels of attention: what a call needs, what can do it on a device, and what is taken."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ GPUS = ("gpu", "cuda")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionCall:
-    """A call of attention: queries [batch, length, n_heads, head_dim], keys and values [batch, kv_length, …].
+    """A call of attention: queries [batch, length, n_heads, head_dim], keys and values [batch,
+    kv_length, …].
 
-    `dtype` is that of the operands. `is_fused`: all three come from one projection of the same sequence; `is_rotary`:
-    queries and keys are then turned by their positions. `has_bias`: numbers are added to the scores, [1, n_heads,
-    length, kv_length]. `has_mask`: an arbitrary bool mask. `is_causal`: a position sees none behind it.
-    `dropout_rate`: on probabilities.
+    `dtype` is that of the operands. `is_fused`: all three come from one projection of the same
+    sequence; `is_rotary`: queries and keys are then turned by their positions. `has_bias`: numbers
+    are added to the scores, [1, n_heads, length, kv_length]. `has_mask`: an arbitrary bool mask.
+    `is_causal`: a position sees none behind it. `dropout_rate`: on probabilities.
     """
 
     length: int
@@ -62,10 +63,11 @@ def noting() -> Iterator[set[AttentionCall]]:
 
 
 def candidates(call: AttentionCall, device: jax.Device) -> list[str]:
-    """Returns the kernels that can do `call` on `device`; the first is taken where none was measured.
+    """Returns the kernels that can do `call` on `device`, the one to take unmeasured first.
 
-    "cudnn" is cuDNN's fused attention, "xla" that of `jax.nn.dot_product_attention`. "einsum" is ours in plain
-    operations: it has dropout, and its products stay narrow on a CPU. The others are tiles of `short_attention`.
+    "cudnn" is cuDNN's fused attention, "xla" that of `jax.nn.dot_product_attention`. "einsum" is
+    ours in plain operations: it has dropout, and its products stay narrow on a CPU. The others are
+    tiles of `short_attention`.
     """
     plain = EINSUM if device.platform == "cpu" or call.dropout_rate > 0 else XLA
     fused = [] if lacking_for_cudnn(call, device) else [CUDNN]
@@ -73,7 +75,7 @@ def candidates(call: AttentionCall, device: jax.Device) -> list[str]:
 
 
 def promising(call: AttentionCall, device: jax.Device) -> str:
-    """Returns the kernel that is likely the fastest for `call` on a `device` that is not here to be asked."""
+    """Returns the kernel that is likely the fastest for `call` on a `device` that is absent."""
     return [*_short(call, device), *candidates(call, device)][0]
 
 
@@ -105,7 +107,7 @@ def choose(requested: str, call: AttentionCall, device: jax.Device, measured: Ch
 
 
 def lacking_for_cudnn(call: AttentionCall, device: jax.Device) -> str:
-    """Returns what `call` on `device` lacks for cuDNN's fused attention, in words; "" if nothing."""
+    """Returns, in words, what `call` on `device` lacks for cuDNN's attention; "" if nothing."""
     if device.platform not in GPUS:
         return "an NVIDIA GPU"
     if not _is_ampere(device):

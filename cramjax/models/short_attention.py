@@ -1,13 +1,15 @@
-"""Self-attention of short sequences on a GPU, in one kernel a pass: all keys of a head lie in one block.
+"""Self-attention of short sequences on a GPU, in one kernel a pass.
 
-General kernels stream the keys past the queries, and pay for it with partial sums and passes over what they saved. Up
-to `LONGEST` positions nothing has to be streamed. The forward pass reads the fused projection and writes the mixture;
-the backward pass reads the projection and a gradient, computes the probabilities again, and writes the projection's
-gradient whole. Rotary positions are turned on the way. Dropout is a function of a seed and a place, so that a resumed
-or recomputed step draws the same; cuDNN's is not: its state lies in the process and moves with each call.
+General kernels stream the keys past the queries, and pay for it with partial sums and passes over
+what they saved. Up to `LONGEST` positions all keys of a head lie in one block. The forward pass reads the
+fused projection and writes the mixture; the backward pass reads the projection and a gradient,
+computes the probabilities again, and writes the projection's gradient whole. Rotary positions are
+turned on the way. Dropout is a function of a seed and a place, so that a resumed or recomputed step
+draws the same; cuDNN's is not: its state lies in the process and moves with each call.
 
-Written in Pallas for Triton, which compiles it for cards of compute capability 8.0 and above. JAX 0.11 calls that
-backend deprecated; where it is gone, `is_possible` says no, and another kernel is taken.
+Written in Pallas for Triton, which compiles it for cards of compute capability 8.0 and above. JAX
+0.11 calls that backend deprecated; where it is gone, `is_possible` says no, and another kernel is
+taken.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ TILES = {f"short{tile.n_queries}x{tile.n_warps}": tile for tile in (Tile(64, 8),
 
 
 def is_possible(length: int, head_dim: int) -> bool:
-    """Whether these sizes are powers of two, as Triton's blocks are, and fit, and there is a Triton."""
+    """Whether the sizes are powers of two that fit, and this JAX has a Triton."""
     return triton is not None and length in (64, LONGEST) and head_dim in (32, 64, 128)
 
 
@@ -66,12 +68,15 @@ def attention(
     tile: Tile,
     interpret: bool = False,
 ) -> jax.Array:
-    """softmax(scale * query key^T) value, the softmax in float32 → [batch, length, heads, head_dim] in the input's dtype.
+    """softmax(scale * query key^T) value: [batch, length, heads, head_dim] in the input's dtype.
+
+    The softmax is in float32.
 
     Args:
-        fused: [batch, length, 3, heads, head_dim], queries, keys and values; sizes as of `is_possible`.
-        rotary: cosines and sines float32 [1 or batch, length, head_dim / 2] that turn queries and keys
-            (`layers.rotary_tables`).
+        fused: [batch, length, 3, heads, head_dim], queries, keys and values; sizes as of
+            `is_possible`.
+        rotary: cosines and sines float32 [1 or batch, length, head_dim / 2] that turn queries and
+            keys (`layers.rotary_tables`).
         mask: int8 [1 or batch, 1, length, length]; 0 hides a key from a query.
         seeds: uint32 [batch, heads], of the dropout on the probabilities.
         dropout_rate: share of probabilities that become 0; the others grow.
@@ -101,7 +106,7 @@ attention.defvjp(_forward, _backward)
 
 
 def _call(kernel, fused, rotary, mask, seeds, cotangent, result, tile: Tile, interpret: bool) -> jax.Array:
-    """Runs `kernel` once for each sequence and head, with references to what is not None, by name."""
+    """Runs `kernel` for each sequence and head, with references by name to what is given."""
     n_rows, length, _, n_heads, _ = fused.shape
     cosines, sines = (None, None) if rotary is None else rotary
     arrays = {
@@ -151,8 +156,8 @@ def _of_a_row(array) -> pl.BlockSpec:
 class _Work:
     """What both passes do for one sequence and head.
 
-    `refs` are references by name, as `_call` passes them. Queries and keys are lists of parts along the head's
-    dimensions: one, or with rotary positions its two halves, which turn into each other.
+    `refs` are references by name, as `_call` passes them. Queries and keys are lists of parts along
+    the head's dimensions: one, or with rotary positions its two halves, which turn into each other.
     """
 
     scale: float
@@ -229,7 +234,7 @@ class _Work:
         return weights / jnp.sum(weights, axis=1, keepdims=True)
 
     def _factors(self, refs, first: int, shape: tuple[int, int]) -> jax.Array | None:
-        """float32 `shape`: 0 where dropout hits, else the factor that makes up for it; None without dropout."""
+        """float32 `shape`: 0 where dropout hits, else above 1; None without dropout."""
         if "seed" not in refs:
             return None
         rows = jnp.uint32(first) + jax.lax.broadcasted_iota(jnp.uint32, shape, 0)

@@ -1,8 +1,8 @@
 """Finds the fastest kernel of attention on the card at hand, by timing each one that can do a call.
 
-Which kernel is fastest is no property of a kind of card alone: cuDNN's is twice as fast as others on Hopper and slower
-than they are on an A100, and sizes matter. So each is timed for a second at the start, for the calls at hand, and the
-answer is remembered.
+Which kernel is fastest is no property of a kind of card alone: cuDNN's is twice as fast as others
+on Hopper and slower than they are on an A100, and sizes matter. So each is timed for a second at
+the start, for the calls at hand, and the answer is remembered.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SECONDS = 1.0
 TOKENS = 16_384
 """Of a pass that is timed: enough to fill a card."""
 TOLERANCE = 0.05
-"""By which results in 16 bits may differ from those of plain operations, as a share of the largest number."""
+"""Share of the largest number by which results in 16 bits may differ from plain ones."""
 
 Announce = Callable[[str], None]
 Pass = Callable[..., tuple[jax.Array, Any]]
@@ -40,7 +40,8 @@ Pass = Callable[..., tuple[jax.Array, Any]]
 def fastest(calls: Collection[AttentionCall], precision: Precision, announce: Announce) -> dict[AttentionCall, str]:
     """Returns the fastest kernel for each of `calls`, of those that agree with plain operations.
 
-    Several processes take what the first one finds; nothing is remembered then, since all must compile the same.
+    Several processes take what the first one finds; nothing is remembered then, since all must
+    compile the same.
 
     Args:
         precision: number formats of the network, and a device of this process.
@@ -81,7 +82,7 @@ def _words(call: AttentionCall) -> str:
 
 
 def _time(call: AttentionCall, names: list[str], precision: Precision, announce: Announce) -> str:
-    """The kernel with the lowest median; one that fails, or computes something else, is out and is said to be."""
+    """The kernel with the lowest median; what fails or computes something else is left out."""
     seconds, problems = {}, []
     expected = None
     for name in sorted(names, key=lambda name: name not in (kernels.XLA, kernels.EINSUM)):  # the plain one first
@@ -130,7 +131,7 @@ def _median_s(call: AttentionCall, name: str, precision: Precision) -> float:
 
 
 def _pass(call: AttentionCall, name: str, precision: Precision) -> tuple[Pass, tuple]:
-    """A compiled forward and backward pass of attention by kernel `name`, and what to call it with."""
+    """A compiled forward and backward pass by kernel `name`, and what to call it with."""
     precision = dataclasses.replace(precision, kernels=((call, name),))
     n_rows = max(1, TOKENS // call.length)
     keys = jax.random.split(jax.random.key(0), 6)
@@ -150,7 +151,7 @@ def _pass(call: AttentionCall, name: str, precision: Precision) -> tuple[Pass, t
 
 
 def _within(call, name, precision, n_rows, mask, keys):
-    """Attention of a sequence to itself, with its projections: which kernel is used decides how many there are."""
+    """Attention of a sequence to itself, with its projections, whose number depends on the kernel."""
     cfg = SimpleNamespace(
         n_heads=call.n_heads,
         head_dim=call.head_dim,

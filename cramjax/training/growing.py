@@ -17,6 +17,7 @@ from cramjax.config.resolve import changed
 from cramjax.data import loader as loaders
 from cramjax.data.dataset import TokenDataset
 from cramjax.growth.operators import Compound, Depth, SharedWidth, ZeroWidth, grow
+from cramjax.models import kernels
 from cramjax.training import session
 from cramjax.training.evaluate import Evaluator
 from cramjax.training.state import TrainState, initial
@@ -39,6 +40,7 @@ class Stages:
         """`announce` is told what a search for a microbatch does."""
         self.config, self._dataset, self._announce = config, dataset, announce
         self.stages = stages.of(config)
+        self._kernels: kernels.Choices | None = None
         self._background = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="cramjax-next-stage")
 
     def __len__(self) -> int:
@@ -57,7 +59,15 @@ class Stages:
 
     def open(self, number: int) -> session.Session:
         """The session of a stage."""
-        return session.open_session(self.config_of(number), self._dataset, self._announce)
+        return session.open_session(self.config_of(number), self._dataset, self._announce, self._fastest_kernels())
+
+    def _fastest_kernels(self) -> kernels.Choices:
+        """Those of all stages, timed before the first one trains: later the card is busy."""
+        if self._kernels is None:
+            self._kernels = {}
+            for number in range(len(self)):
+                self._kernels |= session.fastest_kernels(self.config_of(number), self._dataset, self._announce)
+        return self._kernels
 
     def evaluator(self, number: int, made: session.Session) -> Evaluator:
         """What evaluates a stage, on the same sequences in all stages."""

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,8 +25,6 @@ from cramjax.training.span_corruption import span_corruption
 from cramjax.training.state import TrainState, abstract_state
 from cramjax.training.step import make_train_step
 from cramjax.training.task import Task, Vocabulary
-
-ChooseKernels = Callable[[Collection[kernels.AttentionCall], Mesh], kernels.Choices]
 
 TASKS = {"encoder": masked_lm, "t5": span_corruption}
 
@@ -82,16 +80,24 @@ class Session:
         return self.config.batch_size // self.microbatch_size
 
 
-def open_session(config: Any, vocabulary: Vocabulary, announce: fit.Announce = lambda line: None) -> Session:
-    """Decide mesh, precision and microbatch on the devices at hand, and build the task; nothing large is allocated.
+def open_session(
+    config: Any,
+    vocabulary: Vocabulary,
+    announce: fit.Announce = lambda line: None,
+    fastest: kernels.Choices | None = None,
+) -> Session:
+    """Decide mesh, precision, kernels and microbatch on the devices at hand, and build the task; nothing large is kept.
 
-    `announce` is told what the timing of kernels and the search for a microbatch do, where there are such.
+    Args:
+        announce: is told what the timing of kernels and the search for a microbatch do, where there are such.
+        fastest: what `fastest_kernels` has found; None: it is asked.
 
     Raises:
         UserError: when mesh, batch or memory do not fit the devices.
     """
     local = jax.devices()
-    made = session_on(config, vocabulary, local, lambda calls, mesh: _measured(config, calls, mesh, announce))
+    fastest = fastest_kernels(config, vocabulary, announce) if fastest is None else fastest
+    made = session_on(config, vocabulary, local, fastest)
     shards = meshes.batch_shards(made.mesh)
     size, program = config.microbatch_size, None
     if size is None:
@@ -149,23 +155,27 @@ def _question(session: Session, limit_bytes: int) -> dict[str, Any]:
     }
 
 
-def _measured(
-    config: Any, calls: Collection[kernels.AttentionCall], mesh: Mesh, announce: fit.Announce
-) -> kernels.Choices:
-    """The fastest kernels for `calls` on this process's devices."""
-    if config.model.attention != "auto" or not owns_rows(config, mesh):
-        return {}
+def fastest_kernels(config: Any, vocabulary: Vocabulary, announce: fit.Announce) -> kernels.Choices:
+    """Times the kernels of attention that a step of `config` could use on this process's devices, if they are GPUs.
+
+    Returns the fastest by call; nothing where the configuration names a kernel or a step is divided by XLA.
+    """
     device = jax.local_devices()[0]
-    number_format = devices.make_precision(devices.resolve_precision(config.precision, device), device)
-    return attention_choice.fastest(calls, number_format, announce)
+    mesh = meshes.make_mesh(**config.mesh.to_dict(), devices=jax.devices())
+    if config.model.attention != "auto" or device.platform not in kernels.GPUS or not owns_rows(config, mesh):
+        return {}
+    precision = devices.resolve_precision(config.precision, device)
+    task = build_task(config, vocabulary, precision, mesh)
+    calls = attention_calls(config, task, meshes.batch_shards(mesh), vocabulary.dtype)
+    return attention_choice.fastest(calls, devices.make_precision(precision, device), announce)
 
 
 def session_on(
-    config: Any, vocabulary: Vocabulary, on: Sequence[jax.Device], choose: ChooseKernels | None = None
+    config: Any, vocabulary: Vocabulary, on: Sequence[jax.Device], chosen: kernels.Choices | None = None
 ) -> Session:
     """The session of `config` on devices `on`, which need not be here; a microbatch that is not given is one sequence a device.
 
-    `choose` gives the kernels of the calls of attention on a mesh; None: those that are likely to be fastest.
+    `chosen`: kernels by call of attention; None: those that are likely to be fastest.
 
     Raises:
         UserError: when mesh or attention do not fit the devices.
@@ -174,7 +184,8 @@ def session_on(
     precision = devices.resolve_precision(config.precision, on[0])
     task = build_task(config, vocabulary, precision, mesh)
     calls = attention_calls(config, task, meshes.batch_shards(mesh), vocabulary.dtype)
-    chosen = choose(calls, mesh) if choose else _promising(config, calls, mesh, on[0])
+    if chosen is None:
+        chosen = _promising(config, calls, mesh, on[0])
     task = build_task(config, vocabulary, precision, mesh, chosen)
     optimizer = build_optimizer(config, task)
     return Session(

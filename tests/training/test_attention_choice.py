@@ -11,6 +11,7 @@ from cramjax.models import attention, kernels
 from cramjax.models.kernels import AttentionCall
 from cramjax.models.layers import FLOAT32
 from cramjax.training import attention_choice
+from tests.stepping import batches, losses, open_tiny
 
 CALL = AttentionCall(length=16, kv_length=16, n_heads=2, head_dim=8, dtype="float32")
 CALLS = {
@@ -98,3 +99,20 @@ def test_where_there_is_no_choice_nothing_is_timed():
 
 def test_not_a_number_is_no_agreement():
     assert not attention_choice._agree([jnp.full(3, jnp.nan)], [jnp.ones(3)])
+
+
+@pytest.mark.parametrize("name", ["xla", "einsum"])
+def test_a_session_on_a_gpu_takes_what_was_found(two_kernels, monkeypatch, name):
+    monkeypatch.setattr(kernels, "GPUS", ("cpu",))
+    monkeypatch.setattr(attention_choice, "_time", lambda call, names, precision, announce: name)
+    made = open_tiny("microbatch_size=4")
+    assert made.attention == name and losses(made, [batches(1)[0]])
+    assert open_tiny("microbatch_size=4", "model.attention=xla").attention == "einsum"  # the first plain one
+
+
+def test_where_xla_divides_the_step_no_kernel_of_ours_is_taken(two_kernels, monkeypatch):
+    monkeypatch.setattr(kernels, "GPUS", ("cpu",))
+    monkeypatch.setattr(attention_choice, "_time", lambda call, names, precision, announce: "xla")
+    divided = ("microbatch_size=8", "mesh.data=1", "mesh.fsdp=8")
+    assert open_tiny(*divided, devices=8).attention == "einsum"
+    assert open_tiny("microbatch_size=8", "mesh.data=8", devices=8).attention == "xla"
