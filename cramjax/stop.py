@@ -84,6 +84,8 @@ class StopSignal(Stop):
 
     def _remember(self, signum, _frame):
         if self._at_once:
+            # Noted as well: code in between may swallow the exception, as a destructor does.
+            self.signum = signum
             raise Stopped(EXIT_CODES[signum])
         if self.signum is not None:
             for number in self._previous:
@@ -123,6 +125,8 @@ def answered() -> Iterator[None]:
                 yield
         except Stopped as stopped:
             leave(stopped.code, f"stopped by {_name(stopped.code)}")
+        if stop.requested:
+            leave(stop.exit_code, f"stopped by {_name(stop.exit_code)}")
 
 
 @contextlib.contextmanager

@@ -95,6 +95,15 @@ def test_a_command_that_is_blocked_ends(blocks, signum, code):
     check(child, signum, code, after_s=0.1)
 
 
+@pytest.mark.parametrize("signum, code", CODES)
+def test_a_signal_that_a_library_swallows_is_no_success(signum, code):
+    # As a destructor or an import does; the command is over before the second thread loses its patience.
+    caught = "    try:\n        time.sleep(60)\n    except BaseException:\n        pass"
+    script = "import time\ndef _swallow():\n" + caught + "\n" + BLOCKED.format(blocks="_swallow()")
+    child, _ = started([sys.executable, "-c", script], "blocked")
+    check(child, signum, code, after_s=0.1)
+
+
 def test_what_a_command_remembers_is_left_to_it():
     script = BLOCKED.format(
         blocks="from cramjax.stop import StopSignal; import time\n"
