@@ -77,6 +77,7 @@ def test_cudnn_is_refused_where_it_cannot_run():
         kernels.choose("cudnn", call(), device("cpu"), {})
     with pytest.raises(kernels.Unable, match="8.0"):
         kernels.choose("cudnn", call(dtype="float16"), device(compute_capability="7.5"), {})
+    assert kernels.candidates(call(), device(compute_capability="gfx90a")) == ["xla"]
 
 
 def test_calls_are_noted_while_they_are_traced():
