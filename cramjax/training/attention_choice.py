@@ -7,6 +7,7 @@ the start, for the calls at hand, and the answer is remembered.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import statistics
 import time
@@ -83,19 +84,25 @@ def _words(call: AttentionCall) -> str:
 
 def _time(call: AttentionCall, names: list[str], precision: Precision, announce: Announce) -> str:
     """The kernel with the lowest median; what fails or computes something else is left out."""
-    seconds, problems = {}, []
-    expected = None
-    for name in sorted(names, key=lambda name: name not in (kernels.XLA, kernels.EINSUM)):  # the plain one first
+    # Several processes share their autotuning: they compile in the same order.
+    n_workers = len(names) if jax.process_count() == 1 else 1
+    with concurrent.futures.ThreadPoolExecutor(n_workers) as pool:
+        programs = {name: pool.submit(_programs, call, name, precision) for name in names}
+
+    plain = (kernels.XLA, kernels.EINSUM)
+    expected, seconds, problems = None, {}, []
+    for name in sorted(names, key=lambda name: name not in plain):
         try:
-            # Kernels draw their dropout in ways of their own: they are compared without it.
-            found = _outcome(dataclasses.replace(call, dropout_rate=0.0), name, precision)
+            compared, timed = programs[name].result()
+            found = _outcome(*compared)
             expected = found if expected is None else expected
-            if not _agree(found, expected):
+            if _agree(found, expected):
+                seconds[name] = _median_s(*timed)
+            else:
                 problems.append(f"{name} computes something else, and is left out")
-                continue
-            seconds[name] = _median_s(call, name, precision)
         except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
             problems.append(f"{name} does not run here ({str(error).splitlines()[0][:120]})")
+
     for problem in problems:
         announce(f"attention: {problem}")
     if not seconds:
@@ -104,9 +111,14 @@ def _time(call: AttentionCall, names: list[str], precision: Precision, announce:
     return min(seconds, key=seconds.__getitem__)
 
 
-def _outcome(call: AttentionCall, name: str, precision: Precision) -> Any:
+def _programs(call: AttentionCall, name: str, precision: Precision) -> tuple[tuple[Pass, tuple], tuple[Pass, tuple]]:
+    """What is compared and what is timed: kernels draw their dropout in ways of their own."""
+    compared = _pass(dataclasses.replace(call, dropout_rate=0.0), name, precision)
+    return compared, _pass(call, name, precision) if call.dropout_rate else compared
+
+
+def _outcome(run: Pass, arguments: tuple) -> Any:
     """Value and gradients on the host, float32."""
-    run, arguments = _pass(call, name, precision)
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), run(*arguments))
 
 
@@ -118,9 +130,8 @@ def _agree(found: Any, expected: Any) -> bool:
     return True
 
 
-def _median_s(call: AttentionCall, name: str, precision: Precision) -> float:
-    """Median seconds of a forward and backward pass."""
-    run, arguments = _pass(call, name, precision)
+def _median_s(run: Pass, arguments: tuple) -> float:
+    """Median seconds of a pass, over `SECONDS`."""
     jax.block_until_ready(run(*arguments))
     times, end = [], time.monotonic() + SECONDS
     while not times or time.monotonic() < end:
