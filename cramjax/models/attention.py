@@ -1,7 +1,8 @@
 """Attention: the projections, which positions see which, and the kernels that mix them.
 
-Kernels are `jax.nn.dot_product_attention` (cuDNN's fused one, or XLA's) and one of our own in einsums, for what that
-function cannot do. `kernels.py` chooses.
+Kernels are `jax.nn.dot_product_attention` (cuDNN's fused one, or XLA's) and two of our own for what
+that function cannot do: one in einsums, one for short sequences (`short_attention.py`).
+`kernels.py` chooses.
 """
 
 from __future__ import annotations
