@@ -16,7 +16,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
     Each row along the last axis draws a seed, each element hashes it with its place. The backward
     pass does so again: neither random words nor a mask pass through memory. A draw of the same
-    length by JAX's generator, two elements a word, takes 2.3 times as long on a CPU.
+    length by JAX's generator, two elements a word, takes twice as long on a CPU.
     """
     if key is None or _threshold(rate) == 0:
         return x
