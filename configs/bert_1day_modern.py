@@ -49,6 +49,8 @@ def get_config(arg=None):
     )
     config.objective.update(mask_rate=0.25, mask_share=0.8, random_share=0.1)
     config.batch_size = 8192
-    config.optimizer.update(name="adamw", lr=1e-3, b1=0.9, b2=0.98, eps=1e-12, weight_decay=0.01, clip_norm=0.5)
+    config.optimizer.update(
+        name="adamw", lr=1e-3, b1=0.9, b2=0.98, eps=1e-12, weight_decay=0.01, clip_norm=0.5
+    )
     config.schedule.update(name="triangle2", batch_ramp=0.6)
     return recipes.apply_variant(config, arg)

@@ -52,6 +52,8 @@ def get_config(arg=None):
     )
     config.objective.update(mask_rate=0.15, mask_share=0.8, random_share=0.1)
     config.batch_size = 4096
-    config.optimizer.update(name="adamw", lr=1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.01, clip_norm=None)
+    config.optimizer.update(
+        name="adamw", lr=1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.01, clip_norm=None
+    )
     config.schedule.update(name="linear", warmup=0.06, final=0.0, stop_loss=6.0, stop_after=0.125)
     return recipes.apply_variant(config, arg)

@@ -34,4 +34,6 @@ def _control(config):
 
 def _smoke(config):
     recipes.smoke(config)
-    config.model.n_layers = 8  # a quarter of which is the least that a network without a first norm can have
+    config.model.n_layers = (
+        8  # a quarter of which is the least that a network without a first norm can have
+    )

@@ -51,6 +51,8 @@ def get_config(arg=None):
     )
     config.objective.update(mask_rate=0.15, mask_share=0.8, random_share=0.1)
     config.batch_size = 512
-    config.optimizer.update(name="adamw", lr=1e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=None)
+    config.optimizer.update(
+        name="adamw", lr=1e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=None
+    )
     config.schedule.update(name="linear", warmup=0.09, final=0.0)
     return recipes.apply_variant(config, arg)

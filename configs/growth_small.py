@@ -44,7 +44,10 @@ def get_config(arg=None):
     config.model.update(n_layers=8, d_model=64, d_ff=128)
     config.checkpoint.every_minutes = 5.0
     config.log.update(tensorboard=False, fill_masks=0)
-    variants = {name: functools.partial(_grow, name) for name in STAGES} | {"small": _stay_small, "tied": _grow_tied}
+    variants = {name: functools.partial(_grow, name) for name in STAGES} | {
+        "small": _stay_small,
+        "tied": _grow_tied,
+    }
     return recipes.apply_variant(config, arg, variants)
 
 

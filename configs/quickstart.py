@@ -26,7 +26,9 @@ def get_config(arg=None):
     config = recipes.start("quickstart")
     config.budget.hours = 0.05
 
-    config.data.update(source="installed-docs", max_mb=32.0, seq_len=128, vocab_size=8192, tokenizer_sample_mb=8.0)
+    config.data.update(
+        source="installed-docs", max_mb=32.0, seq_len=128, vocab_size=8192, tokenizer_sample_mb=8.0
+    )
     config.data.loader = "numpy"  # importing TensorFlow takes longer than reading this corpus
     config.model.update(
         n_layers=2,
@@ -44,7 +46,9 @@ def get_config(arg=None):
     config.objective.update(mask_rate=0.25)
     config.batch_size = 16
     config.microbatch_size = 16
-    config.optimizer.update(name="muon", lr=1e-2, b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.01, clip_norm=0.5)
+    config.optimizer.update(
+        name="muon", lr=1e-2, b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.01, clip_norm=0.5
+    )
     config.schedule.update(name="triangle2")
     config.checkpoint.every_minutes = 1.0
     config.eval.update(every_fraction=0.1, batches=8, batch_size=64)

@@ -22,12 +22,21 @@ def get_config(arg=None):
     config.budget.hours = 24.0
 
     recipes.t5(config, "1.1")
-    config.data.update(source="hf:allenai/c4:en/c4-train.*.json.gz", max_mb="budget", dedup_exact=False)
+    config.data.update(
+        source="hf:allenai/c4:en/c4-train.*.json.gz", max_mb="budget", dedup_exact=False
+    )
     config.model.update(n_layers=12, d_model=768, n_heads=12, head_dim=64, d_ff=2048)
     config.batch_size = 256
     config.eval.batch_size = 32  # every target has its logits, 32,128 of them
     config.optimizer.update(
-        name="adamw", parameter_scale="on", lr=2e-2, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0, clip_norm=1.0
+        name="adamw",
+        parameter_scale="on",
+        lr=2e-2,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-6,
+        weight_decay=0.0,
+        clip_norm=1.0,
     )
     # The paper warms up for an eighth of a day's steps, and ends at 1e-5.
     config.schedule.update(name="cosine", warmup=0.125, final=5e-4)

@@ -27,7 +27,12 @@ def get_config(arg=None):
     shape = shapes.parse(DEFAULT if arg in (None, "smoke") else arg)
     recipes.t5(config, shape.version)
     config.model.update(shape.model())
-    config.data.update(source="hf:allenai/c4:en/c4-train.*.json.gz", max_mb="budget", dedup_exact=False, seq_len=512)
+    config.data.update(
+        source="hf:allenai/c4:en/c4-train.*.json.gz",
+        max_mb="budget",
+        dedup_exact=False,
+        seq_len=512,
+    )
     config.batch_size = 128
     config.eval.batch_size = 32  # every target has its logits, 32,128 of them
     config.optimizer.update(name="adafactor", lr=1e-2, weight_decay=0.0, clip_norm=None)

@@ -18,7 +18,10 @@ def get_config(arg=None):
     """The recipe, or its variant after the colon."""
     config = recipes.like("t5_grow", "t5_1day")
     config.growth.depth = "stack"
-    config.growth.stages = [{"until": 0.125, "depth": 0.25, "width": 0.5}, {"until": 0.3, "depth": 0.5}]
+    config.growth.stages = [
+        {"until": 0.125, "depth": 0.25, "width": 0.5},
+        {"until": 0.3, "depth": 0.5},
+    ]
     return recipes.apply_variant(config, arg, {"control": _control})
 
 

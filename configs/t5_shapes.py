@@ -17,7 +17,13 @@ import functools
 from cramjax.config import recipes
 
 # Layers and width.
-SMALL = {"nl1-dm192": (1, 192), "nl2-dm128": (2, 128), "nl4-dm96": (4, 96), "nl8-dm64": (8, 64), "nl16-dm48": (16, 48)}
+SMALL = {
+    "nl1-dm192": (1, 192),
+    "nl2-dm128": (2, 128),
+    "nl4-dm96": (4, 96),
+    "nl8-dm64": (8, 64),
+    "nl16-dm48": (16, 48),
+}
 LARGE = {
     "nl1-dm384": (1, 384),
     "nl2-dm256": (2, 256),
@@ -34,11 +40,20 @@ def get_config(arg=None):
     config.budget.hours = 2 / 60
 
     recipes.t5(config, "1.1")
-    config.data.update(source="installed-docs", max_mb=32.0, seq_len=128, vocab_size=4096, tokenizer_sample_mb=8.0)
+    config.data.update(
+        source="installed-docs", max_mb=32.0, seq_len=128, vocab_size=4096, tokenizer_sample_mb=8.0
+    )
     config.data.loader = "numpy"  # importing TensorFlow takes longer than reading this corpus
     config.batch_size = config.microbatch_size = 16
     config.optimizer.update(
-        name="adamw", parameter_scale="on", lr=3e-2, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.0, clip_norm=1.0
+        name="adamw",
+        parameter_scale="on",
+        lr=3e-2,
+        b1=0.9,
+        b2=0.98,
+        eps=1e-6,
+        weight_decay=0.0,
+        clip_norm=1.0,
     )
     config.schedule.update(name="cosine", warmup=0.05)
     config.checkpoint.every_minutes = 5.0
@@ -46,9 +61,14 @@ def get_config(arg=None):
     config.log.update(tensorboard=False)
     _shape(config, *SMALL["nl4-dm96"])
     known = SMALL | LARGE | BETWEEN
-    shapes = {name: functools.partial(_shape, n_layers=n, width=width) for name, (n, width) in known.items()}
+    shapes = {
+        name: functools.partial(_shape, n_layers=n, width=width)
+        for name, (n, width) in known.items()
+    }
     return recipes.apply_variant(config, arg, shapes)
 
 
 def _shape(config, n_layers, width):
-    config.model.update(n_layers=n_layers, d_model=width, n_heads=width // 32, head_dim=32, d_ff=4 * width)
+    config.model.update(
+        n_layers=n_layers, d_model=width, n_heads=width // 32, head_dim=32, d_ff=4 * width
+    )

@@ -29,6 +29,8 @@ __all__ = sorted(_PUBLIC)
 def __getattr__(name: str):
     if name in _PUBLIC:
         value = getattr(importlib.import_module(_PUBLIC[name]), name)
-        globals()[name] = value  # the package attribute `train` must stay the function, not the subpackage
+        globals()[name] = (
+            value  # the package attribute `train` must stay the function, not the subpackage
+        )
         return value
     raise AttributeError(f"module 'cramjax' has no attribute {name!r}")

@@ -48,8 +48,14 @@ def _first_sentence(model: LoadedModel, ids: np.ndarray) -> tuple[np.ndarray, li
     for start, end in zip(stops[:-1] + 1, stops[1:] + 1, strict=True):
         sentence = ids[start:end]
         words = [index for index, token in enumerate(sentence) if _is_word(model, int(token))]
-        if 10 <= len(sentence) <= 40 and not special & set(sentence.tolist()) and len(words) > 0.6 * len(sentence):
-            return sentence, _spans(model, [index for index in words if _starts_word(model, int(sentence[index]))])
+        if (
+            10 <= len(sentence) <= 40
+            and not special & set(sentence.tolist())
+            and len(words) > 0.6 * len(sentence)
+        ):
+            return sentence, _spans(
+                model, [index for index in words if _starts_word(model, int(sentence[index]))]
+            )
     return None
 
 
@@ -68,7 +74,10 @@ def _is_word(model: LoadedModel, token: int) -> bool:
 
 def _starts_word(model: LoadedModel, token: int) -> bool:
     """SentencePiece marks the first piece of a word, WordPiece all others, which `_is_word` leaves out."""
-    return model.tokenizer.id_to_token(token).startswith("▁") or model.tokenizer.token_to_id("▁") is None
+    return (
+        model.tokenizer.id_to_token(token).startswith("▁")
+        or model.tokenizer.token_to_id("▁") is None
+    )
 
 
 def _with_guesses(model: LoadedModel, ids: np.ndarray, spans: Sequence[Span]) -> str:
@@ -76,7 +85,10 @@ def _with_guesses(model: LoadedModel, ids: np.ndarray, spans: Sequence[Span]) ->
     pieces, last = [], 0
     for (start, end), guess in zip(spans, guesses, strict=True):
         truth = _text(model, ids[start:end])
-        pieces += [_text(model, ids[last:start]), f"[{truth} ✓]" if guess == truth else f"[{truth} → {guess}]"]
+        pieces += [
+            _text(model, ids[last:start]),
+            f"[{truth} ✓]" if guess == truth else f"[{truth} → {guess}]",
+        ]
         last = end
     return " ".join([*pieces, _text(model, ids[last:])]).strip()
 

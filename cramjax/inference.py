@@ -59,7 +59,9 @@ class LoadedModel:
         return dataclasses.asdict(self.config) | {"family": "t5" if self.is_t5 else "encoder"}
 
 
-def load(path: str | os.PathLike, step: int | None = None, *, dequantize: bool = False) -> LoadedModel:
+def load(
+    path: str | os.PathLike, step: int | None = None, *, dequantize: bool = False
+) -> LoadedModel:
     """The newest checkpoint of the run whose workdir is `path`, or that of a `step`; a compressed model; or one of `transformers`.
 
     The latter is a directory that `save_pretrained` wrote, or where there is none of this name the id of a model on the Hugging Face Hub,
@@ -72,8 +74,14 @@ def load(path: str | os.PathLike, step: int | None = None, *, dequantize: bool =
     start.start()
     device = jax.devices()[0]
     automatic = devices.make_precision(devices.resolve_precision("auto", device), device)
-    found = origin.read(path, step, whole=is_faster(device, automatic.matmul_dtype) and not dequantize)
-    precision = "auto" if not found.is_run else json.loads((found.path / "config.json").read_text())["precision"]
+    found = origin.read(
+        path, step, whole=is_faster(device, automatic.matmul_dtype) and not dequantize
+    )
+    precision = (
+        "auto"
+        if not found.is_run
+        else json.loads((found.path / "config.json").read_text())["precision"]
+    )
     special = special_ids(found.tokenizer)
     return LoadedModel(
         config=found.config,
@@ -100,7 +108,9 @@ def fill_mask(model: LoadedModel, text: str, top_k: int = 5) -> list[list[tuple[
         UserError: if `text` has no mask token, or the model is no masked language model.
     """
     if model.is_t5:
-        raise UserError("fill_mask: this model is a T5; use fill_spans with <extra_id_0>, <extra_id_1>, … in the text")
+        raise UserError(
+            "fill_mask: this model is a T5; use fill_spans with <extra_id_0>, <extra_id_1>, … in the text"
+        )
     if model.finetuned:
         raise UserError(
             f"fill_mask: this model is finetuned for {model.finetuned['task']} and predicts no words; load the run before that"
@@ -108,7 +118,9 @@ def fill_mask(model: LoadedModel, text: str, top_k: int = 5) -> list[list[tuple[
     ids = model.tokenizer.encode(text).ids
     positions = [index for index, token in enumerate(ids) if token == model.special["mask"]]
     if not positions:
-        raise UserError(f"{text!r}: holds no {model.tokenizer.id_to_token(model.special['mask'])} to fill")
+        raise UserError(
+            f"{text!r}: holds no {model.tokenizer.id_to_token(model.special['mask'])} to fill"
+        )
     return fill_positions(model, np.asarray(ids, np.int32), positions, top_k)
 
 
@@ -117,17 +129,27 @@ def fill_positions(
 ) -> list[list[tuple[str, float]]]:
     """For each of `positions` in `ids` int32 [length], the `top_k` most likely tokens with their probabilities."""
     hidden = encoder.encode(model.config, model.precision, model.params, jnp.asarray(ids)[None])
-    logits = encoder.head(model.config, model.precision, model.params, hidden[0, jnp.asarray(list(positions))])
+    logits = encoder.head(
+        model.config, model.precision, model.params, hidden[0, jnp.asarray(list(positions))]
+    )
     logits = logits[:, : model.tokenizer.get_vocab_size()]  # entries of padding have no token
     probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), top_k)
     return [
-        [(model.tokenizer.id_to_token(int(token)), float(share)) for token, share in zip(*row, strict=True)]
+        [
+            (model.tokenizer.id_to_token(int(token)), float(share))
+            for token, share in zip(*row, strict=True)
+        ]
         for row in zip(np.asarray(tokens), np.asarray(probabilities), strict=True)
     ]
 
 
 def generate(
-    model: LoadedModel, texts: Sequence[str], *, max_len: int = 64, n_beams: int = 1, length_penalty: float = 1.0
+    model: LoadedModel,
+    texts: Sequence[str],
+    *,
+    max_len: int = 64,
+    n_beams: int = 1,
+    length_penalty: float = 1.0,
 ) -> list[str]:
     """What a T5 answers to each of `texts`, without special tokens, by greedy (`n_beams` 1) or beam search.
 
@@ -146,7 +168,11 @@ def fill_spans(model: LoadedModel, text: str, *, max_len: int = 64, n_beams: int
         UserError: if `text` has no sentinel, or the model is no T5.
     """
     ids = model.tokenizer.encode(text).ids
-    sentinels = [token for token in ids if (model.tokenizer.id_to_token(token) or "").startswith("<extra_id_")]
+    sentinels = [
+        token
+        for token in ids
+        if (model.tokenizer.id_to_token(token) or "").startswith("<extra_id_")
+    ]
     if not sentinels:
         raise UserError(f"{text!r}: holds no <extra_id_0> to fill")
     (answer,) = generate_ids(model, [ids], max_len=max_len, n_beams=n_beams)
@@ -185,7 +211,9 @@ def generate_ids(
     mask = np.zeros((len(inputs), length), bool)
     for row, ids in enumerate(inputs):
         tokens[row, : len(ids)], mask[row, : len(ids)] = ids, True
-    search = _compiled(model.config, model.precision, max_len, n_beams, length_penalty, *_ends(model))
+    search = _compiled(
+        model.config, model.precision, max_len, n_beams, length_penalty, *_ends(model)
+    )
     decoded = np.asarray(search(model.params, tokens, mask).tokens)
     ends = np.where(decoded == model.special["sep"], np.arange(max_len), max_len).min(axis=1)
     return [row[:end].tolist() for row, end in zip(decoded, ends, strict=True)]

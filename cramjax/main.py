@@ -24,7 +24,9 @@ def _train(args: argparse.Namespace) -> int:
         for line in preview(config, args.show_batch):
             print(line)
         return 0
-    from cramjax.training import run  # imports JAX: only once the configuration is known to be sound
+    from cramjax.training import (
+        run,
+    )  # imports JAX: only once the configuration is known to be sound
 
     code = run.train_until_stopped(config, workdir)
     if code == 0 and config.log.fill_masks and not run.is_shared():
@@ -51,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         EXAMPLE,
     )
     add_config_flags(parser)
-    parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    parser.add_argument(
+        "--workdir", type=pathlib.Path, metavar="DIR", help="folder of the run (default: runs/NAME)"
+    )
     parser.add_argument(
         "--show_batch",
         type=_positive,

@@ -99,7 +99,11 @@ def keep_freed_memory() -> bool:
 
 def claim_memory() -> None:
     """Let JAX take `GPU_FRACTION` of a GPU, where the user has set nothing else."""
-    names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE")
+    names = (
+        "XLA_CLIENT_MEM_FRACTION",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION",
+        "XLA_PYTHON_CLIENT_PREALLOCATE",
+    )
     if not any(name in os.environ for name in names):
         os.environ[names[0]] = str(GPU_FRACTION)
 

@@ -7,7 +7,9 @@ import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of a test's time is compilation of programs that run for milliseconds: LLVM need not optimise them. What XLA does is the same.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Many tests compile the same programs, and the next run compiles them again: they are kept, for the processes that tests start as well.
@@ -53,7 +55,9 @@ def corpus(tmp_path_factory) -> pathlib.Path:
         sentences = []
         for _ in range(chooser.randint(3, 9)):
             verb = chooser.randrange(6)
-            sentences.append(f"{chooser.choice(names)} {verbs[verb]} {things[verb]} {chooser.choice(places)} .")
+            sentences.append(
+                f"{chooser.choice(names)} {verbs[verb]} {things[verb]} {chooser.choice(places)} ."
+            )
         documents.append(" ".join(sentences) + f" this is story number {number} .")
     path = tmp_path_factory.mktemp("corpus") / "stories.txt"
     path.write_text("\n\n".join(documents))

@@ -11,7 +11,11 @@ NETWORKS = {
     "crammed-bert": ("bert_1day", 32768, {}),
     "bert-base": ("bert_original", 30522, {}),
     "hf-bert-base": ("bert_original", 32768, {}),
-    "hf-bert-tiny": ("bert_original", 32768, {"n_layers": 2, "d_model": 128, "n_heads": 2, "d_ff": 512}),
+    "hf-bert-tiny": (
+        "bert_original",
+        32768,
+        {"n_layers": 2, "d_model": 128, "n_heads": 2, "d_ff": 512},
+    ),
     "bert-large-24h": ("bert_24h_academic", 30522, {}),
     "modernbert-crammed": ("bert_1day_modern", 32768, {}),
 }

@@ -24,12 +24,19 @@ def used():
     usage = resource.getrusage(resource.RUSAGE_SELF)
     ticks = int(pathlib.Path("/proc/self/stat").read_text().rsplit(")")[-1].split()[19])
     uptime_s = float(pathlib.Path("/proc/uptime").read_text().split()[0])
-    return uptime_s - ticks / os.sysconf("SC_CLK_TCK"), usage.ru_utime + usage.ru_stime, usage.ru_nvcsw
+    return (
+        uptime_s - ticks / os.sysconf("SC_CLK_TCK"),
+        usage.ru_utime + usage.ru_stime,
+        usage.ru_nvcsw,
+    )
 
 
 def say(name, before=(0.0, 0.0, 0)):
     seconds, cpu_s, switches = (now - then for now, then in zip(used(), before, strict=True))
-    print(f"{name}: {seconds:.1f} s, {cpu_s:.1f} s of processors, {switches:,} context switches", flush=True)
+    print(
+        f"{name}: {seconds:.1f} s, {cpu_s:.1f} s of processors, {switches:,} context switches",
+        flush=True,
+    )
 
 
 def on_card(card):
@@ -50,7 +57,9 @@ def on_card(card):
 def bare(card, config):
     from cramjax.training import session
 
-    vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids)
+    vocabulary = session.AssumedVocabulary(
+        vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids
+    )
     made = session.session_on(config, vocabulary, on_card(card))
     before = used()
     session.compile_train_step(made)

@@ -50,12 +50,16 @@ def batches(n, rows=16, seed=0, length=32):
 
 def losses(made, data, lr=1e-2, n_micro=None):
     compiled, _ = session.compile_train_step(made)
-    state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, made.config.seed)
+    state = initial_state(
+        made.task, made.optimizer, made.dynamic_scale, made.abstract, made.config.seed
+    )
     values = []
     for tokens in data:
         tokens = tokens.reshape(made.max_microbatches, made.microbatch_size, -1)
         batch = jax.device_put(tokens, meshes.batch_sharding(made.mesh, 3, 1))
         scalars = np.float32(lr), np.int32(n_micro or made.max_microbatches)
-        state, metrics = compiled(state, batch, *jax.device_put(scalars, meshes.replicated(made.mesh)))
+        state, metrics = compiled(
+            state, batch, *jax.device_put(scalars, meshes.replicated(made.mesh))
+        )
         values.append(float(metrics["loss"]))
     return values, state

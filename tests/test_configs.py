@@ -19,10 +19,16 @@ def test_recipe_traces(path, variant):
 
     config = resolve(f"{path}{variant}", ["mesh.data=8", "microbatch_size=8", "eval.batch_size=8"])
     assert config.name == path.stem + variant.replace(":", "-")
-    vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids)
+    vocabulary = session.AssumedVocabulary(
+        vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids
+    )
     made = session.open_session(config, vocabulary)
     step = make_train_step(
-        made.task, made.optimizer, seed=config.seed, clip_norm=config.optimizer.clip_norm, dynamic_scale=False
+        made.task,
+        made.optimizer,
+        seed=config.seed,
+        clip_norm=config.optimizer.clip_norm,
+        dynamic_scale=False,
     )
     batch = jax.ShapeDtypeStruct((made.max_microbatches, 8, made.task.row_tokens), jnp.uint16)
     scalars = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)

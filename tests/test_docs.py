@@ -33,11 +33,17 @@ def test_paths_in_backticks_and_links_exist(root, page):
     )
     named += [
         f"cramjax/{path}"
-        for path in re.findall(r"`((?:training|models|data|optim|parallel|config|objectives)/\w+\.py)`", text)
+        for path in re.findall(
+            r"`((?:training|models|data|optim|parallel|config|objectives)/\w+\.py)`", text
+        )
     ]
     assert named
     # A link is relative to its page, a path in backticks to the repository.
-    missing = [path for path in named if not ((root / path).exists() or (root / page).parent.joinpath(path).exists())]
+    missing = [
+        path
+        for path in named
+        if not ((root / path).exists() or (root / page).parent.joinpath(path).exists())
+    ]
     assert not missing
 
 
@@ -48,7 +54,9 @@ def test_recipes_named_in_commands_resolve_with_their_overrides(root):
         if "--config" not in words:
             continue
         spec = words[words.index("--config") + 1]
-        overrides = [word.removeprefix("--config.") for word in words if word.startswith("--config.")]
+        overrides = [
+            word.removeprefix("--config.") for word in words if word.startswith("--config.")
+        ]
         resolve(str(root / spec), [text for text in overrides if "=" in text])
         found += 1
     assert found >= 3

@@ -35,10 +35,30 @@ BELOW = {
     },
     "inference": {"start", "config", "data", "models", "objectives", "training"},
     "benchmarks": {"config"},
-    "finetuning": {"config", "budget", "benchmarks", "hub", "models", "objectives", "optim", "training", "inference"},
+    "finetuning": {
+        "config",
+        "budget",
+        "benchmarks",
+        "hub",
+        "models",
+        "objectives",
+        "optim",
+        "training",
+        "inference",
+    },
     "publishing": {"config", "benchmarks", "data", "hub", "models", "inference"},
     "probing": {"config", "models", "inference"},
-    "compress": {"config", "benchmarks", "data", "hub", "models", "training", "inference", "finetuning", "study"},
+    "compress": {
+        "config",
+        "benchmarks",
+        "data",
+        "hub",
+        "models",
+        "training",
+        "inference",
+        "finetuning",
+        "study",
+    },
     "planning": {"start", "config", "budget", "parallel", "models", "training"},
     "notebook": {"training"},
     "demonstration": {"data", "inference"},
@@ -154,11 +174,11 @@ def test_every_package_stands_in_the_table(root):
     assert found == set(BELOW)
 
 
-@pytest.mark.parametrize("module", ["cramjax", "cramjax.main", "cramjax.config.resolve", "cramjax.budget.clock"])
+@pytest.mark.parametrize(
+    "module", ["cramjax", "cramjax.main", "cramjax.config.resolve", "cramjax.budget.clock"]
+)
 def test_light_modules_import_neither_jax_nor_tensorflow(root, module):
-    check = (
-        f"import sys, {module}; heavy = {{'jax', 'tensorflow', 'torch'}} & set(sys.modules); assert not heavy, heavy"
-    )
+    check = f"import sys, {module}; heavy = {{'jax', 'tensorflow', 'torch'}} & set(sys.modules); assert not heavy, heavy"
     subprocess.run([sys.executable, "-c", check], cwd=root, check=True, timeout=60)
 
 
@@ -174,6 +194,9 @@ def test_functions_fit_a_screen(root):
     long = []
     for module, tree in modules(root):
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 80:
+            if (
+                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                and node.end_lineno - node.lineno >= 80
+            ):
                 long.append(f"{module}.{node.name}: {node.end_lineno - node.lineno + 1} lines")
     assert not long

@@ -22,8 +22,24 @@ SMOKE = ("--config", "configs/quickstart.py:smoke")
 COMMANDS = {
     "main": ("cramjax.main", *SMOKE, "--workdir", "{tmp}/run"),
     "main --show_batch": ("cramjax.main", *SMOKE, "--show_batch", "1"),
-    "finetune": ("tools.finetune", "--checkpoint", "{tmp}/none", "--task", "rte", "--data_dir", "{tmp}"),
-    "probe": ("tools.probe", "--checkpoint", "{tmp}/none", "--suite", "blimp", "--data_dir", "{tmp}/blimp"),
+    "finetune": (
+        "tools.finetune",
+        "--checkpoint",
+        "{tmp}/none",
+        "--task",
+        "rte",
+        "--data_dir",
+        "{tmp}",
+    ),
+    "probe": (
+        "tools.probe",
+        "--checkpoint",
+        "{tmp}/none",
+        "--suite",
+        "blimp",
+        "--data_dir",
+        "{tmp}/blimp",
+    ),
     "compress": ("tools.compress", "--checkpoint", "{tmp}/none", "--out", "{tmp}/out"),
     "export": ("tools.export_hf", "--checkpoint", "{tmp}/none", "--out", "{tmp}/out"),
     "bench": ("tools.bench", *SMOKE),
@@ -80,7 +96,9 @@ def test_sweeps_and_studies_leave_it_to_the_commands_they_start(tmp_path):
     for study in catalogue.STUDIES.values():
         for part in study.compressions.values():
             assert COMMANDS["compress"][0] in part.command([tmp_path], "glue", tmp_path)
-    check = "import sys, cramjax.study.sweep, cramjax.study.studies; assert 'jax' not in sys.modules"
+    check = (
+        "import sys, cramjax.study.sweep, cramjax.study.studies; assert 'jax' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", check], check=True, cwd=pathlib.Path(__file__).parents[1])
 
 
@@ -106,7 +124,9 @@ def tuned(monkeypatch):
         ("tpu", 2, False),
     ],
 )
-def test_the_allocator_is_left_alone_but_for_few_cores(tuned, monkeypatch, platforms, n_cores, wanted):
+def test_the_allocator_is_left_alone_but_for_few_cores(
+    tuned, monkeypatch, platforms, n_cores, wanted
+):
     monkeypatch.setattr(start, "n_cores", lambda: n_cores)
     before = jax.config.jax_platforms
     jax.config.update("jax_platforms", platforms)
@@ -128,7 +148,9 @@ def test_the_allocator_is_left_alone_but_for_few_cores(tuned, monkeypatch, platf
         (["nvidiactl"], True, {"CUDA_VISIBLE_DEVICES": "0"}, False),
     ],
 )
-def test_without_a_wish_the_platform_is_what_is_there(tmp_path, monkeypatch, files, plugin, environment, wanted):
+def test_without_a_wish_the_platform_is_what_is_there(
+    tmp_path, monkeypatch, files, plugin, environment, wanted
+):
     for name in files:
         (tmp_path / name).touch()
     monkeypatch.setattr(start, "_DEVICES", tmp_path)
@@ -136,12 +158,18 @@ def test_without_a_wish_the_platform_is_what_is_there(tmp_path, monkeypatch, fil
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(start, "jax", types.SimpleNamespace(config=types.SimpleNamespace(jax_platforms=None)))
+    monkeypatch.setattr(
+        start, "jax", types.SimpleNamespace(config=types.SimpleNamespace(jax_platforms=None))
+    )
     assert start.computes_on_cpu() is wanted
 
 
 def test_the_card_s_memory_is_claimed_but_where_the_user_has_said_how_much(monkeypatch):
-    names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE")
+    names = (
+        "XLA_CLIENT_MEM_FRACTION",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION",
+        "XLA_PYTHON_CLIENT_PREALLOCATE",
+    )
     for name in names:
         monkeypatch.delenv(name, raising=False)
     start.claim_memory()
@@ -173,13 +201,20 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec("jax_plugins"), reason="needs the wheels of jax[cuda12]")
+@pytest.mark.skipif(
+    not importlib.util.find_spec("jax_plugins"), reason="needs the wheels of jax[cuda12]"
+)
 def test_threads_that_compile_for_a_gpu_do_not_queue_for_the_allocator(root):
-    environment = dict(os.environ) | {"XLA_FLAGS": "--xla_gpu_autotune_level=0", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    environment = dict(os.environ) | {
+        "XLA_FLAGS": "--xla_gpu_autotune_level=0",
+        "JAX_ENABLE_COMPILATION_CACHE": "0",
+    }
 
     def switches(how):
         command = [sys.executable, "-c", COMPILE, how]
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, cwd=root, env=environment, capture_output=True, text=True, check=True
+        )
         return int(done.stdout)
 
     bare, prepared = switches("bare"), switches("started")
@@ -207,7 +242,9 @@ def compiled(monkeypatch, tmp_path):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_a_start_compiles_one_step_in_full_and_the_next_one_does_not_search(compiled, corpus, tmp_path, monkeypatch):
+def test_a_start_compiles_one_step_in_full_and_the_next_one_does_not_search(
+    compiled, corpus, tmp_path, monkeypatch
+):
     import cramjax
     from cramjax.training import devices
 
@@ -218,11 +255,15 @@ def test_a_start_compiles_one_step_in_full_and_the_next_one_does_not_search(comp
         f"data.cache_dir={tmp_path / 'data'}",
         "batch_size=64",
     )
-    config = cramjax.get_config("quickstart", *small, *overrides, "microbatch_size=None", "budget.steps=2")
+    config = cramjax.get_config(
+        "quickstart", *small, *overrides, "microbatch_size=None", "budget.steps=2"
+    )
 
     with stepping.one_device():
         summary = cramjax.train(config, tmp_path / "first")
-    assert [how for how, _ in compiled] == ["probe", "probe", "full"] and summary["microbatch_size"] == 64
+    assert [how for how, _ in compiled] == ["probe", "probe", "full"] and summary[
+        "microbatch_size"
+    ] == 64
 
     first = compiled[-1]
     compiled.clear()

@@ -8,7 +8,9 @@ import pytest
 from cramjax.stop import StopSignal
 
 
-@pytest.mark.parametrize("signum, code, reason", [(signal.SIGTERM, 143, "sigterm"), (signal.SIGINT, 130, "sigint")])
+@pytest.mark.parametrize(
+    "signum, code, reason", [(signal.SIGTERM, 143, "sigterm"), (signal.SIGINT, 130, "sigint")]
+)
 def test_the_first_signal_is_remembered(signum, code, reason):
     before = signal.getsignal(signum)
     with StopSignal() as stop:

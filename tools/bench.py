@@ -60,7 +60,9 @@ def _bench(args: argparse.Namespace) -> None:
         from cramjax.study import finetune_bench, finetune_peer
 
         modes = finetune_peer.EAGER_MODES if args.peer_modes == "eager" else finetune_peer.MODES
-        result = finetune_bench.bench(config, args.finetune, args.data_dir, args.steps, peer=args.peer, modes=modes)
+        result = finetune_bench.bench(
+            config, args.finetune, args.data_dir, args.steps, peer=args.peer, modes=modes
+        )
     elif args.peer:
         from cramjax.study.peers import compare
 
@@ -89,20 +91,34 @@ def _bench_suite(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code."""
     parser = make_parser(
-        "tools.bench", "Measure a configuration's train step and input pipeline on this machine.", EXAMPLE
+        "tools.bench",
+        "Measure a configuration's train step and input pipeline on this machine.",
+        EXAMPLE,
     )
     add_config_flags(parser, required=False)
     parser.add_argument(
-        "--suite", metavar="NAME", help="several configurations with their peers, as a table: gpu or cpu"
+        "--suite",
+        metavar="NAME",
+        help="several configurations with their peers, as a table: gpu or cpu",
     )
     steps_help = "steps timed, when everything is compiled and warm (default: 20)"
     parser.add_argument("--steps", type=int, default=20, metavar="N", help=steps_help)
-    parser.add_argument("--peer", action="store_true", help="measure transformers' model of the same sizes as well")
-    parser.add_argument("--finetune", metavar="TASK", help="measure finetuning on a task of GLUE, as cola")
-    parser.add_argument("--data_dir", metavar="DIR|tfds", help="where the task is, as for tools.finetune")
+    parser.add_argument(
+        "--peer", action="store_true", help="measure transformers' model of the same sizes as well"
+    )
+    parser.add_argument(
+        "--finetune", metavar="TASK", help="measure finetuning on a task of GLUE, as cola"
+    )
+    parser.add_argument(
+        "--data_dir", metavar="DIR|tfds", help="where the task is, as for tools.finetune"
+    )
     modes_help = "of the Trainer, with --finetune and --peer: eager leaves out torch.compile, which takes minutes"
-    parser.add_argument("--peer_modes", choices=("eager", "all"), help=f"{modes_help} (default: all)")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the result there as well")
+    parser.add_argument(
+        "--peer_modes", choices=("eager", "all"), help=f"{modes_help} (default: all)"
+    )
+    parser.add_argument(
+        "--json", type=pathlib.Path, metavar="FILE", help="write the result there as well"
+    )
     return run_command(_bench, argv, parser)
 
 

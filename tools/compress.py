@@ -88,28 +88,56 @@ def main(argv: list[str] | None = None) -> int:
         metavar="DIR",
         help="a finetuned model, or a run; several flags: compared",
     )
-    parser.add_argument("--prune", default="0", metavar="S1,S2,…", help="shares of the weights that become zero")
-    parser.add_argument("--bits", default="32", metavar="B1,B2,…", help="of a weight: 32, 8, 6, 4, 3 or 2")
-    parser.add_argument("--task", metavar="TASK", help="of GLUE or SuperGLUE; of a finetuned model its own")
+    parser.add_argument(
+        "--prune", default="0", metavar="S1,S2,…", help="shares of the weights that become zero"
+    )
+    parser.add_argument(
+        "--bits", default="32", metavar="B1,B2,…", help="of a weight: 32, 8, 6, 4, 3 or 2"
+    )
+    parser.add_argument(
+        "--task", metavar="TASK", help="of GLUE or SuperGLUE; of a finetuned model its own"
+    )
     parser.add_argument("--data_dir", metavar="DIR|tfds", help="where the data of the task are")
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of the results")
     parser.add_argument(
-        "--scope", default="global", help="what weights are compared with: global (all, default) or matrix"
+        "--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of the results"
     )
     parser.add_argument(
-        "--structured", action="store_true", help="take out whole heads and feed-forward columns instead"
+        "--scope",
+        default="global",
+        help="what weights are compared with: global (all, default) or matrix",
     )
-    parser.add_argument("--prune_embeddings", action="store_true", help="prune the embedding of the vocabulary as well")
     parser.add_argument(
-        "--granularity", default="channel", help="what shares a scale: tensor, channel (default) or group"
+        "--structured",
+        action="store_true",
+        help="take out whole heads and feed-forward columns instead",
+    )
+    parser.add_argument(
+        "--prune_embeddings",
+        action="store_true",
+        help="prune the embedding of the vocabulary as well",
+    )
+    parser.add_argument(
+        "--granularity",
+        default="channel",
+        help="what shares a scale: tensor, channel (default) or group",
     )
     parser.add_argument("--group_size", type=int, default=64, metavar="N", help="rows of a group")
-    parser.add_argument("--epochs", type=int, default=1, metavar="N", help="of finetuning after each pruning")
     parser.add_argument(
-        "--qat_epochs", type=int, default=0, metavar="N", help="of quantisation-aware finetuning for each bits"
+        "--epochs", type=int, default=1, metavar="N", help="of finetuning after each pruning"
     )
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="of finetuning; the median is reported")
-    parser.add_argument("--protocol", metavar="NAME", help="of finetuning, as tools.finetune has it")
+    parser.add_argument(
+        "--qat_epochs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of quantisation-aware finetuning for each bits",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="of finetuning; the median is reported"
+    )
+    parser.add_argument(
+        "--protocol", metavar="NAME", help="of finetuning, as tools.finetune has it"
+    )
     parser.add_argument(
         "--set",
         action="append",

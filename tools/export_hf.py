@@ -60,7 +60,14 @@ def _export(args: argparse.Namespace) -> int:
     if args.push_to_hub:
         revision = args.revision and args.revision.replace("{step}", str(found["step"]))
         message = f"{found['architecture']} at step {found['step']}"
-        url = push.push(args.out, args.push_to_hub, private=args.private, revision=revision, message=message, tell=tell)
+        url = push.push(
+            args.out,
+            args.push_to_hub,
+            private=args.private,
+            revision=revision,
+            message=message,
+            tell=tell,
+        )
         print(url)
     return 0
 
@@ -68,7 +75,9 @@ def _export(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code."""
     parser = make_parser(
-        "tools.export_hf", "Write a model as stock transformers loads it, and push it to the Hugging Face Hub.", EXAMPLE
+        "tools.export_hf",
+        "Write a model as stock transformers loads it, and push it to the Hugging Face Hub.",
+        EXAMPLE,
     )
     parser.add_argument(
         "--checkpoint",
@@ -77,16 +86,29 @@ def main(argv: list[str] | None = None) -> int:
         help="folder of a run, or of a model that tools.finetune saved",
     )
     parser.add_argument(
-        "--out", required=True, type=pathlib.Path, metavar="DIR", help="folder to write; an earlier export is replaced"
+        "--out",
+        required=True,
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder to write; an earlier export is replaced",
     )
-    parser.add_argument("--step", type=int, metavar="N", help="checkpoint of this step (default: the newest)")
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="checkpoint of this step (default: the newest)"
+    )
     dtypes = ("float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", choices=dtypes, default="float32", help="of the weights (default: float32)")
     parser.add_argument(
-        "--max_shard_size", default="5GB", metavar="SIZE", help="larger weights are several files (default: 5GB)"
+        "--dtype", choices=dtypes, default="float32", help="of the weights (default: float32)"
     )
     parser.add_argument(
-        "--verify", action="store_true", help="compare logits with transformers' (needs torch and transformers)"
+        "--max_shard_size",
+        default="5GB",
+        metavar="SIZE",
+        help="larger weights are several files (default: 5GB)",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare logits with transformers' (needs torch and transformers)",
     )
     parser.add_argument(
         "--results",
@@ -100,11 +122,17 @@ def main(argv: list[str] | None = None) -> int:
         metavar="ID",
         help="of the model, by the Hub's names, as apache-2.0 (default: unknown)",
     )
-    parser.add_argument("--language", default="en", metavar="CODE", help="of the text (default: en)")
     parser.add_argument(
-        "--push_to_hub", metavar="USER/NAME", help="push to this model on the Hub; HF_TOKEN has to be set"
+        "--language", default="en", metavar="CODE", help="of the text (default: en)"
     )
-    parser.add_argument("--private", action="store_true", help="a model made by this push is private")
+    parser.add_argument(
+        "--push_to_hub",
+        metavar="USER/NAME",
+        help="push to this model on the Hub; HF_TOKEN has to be set",
+    )
+    parser.add_argument(
+        "--private", action="store_true", help="a model made by this push is private"
+    )
     parser.add_argument(
         "--revision",
         metavar="R",

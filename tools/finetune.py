@@ -36,7 +36,9 @@ def _finetune(args: argparse.Namespace) -> int:
 
     if args.protocol:  # mistakes in settings are found before JAX starts
         if args.protocol not in PROTOCOLS:
-            raise UserError(f"--protocol {args.protocol}: unknown; there are {', '.join(PROTOCOLS)}")
+            raise UserError(
+                f"--protocol {args.protocol}: unknown; there are {', '.join(PROTOCOLS)}"
+            )
         PROTOCOLS[args.protocol].changed(args.set, args.grid)
     from cramjax import inference, start
     from cramjax.finetuning import results, run
@@ -64,27 +66,50 @@ def _finetune(args: argparse.Namespace) -> int:
     work = run.Finetuning(request, model, lambda text: print(text, file=sys.stderr, flush=True))
     found = work.run()
     print(results.plain_table(results.table(work.suite, found, compare=args.compare)))
-    print(f"{results.describe_seeds(found)}, protocol {protocol.name}; {request.out / 'results.md'}")
+    print(
+        f"{results.describe_seeds(found)}, protocol {protocol.name}; {request.out / 'results.md'}"
+    )
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code."""
     parser = make_parser(
-        "tools.finetune", "Finetune a checkpoint on tasks of GLUE or SuperGLUE, several seeds of each.", EXAMPLE
+        "tools.finetune",
+        "Finetune a checkpoint on tasks of GLUE or SuperGLUE, several seeds of each.",
+        EXAMPLE,
     )
     parser.add_argument(
-        "--checkpoint", required=True, metavar="WORKDIR|HF_DIR", help="a run's folder, or a Hugging Face model's"
+        "--checkpoint",
+        required=True,
+        metavar="WORKDIR|HF_DIR",
+        help="a run's folder, or a Hugging Face model's",
     )
-    parser.add_argument("--task", required=True, metavar="TASK[,TASK…]", help="names of tasks, glue or superglue")
     parser.add_argument(
-        "--data_dir", required=True, metavar="DIR|tfds", help="folder with CoLA/, RTE/, … as distributed, or tfds"
+        "--task", required=True, metavar="TASK[,TASK…]", help="names of tasks, glue or superglue"
+    )
+    parser.add_argument(
+        "--data_dir",
+        required=True,
+        metavar="DIR|tfds",
+        help="folder with CoLA/, RTE/, … as distributed, or tfds",
     )
     parser.add_argument("--protocol", metavar="NAME", help="cramming, bert, mosaic or t5")
-    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 (default: as many as the protocol has)")
-    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="default: runs/finetune/CHECKPOINT-PROTOCOL")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="[TASK.]KEY=VALUE", help="change a setting, for all tasks or one"
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="seeds 0 to N-1 (default: as many as the protocol has)",
+    )
+    parser.add_argument(
+        "--out", type=pathlib.Path, metavar="DIR", help="default: runs/finetune/CHECKPOINT-PROTOCOL"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="[TASK.]KEY=VALUE",
+        help="change a setting, for all tasks or one",
     )
     parser.add_argument(
         "--grid",
@@ -93,16 +118,29 @@ def main(argv: list[str] | None = None) -> int:
         metavar="KEY=V1,V2,…",
         help="search a setting; the best point is reported",
     )
-    parser.add_argument("--hours", type=float, metavar="H", help="start no run after this many hours")
     parser.add_argument(
-        "--together", type=int, metavar="N", help="seeds trained as one program (default: by device and task)"
+        "--hours", type=float, metavar="H", help="start no run after this many hours"
     )
     parser.add_argument(
-        "--untrained", action="store_true", help="fresh parameters in place of the checkpoint's: the control"
+        "--together",
+        type=int,
+        metavar="N",
+        help="seeds trained as one program (default: by device and task)",
+    )
+    parser.add_argument(
+        "--untrained",
+        action="store_true",
+        help="fresh parameters in place of the checkpoint's: the control",
     )
     parser.add_argument("--save", action="store_true", help="keep every finetuned model")
-    parser.add_argument("--submission", action="store_true", help="predict the test sets and zip them for the server")
-    parser.add_argument("--compare", action="store_true", help="print published rows beside the results")
+    parser.add_argument(
+        "--submission",
+        action="store_true",
+        help="predict the test sets and zip them for the server",
+    )
+    parser.add_argument(
+        "--compare", action="store_true", help="print published rows beside the results"
+    )
     return run_command(_finetune, argv, parser)
 
 

@@ -46,7 +46,9 @@ def _plan(args: argparse.Namespace) -> int:
 
     line = targets.missing(chosen[0])
     if line and (args.program or args.kernels):
-        raise UserError(f"--device {chosen[0].name}: no program without its compiler; install it: {line}")
+        raise UserError(
+            f"--device {chosen[0].name}: no program without its compiler; install it: {line}"
+        )
     from cramjax.planning import plan, report
 
     def announce(text: str) -> None:
@@ -74,28 +76,43 @@ def _check_one_device(args: argparse.Namespace, chosen: list) -> None:
     flag = "--program" if args.program else "--kernels"
     if len(chosen) > 1:
         names = ", ".join(card.name for card in chosen)
-        raise UserError(f"{flag}: is of one device, and --device names {len(chosen)} ({names}); name one")
+        raise UserError(
+            f"{flag}: is of one device, and --device names {len(chosen)} ({names}); name one"
+        )
     if args.kernels is not None and args.kernels < 1:
         raise UserError(f"--kernels {args.kernels}: must be at least 1")
     if args.kernels and chosen[0].gpu is None:
-        raise UserError(f"--kernels: lists those of a GPU, and {chosen[0].name} is none; --program writes its program")
+        raise UserError(
+            f"--kernels: lists those of a GPU, and {chosen[0].name} is none; --program writes its program"
+        )
 
 
 def _write_program(path: pathlib.Path, program: str | None) -> None:
     if program is None:
-        raise RunFailed(f"--program {path}: not written, since the compiler refuses the step for lack of memory")
+        raise RunFailed(
+            f"--program {path}: not written, since the compiler refuses the step for lack of memory"
+        )
     path.write_text(program, encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code: 1 where nothing fits."""
     parser = make_parser(
-        "tools.plan", "Say whether a configuration fits a device, and what its budget buys there.", EXAMPLE
+        "tools.plan",
+        "Say whether a configuration fits a device, and what its budget buys there.",
+        EXAMPLE,
     )
     add_config_flags(parser)
-    parser.add_argument("--device", required=True, metavar="NAME[,NAME…]", help="rtx3060, t4, a100, v5e-8, …, or all")
+    parser.add_argument(
+        "--device",
+        required=True,
+        metavar="NAME[,NAME…]",
+        help="rtx3060, t4, a100, v5e-8, …, or all",
+    )
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write everything there")
-    parser.add_argument("--plot", type=pathlib.Path, metavar="FILE.png", help="draw memory and tokens there")
+    parser.add_argument(
+        "--plot", type=pathlib.Path, metavar="FILE.png", help="draw memory and tokens there"
+    )
     parser.add_argument(
         "--program",
         type=pathlib.Path,
@@ -103,7 +120,10 @@ def main(argv: list[str] | None = None) -> int:
         help="write the optimised program there (HLO text): of the configured microbatch, or of the largest that fits",
     )
     parser.add_argument(
-        "--kernels", type=int, metavar="N", help="list the N kernels of one GPU's step that take longest, as expected"
+        "--kernels",
+        type=int,
+        metavar="N",
+        help="list the N kernels of one GPU's step that take longest, as expected",
     )
     return run_command(_plan, argv, parser)
 

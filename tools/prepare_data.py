@@ -19,7 +19,9 @@ def _prepare(args: argparse.Namespace) -> None:
     config = resolve(args.config, args.overrides)
     from cramjax.data import prepare, progress
 
-    if config.init_from:  # the tokenizer of that model; reading models takes JAX, which preparing data does not
+    if (
+        config.init_from
+    ):  # the tokenizer of that model; reading models takes JAX, which preparing data does not
         from cramjax import start
         from cramjax.training import origin
 

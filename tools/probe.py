@@ -40,13 +40,21 @@ def _probe(args: argparse.Namespace) -> int:
     began = time.monotonic()
     scores = _scores(model, pairs, "model")
     rate = len(pairs) / (time.monotonic() - began)
-    control = None if args.no_control else _scores(inference.untrained(model), pairs, "random weights")
-    found = {"suite": "blimp", "checkpoint": str(args.checkpoint), "method": "span" if model.is_t5 else "pll"}
+    control = (
+        None if args.no_control else _scores(inference.untrained(model), pairs, "random weights")
+    )
+    found = {
+        "suite": "blimp",
+        "checkpoint": str(args.checkpoint),
+        "method": "span" if model.is_t5 else "pll",
+    }
     found |= results.accuracies(pairs, scores, control) | {"pairs_per_s": round(rate, 1)}
     print(results.table(found))
     if args.out:
         write_json(args.out, found)
-        args.out.with_suffix(".md").write_text(results.table(found, markdown=True) + "\n", encoding="utf-8")
+        args.out.with_suffix(".md").write_text(
+            results.table(found, markdown=True) + "\n", encoding="utf-8"
+        )
         results.draw(found, args.out.with_suffix(".png"))
     return 0
 
@@ -68,12 +76,19 @@ def _scores(model, pairs, name):
             rate = fraction * len(pairs) / (now - started)
             text = f"  {fraction:4.0%}  {rate:,.0f} pairs/s  {minutes}:{seconds:02} left"
             # On a terminal one line that is written over, elsewhere lines that stay.
-            print(f"\r{text}\x1b[K" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
+            print(
+                f"\r{text}\x1b[K" if live else text,
+                end="" if live else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
 
     sentences = [sentence for pair in pairs for sentence in (pair.good, pair.bad)]
     where = [pair.where for pair in pairs for _ in range(2)]
     try:
-        return likelihood.sentence_scores(model, sentences, where=where, progress=progress).reshape(-1, 2)
+        return likelihood.sentence_scores(model, sentences, where=where, progress=progress).reshape(
+            -1, 2
+        )
     finally:
         if live:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
@@ -81,13 +96,23 @@ def _scores(model, pairs, name):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code."""
-    parser = make_parser("tools.probe", "Probe a checkpoint zero-shot on minimal pairs of sentences (BLiMP).", EXAMPLE)
+    parser = make_parser(
+        "tools.probe",
+        "Probe a checkpoint zero-shot on minimal pairs of sentences (BLiMP).",
+        EXAMPLE,
+    )
     parser.add_argument(
-        "--checkpoint", required=True, metavar="WORKDIR|HF_DIR", help="a run's folder, or a Hugging Face model's"
+        "--checkpoint",
+        required=True,
+        metavar="WORKDIR|HF_DIR",
+        help="a run's folder, or a Hugging Face model's",
     )
     parser.add_argument("--suite", required=True, metavar="NAME", help="blimp")
     parser.add_argument(
-        "--data_dir", required=True, metavar="DIR", help="folder with BLiMP's .jsonl files, one a paradigm"
+        "--data_dir",
+        required=True,
+        metavar="DIR",
+        help="folder with BLiMP's .jsonl files, one a paradigm",
     )
     parser.add_argument(
         "--out",
@@ -95,8 +120,12 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FILE",
         help="accuracies as JSON, with a table and a picture beside it",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pairs of each paradigm")
-    parser.add_argument("--no_control", action="store_true", help="leave out the network with random weights")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="only the first N pairs of each paradigm"
+    )
+    parser.add_argument(
+        "--no_control", action="store_true", help="leave out the network with random weights"
+    )
     return run_command(_probe, argv, parser)
 
 

@@ -21,8 +21,25 @@ examples:
   python -m tools.shapes --recommend --max_params 220M
   python -m tools.shapes small-nl20 base-nl18-ff2000"""
 
-COLUMNS = ("name", "enc", "dec", "d_model", "d_ff", "heads", "head_dim", "params", "flops", "state_bytes")
-OPERATORS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq, "<": operator.lt, ">": operator.gt}
+COLUMNS = (
+    "name",
+    "enc",
+    "dec",
+    "d_model",
+    "d_ff",
+    "heads",
+    "head_dim",
+    "params",
+    "flops",
+    "state_bytes",
+)
+OPERATORS = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 
 
@@ -45,7 +62,9 @@ def _row(shape, args: argparse.Namespace) -> dict:
 def _keep(text: str):
     match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|==|<|>)\s*(\S+)\s*", text)
     if not match or match[1] not in COLUMNS[1:]:
-        raise UserError(f"--filter {text!r}: write a column, a comparison and a number, as in 'params<300e6'")
+        raise UserError(
+            f"--filter {text!r}: write a column, a comparison and a number, as in 'params<300e6'"
+        )
     limit = _number(match[3])
     return lambda row: OPERATORS[match[2]](row[match[1]], limit)
 
@@ -68,7 +87,9 @@ def _recommend(args: argparse.Namespace) -> list[dict]:
     limits["state_bytes"] = f"{_number(args.max_state_gb)}B" if args.max_state_gb else None
     limits = {column: _number(text) for column, text in limits.items() if text}
     if not limits:
-        raise UserError("--recommend: give a limit, as in --max_params 220M, --max_flops 1.5G or --max_state_gb 2")
+        raise UserError(
+            "--recommend: give a limit, as in --max_params 220M, --max_flops 1.5G or --max_state_gb 2"
+        )
 
     def fits(shape):
         row = _row(shape, args)
@@ -76,7 +97,9 @@ def _recommend(args: argparse.Namespace) -> list[dict]:
 
     best = shapes.deep_narrow(fits)
     if best is None:
-        raise UserError("--recommend: no T5 is within that limit, tiny with one layer included; raise it")
+        raise UserError(
+            "--recommend: no T5 is within that limit, tiny with one layer included; raise it"
+        )
     stock = [shapes.parse(size) for size in shapes.STOCK_WIDTHS if fits(shapes.parse(size))]
     rows = [_row(shape, args) for shape in [best, *stock[-1:]]]
     _print(rows)
@@ -86,7 +109,9 @@ def _recommend(args: argparse.Namespace) -> list[dict]:
         end="",
     )
     print(
-        f"; the stock size within the limit is {stock[-1].name}." if stock else "; no stock size is within the limit."
+        f"; the stock size within the limit is {stock[-1].name}."
+        if stock
+        else "; no stock size is within the limit."
     )
     print(
         "Against it: at a fixed time on one GPU, Cramming (arXiv 2212.14034, table 11) found nothing in deep-narrow shapes."
@@ -98,9 +123,17 @@ def _recommend(args: argparse.Namespace) -> list[dict]:
 def _list(args: argparse.Namespace) -> list[dict]:
     from cramjax.config import shapes
 
-    names = args.shapes or [*shapes.RELEASED, *shapes.RECALLED, *(n for n in shapes.SIZES if n.startswith("v1_1"))]
+    names = args.shapes or [
+        *shapes.RELEASED,
+        *shapes.RECALLED,
+        *(n for n in shapes.SIZES if n.startswith("v1_1")),
+    ]
     keep = [_keep(text) for text in args.filter]
-    rows = [row for row in (_row(shapes.parse(name), args) for name in names) if all(test(row) for test in keep)]
+    rows = [
+        row
+        for row in (_row(shapes.parse(name), args) for name in names)
+        if all(test(row) for test in keep)
+    ]
     if args.sort:
         rows.sort(key=operator.itemgetter(args.sort))
     _print(rows)
@@ -117,21 +150,46 @@ def _shapes(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code."""
     parser = make_parser(
-        "tools.shapes", "List the shapes of T5 with their cost, or recommend one under a limit.", EXAMPLE
+        "tools.shapes",
+        "List the shapes of T5 with their cost, or recommend one under a limit.",
+        EXAMPLE,
     )
-    parser.add_argument("shapes", nargs="*", metavar="NAME", help="shapes to show (default: all that were released)")
-    parser.add_argument("--sort", choices=COLUMNS, help="column to sort by (default: by family)")
-    parser.add_argument("--filter", action="append", default=[], metavar="TEST", help="'COLUMN<NUMBER'; repeatable")
-    parser.add_argument("--recommend", action="store_true", help="the DeepNarrow shape under the limits below")
-    parser.add_argument("--max_params", metavar="N", help="parameters, as in 220M")
-    parser.add_argument("--max_flops", metavar="N", help="training FLOPs an input token, as in 1.5G")
-    parser.add_argument("--max_state_gb", metavar="N", help="GB (10^9 bytes) of parameters and optimizer state")
-    parser.add_argument("--optimizer", choices=("adafactor", "adamw"), default="adafactor", help="default: adafactor")
     parser.add_argument(
-        "--vocab_size", type=int, default=32128, metavar="N", help="rows of the embedding (default: 32128)"
+        "shapes", nargs="*", metavar="NAME", help="shapes to show (default: all that were released)"
     )
-    parser.add_argument("--seq_len", type=int, default=512, metavar="N", help="input tokens (default: 512)")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the rows there as well")
+    parser.add_argument("--sort", choices=COLUMNS, help="column to sort by (default: by family)")
+    parser.add_argument(
+        "--filter", action="append", default=[], metavar="TEST", help="'COLUMN<NUMBER'; repeatable"
+    )
+    parser.add_argument(
+        "--recommend", action="store_true", help="the DeepNarrow shape under the limits below"
+    )
+    parser.add_argument("--max_params", metavar="N", help="parameters, as in 220M")
+    parser.add_argument(
+        "--max_flops", metavar="N", help="training FLOPs an input token, as in 1.5G"
+    )
+    parser.add_argument(
+        "--max_state_gb", metavar="N", help="GB (10^9 bytes) of parameters and optimizer state"
+    )
+    parser.add_argument(
+        "--optimizer",
+        choices=("adafactor", "adamw"),
+        default="adafactor",
+        help="default: adafactor",
+    )
+    parser.add_argument(
+        "--vocab_size",
+        type=int,
+        default=32128,
+        metavar="N",
+        help="rows of the embedding (default: 32128)",
+    )
+    parser.add_argument(
+        "--seq_len", type=int, default=512, metavar="N", help="input tokens (default: 512)"
+    )
+    parser.add_argument(
+        "--json", type=pathlib.Path, metavar="FILE", help="write the rows there as well"
+    )
     return run_command(_shapes, argv, parser)
 
 

@@ -40,8 +40,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code."""
     parser = make_parser("tools.study", "Run all of a study and write its tables.", EXAMPLE)
     parser.add_argument("name", metavar="STUDY", help="which one")
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of the study")
-    parser.add_argument("--data_dir", metavar="DIR|tfds", help="where the tasks are that a study finetunes for")
+    parser.add_argument(
+        "--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of the study"
+    )
+    parser.add_argument(
+        "--data_dir", metavar="DIR|tfds", help="where the tasks are that a study finetunes for"
+    )
     return run_command(_study, argv, parser)
 
 

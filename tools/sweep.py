@@ -33,7 +33,9 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code."""
-    parser = make_parser("tools.sweep", "Train every point of a grid over a recipe and compare the results.", EXAMPLE)
+    parser = make_parser(
+        "tools.sweep", "Train every point of a grid over a recipe and compare the results.", EXAMPLE
+    )
     add_config_flags(parser)
     parser.add_argument(
         "--grid",
@@ -43,8 +45,14 @@ def main(argv: list[str] | None = None) -> int:
         help="values of a configuration key; several grids make their cross product; a list's commas stand in its brackets; "
         "the key `variant` is the recipe's argument after the colon",
     )
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of the sweep")
-    parser.add_argument("--dry_run", action="store_true", help="list the points and which are finished, and run none")
+    parser.add_argument(
+        "--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of the sweep"
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="list the points and which are finished, and run none",
+    )
     return run_command(_sweep, argv, parser)
 
 

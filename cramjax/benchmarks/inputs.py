@@ -52,7 +52,12 @@ def _pairs(task: Task, row: Row) -> tuple[tuple[str, str | None], ...]:
     if task.kind == "answers":
         return ((row["paragraph"], f"{row['question']} {row['answer']}"),)
     if task.name == "wic":
-        return (tuple(_mark_characters(row[f"sentence{n}"], row[f"start{n}"], row[f"end{n}"]) for n in (1, 2)),)
+        return (
+            tuple(
+                _mark_characters(row[f"sentence{n}"], row[f"start{n}"], row[f"end{n}"])
+                for n in (1, 2)
+            ),
+        )
     if task.name == "wsc":
         return ((_mark_words(row, {"span1": _MARK, "span2": _OTHER_MARK}), None),)
     first, *second = (row[field] for field in task.fields)
@@ -62,7 +67,9 @@ def _pairs(task: Task, row: Row) -> tuple[tuple[str, str | None], ...]:
 def decide(task: Task, row: Row, scores: np.ndarray) -> Any:
     """The prediction of an encoder for `row` from float [samples, outputs]: a class, a score, a choice or an entity."""
     if task.kind == "entities":
-        return row["entities"][int(np.argmax(scores[:, 1] - scores[:, 0]))] if row["entities"] else ""
+        return (
+            row["entities"][int(np.argmax(scores[:, 1] - scores[:, 0]))] if row["entities"] else ""
+        )
     if task.kind == "regression":
         return float(scores[0, 0])
     return int(np.argmax(scores[0, : len(task.labels)]))

@@ -41,7 +41,9 @@ def file_of(task: Task, data_dir: pathlib.Path, split: str) -> pathlib.Path:
 
 def suite_of(folder: str, data_dir: pathlib.Path) -> str | None:
     """The suite whose files of `folder` lie in `data_dir`."""
-    found = [suite for suite, files in _FILES.items() if (data_dir / folder / files["train"]).is_file()]
+    found = [
+        suite for suite, files in _FILES.items() if (data_dir / folder / files["train"]).is_file()
+    ]
     return found[0] if len(found) == 1 else None
 
 
@@ -53,13 +55,21 @@ def read(task: Task, data_dir: pathlib.Path, split: str, warn: Callable[[str], N
     """
     path = file_of(task, data_dir, split)
     if not path.is_file():
-        lying = sorted(other.name for other in path.parent.iterdir()) if path.parent.is_dir() else []
+        lying = (
+            sorted(other.name for other in path.parent.iterdir()) if path.parent.is_dir() else []
+        )
         there = f" (there: {', '.join(lying)})" if lying else ""
-        raise UserError(f"{path}: no such file{there}; --data_dir holds {task.folder}/{path.name} as it is distributed")
+        raise UserError(
+            f"{path}: no such file{there}; --data_dir holds {task.folder}/{path.name} as it is distributed"
+        )
     try:
         if task.suite == "glue":
             return _read_tsv(task, path, split, warn)
-        return [row for number, line in _lines(path) for row in _superglue_rows(task, path, number, line)]
+        return [
+            row
+            for number, line in _lines(path)
+            for row in _superglue_rows(task, path, number, line)
+        ]
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
@@ -76,18 +86,26 @@ def _read_tsv(task: Task, path: pathlib.Path, split: str, warn: Callable[[str], 
     wanted = {field: name for field, name in columns.items() if field != "label" or labelled}
     missing = [name for name in wanted.values() if name not in header]
     if missing:
-        raise UserError(f"{path}: has no column {missing[0]!r} (found: {', '.join(header)}); give the official file")
+        raise UserError(
+            f"{path}: has no column {missing[0]!r} (found: {', '.join(header)}); give the official file"
+        )
     at = {field: header.index(name) for field, name in wanted.items()}
     index = header.index("index") if "index" in header else None
     rows, broken = [], 0
     for number, cells in enumerate(lines[first:], start=first + 1):
         if len(cells) <= max(at.values()) or (task.name == "cola" and len(cells) != len(header)):
             if task.name not in _BROKEN_LINES_ALLOWED:
-                raise UserError(f"{path}:{number}: {len(cells)} columns where the header has {len(header)}")
+                raise UserError(
+                    f"{path}:{number}: {len(cells)} columns where the header has {len(header)}"
+                )
             broken += 1
             continue
         row: Row = {field: cells[column] for field, column in at.items() if field != "label"}
-        row["idx"] = int(cells[index]) if index is not None and cells[index].isdigit() else number - first - 1
+        row["idx"] = (
+            int(cells[index])
+            if index is not None and cells[index].isdigit()
+            else number - first - 1
+        )
         if labelled:
             row["label"] = _label(task, cells[at["label"]], f"{path}:{number}")
         rows.append(row)
@@ -137,7 +155,9 @@ def _superglue_rows(task: Task, path: pathlib.Path, number: int, raw: dict) -> I
             yield _plain_row(task, raw, where)
     except (KeyError, TypeError) as error:
         key = error.args[0] if isinstance(error, KeyError) else "one of its keys"
-        raise UserError(f"{where}: has no {key!r} (found: {', '.join(raw)}); give the official file") from error
+        raise UserError(
+            f"{where}: has no {key!r} (found: {', '.join(raw)}); give the official file"
+        ) from error
 
 
 def _plain_row(task: Task, raw: dict, where: str) -> Row:
@@ -148,7 +168,9 @@ def _plain_row(task: Task, raw: dict, where: str) -> Row:
         row |= {key: int(raw[key]) for key in ("start1", "end1", "start2", "end2")}
     if task.name == "wsc":
         target = raw["target"]
-        row |= {key: target[key] for key in ("span1_text", "span1_index", "span2_text", "span2_index")}
+        row |= {
+            key: target[key] for key in ("span1_text", "span1_index", "span2_text", "span2_index")
+        }
     if task.name == "axg":
         # The two sentences of a pair differ in a pronoun and stand one after the other; `pair_id` is each one's own.
         row["group"] = row["idx"] // 2
@@ -168,12 +190,16 @@ def _multirc(task: Task, raw: dict, where: str) -> Iterator[Row]:
                 "question": question["question"],
                 "answer": answer["text"],
             }
-            yield row | ({"label": _label(task, answer["label"], where)} if "label" in answer else {})
+            yield row | (
+                {"label": _label(task, answer["label"], where)} if "label" in answer else {}
+            )
 
 
 def _record(raw: dict) -> Iterator[Row]:
     text = raw["passage"]["text"]
-    entities = sorted({text[found["start"] : found["end"] + 1] for found in raw["passage"]["entities"]})
+    entities = sorted(
+        {text[found["start"] : found["end"] + 1] for found in raw["passage"]["entities"]}
+    )
     for query in raw["qas"]:
         row = {
             "idx": (raw["idx"], query["idx"]) if isinstance(raw["idx"], int) else query["idx"],
@@ -181,4 +207,6 @@ def _record(raw: dict) -> Iterator[Row]:
             "query": query["query"],
             "entities": entities,
         }
-        yield row | ({"label": sorted({a["text"] for a in query["answers"]})} if "answers" in query else {})
+        yield row | (
+            {"label": sorted({a["text"] for a in query["answers"]})} if "answers" in query else {}
+        )

@@ -25,7 +25,10 @@ def score(task: Task, rows: Sequence[Row], predictions: Sequence[Any]) -> dict[s
     """Every metric of `task` in percent: one prediction a row."""
     if len(rows) != len(predictions):
         raise ValueError(f"{len(predictions)} predictions of {len(rows)} rows")
-    return {name: 100.0 * METRICS[name](task, rows, _legal(task, rows, predictions)) for name in task.metrics}
+    return {
+        name: 100.0 * METRICS[name](task, rows, _legal(task, rows, predictions))
+        for name in task.metrics
+    }
 
 
 def _legal(task: Task, rows: Sequence[Row], predictions: Sequence[Any]) -> list[Any]:
@@ -36,7 +39,9 @@ def _legal(task: Task, rows: Sequence[Row], predictions: Sequence[Any]) -> list[
             return ""
         return NO_NUMBER if task.kind == "regression" else (row["label"] + 1) % len(task.labels)
 
-    return [wrong(row) if value is None else value for row, value in zip(rows, predictions, strict=True)]
+    return [
+        wrong(row) if value is None else value for row, value in zip(rows, predictions, strict=True)
+    ]
 
 
 def _labels(rows):
@@ -44,13 +49,20 @@ def _labels(rows):
 
 
 def _accuracy(_, rows, predictions):
-    return float(np.mean([value == label for value, label in zip(predictions, _labels(rows), strict=True)]))
+    return float(
+        np.mean([value == label for value, label in zip(predictions, _labels(rows), strict=True)])
+    )
 
 
 def _f1(task, rows, predictions):
     if task.kind == "entities":
         return float(
-            np.mean([_best(_token_f1, row["label"], value) for row, value in zip(rows, predictions, strict=True)])
+            np.mean(
+                [
+                    _best(_token_f1, row["label"], value)
+                    for row, value in zip(rows, predictions, strict=True)
+                ]
+            )
         )
     from sklearn.metrics import f1_score
 
@@ -61,7 +73,9 @@ def _macro_f1(task, rows, predictions):
     from sklearn.metrics import f1_score
 
     classes = list(range(len(task.labels)))
-    return float(f1_score(_labels(rows), predictions, labels=classes, average="macro", zero_division=0.0))
+    return float(
+        f1_score(_labels(rows), predictions, labels=classes, average="macro", zero_division=0.0)
+    )
 
 
 def _matthews(_, rows, predictions):
@@ -77,7 +91,9 @@ def _correlation(name):
         with warnings.catch_warnings():
             # A constant prediction has no correlation: 0, as the leaderboard has it.
             warnings.simplefilter("ignore")
-            value = getattr(stats, name)(np.asarray(_labels(rows), float), np.asarray(predictions, float)).statistic
+            value = getattr(stats, name)(
+                np.asarray(_labels(rows), float), np.asarray(predictions, float)
+            ).statistic
         return 0.0 if math.isnan(value) else float(value)
 
     return correlation
@@ -93,7 +109,14 @@ def _f1_over_answers(_, rows, predictions):
 def _exact_match(task, rows, predictions):
     """MultiRC: share of questions with every answer right. ReCoRD: share of entities that are one of the right ones."""
     if task.kind == "entities":
-        return float(np.mean([_best(_same, row["label"], value) for row, value in zip(rows, predictions, strict=True)]))
+        return float(
+            np.mean(
+                [
+                    _best(_same, row["label"], value)
+                    for row, value in zip(rows, predictions, strict=True)
+                ]
+            )
+        )
     questions: dict[Any, list[bool]] = collections.defaultdict(list)
     for row, value in zip(rows, predictions, strict=True):
         questions[row["group"]].append(value == row["label"])

@@ -20,7 +20,9 @@ class TaskData:
     differences: tuple[str, ...]
 
 
-def open_task(task: Task, data_dir: str, warn: Callable[[str], None], *, test: bool = False) -> TaskData:
+def open_task(
+    task: Task, data_dir: str, warn: Callable[[str], None], *, test: bool = False
+) -> TaskData:
     """Read a task from `data_dir` (a folder, or "tfds").
 
     A training or evaluation split that is missing is an error, but for the second of two evaluation splits (MNLI mismatched), which is
@@ -42,11 +44,15 @@ def open_task(task: Task, data_dir: str, warn: Callable[[str], None], *, test: b
         if not rows:
             raise UserError(f"{task.folder}: the split {split} in {data_dir} has no rows")
         if any("label" not in row for row in rows):
-            raise UserError(f"{task.folder}: the split {split} in {data_dir} has rows without a label")
+            raise UserError(
+                f"{task.folder}: the split {split} in {data_dir} has rows without a label"
+            )
         expected = task.sizes[split]
         if len(rows) != expected:
             differences.append(f"{split} has {len(rows):,} rows where {expected:,} were published")
-            warn(f"{task.folder}: {differences[-1]}; scores compare only with runs on the same files")
+            warn(
+                f"{task.folder}: {differences[-1]}; scores compare only with runs on the same files"
+            )
         splits[split] = rows
     if test and not task.first:
         splits |= _test_splits(task, data_dir, warn)
@@ -79,5 +85,7 @@ def _read(task: Task, data_dir: str, split: str, warn: Callable[[str], None]) ->
         return tfds_rows.read(task, split)
     folder = pathlib.Path(data_dir)
     if not folder.is_dir():
-        raise UserError(f"--data_dir {data_dir}: no such folder; name the one that holds CoLA/, RTE/, …, or tfds")
+        raise UserError(
+            f"--data_dir {data_dir}: no such folder; name the one that holds CoLA/, RTE/, …, or tfds"
+        )
     return local_files.read(task, folder, split, warn)

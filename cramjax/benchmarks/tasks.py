@@ -61,7 +61,14 @@ def _task(suite, name, folder, fields, labels, metrics, sizes, **more):
         "headline": metrics[:1] if suite == "glue" else metrics,
         "sizes": known | more.pop("extra_sizes", {}),
     }
-    names = {"suite": suite, "name": name, "folder": folder, "fields": fields, "labels": labels, "metrics": metrics}
+    names = {
+        "suite": suite,
+        "name": name,
+        "folder": folder,
+        "fields": fields,
+        "labels": labels,
+        "metrics": metrics,
+    }
     return Task(**names, **settings | more)
 
 
@@ -75,10 +82,28 @@ _BOOLEAN = ("False", "True")
 # In the order in which results are printed. The headline metrics are those of Cramming (arXiv 2212.14034, section 5): F1 for MRPC and
 # QQP, Pearson for STS-B; the others are computed and stored as well.
 _TASKS = (
-    _glue("cola", "CoLA", ("sentence",), ("unacceptable", "acceptable"), ("matthews",), (8551, 1043, 1063)),
-    _glue("sst2", "SST-2", ("sentence",), ("negative", "positive"), ("accuracy",), (67349, 872, 1821)),
-    _glue("mrpc", "MRPC", _PAIR, ("not_equivalent", "equivalent"), ("f1", "accuracy"), (3668, 408, 1725)),
-    _glue("stsb", "STS-B", _PAIR, None, ("pearson", "spearman"), (5749, 1500, 1379), kind="regression"),
+    _glue(
+        "cola",
+        "CoLA",
+        ("sentence",),
+        ("unacceptable", "acceptable"),
+        ("matthews",),
+        (8551, 1043, 1063),
+    ),
+    _glue(
+        "sst2", "SST-2", ("sentence",), ("negative", "positive"), ("accuracy",), (67349, 872, 1821)
+    ),
+    _glue(
+        "mrpc",
+        "MRPC",
+        _PAIR,
+        ("not_equivalent", "equivalent"),
+        ("f1", "accuracy"),
+        (3668, 408, 1725),
+    ),
+    _glue(
+        "stsb", "STS-B", _PAIR, None, ("pearson", "spearman"), (5749, 1500, 1379), kind="regression"
+    ),
     _glue(
         "qqp",
         "QQP",
@@ -103,12 +128,29 @@ _TASKS = (
             "test_mismatched": 9847,
         },
     ),
-    _glue("qnli", "QNLI", ("question", "sentence"), _ENTAILMENT, ("accuracy",), (104743, 5463, 5463)),
+    _glue(
+        "qnli", "QNLI", ("question", "sentence"), _ENTAILMENT, ("accuracy",), (104743, 5463, 5463)
+    ),
     _glue("rte", "RTE", _PAIR, _ENTAILMENT, ("accuracy",), (2490, 277, 3000)),
-    _glue("wnli", "WNLI", _PAIR, ("not_entailment", "entailment"), ("accuracy",), (635, 71, 146), in_average=False),
-    _superglue("boolq", "BoolQ", ("question", "passage"), _BOOLEAN, ("accuracy",), (9427, 3270, 3245)),
+    _glue(
+        "wnli",
+        "WNLI",
+        _PAIR,
+        ("not_entailment", "entailment"),
+        ("accuracy",),
+        (635, 71, 146),
+        in_average=False,
+    ),
     _superglue(
-        "cb", "CB", _PREMISE, ("entailment", "contradiction", "neutral"), ("accuracy", "macro_f1"), (250, 56, 250)
+        "boolq", "BoolQ", ("question", "passage"), _BOOLEAN, ("accuracy",), (9427, 3270, 3245)
+    ),
+    _superglue(
+        "cb",
+        "CB",
+        _PREMISE,
+        ("entailment", "contradiction", "neutral"),
+        ("accuracy", "macro_f1"),
+        (250, 56, 250),
     ),
     _superglue(
         "copa",
@@ -129,11 +171,27 @@ _TASKS = (
         kind="answers",
     ),
     _superglue(
-        "record", "ReCoRD", ("query", "passage"), None, ("f1", "exact_match"), (100730, 10000, 10000), kind="entities"
+        "record",
+        "ReCoRD",
+        ("query", "passage"),
+        None,
+        ("f1", "exact_match"),
+        (100730, 10000, 10000),
+        kind="entities",
     ),
     _superglue("rte", "RTE", _PREMISE, _ENTAILMENT, ("accuracy",), (2490, 277, 3000)),
-    _superglue("wic", "WiC", ("sentence1", "sentence2", "word"), _BOOLEAN, ("accuracy",), (5428, 638, 1400)),
-    _superglue("wsc", "WSC", ("text",), _BOOLEAN, ("accuracy",), (554, 104, 146), tfds="super_glue/wsc.fixed"),
+    _superglue(
+        "wic", "WiC", ("sentence1", "sentence2", "word"), _BOOLEAN, ("accuracy",), (5428, 638, 1400)
+    ),
+    _superglue(
+        "wsc",
+        "WSC",
+        ("text",),
+        _BOOLEAN,
+        ("accuracy",),
+        (554, 104, 146),
+        tfds="super_glue/wsc.fixed",
+    ),
     _superglue(
         "axb",
         "AX-b",
@@ -158,7 +216,9 @@ _TASKS = (
     ),
 )
 
-SUITES = {suite: tuple(task for task in _TASKS if task.suite == suite) for suite in ("glue", "superglue")}
+SUITES = {
+    suite: tuple(task for task in _TASKS if task.suite == suite) for suite in ("glue", "superglue")
+}
 """Tasks of each suite in the order in which results are printed."""
 
 
@@ -174,7 +234,9 @@ def find_tasks(names: Sequence[str], prefer: str | None = None) -> tuple[Task, .
     chosen, either = [], []
     for name in names:
         key = name.strip().lower().replace("-", "").replace("_", "")
-        found = SUITES.get(key) or tuple(task for task in _TASKS if key in (task.name, _plain(task.folder)))
+        found = SUITES.get(key) or tuple(
+            task for task in _TASKS if key in (task.name, _plain(task.folder))
+        )
         if not found:
             known = ", ".join(dict.fromkeys(task.name for task in _TASKS))
             raise UserError(f"--task {name}: unknown; the tasks are {known}, glue and superglue")
@@ -184,7 +246,9 @@ def find_tasks(names: Sequence[str], prefer: str | None = None) -> tuple[Task, .
             chosen.extend(found)
     suites = {task.suite for task in chosen}
     if len(suites) > 1:
-        raise UserError(f"--task {','.join(names)}: tasks of GLUE and of SuperGLUE; run each suite by itself")
+        raise UserError(
+            f"--task {','.join(names)}: tasks of GLUE and of SuperGLUE; run each suite by itself"
+        )
     suite = suites.pop() if suites else prefer or "glue"
     chosen.extend(task for found in either for task in found if task.suite == suite)
     return tuple(task for task in SUITES[suite] if task in chosen)

@@ -58,7 +58,11 @@ def _row(task: Task, example: dict[str, Any]) -> Row:
         case _:
             row["idx"] = idx
     row |= {key: values[key] for key in ("start1", "end1", "start2", "end2") if key in values}
-    row |= {key: values[key] for key in ("span1_text", "span1_index", "span2_text", "span2_index") if key in values}
+    row |= {
+        key: values[key]
+        for key in ("span1_text", "span1_index", "span2_text", "span2_index")
+        if key in values
+    }
     if task.name == "axg":
         row["group"] = idx // 2
     # TFDS gives unlabelled rows the label -1.

@@ -56,7 +56,9 @@ class Clock:
         limits = {"hours": hours, "steps": steps, "tokens": tokens, "flops": flops}
         self.limits = {name: limit for name, limit in limits.items() if limit is not None}
         if not self.limits:
-            raise UserError("budget: no limit is set; give one of budget.hours, .steps, .tokens and .flops")
+            raise UserError(
+                "budget: no limit is set; give one of budget.hours, .steps, .tokens and .flops"
+            )
         for name, limit in self.limits.items():
             if not limit > 0:
                 raise UserError(f"budget.{name}={limit}: must be more than 0")
@@ -64,9 +66,15 @@ class Clock:
         self._now = time_source
         self._read_at: float | None = None  # None: not running
         self._elapsed_s = 0.0
-        self._advanced_at_s: float | None = None  # `elapsed_s` at the latest advance() since start()
-        self._recent: collections.deque[tuple[float, int, float]] = collections.deque(maxlen=N_RECENT)
-        self._planned: dict[str, float] | None = None  # shares of the limits when the step under way will have ended
+        self._advanced_at_s: float | None = (
+            None  # `elapsed_s` at the latest advance() since start()
+        )
+        self._recent: collections.deque[tuple[float, int, float]] = collections.deque(
+            maxlen=N_RECENT
+        )
+        self._planned: dict[str, float] | None = (
+            None  # shares of the limits when the step under way will have ended
+        )
         self._floor = 0.0
         self._ended_by: str | None = None
 
@@ -127,7 +135,10 @@ class Clock:
         """
         if self.done():
             return 1.0
-        return min(1.0, max(self._shares(self.elapsed_s, self.n_steps, self.n_tokens, self.n_flops).values()))
+        return min(
+            1.0,
+            max(self._shares(self.elapsed_s, self.n_steps, self.n_tokens, self.n_flops).values()),
+        )
 
     def fraction_after_next(self, n_tokens: int, n_flops: float) -> float:
         """Share of the budget spent when the step about to start, of this size, will have ended.
@@ -164,7 +175,9 @@ class Clock:
             if name == "hours":
                 left.append(limit * 3600 - self.elapsed_s)
             elif self._recent:
-                count = {"steps": self.n_steps, "tokens": self.n_tokens, "flops": self.n_flops}[name]
+                count = {"steps": self.n_steps, "tokens": self.n_tokens, "flops": self.n_flops}[
+                    name
+                ]
                 left.append((limit - count) * self._per_unit_s(name))
         return max(0.0, min(left)) if left else None
 
@@ -197,7 +210,9 @@ class Clock:
             largest = max(shares, key=shares.__getitem__)
             self._floor, self._ended_by = 0.0, largest if shares[largest] >= 1.0 else None
 
-    def _shares(self, elapsed_s: float, n_steps: int, n_tokens: int, n_flops: float) -> dict[str, float]:
+    def _shares(
+        self, elapsed_s: float, n_steps: int, n_tokens: int, n_flops: float
+    ) -> dict[str, float]:
         """Share spent of every limit that is set; may exceed 1."""
         spent = {"hours": elapsed_s / 3600, "steps": n_steps, "tokens": n_tokens, "flops": n_flops}
         return {name: spent[name] / limit for name, limit in self.limits.items()}
@@ -207,6 +222,10 @@ class Clock:
 
         A token's rather than a step's duration predicts the next step, because a batch ramp lengthens steps.
         """
-        sizes = {"steps": lambda entry: 1, "tokens": lambda entry: entry[1], "flops": lambda entry: entry[2]}
+        sizes = {
+            "steps": lambda entry: 1,
+            "tokens": lambda entry: entry[1],
+            "flops": lambda entry: entry[2],
+        }
         rates = [entry[0] / size for entry in self._recent if (size := sizes[unit](entry)) > 0]
         return statistics.median(rates) if rates else 0.0

@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 
-def activation_bytes(model: Any, *, n_tokens: int, n_targets: int, vocab_size: int, itemsize: int, fused: bool) -> int:
+def activation_bytes(
+    model: Any, *, n_tokens: int, n_targets: int, vocab_size: int, itemsize: int, fused: bool
+) -> int:
     """Bytes of one sequence between its forward and its backward pass.
 
     Args:
@@ -20,8 +22,12 @@ def activation_bytes(model: Any, *, n_tokens: int, n_targets: int, vocab_size: i
     layers = model.n_layers * n_tokens * _per_token(model, n_tokens, itemsize, fused)
     if model.family == "t5":
         n_decoder_layers = model.n_decoder_layers or model.n_layers
-        cross = 5 * model.d_model * itemsize + (0 if fused else 2 * model.n_heads * n_tokens * itemsize)
-        layers += n_decoder_layers * n_targets * (_per_token(model, n_targets, itemsize, fused) + cross)
+        cross = 5 * model.d_model * itemsize + (
+            0 if fused else 2 * model.n_heads * n_tokens * itemsize
+        )
+        layers += (
+            n_decoder_layers * n_targets * (_per_token(model, n_targets, itemsize, fused) + cross)
+        )
     logits = n_targets * (2 * 4 * vocab_size + 4 * model.d_model)  # float32, and their gradient
     return round(layers + logits)
 

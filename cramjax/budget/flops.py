@@ -81,7 +81,9 @@ def t5_forward_flops(
     encoder = n_inputs * (4 * d_model * inner + feed_forward + 2 * n_inputs * inner)
     self_attention = n_targets * (4 * d_model * inner + 2 * n_targets * inner)
     # Queries and outputs for the targets, keys and values for the inputs.
-    cross_attention = (n_targets + n_inputs) * 2 * d_model * inner + n_targets * 2 * n_inputs * inner
+    cross_attention = (
+        n_targets + n_inputs
+    ) * 2 * d_model * inner + n_targets * 2 * n_inputs * inner
     decoder = self_attention + cross_attention + n_targets * feed_forward
     return 2 * (n_layers * encoder + n_decoder_layers * decoder + n_targets * d_model * vocab_size)
 

@@ -142,7 +142,11 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
     hardware.
     """
     peak = find(device_kind)
-    tflops = getattr(peak, dtype) if peak is not None and dtype in ("bfloat16", "float16", "float32") else None
+    tflops = (
+        getattr(peak, dtype)
+        if peak is not None and dtype in ("bfloat16", "float16", "float32")
+        else None
+    )
     return None if tflops is None else tflops * 1e12
 
 

@@ -32,11 +32,17 @@ class Schedule(Protocol):
 def learning_rate(schedule: Schedule, peak: float, fraction: float) -> float:
     """Learning rate at `fraction` of the budget: `peak` times the shape `schedule.name`; never below 0."""
     return peak * multiplier(
-        schedule.name, fraction, warmup=schedule.warmup, cooldown=schedule.cooldown, final=schedule.final
+        schedule.name,
+        fraction,
+        warmup=schedule.warmup,
+        cooldown=schedule.cooldown,
+        final=schedule.final,
     )
 
 
-def multiplier(name: str, fraction: float, *, warmup: float = 0.0, cooldown: float = 0.0, final: float = 0.0) -> float:
+def multiplier(
+    name: str, fraction: float, *, warmup: float = 0.0, cooldown: float = 0.0, final: float = 0.0
+) -> float:
     """Share of the peak learning rate, in [0, 1], at `fraction` of the budget (clamped to [0, 1]).
 
     `warmup`, `cooldown` (shares of the budget) and `final` (share of the peak) as in the `schedule` section
@@ -49,13 +55,17 @@ def multiplier(name: str, fraction: float, *, warmup: float = 0.0, cooldown: flo
     if name == "one_cycle":
         return min(2 * f, 2 - 2 * f)
     if name not in _DECAYS:
-        raise UserError(f"schedule.name={name!r}: must be one of triangle2, one_cycle, {', '.join(_DECAYS)}")
+        raise UserError(
+            f"schedule.name={name!r}: must be one of triangle2, one_cycle, {', '.join(_DECAYS)}"
+        )
     if f < warmup:
         return f / warmup
     return _DECAYS[name](f, warmup, cooldown, final)
 
 
-def n_microbatches(fraction: float, ramp_share: float, batch_size: int, microbatch_size: int) -> int:
+def n_microbatches(
+    fraction: float, ramp_share: float, batch_size: int, microbatch_size: int
+) -> int:
     """Microbatches of the step that starts at `fraction`: from one to batch_size/microbatch_size over
     `ramp_share`.
 
@@ -65,7 +75,9 @@ def n_microbatches(fraction: float, ramp_share: float, batch_size: int, microbat
     """
     n_full, rest = divmod(batch_size, microbatch_size)
     if rest:
-        raise UserError(f"batch_size={batch_size}: must be a multiple of microbatch_size={microbatch_size}")
+        raise UserError(
+            f"batch_size={batch_size}: must be a multiple of microbatch_size={microbatch_size}"
+        )
     if fraction >= ramp_share:
         return n_full
     return min(math.floor(n_full * max(fraction, 0.0) / ramp_share) + 1, n_full)
@@ -97,7 +109,9 @@ def _constant(f: float, warmup: float, cooldown: float, final: float) -> float:
 
 def _inverse_sqrt(f: float, warmup: float, cooldown: float, final: float) -> float:
     plateau = warmup or INVERSE_SQRT_PLATEAU
-    return _cooled(lambda at: math.sqrt(plateau / max(at, plateau)), f, max(1 - cooldown, warmup), final)
+    return _cooled(
+        lambda at: math.sqrt(plateau / max(at, plateau)), f, max(1 - cooldown, warmup), final
+    )
 
 
 def _cooled(shape: Callable[[float], float], f: float, start: float, final: float) -> float:
@@ -113,4 +127,9 @@ def _since(start: float, f: float) -> float:
     return (f - start) / (1 - start) if start < 1 else 0.0
 
 
-_DECAYS = {"linear": _linear, "cosine": _cosine, "constant": _constant, "inverse_sqrt": _inverse_sqrt}
+_DECAYS = {
+    "linear": _linear,
+    "cosine": _cosine,
+    "constant": _constant,
+    "inverse_sqrt": _inverse_sqrt,
+}

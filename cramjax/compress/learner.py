@@ -39,7 +39,9 @@ class Compressed:
         del key
         return trained
 
-    def loss(self, params: Any, key: jax.Array, batch: Any, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss(
+        self, params: Any, key: jax.Array, batch: Any, rows: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """As of the learner, through the weights as they will be."""
         return self.learner.loss(self._seen(params), key, batch, rows)
 

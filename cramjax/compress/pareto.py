@@ -21,7 +21,9 @@ def better_is_lower(metric: str) -> bool:
 def front(entries: Sequence[Mapping[str, Any]], cost: str, score: str = "value") -> list[bool]:
     """Whether no other of `entries` is at least as good by its `score` ("value" or "loss") and as small, and better in one of them."""
     lower = score == "loss" or (bool(entries) and better_is_lower(entries[0]["metric"]))
-    return pareto.front([(_cost(entry, cost), entry[score] if lower else -entry[score]) for entry in entries])
+    return pareto.front(
+        [(_cost(entry, cost), entry[score] if lower else -entry[score]) for entry in entries]
+    )
 
 
 def _cost(entry: Mapping[str, Any], cost: str) -> float:
@@ -38,7 +40,9 @@ def plot(entries: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    has_loss = not better_is_lower(entries[0]["metric"]) and all(entry["loss"] is not None for entry in entries)
+    has_loss = not better_is_lower(entries[0]["metric"]) and all(
+        entry["loss"] is not None for entry in entries
+    )
     scores = {"value": entries[0]["metric"]} | ({"loss": "loss, nats"} if has_loss else {})
     figure = Figure(figsize=(18, 6 * len(scores)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -60,7 +64,9 @@ def plot(entries: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     figure.savefig(path, format="png")
 
 
-def _draw(axes: Any, entries: Sequence[Mapping[str, Any]], cost: str, score: str, colours: Any, marks: Any) -> None:
+def _draw(
+    axes: Any, entries: Sequence[Mapping[str, Any]], cost: str, score: str, colours: Any, marks: Any
+) -> None:
     """One panel: `score` against `cost`."""
     from matplotlib.ticker import EngFormatter, NullFormatter
 
@@ -69,7 +75,13 @@ def _draw(axes: Any, entries: Sequence[Mapping[str, Any]], cost: str, score: str
         own = [entry for entry in entries if entry["model"] == model]
         for n, mark in marks.items():
             at = [(_cost(entry, cost), entry[score]) for entry in own if entry["bits"] == n]
-            style = {"color": colour, "marker": mark, "markersize": 5, "alpha": 0.5, "linestyle": "none"}
+            style = {
+                "color": colour,
+                "marker": mark,
+                "markersize": 5,
+                "alpha": 0.5,
+                "linestyle": "none",
+            }
             if at:
                 axes.plot(*zip(*at, strict=True), **style)
         _step(axes, own, cost, score, color=colour, linewidth=1.8)
@@ -83,9 +95,15 @@ def _draw(axes: Any, entries: Sequence[Mapping[str, Any]], cost: str, score: str
     axes.set_axisbelow(True)
 
 
-def _step(axes: Any, entries: Sequence[Mapping[str, Any]], cost: str, score: str, **style: Any) -> None:
+def _step(
+    axes: Any, entries: Sequence[Mapping[str, Any]], cost: str, score: str, **style: Any
+) -> None:
     """Draw the front of `entries`."""
     on = front(entries, cost, score)
-    edge = sorted((_cost(entry, cost), entry[score]) for entry, is_on in zip(entries, on, strict=True) if is_on)
+    edge = sorted(
+        (_cost(entry, cost), entry[score])
+        for entry, is_on in zip(entries, on, strict=True)
+        if is_on
+    )
     if edge:
         axes.step(*zip(*edge, strict=True), where="post", **style)

@@ -27,11 +27,15 @@ SCOPES = ("global", "matrix")
 def check_share(share: float) -> float:
     """`share` itself. Raises UserError where it is no share that leaves something."""
     if not 0 <= share < 1:
-        raise UserError(f"--prune {share:g}: must be a share from 0 to below 1; at 1 nothing is left")
+        raise UserError(
+            f"--prune {share:g}: must be a share from 0 to below 1; at 1 nothing is left"
+        )
     return share
 
 
-def prune(params: Params, paths: Mapping[str, Matrix], share: float, scope: str = "global") -> Params:
+def prune(
+    params: Params, paths: Mapping[str, Matrix], share: float, scope: str = "global"
+) -> Params:
     """`params` with the `share` of the smallest weights (by magnitude) of the tensors in `paths` at zero: exactly so many.
 
     Args:
@@ -67,7 +71,9 @@ def _kept(magnitudes: np.ndarray, share: float) -> np.ndarray:
 
 
 def _kept_by_matrix(magnitudes: np.ndarray, matrix: Matrix, share: float) -> np.ndarray:
-    kept = np.stack([_kept(one.ravel(), share).reshape(one.shape) for one in fold(magnitudes, matrix)])
+    kept = np.stack(
+        [_kept(one.ravel(), share).reshape(one.shape) for one in fold(magnitudes, matrix)]
+    )
     return unfold(kept, matrix, magnitudes.shape)
 
 
@@ -75,7 +81,11 @@ def keep_zeros(params: Params, paths: Mapping[str, Matrix]) -> Params:
     """`params` with no gradient where a weight in `paths` is zero: what is pruned stays so under every elementwise optimizer."""
 
     def held(path, leaf):
-        return jnp.where(jax.lax.stop_gradient(leaf) != 0, leaf, jnp.zeros((), leaf.dtype)) if path in paths else leaf
+        return (
+            jnp.where(jax.lax.stop_gradient(leaf) != 0, leaf, jnp.zeros((), leaf.dtype))
+            if path in paths
+            else leaf
+        )
 
     flat = flatten_dict(params, sep="/")
     return unflatten_dict({path: held(path, leaf) for path, leaf in flat.items()}, sep="/")
@@ -102,14 +112,23 @@ def shrink(cfg: Any, params: Params, axes: Any, *, n_heads: int, d_ff: int) -> t
     for axis, n_kept in ((ax.HEADS, n_heads), (ax.MLP, d_ff)):
         for module, paths in _modules(names, axis).items():
             tied = [
-                path for path in names if path.startswith(module.partition("/layers/")[0]) and ax.BUCKET in names[path]
+                path
+                for path in names
+                if path.startswith(module.partition("/layers/")[0]) and ax.BUCKET in names[path]
             ]
             tied = tied if axis == ax.HEADS and not module.endswith("cross_attention") else []
-            keep = _heaviest([(np.asarray(flat[path]), names[path]) for path in paths], axis, n_kept, alike=bool(tied))
+            keep = _heaviest(
+                [(np.asarray(flat[path]), names[path]) for path in paths],
+                axis,
+                n_kept,
+                alike=bool(tied),
+            )
             for path in paths:
                 flat[path] = _taken(jnp.asarray(flat[path]), names[path].index(axis), keep)
             for path in tied:
-                flat[path] = jnp.take(jnp.asarray(flat[path]), keep[0], axis=names[path].index(axis))
+                flat[path] = jnp.take(
+                    jnp.asarray(flat[path]), keep[0], axis=names[path].index(axis)
+                )
     fields = {"n_heads": n_heads, "d_ff": d_ff}
     if hasattr(cfg, "pruned_heads"):
         fields["pruned_heads"] = cfg.pruned_heads + cfg.n_heads - n_heads
@@ -126,7 +145,9 @@ def _modules(names: Mapping[str, ax.Axes], axis: str) -> dict[str, list[str]]:
     return modules
 
 
-def _heaviest(leaves: list[tuple[np.ndarray, ax.Axes]], axis: str, n: int, *, alike: bool) -> np.ndarray:
+def _heaviest(
+    leaves: list[tuple[np.ndarray, ax.Axes]], axis: str, n: int, *, alike: bool
+) -> np.ndarray:
     """int [layers, n]: along `axis` the indices with the largest norms, in order; the same in all layers if `alike`."""
     total = 0.0
     for leaf, own in leaves:

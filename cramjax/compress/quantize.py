@@ -39,9 +39,13 @@ class Quantizer:
 
     def __post_init__(self):
         if self.bits not in BITS:
-            raise UserError(f"--bits {self.bits}: must be 32, or one of {', '.join(map(str, BITS))}")
+            raise UserError(
+                f"--bits {self.bits}: must be 32, or one of {', '.join(map(str, BITS))}"
+            )
         if self.granularity not in GRANULARITIES:
-            raise UserError(f"--granularity {self.granularity}: must be one of {', '.join(GRANULARITIES)}")
+            raise UserError(
+                f"--granularity {self.granularity}: must be one of {', '.join(GRANULARITIES)}"
+            )
         if self.group_size < 8:
             raise UserError(f"--group_size {self.group_size}: must be at least 8")
 
@@ -83,9 +87,14 @@ class Quantizer:
         def better(best, share):
             scale = candidate(share)
             wide = scale.astype(jnp.float32)
-            error = jnp.sum(jnp.square(self._round(grouped, scale) * wide - grouped), axis=over, keepdims=True)
+            error = jnp.sum(
+                jnp.square(self._round(grouped, scale) * wide - grouped), axis=over, keepdims=True
+            )
             is_better = error < best[0]
-            return (jnp.where(is_better, error, best[0]), jnp.where(is_better, scale, best[1])), None
+            return (
+                jnp.where(is_better, error, best[0]),
+                jnp.where(is_better, scale, best[1]),
+            ), None
 
         start = (jnp.full(largest.shape, jnp.inf, jnp.float32), candidate(jnp.ones(())))
         return jax.lax.scan(better, start, jnp.asarray(SHARES, jnp.float32))[0][1]

@@ -65,7 +65,9 @@ class Plan:
             self.quantizer(bits)
         for name in ("shares", "bits"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise UserError(f"--{'prune' if name == 'shares' else name}: a value stands there twice; leave one out")
+                raise UserError(
+                    f"--{'prune' if name == 'shares' else name}: a value stands there twice; leave one out"
+                )
 
     def quantizer(self, bits: int) -> Quantizer | None:
         """The quantiser of so many bits; None for 32."""
@@ -116,7 +118,9 @@ def candidates(request: Request, announce: Announce) -> list[Candidate]:
                 data[task.name] = rows.open_task(task, request.data_dir, announce)
             settings = _settings(request, model, task)
             subject = TaskSubject(model, task, data[task.name].splits, settings, announce)
-            about = {"task": learning.describe(task, settings, 0) | {"rows": _sizes(data[task.name])}}
+            about = {
+                "task": learning.describe(task, settings, 0) | {"rows": _sizes(data[task.name])}
+            }
         found.append(Candidate(name=name, model=model, subject=subject, about=about))
     return found
 
@@ -128,7 +132,9 @@ def _sizes(data: rows.TaskData) -> dict[str, int]:
 def _names(checkpoints: Sequence[str]) -> list[str]:
     """For each path its last parts, as few as tell it from the others; of a finetuned model in its folder that folder and the task."""
     paths = [pathlib.Path(checkpoint).resolve().parts for checkpoint in checkpoints]
-    finetuned = [re.search(r"([^/]+)/models/([^/]+)/point-\d+/seed-\d+$", "/".join(path)) for path in paths]
+    finetuned = [
+        re.search(r"([^/]+)/models/([^/]+)/point-\d+/seed-\d+$", "/".join(path)) for path in paths
+    ]
     known = ["-".join(match.groups()) for match in finetuned if match]
     if len(set(known)) == len(paths):
         return known
@@ -163,17 +169,23 @@ def _settings(request: Request, model: inference.LoadedModel, task: Task) -> Set
     return dataclasses.replace(protocol.settings, **protocol.of_task(task.name)[0])
 
 
-def _text_subject(checkpoint: str, model: inference.LoadedModel, plan: Plan, announce: Announce) -> TextSubject:
+def _text_subject(
+    checkpoint: str, model: inference.LoadedModel, plan: Plan, announce: Announce
+) -> TextSubject:
     workdir = origin.find(checkpoint)
     if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"{checkpoint}: is neither finetuned nor a run with its text; give --task and --data_dir")
+        raise UserError(
+            f"{checkpoint}: is neither finetuned nor a run with its text; give --task and --data_dir"
+        )
     if plan.structured or plan.qat_epochs:
         flag = "--structured" if plan.structured else "--qat_epochs"
         raise UserError(
             f"{flag}: {checkpoint} is not finetuned and nothing would repair it; give --task and --data_dir"
         )
     if any(plan.shares):
-        announce(f"{checkpoint} is not finetuned: pruned without finetuning in between, and judged by held-out loss")
+        announce(
+            f"{checkpoint} is not finetuned: pruned without finetuning in between, and judged by held-out loss"
+        )
     return TextSubject(model, workdir)
 
 
@@ -185,7 +197,9 @@ class Compression:
         self.request, self.plan, self.announce = request, request.plan, announce
         self.models = models
         if len({candidate.about["task"] is None for candidate in models}) > 1:
-            raise UserError("--checkpoint: some models are judged by a task and some by held-out text; give --task")
+            raise UserError(
+                "--checkpoint: some models are judged by a task and some by held-out text; give --task"
+            )
         shared = dataclasses.asdict(self.plan)
         for key in ("shares", "bits", "n_seeds"):  # these may grow
             del shared[key]
@@ -219,7 +233,9 @@ class Compression:
         for share in sorted(self.plan.shares):
             folder = self._folder(candidate, seed, share, WHOLE)
             if not self._is_done(folder, share):
-                reached = self._pruned(candidate, seed, share, reached or self._before(candidate, seed, share))
+                reached = self._pruned(
+                    candidate, seed, share, reached or self._before(candidate, seed, share)
+                )
                 self._keep(candidate, folder, *reached, share, WHOLE)
             else:
                 reached = None
@@ -231,7 +247,9 @@ class Compression:
                 config, params = reached
                 if self.plan.qat_epochs:
                     quantizer = self.plan.quantizer(bits)
-                    params = candidate.subject.recover(config, params, seed, self.plan.qat_epochs, quantizer)
+                    params = candidate.subject.recover(
+                        config, params, seed, self.plan.qat_epochs, quantizer
+                    )
                 self._keep(candidate, folder, config, params, share, bits)
 
     def _path(self, share: float) -> list[float]:
@@ -254,7 +272,9 @@ class Compression:
         found = origin.read(folder)
         return found.config, jax.device_put(found.params)
 
-    def _pruned(self, candidate: Candidate, seed: int, share: float, before: tuple[Any, Any]) -> tuple[Any, Any]:
+    def _pruned(
+        self, candidate: Candidate, seed: int, share: float, before: tuple[Any, Any]
+    ) -> tuple[Any, Any]:
         config, params = before
         if not share:
             return before
@@ -272,7 +292,13 @@ class Compression:
         return config, params
 
     def _keep(
-        self, candidate: Candidate, folder: pathlib.Path, config: Any, params: Any, share: float, bits: int
+        self,
+        candidate: Candidate,
+        folder: pathlib.Path,
+        config: Any,
+        params: Any,
+        share: float,
+        bits: int,
     ) -> None:
         """Write a compressed model, read it again, and note what it is worth as it lies there."""
         flat = flatten_dict(params, sep="/")
@@ -291,12 +317,18 @@ class Compression:
             max_length=candidate.subject.max_length,
             finetuned={key: task[key] for key in task if key != "rows"} if task else None,
             compression={"prune": share, "bits": bits}
-            | {k: v for k, v in dataclasses.asdict(self.plan).items() if k not in ("shares", "bits")},
+            | {
+                k: v
+                for k, v in dataclasses.asdict(self.plan).items()
+                if k not in ("shares", "bits")
+            },
         )
         _, again = packed.read(temporary)
         counted = packed.values(again).values()
         # As it will run: whole numbers where the device is faster with them.
-        values = packed.values(again, whole=is_faster(jax.devices()[0], model.precision.matmul_dtype))
+        values = packed.values(
+            again, whole=is_faster(jax.devices()[0], model.precision.matmul_dtype)
+        )
         is_int8 = any(isinstance(leaf, Int8) for leaf in values.values())
         values = jax.device_put(unflatten_dict(values, sep="/"))
         score = candidate.subject.score(config, values)
@@ -333,16 +365,27 @@ class Compression:
         for candidate in self.models:
             for share in sorted(self.plan.shares):
                 for bits in self.plan.bits:
-                    folders = [self._folder(candidate, seed, share, bits) for seed in range(self.plan.n_seeds)]
+                    folders = [
+                        self._folder(candidate, seed, share, bits)
+                        for seed in range(self.plan.n_seeds)
+                    ]
                     done = [folder for folder in folders if self._is_done(folder, share)]
                     if done:
                         runs = [json.loads((folder / RESULT).read_text()) for folder in done]
                         yield self._entry(candidate.name, share, bits, done[0], runs)
 
     def _entry(
-        self, name: str, share: float, bits: int, folder: pathlib.Path, runs: Sequence[Mapping[str, Any]]
+        self,
+        name: str,
+        share: float,
+        bits: int,
+        folder: pathlib.Path,
+        runs: Sequence[Mapping[str, Any]],
     ) -> dict[str, Any]:
-        median = {key: statistics.median(run[key] for run in runs) for key in ("bytes", "value", "params", "nonzero")}
+        median = {
+            key: statistics.median(run[key] for run in runs)
+            for key in ("bytes", "value", "params", "nonzero")
+        }
         losses = [run["loss"] for run in runs if run["loss"] is not None]
         return {
             "model": name,
@@ -356,7 +399,10 @@ class Compression:
             "granularity": None if bits == WHOLE else self.plan.granularity,
             "int8": runs[0].get("int8", False),
             "latency": {
-                batch: {key: statistics.median(run["latency"][batch][key] for run in runs) for key in found}
+                batch: {
+                    key: statistics.median(run["latency"][batch][key] for run in runs)
+                    for key in found
+                }
                 for batch, found in runs[0]["latency"].items()
             },
             "folder": str(folder.relative_to(self.request.out)),

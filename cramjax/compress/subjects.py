@@ -53,7 +53,9 @@ class Subject(Protocol):
     def axes(self, config: Any) -> Any:
         """Axis names of the parameters."""
 
-    def recover(self, config: Any, params: Any, seed: int, epochs: int, quantizer: Quantizer | None) -> Any:
+    def recover(
+        self, config: Any, params: Any, seed: int, epochs: int, quantizer: Quantizer | None
+    ) -> Any:
         """Parameters after finetuning on, zeros where they were."""
 
     def score(self, config: Any, params: Any) -> Score:
@@ -90,7 +92,9 @@ class TaskSubject:
     def _open(self, config: Any) -> tuple[Any, Any]:
         if config not in self._opened:
             model = dataclasses.replace(self.model, config=config)
-            self._opened[config] = learning.open_task(model, self.task, self.splits, self.settings, self._announce)
+            self._opened[config] = learning.open_task(
+                model, self.task, self.splits, self.settings, self._announce
+            )
         return self._opened[config]
 
     def _train(self, config: Any, learner: Any, params: Any, settings: Settings, seed: int) -> Any:
@@ -120,10 +124,14 @@ class TaskSubject:
         """As of `Subject`."""
         return self._open(config)[1].axes
 
-    def recover(self, config: Any, params: Any, seed: int, epochs: int, quantizer: Quantizer | None) -> Any:
+    def recover(
+        self, config: Any, params: Any, seed: int, epochs: int, quantizer: Quantizer | None
+    ) -> Any:
         """As of `Subject`; the learning rate starts anew."""
         settings = dataclasses.replace(self.settings, epochs=epochs, max_steps=None, select="last")
-        return self._train(config, Compressed(self._open(config)[1], quantizer), params, settings, seed)
+        return self._train(
+            config, Compressed(self._open(config)[1], quantizer), params, settings, seed
+        )
 
     def score(self, config: Any, params: Any) -> Score:
         """The task's headline in percent."""
@@ -132,7 +140,9 @@ class TaskSubject:
         return Score(
             metric="+".join(self.task.headline),
             value=results.headline(self.task, found),
-            loss=None if self.model.is_t5 else _mean_loss(learner, params, feed.eval_batches(self.task.splits[0])),
+            loss=None
+            if self.model.is_t5
+            else _mean_loss(learner, params, feed.eval_batches(self.task.splits[0])),
         )
 
     def latency(self, config: Any, params: Any) -> dict[str, dict[str, float]]:
@@ -192,7 +202,9 @@ class TextSubject:
         """As of `Subject`."""
         return self._made.task.axes
 
-    def recover(self, config: Any, params: Any, seed: int, epochs: int, quantizer: Quantizer | None) -> Any:
+    def recover(
+        self, config: Any, params: Any, seed: int, epochs: int, quantizer: Quantizer | None
+    ) -> Any:
         """`params` themselves: there is nothing to learn from."""
         return params
 
@@ -221,7 +233,10 @@ def measure(call: Callable[[], jax.Array]) -> dict[str, float]:
         start = time.perf_counter()
         jax.block_until_ready(call())
         times.append(1e3 * (time.perf_counter() - start))
-    return {"p50_ms": round(float(np.percentile(times, 50)), 3), "p99_ms": round(float(np.percentile(times, 99)), 3)}
+    return {
+        "p50_ms": round(float(np.percentile(times, 50)), 3),
+        "p99_ms": round(float(np.percentile(times, 99)), 3),
+    }
 
 
 def settings_of(finetuned: Mapping[str, Any]) -> Settings:

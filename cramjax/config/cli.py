@@ -52,13 +52,17 @@ def check_output(flag: str, path: pathlib.Path | None) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{flag} {path}: its folder cannot be made ({error.strerror}); give another file") from error
+        raise UserError(
+            f"{flag} {path}: its folder cannot be made ({error.strerror}); give another file"
+        ) from error
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"{flag} {path}: its folder cannot be written; give another file")
 
 
 def run_command(
-    command: Callable[[argparse.Namespace], int | None], argv: list[str] | None, parser: argparse.ArgumentParser
+    command: Callable[[argparse.Namespace], int | None],
+    argv: list[str] | None,
+    parser: argparse.ArgumentParser,
 ) -> int:
     """Parse `argv`, run `command(args)` and return the exit code; a user's mistake becomes one sentence on stderr.
 
@@ -82,7 +86,9 @@ def run_command(
         return code
 
 
-def _exit_code(command: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
+def _exit_code(
+    command: Callable[[argparse.Namespace], int | None], args: argparse.Namespace
+) -> int:
     try:
         return command(args) or 0
     except (UserError, RunFailed) as error:
@@ -102,7 +108,10 @@ def _overrides(parser: argparse.ArgumentParser, rest: list[str]) -> list[str]:
         if not word.startswith("--config."):
             flags = [flag for action in parser._actions for flag in action.option_strings]
             near = difflib.get_close_matches(word.split("=")[0], flags, 1)
-            parser.error(f"unknown argument {word}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
+            parser.error(
+                f"unknown argument {word}"
+                + (f"; did you mean {near[0]}?" if near else "; see --help")
+            )
         key = word.removeprefix("--config.")
         if "=" not in key:
             value = next(words, None)

@@ -43,7 +43,11 @@ def apply_variant(
         return config
     if arg not in known:
         near = difflib.get_close_matches(arg, known, 1)
-        hint = f"did you mean :{near[0]}?" if near else "there are " + ", ".join(f":{name}" for name in sorted(known))
+        hint = (
+            f"did you mean :{near[0]}?"
+            if near
+            else "there are " + ", ".join(f":{name}" for name in sorted(known))
+        )
         raise UserError(f"configs/{config.name}.py has no variant {arg!r}; {hint}")
     known[arg](config)
     config.name = f"{config.name}-{arg}"
@@ -56,7 +60,12 @@ def t5(config: ml_collections.ConfigDict, version: str) -> None:
     1.0 (arXiv 1910.10683, section 2.1) has ReLU and one matrix for both embeddings and logits; 1.1 has a gated GELU and two.
     """
     config.data.update(
-        tokenizer="unigram", vocab_size=32100, extra_ids=100, lowercase=False, ascii_only=False, seq_len=512
+        tokenizer="unigram",
+        vocab_size=32100,
+        extra_ids=100,
+        lowercase=False,
+        ascii_only=False,
+        seq_len=512,
     )
     config.model.update(
         family="t5",
@@ -77,7 +86,9 @@ def t5(config: ml_collections.ConfigDict, version: str) -> None:
 def smoke(config: ml_collections.ConfigDict) -> None:
     """The same code at toy size: under a minute on 2 CPU cores, on text that is already on the machine."""
     config.budget.update(hours=None, steps=40, tokens=None, flops=None)
-    config.data.update(source="installed-docs", max_mb=2.0, vocab_size=1024, seq_len=64, tokenizer_sample_mb=1.0)
+    config.data.update(
+        source="installed-docs", max_mb=2.0, vocab_size=1024, seq_len=64, tokenizer_sample_mb=1.0
+    )
     if config.data.compressibility is not None:
         config.data.compressibility = 0.5  # 1,024 entries take twice the tokens of 32,768
     config.batch_size, config.microbatch_size = 32, 8

@@ -66,7 +66,11 @@ def _text_for_budget(config: ml_collections.ConfigDict) -> float | None:
     # Span corruption shortens the text before the model reads it.
     length = config.data.seq_len
     spans = objective.name == "span_corruption"
-    n_raw = span_lengths(length, objective.noise_density, objective.mean_span).n_raw if spans else length
+    n_raw = (
+        span_lengths(length, objective.noise_density, objective.mean_span).n_raw
+        if spans
+        else length
+    )
     return round(min(tokens) * n_raw / length * 4.5 / 1e6, 2) if tokens else None
 
 
@@ -132,7 +136,9 @@ def _unknown(key: str) -> str:
     known = [name for name, _ in schema.walk()]
     leaf = key.rsplit(".", 1)[-1]
     # A bare or misplaced leaf name ("lr") is as common as a misspelling.
-    near = [name for name in known if name.rsplit(".", 1)[-1] == leaf] or difflib.get_close_matches(key, known, 1, 0.5)
+    near = [name for name in known if name.rsplit(".", 1)[-1] == leaf] or difflib.get_close_matches(
+        key, known, 1, 0.5
+    )
     hint = f"did you mean {near[0]}?" if near else "see cramjax/config/schema.py for all keys"
     return f"{key}: unknown key; {hint}"
 
@@ -151,7 +157,11 @@ def _unknown_keys(values: dict, entries: dict, prefix: str) -> list[str]:
 def _get(config: ml_collections.ConfigDict, key: str) -> Any:
     node = config
     for part in key.split("."):
-        node = node.get(part, schema.Field) if isinstance(node, ml_collections.ConfigDict) else schema.Field
+        node = (
+            node.get(part, schema.Field)
+            if isinstance(node, ml_collections.ConfigDict)
+            else schema.Field
+        )
     return node
 
 
@@ -211,11 +221,16 @@ def _check_relations(config: ml_collections.ConfigDict) -> list[str]:
             problems.append(problem)
 
     limits = [config.budget[name] for name in schema.BUDGET]
-    require(any(limit is not None for limit in limits), "budget: set at least one of " + ", ".join(schema.BUDGET))
+    require(
+        any(limit is not None for limit in limits),
+        "budget: set at least one of " + ", ".join(schema.BUDGET),
+    )
     family = config.model.family
     for key, wanted in _FIXED[family].items():
         value = _get(config, key)
-        require(value == wanted, f"{key}={value!r}: must be {wanted!r} where model.family is {family}")
+        require(
+            value == wanted, f"{key}={value!r}: must be {wanted!r} where model.family is {family}"
+        )
     check_family = _check_encoder if family == "encoder" else _check_t5
     check_family(config, require)
     problems += stages.mistakes(config)
@@ -238,9 +253,17 @@ def _check_relations(config: ml_collections.ConfigDict) -> list[str]:
         f"optimizer.relative_step=True: belongs to adafactor, not to {optimizer.name}",
     )
     schedule = config.schedule
-    require(schedule.warmup + schedule.cooldown <= 1, "schedule.warmup and schedule.cooldown: together at most 1")
-    require(list(config.mesh.to_dict().values()).count(-1) <= 1, "mesh: -1 (the rest) may stand once")
-    require(0 not in config.mesh.to_dict().values(), "mesh: an axis has at least 1 device, or -1 for the rest")
+    require(
+        schedule.warmup + schedule.cooldown <= 1,
+        "schedule.warmup and schedule.cooldown: together at most 1",
+    )
+    require(
+        list(config.mesh.to_dict().values()).count(-1) <= 1, "mesh: -1 (the rest) may stand once"
+    )
+    require(
+        0 not in config.mesh.to_dict().values(),
+        "mesh: an axis has at least 1 device, or -1 for the rest",
+    )
     return problems
 
 
@@ -248,7 +271,10 @@ def _check_encoder(config: ml_collections.ConfigDict, require: Callable[[bool, s
     model, data, objective = config.model, config.data, config.objective
     _check_heads(model, require)
     head_dim = model.d_model // model.n_heads
-    require(model.positions != "relative", "model.positions='relative': only model.family=t5 has relative buckets")
+    require(
+        model.positions != "relative",
+        "model.positions='relative': only model.family=t5 has relative buckets",
+    )
     require(
         model.positions != "rotary" or head_dim % 2 == 0,
         f"model.n_heads={model.n_heads}: rotary positions need an even head size, got {head_dim}",
@@ -262,7 +288,10 @@ def _check_encoder(config: ml_collections.ConfigDict, require: Callable[[bool, s
         "model.first_norm=False: needs model.norm_position=pre and at least 2 layers",
     )
     n_predicted = round(objective.mask_rate * data.seq_len)
-    require(n_predicted >= 1, f"objective.mask_rate={objective.mask_rate}: predicts nothing at seq_len {data.seq_len}")
+    require(
+        n_predicted >= 1,
+        f"objective.mask_rate={objective.mask_rate}: predicts nothing at seq_len {data.seq_len}",
+    )
     require(
         objective.pool == 1 or not model.document_attention,
         f"objective.pool={objective.pool}: means of embeddings go over the ends of documents; set model.document_attention=False",
@@ -278,7 +307,8 @@ def _check_t5(config: ml_collections.ConfigDict, require: Callable[[bool, str], 
     if model.head_dim is None:
         _check_heads(model, require)
     require(
-        model.relative_buckets % 4 == 0, f"model.relative_buckets={model.relative_buckets}: must be a multiple of 4"
+        model.relative_buckets % 4 == 0,
+        f"model.relative_buckets={model.relative_buckets}: must be a multiple of 4",
     )
     require(
         model.relative_max_distance > model.relative_buckets // 2,
@@ -287,7 +317,10 @@ def _check_t5(config: ml_collections.ConfigDict, require: Callable[[bool, str], 
     try:
         lengths = span_lengths(data.seq_len, objective.noise_density, objective.mean_span)
     except ValueError as error:
-        require(False, f"data.seq_len={data.seq_len}: {error} at this objective.noise_density and objective.mean_span")
+        require(
+            False,
+            f"data.seq_len={data.seq_len}: {error} at this objective.noise_density and objective.mean_span",
+        )
         return
     # A dataset that is prepared already has its own number, which is checked when it is opened.
     require(

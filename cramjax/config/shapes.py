@@ -43,7 +43,15 @@ class Shape:
         return {name: getattr(self, name) for name in names}
 
 
-def _size(name: str, n_layers: int, d_model: int, d_ff: int, n_heads: int, head_dim: int = 64, version="1.0") -> Shape:
+def _size(
+    name: str,
+    n_layers: int,
+    d_model: int,
+    d_ff: int,
+    n_heads: int,
+    head_dim: int = 64,
+    version="1.0",
+) -> Shape:
     return Shape(
         name=name,
         n_layers=n_layers,
@@ -134,7 +142,9 @@ def parse(name: str) -> Shape:
     for knob in knobs:
         found = re.fullmatch(r"([a-z]+)(\d+)", knob)
         if knob in ("sh", "skv", "shkv"):
-            raise UserError(f"{name}: shared heads or key-values (-{knob}) have no stock class in transformers")
+            raise UserError(
+                f"{name}: shared heads or key-values (-{knob}) have no stock class in transformers"
+            )
         if not found or found[1] not in KNOBS or int(found[2]) < 1:
             raise _unknown(name, short)
         if found[1] in given:
@@ -154,7 +164,9 @@ def _turned(shape: Shape, size: str, given: dict[str, int]) -> Shape:
         # Cutting xxl's layers cut its attention as well: the released xxl-nl4, and the paper's 3.6 billion of NL12-XXL, say so.
         changes = {"n_heads": 32, "head_dim": 64} | changes
     if size == "tiny" and given == {"el": 12}:
-        changes["n_decoder_layers"] = 12  # as its released config.json has it, whatever the name says
+        changes["n_decoder_layers"] = (
+            12  # as its released config.json has it, whatever the name says
+        )
     return dataclasses.replace(shape, **changes)
 
 
@@ -182,6 +194,8 @@ def deep_narrow(fits) -> Shape | None:
     low, high = DEEP_LAYERS
     for size in reversed(STOCK_WIDTHS):
         if fits(parse(f"{size}-nl{low}")):
-            return next(shape for n in range(high, low - 1, -1) if fits(shape := parse(f"{size}-nl{n}")))
+            return next(
+                shape for n in range(high, low - 1, -1) if fits(shape := parse(f"{size}-nl{n}"))
+            )
     deep = (parse(f"{STOCK_WIDTHS[0]}-nl{n}") for n in range(low - 1, 0, -1))
     return next((shape for shape in deep if fits(shape)), None)

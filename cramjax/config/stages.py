@@ -81,7 +81,9 @@ def _stage(config: Any, entry: Any) -> Stage:
         d_model=d_model,
         n_heads=n_heads,
         n_layers=_part(entry.get("depth"), model.n_layers),
-        n_decoder_layers=None if decoder is None else min(decoder, _part(entry.get("depth"), decoder)),
+        n_decoder_layers=None
+        if decoder is None
+        else min(decoder, _part(entry.get("depth"), decoder)),
         d_ff=_part(entry.get("width"), model.d_ff),
         ffn_rank=_part(entry["rank"], d_model) if "rank" in entry else model.ffn_rank,
         seq_len=_part(entry.get("length"), config.data.seq_len),
@@ -108,7 +110,9 @@ def mistakes(config: Any) -> list[str]:
     listed = config.growth.stages
     if not listed:
         return []
-    found = [problem for number, entry in enumerate(listed) for problem in _entry_mistakes(number, entry)]
+    found = [
+        problem for number, entry in enumerate(listed) for problem in _entry_mistakes(number, entry)
+    ]
     return found or _order_mistakes(config)
 
 
@@ -135,11 +139,17 @@ def _entry_mistakes(number: int, entry: Any) -> list[str]:
 
 def _order_mistakes(config: Any) -> list[str]:
     stages = of(config)
-    found = [problem for number, stage in enumerate(stages[:-1]) for problem in _misfits(config, number, stage)]
+    found = [
+        problem
+        for number, stage in enumerate(stages[:-1])
+        for problem in _misfits(config, number, stage)
+    ]
     for number, (stage, following) in enumerate(zip(stages, stages[1:], strict=False)):
         where = f"growth.stages[{number}]"
         if stage.until >= following.until:
-            found.append(f"{where}.until={stage.until:g}: must be below that of the next stage, {following.until:g}")
+            found.append(
+                f"{where}.until={stage.until:g}: must be below that of the next stage, {following.until:g}"
+            )
         for key, small, big in (
             ("depth", stage.n_layers, following.n_layers),
             ("width", stage.d_ff, following.d_ff),
@@ -156,7 +166,9 @@ def _order_mistakes(config: Any) -> list[str]:
                 f"{where}.rank: {stage.ffn_rank} cannot become {following.ffn_rank}; factors become whole matrices (0) alone"
             )
         if following.d_ff % stage.d_ff:
-            found.append(f"{where}.width: the next stage's {following.d_ff} is no multiple of {stage.d_ff}")
+            found.append(
+                f"{where}.width: the next stage's {following.d_ff} is no multiple of {stage.d_ff}"
+            )
     return found
 
 
@@ -164,16 +176,26 @@ def _misfits(config: Any, number: int, stage: Stage) -> list[str]:
     """What of a stage does not go with the rest of the configuration."""
     where, model, found = f"growth.stages[{number}]", config.model, []
     if stage.d_model * model.n_heads != model.d_model * stage.n_heads:
-        found.append(f"{where}.hidden: {model.d_model} does not divide by the {model.n_heads} heads")
+        found.append(
+            f"{where}.hidden: {model.d_model} does not divide by the {model.n_heads} heads"
+        )
     if stage.n_layers < 2 and not model.first_norm:
         found.append(f"{where}.depth: model.first_norm=False needs at least 2 layers")
     if stage.seq_len != config.data.seq_len and config.data.order == "sentence_length":
-        found.append(f"{where}.length: data.order=sentence_length has one length alone; set data.order=shuffled")
+        found.append(
+            f"{where}.length: data.order=sentence_length has one length alone; set data.order=shuffled"
+        )
     if stage.seq_len < 8:
         found.append(f"{where}.length: {stage.seq_len} tokens are too few; take 8 or more")
     if stage.batch_size % (config.microbatch_size or 1):
-        found.append(f"{where}.batch: {stage.batch_size} is no multiple of microbatch_size={config.microbatch_size}")
+        found.append(
+            f"{where}.batch: {stage.batch_size} is no multiple of microbatch_size={config.microbatch_size}"
+        )
     if stage.pool > 1 and (model.family != "encoder" or model.document_attention):
-        needed = "model.family=encoder" if model.family != "encoder" else "model.document_attention=False"
+        needed = (
+            "model.family=encoder"
+            if model.family != "encoder"
+            else "model.document_attention=False"
+        )
         found.append(f"{where}.pool: means of embeddings need {needed}")
     return found

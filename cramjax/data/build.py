@@ -41,7 +41,9 @@ class Builder:
         (partial / "spool").mkdir(parents=True, exist_ok=True)
         self.plan, self.data, self.partial, self.meter = plan, plan.data, partial, meter
         self.spool = Spool(plan.jobs(partial), n_workers)
-        self.selection = Selection(plan.share_bytes, exact=self.data.dedup_exact, near=self.data.dedup_near)
+        self.selection = Selection(
+            plan.share_bytes, exact=self.data.dedup_exact, near=self.data.dedup_near
+        )
         self.journal = Journal(partial / "journal.jsonl")
         self.dropped: collections.Counter[str] = collections.Counter()
 
@@ -73,7 +75,9 @@ class Builder:
         if not texts:
             for key in self.plan.jobs(self.partial):
                 self.dropped.update(self.spool.get(key).summary["dropped"])
-            raise self._nothing_left("every document was dropped before a tokenizer could be trained")
+            raise self._nothing_left(
+                "every document was dropped before a tokenizer could be trained"
+            )
         n_chars = sum(map(len, texts))
         self.meter.announce(
             f"training a {data.tokenizer} tokenizer of {data.vocab_size:,} entries on {n_chars / 1e6:.1f} million characters"
@@ -87,7 +91,11 @@ class Builder:
             extra_ids=data.extra_ids,
         )
         if (n_found := tokenizer.get_vocab_size()) < data.vocab_size:
-            _LOG.warning("data.vocab_size=%d: the corpus is small and gives %d entries only", data.vocab_size, n_found)
+            _LOG.warning(
+                "data.vocab_size=%d: the corpus is small and gives %d entries only",
+                data.vocab_size,
+                n_found,
+            )
         return tokenizer, model
 
     def _sample(self) -> Iterator[str]:
@@ -98,14 +106,28 @@ class Builder:
                 if selection.is_full(source):
                     break
                 part = self.spool.get((source, number), self._show_reading)
-                for _, text in _kept_texts(part, _selector(selection, source, collections.Counter())):
+                for _, text in _kept_texts(
+                    part, _selector(selection, source, collections.Counter())
+                ):
                     yield text
-                self._show("reading a sample", source, number + 1, sum(selection.taken_bytes), selection.share_bytes)
+                self._show(
+                    "reading a sample",
+                    source,
+                    number + 1,
+                    sum(selection.taken_bytes),
+                    selection.share_bytes,
+                )
 
     def _sample_shares(self) -> list[float]:
         total = sum(source.weight for source in self.plan.sources)
-        shares = [self.data.tokenizer_sample_mb * 1e6 * source.weight / total for source in self.plan.sources]
-        return [min(share, limit or share) for share, limit in zip(shares, self.plan.share_bytes, strict=True)]
+        shares = [
+            self.data.tokenizer_sample_mb * 1e6 * source.weight / total
+            for source in self.plan.sources
+        ]
+        return [
+            min(share, limit or share)
+            for share, limit in zip(shares, self.plan.share_bytes, strict=True)
+        ]
 
     def _pack_source(self, source: int, threads: ThreadPoolExecutor) -> None:
         writers = self._writers(source)
@@ -196,18 +218,28 @@ class Builder:
 
     def _publish(self, directory: pathlib.Path) -> None:
         shards = pack.finish(self.partial, dtype=self.dtype, vocab_size=self.vocab_size)
-        n_tokens = {split: sum(e["tokens"] for e in shards if e["split"] == split) for split in pack.SPLITS}
+        n_tokens = {
+            split: sum(e["tokens"] for e in shards if e["split"] == split) for split in pack.SPLITS
+        }
         dropped = {reason: count for reason, count in sorted(self.dropped.items()) if count}
         if not n_tokens["train"]:
             raise self._nothing_left("no document is left to train on")
         if not n_tokens["heldout"] and self.data.heldout_fraction:
-            _LOG.warning("no document is held out; raise data.heldout_fraction (%g)", self.data.heldout_fraction)
+            _LOG.warning(
+                "no document is held out; raise data.heldout_fraction (%g)",
+                self.data.heldout_fraction,
+            )
         if (length := self.plan.order_length()) is not None:
             pack.write_sentence_order(
-                self.partial, shards, dtype=self.dtype, seq_len=length, period=self.tokenizer.token_to_id(".")
+                self.partial,
+                shards,
+                dtype=self.dtype,
+                seq_len=length,
+                period=self.tokenizer.token_to_id("."),
             )
         specs = [
-            {"spec": source.spec, "weight": source.weight, "revision": source.revision} for source in self.plan.sources
+            {"spec": source.spec, "weight": source.weight, "revision": source.revision}
+            for source in self.plan.sources
         ]
         manifest = {
             "format": FORMAT,
@@ -239,14 +271,20 @@ class Builder:
             f"data.source={specs}: {what} (dropped: {counts or 'there was no text'}); check data.source and its filters"
         )
 
-    def _show(self, stage: str, source: int, n_parts: float, taken: int, shares: list[float | None]) -> None:
+    def _show(
+        self, stage: str, source: int, n_parts: float, taken: int, shares: list[float | None]
+    ) -> None:
         """Report that `taken` bytes, or the first `n_parts` parts of `source` (the last partly), are through `stage`."""
         if None not in shares:
             fraction = min(taken / sum(shares), 1.0)
         else:
             sizes = [[part.n_bytes or 0 for part in parts] for parts in self.plan.parts]
             here, begun = sizes[source], int(n_parts)
-            done = sum(map(sum, sizes[:source])) + sum(here[:begun]) + (n_parts - begun) * sum(here[begun : begun + 1])
+            done = (
+                sum(map(sum, sizes[:source]))
+                + sum(here[:begun])
+                + (n_parts - begun) * sum(here[begun : begun + 1])
+            )
             whole = sum(map(sum, sizes))
             fraction = done / whole if whole else None
         self.meter.update(stage, taken, fraction)
@@ -291,7 +329,9 @@ def _selector(selection: Selection, source: int, dropped: collections.Counter) -
     return lambda rows, signatures: selection.select(source, rows, signatures, dropped)
 
 
-def _kept_texts(part: SpooledPart, select: Select, with_signatures: bool = False) -> Iterator[tuple[np.void, str]]:
+def _kept_texts(
+    part: SpooledPart, select: Select, with_signatures: bool = False
+) -> Iterator[tuple[np.void, str]]:
     """The record and the text of every piece that `select` keeps."""
     with part.open_text() as file:
         for rows, signatures in part.blocks(with_signatures):
@@ -304,7 +344,9 @@ def _kept_texts(part: SpooledPart, select: Select, with_signatures: bool = False
                 return
 
 
-def _batches(part: SpooledPart, select: Select, with_signatures: bool) -> Iterator[tuple[np.ndarray, list[str]]]:
+def _batches(
+    part: SpooledPart, select: Select, with_signatures: bool
+) -> Iterator[tuple[np.ndarray, list[str]]]:
     """Records and texts of the kept pieces in batches of some 2 million characters."""
     rows, texts, n_chars = [], [], 0
     for row, text in _kept_texts(part, select, with_signatures):

@@ -12,7 +12,9 @@ import unicodedata
 
 # Control characters that are not white space, soft hyphen, zero-width space, word joiner, byte order mark, lone
 # surrogates and the two noncharacters of the basic plane. Joiners stay: Indic and Persian spelling needs them.
-_DROPPED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b\u2060\ufeff\ud800-\udfff\ufffe\uffff]")
+_DROPPED = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b\u2060\ufeff\ud800-\udfff\ufffe\uffff]"
+)
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
 

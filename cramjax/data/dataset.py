@@ -78,7 +78,9 @@ class TokenDataset:
             )
         shards: dict[tuple[str, int], list[np.ndarray]] = {}
         for entry in manifest["shards"]:
-            shards.setdefault((entry["split"], entry["source"]), []).append(_map_shard(directory, entry, dtype))
+            shards.setdefault((entry["split"], entry["source"]), []).append(
+                _map_shard(directory, entry, dtype)
+            )
         return cls(
             directory=directory,
             manifest=manifest,
@@ -110,7 +112,9 @@ class TokenDataset:
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         sequences = np.asarray(sequences, np.int64)
         if sequences.size and (sequences.min() < 0 or sequences.max() >= starts[-1]):
-            raise IndexError(f"sequence number outside [0, {starts[-1]}) of {split} source {source} at {seq_len}")
+            raise IndexError(
+                f"sequence number outside [0, {starts[-1]}) of {split} source {source} at {seq_len}"
+            )
         tokens = np.empty((len(sequences), seq_len), self.dtype)
         # In file order, so that a disk sees ascending offsets and each shard is visited once.
         order = np.argsort(sequences)
@@ -148,7 +152,9 @@ class TokenDataset:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != entry["sha256"]:
-                raise UserError(f"{path} is damaged (its SHA-256 is not the manifest's): {_REPAIR}.")
+                raise UserError(
+                    f"{path} is damaged (its SHA-256 is not the manifest's): {_REPAIR}."
+                )
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -162,7 +168,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid JSON ({error}): {_REPAIR}.") from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise UserError(f"{path} is of format {found!r}, this version reads format {FORMAT}: {_REPAIR}.")
+        raise UserError(
+            f"{path} is of format {found!r}, this version reads format {FORMAT}: {_REPAIR}."
+        )
     _check_kinds(path, "", manifest, _KEYS)
     for number, entry in enumerate(manifest["shards"]):
         _check_kinds(path, f"shards[{number}].", entry, _SHARD_KEYS)

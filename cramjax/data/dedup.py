@@ -16,7 +16,9 @@ N_HASHES = 64
 """MinHash values in a signature: the standard error of a similarity of 0.8 is 0.05."""
 
 _SHINGLE_WORDS = 5
-_SIGNATURE_WORDS = 1 << 16  # of a longer document the beginning stands for the whole, so memory is bounded
+_SIGNATURE_WORDS = (
+    1 << 16
+)  # of a longer document the beginning stands for the whole, so memory is bounded
 _SEED = 1
 _RECALL = 0.97
 _LOG = logging.getLogger("cramjax")
@@ -91,7 +93,9 @@ def signatures(texts: Iterable[str]) -> np.ndarray:
     """
     import rensa
 
-    rows = rensa.RMinHash.digest_matrix_from_token_sets([_shingles(text) for text in texts], N_HASHES, _SEED).to_rows()
+    rows = rensa.RMinHash.digest_matrix_from_token_sets(
+        [_shingles(text) for text in texts], N_HASHES, _SEED
+    ).to_rows()
     return np.array(rows, np.uint32).reshape(-1, N_HASHES).astype(np.uint16)
 
 
@@ -151,16 +155,18 @@ class NearDuplicates:
         for start in range(0, self._n, 1 << 14):
             block = slice(start, min(start + (1 << 14), self._n))
             # In order, and numpy keeps the last of equal indices: the same tables as if they had been this large.
-            self._tables[self._bands, self._slots(self._signatures[block])] = np.arange(block.start, block.stop)[
-                :, None
-            ]
+            self._tables[self._bands, self._slots(self._signatures[block])] = np.arange(
+                block.start, block.stop
+            )[:, None]
 
     def _empty_tables(self) -> np.ndarray:
         return np.full((len(self._bands), 2 * len(self._signatures)), -1, np.int32)
 
     def _slots(self, signatures: np.ndarray) -> np.ndarray:
         """The slot in each band's table, int64 [..., n_bands], of signatures uint16 [..., N_HASHES]."""
-        banded = signatures.reshape(*signatures.shape[:-1], len(self._bands), self._rows).astype(np.uint64)
+        banded = signatures.reshape(*signatures.shape[:-1], len(self._bands), self._rows).astype(
+            np.uint64
+        )
         keys = np.zeros(banded.shape[:-1], np.uint64)
         for row in range(self._rows):
             keys = (keys ^ banded[..., row]) * np.uint64(0x9E3779B97F4A7C15)

@@ -13,13 +13,17 @@ from cramjax.data.clean import cut
 _BATCH_CHARS = 1 << 22
 
 
-def encode_documents(tokenizer: Tokenizer, texts: list[str], piece_chars: int = 1 << 14) -> list[np.ndarray]:
+def encode_documents(
+    tokenizer: Tokenizer, texts: list[str], piece_chars: int = 1 << 14
+) -> list[np.ndarray]:
     """Token ids of each text, uint32 [n_tokens]: text only, "[MASK]" in a text is six characters and no special token.
 
     On all cores, the GIL released meanwhile. Texts are encoded in pieces of at most `piece_chars`, cut before white
     space where there is any: the library needs some 100 bytes of memory a character, and one core, for each piece.
     """
-    names = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    names = [
+        token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
+    ]
     pieces = [_pieces(text, piece_chars, names) for text in texts]
     flat = [piece for cuts in pieces for piece in cuts]
     encoded: list[np.ndarray] = []
@@ -52,6 +56,8 @@ def _pieces(text: str, piece_chars: int, special: list[str]) -> list[str]:
     parts = [text]
     # A hundred sentinels are looked for as one.
     if any(name in text for name in {name.rstrip("0123456789>") or name for name in special}):
-        names = re.compile("|".join(rf"(?<={re.escape(name[:-1])})(?={re.escape(name[-1])})" for name in special))
+        names = re.compile(
+            "|".join(rf"(?<={re.escape(name[:-1])})(?={re.escape(name[-1])})" for name in special)
+        )
         parts = names.split(text)
     return [piece for part in parts for piece in cut(part, piece_chars)]

@@ -72,12 +72,17 @@ class HubFiles:
 
         disable_progress_bars()  # several processes download at once, and the preparation shows how far it is
         path = _patiently(
-            lambda: hf_hub_download(self.repo, part.file, repo_type="dataset", revision=self.revision), part.name
+            lambda: hf_hub_download(
+                self.repo, part.file, repo_type="dataset", revision=self.revision
+            ),
+            part.name,
         )
         return read_file(path, self.field, drop)
 
 
-def open_hub(*, spec: str, weight: float, index: int, address: str, field: str, cache_dir: str) -> HubFiles:
+def open_hub(
+    *, spec: str, weight: float, index: int, address: str, field: str, cache_dir: str
+) -> HubFiles:
     """The files that `address` ("OWNER/NAME:GLOB", optionally "OWNER/NAME@REVISION:GLOB") names.
 
     The listing is kept in `cache_dir`: the same commit is used from then on, and a prepared dataset is found without a network.
@@ -85,10 +90,18 @@ def open_hub(*, spec: str, weight: float, index: int, address: str, field: str, 
     Raises:
         UserError: for an address of another form, no such dataset or file, no permission, or no network.
     """
-    match = re.fullmatch(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?:(?P<glob>.+)", address)
+    match = re.fullmatch(
+        r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?:(?P<glob>.+)", address
+    )
     if not match:
-        raise UserError(f"data.source={spec}: must have the form hf:OWNER/NAME:GLOB, as in hf:allenai/c4:en/*.json.gz")
-    listing = pathlib.Path(cache_dir) / "hub" / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}.json"
+        raise UserError(
+            f"data.source={spec}: must have the form hf:OWNER/NAME:GLOB, as in hf:allenai/c4:en/*.json.gz"
+        )
+    listing = (
+        pathlib.Path(cache_dir)
+        / "hub"
+        / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}.json"
+    )
     if listing.exists():
         found = json.loads(listing.read_text())
     else:
@@ -115,12 +128,18 @@ def _list_files(repo: str, revision: str | None, pattern: str, spec: str) -> dic
 
     api, folder = HfApi(), re.split(r"[*?[]", pattern)[0].rpartition("/")[0] or None
     commit = _patiently(
-        lambda: api.dataset_info(repo, revision=revision, expand=["sha"]).sha, f"hf:{repo}", first_contact=True
+        lambda: api.dataset_info(repo, revision=revision, expand=["sha"]).sha,
+        f"hf:{repo}",
+        first_contact=True,
     )
 
     def tree() -> list[Any]:
         try:
-            return list(api.list_repo_tree(repo, folder, recursive=True, revision=commit, repo_type="dataset"))
+            return list(
+                api.list_repo_tree(
+                    repo, folder, recursive=True, revision=commit, repo_type="dataset"
+                )
+            )
         except errors.EntryNotFoundError:
             return []
 
@@ -132,7 +151,9 @@ def _list_files(repo: str, revision: str | None, pattern: str, spec: str) -> dic
         and file_format(entry.path)[0] in FORMATS
     )
     if not files:
-        raise UserError(f"data.source={spec}: the dataset has no {', '.join(FORMATS)} file that matches {pattern}")
+        raise UserError(
+            f"data.source={spec}: the dataset has no {', '.join(FORMATS)} file that matches {pattern}"
+        )
     return {"revision": commit, "files": files}
 
 
@@ -175,7 +196,12 @@ def _diagnosis(error: BaseException) -> tuple[str, bool]:
     if isinstance(error, errors.GatedRepoError):
         return "access is gated; accept its conditions on its page and set HF_TOKEN", False
     if isinstance(
-        error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError)
+        error,
+        (
+            errors.RepositoryNotFoundError,
+            errors.RevisionNotFoundError,
+            errors.RemoteEntryNotFoundError,
+        ),
     ):
         return "there is no such dataset or file, or it is private and HF_TOKEN is not set", False
     status = getattr(getattr(error, "response", None), "status_code", None)

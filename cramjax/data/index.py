@@ -21,7 +21,9 @@ MIXTURE_BLOCK = 1 << 16
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_N_ROUNDS = 12  # 6 do from a few dozen sequences on; 12 also make the smallest sizes close to uniform
+_N_ROUNDS = (
+    12  # 6 do from a few dozen sequences on; 12 also make the smallest sizes close to uniform
+)
 _PATTERN_KEY, _SEQUENCE_KEY = 1, 2
 
 
@@ -69,7 +71,9 @@ def rows_at(
     sequence = np.empty_like(position)
     for number in np.unique(source):
         of_source = source == number
-        keys = _mix(np.uint64(_key(seed, _SEQUENCE_KEY, int(number))) ^ epoch[of_source].astype(np.uint64))
+        keys = _mix(
+            np.uint64(_key(seed, _SEQUENCE_KEY, int(number))) ^ epoch[of_source].astype(np.uint64)
+        )
         sequence[of_source] = permute(position[of_source], sizes[number], keys)
     return source, sequence
 
@@ -82,12 +86,18 @@ def positions_at(
     A source's positions ascend with the row number, without a gap. ValueError if a source with a weight is
     empty.
     """
-    if len(sizes) != len(weights) or any(weight and not size for size, weight in zip(sizes, weights, strict=True)):
-        raise ValueError(f"sources of sizes {list(sizes)} cannot be drawn with weights {list(weights)}")
+    if len(sizes) != len(weights) or any(
+        weight and not size for size, weight in zip(sizes, weights, strict=True)
+    ):
+        raise ValueError(
+            f"sources of sizes {list(sizes)} cannot be drawn with weights {list(weights)}"
+        )
     slot_source, slot_rank, shares = _pattern(seed, tuple(weights))
     block, slot = np.divmod(np.asarray(numbers, np.int64), MIXTURE_BLOCK)
     source = slot_source[slot]
-    epoch, position = np.divmod(block * shares[source] + slot_rank[slot], np.asarray(sizes, np.int64)[source])
+    epoch, position = np.divmod(
+        block * shares[source] + slot_rank[slot], np.asarray(sizes, np.int64)[source]
+    )
     return source, epoch, position
 
 
@@ -119,7 +129,10 @@ def _pattern(seed: int, weights: tuple[float, ...]) -> tuple[np.ndarray, np.ndar
     counts = slot_counts(weights, MIXTURE_BLOCK)
     source = np.repeat(np.arange(len(weights)), counts)
     rank = np.concatenate([np.arange(count) for count in counts])
-    jitter = _mix(np.uint64(_key(seed, _PATTERN_KEY, 0)) ^ np.arange(MIXTURE_BLOCK, dtype=np.uint64)) / 2.0**64
+    jitter = (
+        _mix(np.uint64(_key(seed, _PATTERN_KEY, 0)) ^ np.arange(MIXTURE_BLOCK, dtype=np.uint64))
+        / 2.0**64
+    )
     order = np.argsort((rank + jitter) / counts[source], kind="stable")
     return source[order], rank[order], counts
 
@@ -147,7 +160,11 @@ def _feistel(cells: np.ndarray, a: int, b: int, keys: np.ndarray) -> np.ndarray:
     for number in range(_N_ROUNDS):
         round_keys = keys + np.uint64(number * _GOLDEN & _MASK)
         if number % 2:
-            low = (low + (_mix(high ^ round_keys) >> np.uint64(32)) * tall // np.uint64(1 << 32)) % tall
+            low = (
+                low + (_mix(high ^ round_keys) >> np.uint64(32)) * tall // np.uint64(1 << 32)
+            ) % tall
         else:
-            high = (high + (_mix(low ^ round_keys) >> np.uint64(32)) * wide // np.uint64(1 << 32)) % wide
+            high = (
+                high + (_mix(low ^ round_keys) >> np.uint64(32)) * wide // np.uint64(1 << 32)
+            ) % wide
     return high * tall + low

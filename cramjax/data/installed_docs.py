@@ -62,7 +62,9 @@ class InstalledDocs:
         sizes = [0] * N_PARTS
         for root in _roots():
             for path, size in _walk(root):
-                digest = hashlib.blake2b(os.path.relpath(path, root).encode("utf-8", "replace"), digest_size=4).digest()
+                digest = hashlib.blake2b(
+                    os.path.relpath(path, root).encode("utf-8", "replace"), digest_size=4
+                ).digest()
                 group = int.from_bytes(digest) % N_PARTS
                 groups[group].append(path)
                 sizes[group] += size
@@ -97,11 +99,15 @@ def _roots() -> list[str]:
     packages = [path for path in sys.path if os.path.basename(path) in _PACKAGE_FOLDERS]
     candidates = sorted({paths["stdlib"], paths["purelib"], paths["platlib"], *packages})
     # One folder may go by two names (lib64), but what counts is the name: an environment's packages are where it is.
-    return list({os.path.realpath(path): path for path in candidates if os.path.isdir(path)}.values())
+    return list(
+        {os.path.realpath(path): path for path in candidates if os.path.isdir(path)}.values()
+    )
 
 
 def _environment() -> str:
-    versions = sorted({f"{dist.name}=={dist.version}" for dist in importlib.metadata.distributions()})
+    versions = sorted(
+        {f"{dist.name}=={dist.version}" for dist in importlib.metadata.distributions()}
+    )
     names = [sysconfig.get_python_version(), *versions]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
@@ -117,7 +123,11 @@ def _walk(root: str) -> Iterator[tuple[str, int]]:
         if entry.is_dir(follow_symlinks=False):
             # The standard library holds site-packages, which is a root of its own.
             ours = entry.name.startswith("cramjax-")
-            if not ours and entry.name not in _SKIPPED_FOLDERS and entry.name not in _PACKAGE_FOLDERS:
+            if (
+                not ours
+                and entry.name not in _SKIPPED_FOLDERS
+                and entry.name not in _PACKAGE_FOLDERS
+            ):
                 yield from _walk(entry.path)
         elif _may_hold_prose(entry.name) and entry.is_file():
             size = entry.stat().st_size
@@ -134,7 +144,10 @@ def _may_hold_prose(name: str) -> bool:
 
 def _docstrings(code: str) -> str:
     """The long docstrings of a module, one after the other. Found by pattern: parsing is thirty times as slow."""
-    texts = (textwrap.dedent(match["indent"] + match["text"]).strip() for match in _DOCSTRING.finditer(code))
+    texts = (
+        textwrap.dedent(match["indent"] + match["text"]).strip()
+        for match in _DOCSTRING.finditer(code)
+    )
     return "\n\n".join(_without_prompts(text) for text in texts if len(text) >= MIN_CHARS)
 
 

@@ -26,7 +26,9 @@ logger = logging.getLogger("cramjax")
 ROWS_A_READ = 2048
 """Rows gathered by one call: small units are read several together, for every call has a price of its own."""
 
-_HELDOUT_KEY = 0  # not the run's seed: runs that differ in it are compared on the same held-out sequences
+_HELDOUT_KEY = (
+    0  # not the run's seed: runs that differ in it are compared on the same held-out sequences
+)
 
 
 class BatchLoader(Protocol):
@@ -61,7 +63,9 @@ class RowReader:
     def local_rows(self, unit_rows: int) -> int:
         """Rows of a unit that this process reads."""
         if unit_rows < 1 or unit_rows % self.n_processes:
-            raise ValueError(f"a unit of {unit_rows} rows cannot be split over {self.n_processes} processes")
+            raise ValueError(
+                f"a unit of {unit_rows} rows cannot be split over {self.n_processes} processes"
+            )
         return unit_rows // self.n_processes
 
     def units(self, first_row: int, unit_rows: int, first_unit: int, n_units: int) -> np.ndarray:
@@ -82,7 +86,9 @@ class RowReader:
                 sequence[source == number] = self.orders[number][position[source == number]]
         else:
             source, sequence = index.rows_at(self.seed, numbers, self.sizes, weights)
-        return _read_sequences(self.dataset, "train", source, sequence, self.seq_len, self.cls_token)
+        return _read_sequences(
+            self.dataset, "train", source, sequence, self.seq_len, self.cls_token
+        )
 
 
 class NumpyLoader:
@@ -150,7 +156,11 @@ def open_loader(
         process_index=process_index,
         n_processes=n_processes,
     )
-    return NumpyLoader(reader) if loader == "numpy" else _tfdata_loader(reader, required=loader == "tfdata")
+    return (
+        NumpyLoader(reader)
+        if loader == "numpy"
+        else _tfdata_loader(reader, required=loader == "tfdata")
+    )
 
 
 def heldout_batches(
@@ -165,7 +175,9 @@ def heldout_batches(
     """
     available = [
         size if weight else 0
-        for size, weight in zip(dataset.n_sequences("heldout", seq_len - cls_token), dataset.weights, strict=True)
+        for size, weight in zip(
+            dataset.n_sequences("heldout", seq_len - cls_token), dataset.weights, strict=True
+        )
     ]
     if not sum(available):
         raise UserError(
@@ -176,9 +188,13 @@ def heldout_batches(
     n_rows = min(max(n_full, 1) * batch_size, sum(available))
     source, sequence = _spread(n_rows, available, dataset.weights)
     filled = np.arange(max(n_full, 1) * batch_size)
-    tokens = _read_sequences(dataset, "heldout", source[filled % n_rows], sequence[filled % n_rows], seq_len, cls_token)
+    tokens = _read_sequences(
+        dataset, "heldout", source[filled % n_rows], sequence[filled % n_rows], seq_len, cls_token
+    )
     weights = (filled < n_rows).astype(np.float32)
-    return list(zip(tokens.reshape(-1, batch_size, seq_len), weights.reshape(-1, batch_size), strict=True))
+    return list(
+        zip(tokens.reshape(-1, batch_size, seq_len), weights.reshape(-1, batch_size), strict=True)
+    )
 
 
 class DevicePrefetch:
@@ -204,7 +220,9 @@ class DevicePrefetch:
         self._stream, self._place = stream, place
         self._n_max_units, self._depth = n_max_units, depth
         self._pending: collections.deque[concurrent.futures.Future] = collections.deque()
-        self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="cramjax-prefetch")
+        self._executor = concurrent.futures.ThreadPoolExecutor(
+            1, thread_name_prefix="cramjax-prefetch"
+        )
         self._error: BaseException | None = None
 
     def request(self, n_units: int) -> None:
@@ -212,7 +230,9 @@ class DevicePrefetch:
         if not 1 <= n_units <= self._n_max_units:
             raise ValueError(f"{n_units} units asked for, outside [1, {self._n_max_units}]")
         if len(self._pending) >= self._depth:
-            raise RuntimeError(f"{self._depth} batches are pending: get() one before the next request()")
+            raise RuntimeError(
+                f"{self._depth} batches are pending: get() one before the next request()"
+            )
         self._pending.append(self._executor.submit(self._fill, n_units))
 
     def get(self) -> tuple[Any, float]:
@@ -254,7 +274,9 @@ class DevicePrefetch:
             self._error = RuntimeError("the stream of batches ended")
             raise self._error from None
         except BaseException as error:
-            self._error = error  # units are lost: what follows would be other rows than those asked for
+            self._error = (
+                error  # units are lost: what follows would be other rows than those asked for
+            )
             raise
 
 
@@ -269,7 +291,9 @@ def _sizes(dataset: TokenDataset, length: int) -> tuple[int, ...]:
                 "data.seq_len, or prepare more text (data.source, data.max_mb)."
             )
     if not any(dataset.weights):
-        raise UserError(f"{dataset.directory}: no source has a weight above 0; set the weights of data.source.")
+        raise UserError(
+            f"{dataset.directory}: no source has a weight above 0; set the weights of data.source."
+        )
     return sizes
 
 
@@ -279,19 +303,28 @@ def _tfdata_loader(reader: RowReader, required: bool) -> BatchLoader:
         from cramjax.data.tfdata_loader import TfDataLoader
 
         return TfDataLoader(reader)
-    except Exception as error:  # a TensorFlow built for another NumPy or protobuf fails in ways of its own
+    except (
+        Exception
+    ) as error:  # a TensorFlow built for another NumPy or protobuf fails in ways of its own
         if required:
             raise UserError(
                 f"data.loader='tfdata' needs TensorFlow, which does not import here ({error}): install "
                 "tensorflow-cpu, or set data.loader='numpy' (the same batches)."
             ) from error
         if not isinstance(error, ModuleNotFoundError):
-            logger.warning("TensorFlow does not import (%s): the NumPy loader reads the same batches", error)
+            logger.warning(
+                "TensorFlow does not import (%s): the NumPy loader reads the same batches", error
+            )
         return NumpyLoader(reader)
 
 
 def _read_sequences(
-    dataset: TokenDataset, split: str, source: np.ndarray, sequence: np.ndarray, seq_len: int, cls_token: bool
+    dataset: TokenDataset,
+    split: str,
+    source: np.ndarray,
+    sequence: np.ndarray,
+    seq_len: int,
+    cls_token: bool,
 ) -> np.ndarray:
     """Tokens [n, seq_len] of (source, sequence) pairs; `cls_token`: [CLS] and a sequence of seq_len - 1."""
     tokens = np.empty((len(source), seq_len), dataset.dtype)
@@ -299,11 +332,15 @@ def _read_sequences(
         tokens[:, 0] = dataset.special_tokens["cls"]
     for number in np.unique(source):
         of_source = source == number
-        tokens[of_source, int(cls_token) :] = dataset.read(split, int(number), sequence[of_source], seq_len - cls_token)
+        tokens[of_source, int(cls_token) :] = dataset.read(
+            split, int(number), sequence[of_source], seq_len - cls_token
+        )
     return tokens
 
 
-def _spread(n_rows: int, available: list[int], weights: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _spread(
+    n_rows: int, available: list[int], weights: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
     """`n_rows` different (source, sequence) int64 pairs, the sources interleaved in the shares of `weights`.
 
     Rank r of a source is due at (r + 1/2) / weight, and the rows due first are taken: a source that runs out

@@ -27,9 +27,22 @@ class ShardWriter:
     `state` after `flush` is a number triple with which `resume` takes the files back to that moment.
     """
 
-    def __init__(self, directory: pathlib.Path, split: str, source: int, *, dtype: str, sep: int, max_tokens: int):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        split: str,
+        source: int,
+        *,
+        dtype: str,
+        sep: int,
+        max_tokens: int,
+    ):
         self._directory, self._stem = directory, f"{split}-{source}"
-        self._dtype, self._sep, self._max_tokens = np.dtype(dtype).newbyteorder("<"), sep, max_tokens
+        self._dtype, self._sep, self._max_tokens = (
+            np.dtype(dtype).newbyteorder("<"),
+            sep,
+            max_tokens,
+        )
         self._number = self._n_tokens = self._n_documents = 0
         self._files: tuple[Any, Any] | None = None
 
@@ -84,7 +97,10 @@ class ShardWriter:
             if number > self._number:
                 path.unlink()
         name = f"{self._stem}-{self._number:05d}"
-        for end, size in (("bin", self._n_tokens * self._dtype.itemsize), ("docs", self._n_documents * 8)):
+        for end, size in (
+            ("bin", self._n_tokens * self._dtype.itemsize),
+            ("docs", self._n_documents * 8),
+        ):
             _truncate(self._directory / f"{name}.{end}", size)
 
 
@@ -138,7 +154,12 @@ def _shard_order(path: pathlib.Path) -> tuple[int, int, int]:
 
 
 def write_sentence_order(
-    directory: pathlib.Path, entries: list[dict[str, Any]], *, dtype: str, seq_len: int, period: int | None
+    directory: pathlib.Path,
+    entries: list[dict[str, Any]],
+    *,
+    dtype: str,
+    seq_len: int,
+    period: int | None,
 ) -> None:
     """Write Cramming's order of the training sequences of each source: those with most full stops first.
 
@@ -158,7 +179,9 @@ def write_sentence_order(
         np.save(directory / f"sentence_order-{seq_len}-{source}.npy", order.astype(kind))
 
 
-def _count_in_sequences(path: pathlib.Path, dtype: np.dtype, seq_len: int, token: int | None) -> np.ndarray:
+def _count_in_sequences(
+    path: pathlib.Path, dtype: np.dtype, seq_len: int, token: int | None
+) -> np.ndarray:
     """How often `token` stands in each whole sequence of a shard, int32 [n_sequences]."""
     counts = []
     chunk = max(1, _CHUNK_TOKENS // seq_len) * seq_len

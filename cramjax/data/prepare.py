@@ -37,7 +37,9 @@ _FINGERPRINTED = (
 )  # fmt: skip
 
 
-def prepare(data: Any, *, progress: Announcer | None = None, n_workers: int | None = None) -> pathlib.Path:
+def prepare(
+    data: Any, *, progress: Announcer | None = None, n_workers: int | None = None
+) -> pathlib.Path:
     """The directory of the dataset that `data` (config.data) describes, prepared first if it is not there.
 
     Prepared data are the same for every seed. `progress` shows how far it is (None: silent).
@@ -57,11 +59,17 @@ def prepare(data: Any, *, progress: Announcer | None = None, n_workers: int | No
 
 
 def prepare_sources(
-    data: Any, sources: list[Any], *, progress: Announcer | None = None, n_workers: int | None = None
+    data: Any,
+    sources: list[Any],
+    *,
+    progress: Announcer | None = None,
+    n_workers: int | None = None,
 ) -> pathlib.Path:
     """`prepare` with the sources given instead of `data.source`."""
     if data.max_mb == "budget":
-        raise UserError("data.max_mb='budget': resolve the configuration with its budget first, or give a number of MB")
+        raise UserError(
+            "data.max_mb='budget': resolve the configuration with its budget first, or give a number of MB"
+        )
     plan = make_plan(data, sources)
     cache = pathlib.Path(data.cache_dir)
     directory = cache / plan.name
@@ -104,7 +112,9 @@ class Plan:
     def jobs(self, partial: pathlib.Path) -> dict[tuple[int, int], Job]:
         """The jobs of the spool, in the order in which `_build` asks for them."""
         data = self.data
-        rules = CleanRules(normalize=data.normalize, min_chars=data.min_chars, max_chars=data.max_chars)
+        rules = CleanRules(
+            normalize=data.normalize, min_chars=data.min_chars, max_chars=data.max_chars
+        )
         return {
             (source, number): Job(
                 source=self.sources[source],
@@ -120,7 +130,11 @@ class Plan:
 
     def order_length(self) -> int | None:
         """Tokens of text in a training sequence, where their order by sentence length is asked for."""
-        return self.data.seq_len - int(self.data.cls_token) if self.data.order == "sentence_length" else None
+        return (
+            self.data.seq_len - int(self.data.cls_token)
+            if self.data.order == "sentence_length"
+            else None
+        )
 
 
 def make_plan(data: Any, sources: list[Any]) -> Plan:
@@ -140,8 +154,12 @@ def make_plan(data: Any, sources: list[Any]) -> Plan:
     if data.extra_ids:  # without them, what was prepared before there were any is still found
         settings["extra_ids"] = data.extra_ids
     if data.tokenizer not in tokenizers.KINDS:
-        tokenizers.load(data.tokenizer, data.extra_ids)  # a mistake is reported before hours of reading
-        settings["tokenizer"] = hashlib.sha256(pathlib.Path(data.tokenizer).read_bytes()).hexdigest()
+        tokenizers.load(
+            data.tokenizer, data.extra_ids
+        )  # a mistake is reported before hours of reading
+        settings["tokenizer"] = hashlib.sha256(
+            pathlib.Path(data.tokenizer).read_bytes()
+        ).hexdigest()
     if data.order == "sentence_length":
         settings["order"] = [data.order, data.seq_len - int(data.cls_token)]
     content = {
@@ -152,10 +170,19 @@ def make_plan(data: Any, sources: list[Any]) -> Plan:
         "parts": [[part.key for part in found] for found in parts],
     }
     fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    readable = "+".join(re.sub(r"[^A-Za-z0-9]+", "_", source.spec).strip("_")[-40:] for source in sources)[:60]
+    readable = "+".join(
+        re.sub(r"[^A-Za-z0-9]+", "_", source.spec).strip("_")[-40:] for source in sources
+    )[:60]
     tokenizer = pathlib.Path(data.tokenizer).stem
     name = f"{readable}-{tokenizer}{data.vocab_size}-{fingerprint[:12]}"
-    return Plan(data=data, sources=sources, parts=parts, share_bytes=shares, fingerprint=fingerprint, name=name)
+    return Plan(
+        data=data,
+        sources=sources,
+        parts=parts,
+        share_bytes=shares,
+        fingerprint=fingerprint,
+        name=name,
+    )
 
 
 @contextlib.contextmanager
@@ -169,13 +196,17 @@ def _locked(path: pathlib.Path, meter: Meter) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if not waiting:
-                    meter.announce(f"another process prepares this dataset ({path}); waiting for it")
+                    meter.announce(
+                        f"another process prepares this dataset ({path}); waiting for it"
+                    )
                 waiting = True
                 time.sleep(0.5)
         yield
 
 
-def _build_or_rebuild(plan: Plan, directory: pathlib.Path, meter: Meter, n_workers: int | None) -> None:
+def _build_or_rebuild(
+    plan: Plan, directory: pathlib.Path, meter: Meter, n_workers: int | None
+) -> None:
     partial = directory.with_name(directory.name + ".partial")
     if (partial / "manifest.json").exists():
         pack.publish_finished(partial, directory)
@@ -183,6 +214,8 @@ def _build_or_rebuild(plan: Plan, directory: pathlib.Path, meter: Meter, n_worke
     try:
         Builder(plan, partial, meter, n_workers).build(directory)
     except Damaged as error:
-        _LOG.warning("%s: an earlier, unfinished preparation is damaged (%s); starting again", partial, error)
+        _LOG.warning(
+            "%s: an earlier, unfinished preparation is damaged (%s); starting again", partial, error
+        )
         shutil.rmtree(partial)
         Builder(plan, partial, meter, n_workers).build(directory)

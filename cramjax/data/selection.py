@@ -38,7 +38,11 @@ class Selection:
         return share is not None and self.taken_bytes[source] >= share
 
     def select(
-        self, source: int, rows: np.ndarray, signatures: np.ndarray | None, dropped: collections.Counter
+        self,
+        source: int,
+        rows: np.ndarray,
+        signatures: np.ndarray | None,
+        dropped: collections.Counter,
     ) -> np.ndarray:
         """Which of the next `rows` (`spool.ROW` [n]) are kept; duplicates among the others are counted in `dropped`.
 
@@ -52,9 +56,14 @@ class Selection:
         heads = np.flatnonzero(rows["piece"] == 0)
         self.n_taken += len(heads)
         keep = np.ones(len(heads), bool)
-        for reason, find_new in (("duplicate", self._new_exactly), ("near_duplicate", self._new_nearly)):
+        for reason, find_new in (
+            ("duplicate", self._new_exactly),
+            ("near_duplicate", self._new_nearly),
+        ):
             still = np.flatnonzero(keep)
-            new = find_new(rows["hash"][heads[still]], None if signatures is None else signatures[still])
+            new = find_new(
+                rows["hash"][heads[still]], None if signatures is None else signatures[still]
+            )
             keep[still] = new
             if n_old := int((~new).sum()):
                 dropped[reason] += n_old
@@ -65,7 +74,9 @@ class Selection:
 
     def _take(self, source: int, n_bytes: np.ndarray) -> int:
         """How many of the next pieces are within the share; the one that reaches it is."""
-        before = self.taken_bytes[source] + np.concatenate([[0], np.cumsum(n_bytes.astype(np.int64))])
+        before = self.taken_bytes[source] + np.concatenate(
+            [[0], np.cumsum(n_bytes.astype(np.int64))]
+        )
         share = self.share_bytes[source]
         n_taken = len(n_bytes) if share is None else int((before[:-1] < share).sum())
         self.taken_bytes[source] = int(before[n_taken])

@@ -59,7 +59,9 @@ def open_sources(data: Any) -> list[Source]:
         spec, weight = _entry(entry)
         sources.append(_open(spec, weight, index, data))
     if not sources:
-        raise UserError("data.source=[]: name at least one source, as in data.source=installed-docs")
+        raise UserError(
+            "data.source=[]: name at least one source, as in data.source=installed-docs"
+        )
     return sources
 
 
@@ -68,7 +70,9 @@ def _entry(entry: Any) -> tuple[str, float]:
         spec, weight = entry
         weight = float(weight)
     except (TypeError, ValueError):
-        raise UserError(f"data.source: {entry!r} must be a pair [source, weight], as in [['text:a.txt', 2]]") from None
+        raise UserError(
+            f"data.source: {entry!r} must be a pair [source, weight], as in [['text:a.txt', 2]]"
+        ) from None
     if not isinstance(spec, str) or not 0 < weight < math.inf:
         raise UserError(f"data.source: {entry!r} must be a source and a weight above 0")
     return spec, weight
@@ -94,7 +98,9 @@ def _open(spec: str, weight: float, index: int, data: Any) -> Source:
 
         return open_tfds(**common, name=rest, field=data.text_field, allow_build=data.allow_build)
     if scheme == "prepared":
-        raise UserError(f"data.source={spec}: a prepared dataset cannot be part of a mixture; name it alone")
+        raise UserError(
+            f"data.source={spec}: a prepared dataset cannot be part of a mixture; name it alone"
+        )
     near = difflib.get_close_matches(scheme, SCHEMES, 1)
     hint = (
         f"did you mean {near[0]}?"

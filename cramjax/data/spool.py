@@ -31,12 +31,16 @@ from cramjax.config.errors import RunFailed
 from cramjax.data import dedup
 from cramjax.data.clean import CleanRules, clean
 
-ROW = np.dtype([("n_bytes", "<u8"), ("n_chars", "<u4"), ("piece", "<u4"), ("hash", "<u8"), ("split", "<u8")])
+ROW = np.dtype(
+    [("n_bytes", "<u8"), ("n_chars", "<u4"), ("piece", "<u4"), ("hash", "<u8"), ("split", "<u8")]
+)
 """A kept piece: its size, its number within its document, and the two hashes of the document."""
 
 _BLOCK_ROWS = 1 << 15
 _SIGNATURE_BATCH_CHARS = 1 << 22
-_MAX_WORKERS = 8  # eight clean more than the tokenizer takes on any machine, and keep memory bounded
+_MAX_WORKERS = (
+    8  # eight clean more than the tokenizer takes on any machine, and keep memory bounded
+)
 _EXAMPLES = 3
 _WAIT_S = 1.0
 
@@ -89,7 +93,9 @@ def spool_part(job: Job) -> dict[str, Any]:
             for number, piece in enumerate(pieces):
                 encoded = piece.encode("utf-8")
                 text_file.write(encoded)
-                raw["rows"].write(np.array((len(encoded), len(piece), number, *hashes), ROW).tobytes())
+                raw["rows"].write(
+                    np.array((len(encoded), len(piece), number, *hashes), ROW).tobytes()
+                )
                 n_bytes += len(encoded)
             if job.limit_bytes is not None and n_bytes >= job.limit_bytes:
                 break
@@ -97,7 +103,12 @@ def spool_part(job: Job) -> dict[str, Any]:
             signer.flush()
     for end, path in temporary.items():
         path.replace(job.stem.with_name(f"{job.stem.name}.{end}"))
-    summary = {"documents": n_documents, "bytes": n_bytes, "dropped": dict(dropped), "examples": examples}
+    summary = {
+        "documents": n_documents,
+        "bytes": n_bytes,
+        "dropped": dict(dropped),
+        "examples": examples,
+    }
     whole_mark = job.stem.with_name(f"{job.stem.name}.json.{os.getpid()}.tmp")
     whole_mark.write_text(json.dumps(summary))
     whole_mark.replace(job.stem.with_name(f"{job.stem.name}.json"))
@@ -150,7 +161,9 @@ class SpooledPart:
 
     def open_text(self) -> io.BufferedReader:
         """The text of all documents, one after the other; read it with `read_text`."""
-        reader = zstandard.ZstdDecompressor().stream_reader(self.path("text.zst").open("rb"), closefd=True)
+        reader = zstandard.ZstdDecompressor().stream_reader(
+            self.path("text.zst").open("rb"), closefd=True
+        )
         return io.BufferedReader(reader, 1 << 20)
 
     def path(self, end: str) -> pathlib.Path:
@@ -201,7 +214,9 @@ class Spool:
             if key[0] == source:
                 future.cancel()
 
-    def get(self, key: tuple[int, int], on_wait: Callable[[str, int], None] | None = None) -> SpooledPart:
+    def get(
+        self, key: tuple[int, int], on_wait: Callable[[str, int], None] | None = None
+    ) -> SpooledPart:
         """The part, once it is whole; `on_wait(name, compressed bytes so far)` is called every second until then.
 
         Raises:
@@ -221,7 +236,9 @@ class Spool:
         self._bytes[key] = found["bytes"]
         return SpooledPart(stem=self._jobs[key].stem, summary=found)
 
-    def _wait(self, key: tuple[int, int], on_wait: Callable[[str, int], None] | None) -> dict[str, Any]:
+    def _wait(
+        self, key: tuple[int, int], on_wait: Callable[[str, int], None] | None
+    ) -> dict[str, Any]:
         job = self._jobs[key]
         while True:
             with contextlib.suppress(TimeoutError):
@@ -230,7 +247,9 @@ class Spool:
                 return self._futures[key].result()
             if on_wait is not None:
                 unfinished = job.stem.parent.glob(f"{job.stem.name}.text.zst.*.tmp")
-                on_wait(job.part.name, sum(path.stat().st_size for path in unfinished if path.exists()))
+                on_wait(
+                    job.part.name, sum(path.stat().st_size for path in unfinished if path.exists())
+                )
 
     def _read_ahead(self, key: tuple[int, int]) -> None:
         place = self._place[key] + 1

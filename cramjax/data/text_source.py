@@ -75,7 +75,12 @@ class TextFiles:
         for start in range(0, facts.st_size, RANGE_BYTES):
             end = min(start + RANGE_BYTES, facts.st_size)
             yield FilePart(
-                **common, name=f"{path}@{start}", key=f"{key}:{start}", n_bytes=end - start, start=start, end=end
+                **common,
+                name=f"{path}@{start}",
+                key=f"{key}:{start}",
+                n_bytes=end - start,
+                start=start,
+                end=end,
             )
 
 
@@ -90,10 +95,14 @@ def find_files(pattern: str) -> list[pathlib.Path]:
         names = [expanded] if os.path.isfile(expanded) else glob.glob(expanded, recursive=True)
         paths = sorted(pathlib.Path(name) for name in names if os.path.isfile(name))
     if not paths:
-        raise UserError(f"text:{pattern}: no such file; give a path, a folder or a glob of {', '.join(FORMATS)} files")
+        raise UserError(
+            f"text:{pattern}: no such file; give a path, a folder or a glob of {', '.join(FORMATS)} files"
+        )
     for path in paths:
         if file_format(path)[0] not in FORMATS:
-            raise UserError(f"{path}: not a text format; {', '.join(FORMATS)} can be read, each also as .gz or .zst")
+            raise UserError(
+                f"{path}: not a text format; {', '.join(FORMATS)} can be read, each also as .gz or .zst"
+            )
         if not os.access(path, os.R_OK):
             raise UserError(f"{path}: cannot be read; check its permissions")
     return paths
@@ -106,7 +115,9 @@ def file_format(path: str | os.PathLike) -> tuple[str, str | None]:
     return (plain.with_suffix("") if compression else plain).suffix.lower(), compression
 
 
-def read_file(path: str, field: str, drop: Drop, start: int = 0, end: int | None = None) -> Iterator[str]:
+def read_file(
+    path: str, field: str, drop: Drop, start: int = 0, end: int | None = None
+) -> Iterator[str]:
     """The documents of one file of a known format; `start` and `end` as in `FilePart`. Raises UserError for one it must refuse."""
     kind, compression = file_format(path)
     if kind == ".parquet":
@@ -149,7 +160,10 @@ class Lines:
                         if too_long:
                             self._drop("line_too_long", self.where())
                         else:
-                            yield offset, (line if offset else line.removeprefix(_BOM)).removesuffix(b"\r")
+                            yield (
+                                offset,
+                                (line if offset else line.removeprefix(_BOM)).removesuffix(b"\r"),
+                            )
                     offset += len(line) + 1
                     foreign = too_long = False
                 rest = bytearray(others[-1])
@@ -225,7 +239,9 @@ def _json_list_texts(path: str, compression: str | None, field: str, drop: Drop)
         for block in _blocks(path, compression):
             content += block
             if len(content) > MAX_LINE_BYTES:
-                raise UserError(f"{path}: one JSON list of over 256 MB; convert it to .jsonl, a record a line")
+                raise UserError(
+                    f"{path}: one JSON list of over 256 MB; convert it to .jsonl, a record a line"
+                )
         records = json.loads(content.removeprefix(_BOM))
     except (EOFError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
@@ -254,18 +270,24 @@ def _parquet_texts(path: str, compression: str | None, field: str, drop: Drop) -
 
     with tempfile.TemporaryFile() as unpacked:
         try:
-            if compression:  # parquet is read from its end, which a compressed stream cannot seek to
+            if (
+                compression
+            ):  # parquet is read from its end, which a compressed stream cannot seek to
                 unpacked.writelines(_blocks(path, compression))
             table = pyarrow.parquet.ParquetFile(unpacked if compression else path)
         except (pyarrow.ArrowException, ValueError, EOFError, OSError) as error:
-            raise UserError(f"{path}: not a readable parquet file ({str(error).partition(chr(10))[0]})") from error
+            raise UserError(
+                f"{path}: not a readable parquet file ({str(error).partition(chr(10))[0]})"
+            ) from error
         with table:
             _check_column(path, table.schema_arrow, field)
             first = 0
             for group in range(table.num_row_groups):
                 row = first
                 try:
-                    for batch in table.iter_batches(batch_size=256, row_groups=[group], columns=[field]):
+                    for batch in table.iter_batches(
+                        batch_size=256, row_groups=[group], columns=[field]
+                    ):
                         for value in _as_bytes(batch.column(0)):
                             where = f"{path}:{row}"
                             row += 1
@@ -287,7 +309,9 @@ def _check_column(path: str, schema: Any, field: str) -> None:
     try:
         _as_bytes(pyarrow.array([], kind))
     except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: the field {field!r} holds {kind}, no text; set --config.data.text_field") from error
+        raise UserError(
+            f"{path}: the field {field!r} holds {kind}, no text; set --config.data.text_field"
+        ) from error
 
 
 def _as_bytes(column: Any) -> list[bytes | None]:
@@ -299,7 +323,9 @@ def _as_bytes(column: Any) -> list[bytes | None]:
 def _refuse_field(path: str, field: str, found: set[str], end: int | None = None) -> NoReturn:
     listed = ", ".join(sorted(map(str, found))[:10]) or "none"
     where = path if end is None else f"{path}, the first {end >> 20} MiB"
-    raise UserError(f"{where}: no record has a field {field!r} (found: {listed}); set --config.data.text_field")
+    raise UserError(
+        f"{where}: no record has a field {field!r} (found: {listed}); set --config.data.text_field"
+    )
 
 
 def _decoded(text: bytes, where: Callable[[], str], drop: Drop) -> str:
@@ -326,7 +352,9 @@ def _blocks(path: str, compression: str | None, start: int = 0) -> Iterator[byte
 def _gzip_blocks(file: BinaryIO) -> Iterator[bytes]:
     with gzip.open(file) as stream:
         try:
-            while block := stream.read1(_BLOCK_BYTES):  # not `read`, which loses what it had before an error
+            while block := stream.read1(
+                _BLOCK_BYTES
+            ):  # not `read`, which loses what it had before an error
                 yield block
         except (OSError, zlib.error) as error:
             raise EOFError(str(error)) from error

@@ -23,12 +23,16 @@ _N_READS_AHEAD = 2
 def _import_tensorflow() -> Any:
     """TensorFlow, told to be quiet and to leave the accelerator's memory to JAX."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no kernel of it is used here, but it announces itself
+    os.environ.setdefault(
+        "TF_ENABLE_ONEDNN_OPTS", "0"
+    )  # no kernel of it is used here, but it announces itself
     import tensorflow as tf
 
     try:
         tf.config.set_visible_devices([], "GPU")
-    except RuntimeError:  # a notebook has started TensorFlow on its GPU already: that was its user's decision
+    except (
+        RuntimeError
+    ):  # a notebook has started TensorFlow on its GPU already: that was its user's decision
         pass
     return tf
 
@@ -51,12 +55,16 @@ class TfDataLoader:
             return reader.units(first_row, unit_rows, int(number) * n_units, n_units)
 
         def element(number):
-            tokens = tf.numpy_function(read, [number], tf.as_dtype(reader.dataset.dtype), stateful=False)
+            tokens = tf.numpy_function(
+                read, [number], tf.as_dtype(reader.dataset.dtype), stateful=False
+            )
             return tf.ensure_shape(tokens, [n_units, n_local, reader.seq_len])
 
         options = tf.data.Options()
         options.deterministic = True
-        options.threading.private_threadpool_size = _N_PARALLEL_READS  # the cores belong to the step
+        options.threading.private_threadpool_size = (
+            _N_PARALLEL_READS  # the cores belong to the step
+        )
         reads = tf.data.Dataset.range(np.iinfo(np.int64).max // n_units)
         reads = reads.map(element, num_parallel_calls=_N_PARALLEL_READS).prefetch(_N_READS_AHEAD)
         stream = _Stream(reads.unbatch().with_options(options))

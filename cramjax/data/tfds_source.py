@@ -58,8 +58,12 @@ class TfdsSplit:
         if builder.info.file_format.value == "array_record":
             examples = builder.as_data_source(split=wanted)
         else:
-            config = tfds.ReadConfig(try_autocache=False)  # read once: a copy in memory would be for nothing
-            examples = tfds.as_numpy(builder.as_dataset(split=wanted, shuffle_files=False, read_config=config))
+            config = tfds.ReadConfig(
+                try_autocache=False
+            )  # read once: a copy in memory would be for nothing
+            examples = tfds.as_numpy(
+                builder.as_dataset(split=wanted, shuffle_files=False, read_config=config)
+            )
         for number, example in enumerate(examples):
             text = example[self.field]
             if not isinstance(text, bytes):
@@ -72,7 +76,9 @@ class TfdsSplit:
                 yield text.decode("utf-8", errors="replace")
 
 
-def open_tfds(*, spec: str, weight: float, index: int, name: str, field: str, allow_build: bool) -> TfdsSplit:
+def open_tfds(
+    *, spec: str, weight: float, index: int, name: str, field: str, allow_build: bool
+) -> TfdsSplit:
     """The dataset `name` ("NAME/CONFIG", "NAME/CONFIG:VERSION", either with "@SPLIT"; the split is train if not given).
 
     Raises:
@@ -89,7 +95,9 @@ def open_tfds(*, spec: str, weight: float, index: int, name: str, field: str, al
             )
         _build(builder, spec)
     if split not in builder.info.splits:
-        raise UserError(f"data.source={spec}: no split {split!r}; there are {', '.join(sorted(builder.info.splits))}")
+        raise UserError(
+            f"data.source={spec}: no split {split!r}; there are {', '.join(sorted(builder.info.splits))}"
+        )
     if field not in builder.info.features:
         raise UserError(
             f"data.source={spec}: examples have no field {field!r} (found: {', '.join(sorted(builder.info.features))}); "
@@ -113,7 +121,9 @@ def _builder(name: str, spec: str) -> Any:
         return tfds.builder(name)
     except tfds.core.DatasetNotFoundError as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"data.source={spec}: TensorFlow Datasets knows no {name} ({first})") from error
+        raise UserError(
+            f"data.source={spec}: TensorFlow Datasets knows no {name} ({first})"
+        ) from error
     except (AssertionError, ValueError) as error:
         raise UserError(f"data.source={spec}: {str(error).strip().splitlines()[0]}") from error
 
@@ -121,9 +131,7 @@ def _builder(name: str, spec: str) -> Any:
 def _build(builder: Any, spec: str) -> None:
     try:
         builder.download_and_prepare()
-    except (
-        Exception
-    ) as error:  # whatever the dataset's own code raises: no network, a missing package, another checksum
+    except Exception as error:  # whatever the dataset's own code raises: no network, a missing package, another checksum
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
         first = str(error).strip().partition("\n")[0]
@@ -140,8 +148,14 @@ def _size(builder: Any) -> str:
     """
     if n_bytes := int(builder.info.download_size or 0):
         return f"{n_bytes / 1e9:.2f} GB of downloads, and about as much disk again"
-    recorded = sum(entry.size or 0 for entry in (getattr(builder, "url_infos", None) or {}).values())
-    known = f"{recorded / 1e9:.2f} GB for all configurations of {builder.name}" if recorded else "nothing"
+    recorded = sum(
+        entry.size or 0 for entry in (getattr(builder, "url_infos", None) or {}).values()
+    )
+    known = (
+        f"{recorded / 1e9:.2f} GB for all configurations of {builder.name}"
+        if recorded
+        else "nothing"
+    )
     return f"downloads of unknown size ({known} on record; what is gathered by crawling, as c4, takes terabytes)"
 
 
@@ -151,6 +165,8 @@ def _tfds() -> Any:
         import tensorflow
         import tensorflow_datasets
     except ImportError as error:
-        raise UserError(f"tfds: needs tensorflow-cpu and tensorflow-datasets ({error}); pip install them") from error
+        raise UserError(
+            f"tfds: needs tensorflow-cpu and tensorflow-datasets ({error}); pip install them"
+        ) from error
     tensorflow.config.set_visible_devices([], "GPU")
     return tensorflow_datasets

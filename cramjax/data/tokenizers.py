@@ -52,7 +52,13 @@ _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # piece types of SentenceP
 
 
 def train(
-    kind: str, texts: Iterable[str], *, vocab_size: int, lowercase: bool, ascii_only: bool, extra_ids: int = 0
+    kind: str,
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    lowercase: bool,
+    ascii_only: bool,
+    extra_ids: int = 0,
 ) -> tuple[Tokenizer, bytes | None]:
     """Train a tokenizer of at most `vocab_size` entries; returns it and, for unigram and bpe, the SentencePiece model.
 
@@ -91,7 +97,10 @@ def cramming_normalizer(*, lowercase: bool, ascii_only: bool) -> normalizers.Nor
 
 
 def _train_wordpiece(
-    texts: Iterable[str], vocab_size: int, normalizer: normalizers.Normalizer, special: dict[str, str]
+    texts: Iterable[str],
+    vocab_size: int,
+    normalizer: normalizers.Normalizer,
+    special: dict[str, str],
 ) -> Tokenizer:
     texts = list(texts)
     alphabet = _alphabet(texts, normalizer)[: max(1, (vocab_size - len(special)) // 4)]
@@ -135,13 +144,23 @@ def _alphabet(texts: list[str], normalizer: normalizers.Normalizer) -> list[str]
     return [character for character, _ in ranked if not character.isspace()][:_ALPHABET_LIMIT]
 
 
-def _train_sentencepiece(kind: str, texts: Iterable[str], vocab_size: int, rule: str, special: dict[str, str]) -> bytes:
+def _train_sentencepiece(
+    kind: str, texts: Iterable[str], vocab_size: int, rule: str, special: dict[str, str]
+) -> bytes:
     import sentencepiece
 
-    sentences = [piece for text in texts for line in text.split("\n") for piece in cut(line.strip(), _SENTENCE_CHARS)]
+    sentences = [
+        piece
+        for text in texts
+        for line in text.split("\n")
+        for piece in cut(line.strip(), _SENTENCE_CHARS)
+    ]
     # SentencePiece's own names for our roles; the ids are their places in `special`.
     roles = {"pad": "pad", "unk": "unk", "cls": "bos", "sep": "eos"}
-    ids = {f"{name}_id": list(special).index(role) if role in special else -1 for role, name in roles.items()}
+    ids = {
+        f"{name}_id": list(special).index(role) if role in special else -1
+        for role, name in roles.items()
+    }
     names = {f"{name}_piece": special[role] for role, name in roles.items() if role in special}
     control = [token for role, token in special.items() if role not in roles]
     while True:
@@ -185,15 +204,20 @@ def from_sentencepiece(model: bytes, extra_ids: int = 0) -> Tokenizer:
     unk_id, has_bytes = proto.trainer_spec.unk_id, _BYTE in types
     if proto.trainer_spec.model_type == 1:
         # Control pieces must not win over others, nor lower the least score, from which that of [UNK] derives.
-        least = min(score for (_, score), kind in zip(pieces, types, strict=True) if kind == _NORMAL)
+        least = min(
+            score for (_, score), kind in zip(pieces, types, strict=True) if kind == _NORMAL
+        )
         scored = [
-            (piece, least if kind == _CONTROL else score) for (piece, score), kind in zip(pieces, types, strict=True)
+            (piece, least if kind == _CONTROL else score)
+            for (piece, score), kind in zip(pieces, types, strict=True)
         ]
         core = models.Unigram(scored, unk_id=unk_id, byte_fallback=has_bytes)
     elif proto.trainer_spec.model_type == 2:
         vocab = {piece: number for number, (piece, _) in enumerate(pieces)}
         merges = _merges(pieces, types)
-        core = models.BPE(vocab, merges, unk_token=pieces[unk_id][0], fuse_unk=True, byte_fallback=has_bytes)
+        core = models.BPE(
+            vocab, merges, unk_token=pieces[unk_id][0], fuse_unk=True, byte_fallback=has_bytes
+        )
     else:
         raise UserError("data.tokenizer: a SentencePiece model must be of type unigram or bpe")
     tokenizer = Tokenizer(core)
@@ -207,9 +231,14 @@ def from_sentencepiece(model: bytes, extra_ids: int = 0) -> Tokenizer:
 
 
 def _sentencepiece_normalizer(spec: Any) -> list[normalizers.Normalizer]:
-    steps = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
+    steps = (
+        [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
+    )
     if spec.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [
+            normalizers.Replace(Regex("^ +| +$"), ""),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
     return steps
 
 
@@ -219,7 +248,11 @@ def _merges(pieces: list[tuple[str, float]], types: list[int]) -> list[tuple[str
     merges = []
     for piece, number in known.items():
         pairs = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
-        merges += [(-pieces[number][1], known[a], known[b], a, b) for a, b in pairs if a in known and b in known]
+        merges += [
+            (-pieces[number][1], known[a], known[b], a, b)
+            for a, b in pairs
+            if a in known and b in known
+        ]
     return [(a, b) for *_, a, b in sorted(merges)]
 
 
@@ -244,7 +277,9 @@ def load(path: str | pathlib.Path, extra_ids: int = 0) -> tuple[Tokenizer, bytes
     except UserError:
         raise
     except Exception as error:  # both libraries raise bare Exception for a malformed file
-        raise UserError(f"data.tokenizer={path}: not a readable tokenizer.json or .model ({error})") from error
+        raise UserError(
+            f"data.tokenizer={path}: not a readable tokenizer.json or .model ({error})"
+        ) from error
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -266,7 +301,9 @@ def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
 def count_extra_ids(tokenizer: Tokenizer) -> int:
     """Sentinels `<extra_id_0>`, `<extra_id_1>`, … at the top of the vocabulary, the first one last."""
     top = max(tokenizer.get_vocab().values())
-    numbers = itertools.takewhile(lambda n: tokenizer.token_to_id(_sentinel(n)) == top - n, itertools.count())
+    numbers = itertools.takewhile(
+        lambda n: tokenizer.token_to_id(_sentinel(n)) == top - n, itertools.count()
+    )
     return sum(1 for _ in numbers)
 
 
@@ -278,13 +315,19 @@ def _finish(tokenizer: Tokenizer, extra_ids: int = 0) -> Tokenizer:
     """Special tokens known as such, sentinels, and where there is no template [CLS] $A [SEP], or T5's $A </s>."""
     if extra_ids and not count_extra_ids(tokenizer):
         if tokenizer.token_to_id(_sentinel(0)) is not None:
-            raise UserError("data.tokenizer: has <extra_id_0>, but not as its last entry, where data.extra_ids puts it")
+            raise UserError(
+                "data.tokenizer: has <extra_id_0>, but not as its last entry, where data.extra_ids puts it"
+            )
         _add_special(tokenizer, [role for role in T5_TOKENS if role not in _present(tokenizer)])
         names = [_sentinel(number) for number in reversed(range(extra_ids))]
-        tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+        tokenizer.add_special_tokens(
+            [AddedToken(name, special=True, normalized=False) for name in names]
+        )
     found = count_extra_ids(tokenizer)
     if extra_ids and found != extra_ids:
-        raise UserError(f"data.extra_ids={extra_ids}: the tokenizer has {found} sentinels already; set it to that")
+        raise UserError(
+            f"data.extra_ids={extra_ids}: the tokenizer has {found} sentinels already; set it to that"
+        )
     names = special_tokens(tokenizer)
     _add_special(tokenizer, list(names))
     if tokenizer.post_processor is None:
@@ -300,15 +343,25 @@ def _finish(tokenizer: Tokenizer, extra_ids: int = 0) -> Tokenizer:
 
 
 def _present(tokenizer: Tokenizer) -> set[str]:
-    return {role for role, token in special_tokens(tokenizer).items() if tokenizer.token_to_id(token) is not None}
+    return {
+        role
+        for role, token in special_tokens(tokenizer).items()
+        if tokenizer.token_to_id(token) is not None
+    }
 
 
 def _add_special(tokenizer: Tokenizer, roles: list[str]) -> None:
     """Make the tokens of `roles` special ones, adding those that are no entries."""
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-    missing = [token for token in (special_tokens(tokenizer)[role] for role in roles) if token not in added]
+    added = {
+        token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
+    }
+    missing = [
+        token for token in (special_tokens(tokenizer)[role] for role in roles) if token not in added
+    ]
     if missing:
-        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
+        tokenizer.add_special_tokens(
+            [AddedToken(token, special=True, normalized=False) for token in missing]
+        )
 
 
 def save(
@@ -341,7 +394,10 @@ def save(
     (directory / "tokenizer.json").write_text(canonical_json(tokenizer), encoding="utf-8")
     if extra_ids:
         settings["extra_ids"] = extra_ids
-    for name, content in (("tokenizer_config.json", settings | names), ("special_tokens_map.json", names)):
+    for name, content in (
+        ("tokenizer_config.json", settings | names),
+        ("special_tokens_map.json", names),
+    ):
         (directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if model is not None:
         (directory / "tokenizer.model").write_bytes(model)
@@ -353,7 +409,9 @@ def with_empty_second(tokenizer: Tokenizer) -> Tokenizer:
     template = content["post_processor"]
     if not template or template["type"] != "TemplateProcessing":
         return tokenizer
-    template["single"] = [part for part in template["pair"] if part.get("Sequence", {}).get("id") != "B"]
+    template["single"] = [
+        part for part in template["pair"] if part.get("Sequence", {}).get("id") != "B"
+    ]
     return Tokenizer.from_str(json.dumps(content))
 
 

@@ -62,10 +62,14 @@ class Classification:
         n_examples = batch["weights"].shape[0]
         n_choices = batch["first"].shape[0] // n_examples
         if n_choices > 1:
-            logits = jnp.pad(logits[:, 0].reshape(n_examples, n_choices), ((0, 0), (0, N_OUTPUTS - n_choices)))
+            logits = jnp.pad(
+                logits[:, 0].reshape(n_examples, n_choices), ((0, 0), (0, N_OUTPUTS - n_choices))
+            )
         return jnp.where(batch["classes"][None], logits, -1e9)
 
-    def loss(self, params: Params, key: jax.Array, batch: Batch, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss(
+        self, params: Params, key: jax.Array, batch: Batch, rows: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """(sum over examples, weight): cross-entropy in nats, or the squared error of a regression."""
         # Microbatches of a batch share a key.
         scores = self.scores(params, batch, jax.random.fold_in(key, rows[0]))

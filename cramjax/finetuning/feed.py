@@ -76,7 +76,9 @@ class EncoderFeed:
             pairs = [pair for sample in self._samples[split] for pair in sample.pairs]
             self._sequences[split] = self._encode(pairs)
         self.n_train = len(self._samples.get("train", ()))
-        longest = max(len(sequence.ids) for sequences in self._sequences.values() for sequence in sequences)
+        longest = max(
+            len(sequence.ids) for sequences in self._sequences.values() for sequence in sequences
+        )
         self._length = packing.row_length(longest)
         self.n_choices = 2 if task.kind == "choice" else 1
 
@@ -84,26 +86,38 @@ class EncoderFeed:
         texts = [(a, b) if b is not None else ((a, "") if self._as_pair else a) for a, b in pairs]
         encodings = self._tokenizer.encode_batch(texts)
         return [
-            packing.Encoded(ids=np.asarray(found.ids, np.int32), types=np.asarray(found.type_ids, np.int32))
+            packing.Encoded(
+                ids=np.asarray(found.ids, np.int32), types=np.asarray(found.type_ids, np.int32)
+            )
             for found in encodings
         ]
 
     def _of(self, split: str, examples: Sequence[int]) -> list[packing.Encoded]:
         """Sequences of examples, choices side by side."""
         k = self.n_choices
-        return [self._sequences[split][example * k + choice] for example in examples for choice in range(k)]
+        return [
+            self._sequences[split][example * k + choice]
+            for example in examples
+            for choice in range(k)
+        ]
 
     def plan(self, examples: Sequence[int]) -> Plan:
         """Rows the sequences need."""
-        places = packing.place([len(sequence.ids) for sequence in self._of("train", examples)], self._length)
-        return Plan(examples=examples, need=(packing.row_count(packing.n_rows(places)),), places=places)
+        places = packing.place(
+            [len(sequence.ids) for sequence in self._of("train", examples)], self._length
+        )
+        return Plan(
+            examples=examples, need=(packing.row_count(packing.n_rows(places)),), places=places
+        )
 
     def arrays(self, plan: Plan, need: tuple[int, ...], size: int) -> Arrays:
         """As `classification.Classification` wants a batch."""
         return self._arrays("train", plan, need, size)
 
     def _arrays(self, split: str, plan: Plan, need: tuple[int, ...], size: int) -> Arrays:
-        batch = packing.pack(self._of(split, plan.examples), plan.places, need[0], self._length, self._pad_id)
+        batch = packing.pack(
+            self._of(split, plan.examples), plan.places, need[0], self._length, self._pad_id
+        )
         missing = (size - len(plan.examples)) * self.n_choices
         batch["first"] = np.pad(batch["first"], (0, missing))
         labels = [self._samples[split][example].label for example in plan.examples]
@@ -135,24 +149,33 @@ class EncoderFeed:
         rows, size = max(1, EVAL_TOKENS // self._length), self._eval_size()
         k = self.n_choices
         lengths = [len(sequence.ids) for sequence in self._sequences[split]]
-        order = sorted(range(len(lengths) // k), key=lambda example: -max(lengths[example * k : example * k + k]))
+        order = sorted(
+            range(len(lengths) // k),
+            key=lambda example: -max(lengths[example * k : example * k + k]),
+        )
         plans, start = [], 0
         while start < len(order):
             # As many examples as fit: a guess by their tokens, less where rows are left with holes.
             stop = start
             room = rows * self._length
             while stop < len(order) and stop - start < size:
-                room -= sum(max(lengths[order[stop] * k + choice], packing.MIN_SHARE) for choice in range(k))
+                room -= sum(
+                    max(lengths[order[stop] * k + choice], packing.MIN_SHARE) for choice in range(k)
+                )
                 if room < 0:
                     break
                 stop += 1
             while True:
                 chosen = order[start:stop]
-                places = packing.place([len(sequence.ids) for sequence in self._of(split, chosen)], self._length)
+                places = packing.place(
+                    [len(sequence.ids) for sequence in self._of(split, chosen)], self._length
+                )
                 if packing.n_rows(places) <= rows or stop - start == 1:
                     break
                 stop -= max(1, (stop - start) // 16)
-            plans.append(Plan(examples=chosen, need=(max(rows, packing.n_rows(places)),), places=places))
+            plans.append(
+                Plan(examples=chosen, need=(max(rows, packing.n_rows(places)),), places=places)
+            )
             start = stop
         return plans
 

@@ -28,7 +28,11 @@ Splits = Mapping[str, list[Row]]
 
 
 def open_task(
-    model: LoadedModel, task: Task, splits: Splits, settings: Settings, announce: Callable[[str], None]
+    model: LoadedModel,
+    task: Task,
+    splits: Splits,
+    settings: Settings,
+    announce: Callable[[str], None],
 ) -> tuple[Feed, Any]:
     """The examples of a task as `model` reads them, and the functions that learn them (`Classification` or `TextToText`).
 
@@ -37,7 +41,9 @@ def open_task(
     splits = dict(splits)
     if settings.max_train and len(splits.get("train", ())) > settings.max_train:
         # The same sample for every seed.
-        chosen = np.random.default_rng(0).choice(len(splits["train"]), settings.max_train, replace=False)
+        chosen = np.random.default_rng(0).choice(
+            len(splits["train"]), settings.max_train, replace=False
+        )
         splits["train"] = [splits["train"][number] for number in sorted(chosen)]
     rates = {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
     if model.is_t5:
@@ -58,7 +64,11 @@ def open_task(
 
 
 def _with_fastest_attention(
-    learner: Classification, feed: EncoderFeed, trained: Any, settings: Settings, announce: Callable[[str], None]
+    learner: Classification,
+    feed: EncoderFeed,
+    trained: Any,
+    settings: Settings,
+    announce: Callable[[str], None],
 ) -> Classification:
     """`learner` with the kernels that are fastest for a batch of `feed`."""
     precision = learner.precision
@@ -73,7 +83,9 @@ def _with_fastest_attention(
     with kernels.noting() as calls:
         jax.eval_shape(learner.loss, params, key, batch, jnp.arange(size, dtype=jnp.int32))
     chosen = attention_choice.fastest(calls, precision, announce)
-    return dataclasses.replace(learner, precision=dataclasses.replace(precision, kernels=tuple(chosen.items())))
+    return dataclasses.replace(
+        learner, precision=dataclasses.replace(precision, kernels=tuple(chosen.items()))
+    )
 
 
 def score(
@@ -87,7 +99,9 @@ def score(
         outputs = training.predict(learner, params, feed.eval_batches(split))
         predictions[split] = feed.predictions(split, outputs)
         if split in task.splits:
-            scores |= results.metric_names(metrics.score(task, splits[split], predictions[split]), split)
+            scores |= results.metric_names(
+                metrics.score(task, splits[split], predictions[split]), split
+            )
     return scores, predictions
 
 

@@ -45,7 +45,9 @@ def place(lengths: Sequence[int], length: int) -> list[tuple[int, int]]:
     places: list[tuple[int, int]] = [(0, 0)] * len(lengths)
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         size = max(lengths[index], MIN_SHARE)
-        row = next((number for number, taken in enumerate(used) if taken + size <= length), len(used))
+        row = next(
+            (number for number, taken in enumerate(used) if taken + size <= length), len(used)
+        )
         if row == len(used):
             used.append(0)
         places[index] = row, used[row]
@@ -59,7 +61,11 @@ def n_rows(places: Sequence[tuple[int, int]]) -> int:
 
 
 def pack(
-    sequences: Sequence[Encoded], places: Sequence[tuple[int, int]], rows: int, length: int, pad_id: int
+    sequences: Sequence[Encoded],
+    places: Sequence[tuple[int, int]],
+    rows: int,
+    length: int,
+    pad_id: int,
 ) -> dict[str, np.ndarray]:
     """The arrays of a batch: tokens, positions, segments, types int32 [rows, length], and first int32 [n].
 
@@ -68,9 +74,17 @@ def pack(
     shape = (rows, length)
     tokens = np.full(shape, pad_id, np.int32)
     positions, segments, types = (np.zeros(shape, np.int32) for _ in range(3))
-    for number, (sequence, (row, offset)) in enumerate(zip(sequences, places, strict=True), start=1):
+    for number, (sequence, (row, offset)) in enumerate(
+        zip(sequences, places, strict=True), start=1
+    ):
         there = slice(offset, offset + len(sequence.ids))
         tokens[row, there], types[row, there] = sequence.ids, sequence.types
         positions[row, there], segments[row, there] = np.arange(len(sequence.ids)), number
     first = np.asarray([row * length + offset for row, offset in places], np.int32)
-    return {"tokens": tokens, "positions": positions, "segments": segments, "types": types, "first": first}
+    return {
+        "tokens": tokens,
+        "positions": positions,
+        "segments": segments,
+        "types": types,
+        "first": first,
+    }

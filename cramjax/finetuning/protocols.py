@@ -68,13 +68,21 @@ class Settings:
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name}={value}: must be at least 1, or None")
         for name in ("dropout", "attention_dropout", "warmup", "final", "b1", "b2"):
-            _require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)}: must be a share below 1")
+            _require(
+                0 <= getattr(self, name) < 1,
+                f"{name}={getattr(self, name)}: must be a share below 1",
+            )
         _require(self.lr > 0, f"lr={self.lr}: must be over 0")
         _require(self.select in ("last", "best"), f"select={self.select}: must be last or best")
-        _require(self.pooling in ("first", "mean"), f"pooling={self.pooling}: must be first or mean")
+        _require(
+            self.pooling in ("first", "mean"), f"pooling={self.pooling}: must be first or mean"
+        )
         _require(self.head in ("stock", "pooler"), f"head={self.head}: must be stock or pooler")
         known = ("adamw", "adafactor", "lamb", "lion", "muon")
-        _require(self.optimizer in known, f"optimizer={self.optimizer}: must be one of {', '.join(known)}")
+        _require(
+            self.optimizer in known,
+            f"optimizer={self.optimizer}: must be one of {', '.join(known)}",
+        )
         _require(
             self.microbatch_size is None or self.batch_size % self.microbatch_size == 0,
             f"microbatch_size={self.microbatch_size}: must divide batch_size={self.batch_size}",
@@ -119,8 +127,13 @@ class Protocol:
             if not _names_task(text):
                 key, value = _assignment(text, "--set")
                 values[key] = value
-                by_task = {task: {k: v for k, v in own.items() if k != key} for task, own in by_task.items()}
-        for text in filter(_names_task, assignments):  # what is said of one task goes before what is said of all
+                by_task = {
+                    task: {k: v for k, v in own.items() if k != key}
+                    for task, own in by_task.items()
+                }
+        for text in filter(
+            _names_task, assignments
+        ):  # what is said of one task goes before what is said of all
             task, _, rest = text.partition(".")
             key, value = _assignment(rest, "--set")
             by_task.setdefault(find_tasks([task])[0].name, {})[key] = value
@@ -203,7 +216,9 @@ PROTOCOLS = {
         Protocol(
             name="mosaic",
             source="MosaicBERT (arXiv 2312.17482, its code): settings by task; RTE, MRPC and STS-B start from the MNLI model",
-            settings=Settings(lr=5e-5, b2=0.98, weight_decay=5e-6, warmup=0.06, final=0.02, max_length=256),
+            settings=Settings(
+                lr=5e-5, b2=0.98, weight_decay=5e-6, warmup=0.06, final=0.02, max_length=256
+            ),
             by_task={
                 "mnli": {"batch_size": 48},
                 "rte": {"lr": 1e-5, "weight_decay": 1e-5, "batch_size": 16, "start_from": "mnli"},

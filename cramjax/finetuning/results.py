@@ -41,17 +41,28 @@ def headline(task: Task, metrics: dict[str, float]) -> float:
     return statistics.mean(metrics[name] for name in task.headline if name in metrics)
 
 
-def summarize(task: Task, points: Sequence[tuple[dict[str, Any], Sequence[dict[str, Any]]]]) -> dict[str, Any]:
+def summarize(
+    task: Task, points: Sequence[tuple[dict[str, Any], Sequence[dict[str, Any]]]]
+) -> dict[str, Any]:
     """The entry of a task in results.json: for each metric median, mean, std, min, max and the seeds' values, of the best point.
 
     Args:
         points: (settings that differ, finished runs) for each point of the grid that has any.
     """
     scored = [(point, runs, [run["metrics"][task.name] for run in runs]) for point, runs in points]
-    best = max(range(len(scored)), key=lambda i: statistics.median(headline(task, found) for found in scored[i][2]))
+    best = max(
+        range(len(scored)),
+        key=lambda i: statistics.median(headline(task, found) for found in scored[i][2]),
+    )
     point, runs, found = scored[best]
-    entry: dict[str, Any] = {name: _spread([metrics[name] for metrics in found]) for name in found[0]}
-    entry |= {"point": point, "seeds": [run["seed"] for run in runs], "failed": sum(_failed(run) for run in runs)}
+    entry: dict[str, Any] = {
+        name: _spread([metrics[name] for metrics in found]) for name in found[0]
+    }
+    entry |= {
+        "point": point,
+        "seeds": [run["seed"] for run in runs],
+        "failed": sum(_failed(run) for run in runs),
+    }
     entry["seconds_per_seed"] = round(statistics.median(run["seconds"] for run in runs), 2)
     illegal = [sum(run["illegal"].values()) for run in runs]
     if any(illegal):
@@ -109,7 +120,11 @@ def table(suite: str, results: dict[str, Any], *, compare: bool = False) -> list
         for name in (task.headline if task.in_average else task.metrics)
         if name in results.get(task.name, {})
     ]
-    header = ["model", *(f"{task.folder} {_METRIC_NAMES[name]}" for task, name in columns), "average"]
+    header = [
+        "model",
+        *(f"{task.folder} {_METRIC_NAMES[name]}" for task, name in columns),
+        "average",
+    ]
     cells = [_cell(results[task.name][name]) for task, name in columns]
     shown = results["average"]
     mark = "*" if results["average_missing"] else ""
@@ -131,14 +146,23 @@ def _published(scores: Sequence[float], index: int) -> str:
 
 
 def _cell(spread: dict[str, Any]) -> str:
-    return f"{spread['median']:.1f} ± {spread['std']:.1f}" if len(spread["seeds"]) > 1 else f"{spread['median']:.1f}"
+    return (
+        f"{spread['median']:.1f} ± {spread['std']:.1f}"
+        if len(spread["seeds"]) > 1
+        else f"{spread['median']:.1f}"
+    )
 
 
 def markdown(suite: str, results: dict[str, Any], *, compare: bool = False) -> str:
     """results.md: the table, what was done, what differs from the published data, and how to do it again."""
     first, *rest = table(suite, results, compare=compare)
     protocol = results["protocol"]
-    lines = [f"# {_TITLES[suite]}: {results['model']}", "", *map(_line, (first, ["---"] * len(first), *rest)), ""]
+    lines = [
+        f"# {_TITLES[suite]}: {results['model']}",
+        "",
+        *map(_line, (first, ["---"] * len(first), *rest)),
+        "",
+    ]
     lines.append(
         f"Development sets, percent, {describe_seeds(results)}. Protocol `{protocol['name']}`: {protocol['source']}."
     )
@@ -148,8 +172,22 @@ def markdown(suite: str, results: dict[str, Any], *, compare: bool = False) -> s
         lines += ["", *(f"- {note}" for note in notes)]
     if compare and suite == "glue":
         lines += ["", "Published rows are of the full data and of protocols of their own:", ""]
-        lines += [f"- {published.model}: {published.source}; {published.protocol}" for published in GLUE]
-    lines += ["", "Settings:", "", "```", *_settings(results), "```", "", "```bash", results["command"], "```", ""]
+        lines += [
+            f"- {published.model}: {published.source}; {published.protocol}" for published in GLUE
+        ]
+    lines += [
+        "",
+        "Settings:",
+        "",
+        "```",
+        *_settings(results),
+        "```",
+        "",
+        "```bash",
+        results["command"],
+        "```",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -180,12 +218,18 @@ def _settings(results: dict[str, Any]) -> list[str]:
     def listed(values):
         return ", ".join(f"{key}={value}" for key, value in values.items())
 
-    own = [f"{name}: {listed(entry['point'])}" for name, entry in _entries(results) if entry["point"]]
+    own = [
+        f"{name}: {listed(entry['point'])}" for name, entry in _entries(results) if entry["point"]
+    ]
     return [listed(results["protocol"]["settings"]), *own]
 
 
 def _entries(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [(name, entry) for name, entry in results.items() if isinstance(entry, dict) and "n_eval" in entry]
+    return [
+        (name, entry)
+        for name, entry in results.items()
+        if isinstance(entry, dict) and "n_eval" in entry
+    ]
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -196,7 +240,9 @@ def plain_table(rows: Sequence[Sequence[str]]) -> str:
     """The table for a terminal, a column a model: tasks are more than fit beside each other."""
     width = 2 + max(len(cell) for row in rows for cell in row)
     columns = zip(*rows, strict=True)
-    return "\n".join(f"{name:<22}" + " ".join(f"{cell:>{width}}" for cell in cells) for name, *cells in columns)
+    return "\n".join(
+        f"{name:<22}" + " ".join(f"{cell:>{width}}" for cell in cells) for name, *cells in columns
+    )
 
 
 def is_constant(predictions: Sequence[Any]) -> bool:

@@ -49,7 +49,9 @@ class Request:
     compare: bool = False
 
 
-def choose_protocol(name: str | None, is_t5: bool, assignments: Sequence[str], grid: Sequence[str]) -> Protocol:
+def choose_protocol(
+    name: str | None, is_t5: bool, assignments: Sequence[str], grid: Sequence[str]
+) -> Protocol:
     """The protocol by name ("cramming" for an encoder and "t5" for a T5 if None) with changed settings.
 
     Raises:
@@ -66,10 +68,16 @@ def choose_tasks(names: Sequence[str], data_dir: str) -> tuple[Task, ...]:
     prefer = None if data_dir == "tfds" else local_files.suite_of("RTE", pathlib.Path(data_dir))
     tasks = find_tasks(names, prefer)
     asked = {name.lower() for name in names}
-    chosen = [task for task in tasks if not (task.first and asked & set(SUITES) and not rows.has_data(task, data_dir))]
+    chosen = [
+        task
+        for task in tasks
+        if not (task.first and asked & set(SUITES) and not rows.has_data(task, data_dir))
+    ]
     for task in chosen:
         if task.first and all(other.name != task.first for other in chosen):
-            raise UserError(f"--task {task.name}: is answered by the model of {task.first}; add {task.first}")
+            raise UserError(
+                f"--task {task.name}: is answered by the model of {task.first}; add {task.first}"
+            )
     return tuple(chosen)
 
 
@@ -90,13 +98,15 @@ class Finetuning:
         self.tasks.sort(key=lambda task: task.name not in starts)
         self.suite = self.tasks[0].suite
         self.data = {
-            task.name: rows.open_task(task, request.data_dir, announce, test=request.submit) for task in all_tasks
+            task.name: rows.open_task(task, request.data_dir, announce, test=request.submit)
+            for task in all_tasks
         }
         setup = {
             "model": digest(self.model.params),
             "protocol": self.protocol.describe(),
             "data": {
-                name: {split: len(found) for split, found in data.splits.items()} for name, data in self.data.items()
+                name: {split: len(found) for split, found in data.splits.items()}
+                for name, data in self.data.items()
             },
             "precision": str(self.model.precision.matmul_dtype),
         }
@@ -104,7 +114,8 @@ class Finetuning:
         data = setup.pop("data")
         self.store = Store(request.out, setup)
         self.stores = {
-            task.name: Store(request.out / "runs" / task.name, {"data": data[task.name]}) for task in self.tasks
+            task.name: Store(request.out / "runs" / task.name, {"data": data[task.name]})
+            for task in self.tasks
         }
         self._deadline = time.monotonic() + request.hours * 3600 if request.hours else None
 
@@ -120,7 +131,8 @@ class Finetuning:
             for point in self._points(task):
                 start = self._settings(point).start_from
                 if start == task.name or (
-                    start and start not in {other.name for suite in SUITES.values() for other in suite}
+                    start
+                    and start not in {other.name for suite in SUITES.values() for other in suite}
                 ):
                     raise UserError(f"finetuning setting start_from={start}: must be another task")
                 if start and start not in names:
@@ -167,10 +179,16 @@ class Finetuning:
         n_params = sum(leaf.size for leaf in jax.tree.leaves(self.model.params))
         return max(1, min(len(self.seeds), int(limit / (4 * NUMBERS_A_PARAMETER * n_params))))
 
-    def _run_group(self, task: Task, index: int, point: dict[str, Any], seeds: Sequence[int]) -> None:
+    def _run_group(
+        self, task: Task, index: int, point: dict[str, Any], seeds: Sequence[int]
+    ) -> None:
         settings = self._settings(point)
         feed, learner = self._opened(task, settings)
-        extra = [(other, *self._opened(other, settings)) for other in self.diagnostics if other.first == task.name]
+        extra = [
+            (other, *self._opened(other, settings))
+            for other in self.diagnostics
+            if other.first == task.name
+        ]
         trained = self._start(settings)
         shown = ", ".join(f"{key}={value}" for key, value in point.items())
         self.announce(
@@ -184,7 +202,9 @@ class Finetuning:
             trained,
             seeds,
             dynamic_scale=self.model.precision.matmul_dtype == np.float16,
-            headline=lambda _, params: results.headline(task, self._scored(task, feed, learner, params)[0]),
+            headline=lambda _, params: results.headline(
+                task, self._scored(task, feed, learner, params)[0]
+            ),
             report=Meter(task.folder, len(seeds) * settings.batch_size, self.announce),
             compiling=lambda: self.announce(f"  {task.folder}: compiling…"),
         )
@@ -213,10 +233,14 @@ class Finetuning:
             run["seconds"] = (time.monotonic() - start) / len(seeds)
             self.store.write(run, index)
             shown = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
-            self.announce(f"{task.folder} seed {seed}: {shown} ({run['seconds']:.1f} s, loss {run['loss']:.3f})")
+            self.announce(
+                f"{task.folder} seed {seed}: {shown} ({run['seconds']:.1f} s, loss {run['loss']:.3f})"
+            )
 
     def _opened(self, task: Task, settings: Settings) -> tuple[Any, Any]:
-        return learning.open_task(self.model, task, self.data[task.name].splits, settings, self.announce)
+        return learning.open_task(
+            self.model, task, self.data[task.name].splits, settings, self.announce
+        )
 
     def _scored(
         self, task: Task, feed: Any, learner: Any, params: Any
@@ -225,7 +249,9 @@ class Finetuning:
 
     def _is_start(self, task: Task) -> bool:
         return any(
-            self._settings(point).start_from == task.name for other in self.tasks for point in self._points(other)
+            self._settings(point).start_from == task.name
+            for other in self.tasks
+            for point in self._points(other)
         )
 
     def _start(self, settings: Settings) -> Any:
@@ -264,7 +290,11 @@ class Finetuning:
         """(number, settings, runs) of the points with finished runs."""
         found = []
         for index, point in enumerate(self._points(task)):
-            runs = [run for run in (self.store.read(task.name, index, seed) for seed in self.seeds) if run]
+            runs = [
+                run
+                for run in (self.store.read(task.name, index, seed) for seed in self.seeds)
+                if run
+            ]
             if runs:
                 found.append((index, point, runs))
         return found
@@ -280,31 +310,39 @@ class Finetuning:
                 entry = results.summarize(shown, [(point, runs) for _, point, runs in points])
                 data = self.data[shown.name]
                 n_train = min(
-                    len(self.data[task.name].splits["train"]), self._settings(entry["point"]).max_train or sys.maxsize
+                    len(self.data[task.name].splits["train"]),
+                    self._settings(entry["point"]).max_train or sys.maxsize,
                 )
                 entry |= {
                     "n_train": n_train,
-                    "n_eval": sum(len(data.splits[split]) for split in shown.splits if split in data.splits),
+                    "n_eval": sum(
+                        len(data.splits[split]) for split in shown.splits if split in data.splits
+                    ),
                 }
                 entry["data_differences"] = list(data.differences)
                 entries[shown.name] = entry
                 runs = next(runs for _, point, runs in points if point == entry["point"])
-                median = sorted(runs, key=lambda run: results.headline(shown, run["metrics"][shown.name]))[
-                    (len(runs) - 1) // 2
-                ]
+                median = sorted(
+                    runs, key=lambda run: results.headline(shown, run["metrics"][shown.name])
+                )[(len(runs) - 1) // 2]
                 predictions = median["predictions"][shown.name]
                 submission.write_predictions(out / "predictions", shown, predictions, data.splits)
                 for split, name in submission.file_names(shown).items():
                     if split in predictions:
-                        server[name] = submission.server_lines(shown, data.splits[split], predictions[split])
+                        server[name] = submission.server_lines(
+                            shown, data.splits[split], predictions[split]
+                        )
         value, missing = results.average(self.suite, entries)
-        ordered = {task.name: entries[task.name] for task in SUITES[self.suite] if task.name in entries}
+        ordered = {
+            task.name: entries[task.name] for task in SUITES[self.suite] if task.name in entries
+        }
         summary = ordered | {
             "average": value,
             "average_missing": missing,
             "suite": self.suite,
             "protocol": self.protocol.describe(),
-            "model": pathlib.Path(self.request.checkpoint).name + (" (untrained)" if self.request.untrained else ""),
+            "model": pathlib.Path(self.request.checkpoint).name
+            + (" (untrained)" if self.request.untrained else ""),
             "unfinished": unfinished,
             "command": shlex.join(["python", "-m", "tools.finetune", *sys.argv[1:]]),
         }
@@ -314,7 +352,8 @@ class Finetuning:
         if self.request.submit and server:
             path, lacking = submission.write_submission(out, self.suite, server)
             self.announce(
-                f"{path}: {len(server)} files" + (f"; the server wants {', '.join(lacking)} as well" if lacking else "")
+                f"{path}: {len(server)} files"
+                + (f"; the server wants {', '.join(lacking)} as well" if lacking else "")
             )
         return summary
 
@@ -324,7 +363,12 @@ class Meter:
 
     def __init__(self, name: str, examples: int, announce: Announce, interval_s: float = 10.0):
         """`examples`: in a step."""
-        self._name, self._examples, self._announce, self._interval_s = name, examples, announce, interval_s
+        self._name, self._examples, self._announce, self._interval_s = (
+            name,
+            examples,
+            announce,
+            interval_s,
+        )
         self._started = self._shown = time.monotonic()
 
     def __call__(self, step: int, n_steps: int, loss: float) -> None:

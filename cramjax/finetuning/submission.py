@@ -24,13 +24,19 @@ def write_predictions(
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = ["index\tprediction\tlabel"]
         for row, value in zip(rows[split], splits[split], strict=True):
-            label = " | ".join(row["label"]) if isinstance(row["label"], list) else _text(task, row["label"])
+            label = (
+                " | ".join(row["label"])
+                if isinstance(row["label"], list)
+                else _text(task, row["label"])
+            )
             lines.append(f"{_index(row)}\t{_text(task, value)}\t{label}")
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _index(row: Row) -> str:
-    return "-".join(map(str, row["idx"])) if isinstance(row["idx"], tuple | list) else str(row["idx"])
+    return (
+        "-".join(map(str, row["idx"])) if isinstance(row["idx"], tuple | list) else str(row["idx"])
+    )
 
 
 def _text(task: Task, value: Any) -> str:
@@ -44,14 +50,19 @@ def _text(task: Task, value: Any) -> str:
 def file_names(task: Task) -> dict[str, str]:
     """The name of the server's file for each test split of `task`."""
     if task.suite == "superglue":
-        return {split.replace("validation", "test"): f"{task.folder}.jsonl" for split in task.splits}
+        return {
+            split.replace("validation", "test"): f"{task.folder}.jsonl" for split in task.splits
+        }
     return _GLUE_FILES.get(task.name, {"test": f"{task.folder}.tsv"})
 
 
 def server_lines(task: Task, rows: Sequence[Row], predictions: Sequence[Any]) -> list[str]:
     """The lines of a server's file; an answer that is none is the first label, or 0."""
     if task.suite == "glue":
-        lines = [f"{row['idx']}\t{_glue_value(task, value)}" for row, value in zip(rows, predictions, strict=True)]
+        lines = [
+            f"{row['idx']}\t{_glue_value(task, value)}"
+            for row, value in zip(rows, predictions, strict=True)
+        ]
         return ["index\tprediction", *lines]
     if task.kind == "answers":
         return [json.dumps(passage) for passage in _multirc(rows, predictions)]
@@ -90,7 +101,11 @@ def _multirc(rows: Sequence[Row], predictions: Sequence[Any]) -> list[dict[str, 
     return [
         {
             "idx": passage,
-            "passage": {"questions": [{"idx": number, "answers": answers} for number, answers in questions.items()]},
+            "passage": {
+                "questions": [
+                    {"idx": number, "answers": answers} for number, answers in questions.items()
+                ]
+            },
         }
         for passage, questions in passages.items()
     ]
@@ -110,5 +125,7 @@ def write_submission(
         for name in wanted:
             if name in files:
                 # A fixed date: the same predictions are the same file.
-                archive.writestr(zipfile.ZipInfo(name), "\n".join(files[name]) + "\n", zipfile.ZIP_DEFLATED)
+                archive.writestr(
+                    zipfile.ZipInfo(name), "\n".join(files[name]) + "\n", zipfile.ZIP_DEFLATED
+                )
     return path, [name for name in wanted if name not in files]

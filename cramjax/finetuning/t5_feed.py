@@ -39,9 +39,15 @@ class T5Feed:
         for split, rows in splits.items():
             encoded = self._encode([inputs.source_text(task, row) for row in rows], self._tokenizer)
             if split == "train":
-                pairs = [(n, text) for n, row in enumerate(rows) for text in inputs.target_texts(task, row)]
+                pairs = [
+                    (n, text)
+                    for n, row in enumerate(rows)
+                    for text in inputs.target_texts(task, row)
+                ]
                 encoded = [encoded[n] for n, _ in pairs]
-                self._targets = self._encode([text for _, text in pairs], truncating(tokenizer, self._max_target))
+                self._targets = self._encode(
+                    [text for _, text in pairs], truncating(tokenizer, self._max_target)
+                )
             self._inputs[split] = encoded
         self.n_train = len(self._inputs.get("train", ()))
         longest = max((len(target) for target in self._targets), default=self._max_target)
@@ -61,7 +67,9 @@ class T5Feed:
 
     def arrays(self, plan: Plan, need: tuple[int, ...], size: int) -> Arrays:
         """As `text_to_text.TextToText` wants a batch."""
-        batch = self._padded([self._inputs["train"][example] for example in plan.examples], size, need[0])
+        batch = self._padded(
+            [self._inputs["train"][example] for example in plan.examples], size, need[0]
+        )
         targets = np.full((size, need[1]), self._special["pad"], np.int32)
         weights = np.zeros((size, need[1]), np.float32)
         for row, example in enumerate(plan.examples):
@@ -70,7 +78,10 @@ class T5Feed:
         return batch | {"targets": targets, "weights": weights}
 
     def _padded(self, sequences: Sequence[np.ndarray], size: int, length: int) -> Arrays:
-        tokens, mask = np.full((size, length), self._special["pad"], np.int32), np.zeros((size, length), bool)
+        tokens, mask = (
+            np.full((size, length), self._special["pad"], np.int32),
+            np.zeros((size, length), bool),
+        )
         for row, ids in enumerate(sequences):
             tokens[row, : len(ids)], mask[row, : len(ids)] = ids, True
         return {"tokens": tokens, "mask": mask}
@@ -102,7 +113,10 @@ class T5Feed:
             for example, ids, end in zip(chosen, output, ends, strict=False):
                 kept = ids[: int(np.argmax(end))] if end.any() else ids
                 texts[example] = self._plain.decode(kept.tolist())
-        found = [inputs.parse(self._task, row, text) for row, text in zip(self._rows[split], texts, strict=True)]
+        found = [
+            inputs.parse(self._task, row, text)
+            for row, text in zip(self._rows[split], texts, strict=True)
+        ]
         self.n_illegal[split] = sum(value is None for value in found)
         return found
 

@@ -44,7 +44,9 @@ class TextToText:
         """Logical axes of the parameters."""
         return t5.param_axes(self.config)
 
-    def loss(self, params: Params, key: jax.Array, batch: Batch, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss(
+        self, params: Params, key: jax.Array, batch: Batch, rows: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """(sum over target tokens in nats, their number)."""
         encoder_key, decoder_key = jax.random.split(jax.random.fold_in(key, rows[0]))
         common = (self.config, self.precision, params)

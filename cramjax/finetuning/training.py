@@ -64,7 +64,9 @@ def programs(
     together: bool,
 ) -> Programs:
     """The programs of `learner` (a `Classification` or a `TextToText`) under an optimizer; the same ones for the same arguments."""
-    transform = make_optimizer(optimizer, learner.axes, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    transform = make_optimizer(
+        optimizer, learner.axes, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay
+    )
 
     def init(key, trained):
         params = learner.init(key, trained)
@@ -76,7 +78,9 @@ def programs(
         )
 
     def step(state, batch, seed, lr, n_micro):
-        update = make_train_step(learner, transform, seed=seed, clip_norm=clip_norm, dynamic_scale=dynamic_scale)
+        update = make_train_step(
+            learner, transform, seed=seed, clip_norm=clip_norm, dynamic_scale=dynamic_scale
+        )
         return update(state, batch, lr, n_micro)
 
     if not together:
@@ -134,10 +138,14 @@ def train(
     for index, batch in enumerate(_batches(feed, settings, seeds, n_steps)):
         # The learning rate is that of the share done when the step ends, as in pretraining.
         fraction = (index + 1) / n_steps
-        share = multiplier(settings.schedule, fraction, warmup=settings.warmup, final=settings.final)
+        share = multiplier(
+            settings.schedule, fraction, warmup=settings.warmup, final=settings.final
+        )
         if program.is_new(batch):
             compiling()
-        state, metrics = program.step(state, batch, numbers, np.float32(settings.lr * share), n_micro)
+        state, metrics = program.step(
+            state, batch, numbers, np.float32(settings.lr * share), n_micro
+        )
         losses.append((metrics["loss"], metrics["skipped_in_row"]))
         if len(losses) % READ_EVERY == 0 or index + 1 == n_steps:
             # One period behind: what is read is done already.
@@ -154,7 +162,10 @@ def train(
     tail = loss_table[-max(1, len(loss_table) // 10) :].mean(axis=0)
     return Trained(
         params=best.params if best else state.params,
-        diverged=[not math.isfinite(loss) or n >= MAX_SKIPPED for loss, n in zip(tail, skipped, strict=True)],
+        diverged=[
+            not math.isfinite(loss) or n >= MAX_SKIPPED
+            for loss, n in zip(tail, skipped, strict=True)
+        ],
         losses=[float(loss) for loss in tail],
         epoch=best.epochs if best else [settings.epochs] * len(seeds),
         n_steps=n_steps,
@@ -192,10 +203,14 @@ class _Best:
             if self.params is None or score > self._scores[index]:
                 better[index], self._scores[index], self.epochs[index] = True, score, epoch
         if self.params is None or better.all():
-            self.params = jax.tree.map(jnp.copy, params)  # the step takes the arrays themselves away
+            self.params = jax.tree.map(
+                jnp.copy, params
+            )  # the step takes the arrays themselves away
         elif better.any():
             self.params = jax.tree.map(
-                lambda new, old: jnp.where(better.reshape((-1,) + (1,) * (new.ndim - 1)), new, old), params, self.params
+                lambda new, old: jnp.where(better.reshape((-1,) + (1,) * (new.ndim - 1)), new, old),
+                params,
+                self.params,
             )
 
 
@@ -221,13 +236,20 @@ def _read(losses: list[Any], part: slice) -> None:
     losses[part] = jax.device_get(losses[part])
 
 
-def _batches(feed: Feed, settings: Settings, seeds: Sequence[int], n_steps: int) -> Iterator[Arrays]:
+def _batches(
+    feed: Feed, settings: Settings, seeds: Sequence[int], n_steps: int
+) -> Iterator[Arrays]:
     """The batch of each step, with a leading seed axis where there are several seeds; shapes are the largest any seed needs."""
     orders = [_order(feed.n_train, settings, seed) for seed in seeds]
     size = settings.microbatch_size or settings.batch_size
     for _ in range(n_steps):
-        plans = [[feed.plan(part) for part in _cut(next(order), size, settings.batch_size)] for order in orders]
-        need = tuple(max(sizes) for sizes in zip(*(plan.need for row in plans for plan in row), strict=True))
+        plans = [
+            [feed.plan(part) for part in _cut(next(order), size, settings.batch_size)]
+            for order in orders
+        ]
+        need = tuple(
+            max(sizes) for sizes in zip(*(plan.need for row in plans for plan in row), strict=True)
+        )
         rows = [_stacked([feed.arrays(plan, need, size) for plan in row]) for row in plans]
         yield rows[0] if len(rows) == 1 else _stacked(rows)
 
@@ -243,7 +265,9 @@ def _order(n_train: int, settings: Settings, seed: int) -> Iterator[np.ndarray]:
 def _cut(examples: np.ndarray, size: int, batch_size: int) -> list[np.ndarray]:
     """Microbatches: always as many as a full batch has, the last ones of a short batch without examples."""
     parts = [examples[start : start + size] for start in range(0, batch_size, size)]
-    return [part for part in parts if len(part)] + [examples[:0]] * sum(not len(part) for part in parts)
+    return [part for part in parts if len(part)] + [examples[:0]] * sum(
+        not len(part) for part in parts
+    )
 
 
 def _stacked(batches: Sequence[Arrays]) -> Arrays:

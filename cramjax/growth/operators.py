@@ -74,16 +74,22 @@ class Depth:
         if leaf.axes[:1] != (ax.LAYER,):
             return old
         sources = self.sources(old.shape[0] + leaf.first, fresh.shape[0] + leaf.first)
-        if leaf.first:  # of a layer that lacks it, what is fresh; other dimensions grow by themselves
+        if (
+            leaf.first
+        ):  # of a layer that lacks it, what is fresh; other dimensions grow by themselves
             old = jnp.concatenate([fresh[(slice(leaf.first), *map(slice, old.shape[1:]))], old])
         if self.how == "interpolate":
             exact = jax.lax.Precision.HIGHEST  # accelerators would round the parameters
-            grown = jnp.einsum("bs,s...->b...", jnp.asarray(sources, old.dtype), old, precision=exact)[leaf.first :]
+            grown = jnp.einsum(
+                "bs,s...->b...", jnp.asarray(sources, old.dtype), old, precision=exact
+            )[leaf.first :]
         else:
             grown = old[sources.argmax(1)[leaf.first :]]
         if self.how == "identity" and leaf.writes():
             origin = sources.argmax(1)
-            copied = np.r_[False, origin[1:] == origin[:-1]][leaf.first :].reshape((-1,) + (1,) * (old.ndim - 1))
+            copied = np.r_[False, origin[1:] == origin[:-1]][leaf.first :].reshape(
+                (-1,) + (1,) * (old.ndim - 1)
+            )
             grown = jnp.where(copied, jnp.zeros((), old.dtype), grown)
         return grown
 
@@ -121,7 +127,9 @@ class SharedWidth:
         axis = leaf.axes.index(ax.MLP)
         k, rest = divmod(fresh.shape[axis], old.shape[axis])
         if rest:
-            raise ValueError(f"{leaf.path}: a width of {fresh.shape[axis]} is no multiple of {old.shape[axis]}")
+            raise ValueError(
+                f"{leaf.path}: a width of {fresh.shape[axis]} is no multiple of {old.shape[axis]}"
+            )
         copies = jnp.stack([old] * k, axis)  # the copies' axis, then the width
         # A copy's inner half is seen through 1/k of the outer half: so is its gradient. The outer half sees each copy in full.
         divided = leaf.is_outer() if leaf.kind == VALUE else not leaf.is_outer()
@@ -177,7 +185,13 @@ class Compound:
 
 
 def grow(
-    params: Params, axes: Params, fresh: Params, operator: Operator, *, opt_state: Any = None, fresh_state: Any = None
+    params: Params,
+    axes: Params,
+    fresh: Params,
+    operator: Operator,
+    *,
+    opt_state: Any = None,
+    fresh_state: Any = None,
 ) -> tuple[Params, Any]:
     """Parameters and optimizer state of a larger network.
 
@@ -194,7 +208,9 @@ def grow(
     whole = params if factors_stay else merged(params)
     flat, new = (flatten_dict(tree, sep="/") for tree in (whole, fresh))
     known = _leaves(flatten_dict(axes, sep="/"), new)
-    grown = unflatten_dict({path: operator(known[path], flat[path], new[path]) for path in new}, sep="/")
+    grown = unflatten_dict(
+        {path: operator(known[path], flat[path], new[path]) for path in new}, sep="/"
+    )
     if opt_state is None:
         return grown, None
     olds = dict(jax.tree_util.tree_leaves_with_path(opt_state))
@@ -207,16 +223,24 @@ def grow(
 
 def _leaves(names: Mapping[str, Axes], params: Mapping[str, jax.Array]) -> dict[str, Leaf]:
     depths: dict[str, int] = {}
-    stacks = {path: path.partition("/layers/")[0] for path, axes in names.items() if axes[:1] == (ax.LAYER,)}
+    stacks = {
+        path: path.partition("/layers/")[0]
+        for path, axes in names.items()
+        if axes[:1] == (ax.LAYER,)
+    }
     for path, stack in stacks.items():
         depths[stack] = max(depths.get(stack, 0), params[path].shape[0])
     return {
-        path: Leaf(path, axes, first=depths[stacks[path]] - params[path].shape[0] if path in stacks else 0)
+        path: Leaf(
+            path, axes, first=depths[stacks[path]] - params[path].shape[0] if path in stacks else 0
+        )
         for path, axes in names.items()
     }
 
 
-def _grown_state(known: Mapping[str, Leaf], operator: Operator, path: Any, old: Any, fresh: Any) -> Any:
+def _grown_state(
+    known: Mapping[str, Leaf], operator: Operator, path: Any, old: Any, fresh: Any
+) -> Any:
     """A leaf of an optimizer's state; its path ends in the name of a field and the keys of the parameter it belongs to, if any."""
     field, keys = None, []
     for entry in path:

@@ -21,7 +21,9 @@ _FILE = pathlib.Path(__file__).with_name("classes.json")
 _COUNTED = re.compile(r"\{(?:(\d+):)?(\w+)\}")
 _KINDS = {
     "size": lambda value, _: type(value) is int and value >= 1,
-    "id": lambda value, raw: value is None or (type(value) is int and 0 <= value < raw["vocab_size"]),
+    "id": lambda value, raw: (
+        value is None or (type(value) is int and 0 <= value < raw["vocab_size"])
+    ),
     "number": lambda value, _: type(value) in (int, float) and value >= 0,
     "share": lambda value, _: type(value) in (int, float) and 0 <= value < 1,
     "flag": lambda value, _: type(value) is bool,
@@ -83,7 +85,9 @@ def expected(raw: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _product(axis: str, values: Mapping[str, Any]) -> int:
-    return math.prod(int(factor) if factor.isdigit() else values[factor] for factor in axis.split("*"))
+    return math.prod(
+        int(factor) if factor.isdigit() else values[factor] for factor in axis.split("*")
+    )
 
 
 def _names(pattern: str, values: Mapping[str, Any]) -> list[str]:

@@ -77,7 +77,9 @@ def read(path: str | os.PathLike) -> Imported:
     with open_weights(path) as tensors:
         config = _with_all_rows(family, config, tensors)
         try:
-            params, extra = tables.from_hf(family, config, tensors, pad_id=families.pad_id(family, raw, str(where)))
+            params, extra = tables.from_hf(
+                family, config, tensors, pad_id=families.pad_id(family, raw, str(where))
+            )
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     config, params = equivalence.as_trained(raw, config, params)
@@ -93,7 +95,9 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); write it anew with save_pretrained") from error
+        raise UserError(
+            f"{path}: not readable as JSON ({error}); write it anew with save_pretrained"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no JSON object; write it anew with save_pretrained")
     return content
@@ -115,7 +119,9 @@ def _tokenizer(path: pathlib.Path, family: str) -> tokenizers.Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     special = special_ids(tokenizer)
-    missing = [role for role in _ROLES["t5" if family == "t5" else "encoder"] if special.get(role) is None]
+    missing = [
+        role for role in _ROLES["t5" if family == "t5" else "encoder"] if special.get(role) is None
+    ]
     if missing:
         raise UserError(
             f"{file}: has no token for {missing[0]} under a usual name; rename it to [{missing[0].upper()}]"
@@ -132,8 +138,13 @@ class _Weights(Mapping):
     def __getitem__(self, name: str) -> np.ndarray:
         try:
             return self.files[name].get_tensor(name)
-        except (safetensors.SafetensorError, TypeError) as error:  # TypeError: a number format NumPy has not
-            raise UserError(f"the tensor {name} is not readable ({error}); save the model in float32") from error
+        except (
+            safetensors.SafetensorError,
+            TypeError,
+        ) as error:  # TypeError: a number format NumPy has not
+            raise UserError(
+                f"the tensor {name} is not readable ({error}); save the model in float32"
+            ) from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)
@@ -155,7 +166,9 @@ def open_weights(path: pathlib.Path) -> Iterator[Mapping[str, np.ndarray]]:
     elif (path / _INDEX).is_file():
         names = _json(path / _INDEX).get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(part, str) for part in names.values()):
-            raise UserError(f"{path / _INDEX}: has no weight_map; write it anew with save_pretrained")
+            raise UserError(
+                f"{path / _INDEX}: has no weight_map; write it anew with save_pretrained"
+            )
         parts = sorted(set(names.values()))
     else:
         raise UserError(_no_weights(path))
@@ -168,11 +181,15 @@ def open_weights(path: pathlib.Path) -> Iterator[Mapping[str, np.ndarray]]:
 
 def _open(file: pathlib.Path, stack: contextlib.ExitStack) -> Any:
     if not file.is_file():
-        raise UserError(f"{file}: no such file, but the index names it; copy all parts of the model")
+        raise UserError(
+            f"{file}: no such file, but the index names it; copy all parts of the model"
+        )
     try:
         return stack.enter_context(safetensors.safe_open(str(file), framework="np"))
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{file}: not readable as safetensors ({error}); copy or save it anew") from error
+        raise UserError(
+            f"{file}: not readable as safetensors ({error}); copy or save it anew"
+        ) from error
 
 
 def _no_weights(path: pathlib.Path) -> str:

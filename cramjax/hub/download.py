@@ -30,13 +30,20 @@ def download(name: str) -> pathlib.Path:
     found = _ID.fullmatch(name)
     try:
         path = huggingface_hub.snapshot_download(
-            found["repo"], revision=found["revision"], allow_patterns=list(_WANTED), ignore_patterns=list(_DIRECTORIES)
+            found["repo"],
+            revision=found["revision"],
+            allow_patterns=list(_WANTED),
+            ignore_patterns=list(_DIRECTORIES),
         )
     except errors.GatedRepoError as error:
         raise UserError(
             f"{name}: the Hub gives this model to those who accepted its terms; do so there and set HF_TOKEN"
         ) from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
+    except (
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+        errors.HFValidationError,
+    ) as error:
         raise UserError(
             f"{name}: no such directory, and no such model on the Hub; check the name (a private one needs HF_TOKEN)"
         ) from error

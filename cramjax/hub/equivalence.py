@@ -44,7 +44,9 @@ def find(cfg: families.Config) -> tuple[str, families.Config]:
     if not differences[best]:
         return best, wide[best]
     now = ", ".join(f"model.{field}={getattr(network, field)}" for field in differences[best])
-    settings = " ".join(f"--config.model.{field}={value}" for field, value in differences[best].items())
+    settings = " ".join(
+        f"--config.model.{field}={value}" for field, value in differences[best].items()
+    )
     raise UserError(
         f"no class of transformers computes this network ({now}); the nearest is {families.FAMILIES[best].architecture}: "
         f"train with {settings} to export it"
@@ -81,7 +83,9 @@ def _widened(name: str, cfg: families.Config) -> families.Config:
 
 def widen(cfg: families.Config, wide: families.Config, params: Params) -> Params:
     """`params` of a network of `cfg` as those of the same network written as `wide` (of `find`): NumPy, float32."""
-    flat = {path: np.asarray(leaf, np.float32) for path, leaf in flatten_dict(params, sep="/").items()}
+    flat = {
+        path: np.asarray(leaf, np.float32) for path, leaf in flatten_dict(params, sep="/").items()
+    }
     shapes = families.shapes(wide)
     full = {path: _padded(flat.get(path), shape) for path, shape in shapes.items()}
     if _SCALE in flat:
@@ -103,11 +107,15 @@ def note(cfg: families.Config, wide: families.Config) -> dict[str, Any]:
     """What config.json keeps for `as_trained`: the fields in which the network of `cfg` is not the one of `wide`; {} where it is."""
     inner, outer = families.network(cfg), families.network(wide)
     names = [field.name for field in dataclasses.fields(inner)]
-    different = {name: getattr(inner, name) for name in names if getattr(inner, name) != getattr(outer, name)}
+    different = {
+        name: getattr(inner, name) for name in names if getattr(inner, name) != getattr(outer, name)
+    }
     return {_NOTE: different} if different else {}
 
 
-def as_trained(raw: Mapping[str, Any], wide: families.Config, params: Params) -> tuple[families.Config, Params]:
+def as_trained(
+    raw: Mapping[str, Any], wide: families.Config, params: Params
+) -> tuple[families.Config, Params]:
     """The network before `widen`, of the content `raw` of a config.json with a `note`; `wide` and `params` as they are where that fails."""
     fields = raw.get(_NOTE)
     if not isinstance(fields, Mapping) or not set(fields) <= _NOTED:
@@ -133,7 +141,11 @@ def narrow(params: Params, cfg: families.Config) -> Params | None:
     cut = {path: leaf[(*map(slice, shapes[path]), ...)] for path, leaf in kept.items()}
     lost = any(np.count_nonzero(leaf) != np.count_nonzero(cut[path]) for path, leaf in kept.items())
     fits = {path: leaf.shape for path, leaf in cut.items()} == dict(shapes)
-    return unflatten_dict(cut, sep="/") if fits and not lost and not any(leaf.any() for leaf in rest.values()) else None
+    return (
+        unflatten_dict(cut, sep="/")
+        if fits and not lost and not any(leaf.any() for leaf in rest.values())
+        else None
+    )
 
 
 def _positions(shape: tuple[int, ...], scale: np.ndarray) -> np.ndarray:

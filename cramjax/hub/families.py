@@ -77,8 +77,12 @@ _ENCODER = {"config": EncoderConfig, "keys": _BERT_KEYS, "only": _BERT_ONLY}
 
 FAMILIES: dict[str, Family] = {
     "bert": Family(architecture="BertForMaskedLM", fixed=_POST, **_ENCODER),
-    "megatron-bert": Family(architecture="MegatronBertForMaskedLM", fixed=_PRE | {"embedding_norm": False}, **_ENCODER),
-    "roberta": Family(architecture="RobertaForMaskedLM", fixed=_POST, pad_id=1, offset_positions=True, **_ENCODER),
+    "megatron-bert": Family(
+        architecture="MegatronBertForMaskedLM", fixed=_PRE | {"embedding_norm": False}, **_ENCODER
+    ),
+    "roberta": Family(
+        architecture="RobertaForMaskedLM", fixed=_POST, pad_id=1, offset_positions=True, **_ENCODER
+    ),
     "roberta-prelayernorm": Family(
         architecture="RobertaPreLayerNormForMaskedLM",
         fixed=_PRE | {"embedding_norm": True},
@@ -142,13 +146,19 @@ def from_json(raw: Mapping[str, Any], where: str = "config.json") -> tuple[str, 
     """
     name = raw.get("model_type")
     if name not in FAMILIES:
-        raise UserError(f"{where}: model_type={name!r} is not supported; known: {', '.join(FAMILIES)}")
+        raise UserError(
+            f"{where}: model_type={name!r} is not supported; known: {', '.join(FAMILIES)}"
+        )
     family = FAMILIES[name]
     for key, values in family.only.items():
         if _get(raw, key, values[0]) not in values:
             known = " or ".join(map(str, values))
-            raise UserError(f"{where}: {key}={raw[key]!r} is not supported for {name}; it has to be {known}")
-    numbers = {field: _number(raw, key, default, where) for field, (key, default) in family.keys.items()}
+            raise UserError(
+                f"{where}: {key}={raw[key]!r} is not supported for {name}; it has to be {known}"
+            )
+    numbers = {
+        field: _number(raw, key, default, where) for field, (key, default) in family.keys.items()
+    }
     if family.offset_positions:
         numbers["max_positions"] -= pad_id(name, raw, where) + 1
     if name == "modernbert":
@@ -162,7 +172,11 @@ def from_json(raw: Mapping[str, Any], where: str = "config.json") -> tuple[str, 
 
 
 def to_json(
-    name: str, cfg: Config, *, special: Mapping[str, int] | None = None, labels: Sequence[str] | None = None
+    name: str,
+    cfg: Config,
+    *,
+    special: Mapping[str, int] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The config.json with which `transformers` builds `cfg` as a model of the family `name`; of an encoder the inverse of `from_json`.
 
@@ -175,7 +189,11 @@ def to_json(
     check(name, cfg)
     family, special = FAMILIES[name], dict(special or {})
     pad_id = special.get("pad", family.pad_id)
-    raw: dict[str, Any] = {"model_type": name, "architectures": [architecture(name, cfg)], "pad_token_id": pad_id}
+    raw: dict[str, Any] = {
+        "model_type": name,
+        "architectures": [architecture(name, cfg)],
+        "pad_token_id": pad_id,
+    }
     if isinstance(cfg, ClassifierConfig):
         raw |= _classifier_keys(name, cfg, labels)
     cfg = network(cfg)
@@ -195,7 +213,9 @@ def to_json(
             "eos_token_id": special.get("sep", 1),
         }
     # The classes' own defaults may be beyond a small vocabulary.
-    ends = {key: special.get(role) for role, key in (("cls", "bos_token_id"), ("sep", "eos_token_id"))}
+    ends = {
+        key: special.get(role) for role, key in (("cls", "bos_token_id"), ("sep", "eos_token_id"))
+    }
     if name == "modernbert":
         return (
             raw
@@ -203,12 +223,23 @@ def to_json(
             | {"cls_token_id": special.get("cls"), "sep_token_id": special.get("sep")}
             | _modernbert_keys(cfg)
         )
-    return raw | ends | {"hidden_dropout_prob": cfg.dropout, "attention_probs_dropout_prob": cfg.attention_dropout}
+    return (
+        raw
+        | ends
+        | {
+            "hidden_dropout_prob": cfg.dropout,
+            "attention_probs_dropout_prob": cfg.attention_dropout,
+        }
+    )
 
 
 def _classifier_keys(name, cfg, labels):
     names = dict(enumerate(labels or [f"LABEL_{i}" for i in range(cfg.n_outputs)]))
-    pooling = {"classifier_pooling": "cls" if cfg.pooling == "first" else "mean"} if name == "modernbert" else {}
+    pooling = (
+        {"classifier_pooling": "cls" if cfg.pooling == "first" else "mean"}
+        if name == "modernbert"
+        else {}
+    )
     return pooling | {
         "id2label": {str(number): label for number, label in names.items()},
         "label2id": {label: number for number, label in names.items()},
@@ -234,7 +265,10 @@ def network(cfg: Config) -> EncoderConfig | T5Config:
 def shapes(cfg: Config) -> Mapping[str, tuple[int, ...]]:
     """Path joined by "/" → shape of all parameters of `cfg`."""
     module = {EncoderConfig: encoder, T5Config: t5, ClassifierConfig: classifier}[type(cfg)]
-    return {path: leaf.shape for path, leaf in flatten_dict(module.abstract_params(cfg), sep="/").items()}
+    return {
+        path: leaf.shape
+        for path, leaf in flatten_dict(module.abstract_params(cfg), sep="/").items()
+    }
 
 
 def check(name: str, cfg: Config) -> None:
@@ -243,7 +277,9 @@ def check(name: str, cfg: Config) -> None:
     if not isinstance(network(cfg), family.config):
         raise UserError(f"model: a {type(cfg).__name__} is no {name}; choose another family")
     for field in differences(name, cfg):
-        raise UserError(f"model.{field}={getattr(network(cfg), field)!r}: no {name} has this; choose another family")
+        raise UserError(
+            f"model.{field}={getattr(network(cfg), field)!r}: no {name} has this; choose another family"
+        )
     if isinstance(cfg, ClassifierConfig):
         _check_classifier(name, cfg)
 
@@ -294,27 +330,38 @@ def _number(raw, key, default, where):
     fits = type(value) is wanted or (wanted is float and type(value) is int)
     least = 1 if default is None else 0
     if not fits or (wanted is int and value < least):
-        raise UserError(f"{where}: {key}={value!r} has to be of type {wanted.__name__} and at least {least}")
+        raise UserError(
+            f"{where}: {key}={value!r} has to be of type {wanted.__name__} and at least {least}"
+        )
     return wanted(value)
 
 
 def _object(raw, key, where):
     value = _get(raw, key, {})
     if not isinstance(value, Mapping):
-        raise UserError(f"{where}: {key}={value!r} has to be a JSON object; write the file anew with save_pretrained")
+        raise UserError(
+            f"{where}: {key}={value!r} has to be a JSON object; write the file anew with save_pretrained"
+        )
     return value
 
 
 def _modernbert_fields(raw, numbers, where):
     for key, other in (("mlp_bias", "attention_bias"), ("norm_bias", "classifier_bias")):
         if _get(raw, key, False) != _get(raw, other, False):
-            raise UserError(f"{where}: {key} and {other} differ, which is not supported; they have to be equal")
+            raise UserError(
+                f"{where}: {key} and {other} differ, which is not supported; they have to be equal"
+            )
     ropes = _object(raw, "rope_parameters", where)
     bases = {}
-    for kind, key, default in ((_FULL, "global_rope_theta", 160_000.0), (_SLIDING, "local_rope_theta", 10_000.0)):
+    for kind, key, default in (
+        (_FULL, "global_rope_theta", 160_000.0),
+        (_SLIDING, "local_rope_theta", 10_000.0),
+    ):
         rope = _object(ropes, kind, where)
         if _get(rope, "rope_type", "default") != "default" or raw.get("rope_scaling"):
-            raise UserError(f"{where}: scaled rotary positions ({kind}) are not supported; rope_type has to be default")
+            raise UserError(
+                f"{where}: scaled rotary positions ({kind}) are not supported; rope_type has to be default"
+            )
         source = rope if "rope_theta" in rope else {"rope_theta": _get(raw, key, default)}
         bases[kind] = _number(source, "rope_theta", default, f"{where}: {kind}")
     every = _global_every(raw, numbers["n_layers"], where)
@@ -323,7 +370,11 @@ def _modernbert_fields(raw, numbers, where):
         return fields
     # A window of 0 is one of 1: a position sees itself; ours has 0 for none at all.
     window = max(1, _number(raw, "local_attention", 128, where))
-    return fields | {"local_window": window, "global_every": every, "local_rotary_base": bases[_SLIDING]}
+    return fields | {
+        "local_window": window,
+        "global_every": every,
+        "local_rotary_base": bases[_SLIDING],
+    }
 
 
 def _global_every(raw, n_layers, where):
@@ -352,7 +403,9 @@ def _modernbert_keys(cfg):
         "mlp_bias": cfg.linear_bias,
         "local_attention": cfg.local_window or 128,
         "layer_types": _layer_types(cfg.n_layers, every),
-        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()},
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()
+        },
         # The same for transformers 4.
         "global_attn_every_n_layers": every,
         "global_rope_theta": cfg.rotary_base,

@@ -61,7 +61,9 @@ class Quantized:
         scale = np.broadcast_to(self.scale.astype(np.float32), (batch, 1, columns))
         shape = tuple(1 if axis in self.matrix[1] else size for axis, size in enumerate(self.shape))
         codes = unfold(self.codes, self.matrix, self.shape)
-        return Int8(np.ascontiguousarray(codes), np.ascontiguousarray(unfold(scale, self.matrix, shape)))
+        return Int8(
+            np.ascontiguousarray(codes), np.ascontiguousarray(unfold(scale, self.matrix, shape))
+        )
 
 
 def fold(tensor: Any, matrix: tuple[tuple[int, ...], ...]) -> Any:
@@ -116,10 +118,16 @@ def size(folder: pathlib.Path) -> int:
     return sum((folder / name).stat().st_size for name in (FILE, INDEX))
 
 
-def _store(path: str, tensor: np.ndarray | Quantized, stored: dict[str, np.ndarray]) -> dict[str, Any]:
+def _store(
+    path: str, tensor: np.ndarray | Quantized, stored: dict[str, np.ndarray]
+) -> dict[str, Any]:
     """Put what a tensor consists of into `stored`; returns its entry in `tensors`."""
     if isinstance(tensor, Quantized):
-        entry = {"bits": tensor.bits, "group": tensor.group, "matrix": [list(axes) for axes in tensor.matrix]}
+        entry = {
+            "bits": tensor.bits,
+            "group": tensor.group,
+            "matrix": [list(axes) for axes in tensor.matrix],
+        }
         numbers, bits = tensor.codes.ravel(), tensor.bits
         stored[f"{path}.scale"] = np.ascontiguousarray(tensor.scale)
     else:
@@ -127,7 +135,10 @@ def _store(path: str, tensor: np.ndarray | Quantized, stored: dict[str, np.ndarr
         numbers = np.asarray(tensor, np.float32).ravel()
     kept = numbers != 0
     # The bitmap pays where more is left out than it takes.
-    entry |= {"shape": list(tensor.shape), "sparse": bool(len(numbers) < bits * (len(numbers) - kept.sum()))}
+    entry |= {
+        "shape": list(tensor.shape),
+        "sparse": bool(len(numbers) < bits * (len(numbers) - kept.sum())),
+    }
     if entry["sparse"]:
         stored[f"{path}.kept"] = np.packbits(kept, bitorder="little")
         numbers = numbers[kept]
@@ -146,7 +157,9 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _packed(raised: np.ndarray, bits: int) -> np.ndarray:
-    return np.packbits(np.unpackbits(raised[:, None], axis=1, count=bits, bitorder="little"), bitorder="little")
+    return np.packbits(
+        np.unpackbits(raised[:, None], axis=1, count=bits, bitorder="little"), bitorder="little"
+    )
 
 
 def unpack(packed: np.ndarray, bits: int, n: int) -> np.ndarray:
@@ -155,7 +168,9 @@ def unpack(packed: np.ndarray, bits: int, n: int) -> np.ndarray:
     parts = []
     for start, first in zip(range(0, len(packed), step), range(0, n, _CHUNK), strict=False):
         count = min(_CHUNK, n - first)
-        single = np.unpackbits(packed[start : start + step], count=count * bits, bitorder="little").reshape(count, bits)
+        single = np.unpackbits(
+            packed[start : start + step], count=count * bits, bitorder="little"
+        ).reshape(count, bits)
         parts.append(np.packbits(single, axis=1, bitorder="little")[:, 0])
     raised = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
     return (raised.astype(np.int16) - (1 << (bits - 1))).astype(np.int8)
@@ -189,29 +204,45 @@ def read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray | Q
     try:
         stored = load_file(folder / FILE)
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{folder / FILE}: not readable ({error}); compress the model again") from error
+        raise UserError(
+            f"{folder / FILE}: not readable ({error}); compress the model again"
+        ) from error
     try:
-        return content, {path: _load(path, entry, stored) for path, entry in content["tensors"].items()}
+        return content, {
+            path: _load(path, entry, stored) for path, entry in content["tensors"].items()
+        }
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}: its two files do not fit each other ({error}); compress the model again") from error
+        raise UserError(
+            f"{folder}: its two files do not fit each other ({error}); compress the model again"
+        ) from error
 
 
-def values(tensors: Mapping[str, np.ndarray | Quantized], *, whole: bool = False) -> dict[str, np.ndarray | Int8]:
+def values(
+    tensors: Mapping[str, np.ndarray | Quantized], *, whole: bool = False
+) -> dict[str, np.ndarray | Int8]:
     """The parameters that tensors stand for, by path: float32, or with `whole` as `Int8` what has 8 bits, no groups, and large matrices."""
 
     def value(leaf):
         if not isinstance(leaf, Quantized):
             return leaf
-        is_whole = whole and leaf.bits == 8 and not leaf.group and leaf.codes[0].size >= LEAST_NUMBERS
+        is_whole = (
+            whole and leaf.bits == 8 and not leaf.group and leaf.codes[0].size >= LEAST_NUMBERS
+        )
         return leaf.whole() if is_whole else leaf.values()
 
     return {path: value(leaf) for path, leaf in tensors.items()}
 
 
-def _load(path: str, entry: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> np.ndarray | Quantized:
+def _load(
+    path: str, entry: Mapping[str, Any], stored: Mapping[str, np.ndarray]
+) -> np.ndarray | Quantized:
     shape, bits = tuple(entry["shape"]), entry["bits"]
     n = math.prod(shape)
-    kept = np.unpackbits(stored[f"{path}.kept"], count=n, bitorder="little").astype(bool) if entry["sparse"] else None
+    kept = (
+        np.unpackbits(stored[f"{path}.kept"], count=n, bitorder="little").astype(bool)
+        if entry["sparse"]
+        else None
+    )
     n_stored = n if kept is None else int(kept.sum())
     numbers = stored[path] if bits == 32 else unpack(stored[path], bits, n_stored)
     if len(numbers) != n_stored:
@@ -225,5 +256,10 @@ def _load(path: str, entry: Mapping[str, Any], stored: Mapping[str, np.ndarray])
     matrix = tuple(tuple(axes) for axes in entry["matrix"])
     codes = numbers.reshape([math.prod(shape[i] for i in axes) for axes in matrix])
     return Quantized(
-        codes=codes, scale=stored[f"{path}.scale"], bits=bits, group=entry["group"], matrix=matrix, shape=shape
+        codes=codes,
+        scale=stored[f"{path}.scale"],
+        bits=bits,
+        group=entry["group"],
+        matrix=matrix,
+        shape=shape,
     )

@@ -24,7 +24,10 @@ _TEXTS = ("The quick brown fox, and 12 more.", "  An  “odd”\ttext: naïve ca
 
 
 def compare(
-    directory: pathlib.Path, cfg: families.Config, params: dict[str, Any], tokenizer: tokenizers.Tokenizer
+    directory: pathlib.Path,
+    cfg: families.Config,
+    params: dict[str, Any],
+    tokenizer: tokenizers.Tokenizer,
 ) -> float:
     """The largest difference of a logit, with and without padding, relative to the largest logit where that is over 1.
 
@@ -50,10 +53,14 @@ def compare(
                 f"{directory}: AutoTokenizer gives other ids for {text!r}; this is a mistake of cramjax, please report it"
             )
     (name,) = json.loads((directory / "config.json").read_text())["architectures"]
-    model, found = getattr(transformers, name).from_pretrained(directory, output_loading_info=True, dtype=torch.float32)
+    model, found = getattr(transformers, name).from_pretrained(
+        directory, output_loading_info=True, dtype=torch.float32
+    )
     wrong = {key: sorted(map(str, value)) for key, value in found.items() if value}
     if wrong:
-        raise RunFailed(f"{directory}: {name} reports {wrong}; this is a mistake of cramjax, please report it")
+        raise RunFailed(
+            f"{directory}: {name} reports {wrong}; this is a mistake of cramjax, please report it"
+        )
     worst, compiled = 0.0, _in_a_loop(cfg)
     for padded in (False, True):
         tokens, mask = _batch(families.network(cfg), model.config.pad_token_id, padded)
@@ -62,10 +69,14 @@ def compare(
             inputs["decoder_input_ids"] = inputs["input_ids"][:, :_N_TARGETS]
         with torch.no_grad():
             expected = model.eval()(**inputs).logits.numpy()
-        logits = np.asarray(_logits(compiled, params, jnp.asarray(tokens, jnp.int32), jnp.asarray(mask == 1)))
+        logits = np.asarray(
+            _logits(compiled, params, jnp.asarray(tokens, jnp.int32), jnp.asarray(mask == 1))
+        )
         if not isinstance(cfg, t5.T5Config | classifier.ClassifierConfig):
             logits, expected = logits[mask == 1], expected[mask == 1]
-        worst = max(worst, float(np.abs(logits - expected).max() / max(1.0, np.abs(expected).max())))
+        worst = max(
+            worst, float(np.abs(logits - expected).max() / max(1.0, np.abs(expected).max()))
+        )
     if not worst <= TOLERANCE:
         raise RunFailed(
             f"{directory}: logits of {name} differ by {worst:.2g}; this is a mistake of cramjax, please report it"
@@ -80,7 +91,9 @@ def _in_a_loop(cfg: families.Config) -> families.Config:
     return dataclasses.replace(cfg, unroll=1)
 
 
-def _batch(network: encoder.EncoderConfig | t5.T5Config, pad_id: int, padded: bool) -> tuple[np.ndarray, np.ndarray]:
+def _batch(
+    network: encoder.EncoderConfig | t5.T5Config, pad_id: int, padded: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and mask int [rows, length]."""
     limited = getattr(network, "positions", None) == "learned"
     length = min(_LENGTH, network.max_positions) if limited else _LENGTH
@@ -95,7 +108,9 @@ def _batch(network: encoder.EncoderConfig | t5.T5Config, pad_id: int, padded: bo
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(cfg: families.Config, params: dict[str, Any], tokens: jax.Array, mask: jax.Array) -> jax.Array:
+def _logits(
+    cfg: families.Config, params: dict[str, Any], tokens: jax.Array, mask: jax.Array
+) -> jax.Array:
     if isinstance(cfg, t5.T5Config):
         encoded = t5.encode(cfg, FLOAT32, params, tokens, padding_mask=mask)
         hidden = t5.decode(cfg, FLOAT32, params, encoded, tokens[:, :_N_TARGETS], padding_mask=mask)
@@ -103,6 +118,8 @@ def _logits(cfg: families.Config, params: dict[str, Any], tokens: jax.Array, mas
     if isinstance(cfg, classifier.ClassifierConfig):
         rows = jnp.arange(_ROWS, dtype=jnp.int32)
         segments = jnp.where(mask, rows[:, None] + 1, 0)
-        return classifier.classify(cfg, FLOAT32, params, tokens, rows * tokens.shape[1], segment_ids=segments)
+        return classifier.classify(
+            cfg, FLOAT32, params, tokens, rows * tokens.shape[1], segment_ids=segments
+        )
     hidden = encoder.encode(cfg, FLOAT32, params, tokens, padding_mask=mask)
     return encoder.head(cfg, FLOAT32, params, hidden)

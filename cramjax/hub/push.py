@@ -58,7 +58,10 @@ def push(
     token, files = check(repo_id), _files(directory)
     from huggingface_hub import HfApi
 
-    api, notice = HfApi(token=token), functools.cache(tell)  # cached: the same notice once, however many attempts
+    api, notice = (
+        HfApi(token=token),
+        functools.cache(tell),
+    )  # cached: the same notice once, however many attempts
     pause_s, waited_s = FIRST_PAUSE_S, 0.0
     with _single_requests():
         for attempt in range(1, ATTEMPTS + 1):
@@ -70,8 +73,12 @@ def push(
             wait_s = pause_s if asked_s is None else asked_s
             if attempt == ATTEMPTS or waited_s + wait_s > PATIENCE_S:
                 asked = "" if asked_s is None else f", asks for a pause of {asked_s:.0f} s"
-                raise _failed(repo_id, f"{trouble}{asked} (attempt {attempt} of {ATTEMPTS})", directory)
-            tell(f"{repo_id}: {trouble}; trying again in {wait_s:.0f} s (attempt {attempt + 1} of {ATTEMPTS})")
+                raise _failed(
+                    repo_id, f"{trouble}{asked} (attempt {attempt} of {ATTEMPTS})", directory
+                )
+            tell(
+                f"{repo_id}: {trouble}; trying again in {wait_s:.0f} s (attempt {attempt + 1} of {ATTEMPTS})"
+            )
             time.sleep(wait_s)
             pause_s, waited_s = 2 * pause_s, waited_s + wait_s
     raise AssertionError("the last attempt returns or raises")
@@ -99,8 +106,14 @@ def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
         raise UserError(f"{directory}: no such directory; name one that holds an export")
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory}: holds no config.json; name a directory that holds an export")
-    found = {path.relative_to(directory): path for path in sorted(directory.rglob("*")) if path.is_file()}
-    return {name.as_posix(): path for name, path in found.items() if not set(FORBIDDEN_FOLDERS) & set(name.parts)}
+    found = {
+        path.relative_to(directory): path for path in sorted(directory.rglob("*")) if path.is_file()
+    }
+    return {
+        name.as_posix(): path
+        for name, path in found.items()
+        if not set(FORBIDDEN_FOLDERS) & set(name.parts)
+    }
 
 
 def _token() -> str:
@@ -111,7 +124,9 @@ def _token() -> str:
         )
     # An HTTP library that refuses such a header shows it.
     if not (token.isascii() and token.isprintable()) or " " in token:
-        raise UserError(f"HF_TOKEN holds a character that no token has; copy it anew from {_TOKENS}")
+        raise UserError(
+            f"HF_TOKEN holds a character that no token has; copy it anew from {_TOKENS}"
+        )
     return token
 
 
@@ -140,10 +155,15 @@ def _single_requests() -> Iterator[None]:
                 response = request(*args, **kwargs)
             except Exception as error:
                 if _NETWORK & {kind.__name__ for kind in type(error).__mro__}:
-                    raise ConnectionError(f"{type(error).__name__}: {error}") from error  # a kind that is not repeated
+                    raise ConnectionError(
+                        f"{type(error).__name__}: {error}"
+                    ) from error  # a kind that is not repeated
                 raise
             # The last is repeated without end or pause by create_repo.
-            endless = response.status_code == 409 and "another conflicting operation is in progress" in response.text
+            endless = (
+                response.status_code == 409
+                and "another conflicting operation is in progress" in response.text
+            )
             if response.status_code in _BUSY or response.status_code >= 500 or endless:
                 hf_raise_for_status(response)
             return response
@@ -158,24 +178,34 @@ def _single_requests() -> Iterator[None]:
         set_client_factory(before)
 
 
-def _prepare(api: Any, repo_id: str, private: bool, revision: str | None, notice: Callable[[str], None]) -> None:
+def _prepare(
+    api: Any, repo_id: str, private: bool, revision: str | None, notice: Callable[[str], None]
+) -> None:
     """The repository and the branch, created where they do not exist."""
     api.create_repo(repo_id, private=private, exist_ok=True)
     if private and api.repo_info(repo_id).private is False:
-        notice(f"{repo_id}: exists and stays public; make it private under {api.endpoint}/{repo_id}/settings")
+        notice(
+            f"{repo_id}: exists and stays public; make it private under {api.endpoint}/{repo_id}/settings"
+        )
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
 
 
-def _commit(api: Any, repo_id: str, files: dict[str, pathlib.Path], revision: str | None, message: str) -> str:
+def _commit(
+    api: Any, repo_id: str, files: dict[str, pathlib.Path], revision: str | None, message: str
+) -> str:
     """One commit, by create_commit: upload_folder makes several of a slow or large upload."""
     from huggingface_hub import CommitOperationAdd
 
     operations = [CommitOperationAdd(name, path) for name, path in files.items()]
-    return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
+    return api.create_commit(
+        repo_id, operations, commit_message=message, revision=revision
+    ).commit_url
 
 
-def _diagnosis(error: Exception, repo_id: str, directory: pathlib.Path, token: str) -> tuple[str, float | None]:
+def _diagnosis(
+    error: Exception, repo_id: str, directory: pathlib.Path, token: str
+) -> tuple[str, float | None]:
     """What is the matter, in words, and the pause in seconds that the Hub asks for; trouble that does not pass is raised.
 
     Raised without the error as its cause, whose message may hold the token.
@@ -183,8 +213,12 @@ def _diagnosis(error: Exception, repo_id: str, directory: pathlib.Path, token: s
     from huggingface_hub import errors
 
     causes = list(_causes(error))
-    response = next((cause.response for cause in causes if getattr(cause, "response", None) is not None), None)
-    network = next((cause for cause in causes if isinstance(cause, ConnectionError | TimeoutError)), None)
+    response = next(
+        (cause.response for cause in causes if getattr(cause, "response", None) is not None), None
+    )
+    network = next(
+        (cause for cause in causes if isinstance(cause, ConnectionError | TimeoutError)), None
+    )
     status = response.status_code if response is not None else _xet_status(network)
     said = _plain(getattr(error, "server_message", None) or error, hide=token)
     if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
@@ -199,9 +233,13 @@ def _diagnosis(error: Exception, repo_id: str, directory: pathlib.Path, token: s
             f"make one with write permission under {_TOKENS} and set HF_TOKEN to it"
         ) from None
     if status == 404:
-        raise UserError(f"{repo_id}: the Hub finds no such repository or branch ({said}); check the name") from None
+        raise UserError(
+            f"{repo_id}: the Hub finds no such repository or branch ({said}); check the name"
+        ) from None
     if status is not None:
-        raise UserError(f"{repo_id}: the Hub does not take the export in {directory} ({status}: {said})") from None
+        raise UserError(
+            f"{repo_id}: the Hub does not take the export in {directory} ({status}: {said})"
+        ) from None
     if network is None:
         raise _failed(repo_id, f"{type(error).__name__}: {said}", directory) from None
     return f"the connection failed ({_plain(network, hide=token)})", None

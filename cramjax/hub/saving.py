@@ -44,10 +44,16 @@ def save(
         UserError: where no class of `transformers` computes this network, or `dtype` cannot hold its weights.
     """
     family, wide = equivalence.find(cfg)
-    special = {role: number for role, number in tokenizer_files.special_ids(tokenizer).items() if number is not None}
+    special = {
+        role: number
+        for role, number in tokenizer_files.special_ids(tokenizer).items()
+        if number is not None
+    }
     raw = families.to_json(family, wide, special=special, labels=labels) | {"dtype": dtype}
     raw |= equivalence.note(cfg, wide)
-    tensors = tables.to_hf(family, wide, equivalence.widen(cfg, wide, params), pad_id=special["pad"])
+    tensors = tables.to_hf(
+        family, wide, equivalence.widen(cfg, wide, params), pad_id=special["pad"]
+    )
     classes.check_config(raw)
     classes.check_tensors(raw, {name: tensor.shape for name, tensor in tensors.items()})
     _write_json(directory / "config.json", raw)
@@ -60,7 +66,9 @@ def save(
     return raw
 
 
-def _save_tensors(directory: pathlib.Path, tensors: Mapping[str, np.ndarray], dtype: Any, max_shard_size: str) -> None:
+def _save_tensors(
+    directory: pathlib.Path, tensors: Mapping[str, np.ndarray], dtype: Any, max_shard_size: str
+) -> None:
     split = split_state_dict_into_shards_factory(
         dict(tensors),
         get_storage_size=lambda tensor: tensor.size * np.dtype(dtype).itemsize,
@@ -68,10 +76,16 @@ def _save_tensors(directory: pathlib.Path, tensors: Mapping[str, np.ndarray], dt
         max_shard_size=max_shard_size,
     )
     for file, names in split.filename_to_tensors.items():
-        save_file({name: _cast(name, tensors[name], dtype) for name in names}, directory / file, {"format": "pt"})
+        save_file(
+            {name: _cast(name, tensors[name], dtype) for name in names},
+            directory / file,
+            {"format": "pt"},
+        )
         (directory / file).chmod(0o644)  # the library lets nobody else read it
     if split.is_sharded:
-        _write_json(directory / _INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+        _write_json(
+            directory / _INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        )
 
 
 def _cast(name: str, tensor: np.ndarray, dtype: Any) -> np.ndarray:

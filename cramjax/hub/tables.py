@@ -93,7 +93,10 @@ class Table:
 
 
 def _dense(path: str, name: str, inputs: int = 1) -> list[Entry]:
-    return [Entry(f"{path}/kernel", (f"{name}.weight",), inputs), Entry(f"{path}/bias", (f"{name}.bias",))]
+    return [
+        Entry(f"{path}/kernel", (f"{name}.weight",), inputs),
+        Entry(f"{path}/bias", (f"{name}.bias",)),
+    ]
 
 
 def _norm(path: str, name: str, first: int = 0) -> list[Entry]:
@@ -114,15 +117,28 @@ def _bert(
     offset: bool = False,
 ) -> Table:
     """BERT and its kin, which differ in where the norms stand and what they and the head (dense, norm, logits) are called."""
-    layer, embeddings, tokens = "encoder/layers", f"{prefix}embeddings", f"{prefix}embeddings.word_embeddings.weight"
+    layer, embeddings, tokens = (
+        "encoder/layers",
+        f"{prefix}embeddings",
+        f"{prefix}embeddings.word_embeddings.weight",
+    )
     theirs = f"{prefix}encoder.layer.{{i}}"
     qkv = [f"{theirs}.attention.self.{part}" for part in ("query", "key", "value")]
     dense, norm, logits = head
     entries = [
         Entry("encoder/embeddings/tokens", (tokens,)),
-        Entry("encoder/embeddings/positions", (f"{embeddings}.position_embeddings.weight",), offset=offset),
+        Entry(
+            "encoder/embeddings/positions",
+            (f"{embeddings}.position_embeddings.weight",),
+            offset=offset,
+        ),
         Entry("encoder/embeddings/token_types", (f"{embeddings}.token_type_embeddings.weight",)),
-        Entry(f"{layer}/attention/qkv/kernel", tuple(f"{part}.weight" for part in qkv), inputs=1, fuse=1),
+        Entry(
+            f"{layer}/attention/qkv/kernel",
+            tuple(f"{part}.weight" for part in qkv),
+            inputs=1,
+            fuse=1,
+        ),
         Entry(f"{layer}/attention/qkv/bias", tuple(f"{part}.bias" for part in qkv), fuse=0),
         *_dense(f"{layer}/attention/out", f"{theirs}.attention.output.dense", inputs=2),
         *_norm(f"{layer}/attention_norm", f"{theirs}.{attention_norm}"),
@@ -148,7 +164,11 @@ _CLS = ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"
 _LM_HEAD = ("lm_head.dense", "lm_head.layer_norm", "lm_head")
 _BERTS = {
     "bert": _bert(
-        "bert.", "attention.output.LayerNorm", "output.LayerNorm", _CLS, embedding_norm="embeddings.LayerNorm"
+        "bert.",
+        "attention.output.LayerNorm",
+        "output.LayerNorm",
+        _CLS,
+        embedding_norm="embeddings.LayerNorm",
     ),
     "megatron-bert": _bert("bert.", "attention.ln", "ln", _CLS, final_norm="encoder.ln"),
     "roberta": _bert(
@@ -189,7 +209,11 @@ _CLASSIFIERS = {
 
 
 def _modernbert(cfg: encoder.EncoderConfig) -> Table:
-    layer, theirs, tokens = "encoder/layers", "model.layers.{i}", "model.embeddings.tok_embeddings.weight"
+    layer, theirs, tokens = (
+        "encoder/layers",
+        "model.layers.{i}",
+        "model.embeddings.tok_embeddings.weight",
+    )
     entries = [
         Entry("encoder/embeddings/tokens", (tokens,)),
         *_norm("encoder/embeddings/norm", "model.embeddings.norm"),
@@ -225,7 +249,9 @@ def _t5(cfg: t5.T5Config) -> Table:
             Entry(f"{side}/relative_bias/table", (bias,)),
             Entry(f"{ours}/attention_norm/scale", (f"{theirs}.0.layer_norm.weight",)),
             _projections(f"{ours}/attention/qkv", f"{theirs}.0.SelfAttention", "qkv"),
-            Entry(f"{ours}/attention/out/kernel", (f"{theirs}.0.SelfAttention.o.weight",), inputs=2),
+            Entry(
+                f"{ours}/attention/out/kernel", (f"{theirs}.0.SelfAttention.o.weight",), inputs=2
+            ),
             Entry(f"{ours}/mlp_norm/scale", (f"{mlp}.layer_norm.weight",)),
             Entry(f"{ours}/mlp/wi/kernel", wi, inputs=1, fuse=1 if len(wi) > 1 else None),
             Entry(f"{ours}/mlp/wo/kernel", (f"{mlp}.DenseReluDense.wo.weight",), inputs=1),
@@ -236,17 +262,25 @@ def _t5(cfg: t5.T5Config) -> Table:
         Entry(f"{ours}/cross_norm/scale", (f"{theirs}.layer_norm.weight",)),
         _projections(f"{ours}/cross_attention/query", f"{theirs}.EncDecAttention", "q"),
         _projections(f"{ours}/cross_attention/kv", f"{theirs}.EncDecAttention", "kv"),
-        Entry(f"{ours}/cross_attention/out/kernel", (f"{theirs}.EncDecAttention.o.weight",), inputs=2),
+        Entry(
+            f"{ours}/cross_attention/out/kernel", (f"{theirs}.EncDecAttention.o.weight",), inputs=2
+        ),
         Entry("head/kernel", ("lm_head.weight",)),
     ]
-    tied = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"] + ["lm_head.weight"] * cfg.tie_embeddings
+    tied = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"] + [
+        "lm_head.weight"
+    ] * cfg.tie_embeddings
     # transformers 5 can have the two forms mixed: logits from the embedding, not scaled.
     instead = {} if cfg.tie_embeddings else {"lm_head.weight": "shared.weight"}
-    return Table(entries=tuple(entries), copies=dict.fromkeys(tied, "shared.weight"), instead=instead)
+    return Table(
+        entries=tuple(entries), copies=dict.fromkeys(tied, "shared.weight"), instead=instead
+    )
 
 
 def _projections(path: str, name: str, letters: str) -> Entry:
-    return Entry(f"{path}/kernel", tuple(f"{name}.{letter}.weight" for letter in letters), inputs=1, fuse=1)
+    return Entry(
+        f"{path}/kernel", tuple(f"{name}.{letter}.weight" for letter in letters), inputs=1, fuse=1
+    )
 
 
 def table(family: str, cfg: families.Config) -> Table:
@@ -258,13 +292,21 @@ def table(family: str, cfg: families.Config) -> Table:
     families.check(family, cfg)
     shapes = families.shapes(cfg)
     network = families.network(cfg)
-    full = _t5(network) if family == "t5" else _modernbert(network) if family == "modernbert" else _BERTS[family]
+    full = (
+        _t5(network)
+        if family == "t5"
+        else _modernbert(network)
+        if family == "modernbert"
+        else _BERTS[family]
+    )
     if isinstance(cfg, classifier.ClassifierConfig):
         full = Table(entries=(*full.entries, *_CLASSIFIERS[family]), prefix=full.prefix)
     entries = tuple(entry for entry in full.entries if entry.path in shapes)
     unknown = set(shapes) - {entry.path for entry in entries}
     if unknown:
-        raise UserError(f"model: no {family} has the parameter {min(unknown)}; choose another family")
+        raise UserError(
+            f"model: no {family} has the parameter {min(unknown)}; choose another family"
+        )
     return dataclasses.replace(full, entries=entries)
 
 
@@ -296,19 +338,27 @@ def from_hf(
     for entry in names.entries:
         shape = shapes[entry.path]
         missing = headless and entry.path.startswith("head/")
-        flat[entry.path] = _fresh(entry.path, shape, cfg) if missing else _read(entry, shape, tensors, offset)
+        flat[entry.path] = (
+            _fresh(entry.path, shape, cfg) if missing else _read(entry, shape, tensors, offset)
+        )
     _check_copies(names, tensors)
     extra: Extra = {"head_missing": True} if headless else {}
     if names.pooler and all(entry.names[0] in tensors for entry in names.pooler):
         sizes = _pooler_shapes(cfg)
         extra |= unflatten_dict(
-            {entry.path: _read(entry, sizes[entry.path], tensors, 0) for entry in names.pooler}, sep="/"
+            {entry.path: _read(entry, sizes[entry.path], tensors, 0) for entry in names.pooler},
+            sep="/",
         )
     return unflatten_dict(flat, sep="/"), extra
 
 
 def to_hf(
-    family: str, cfg: families.Config, params: Params, extra: Extra | None = None, *, pad_id: int | None = None
+    family: str,
+    cfg: families.Config,
+    params: Params,
+    extra: Extra | None = None,
+    *,
+    pad_id: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Tensors by the names of the family's model with the head of `cfg`, contiguous float32: the inverse of `from_hf`, bit for bit.
 
@@ -329,7 +379,9 @@ def to_hf(
             continue
         ours = np.asarray(flat[entry.path], np.float32)
         if ours.shape != shapes[entry.path]:
-            raise ValueError(f"{entry.path} is {ours.shape}, but the configuration has {shapes[entry.path]}")
+            raise ValueError(
+                f"{entry.path} is {ours.shape}, but the configuration has {shapes[entry.path]}"
+            )
         for index, name in entry.rows(ours.shape):
             tensor = entry.to_theirs(ours[index])
             if entry.offset:
@@ -343,9 +395,14 @@ class _Tensors:
 
     def __init__(self, names: Table, state: Mapping[str, np.ndarray]):
         self.state, self.actual = state, {}
-        self.stand_ins = [*names.instead.items(), *((original, copy) for copy, original in names.copies.items())]
+        self.stand_ins = [
+            *names.instead.items(),
+            *((original, copy) for copy, original in names.copies.items()),
+        ]
         bare = not any(name.startswith(names.prefix) for name in state)
-        heads = tuple({entry.names[0].split(".")[0] + "." for entry in names.entries} - {names.prefix})
+        heads = tuple(
+            {entry.names[0].split(".")[0] + "." for entry in names.entries} - {names.prefix}
+        )
         for name in state:
             known = _modern(name)
             if bare and not known.startswith(heads):
@@ -357,12 +414,19 @@ class _Tensors:
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.actual:
-            name = next((other for wanted, other in self.stand_ins if wanted == name and other in self), name)
+            name = next(
+                (other for wanted, other in self.stand_ins if wanted == name and other in self),
+                name,
+            )
         if name not in self.actual:
-            raise UserError(f"the tensor {name} is missing; take the weights of the model that config.json describes")
+            raise UserError(
+                f"the tensor {name} is missing; take the weights of the model that config.json describes"
+            )
         tensor = self.state[self.actual[name]]
         if tensor.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
-            raise UserError(f"the tensor {name} is of {tensor.dtype}, not of floats; save the model unquantized")
+            raise UserError(
+                f"the tensor {name} is of {tensor.dtype}, not of floats; save the model unquantized"
+            )
         return np.asarray(tensor, np.float32)
 
 
@@ -393,7 +457,11 @@ def _read(entry: Entry, shape: Shape, tensors: _Tensors, offset: int) -> np.ndar
 
 def _check_copies(names: Table, tensors: _Tensors) -> None:
     for copy, original in names.copies.items():
-        if copy in tensors and original in tensors and not np.array_equal(tensors[copy], tensors[original]):
+        if (
+            copy in tensors
+            and original in tensors
+            and not np.array_equal(tensors[copy], tensors[original])
+        ):
             raise UserError(
                 f"the tensors {copy} and {original} differ, but are one here; untied models are not supported"
             )

@@ -54,7 +54,9 @@ def _gated_gelu_forward(halves, tanh):
 def _gated_gelu_backward(tanh, halves, cotangent):
     x, linear = (halves[..., i, :].astype(jnp.float32) for i in (0, 1))
     wide = cotangent.astype(jnp.float32)
-    cdf, slope = (_tanh_cdf(x), _tanh_cdf_slope(x)) if tanh else (_normal_cdf(x), _normal_cdf_slope(x))
+    cdf, slope = (
+        (_tanh_cdf(x), _tanh_cdf_slope(x)) if tanh else (_normal_cdf(x), _normal_cdf_slope(x))
+    )
     gradient = jnp.stack([wide * linear * (cdf + x * slope), wide * x * cdf], axis=-2)
     return (gradient.astype(halves.dtype),)
 

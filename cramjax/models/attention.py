@@ -22,7 +22,9 @@ from cramjax.models.layers import Linear, Precision, pin_on_cpu, rotate
 MASKED_SCORE = -1e30
 
 
-def attention_mask(segment_ids: jax.Array | None, padding_mask: jax.Array | None) -> jax.Array | None:
+def attention_mask(
+    segment_ids: jax.Array | None, padding_mask: jax.Array | None
+) -> jax.Array | None:
     """Which position sees which: bool [batch, 1, length, kv_length], or None if all see all.
 
     Args:
@@ -35,7 +37,11 @@ def attention_mask(segment_ids: jax.Array | None, padding_mask: jax.Array | None
     if padding_mask is not None:
         visible = padding_mask.astype(bool)[:, None, None, :]
         length = padding_mask.shape[1]
-        mask = visible & mask if mask is not None else jnp.broadcast_to(visible, visible.shape[:2] + (length, length))
+        mask = (
+            visible & mask
+            if mask is not None
+            else jnp.broadcast_to(visible, visible.shape[:2] + (length, length))
+        )
     return mask
 
 
@@ -70,18 +76,31 @@ class Attention(nnx.Module):
         key_, value = projections(self.qkv, source.hidden, slice(1, 3))
         if rotary is not None:
             query, key_ = rotate(query, *rotary), rotate(key_, *source.rotary)
-        return self.out(attend(self.cfg, self.precision, query, key_, value, mask=mask, dropout_key=key))
+        return self.out(
+            attend(self.cfg, self.precision, query, key_, value, mask=mask, dropout_key=key)
+        )
 
     def _within(self, x, mask, rotary, key):
         """The mixture of the values of `x` itself: [batch, length, heads, head_dim]."""
         facts = {"is_fused": True, "is_rotary": rotary is not None, "has_mask": mask is not None}
-        kernel = _kernel(self.cfg, self.precision, x.shape[1], x.shape[1], self.cfg.head_dim, key, **facts)
+        kernel = _kernel(
+            self.cfg, self.precision, x.shape[1], x.shape[1], self.cfg.head_dim, key, **facts
+        )
         if kernel in short_attention.TILES:
             return self._in_one_kernel(x, mask, rotary, key, short_attention.TILES[kernel])
         query, key_, value = projections(self.qkv, x)
         if rotary is not None:
             query, key_ = rotate(query, *rotary), rotate(key_, *rotary)
-        return mix(kernel, self.precision, query, key_, value, mask=mask, rate=self.cfg.attention_dropout, key=key)
+        return mix(
+            kernel,
+            self.precision,
+            query,
+            key_,
+            value,
+            mask=mask,
+            rate=self.cfg.attention_dropout,
+            key=key,
+        )
 
     def _in_one_kernel(self, x, mask, rotary, key, tile):
         rate = 0.0 if key is None else self.cfg.attention_dropout
@@ -159,7 +178,16 @@ def attend(
     sizes = query.shape[1], key_.shape[1], query.shape[3]
     kernel = _kernel(cfg, precision, *sizes, dropout_key, **facts)
     options = {"mask": mask, "bias": bias, "causal": causal, "scale": scale}
-    return mix(kernel, precision, query, key_, value, rate=cfg.attention_dropout, key=dropout_key, **options)
+    return mix(
+        kernel,
+        precision,
+        query,
+        key_,
+        value,
+        rate=cfg.attention_dropout,
+        key=dropout_key,
+        **options,
+    )
 
 
 def mix(
@@ -190,11 +218,15 @@ def mix(
     if kernel == kernels.EINSUM:
         if causal:
             mask, bias = _with_causal(mask, bias, query.shape[1], key_.shape[1])
-        return einsum_attention(query, key_, value, mask, precision, rate, key, bias=bias, scale=scale)
+        return einsum_attention(
+            query, key_, value, mask, precision, rate, key, bias=bias, scale=scale
+        )
 
     query, key_, value = (x.astype(precision.matmul_dtype) for x in (query, key_, value))
     if kernel == kernels.CUDNN:
-        mixed = cudnn.attention(query, key_, value, bias=bias, mask=mask, causal=causal, scale=scale)
+        mixed = cudnn.attention(
+            query, key_, value, bias=bias, mask=mask, causal=causal, scale=scale
+        )
     else:
         options = {"bias": bias, "mask": mask, "scale": scale, "is_causal": causal}
         mixed = jax.nn.dot_product_attention(query, key_, value, implementation="xla", **options)
@@ -233,7 +265,9 @@ def einsum_attention(
     if dropout_key is not None and dropout_rate > 0:
         shape = query.shape[:3] + (key_.shape[2],)
         kept = dropout(jnp.ones(shape, precision.matmul_dtype), dropout_rate, dropout_key)
-    mixed = _attend(query, key_, value, mask, bias, kept, precision.matmul_dtype)  # [batch, heads, length, head_dim]
+    mixed = _attend(
+        query, key_, value, mask, bias, kept, precision.matmul_dtype
+    )  # [batch, heads, length, head_dim]
     return jnp.swapaxes(mixed, 1, 2).astype(precision.activation_dtype)
 
 
@@ -254,7 +288,9 @@ def _attend_forward(query, key_, value, mask, bias, kept, dtype):
         scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED_SCORE)
-    probabilities = jax.nn.softmax(scores, axis=-1).astype(dtype)  # [batch, heads, length, kv_length]
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(
+        dtype
+    )  # [batch, heads, length, kv_length]
     used = probabilities if kept is None else probabilities * kept
     mixed = _wide_einsum("bnts,bnsh->bnth", used, value)
     return mixed, (query, key_, value, mask, bias, kept, probabilities, mixed, witness)
@@ -288,7 +324,12 @@ def _attend_backward(dtype, saved, cotangent):
     query_gradient = _wide_einsum("bnts,bnsh->bnth", gradient, key_)
     key_gradient = pin_on_cpu(_wide_einsum("bnht,bnts->bnhs", query, gradient)).swapaxes(2, 3)
     value_gradient = pin_on_cpu(_wide_einsum("bnht,bnts->bnhs", cotangent, used)).swapaxes(2, 3)
-    return *(x.astype(witness.dtype) for x in (query_gradient, key_gradient, value_gradient)), None, bias_gradient, None
+    return (
+        *(x.astype(witness.dtype) for x in (query_gradient, key_gradient, value_gradient)),
+        None,
+        bias_gradient,
+        None,
+    )
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -14,7 +14,9 @@ BATCH = "batch"  # sequences
 LENGTH = "length"  # positions of a sequence; of the queries in attention
 KV_LENGTH = "kv_length"  # positions of the keys and values in attention
 EMBED = "embed"  # width of the residual stream
-EMBED_OUT = "embed_out"  # embed again, where a matrix maps it to itself; one axis of a mesh cannot cut both
+EMBED_OUT = (
+    "embed_out"  # embed again, where a matrix maps it to itself; one axis of a mesh cannot cut both
+)
 HEADS = "heads"
 HEAD_DIM = "head_dim"
 RANK = "rank"  # between the factors of a feed-forward matrix
@@ -52,7 +54,11 @@ def roles(axes: Any) -> Any:
 
 def own_axes(role: str, names: Axes) -> tuple[int, ...]:
     """Axes of a single tensor; the others tell apart layers and, in a matrix, fused parts (query, key, value; halves of a GLU)."""
-    return tuple(i for i, axis in enumerate(names) if axis != LAYER and (axis is not None or role != "matrix"))
+    return tuple(
+        i
+        for i, axis in enumerate(names)
+        if axis != LAYER and (axis is not None or role != "matrix")
+    )
 
 
 def rows_and_columns(names: Axes) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -61,7 +61,12 @@ class Classifier(nnx.Module):
         self.norm = Norm(cfg.encoder, precision, bias=bias, rngs=rngs) if predicts else None
         # The scores of a handful of classes in float32: nothing is gained by less.
         wide = dataclasses.replace(FLOAT32, matmul_dtype=precision.matmul_dtype)
-        self.out = Linear("te,ef->tf", (cfg.width, cfg.n_outputs), (ax.EMBED, None), **common | {"precision": wide})
+        self.out = Linear(
+            "te,ef->tf",
+            (cfg.width, cfg.n_outputs),
+            (ax.EMBED, None),
+            **common | {"precision": wide},
+        )
 
     def __call__(self, hidden: jax.Array, key: jax.Array | None) -> jax.Array:
         """[n, embed] → float32 [n, n_outputs]; dropout if there is a key."""
@@ -137,7 +142,9 @@ def classify(
     if cfg.pooling == "first":
         hidden = hidden[first]
     else:
-        own = (segment_ids.reshape(1, -1) == jnp.arange(1, len(first) + 1)[:, None]).astype(jnp.float32)
+        own = (segment_ids.reshape(1, -1) == jnp.arange(1, len(first) + 1)[:, None]).astype(
+            jnp.float32
+        )
         total = product("nt,te->ne", own, hidden, precision.matmul_dtype, jnp.dtype(jnp.float32))
         hidden = total / jnp.maximum(jnp.sum(own, axis=1, keepdims=True), 1.0)
         hidden = hidden.astype(precision.activation_dtype)

@@ -71,7 +71,9 @@ def _masked(query, key_, value, mask, scale):
         from jax._src.cudnn import fused_attention_stablehlo as below
 
         unused = jnp.zeros(0, query.dtype)
-        bias = jnp.where(mask, jnp.zeros((), query.dtype), jnp.asarray(_lowest(query.dtype), query.dtype))
+        bias = jnp.where(
+            mask, jnp.zeros((), query.dtype), jnp.asarray(_lowest(query.dtype), query.dtype)
+        )
         has_bias, has_bias_gradient = True, False
         return below._dot_product_attention(
             query,
@@ -90,4 +92,6 @@ def _masked(query, key_, value, mask, scale):
             False,  # no residual
         )
     except (ImportError, AttributeError, TypeError):
-        return jax.nn.dot_product_attention(query, key_, value, mask=mask, scale=scale, implementation="cudnn")
+        return jax.nn.dot_product_attention(
+            query, key_, value, mask=mask, scale=scale, implementation="cudnn"
+        )

@@ -26,7 +26,15 @@ class Decoded(NamedTuple):
 
 
 def greedy(
-    step: Step, cache: Any, *, batch_size: int, max_len: int, start_id: int, eos_id: int, pad_id: int, vocab_size: int
+    step: Step,
+    cache: Any,
+    *,
+    batch_size: int,
+    max_len: int,
+    start_id: int,
+    eos_id: int,
+    pad_id: int,
+    vocab_size: int,
 ) -> Decoded:
     """The likeliest token at every position, until all sequences have ended.
 
@@ -109,7 +117,9 @@ def beam_search(
     """
     shape = (batch_size, n_beams)
     # All beams begin alike: but for the first they are impossible, or all would stay alike.
-    sums = jnp.broadcast_to(jnp.where(jnp.arange(n_beams) == 0, 0.0, IMPOSSIBLE), shape).astype(jnp.float32)
+    sums = jnp.broadcast_to(jnp.where(jnp.arange(n_beams) == 0, 0.0, IMPOSSIBLE), shape).astype(
+        jnp.float32
+    )
     blank = jnp.full((*shape, max_len), pad_id, jnp.int32)
     impossible = jnp.full(shape, 10 * IMPOSSIBLE, jnp.float32)
     cache = jax.tree.map(lambda leaf: jnp.repeat(leaf, n_beams, axis=1), cache)
@@ -132,14 +142,18 @@ def beam_search(
         # Of the candidates that end, transformers takes those among the best n_beams.
         ends_here = ends & (jnp.arange(2 * n_beams) < n_beams)[None]
         ended = jnp.where(ends_here, totals / length**length_penalty, 10 * IMPOSSIBLE)
-        ended_scores, kept = jax.lax.top_k(jnp.concatenate([beams.ended_scores, ended], axis=1), n_beams)
+        ended_scores, kept = jax.lax.top_k(
+            jnp.concatenate([beams.ended_scores, ended], axis=1), n_beams
+        )
         ended_tokens = jnp.take_along_axis(
             jnp.concatenate([beams.ended_tokens, tokens], axis=1), kept[..., None], axis=1
         )
         sums, going = jax.lax.top_k(jnp.where(ends, 10 * IMPOSSIBLE, totals), n_beams)
         tokens = jnp.take_along_axis(tokens, going[..., None], axis=1)
         parents = jnp.take_along_axis(parents, going, axis=1)
-        rows = (parents + jnp.arange(batch_size, dtype=parents.dtype)[:, None] * n_beams).reshape(-1)
+        rows = (parents + jnp.arange(batch_size, dtype=parents.dtype)[:, None] * n_beams).reshape(
+            -1
+        )
         cache = jax.tree.map(lambda leaf: leaf[:, rows], cache)
         return _Beams(beams.index + 1, tokens, sums, ended_tokens, ended_scores, cache)
 

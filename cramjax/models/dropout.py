@@ -27,7 +27,9 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 def _drop(x, seeds, rate):
     numbers = jax.lax.broadcasted_iota(jnp.uint32, x.shape, x.ndim - 1)
     # Left to itself, XLA lays the words out with the last axis first, and transposes activations to suit.
-    factors = with_layout_constraint(kept(numbers, seeds[..., None], rate), Layout(tuple(range(x.ndim))))
+    factors = with_layout_constraint(
+        kept(numbers, seeds[..., None], rate), Layout(tuple(range(x.ndim)))
+    )
     return x * factors.astype(x.dtype)
 
 

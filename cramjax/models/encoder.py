@@ -99,7 +99,9 @@ class EncoderConfig:
 
     def __post_init__(self):
         if self.d_model % (self.n_heads + self.pruned_heads):
-            raise ValueError(f"d_model {self.d_model} does not divide by n_heads {self.n_heads + self.pruned_heads}")
+            raise ValueError(
+                f"d_model {self.d_model} does not divide by n_heads {self.n_heads + self.pruned_heads}"
+            )
         if self.positions == "rotary" and self.head_dim % 2:
             raise ValueError(f"rotary positions need an even head dimension, not {self.head_dim}")
         if not self.first_norm and (self.norm_position == "post" or self.n_layers < 2):
@@ -131,7 +133,11 @@ def _views(
     """The view of a block that sees everything, and where there are such the view of one that sees its neighbourhood."""
 
     def rotary(base):
-        return rotary_tables(length, cfg.head_dim, base, positions) if cfg.positions == "rotary" else None
+        return (
+            rotary_tables(length, cfg.head_dim, base, positions)
+            if cfg.positions == "rotary"
+            else None
+        )
 
     everything = View(mask, rotary(cfg.rotary_base))
     if not cfg.local_window:
@@ -141,7 +147,9 @@ def _views(
         :, None
     ]  # [1 or batch, 1, length, length]
     all_of_it = jnp.ones_like(near) if mask is None else mask
-    return everything._replace(mask=all_of_it), View(near & all_of_it, rotary(cfg.local_rotary_base))
+    return everything._replace(mask=all_of_it), View(
+        near & all_of_it, rotary(cfg.local_rotary_base)
+    )
 
 
 def _view(views: tuple[View, ...], sees_all: jax.Array | None) -> View:
@@ -154,7 +162,14 @@ def _view(views: tuple[View, ...], sees_all: jax.Array | None) -> View:
 class Block(nnx.Module):
     """Attention and feed-forward with their residuals: x + f(norm(x)) (pre) or norm(x + f(x)) (post)."""
 
-    def __init__(self, cfg: EncoderConfig, precision: Precision, rngs: nnx.Rngs, *, attention_norm: bool = True):
+    def __init__(
+        self,
+        cfg: EncoderConfig,
+        precision: Precision,
+        rngs: nnx.Rngs,
+        *,
+        attention_norm: bool = True,
+    ):
         self.cfg = cfg
         norm = functools.partial(Norm, cfg, precision, bias=cfg.norm_bias, rngs=rngs)
         self.attention_norm = norm() if attention_norm else None
@@ -163,14 +178,24 @@ class Block(nnx.Module):
         normal = jax.nn.initializers.normal(cfg.init_std)
         self.mlp = FeedForward(cfg, precision, rngs, init_in=normal, init_out=normal)
 
-    def __call__(self, x: jax.Array, view: View, key: jax.Array | None, source: Source | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, view: View, key: jax.Array | None, source: Source | None = None
+    ) -> jax.Array:
         """x [batch, length, embed] → the same; it attends to `source` instead of itself if given."""
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
-        if source is not None and self.cfg.norm_position == "pre" and self.attention_norm is not None:
+        if (
+            source is not None
+            and self.cfg.norm_position == "pre"
+            and self.attention_norm is not None
+        ):
             source = source._replace(hidden=self.attention_norm(source.hidden))
 
         def attend(y):
-            return dropout(self.attention(y, view.mask, view.rotary, keys[0], source), self.cfg.dropout, keys[1])
+            return dropout(
+                self.attention(y, view.mask, view.rotary, keys[0], source),
+                self.cfg.dropout,
+                keys[1],
+            )
 
         def feed(y):
             return dropout(self.mlp(y), self.cfg.dropout, keys[2])
@@ -192,8 +217,12 @@ class Encoder(nnx.Module):
         if not cfg.first_norm:
             # ModernBERT's first block has none, and parameter counts are exact: this stack is one shorter.
             norm = functools.partial(Norm, cfg, precision, bias=cfg.norm_bias)
-            self.layers.attention_norm = module.stack(lambda rngs: norm(rngs=rngs), cfg.n_layers - 1, rngs)
-        self.final_norm = Norm(cfg, precision, bias=cfg.norm_bias, rngs=rngs) if cfg.final_norm else None
+            self.layers.attention_norm = module.stack(
+                lambda rngs: norm(rngs=rngs), cfg.n_layers - 1, rngs
+            )
+        self.final_norm = (
+            Norm(cfg, precision, bias=cfg.norm_bias, rngs=rngs) if cfg.final_norm else None
+        )
 
     def __call__(
         self,
@@ -205,10 +234,16 @@ class Encoder(nnx.Module):
     ) -> jax.Array:
         keys = None if key is None else jax.random.split(key, self.cfg.n_layers + 1)
         x = self.embeddings(tokens, token_types, positions, None if keys is None else keys[-1])
-        x = self._run_layers(x, _views(self.cfg, tokens.shape[1], positions, mask), None if keys is None else keys[:-1])
+        x = self._run_layers(
+            x,
+            _views(self.cfg, tokens.shape[1], positions, mask),
+            None if keys is None else keys[:-1],
+        )
         return x if self.final_norm is None else self.final_norm(x)
 
-    def pooled(self, tokens: jax.Array, targets: jax.Array, size: int, key: jax.Array | None) -> jax.Array:
+    def pooled(
+        self, tokens: jax.Array, targets: jax.Array, size: int, key: jax.Array | None
+    ) -> jax.Array:
         """As `encode_pooled`."""
         length = tokens.shape[1]
         keys = None if key is None else jax.random.split(key, self.cfg.n_layers + 1)
@@ -216,7 +251,9 @@ class Encoder(nnx.Module):
         source = Source(x, _views(self.cfg, length, None, None)[0].rotary)
         x, places = pooling.pool(x, targets, size)
         views = _views(self.cfg, length, places, None)
-        x = self._run_layers(x, views, None if keys is None else keys[:-1], source)[:, -targets.shape[1] :]
+        x = self._run_layers(x, views, None if keys is None else keys[:-1], source)[
+            :, -targets.shape[1] :
+        ]
         return x if self.final_norm is None else self.final_norm(x)
 
     def _run_layers(self, x, views, keys, source=None):
@@ -227,7 +264,9 @@ class Encoder(nnx.Module):
         @stack.rematerialize(cfg.remat)
         def block(x, params, rest, source=None):
             key, sees_all = rest
-            build = functools.partial(Block, cfg, self.precision, attention_norm="attention_norm" in params)
+            build = functools.partial(
+                Block, cfg, self.precision, attention_norm="attention_norm" in params
+            )
             # The first block, which alone has a source, sees everything.
             view = _view(views, sees_all) if source is None else views[0]._replace(mask=None)
             return module.bind(build, params)(x, view, key, source)
@@ -237,12 +276,17 @@ class Encoder(nnx.Module):
         norms = None if cfg.first_norm else params.pop("attention_norm")
         if source is not None or norms is not None:  # the first block is not like the others
             first, (params, rest) = (
-                jax.tree.map(lambda leaf, part=part: leaf[part], (params, rest)) for part in (0, slice(1, None))
+                jax.tree.map(lambda leaf, part=part: leaf[part], (params, rest))
+                for part in (0, slice(1, None))
             )
             x = block(x, *first, source)
             params = params if norms is None else params | {"attention_norm": norms}
         n_layers = jax.tree.leaves(params)[0].shape[0]
-        return stack.run(block, x, params, rest, n_layers=n_layers, unroll=cfg.unroll) if n_layers else x
+        return (
+            stack.run(block, x, params, rest, n_layers=n_layers, unroll=cfg.unroll)
+            if n_layers
+            else x
+        )
 
 
 class Head(nnx.Module):
@@ -254,14 +298,22 @@ class Head(nnx.Module):
         normal = jax.nn.initializers.normal(cfg.init_std)
         common = {"bias": cfg.head_bias, "init": normal, "precision": precision, "rngs": rngs}
         self.dense = Linear("te,ef->tf", shape, axes, **common) if cfg.head_transform else None
-        self.norm = Norm(cfg, precision, bias=cfg.head_bias, rngs=rngs) if cfg.head_transform else None
-        self.bias = param(jax.nn.initializers.zeros, rngs, (cfg.vocab_size,), (ax.VOCAB,)) if cfg.decoder_bias else None
+        self.norm = (
+            Norm(cfg, precision, bias=cfg.head_bias, rngs=rngs) if cfg.head_transform else None
+        )
+        self.bias = (
+            param(jax.nn.initializers.zeros, rngs, (cfg.vocab_size,), (ax.VOCAB,))
+            if cfg.decoder_bias
+            else None
+        )
 
     def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
         """hidden [tokens, embed], embedding [vocab, embed] → float32 [tokens, vocab]."""
         if self.dense is not None:
             hidden = self.norm(gelu(self.dense(hidden)))
-        logits = product("te,ve->tv", hidden, embedding, self.precision.matmul_dtype, jnp.dtype(jnp.float32))
+        logits = product(
+            "te,ve->tv", hidden, embedding, self.precision.matmul_dtype, jnp.dtype(jnp.float32)
+        )
         logits = by_rows(logits, self.precision)
         return logits if self.bias is None else logits + self.bias[...][None]
 
@@ -326,9 +378,13 @@ def encode(
         ValueError: for sequences longer than a learned table of positions.
     """
     if cfg.positions == "learned" and positions is None and tokens.shape[1] > cfg.max_positions:
-        raise ValueError(f"{tokens.shape[1]} tokens a sequence, but only {cfg.max_positions} learned positions")
+        raise ValueError(
+            f"{tokens.shape[1]} tokens a sequence, but only {cfg.max_positions} learned positions"
+        )
     model = module.bind(_build(cfg, precision), params)
-    return model.encoder(tokens, token_types, positions, attention_mask(segment_ids, padding_mask), key)
+    return model.encoder(
+        tokens, token_types, positions, attention_mask(segment_ids, padding_mask), key
+    )
 
 
 def encode_pooled(

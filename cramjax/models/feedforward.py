@@ -25,17 +25,31 @@ class FeedForward(nnx.Module):
     `init_in`, `init_out`: of the matrices before and after the activation. With an `ffn_rank` each of them is a product of two.
     """
 
-    def __init__(self, cfg, precision: Precision, rngs: nnx.Rngs, *, init_in: Initializer, init_out: Initializer):
+    def __init__(
+        self,
+        cfg,
+        precision: Precision,
+        rngs: nnx.Rngs,
+        *,
+        init_in: Initializer,
+        init_out: Initializer,
+    ):
         self.cfg, self.dtype = cfg, precision.matmul_dtype
         common = {"bias": cfg.linear_bias, "precision": precision, "rngs": rngs}
         dense = functools.partial(LowRank, rank=cfg.ffn_rank) if cfg.ffn_rank else Linear
         if cfg.ffn in ("geglu", "geglu_tanh"):
             # Index 0 of the middle axis goes through the GELU, index 1 is the linear half.
-            spec, shape, axes = "bte,egf->btgf", (cfg.d_model, 2, cfg.d_ff), (ax.EMBED, None, ax.MLP)
+            spec, shape, axes = (
+                "bte,egf->btgf",
+                (cfg.d_model, 2, cfg.d_ff),
+                (ax.EMBED, None, ax.MLP),
+            )
         else:
             spec, shape, axes = "bte,ef->btf", (cfg.d_model, cfg.d_ff), (ax.EMBED, ax.MLP)
         self.wi = dense(spec, shape, axes, init=init_in, **common)
-        self.wo = dense("btf,fe->bte", (cfg.d_ff, cfg.d_model), (ax.MLP, ax.EMBED), init=init_out, **common)
+        self.wo = dense(
+            "btf,fe->bte", (cfg.d_ff, cfg.d_model), (ax.MLP, ax.EMBED), init=init_out, **common
+        )
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """[batch, length, embed] → the same; with a key, dropout between the matrices."""

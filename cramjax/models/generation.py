@@ -45,7 +45,9 @@ def generate(
     ids = {"start_id": special["pad"], "eos_id": special["sep"], "pad_id": special["pad"]}
     if n_beams == 1:
         return decoding.greedy(step, cache, **common, **ids)
-    return decoding.beam_search(step, cache, n_beams=n_beams, length_penalty=length_penalty, **common, **ids)
+    return decoding.beam_search(
+        step, cache, n_beams=n_beams, length_penalty=length_penalty, **common, **ids
+    )
 
 
 def init_cache(
@@ -82,7 +84,12 @@ def init_cache(
 
 
 def decode_step(
-    cfg: T5Config, precision: Precision, params: Params, cache: dict, tokens: jax.Array, index: jax.Array
+    cfg: T5Config,
+    precision: Precision,
+    params: Params,
+    cache: dict,
+    tokens: jax.Array,
+    index: jax.Array,
 ) -> tuple[jax.Array, dict]:
     """float32 logits [n, vocab] of what follows `tokens` int [n] at position `index` (int32 scalar), and the cache with them."""
     model = bound(cfg, precision, params)

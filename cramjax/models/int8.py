@@ -61,13 +61,20 @@ def product(axes: tuple[str, str], lhs: jax.Array, rhs: Int8, out_dtype: jnp.dty
     """The sum over the axes that both have: `axes` names those of `lhs` and of `rhs`, the result has the others in this order."""
     left, right = axes
     shared = [axis for axis in left if axis in right]
-    at, kernel_at = tuple(left.index(axis) for axis in shared), tuple(right.index(axis) for axis in shared)
+    at, kernel_at = (
+        tuple(left.index(axis) for axis in shared),
+        tuple(right.index(axis) for axis in shared),
+    )
     wide = lhs.astype(jnp.float32)
     largest = jnp.max(jnp.abs(wide), axis=at, keepdims=True)
     step = jnp.where(largest > 0, largest / _LARGEST, jnp.ones_like(largest))
     rounded = jnp.round(wide / step).astype(jnp.int8)
-    total = jax.lax.dot_general(rounded, rhs.codes, ((at, kernel_at), ((), ())), preferred_element_type=jnp.int32)
+    total = jax.lax.dot_general(
+        rounded, rhs.codes, ((at, kernel_at), ((), ())), preferred_element_type=jnp.int32
+    )
     step, scale = jnp.squeeze(step, at), jnp.squeeze(rhs.scale, kernel_at)
     step = step.reshape(step.shape + (1,) * (total.ndim - step.ndim))
     scale = jnp.broadcast_to(scale, total.shape[total.ndim - scale.ndim :])
-    return (total.astype(jnp.float32) * step * scale[(None,) * (total.ndim - scale.ndim)]).astype(out_dtype)
+    return (total.astype(jnp.float32) * step * scale[(None,) * (total.ndim - scale.ndim)]).astype(
+        out_dtype
+    )

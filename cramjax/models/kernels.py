@@ -48,7 +48,9 @@ Choices = Mapping[AttentionCall, str]
 """The kernel that was measured to be fastest, by call."""
 
 
-_noted: contextvars.ContextVar[set[AttentionCall] | None] = contextvars.ContextVar("noted", default=None)
+_noted: contextvars.ContextVar[set[AttentionCall] | None] = contextvars.ContextVar(
+    "noted", default=None
+)
 
 
 @contextlib.contextmanager
@@ -83,7 +85,11 @@ def _short(call: AttentionCall, device: jax.Device) -> list[str]:
     suits = call.is_fused and not call.has_bias and not call.is_causal
     if not suits or not _has_narrow_tensor_cores(call, device):
         return []
-    return list(short_attention.TILES) if short_attention.is_possible(call.length, call.head_dim) else []
+    return (
+        list(short_attention.TILES)
+        if short_attention.is_possible(call.length, call.head_dim)
+        else []
+    )
 
 
 def choose(requested: str, call: AttentionCall, device: jax.Device, measured: Choices) -> str:

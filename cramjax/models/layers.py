@@ -88,7 +88,9 @@ def _contract(left: str, lhs: jax.Array, right: str, rhs: jax.Array) -> tuple[st
     """
     shared = [axis for axis in left if axis in right]
     dimensions = [left.index(axis) for axis in shared], [right.index(axis) for axis in shared]
-    result = jax.lax.dot_general(lhs, rhs, (dimensions, ([], [])), preferred_element_type=jnp.float32)
+    result = jax.lax.dot_general(
+        lhs, rhs, (dimensions, ([], [])), preferred_element_type=jnp.float32
+    )
     return "".join(axis for axis in left + right if axis not in shared), result
 
 
@@ -119,7 +121,9 @@ def _product_backward(spec, matmul_dtype, out_dtype, residual, cotangent):
     summed = "".join(axis for axis in left if axis not in right)
     lhs = pin_on_cpu(jnp.transpose(lhs, tuple(left.index(axis) for axis in kept + summed)))
     names, rhs_gradient = _contract(kept + summed, lhs, out, cotangent)
-    rhs_gradient = jnp.transpose(pin_on_cpu(rhs_gradient), tuple(names.index(axis) for axis in right))
+    rhs_gradient = jnp.transpose(
+        pin_on_cpu(rhs_gradient), tuple(names.index(axis) for axis in right)
+    )
     return lhs_gradient.astype(lhs_witness.dtype), rhs_gradient.astype(rhs_witness.dtype)
 
 
@@ -160,7 +164,12 @@ class Linear(nnx.Module):
         operands, out = spec.split("->")
         outer = [i for i, letter in enumerate(operands.split(",")[1]) if letter in out]
         self.bias = (
-            param(jax.nn.initializers.zeros, rngs, tuple(shape[i] for i in outer), tuple(axes[i] for i in outer))
+            param(
+                jax.nn.initializers.zeros,
+                rngs,
+                tuple(shape[i] for i in outer),
+                tuple(axes[i] for i in outer),
+            )
             if bias
             else None
         )
@@ -168,7 +177,10 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, part: slice = slice(None)) -> jax.Array:
         """As `spec` says, in the activation dtype; `part` of the kernel's second axis alone, as of fused projections."""
         dtype = self.precision.activation_dtype
-        y = by_rows(product(self.spec, x, self.kernel[:, part], self.precision.matmul_dtype, dtype), self.precision)
+        y = by_rows(
+            product(self.spec, x, self.kernel[:, part], self.precision.matmul_dtype, dtype),
+            self.precision,
+        )
         return y if self.bias is None else y + _broadcast(self.bias[part].astype(dtype), y.ndim)
 
 
@@ -183,16 +195,22 @@ class Norm(nnx.Module):
     def __init__(self, cfg, precision: Precision, *, bias: bool, rngs: nnx.Rngs):
         self.kind, self.eps, self.dtype = cfg.norm, cfg.norm_eps, precision.activation_dtype
         self.scale = param(jax.nn.initializers.ones, rngs, (cfg.d_model,), (ax.NORM,))
-        self.bias = param(jax.nn.initializers.zeros, rngs, (cfg.d_model,), (ax.NORM,)) if bias else None
+        self.bias = (
+            param(jax.nn.initializers.zeros, rngs, (cfg.d_model,), (ax.NORM,)) if bias else None
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., embed] → the same, in the activation dtype."""
         bias = None if self.bias is None else self.bias[...]
-        return normalize(x, self.scale[...], bias, self.kind == "layernorm", self.eps).astype(self.dtype)
+        return normalize(x, self.scale[...], bias, self.kind == "layernorm", self.eps).astype(
+            self.dtype
+        )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array | None, centre: bool, eps: float) -> jax.Array:
+def normalize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array | None, centre: bool, eps: float
+) -> jax.Array:
     """`x` [..., embed] divided by its root mean square (after subtracting the mean if `centre`), scaled and shifted.
 
     The backward pass is written out: from x and two numbers a row it needs two reductions, where autodiff needs five.
@@ -254,21 +272,33 @@ class Embeddings(nnx.Module):
     def __init__(self, cfg, precision: Precision, rngs: nnx.Rngs):
         self.cfg, self.precision = cfg, precision
         normal = jax.nn.initializers.normal(cfg.init_std)
-        self.tokens = param(_first_row_zero(normal), rngs, (cfg.vocab_size, cfg.d_model), (ax.VOCAB, ax.EMBED))
+        self.tokens = param(
+            _first_row_zero(normal), rngs, (cfg.vocab_size, cfg.d_model), (ax.VOCAB, ax.EMBED)
+        )
         constant = jax.nn.initializers.constant(cfg.d_model**-0.5)
         self.positions = (
             param(normal, rngs, (cfg.max_positions, cfg.d_model), (ax.POSITION, ax.EMBED))
             if cfg.positions == "learned"
             else None
         )
-        self.position_scale = param(constant, rngs, (), ()) if cfg.positions == "scaled_sinusoidal" else None
-        self.token_types = (
-            param(normal, rngs, (cfg.token_types, cfg.d_model), (ax.TOKEN_TYPE, ax.EMBED)) if cfg.token_types else None
+        self.position_scale = (
+            param(constant, rngs, (), ()) if cfg.positions == "scaled_sinusoidal" else None
         )
-        self.norm = Norm(cfg, precision, bias=cfg.norm_bias, rngs=rngs) if cfg.embedding_norm else None
+        self.token_types = (
+            param(normal, rngs, (cfg.token_types, cfg.d_model), (ax.TOKEN_TYPE, ax.EMBED))
+            if cfg.token_types
+            else None
+        )
+        self.norm = (
+            Norm(cfg, precision, bias=cfg.norm_bias, rngs=rngs) if cfg.embedding_norm else None
+        )
 
     def __call__(
-        self, tokens: jax.Array, token_types: jax.Array | None, positions: jax.Array | None, key: jax.Array | None
+        self,
+        tokens: jax.Array,
+        token_types: jax.Array | None,
+        positions: jax.Array | None,
+        key: jax.Array | None,
     ) -> jax.Array:
         """tokens, token_types and positions int [batch, length] → [batch, length, embed]; dropout if there is a key."""
         length = tokens.shape[1]
@@ -279,10 +309,18 @@ class Embeddings(nnx.Module):
         elif self.position_scale is not None:
             # A row of several sequences is at least as long as each of them.
             table = sinusoidal_table(length, self.cfg.d_model)
-            x = x + (table[None] if positions is None else jnp.asarray(table)[positions]) * self.position_scale[...]
+            x = (
+                x
+                + (table[None] if positions is None else jnp.asarray(table)[positions])
+                * self.position_scale[...]
+            )
         if self.token_types is not None:
             # Without ids every token is of type 0, as in transformers.
-            x = x + (self.token_types[...][:1][None] if token_types is None else self.token_types[...][token_types])
+            x = x + (
+                self.token_types[...][:1][None]
+                if token_types is None
+                else self.token_types[...][token_types]
+            )
         x = by_rows(x.astype(self.precision.activation_dtype), self.precision)
         return dropout(x if self.norm is None else self.norm(x), self.cfg.dropout, key)
 
@@ -314,13 +352,17 @@ def rotary_tables(
     `positions` [batch, length]: integers below `length`, or float32, places between them; 0, 1, 2, … if not given.
     """
     # float32 on purpose at the frequency, as `transformers` has it: at 8,192 positions a rounder angle is another angle.
-    frequencies = (1.0 / base ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)).astype(np.float32)
+    frequencies = (1.0 / base ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)).astype(
+        np.float32
+    )
     if positions is not None and positions.dtype == jnp.float32:
         angles = positions[..., None] * frequencies[None, None]
         return jnp.cos(angles), jnp.sin(angles)
     angles = np.arange(length, dtype=np.float32)[:, None] * frequencies[None]
     tables = np.cos(angles)[None], np.sin(angles)[None]
-    return tables if positions is None else tuple(jnp.asarray(table[0])[positions] for table in tables)
+    return (
+        tables if positions is None else tuple(jnp.asarray(table[0])[positions] for table in tables)
+    )
 
 
 def rotate(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
@@ -328,5 +370,7 @@ def rotate(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     shape = cosines.shape[:2] + (1,) * (x.ndim - 3) + (x.shape[-1] // 2,)
     cosines, sines = jnp.asarray(cosines).reshape(shape), jnp.asarray(sines).reshape(shape)
-    turned = jnp.concatenate([first * cosines - second * sines, second * cosines + first * sines], axis=-1)
+    turned = jnp.concatenate(
+        [first * cosines - second * sines, second * cosines + first * sines], axis=-1
+    )
     return turned.astype(x.dtype)

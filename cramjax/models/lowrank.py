@@ -38,11 +38,18 @@ class LowRank(nnx.Module):
         left, right = operands.split(",")  # the kernel's first axis is the one that is summed
         middle = f"{left[:-1]}r"
         common = {"precision": precision, "rngs": rngs}
-        shapes, names = ((shape[0], rank), (rank, *shape[1:])), ((axes[0], ax.RANK), (ax.RANK, *axes[1:]))
-        self.down = Linear(f"{left},{right[0]}r->{middle}", shapes[0], names[0], bias=False, init=init, **common)
+        shapes, names = (
+            ((shape[0], rank), (rank, *shape[1:])),
+            ((axes[0], ax.RANK), (ax.RANK, *axes[1:])),
+        )
+        self.down = Linear(
+            f"{left},{right[0]}r->{middle}", shapes[0], names[0], bias=False, init=init, **common
+        )
         # The product has the deviation that `init` gives to the whole matrix.
         second = jax.nn.initializers.normal(rank**-0.5)
-        self.up = Linear(f"{middle},r{right[1:]}->{out}", shapes[1], names[1], bias=bias, init=second, **common)
+        self.up = Linear(
+            f"{middle},r{right[1:]}->{out}", shapes[1], names[1], bias=bias, init=second, **common
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """As `Linear`."""

@@ -19,7 +19,9 @@ Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 Tree = dict[str, Any]
 
 
-def param(initializer: Initializer, rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
+def param(
+    initializer: Initializer, rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes
+) -> nnx.Param:
     """A float32 parameter with its logical axis names; they are our own metadata, which NNX carries and ignores.
 
     Raises:

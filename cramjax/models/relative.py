@@ -29,7 +29,9 @@ class RelativeBias(nnx.Module):
         copies = jnp.broadcast_to(by_distance[:, None], (by_distance.shape[0], length, n_distances))
         flat = copies.reshape((-1, length * n_distances))[:, length - 1 : -1]
         # With one row there is nothing to shift.
-        shifted = flat.reshape((-1, length, n_distances - 1)) if length > 1 else by_distance[:, None]
+        shifted = (
+            flat.reshape((-1, length, n_distances - 1)) if length > 1 else by_distance[:, None]
+        )
         return shifted[None, :, :, :kv_length]
 
     def row(self, index: jax.Array, kv_length: int) -> jax.Array:
@@ -55,7 +57,9 @@ class RelativeBias(nnx.Module):
         return self.table[...][buckets].T
 
 
-def relative_buckets(distances: np.ndarray, *, bidirectional: bool, n_buckets: int, max_distance: int) -> np.ndarray:
+def relative_buckets(
+    distances: np.ndarray, *, bidirectional: bool, n_buckets: int, max_distance: int
+) -> np.ndarray:
     """Bucket int32 of each of `distances` (key position - query position).
 
     Half of a direction's buckets are for single distances, half grow logarithmically up to `max_distance`. Bidirectional, keys after

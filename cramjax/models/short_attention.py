@@ -48,7 +48,10 @@ class Tile:
     n_warps: int
 
 
-TILES = {f"short{tile.n_queries}x{tile.n_warps}": tile for tile in (Tile(64, 8), Tile(64, 4), Tile(128, 8))}
+TILES = {
+    f"short{tile.n_queries}x{tile.n_warps}": tile
+    for tile in (Tile(64, 8), Tile(64, 4), Tile(128, 8))
+}
 """The variants by name. Which one is fastest depends on the card."""
 
 
@@ -105,7 +108,9 @@ def _backward(scale, dropout_rate, tile, interpret, saved, cotangent):
 attention.defvjp(_forward, _backward)
 
 
-def _call(kernel, fused, rotary, mask, seeds, cotangent, result, tile: Tile, interpret: bool) -> jax.Array:
+def _call(
+    kernel, fused, rotary, mask, seeds, cotangent, result, tile: Tile, interpret: bool
+) -> jax.Array:
     """Runs `kernel` for each sequence and head, with references by name to what is given."""
     n_rows, length, _, n_heads, _ = fused.shape
     cosines, sines = (None, None) if rotary is None else rotary
@@ -192,7 +197,8 @@ class _Work:
             gradient = (probabilities * (gradient - row_sums) * self.scale).astype(dtype)
             self._write_turned_back(refs, _QUERY, rows, [_dot(gradient, part) for part in keys])
             key_gradients = [
-                total + _dot_of_transpose(gradient, part) for total, part in zip(key_gradients, queries, strict=True)
+                total + _dot_of_transpose(gradient, part)
+                for total, part in zip(key_gradients, queries, strict=True)
             ]
 
         self._write_turned_back(refs, _KEY, slice(None), key_gradients)
@@ -227,7 +233,10 @@ class _Work:
 
     def _probabilities(self, refs, queries, keys, rows) -> jax.Array:
         """float32 [queries, length]."""
-        scores = sum(_dot(query, key, transposed=True) for query, key in zip(queries, keys, strict=True)) * self.scale
+        scores = (
+            sum(_dot(query, key, transposed=True) for query, key in zip(queries, keys, strict=True))
+            * self.scale
+        )
         if "mask" in refs:
             scores = jnp.where(refs["mask"][rows, :] != 0, scores, _MASKED)
         weights = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
@@ -260,4 +269,6 @@ def _dot(lhs: jax.Array, rhs: jax.Array, transposed: bool = False) -> jax.Array:
 
 def _dot_of_transpose(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """lhs^T @ rhs, summed in float32."""
-    return jax.lax.dot_general(lhs, rhs, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(
+        lhs, rhs, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )

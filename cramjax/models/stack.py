@@ -14,7 +14,9 @@ MAX_UNROLLED_LAYERS = 16
 Block = Callable[[jax.Array, Any, Any], jax.Array]
 
 
-def run(block: Block, x: jax.Array, params: Any, keys: Any, *, n_layers: int, unroll: str | int | bool) -> jax.Array:
+def run(
+    block: Block, x: jax.Array, params: Any, keys: Any, *, n_layers: int, unroll: str | int | bool
+) -> jax.Array:
     """`x` after `block(x, params of a layer, key of a layer)` for each layer.
 
     Args:

@@ -88,20 +88,34 @@ class SelfAttention(nnx.Module):
         self.qkv = _projection(cfg, precision, rngs, 3, query=0)
         self.out = _output(cfg, precision, rngs)
 
-    def __call__(self, x: jax.Array, bias: jax.Array, mask: jax.Array | None, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, bias: jax.Array, mask: jax.Array | None, key: jax.Array | None
+    ) -> jax.Array:
         """x [batch, length, embed], bias as of `RelativeBias` → [batch, length, embed]; dropout if there is a key."""
         query, key_, value = projections(self.qkv, x)
-        options = {"mask": mask, "bias": bias, "causal": self.causal, "scale": 1.0, "dropout_key": key}
+        options = {
+            "mask": mask,
+            "bias": bias,
+            "causal": self.causal,
+            "scale": 1.0,
+            "dropout_key": key,
+        }
         return self.out(attend(self.cfg, self.precision, query, key_, value, **options))
 
-    def step(self, x: jax.Array, bias: jax.Array, cache: dict, index: jax.Array) -> tuple[jax.Array, dict]:
+    def step(
+        self, x: jax.Array, bias: jax.Array, cache: dict, index: jax.Array
+    ) -> tuple[jax.Array, dict]:
         """x [n, 1, embed] at position `index`, which is written into `cache` {key, value [n, length, heads, head_dim]}."""
         query, key_, value = projections(self.qkv, x)
         cache = {
-            name: jax.lax.dynamic_update_slice_in_dim(cache[name], new.astype(cache[name].dtype), index, axis=1)
+            name: jax.lax.dynamic_update_slice_in_dim(
+                cache[name], new.astype(cache[name].dtype), index, axis=1
+            )
             for name, new in (("key", key_), ("value", value))
         }
-        mixed = attend(self.cfg, self.precision, query, cache["key"], cache["value"], bias=bias, scale=1.0)
+        mixed = attend(
+            self.cfg, self.precision, query, cache["key"], cache["value"], bias=bias, scale=1.0
+        )
         return self.out(mixed), cache
 
 
@@ -114,31 +128,44 @@ class CrossAttention(nnx.Module):
         self.kv = _projection(cfg, precision, rngs, 2)
         self.out = _output(cfg, precision, rngs)
 
-    def __call__(self, x: jax.Array, kv: list[jax.Array], mask: jax.Array | None, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, kv: list[jax.Array], mask: jax.Array | None, key: jax.Array | None
+    ) -> jax.Array:
         """x [batch, length, embed], `kv` as of `keys_and_values` → [batch, length, embed]."""
         (query,) = projections(self.query, x)
-        return self.out(attend(self.cfg, self.precision, query, *kv, mask=mask, scale=1.0, dropout_key=key))
+        return self.out(
+            attend(self.cfg, self.precision, query, *kv, mask=mask, scale=1.0, dropout_key=key)
+        )
 
     def keys_and_values(self, encoded: jax.Array) -> list[jax.Array]:
         """encoded [batch, kv_length, embed] → two of [batch, kv_length, heads, head_dim]."""
         return projections(self.kv, encoded)
 
 
-def _projection(cfg: T5Config, precision: Precision, rngs: nnx.Rngs, n: int, query: int | None = None) -> Linear:
+def _projection(
+    cfg: T5Config, precision: Precision, rngs: nnx.Rngs, n: int, query: int | None = None
+) -> Linear:
     """`n` fused projections; the one at index `query` is smaller by head_dim^-0.5, in place of the scaling of scores."""
 
     def init(key, shape, dtype):
         kernel = _normal(cfg.d_model)(key, shape, dtype)
         return kernel if query is None else kernel.at[:, query].multiply(cfg.head_dim**-0.5)
 
-    shape, axes = (cfg.d_model, n, cfg.n_heads, cfg.head_dim), (ax.EMBED, None, ax.HEADS, ax.HEAD_DIM)
-    return Linear("bte,esnh->btsnh", shape, axes, bias=False, init=init, precision=precision, rngs=rngs)
+    shape, axes = (
+        (cfg.d_model, n, cfg.n_heads, cfg.head_dim),
+        (ax.EMBED, None, ax.HEADS, ax.HEAD_DIM),
+    )
+    return Linear(
+        "bte,esnh->btsnh", shape, axes, bias=False, init=init, precision=precision, rngs=rngs
+    )
 
 
 def _output(cfg: T5Config, precision: Precision, rngs: nnx.Rngs) -> Linear:
     shape, axes = (cfg.n_heads, cfg.head_dim, cfg.d_model), (ax.HEADS, ax.HEAD_DIM, ax.EMBED)
     init = _normal(cfg.n_heads * cfg.head_dim)
-    return Linear("btnh,nhe->bte", shape, axes, bias=False, init=init, precision=precision, rngs=rngs)
+    return Linear(
+        "btnh,nhe->bte", shape, axes, bias=False, init=init, precision=precision, rngs=rngs
+    )
 
 
 class Block(nnx.Module):
@@ -147,7 +174,10 @@ class Block(nnx.Module):
     def __init__(self, cfg: T5Config, precision: Precision, rngs: nnx.Rngs, *, decoder: bool):
         self.cfg = cfg
         norm = functools.partial(Norm, cfg, precision, bias=False, rngs=rngs)
-        self.attention_norm, self.attention = norm(), SelfAttention(cfg, precision, rngs, causal=decoder)
+        self.attention_norm, self.attention = (
+            norm(),
+            SelfAttention(cfg, precision, rngs, causal=decoder),
+        )
         self.cross_norm = norm() if decoder else None
         self.cross_attention = CrossAttention(cfg, precision, rngs) if decoder else None
         self.mlp_norm = norm()
@@ -160,7 +190,9 @@ class Block(nnx.Module):
         x = x + self._drop(self.attention(self.attention_norm(x), bias, mask, keys[0]), keys[1])
         if self.cross_attention is not None:
             kv = self.cross_attention.keys_and_values(encoded)
-            x = x + self._drop(self.cross_attention(self.cross_norm(x), kv, cross_mask, keys[2]), keys[3])
+            x = x + self._drop(
+                self.cross_attention(self.cross_norm(x), kv, cross_mask, keys[2]), keys[3]
+            )
         return x + self._drop(self.mlp(self.mlp_norm(x), keys[4]), keys[5])
 
     def step(self, x, bias, cache, cross_mask, index):
@@ -231,7 +263,9 @@ class Head(nnx.Module):
 
     def __init__(self, cfg: T5Config, rngs: nnx.Rngs):
         # d_model^-0.5 as in T5X; transformers' 1.0 starts the loss near 110 (huggingface/transformers#26441).
-        self.kernel = param(_truncated(cfg.d_model), rngs, (cfg.vocab_size, cfg.d_model), (ax.VOCAB, ax.EMBED))
+        self.kernel = param(
+            _truncated(cfg.d_model), rngs, (cfg.vocab_size, cfg.d_model), (ax.VOCAB, ax.EMBED)
+        )
 
 
 class T5(nnx.Module):
@@ -246,7 +280,10 @@ class T5(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int [batch, length] → [batch, length, embed] in the activation dtype."""
-        return by_rows(self.embeddings.tokens[...][tokens].astype(self.precision.activation_dtype), self.precision)
+        return by_rows(
+            self.embeddings.tokens[...][tokens].astype(self.precision.activation_dtype),
+            self.precision,
+        )
 
 
 def _build(cfg: T5Config, precision: Precision = FLOAT32):

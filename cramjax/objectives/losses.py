@@ -81,7 +81,9 @@ def _split(x: jax.Array, n_chunks: int) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array, z_loss: float = 0.0) -> jax.Array:
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, weights: jax.Array, z_loss: float = 0.0
+) -> jax.Array:
     """Weighted sum of the cross-entropy in nats, plus `z_loss` times log(Z)^2 (weighted alike).
 
     Args:
@@ -125,7 +127,9 @@ def _compared(logits, labels):
 
 def _hits(logits, labels):
     """bool [..., vocab]: the right entries."""
-    return labels[..., None] == jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    return labels[..., None] == jax.lax.broadcasted_iota(
+        labels.dtype, logits.shape, logits.ndim - 1
+    )
 
 
 cross_entropy.defvjp(_forward, _backward)

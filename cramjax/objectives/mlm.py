@@ -47,7 +47,9 @@ class MaskedBatch:
     weights: jax.Array
 
 
-def mask_tokens(masking: Masking, key: jax.Array, tokens: jax.Array, rows: jax.Array) -> MaskedBatch:
+def mask_tokens(
+    masking: Masking, key: jax.Array, tokens: jax.Array, rows: jax.Array
+) -> MaskedBatch:
     """Corrupt `tokens` int32 [batch, length]; row i depends on (key, rows[i], tokens[i]) alone.
 
     So the masks are the same however the batch is cut into microbatches or laid out on devices. A sequence with too few ordinary
@@ -80,7 +82,9 @@ def mask_tokens(masking: Masking, key: jax.Array, tokens: jax.Array, rows: jax.A
         axis=1,
     )
     replacement = jnp.where(weights > 0, replacement, labels)
-    inputs = jax.vmap(lambda row, at, new: row.at[at].set(new, unique_indices=True))(tokens, positions, replacement)
+    inputs = jax.vmap(lambda row, at, new: row.at[at].set(new, unique_indices=True))(
+        tokens, positions, replacement
+    )
     return MaskedBatch(inputs=inputs, positions=positions, labels=labels, weights=weights)
 
 

@@ -44,21 +44,30 @@ class SpanBatch:
     targets: jax.Array
 
 
-def corrupt_spans(corruption: SpanCorruption, key: jax.Array, tokens: jax.Array, rows: jax.Array) -> SpanBatch:
+def corrupt_spans(
+    corruption: SpanCorruption, key: jax.Array, tokens: jax.Array, rows: jax.Array
+) -> SpanBatch:
     """Corrupt `tokens` int32 [batch, n_raw]; row i depends on (key, rows[i], tokens[i]) alone.
 
     The noise and the other tokens are each cut into `n_spans` pieces of at least one token, all ways to cut being equally likely, and the
     pieces alternate, beginning with other tokens and ending with noise: as in T5, the first token is never noise and the last always.
     """
-    inputs, targets = jax.vmap(lambda text, row: _corrupt(corruption, jax.random.fold_in(key, row), text))(tokens, rows)
+    inputs, targets = jax.vmap(
+        lambda text, row: _corrupt(corruption, jax.random.fold_in(key, row), text)
+    )(tokens, rows)
     return SpanBatch(inputs=inputs, targets=targets)
 
 
-def _corrupt(corruption: SpanCorruption, key: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _corrupt(
+    corruption: SpanCorruption, key: jax.Array, tokens: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     n_noise, n_spans = corruption.n_noise, corruption.n_spans
     n_kept = corruption.n_raw - n_noise
     bits = jax.random.bits(key, (n_noise + n_kept - 2,), jnp.uint32)
-    noise_ends, kept_ends = _piece_ends(bits[: n_noise - 1], n_spans), _piece_ends(bits[n_noise - 1 :], n_spans)
+    noise_ends, kept_ends = (
+        _piece_ends(bits[: n_noise - 1], n_spans),
+        _piece_ends(bits[n_noise - 1 :], n_spans),
+    )
     noise_starts = jnp.pad(noise_ends[:-1], (1, 0))
     spans = jnp.arange(n_spans, dtype=jnp.int32)
     sentinels = corruption.first_sentinel_id - spans
@@ -68,7 +77,11 @@ def _corrupt(corruption: SpanCorruption, key: jax.Array, tokens: jax.Array) -> t
     index = jnp.arange(n_kept + n_spans, dtype=jnp.int32)
     number = jnp.sum(places[None] < index[:, None], axis=1, dtype=jnp.int32)  # sentinels before
     source = index - number + noise_starts[number]
-    inputs = jnp.where(index == places[number], sentinels[number], tokens[jnp.minimum(source, corruption.n_raw - 1)])
+    inputs = jnp.where(
+        index == places[number],
+        sentinels[number],
+        tokens[jnp.minimum(source, corruption.n_raw - 1)],
+    )
 
     # Targets: sentinel, span, sentinel, span, …
     places = noise_starts + spans

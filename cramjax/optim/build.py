@@ -58,7 +58,9 @@ def _relative_step(count: jax.Array) -> jax.Array:
     return jnp.minimum(1e-2, jax.lax.rsqrt(count.astype(jnp.float32) + 1.0))
 
 
-def _with_standard_promotion(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+def _with_standard_promotion(
+    transform: optax.GradientTransformation,
+) -> optax.GradientTransformation:
     # optax raises Python floats to int32 step counts, which the project's strict dtype promotion would refuse.
     def init(params):
         with jax.numpy_dtype_promotion("standard"):
@@ -82,7 +84,9 @@ def _direction(
             return optax.scale_by_lion(b1, b2)
         case "adafactor":
             # arXiv 1804.04235: factored second moment, update clipping at RMS 1.
-            return per_matrix(optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)), axes)
+            return per_matrix(
+                optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)), axes
+            )
         case "muon":
             # consistent_rms 0.2 gives updates the size of AdamW's, so that learning rates carry over (arXiv 2502.16982).
             return contrib.muon(
@@ -93,7 +97,9 @@ def _direction(
                 adam_b1=b1,
                 adam_b2=b2,
                 consistent_rms=0.2,
-                muon_weight_dimension_numbers=jax.tree.map(_muon_axes, roles(axes), axes, is_leaf=is_axes),
+                muon_weight_dimension_numbers=jax.tree.map(
+                    _muon_axes, roles(axes), axes, is_leaf=is_axes
+                ),
             )
     raise ValueError(f"unknown optimizer {name!r}")
 
@@ -109,19 +115,32 @@ def per_matrix(transform: optax.GradientTransformation, axes: Any) -> optax.Grad
     A projection to heads is the matrix it is a view of, [embed, heads * head_dim], as in T5X's Adafactor.
     """
     # Stacks of different depth cannot share one vmap, hence a label for each leaf's path.
-    paths = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path), axes, is_leaf=is_axes)
-    parts = zip(*(jax.tree.leaves(tree, is_leaf=is_axes) for tree in (paths, roles(axes), axes)), strict=True)
-    return optax.partition({path: _folded(transform, role, names) for path, role, names in parts}, paths)
+    paths = jax.tree.map_with_path(
+        lambda path, _: jax.tree_util.keystr(path), axes, is_leaf=is_axes
+    )
+    parts = zip(
+        *(jax.tree.leaves(tree, is_leaf=is_axes) for tree in (paths, roles(axes), axes)),
+        strict=True,
+    )
+    return optax.partition(
+        {path: _folded(transform, role, names) for path, role, names in parts}, paths
+    )
 
 
-def _folded(transform: optax.GradientTransformation, role: str, names: Axes) -> optax.GradientTransformation:
+def _folded(
+    transform: optax.GradientTransformation, role: str, names: Axes
+) -> optax.GradientTransformation:
     """`transform` of one parameter as [batch, rows, columns] or [batch, entries], mapped over the batch if there is one."""
-    own = rows_and_columns(names) if role == "matrix" else tuple((i,) for i in own_axes(role, names))
+    own = (
+        rows_and_columns(names) if role == "matrix" else tuple((i,) for i in own_axes(role, names))
+    )
     batch = tuple(i for i in range(len(names)) if not any(i in group for group in own))
     order = batch + sum(own, ())
 
     def fold(x):
-        sizes = [math.prod(x.shape[i] for i in group) for group in ((batch,) if batch else ()) + own]
+        sizes = [
+            math.prod(x.shape[i] for i in group) for group in ((batch,) if batch else ()) + own
+        ]
         return jnp.transpose(x, order).reshape(sizes)
 
     def unfold(x, like):

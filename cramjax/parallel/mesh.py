@@ -64,8 +64,12 @@ def place(value: np.ndarray | np.generic, sharding: NamedSharding) -> jax.Array:
     """`value`, the same in every process, as an array of all devices; unlike `device_put` it does not have the processes compare."""
     if jax.process_count() == 1:
         return jax.device_put(value, sharding)
-    with jax.transfer_guard_host_to_device("allow"):  # it is meant, which this function cannot say otherwise
-        return jax.make_array_from_callback(np.shape(value), sharding, lambda index: np.asarray(value)[index])
+    with jax.transfer_guard_host_to_device(
+        "allow"
+    ):  # it is meant, which this function cannot say otherwise
+        return jax.make_array_from_callback(
+            np.shape(value), sharding, lambda index: np.asarray(value)[index]
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -52,21 +52,38 @@ def _arguments() -> dict[str, object] | bool:
     given = {name: os.environ[name] for name in BY_HAND if os.environ.get(name)}
     if "JAX_NUM_PROCESSES" in given or "JAX_PROCESS_ID" in given:
         if absent := [name for name in BY_HAND if name not in given]:
-            raise UserError(f"{', '.join(given)}: set {' and '.join(absent)} as well, or none of them")
+            raise UserError(
+                f"{', '.join(given)}: set {' and '.join(absent)} as well, or none of them"
+            )
         try:
             n, number = int(given["JAX_NUM_PROCESSES"]), int(given["JAX_PROCESS_ID"])
         except ValueError as error:
-            raise UserError("JAX_NUM_PROCESSES and JAX_PROCESS_ID: must be whole numbers") from error
+            raise UserError(
+                "JAX_NUM_PROCESSES and JAX_PROCESS_ID: must be whole numbers"
+            ) from error
         if not 0 <= number < n:
-            raise UserError(f"JAX_PROCESS_ID={number}: must be from 0 to {n - 1}, JAX_NUM_PROCESSES is {n}")
-        return {"coordinator_address": given["JAX_COORDINATOR_ADDRESS"], "num_processes": n, "process_id": number}
-    return _is_slurm_step() or int(os.environ.get("OMPI_COMM_WORLD_SIZE") or 1) > 1 or _is_tpu_host()
+            raise UserError(
+                f"JAX_PROCESS_ID={number}: must be from 0 to {n - 1}, JAX_NUM_PROCESSES is {n}"
+            )
+        return {
+            "coordinator_address": given["JAX_COORDINATOR_ADDRESS"],
+            "num_processes": n,
+            "process_id": number,
+        }
+    return (
+        _is_slurm_step() or int(os.environ.get("OMPI_COMM_WORLD_SIZE") or 1) > 1 or _is_tpu_host()
+    )
 
 
 def _is_slurm_step() -> bool:
     """Whether `srun` has started several of these; a batch script or a shell inside an allocation is one alone."""
-    named = all(name in os.environ for name in ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID"))
-    return named and int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or 1) > 1
+    named = all(
+        name in os.environ for name in ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID")
+    )
+    return (
+        named
+        and int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or 1) > 1
+    )
 
 
 def _is_tpu_host() -> bool:

@@ -12,7 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 RULES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 
 
-def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def partition_spec(
+    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh
+) -> PartitionSpec:
     """The spec of an array with logical `axes` and `shape`; an axis the mesh does not divide stays whole.
 
     Raises:
@@ -21,7 +23,10 @@ def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: M
     if len(axes) != len(shape):
         raise ValueError(f"axes {axes} do not fit shape {shape}")
     spec = [RULES.get(axis) if axis else None for axis in axes]
-    spec = [name if name and size % mesh.shape[name] == 0 else None for name, size in zip(spec, shape, strict=True)]
+    spec = [
+        name if name and size % mesh.shape[name] == 0 else None
+        for name, size in zip(spec, shape, strict=True)
+    ]
     used = [name for name in spec if name]
     if len(set(used)) != len(used):
         raise ValueError(f"axes {axes} put two dimensions on one mesh axis: {spec}")
@@ -31,7 +36,9 @@ def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: M
 def param_shardings(axes: Any, abstract: Any, mesh: Mesh) -> Any:
     """NamedShardings for a tree of parameters (`axes`: the same tree with a tuple of axis names at each leaf)."""
     return jax.tree.map(
-        lambda leaf, names: NamedSharding(mesh, partition_spec(names, leaf.shape, mesh)), abstract, axes
+        lambda leaf, names: NamedSharding(mesh, partition_spec(names, leaf.shape, mesh)),
+        abstract,
+        axes,
     )
 
 

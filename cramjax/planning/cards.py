@@ -153,7 +153,9 @@ def find(name: str) -> Card:
     by_plain = {plain(key): key for key in CARDS}
     if plain(name) in by_plain:
         return CARDS[by_plain[plain(name)]]
-    near = [by_plain[key] for key in difflib.get_close_matches(plain(name), by_plain, 3, cutoff=0.5)]
+    near = [
+        by_plain[key] for key in difflib.get_close_matches(plain(name), by_plain, 3, cutoff=0.5)
+    ]
     raise UserError(
         f"--device {name}: not known; "
         + (f"did you mean {' or '.join(near)}? there are " if near else "there are ")

@@ -36,7 +36,9 @@ class Compiler:
             jax.errors.JaxRuntimeError: where the compiler refuses it, for lack of memory as well.
         """
         if size not in self._steps:
-            self._announce(f"{self._card.name}: compiling the train step for {size} sequence(s) a pass…")
+            self._announce(
+                f"{self._card.name}: compiling the train step for {size} sequence(s) a pass…"
+            )
             self._steps[size] = self._compile(size)
         return self._steps[size]
 
@@ -49,9 +51,7 @@ class Compiler:
                 if fit.is_out_of_memory(error):
                     raise
                 self._generated = False
-                self.note = (
-                    "compiled with libraries' products alone, which takes longer than what the card itself compiles"
-                )
+                self.note = "compiled with libraries' products alone, which takes longer than what the card itself compiles"
                 self._announce(
                     f"{self._card.name}: some product has no tile that fits without the card to choose it; "
                     "compiling again with libraries' products alone…"

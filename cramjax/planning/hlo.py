@@ -112,7 +112,9 @@ class Computation:
 
     def operands(self, instruction: Instruction) -> list[Instruction]:
         """The instructions whose values `instruction` takes."""
-        return [self.instructions[name] for name in instruction.operands if name in self.instructions]
+        return [
+            self.instructions[name] for name in instruction.operands if name in self.instructions
+        ]
 
     @functools.cached_property
     def users(self) -> Mapping[str, list[Instruction]]:

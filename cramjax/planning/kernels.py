@@ -64,7 +64,9 @@ def _of(program: Program, computation: Computation, count: int, loops: int) -> I
         opcode = instruction.opcode
         if opcode == "while":
             trips = loops if instruction.trip_count is None else instruction.trip_count
-            yield from _of(program, program.computations[instruction.called("body")], count * trips, loops)
+            yield from _of(
+                program, program.computations[instruction.called("body")], count * trips, loops
+            )
         elif opcode in ("call", "async-start"):
             inner = instruction.called("to_apply") or instruction.called("calls")
             yield from _of(program, program.computations[inner], count, loops)
@@ -83,9 +85,13 @@ def _branches(conditional: Instruction) -> list[str]:
     return [conditional.called("true_computation"), conditional.called("false_computation")]
 
 
-def _kernel(program: Program, computation: Computation, instruction: Instruction, count: int) -> Kernel:
+def _kernel(
+    program: Program, computation: Computation, instruction: Instruction, count: int
+) -> Kernel:
     if instruction.opcode in ("fusion", "fusion-start"):
-        kind, work, dtype, form = _fusion(instruction, program.computations[instruction.called("calls")])
+        kind, work, dtype, form = _fusion(
+            instruction, program.computations[instruction.called("calls")]
+        )
     elif instruction.target.startswith("__cublas"):
         kind, work, dtype, form = _library_product(computation, instruction)
     elif instruction.target.startswith("__cudnn$fmha"):

@@ -70,7 +70,9 @@ def rates(card: Card) -> Rates:
 def rows(launched: Sequence[Kernel], card: Card) -> list[Row]:
     """The kernels with their expected seconds, in the order given."""
     reached = rates(card)
-    return [Row(kernel, kernel.count * (_seconds(kernel, reached) + _LAUNCH_S)) for kernel in launched]
+    return [
+        Row(kernel, kernel.count * (_seconds(kernel, reached) + _LAUNCH_S)) for kernel in launched
+    ]
 
 
 def by_kind(ledger: Sequence[Row]) -> dict[str, float]:

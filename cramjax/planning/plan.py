@@ -61,7 +61,10 @@ class Plan:
     @property
     def fits(self) -> bool:
         """With the microbatch of the configuration, or with any where it names none."""
-        return self.microbatch_size is not None and (self.configured_microbatch_size or 0) <= self.microbatch_size
+        return (
+            self.microbatch_size is not None
+            and (self.configured_microbatch_size or 0) <= self.microbatch_size
+        )
 
     @property
     def unexpected(self) -> str:
@@ -79,7 +82,12 @@ class Plan:
         content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         card, _, expected = content.pop("card"), content.pop("program"), content.pop("expected")
         content |= expected.entry() if expected else expectation.no_entry(self.unexpected)
-        own = {"device": card.name, "device_kind": card.device_kind, "n_devices": card.n_devices, "fits": self.fits}
+        own = {
+            "device": card.name,
+            "device_kind": card.device_kind,
+            "n_devices": card.n_devices,
+            "fits": self.fits,
+        }
         return own | content | {"remedies": list(self.remedies), "memory": dict(self.memory)}
 
 
@@ -90,7 +98,9 @@ def make(config: Any, card: Card, announce: Announce) -> Plan:
         UserError: where the configuration does not suit the number of devices, or the compiler does not know the card.
     """
     line = targets.missing(card)
-    vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids)
+    vocabulary = session.AssumedVocabulary(
+        vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids
+    )
     made = (_open_stand_ins if line else _open_targets)(config, card, vocabulary)
     shards = meshes.batch_shards(made.mesh)
     sizes = fit.microbatch_sizes(session.most_sequences(config), shards)
@@ -118,7 +128,12 @@ def make(config: Any, card: Card, announce: Announce) -> Plan:
         memory=memory | {"limit": round(fit.HEADROOM * limit)},
         measured=dict(sorted(searched.used.items())),
         note=f"by formula; for the real compiler: {line}" if line else "",
-        **_rates(made, card, config.microbatch_size or size, memory | {"activations": memory["activations"] / size}),
+        **_rates(
+            made,
+            card,
+            config.microbatch_size or size,
+            memory | {"activations": memory["activations"] / size},
+        ),
     )
 
     if not line:
@@ -127,7 +142,9 @@ def make(config: Any, card: Card, announce: Announce) -> Plan:
         return plan
     announce(f"{card.name}: looking for settings that fit…")
     on, room = list(made.mesh.devices.flat), fit.HEADROOM * limit
-    found = remedies.find(config, vocabulary, on, microbatch_size=config.microbatch_size or shards, room=room)
+    found = remedies.find(
+        config, vocabulary, on, microbatch_size=config.microbatch_size or shards, room=room
+    )
     return dataclasses.replace(plan, remedies=tuple(map(str, found)))
 
 
@@ -164,16 +181,22 @@ def _with_program(plan: Plan, made: session.Session, compiler: Compiler) -> Plan
 
 def _open_targets(config: Any, card: Card, vocabulary: Vocabulary) -> session.Session:
     """The session on the card's own devices, to compile for."""
-    return session.session_on(changed(config, {"microbatch_size": None}), vocabulary, targets.devices(card))
+    return session.session_on(
+        changed(config, {"microbatch_size": None}), vocabulary, targets.devices(card)
+    )
 
 
 def _open_stand_ins(config: Any, card: Card, vocabulary: Vocabulary) -> session.Session:
     """The session on as many CPUs, for shapes alone, with the number format and the kernel of the card."""
     local = jax.devices("cpu")
     if len(local) < card.n_devices:
-        raise UserError(f"--device {card.name}: {card.n_devices} devices, and this process may pretend to {len(local)}")
+        raise UserError(
+            f"--device {card.name}: {card.n_devices} devices, and this process may pretend to {len(local)}"
+        )
     capability = "{}.{}".format(*card.gpu.capability) if card.gpu else ""
-    device = types.SimpleNamespace(platform="gpu" if card.gpu else "tpu", compute_capability=capability)
+    device = types.SimpleNamespace(
+        platform="gpu" if card.gpu else "tpu", compute_capability=capability
+    )
     precision = devices.resolve_precision(config.precision, device)
     formats = {"microbatch_size": None, "precision": precision, "model.attention": "auto"}
     made = session.session_on(changed(config, formats), vocabulary, local[: card.n_devices])
@@ -182,11 +205,15 @@ def _open_stand_ins(config: Any, card: Card, vocabulary: Vocabulary) -> session.
 
 def _by_kind(state: Mapping[str, int], needed: int, activations: float) -> dict[str, int]:
     """`needed` bytes of a step, of which so many are said to be `activations`, by kind."""
-    kinds = dict(state) | {"activations": max(0, min(round(activations), needed - sum(state.values())))}
+    kinds = dict(state) | {
+        "activations": max(0, min(round(activations), needed - sum(state.values())))
+    }
     return kinds | {"temporaries": max(0, needed - sum(kinds.values())), "needed": needed}
 
 
-def _rates(made: session.Session, card: Card, size: int, memory: Mapping[str, float]) -> dict[str, Any]:
+def _rates(
+    made: session.Session, card: Card, size: int, memory: Mapping[str, float]
+) -> dict[str, Any]:
     """FLOPs, the roofline of a step (Williams et al., 2009), and what the budget buys at that rate.
 
     Traffic counts what must pass through memory: weights three times a pass, the sum of gradients, activations out and back, and once a
@@ -195,9 +222,14 @@ def _rates(made: session.Session, card: Card, size: int, memory: Mapping[str, fl
     config, n_params = made.config, memory["parameters"] // 4
     peak = getattr(card.peak, made.precision) or card.peak.float32
     flops = config.batch_size * made.task.flops
-    one_pass = (3 * jnp.dtype(made.precision).itemsize + 8) * n_params + 2 * size * memory["activations"]
+    one_pass = (3 * jnp.dtype(made.precision).itemsize + 8) * n_params + 2 * size * memory[
+        "activations"
+    ]
     traffic = config.batch_size / size * one_pass + 12 * n_params + 2 * memory["optimizer"]
-    step_s = {"compute": flops / (peak * 1e12 * card.n_devices), "memory": traffic / (card.peak.bandwidth * 1e9)}
+    step_s = {
+        "compute": flops / (peak * 1e12 * card.n_devices),
+        "memory": traffic / (card.peak.bandwidth * 1e9),
+    }
     tokens_per_s = config.batch_size * config.data.seq_len / max(step_s.values())
     return {
         "flops": flops,
@@ -207,11 +239,16 @@ def _rates(made: session.Session, card: Card, size: int, memory: Mapping[str, fl
     } | _bought(config, made.task.flops, size, tokens_per_s)
 
 
-def _bought(config: Any, flops_per_sequence: float, size: int, tokens_per_s: float) -> dict[str, float]:
+def _bought(
+    config: Any, flops_per_sequence: float, size: int, tokens_per_s: float
+) -> dict[str, float]:
     """Tokens, steps and hours until the first limit of the budget is reached; the batch may grow on the way there."""
     budget, seq_len, points = config.budget, config.data.seq_len, 1000
     batches = [
-        size * schedules.n_microbatches((i + 0.5) / points, config.schedule.batch_ramp, config.batch_size, size)
+        size
+        * schedules.n_microbatches(
+            (i + 0.5) / points, config.schedule.batch_ramp, config.batch_size, size
+        )
         for i in range(points)
     ]
     steps_per_s = tokens_per_s / seq_len * sum(1 / batch for batch in batches) / points
@@ -219,7 +256,13 @@ def _bought(config: Any, flops_per_sequence: float, size: int, tokens_per_s: flo
         "hours": None if budget.hours is None else 3600 * budget.hours,
         "tokens": None if budget.tokens is None else budget.tokens / tokens_per_s,
         "steps": None if budget.steps is None else budget.steps / steps_per_s,
-        "flops": None if budget.flops is None else budget.flops / (flops_per_sequence * tokens_per_s / seq_len),
+        "flops": None
+        if budget.flops is None
+        else budget.flops / (flops_per_sequence * tokens_per_s / seq_len),
     }
     seconds = min(limit for limit in limits.values() if limit is not None)
-    return {"tokens": tokens_per_s * seconds, "steps": steps_per_s * seconds, "hours": seconds / 3600}
+    return {
+        "tokens": tokens_per_s * seconds,
+        "steps": steps_per_s * seconds,
+        "hours": seconds / 3600,
+    }

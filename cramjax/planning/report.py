@@ -21,7 +21,17 @@ _HEAD = (
     "device", "fits", "microbatch", "GiB needed", "of", "params", "optim", "activ", "temp", "precision", "attention",
     "step ms", "bound by", "tokens/s", "tokens", "steps", "hours",
 )  # fmt: skip
-_EXPECTED_HEAD = ("expected", "step ms", "tokens/s", "MFU", "tokens", "steps", "hours", *kernels.KINDS, "")
+_EXPECTED_HEAD = (
+    "expected",
+    "step ms",
+    "tokens/s",
+    "MFU",
+    "tokens",
+    "steps",
+    "hours",
+    *kernels.KINDS,
+    "",
+)
 _KERNEL_HEAD = ("ms", "count", "kind", "GFLOP", "MB read", "written", "kernel", "operation")
 
 
@@ -41,7 +51,9 @@ def _expected(plans: Sequence[Plan]) -> list[str]:
     notes += [f"{plan.card.name}: {plan.unexpected}" for plan in plans if not plan.expected]
     if not known:
         return notes
-    lines = _aligned([_EXPECTED_HEAD, *map(_expected_row, known)], left=(0, len(_EXPECTED_HEAD) - 1))
+    lines = _aligned(
+        [_EXPECTED_HEAD, *map(_expected_row, known)], left=(0, len(_EXPECTED_HEAD) - 1)
+    )
     whole = "expected: every kernel of the compiled step at the rate such kernels reach; MFU of the dense peak"
     return [*lines, whole, *notes]
 
@@ -67,7 +79,9 @@ def kernel_list(ledger: Sequence[Row], n_rows: int) -> str:
     together: dict[tuple, list[Row]] = {}
     for row in ledger:
         kernel = row.kernel
-        together.setdefault((kernel.kind, kernel.work, re.sub(r"\d+", "", kernel.op_name)), []).append(row)
+        together.setdefault(
+            (kernel.kind, kernel.work, re.sub(r"\d+", "", kernel.op_name)), []
+        ).append(row)
     groups = sorted(together.values(), key=lambda rows: -sum(row.seconds for row in rows))
 
     lines = _aligned([_KERNEL_HEAD, *map(_kernel_row, groups[:n_rows])], left=(2, 6, 7))
@@ -129,9 +143,7 @@ def _advice(plan: Plan) -> str:
     if plan.remedies:
         return "these settings do: " + ", ".join(plan.remedies)
     if plan.source == "analytic":
-        return (
-            "try --config.model.remat=full, --config.optimizer.name=adafactor, or --config.mesh.fsdp=-1 on more devices"
-        )
+        return "try --config.model.remat=full, --config.optimizer.name=adafactor, or --config.mesh.fsdp=-1 on more devices"
     return "take a smaller model, shorter sequences, or more devices with --config.mesh.data=1 --config.mesh.fsdp=-1"
 
 
@@ -175,13 +187,18 @@ def plot(plans: Sequence[Plan], path: pathlib.Path) -> None:
     known = [(place, plan.expected.tokens) for place, plan in enumerate(plans) if plan.expected]
     if known:
         bought.barh(*zip(*known, strict=True), color="#3f7d50", height=0.4, label="expected")
-        bought.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+        bought.legend(
+            fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2
+        )
 
     memory.plot([], [], color="#b02020", linewidth=2, label="limit")
-    memory.set_yticks(places, [plan.card.name + ("*" if plan.source == "analytic" else "") for plan in plans])
+    memory.set_yticks(
+        places, [plan.card.name + ("*" if plan.source == "analytic" else "") for plan in plans]
+    )
     memory.invert_yaxis()
     memory.set_xlabel(
-        "GiB of a device" + (" (* by formula)" if any(plan.source == "analytic" for plan in plans) else "")
+        "GiB of a device"
+        + (" (* by formula)" if any(plan.source == "analytic" for plan in plans) else "")
     )
     memory.set_xlim(0, 1.18 * max(max(left), *(plan.memory["limit"] / GIB for plan in plans)))
     memory.legend(fontsize=8, frameon=False, loc="lower right")

@@ -51,11 +51,17 @@ def of(fused: Computation) -> Work:
     """
     results = _results(fused)
     needed = _needed(fused, results)
-    read = sum(needed[one.name] * one.n_bytes / one.size for one in fused if one.opcode == "parameter" and one.size)
+    read = sum(
+        needed[one.name] * one.n_bytes / one.size
+        for one in fused
+        if one.opcode == "parameter" and one.size
+    )
     written = sum(_written(fused, result) for result in results)
     flops = sum(dot_flops(fused, one) for one in fused if one.opcode == "dot")
 
-    operations = sum(_operations(fused, _needed(fused, group)) for group in _computed_apart(fused, results))
+    operations = sum(
+        _operations(fused, _needed(fused, group)) for group in _computed_apart(fused, results)
+    )
     if not read and not operations:
         operations = _FILL_COST * sum(result.size for result in results)
     return Work(read, written, flops, operations)
@@ -64,7 +70,11 @@ def of(fused: Computation) -> Work:
 def dot_flops(computation: Computation, dot: Instruction) -> float:
     """FLOPs of a product: two for every element of the result and of the contracted sizes."""
     left = computation.operands(dot)[0].arrays[0]
-    return 2.0 * dot.size * math.prod(left.dims[place] for place in dot.numbers("lhs_contracting_dims"))
+    return (
+        2.0
+        * dot.size
+        * math.prod(left.dims[place] for place in dot.numbers("lhs_contracting_dims"))
+    )
 
 
 def is_arithmetic(instruction: Instruction) -> bool:

@@ -38,15 +38,22 @@ def read(data_dir: str | pathlib.Path, limit: int | None = None) -> list[Pair]:
     """
     folder = pathlib.Path(data_dir)
     if not folder.is_dir():
-        raise UserError(f"--data_dir {folder}: no such folder; name the one with BLiMP's 67 .jsonl files")
+        raise UserError(
+            f"--data_dir {folder}: no such folder; name the one with BLiMP's 67 .jsonl files"
+        )
     paths = sorted(folder.glob("*.jsonl"))
     if not paths:
-        raise UserError(f"--data_dir {folder}: holds no .jsonl files; name the folder with BLiMP's 67")
+        raise UserError(
+            f"--data_dir {folder}: holds no .jsonl files; name the folder with BLiMP's 67"
+        )
     pairs = []
     for path in paths:
         try:
             with path.open("rb") as file:
-                pairs += [_pair(line, f"{path}:{n}") for n, line in enumerate(itertools.islice(file, limit), 1)]
+                pairs += [
+                    _pair(line, f"{path}:{n}")
+                    for n, line in enumerate(itertools.islice(file, limit), 1)
+                ]
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not pairs:

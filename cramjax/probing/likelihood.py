@@ -51,7 +51,9 @@ def sentence_scores(
     encodings = model.tokenizer.encode_batch(unique)
     tokens = [np.asarray(found.ids, np.int32) for found in encodings]
     scored = [np.flatnonzero(np.asarray(found.special_tokens_mask) == 0) for found in encodings]
-    places = dict(zip(reversed(sentences), reversed(where), strict=True)) if where else {}  # the first of equal ones
+    places = (
+        dict(zip(reversed(sentences), reversed(where), strict=True)) if where else {}
+    )  # the first of equal ones
     _check_lengths(model, unique, tokens, places)
     total = np.zeros(len(unique))
     n_copies, n_done = sum(map(len, scored)), 0
@@ -76,29 +78,44 @@ def sentence_scores(
 
 
 def _hidden_id(model: LoadedModel) -> int:
-    found = model.tokenizer.token_to_id("<extra_id_0>") if model.is_t5 else model.special.get("mask")
+    found = (
+        model.tokenizer.token_to_id("<extra_id_0>") if model.is_t5 else model.special.get("mask")
+    )
     if found is None:
-        raise UserError(f"the tokenizer has no {'<extra_id_0>' if model.is_t5 else 'mask token'} to hide a word with")
+        raise UserError(
+            f"the tokenizer has no {'<extra_id_0>' if model.is_t5 else 'mask token'} to hide a word with"
+        )
     return found
 
 
 def _n_positions(model: LoadedModel) -> int | None:
     """Rows of the learned table of positions; None where there is none, and no limit."""
-    return None if model.is_t5 or model.config.positions != "learned" else model.config.max_positions
+    return (
+        None if model.is_t5 or model.config.positions != "learned" else model.config.max_positions
+    )
 
 
 def _check_lengths(
-    model: LoadedModel, sentences: Sequence[str], tokens: Sequence[np.ndarray], places: dict[str, str]
+    model: LoadedModel,
+    sentences: Sequence[str],
+    tokens: Sequence[np.ndarray],
+    places: dict[str, str],
 ) -> None:
     limit = _n_positions(model)
     for sentence, ids in zip(sentences, tokens, strict=True):
         if limit is not None and len(ids) > limit:
             name = f"{places[sentence]}: " if sentence in places else ""
-            raise UserError(f"{name}{sentence[:60]!r}…: {len(ids)} tokens, and the model has {limit} positions")
+            raise UserError(
+                f"{name}{sentence[:60]!r}…: {len(ids)} tokens, and the model has {limit} positions"
+            )
 
 
 def _batches(
-    tokens: Sequence[np.ndarray], scored: Sequence[np.ndarray], pad_id: int, batch_tokens: int, longest: int | None
+    tokens: Sequence[np.ndarray],
+    scored: Sequence[np.ndarray],
+    pad_id: int,
+    batch_tokens: int,
+    longest: int | None,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """(whose copies, arrays of a batch): copies of sentences of like length, each with the place of its hidden token."""
     buckets: dict[int, list[int]] = {}
@@ -119,7 +136,11 @@ def _batches(
             at = np.pad(chosen, fill)
             yield (
                 np.asarray(numbers)[chosen],
-                {"tokens": padded[at], "sizes": sizes[at], "places": np.pad(places[start : start + rows], fill)},
+                {
+                    "tokens": padded[at],
+                    "sizes": sizes[at],
+                    "places": np.pad(places[start : start + rows], fill),
+                },
             )
 
 
@@ -144,7 +165,9 @@ def _scorer(cfg: Any, hidden_id: int, vocab_size: int, pad_id: int) -> Callable[
         common = (cfg, FLOAT32, params)
         if isinstance(cfg, t5.T5Config):
             encoded = t5.encode(*common, hidden_tokens, padding_mask=mask)
-            read = jnp.broadcast_to(jnp.asarray([[pad_id, hidden_id]], jnp.int32), (tokens.shape[0], 2))
+            read = jnp.broadcast_to(
+                jnp.asarray([[pad_id, hidden_id]], jnp.int32), (tokens.shape[0], 2)
+            )
             hidden = t5.decode(*common, encoded, read, padding_mask=mask)[:, 1]
             logits = t5.head(*common, hidden)
         else:

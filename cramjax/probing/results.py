@@ -13,20 +13,29 @@ from cramjax.probing.blimp import Pair
 CHANCE = 50.0
 
 
-def accuracies(pairs: Sequence[Pair], scores: np.ndarray, control: np.ndarray | None) -> dict[str, Any]:
+def accuracies(
+    pairs: Sequence[Pair], scores: np.ndarray, control: np.ndarray | None
+) -> dict[str, Any]:
     """Percent of pairs whose good sentence scores higher: overall, by field, term and paradigm; a tie is half right.
 
     Args:
         scores: float [pairs, 2] of good and bad sentences. control: the same of a model with random weights.
     """
-    columns = {"accuracy": _right(scores)} | ({} if control is None else {"control": _right(control)})
+    columns = {"accuracy": _right(scores)} | (
+        {} if control is None else {"control": _right(control)}
+    )
 
     def mean(chosen):
-        return {name: round(100 * float(np.mean(right[chosen])), 2) for name, right in columns.items()}
+        return {
+            name: round(100 * float(np.mean(right[chosen])), 2) for name, right in columns.items()
+        }
 
     def grouped(key):
         names = np.array([getattr(pair, key) for pair in pairs])
-        return {str(name): mean(names == name) | {"n": int(np.sum(names == name))} for name in dict.fromkeys(names)}
+        return {
+            str(name): mean(names == name) | {"n": int(np.sum(names == name))}
+            for name in dict.fromkeys(names)
+        }
 
     paradigms = grouped("paradigm")
     belongs = {pair.paradigm: {"field": pair.field, "term": pair.term} for pair in pairs}
@@ -61,11 +70,19 @@ def table(found: dict[str, Any], *, markdown: bool = False) -> str:
             for name, one in found["paradigms"].items()
             if one["field"] == field
         ]
-    everything = {"accuracy": found["overall"], "control": found.get("overall_control"), "n": found["n_pairs"]}
+    everything = {
+        "accuracy": found["overall"],
+        "control": found.get("overall_control"),
+        "n": found["n_pairs"],
+    }
     rows.append(["**all**" if markdown else "ALL", *_cells(everything, with_control)])
     if markdown:
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
-    return "\n".join(f"{name:<58}" + "".join(f"{cell:>16}" for cell in cells) for name, *cells in (header, *rows))
+        return "\n".join(
+            f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)
+        )
+    return "\n".join(
+        f"{name:<58}" + "".join(f"{cell:>16}" for cell in cells) for name, *cells in (header, *rows)
+    )
 
 
 def _cells(entry: dict[str, Any], with_control: bool) -> list[str]:
@@ -90,8 +107,14 @@ def draw(found: dict[str, Any], path: pathlib.Path) -> None:
     for number, field in enumerate(fields):
         axes.barh([0], [0], color=f"C{number}", label=field)
     axes.axvline(CHANCE, color="grey", linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(ordered)), [name.replace("_", " ") for name, _ in ordered], fontsize=6)
-    axes.set(xlim=(0, 100), ylim=(-0.7, len(ordered) - 0.3), xlabel="accuracy, % (|: random weights, dashed: chance)")
+    axes.set_yticks(
+        range(len(ordered)), [name.replace("_", " ") for name, _ in ordered], fontsize=6
+    )
+    axes.set(
+        xlim=(0, 100),
+        ylim=(-0.7, len(ordered) - 0.3),
+        xlabel="accuracy, % (|: random weights, dashed: chance)",
+    )
     axes.set_title(f"BLiMP: {found['overall']:.1f}%", fontsize=10)
     axes.legend(fontsize=7, loc="lower right")
     figure.savefig(path, dpi=120)

@@ -71,7 +71,9 @@ def read_facts(folder: pathlib.Path, results: pathlib.Path | None, step: int | N
     )
 
 
-def _finetuning_around(folder: pathlib.Path, task: str) -> tuple[dict[str, Any] | None, dict[str, float]]:
+def _finetuning_around(
+    folder: pathlib.Path, task: str
+) -> tuple[dict[str, Any] | None, dict[str, float]]:
     """results.json and this model's scores where `folder` is still OUT/models/TASK/point-i/seed-n of the OUT it was saved in."""
     if len(folder.parents) < 4 or folder.parents[2].name != "models":
         return None, {}
@@ -103,7 +105,13 @@ def _spent(folder: pathlib.Path, step: int | None) -> dict[str, Any]:
 
 
 def write(
-    directory: pathlib.Path, facts: Facts, raw: Mapping[str, Any], *, name: str, license: str, language: str
+    directory: pathlib.Path,
+    facts: Facts,
+    raw: Mapping[str, Any],
+    *,
+    name: str,
+    license: str,
+    language: str,
 ) -> None:
     """Write README.md, and the loss curve if there is one, into `directory`.
 
@@ -117,12 +125,21 @@ def write(
         license=license,
         library_name="transformers",
         pipeline_tag=_pipeline(raw),
-        tags=["cramjax", raw["model_type"], *(["pretraining"] if not facts.finetuned else [facts.finetuned["task"]])],
+        tags=[
+            "cramjax",
+            raw["model_type"],
+            *(["pretraining"] if not facts.finetuned else [facts.finetuned["task"]]),
+        ],
         datasets=_datasets(facts) or None,
         model_name=name.rpartition("/")[2],
         eval_results=list(_evaluations(facts, raw)) or None,
     )
-    sections = [f"# {name.rpartition('/')[2]}", _what(facts, raw), *_compression(facts), *_usage(facts, raw, name)]
+    sections = [
+        f"# {name.rpartition('/')[2]}",
+        _what(facts, raw),
+        *_compression(facts),
+        *_usage(facts, raw, name),
+    ]
     if facts.finetuned or facts.config:
         sections += _finetuning(facts) if facts.finetuned else _pretraining(facts, directory)
     sections += [*_table(facts), *_reproduction(facts), "## Limitations", _limitations(facts)]
@@ -134,15 +151,25 @@ def _compression(facts: Facts) -> list[str]:
     if not facts.compression:
         return []
     share, bits = facts.compression["prune"], facts.compression["bits"]
-    parts = ([f"{share:.0%} of it pruned"] if share else []) + ([f"quantised to {bits} bits"] if bits < 32 else [])
-    return [f"The weights are those of a compressed model ({', '.join(parts)}), written out in full."] if parts else []
+    parts = ([f"{share:.0%} of it pruned"] if share else []) + (
+        [f"quantised to {bits} bits"] if bits < 32 else []
+    )
+    return (
+        [f"The weights are those of a compressed model ({', '.join(parts)}), written out in full."]
+        if parts
+        else []
+    )
 
 
 def _pipeline(raw: Mapping[str, Any]) -> str:
     (architecture,) = raw["architectures"]
     if architecture.endswith("ForMaskedLM"):
         return "fill-mask"
-    return "text-classification" if architecture.endswith("ForSequenceClassification") else "text2text-generation"
+    return (
+        "text-classification"
+        if architecture.endswith("ForSequenceClassification")
+        else "text2text-generation"
+    )
 
 
 def _sources(facts: Facts) -> list[str]:
@@ -206,7 +233,11 @@ def _entries(facts: Facts) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(suite, task, its entry in results.json), for a finetuned model of its own task."""
     if facts.results:
         suite, own = facts.results["suite"], facts.finetuned and facts.finetuned["task"]
-        found = (task.name for task in SUITES[suite] if task.name in facts.results and own in (None, task.name))
+        found = (
+            task.name
+            for task in SUITES[suite]
+            if task.name in facts.results and own in (None, task.name)
+        )
         yield from ((suite, name, facts.results[name]) for name in found)
 
 
@@ -217,7 +248,9 @@ def _what(facts: Facts, raw: Mapping[str, Any]) -> str:
         task, suite = facts.finetuned["task"], _TITLES[facts.finetuned["suite"]]
         start = f" from {facts.results['model']}" if facts.results else ""
         return f"A `{architecture}` finetuned{start} on {task} of {suite} with {made}."
-    n_params = f", {facts.spent['params'] / 1e6:,.1f}M parameters" if "params" in facts.spent else ""
+    n_params = (
+        f", {facts.spent['params'] / 1e6:,.1f}M parameters" if "params" in facts.spent else ""
+    )
     return f"A `{architecture}`{n_params}, pretrained from scratch with {made}. It loads in stock `transformers`, without remote code."
 
 
@@ -247,7 +280,9 @@ for guess in fill(f"The capital of France is {{fill.tokenizer.mask_token}}."):
 classify = pipeline("text-classification", model="{name}")
 print(classify({{"text": "It rains.", "text_pair": "The street is wet."}}))'''
         if facts.finetuned and _is_single(facts):
-            code = code.replace('{"text": "It rains.", "text_pair": "The street is wet."}', '"It rains."')
+            code = code.replace(
+                '{"text": "It rains.", "text_pair": "The street is wet."}', '"It rains."'
+            )
     return ["## Use", f"```python\n{code}\n```"]
 
 
@@ -275,7 +310,10 @@ def _pretraining(facts: Facts, directory: pathlib.Path) -> list[str]:
         "hardware": _hardware(facts),
         "precision": str(spent.get("precision", config["precision"])),
     }
-    sections = ["## Training", "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())]
+    sections = [
+        "## Training",
+        "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items()),
+    ]
     if spent.get("eval_loss") is not None:
         unigram = (
             f"; a model that knows word frequencies only has {spent['unigram_loss']:.3f}"
@@ -295,7 +333,9 @@ def _spent_text(spent: Mapping[str, Any]) -> str:
     parts += [f"{spent['tokens'] / 1e6:,.1f}M tokens" if "tokens" in spent else ""]
     parts += [f"{spent['flops']:.3g} FLOPs" if "flops" in spent else ""]
     if "elapsed_s" in spent:
-        unit, seconds = next(unit for unit in _UNITS if spent["elapsed_s"] >= unit[1] or unit[1] == 1)
+        unit, seconds = next(
+            unit for unit in _UNITS if spent["elapsed_s"] >= unit[1] or unit[1] == 1
+        )
         parts += [f"{spent['elapsed_s'] / seconds:.3g} {unit}"]
     return ", ".join(filter(None, parts))
 
@@ -303,16 +343,29 @@ def _spent_text(spent: Mapping[str, Any]) -> str:
 def _hardware(facts: Facts) -> str:
     devices = facts.environment.get("devices", [])
     kinds = ", ".join(f"{devices.count(kind)} × {kind}" for kind in dict.fromkeys(devices))
-    return f"{kinds} ({facts.environment['cpus']} CPU cores)" if "cpus" in facts.environment else kinds
+    return (
+        f"{kinds} ({facts.environment['cpus']} CPU cores)" if "cpus" in facts.environment else kinds
+    )
 
 
 def _finetuning(facts: Facts) -> list[str]:
     settings = facts.finetuned["settings"]
-    keys = ("optimizer", "lr", "schedule", "epochs", "batch_size", "max_length", "dropout", "pooling")
+    keys = (
+        "optimizer",
+        "lr",
+        "schedule",
+        "epochs",
+        "batch_size",
+        "max_length",
+        "dropout",
+        "pooling",
+    )
     rows = "\n".join(f"| {key} | {settings[key]} |" for key in keys if key in settings)
     scores = ", ".join(f"{name} {value:.1f}" for name, value in facts.scores.items())
     sections = ["## Finetuning", f"| | |\n|---|---|\n| seed | {facts.finetuned['seed']} |\n{rows}"]
-    return sections + ([f"This model on the validation rows: {scores} (percent)."] if scores else [])
+    return sections + (
+        [f"This model on the validation rows: {scores} (percent)."] if scores else []
+    )
 
 
 def _table(facts: Facts) -> list[str]:
@@ -329,7 +382,11 @@ def _table(facts: Facts) -> list[str]:
     protocol = facts.results["protocol"]
     title = f"## {_TITLES[facts.results['suite']]}"
     text = f"Development sets, in percent, protocol `{protocol['name']}` ({protocol['source']}). Scores of other protocols do not compare."
-    return [title, text, "| task | metric | median | std | seeds |\n|---|---|---|---|---|\n" + "\n".join(rows)]
+    return [
+        title,
+        text,
+        "| task | metric | median | std | seeds |\n|---|---|---|---|---|\n" + "\n".join(rows),
+    ]
 
 
 def _reproduction(facts: Facts) -> list[str]:
@@ -342,9 +399,19 @@ def _reproduction(facts: Facts) -> list[str]:
     if not commands:
         return []
     lines = "\n".join(commands)
-    made = f"cramjax at git revision `{facts.environment['git']}`" if facts.environment.get("git") else ""
-    versions = ", ".join(f"{name} {version}" for name, version in facts.environment.get("packages", {}).items())
-    notes = "; ".join(filter(None, [made, versions, f"seed {facts.config['seed']}" if "seed" in facts.config else ""]))
+    made = (
+        f"cramjax at git revision `{facts.environment['git']}`"
+        if facts.environment.get("git")
+        else ""
+    )
+    versions = ", ".join(
+        f"{name} {version}" for name, version in facts.environment.get("packages", {}).items()
+    )
+    notes = "; ".join(
+        filter(
+            None, [made, versions, f"seed {facts.config['seed']}" if "seed" in facts.config else ""]
+        )
+    )
     return ["## Reproduce", f"```bash\n{lines}\n```", *([notes + "."] if notes else [])]
 
 

@@ -62,7 +62,9 @@ def export(
     options, source, out = options or Options(), pathlib.Path(checkpoint), pathlib.Path(out)
     _check_out(out)
     if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", options.max_shard_size):
-        raise UserError(f"--max_shard_size {options.max_shard_size}: must be a size as 5GB or 500MB")
+        raise UserError(
+            f"--max_shard_size {options.max_shard_size}: must be a size as 5GB or 500MB"
+        )
     if not (source / "checkpoints").is_dir() and not packed.is_packed(source):
         what = (
             "is a model of transformers already"
@@ -87,12 +89,19 @@ def export(
         )
         tell(f"{raw['architectures'][0]}: config.json and all tensors are as the class has them")
         read_cfg, read_params = _read_back(staged, cfg, params, exact=options.dtype == "float32")
-        tell(f"read back{', bit for bit' if options.dtype == 'float32' else f' from {options.dtype}'}")
+        tell(
+            f"read back{', bit for bit' if options.dtype == 'float32' else f' from {options.dtype}'}"
+        )
         if options.verify:
             difference = parity.compare(staged, read_cfg, read_params, tokenizer)
             tell(f"transformers: the same token ids, logits within {difference:.1e}")
         card.write(
-            staged, facts, raw, name=options.name or out.name, license=options.license, language=options.language
+            staged,
+            facts,
+            raw,
+            name=options.name or out.name,
+            license=options.license,
+            language=options.language,
         )
     return {"architecture": raw["architectures"][0], "step": model.step}
 
@@ -100,7 +109,9 @@ def export(
 def _check_out(out: pathlib.Path) -> None:
     """Raises UserError where `out` holds anything but an export or a checkout of one."""
     if out.is_dir() and any(out.iterdir()) and not directory.is_hf_directory(out):
-        raise UserError(f"--out {out}: holds other files; name a new folder or that of an earlier export")
+        raise UserError(
+            f"--out {out}: holds other files; name a new folder or that of an earlier export"
+        )
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
 
@@ -131,11 +142,15 @@ def _whole(model: LoadedModel) -> LoadedModel:
     if not model.config.ffn_rank:
         return model
     return dataclasses.replace(
-        model, config=dataclasses.replace(model.config, ffn_rank=0), params=lowrank.merged(model.params)
+        model,
+        config=dataclasses.replace(model.config, ffn_rank=0),
+        params=lowrank.merged(model.params),
     )
 
 
-def _with_head(model: LoadedModel) -> tuple[families.Config, dict[str, Any], tuple[str, ...] | None]:
+def _with_head(
+    model: LoadedModel,
+) -> tuple[families.Config, dict[str, Any], tuple[str, ...] | None]:
     """The network with the head it was trained for, its parameters, and the names of a classifier's outputs."""
     params = jax.tree.map(np.asarray, model.params)
     if not model.finetuned or model.is_t5:
@@ -144,7 +159,9 @@ def _with_head(model: LoadedModel) -> tuple[families.Config, dict[str, Any], tup
     settings = model.finetuned["settings"]
     cfg = classifier.ClassifierConfig(
         encoder=dataclasses.replace(
-            model.config, dropout=settings["dropout"], attention_dropout=settings["attention_dropout"]
+            model.config,
+            dropout=settings["dropout"],
+            attention_dropout=settings["attention_dropout"],
         ),
         width=head["dense"]["kernel"].shape[1],
         n_outputs=task.n_classes,
@@ -155,7 +172,11 @@ def _with_head(model: LoadedModel) -> tuple[families.Config, dict[str, Any], tup
     # One head fits all tasks; outputs that this one does not have were never trained.
     out = {name: leaf[..., : task.n_classes] for name, leaf in head["out"].items()}
     labels = task.labels if task.kind in ("classification", "answers") else ("no", "yes")
-    return cfg, params | {"classifier": head | {"out": out}}, ("score",) if task.n_classes == 1 else labels
+    return (
+        cfg,
+        params | {"classifier": head | {"out": out}},
+        ("score",) if task.n_classes == 1 else labels,
+    )
 
 
 def _task(model: LoadedModel) -> Task:
@@ -167,7 +188,11 @@ def _as_read(model: LoadedModel) -> tokenizers.Tokenizer:
     """The tokenizer, giving a single text the special tokens it had in finetuning."""
     if not model.finetuned or model.is_t5 or not model.finetuned["settings"]["single_as_pair"]:
         return model.tokenizer
-    return tokenizer_files.with_empty_second(model.tokenizer) if len(_task(model).fields) == 1 else model.tokenizer
+    return (
+        tokenizer_files.with_empty_second(model.tokenizer)
+        if len(_task(model).fields) == 1
+        else model.tokenizer
+    )
 
 
 def _max_length(source: pathlib.Path, model: LoadedModel) -> int:
@@ -194,7 +219,11 @@ def _read_back(
     else:
         imported = directory.read(staged)
         read_cfg, found = imported.config, imported.params
-    same = jax.tree.map(lambda a, b: a.shape == b.shape and (not exact or np.array_equal(a, b)), found, params)
+    same = jax.tree.map(
+        lambda a, b: a.shape == b.shape and (not exact or np.array_equal(a, b)), found, params
+    )
     if not all(jax.tree.leaves(same)):
-        raise RunFailed(f"{staged}: does not hold the parameters that were written; check the disk and export again")
+        raise RunFailed(
+            f"{staged}: does not hold the parameters that were written; check the disk and export again"
+        )
     return read_cfg, found

@@ -35,13 +35,18 @@ PIPELINE_TOKENS = 1 << 24
 def bench(config: Any, n_steps: int) -> dict[str, Any]:
     """Measure `n_steps` steps at full batch on random tokens; see `tools/bench.py` for the keys and units of the result."""
     start.start()
-    vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids)
+    vocabulary = session.AssumedVocabulary(
+        vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids
+    )
     made = session.open_session(config, vocabulary, _say)
     compiled, compile_s = session.compile_train_step(made)
     seconds, dispatch_s, host_s = _step_seconds(made, compiled, n_steps)
     median_s = statistics.median(seconds)
     device = jax.devices()[0]
-    peak = devices.measure_matmul_flops(device, made.precision, size=2048, seconds=2.0) * jax.device_count()
+    peak = (
+        devices.measure_matmul_flops(device, made.precision, size=2048, seconds=2.0)
+        * jax.device_count()
+    )
     rows = made.max_microbatches * made.microbatch_size
     flops = rows * made.task.flops
     cost = compiled.cost_analysis() or {}
@@ -67,7 +72,9 @@ def bench(config: Any, n_steps: int) -> dict[str, Any]:
         "mfu": flops / median_s / peak,
         "analytic_flops": flops,
         # XLA counts the body of a loop once: the two compare only with one microbatch and all layers unrolled.
-        "xla_flops": cost.get("flops") if made.max_microbatches == 1 and _is_unrolled(config.model) else None,
+        "xla_flops": cost.get("flops")
+        if made.max_microbatches == 1 and _is_unrolled(config.model)
+        else None,
         "temporary_bytes": analysis.temp_size_in_bytes if analysis else None,
         "peak_memory_bytes": devices.peak_memory_bytes(device),
         "input_tokens_per_s": {
@@ -85,12 +92,16 @@ def _is_unrolled(model: Any) -> bool:
     return all(stack.n_unrolled(n, model.unroll) == n for n in depths)
 
 
-def _step_seconds(made: session.Session, compiled: Any, n_steps: int) -> tuple[list[float], float, float]:
+def _step_seconds(
+    made: session.Session, compiled: Any, n_steps: int
+) -> tuple[list[float], float, float]:
     """Of steps, each waited for; the median until a call returns; of a round of the loop that computes nothing."""
     config = made.config
     state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed)
     shape = (made.max_microbatches, made.microbatch_size, made.task.row_tokens)
-    tokens = np.random.default_rng(0).integers(5, config.data.vocab_size, shape).astype(made.token_dtype)
+    tokens = (
+        np.random.default_rng(0).integers(5, config.data.vocab_size, shape).astype(made.token_dtype)
+    )
     batch = jax.device_put(tokens, meshes.batch_sharding(made.mesh, 3, 1))
     scalars = (np.float32(config.optimizer.lr), np.int32(made.max_microbatches))
     lr, n_micro = jax.device_put(scalars, meshes.replicated(made.mesh))
@@ -101,7 +112,11 @@ def _step_seconds(made: session.Session, compiled: Any, n_steps: int) -> tuple[l
         dispatched.append(time.perf_counter() - start)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - start)
-    return seconds[WARMUP_STEPS:], statistics.median(dispatched[WARMUP_STEPS:]), overhead.host_s(made, state)
+    return (
+        seconds[WARMUP_STEPS:],
+        statistics.median(dispatched[WARMUP_STEPS:]),
+        overhead.host_s(made, state),
+    )
 
 
 def _pipeline_rate(config: Any, row_tokens: int, name: str, n_units: int = 400) -> float | None:
@@ -110,7 +125,9 @@ def _pipeline_rate(config: Any, row_tokens: int, name: str, n_units: int = 400) 
         return None
     with tempfile.TemporaryDirectory() as folder:
         directory = _random_dataset(pathlib.Path(folder), config.data.vocab_size)
-        source = loaders.open_loader(TokenDataset.open(directory), seed=config.seed, seq_len=row_tokens, loader=name)
+        source = loaders.open_loader(
+            TokenDataset.open(directory), seed=config.seed, seq_len=row_tokens, loader=name
+        )
         stream = source.stream(0, config.eval.batch_size)
         for _ in range(20):
             next(stream)
@@ -132,7 +149,12 @@ def _random_dataset(folder: pathlib.Path, vocab_size: int) -> pathlib.Path:
     writer.add([np.random.default_rng(0).integers(len(special), vocab_size, PIPELINE_TOKENS)])
     writer.close()
     shards = pack.finish(partial, dtype=dtype, vocab_size=vocab_size)
-    counts = {"documents": 1, "tokens": PIPELINE_TOKENS, "train_tokens": PIPELINE_TOKENS, "heldout_tokens": 0}
+    counts = {
+        "documents": 1,
+        "tokens": PIPELINE_TOKENS,
+        "train_tokens": PIPELINE_TOKENS,
+        "heldout_tokens": 0,
+    }
     manifest = counts | {
         "format": FORMAT,
         "fingerprint": "random",

@@ -26,10 +26,17 @@ STUDIES = {
     ),
     "train_large": Study(
         recipe="configs/train_large_small.py",
-        sweeps={"sizes": Sweep(title="Equal wall-clock", grids=("variant=L2-H32,L2-H64,L2-H128,L4-H192",))},
+        sweeps={
+            "sizes": Sweep(
+                title="Equal wall-clock", grids=("variant=L2-H32,L2-H64,L2-H128,L4-H192",)
+            )
+        },
         compressions={
             "sst2": Compression(
-                title="SST-2", sweep="sizes", task="sst2", flags=(*_COMPRESS, "--set", "max_train=6000")
+                title="SST-2",
+                sweep="sizes",
+                task="sst2",
+                flags=(*_COMPRESS, "--set", "max_train=6000"),
             ),
             "mrpc": Compression(title="MRPC", sweep="sizes", task="mrpc", flags=_COMPRESS),
         },

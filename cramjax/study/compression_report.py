@@ -29,9 +29,20 @@ def _sizes(title: str, results: Sequence[Result]) -> str:
     rows: Rows = []
     for result in results:
         if summary := result.summary:
-            cells = (f"{summary['steps']:,}", f"{summary['tokens'] / 1e6:.1f} M", f"{summary['flops']:.2e}")
+            cells = (
+                f"{summary['steps']:,}",
+                f"{summary['tokens'] / 1e6:.1f} M",
+                f"{summary['flops']:.2e}",
+            )
             size = f"{summary['params'] / 1e6:.2f} M"
-            rows.append((", ".join(result.point.values.values()), size, *cells, f"{summary['eval_loss']:.3f}"))
+            rows.append(
+                (
+                    ", ".join(result.point.values.values()),
+                    size,
+                    *cells,
+                    f"{summary['eval_loss']:.3f}",
+                )
+            )
     return f"## {title}\n\n{markdown(('size', 'parameters', 'steps', 'tokens', 'FLOPs', 'held-out loss'), rows)}\n"
 
 
@@ -57,7 +68,9 @@ def within(entries: Sequence[Entry]) -> str:
     best: dict[tuple[str, int], Entry] = {}
     for model in _models(entries):
         for limit in limits:
-            fits = [entry for entry in entries if entry["model"] == model and entry["bytes"] <= limit]
+            fits = [
+                entry for entry in entries if entry["model"] == model and entry["bytes"] <= limit
+            ]
             if fits:
                 best[model, limit] = max(fits, key=lambda entry: (_better(entry), -entry["bytes"]))
     rows: Rows = []
@@ -68,10 +81,14 @@ def within(entries: Sequence[Entry]) -> str:
                 cells.append("")
                 continue
             top = max(_better(other) for (_, at), other in best.items() if at == limit)
-            value = f"**{entry['value']:.1f}**" if _better(entry) == top else f"{entry['value']:.1f}"
+            value = (
+                f"**{entry['value']:.1f}**" if _better(entry) == top else f"{entry['value']:.1f}"
+            )
             cells.append(f"{value} ({_how(entry)})")
         rows.append((model, *cells))
-    return markdown((f"{entries[0]['metric']}, at most", *(f"{limit / 1e6:g} MB" for limit in limits)), rows)
+    return markdown(
+        (f"{entries[0]['metric']}, at most", *(f"{limit / 1e6:g} MB" for limit in limits)), rows
+    )
 
 
 def _how(entry: Entry) -> str:

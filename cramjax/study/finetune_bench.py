@@ -48,11 +48,17 @@ def bench(
     Raises:
         UserError: for another task than one of classification, a T5, and without what the peer needs.
     """
-    if peer and not all(importlib.util.find_spec(name) for name in ("torch", "transformers", "accelerate")):
-        raise UserError("--peer needs torch, transformers and accelerate: pip install -r requirements-test.txt")
+    if peer and not all(
+        importlib.util.find_spec(name) for name in ("torch", "transformers", "accelerate")
+    ):
+        raise UserError(
+            "--peer needs torch, transformers and accelerate: pip install -r requirements-test.txt"
+        )
     (task, *others) = find_tasks([task_name])
     if others or task.kind != "classification" or config.model.family != "encoder":
-        raise UserError(f"--finetune {task_name}: measures one task of classification with an encoder, as cola")
+        raise UserError(
+            f"--finetune {task_name}: measures one task of classification with an encoder, as cola"
+        )
     start.start()
     measure = _Ours(config, task, data_dir, n_steps)
     result = {
@@ -68,10 +74,14 @@ def bench(
         return result
     peers = finetune_peer.measure(measure.specification(), n_steps, modes)
     after = {name: measure(name)["examples_per_s"] for name in PRECISIONS}
-    return result | comparison({name: found["examples_per_s"] for name, found in result["ours"].items()}, after, peers)
+    return result | comparison(
+        {name: found["examples_per_s"] for name, found in result["ours"].items()}, after, peers
+    )
 
 
-def comparison(before: dict[str, float], after: dict[str, float], peers: list[dict[str, Any]]) -> dict[str, Any]:
+def comparison(
+    before: dict[str, float], after: dict[str, float], peers: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Ours (the mean of before and after the peers ran) over the peer's.
 
     float32: over its float32 modes on batches in random order, as ours are; float32_any: over all its float32 modes, those that put
@@ -88,7 +98,9 @@ def comparison(before: dict[str, float], after: dict[str, float], peers: list[di
         "ours_examples_per_s": {name: [before[name], after[name]] for name in before},
         "peers": peers,
         "ratio_to_peer": {
-            "float32": ratio(ours["float32"], [rate for mode, rate in float32.items() if "grouped" not in mode]),
+            "float32": ratio(
+                ours["float32"], [rate for mode, rate in float32.items() if "grouped" not in mode]
+            ),
             "float32_any": ratio(ours["float32"], list(float32.values())),
             "best": ratio(max(ours.values()), list(rates.values())),
         },
@@ -104,12 +116,16 @@ class _Ours:
         settings = PROTOCOLS["cramming"].settings
         # As many epochs as hold the steps: training ends with the first of the two.
         epochs = math.ceil(n_steps / math.ceil(len(splits["train"]) / settings.batch_size))
-        self.settings = dataclasses.replace(settings, max_steps=n_steps, epochs=max(1, epochs), single_as_pair=False)
+        self.settings = dataclasses.replace(
+            settings, max_steps=n_steps, epochs=max(1, epochs), single_as_pair=False
+        )
         samples = [sample for row in splits["train"] for sample in inputs.samples(task, row)]
         pairs = [pair for sample in samples for pair in sample.pairs]
         texts = [text for pair in pairs for text in pair if text is not None]
         vocab_size = config.data.vocab_size
-        tokenizer, _ = tokenizers.train("wordpiece", texts, vocab_size=vocab_size, lowercase=True, ascii_only=True)
+        tokenizer, _ = tokenizers.train(
+            "wordpiece", texts, vocab_size=vocab_size, lowercase=True, ascii_only=True
+        )
         self._config = encoder_config(config.model, vocab_size)
         self._n_classes = task.n_classes
         pad_id = tokenizers.special_ids(tokenizer)["pad"]
@@ -130,20 +146,32 @@ class _Ours:
         settings = self.settings
         rates = {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
         learner = classification(
-            self._config, number_format, width=settings.head_width, pooling=settings.pooling, **rates
+            self._config,
+            number_format,
+            width=settings.head_width,
+            pooling=settings.pooling,
+            **rates,
         )
 
         def train() -> tuple[float, int]:
             start = time.perf_counter()
-            found = training.train(self._feed, learner, settings, self._trained, [0], dynamic_scale=False)
+            found = training.train(
+                self._feed, learner, settings, self._trained, [0], dynamic_scale=False
+            )
             return time.perf_counter() - start, found.n_steps
 
         first = None if precision in self._compile_s else train()
         seconds, n_steps = train()
         if first:
             self._compile_s[precision] = max(0.0, first[0] - seconds)
-        n_examples = finetune_peer.n_examples(self._feed.n_train, settings.batch_size, range(n_steps))
-        return {"examples_per_s": n_examples / seconds, "seconds": seconds, "compile_s": self._compile_s[precision]}
+        n_examples = finetune_peer.n_examples(
+            self._feed.n_train, settings.batch_size, range(n_steps)
+        )
+        return {
+            "examples_per_s": n_examples / seconds,
+            "seconds": seconds,
+            "compile_s": self._compile_s[precision],
+        }
 
     def specification(self) -> dict[str, Any]:
         """What the peer needs to know: a BERT with as many parameters a block, examples and settings."""
@@ -162,9 +190,12 @@ class _Ours:
             "attention_probs_dropout_prob": settings.attention_dropout,
         }
         chosen = {
-            name: getattr(settings, name) for name in ("lr", "warmup", "batch_size", "b1", "b2", "eps", "weight_decay")
+            name: getattr(settings, name)
+            for name in ("lr", "warmup", "batch_size", "b1", "b2", "eps", "weight_decay")
         }
         examples = {"input_ids": [found.ids for found in self._encoded], "labels": self._labels}
-        if any(any(found.type_ids) for found in self._encoded):  # a BERT takes single sentences to be of type 0
+        if any(
+            any(found.type_ids) for found in self._encoded
+        ):  # a BERT takes single sentences to be of type 0
             examples["token_type_ids"] = [found.type_ids for found in self._encoded]
         return {"numbers": numbers, "settings": chosen} | examples

@@ -35,7 +35,9 @@ def n_examples(n_train: int, batch_size: int, steps: range) -> int:
     return sum(last if (step + 1) % per_epoch == 0 else batch_size for step in steps)
 
 
-def measure(specification: dict[str, Any], n_steps: int, modes: tuple[str, ...] = MODES) -> list[dict[str, Any]]:
+def measure(
+    specification: dict[str, Any], n_steps: int, modes: tuple[str, ...] = MODES
+) -> list[dict[str, Any]]:
     """A dict for each of `modes`: peer, mode, params, examples_per_s over `n_steps` steps after 20, versions; or `error`.
 
     Raises:
@@ -43,22 +45,32 @@ def measure(specification: dict[str, Any], n_steps: int, modes: tuple[str, ...] 
     """
     wanted = specification | {"modes": modes, "n_steps": n_steps}
     command = [sys.executable, "-m", "cramjax.study.finetune_peer"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         output, _ = process.communicate(json.dumps(wanted))
     results = [json.loads(line) for line in output.splitlines() if line.startswith('{"peer"')]
     if process.returncode or len(results) != len(modes):
-        raise RunFailed("the peer's process ended without its measurements; what it said stands above")
+        raise RunFailed(
+            "the peer's process ended without its measurements; what it said stands above"
+        )
     return results
 
 
 def _measurements(wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     import torch
 
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")}
+    versions = {
+        name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")
+    }
     torch.backends.cuda.matmul.allow_tf32 = True
     for mode in wanted["modes"]:
         print(f"peer Trainer, {mode}…", file=sys.stderr, flush=True)
-        result = {"peer": "BertForSequenceClassification, Trainer", "mode": mode, "versions": versions}
+        result = {
+            "peer": "BertForSequenceClassification, Trainer",
+            "mode": mode,
+            "versions": versions,
+        }
         torch.compiler.reset()
         try:
             yield result | _train(wanted, mode)
@@ -76,7 +88,8 @@ def _train(wanted: dict[str, Any], mode: str) -> dict[str, Any]:
     columns = ("input_ids", "token_type_ids", "labels")
     columns = [name for name in columns if name in wanted]
     examples = [
-        dict(zip(columns, values, strict=True)) for values in zip(*(wanted[name] for name in columns), strict=True)
+        dict(zip(columns, values, strict=True))
+        for values in zip(*(wanted[name] for name in columns), strict=True)
     ]
     times: dict[int, float] = {}
 
@@ -131,7 +144,10 @@ def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
 
     length = -(-max(len(example["input_ids"]) for example in examples) // 8) * 8
     names = [name for name in ("input_ids", "token_type_ids") if name in examples[0]]
-    batch = {name: torch.zeros((len(examples), length), dtype=torch.long) for name in (*names, "attention_mask")}
+    batch = {
+        name: torch.zeros((len(examples), length), dtype=torch.long)
+        for name in (*names, "attention_mask")
+    }
     for row, example in enumerate(examples):
         n = len(example["input_ids"])
         batch["attention_mask"][row, :n] = 1

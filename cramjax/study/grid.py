@@ -34,7 +34,16 @@ class Point:
     def command(self, workdir: pathlib.Path) -> list[str]:
         """The command line that trains this point in `workdir`, or goes on there."""
         flags = [f"--config.{text}" for text in self.overrides]
-        return [sys.executable, "-m", "cramjax.main", "--config", self.spec, "--workdir", str(workdir), *flags]
+        return [
+            sys.executable,
+            "-m",
+            "cramjax.main",
+            "--config",
+            self.spec,
+            "--workdir",
+            str(workdir),
+            *flags,
+        ]
 
 
 def parse_grids(texts: Iterable[str]) -> dict[str, list[str]]:
@@ -44,7 +53,9 @@ def parse_grids(texts: Iterable[str]) -> dict[str, list[str]]:
         key, _, listed = text.partition("=")
         values = _split(listed)
         if not key or not values or not all(values):
-            raise UserError(f"--grid {text}: must be KEY=V1,V2,… with a value at each place and its brackets closed")
+            raise UserError(
+                f"--grid {text}: must be KEY=V1,V2,… with a value at each place and its brackets closed"
+            )
         if key in grids:
             raise UserError(f"--grid {text}: {key} has a grid already; list all its values in one")
         if len(set(values)) < len(values):
@@ -67,7 +78,9 @@ def _split(listed: str) -> list[str]:
     return [] if depth else [value.strip() for value in values]
 
 
-def points_of(spec: str, overrides: Sequence[str], grids: Mapping[str, Sequence[str]]) -> list[Point]:
+def points_of(
+    spec: str, overrides: Sequence[str], grids: Mapping[str, Sequence[str]]
+) -> list[Point]:
     """The cross product of `grids` over the recipe FILE[:ARG] with "key=value" `overrides`; the last grid varies fastest.
 
     Raises:
@@ -79,7 +92,10 @@ def points_of(spec: str, overrides: Sequence[str], grids: Mapping[str, Sequence[
     for combination in itertools.product(*grids.values()):
         values = dict(zip(grids, combination, strict=True))
         point_spec = f"{spec}:{values[VARIANT]}" if VARIANT in values else spec
-        point_overrides = (*overrides, *(f"{key}={value}" for key, value in values.items() if key != VARIANT))
+        point_overrides = (
+            *overrides,
+            *(f"{key}={value}" for key, value in values.items() if key != VARIANT),
+        )
         name = point_name(values)
         try:
             config = _as_json(resolve(point_spec, point_overrides).to_dict())
@@ -89,10 +105,18 @@ def points_of(spec: str, overrides: Sequence[str], grids: Mapping[str, Sequence[
             continue
         for other in points:
             if other.config == config:
-                mistakes.setdefault("the same configuration twice; leave one out", []).extend((other.name, name))
-        points.append(Point(name=name, values=values, spec=point_spec, overrides=point_overrides, config=config))
+                mistakes.setdefault("the same configuration twice; leave one out", []).extend(
+                    (other.name, name)
+                )
+        points.append(
+            Point(
+                name=name, values=values, spec=point_spec, overrides=point_overrides, config=config
+            )
+        )
     if mistakes:
-        listed = "\n".join(f"  - {mistake} (in {_some(names)})" for mistake, names in mistakes.items())
+        listed = "\n".join(
+            f"  - {mistake} (in {_some(names)})" for mistake, names in mistakes.items()
+        )
         raise UserError(f"{spec}: {len(mistakes)} mistake(s) in the points of the sweep:\n{listed}")
     return points
 
@@ -101,10 +125,14 @@ def _check_keys(spec: str, overrides: Sequence[str], grids: Mapping[str, Sequenc
     if not grids:
         raise UserError("--grid: give at least one KEY=V1,V2,…")
     if VARIANT in grids and ":" in spec:
-        raise UserError(f"--config {spec}: has a variant and --grid {VARIANT} has others; leave out one of the two")
+        raise UserError(
+            f"--config {spec}: has a variant and --grid {VARIANT} has others; leave out one of the two"
+        )
     for text in overrides:
         if (key := text.partition("=")[0]) in grids:
-            raise UserError(f"--config.{text}: {key} has a --grid as well; leave out one of the two")
+            raise UserError(
+                f"--config.{text}: {key} has a --grid as well; leave out one of the two"
+            )
 
 
 def point_name(values: Mapping[str, str]) -> str:

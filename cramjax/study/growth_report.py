@@ -48,16 +48,25 @@ def _by_arm(results: Sequence[Result]) -> dict[tuple[str, ...], list[Result]]:
 def report(study: Study, found: Found) -> str:
     """Final losses of each way to grow, and what it took each to come to the loss that the control of the same seed ends with."""
     results = found.sweeps
-    parts = [_equal_budget(study.sweeps[name], results[name]) for name in ("hours", "flops") if name in results]
+    parts = [
+        _equal_budget(study.sweeps[name], results[name])
+        for name in ("hours", "flops")
+        if name in results
+    ]
     final = {
         result.point.values["seed"]: result.summary["eval_loss"]
         for result in _by_arm(results.get("hours", ())).get(CONTROL, [])
     }
     rows: Rows = []
     for arm, runs in _by_arm(results.get("sooner", ())).items():
-        pairs = [(run.summary["eval_loss"], final.get(run.point.values["seed"], -math.inf)) for run in runs]
+        pairs = [
+            (run.summary["eval_loss"], final.get(run.point.values["seed"], -math.inf))
+            for run in runs
+        ]
         below = sum(loss <= goal for loss, goal in pairs)
-        rows.append((", ".join(arm), median([loss for loss, _ in pairs]), f"{below} of {len(runs)}"))
+        rows.append(
+            (", ".join(arm), median([loss for loss, _ in pairs]), f"{below} of {len(runs)}")
+        )
     if rows:
         head = ("arm, hours", "held-out loss", "at most the control's of all hours")
         parts.append(f"## {study.sweeps['sooner'].title}\n\n{markdown(head, rows)}\n")
@@ -73,11 +82,19 @@ def _equal_budget(part: Sweep, results: Sequence[Result]) -> str:
         losses = [run.summary["eval_loss"] for run in runs]
         shares = []
         for key in ("elapsed_s", "flops"):
-            pairs = [(run, final[run.point.values["seed"]]) for run in runs if run.point.values["seed"] in final]
-            found = [(reached(_curve(run), key, goal["eval_loss"]), goal[key]) for run, goal in pairs]
+            pairs = [
+                (run, final[run.point.values["seed"]])
+                for run in runs
+                if run.point.values["seed"] in final
+            ]
+            found = [
+                (reached(_curve(run), key, goal["eval_loss"]), goal[key]) for run, goal in pairs
+            ]
             known = [at / whole for at, whole in found if at is not None]
             shares.append(
-                f"{statistics.median(known):.0%}" if len(known) == len(runs) else f"{len(known)} of {len(runs)} do"
+                f"{statistics.median(known):.0%}"
+                if len(known) == len(runs)
+                else f"{len(known)} of {len(runs)} do"
             )
         rows.append(
             (
@@ -89,5 +106,13 @@ def _equal_budget(part: Sweep, results: Sequence[Result]) -> str:
                 *shares,
             )
         )
-    head = ("arm", "steps", "tokens", "FLOPs", "held-out loss", "control's loss after, of its seconds", "of its FLOPs")
+    head = (
+        "arm",
+        "steps",
+        "tokens",
+        "FLOPs",
+        "held-out loss",
+        "control's loss after, of its seconds",
+        "of its FLOPs",
+    )
     return f"## {part.title}\n\n{markdown(head, rows)}\n"

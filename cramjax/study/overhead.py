@@ -31,7 +31,9 @@ def host_s(made: session.Session, state: TrainState) -> float:
 
     `state` is given up.
     """
-    rows = np.zeros((made.max_microbatches, made.microbatch_size, made.task.row_tokens), made.token_dtype)
+    rows = np.zeros(
+        (made.max_microbatches, made.microbatch_size, made.task.row_tokens), made.token_dtype
+    )
     batch = jax.device_put(rows, meshes.batch_sharding(made.mesh, 3, 1))
     scalars = np.float32(0.0), np.int32(made.max_microbatches)
     step = jax.jit(_idle, donate_argnums=0).lower(state, batch, *scalars).compile()
@@ -42,7 +44,9 @@ def host_s(made: session.Session, state: TrainState) -> float:
     return min(times)
 
 
-def _idle(state: TrainState, batch: Any, lr: jax.Array, n_micro: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+def _idle(
+    state: TrainState, batch: Any, lr: jax.Array, n_micro: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """In place of a train step: the same arguments and results."""
     loss = lr * n_micro.astype(jnp.float32)
     none = jnp.zeros((), jnp.int32)
@@ -62,7 +66,9 @@ def _timed(
         peak_flops=made.peak_flops,
     )
     unit = np.zeros((made.microbatch_size, 1), made.token_dtype)
-    with DevicePrefetch(itertools.repeat(unit), lambda rows: batch, n_max_units=made.max_microbatches) as prefetch:
+    with DevicePrefetch(
+        itertools.repeat(unit), lambda rows: batch, n_max_units=made.max_microbatches
+    ) as prefetch:
         clock.start()
         start = time.perf_counter()
         outcome = run_steps(
@@ -74,7 +80,9 @@ def _timed(
             microbatch_size=made.microbatch_size,
             flops_per_sequence=made.task.flops,
             hooks=Hooks(
-                evaluate_if_due=lambda state, fraction: None, save_if_due=lambda state: None, record=recorder.record
+                evaluate_if_due=lambda state, fraction: None,
+                save_if_due=lambda state: None,
+                record=recorder.record,
             ),
             stop=StopSignal(),
         )

@@ -14,7 +14,9 @@ def front(points: Sequence[tuple[float | None, float | None]]) -> list[bool]:
     """
     on_front = [False] * len(points)
     best: tuple[float, float] | None = None
-    for place in sorted((n for n, point in enumerate(points) if _is_finite(point)), key=lambda n: points[n]):
+    for place in sorted(
+        (n for n, point in enumerate(points) if _is_finite(point)), key=lambda n: points[n]
+    ):
         # In order of cost, then loss, a point is on the front when its loss is a new low, or when it repeats the point that set it.
         if best is None or points[place][1] < best[1] or points[place] == best:
             on_front[place], best = True, points[place]

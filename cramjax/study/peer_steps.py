@@ -61,9 +61,15 @@ def _measurements(wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _transformers_model(wanted: dict[str, Any]) -> Any:
     import transformers
 
-    raw = {key: value for key, value in wanted["config"].items() if key not in ("architectures", "model_type")}
+    raw = {
+        key: value
+        for key, value in wanted["config"].items()
+        if key not in ("architectures", "model_type")
+    }
     config = transformers.CONFIG_MAPPING[wanted["config"]["model_type"]](**raw)
-    return getattr(transformers, wanted["config"]["architectures"][0])._from_config(config, attn_implementation="sdpa")
+    return getattr(transformers, wanted["config"]["architectures"][0])._from_config(
+        config, attn_implementation="sdpa"
+    )
 
 
 def _plain_model(wanted: dict[str, Any]) -> Any:
@@ -72,7 +78,9 @@ def _plain_model(wanted: dict[str, Any]) -> Any:
     return TorchEncoder(Sizes(**wanted["plain"]))
 
 
-def _best_microbatch(model: Any, mode: str, n_rows: int, batches: Callable[[int], Batches], device: str) -> int:
+def _best_microbatch(
+    model: Any, mode: str, n_rows: int, batches: Callable[[int], Batches], device: str
+) -> int:
     """The fastest of the sizes that fit, in growing order until one is slower than the best before it by a twentieth."""
     import torch
 
@@ -117,7 +125,9 @@ def _plain_batches(wanted: dict[str, Any], device: str, size: int) -> Batches:
     for batch in _batches(wanted, device, size):
         labels = batch["labels"].flatten()
         predicted = (labels != -100).nonzero().flatten()
-        passes.append({"input_ids": batch["input_ids"], "predicted": predicted, "targets": labels[predicted]})
+        passes.append(
+            {"input_ids": batch["input_ids"], "predicted": predicted, "targets": labels[predicted]}
+        )
     return passes
 
 

@@ -40,22 +40,34 @@ def compare(config: Any, n_steps: int) -> dict[str, Any]:
     ours = {name: changed(config, {"precision": name}) for name in precisions}
     before = {name: bench(own, n_steps) for name, own in ours.items()}
     peers = measure_peers(
-        config, n_steps, tuple(f"{name} {how}" for name in precisions for how in ("eager", "compiled"))
+        config,
+        n_steps,
+        tuple(f"{name} {how}" for name in precisions for how in ("eager", "compiled")),
     )
     after = {name: bench(own, n_steps)["tokens_per_s"] for name, own in ours.items()}
-    rates = {name: statistics.mean([before[name]["tokens_per_s"], after[name]]) for name in precisions}
+    rates = {
+        name: statistics.mean([before[name]["tokens_per_s"], after[name]]) for name in precisions
+    }
     best = {
         name: max(
-            (peer["tokens_per_s"] for peer in peers if peer["mode"].startswith(name) and "error" not in peer),
+            (
+                peer["tokens_per_s"]
+                for peer in peers
+                if peer["mode"].startswith(name) and "error" not in peer
+            ),
             default=None,
         )
         for name in precisions
     }
     return {
         "ours": before,
-        "ours_tokens_per_s": {name: [before[name]["tokens_per_s"], after[name]] for name in precisions},
+        "ours_tokens_per_s": {
+            name: [before[name]["tokens_per_s"], after[name]] for name in precisions
+        },
         "peers": peers,
-        "ratio_to_peer": {name: rates[name] / best[name] if best[name] else None for name in precisions},
+        "ratio_to_peer": {
+            name: rates[name] / best[name] if best[name] else None for name in precisions
+        },
     }
 
 
@@ -71,7 +83,9 @@ def specification(config: Any) -> dict[str, Any]:
         lengths = span_lengths(data.seq_len, objective.noise_density, objective.mean_span)
         name, cfg = equivalence.find(t5_config(model, data.vocab_size))
         return (
-            {"config": families.to_json(name, cfg)} | batch | {"length": lengths.n_inputs, "labels": lengths.n_targets}
+            {"config": families.to_json(name, cfg)}
+            | batch
+            | {"length": lengths.n_inputs, "labels": lengths.n_targets}
         )
     cfg = encoder_config(model, data.vocab_size)
     try:
@@ -89,12 +103,21 @@ def specification(config: Any) -> dict[str, Any]:
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
         }
-    lengths = {"length": data.seq_len, "n_predicted": mlm.n_predicted(objective.mask_rate, data.seq_len)}
+    lengths = {
+        "length": data.seq_len,
+        "n_predicted": mlm.n_predicted(objective.mask_rate, data.seq_len),
+    }
     return {"config": raw} | batch | lengths | {"plain": _plain(cfg, data.seq_len)}
 
 
 def _plain(cfg: EncoderConfig, length: int) -> dict[str, Any] | None:
-    if cfg.norm_position != "pre" or cfg.local_window or cfg.dropout or cfg.attention_dropout or cfg.linear_bias:
+    if (
+        cfg.norm_position != "pre"
+        or cfg.local_window
+        or cfg.dropout
+        or cfg.attention_dropout
+        or cfg.linear_bias
+    ):
         return None
     return {
         "vocab_size": cfg.vocab_size,
@@ -120,9 +143,13 @@ def measure_peers(config: Any, n_steps: int, modes: tuple[str, ...]) -> list[dic
     """
     wanted = specification(config) | {"modes": modes, "n_steps": n_steps}
     command = [sys.executable, "-m", "cramjax.study.peer_steps"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         output, _ = process.communicate(json.dumps(wanted))
     results = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     if process.returncode or len(results) != len(modes) * (2 if wanted["plain"] else 1):
-        raise RunFailed("the peer's process ended without its measurements; what it said stands above")
+        raise RunFailed(
+            "the peer's process ended without its measurements; what it said stands above"
+        )
     return results

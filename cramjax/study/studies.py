@@ -49,7 +49,9 @@ class Found:
     """What there is so far, by the names of the study: results of sweeps, and entries of each compression's pareto.json."""
 
     sweeps: Mapping[str, Sequence[Result]]
-    compressions: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
+    compressions: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,12 @@ class Study:
 
 
 def run(
-    study: Study, overrides: Sequence[str], out: pathlib.Path, *, data_dir: str | None, launch: Launch = sweep.launch
+    study: Study,
+    overrides: Sequence[str],
+    out: pathlib.Path,
+    *,
+    data_dir: str | None,
+    launch: Launch = sweep.launch,
 ) -> int:
     """Do what is missing of `study` with more `overrides` for all runs; writes `out`/report.md. Returns an exit code, as `run_sweep`.
 
@@ -75,7 +82,9 @@ def run(
     points = _points(study, overrides)
     if study.compressions and data_dir is None:
         tasks = ", ".join(part.task for part in study.compressions.values())
-        raise UserError(f"--data_dir: this study finetunes; give the folder with the data of {tasks}, or tfds")
+        raise UserError(
+            f"--data_dir: this study finetunes; give the folder with the data of {tasks}, or tfds"
+        )
     if data_dir is not None and not study.compressions:
         raise UserError("--data_dir: this study finetunes nothing; leave it out")
     out.mkdir(parents=True, exist_ok=True)
@@ -106,7 +115,9 @@ def _points(study: Study, overrides: Sequence[str]) -> dict[str, list[grid.Point
         for text in overrides:
             if (key := text.partition("=")[0]) in own:
                 raise UserError(f"--config.{text}: the study sets {key} itself; leave it out")
-        points[name] = grid.points_of(study.recipe, (*part.overrides, *overrides), grid.parse_grids(part.grids))
+        points[name] = grid.points_of(
+            study.recipe, (*part.overrides, *overrides), grid.parse_grids(part.grids)
+        )
     return points
 
 
@@ -119,18 +130,34 @@ def _compress(name: str, command: Sequence[str], out: pathlib.Path, launch: Laun
     with StopSignal() as stop:
         code = launch(command, log, stop)
         if code and not stop.requested:
-            print(f"{name}  failed with exit code {code}: see the end of {log}", file=sys.stderr, flush=True)
+            print(
+                f"{name}  failed with exit code {code}: see the end of {log}",
+                file=sys.stderr,
+                flush=True,
+            )
             return 1
         if not code:
-            print(f"{name}  finished after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{name}  finished after {time.monotonic() - start:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
         return stop.exit_code
 
 
 def _report(study: Study, points: Mapping[str, Sequence[grid.Point]], out: pathlib.Path) -> None:
     """Write report.md of what is in `out`."""
-    sweeps = {done: sweep.find_results(points[done], out / done) for done in points if (out / done).is_dir()}
+    sweeps = {
+        done: sweep.find_results(points[done], out / done)
+        for done in points
+        if (out / done).is_dir()
+    }
     files = {name: out / name / "pareto.json" for name in study.compressions}
-    compressions = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
+    compressions = {
+        name: json.loads(file.read_text(encoding="utf-8"))
+        for name, file in files.items()
+        if file.exists()
+    }
     text = study.report(study, Found(sweeps=sweeps, compressions=compressions))
     (out / "report.md").write_text(text, encoding="utf-8")
 

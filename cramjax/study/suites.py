@@ -48,7 +48,9 @@ SUITES = {
     ),
     "cpu": (
         _at("quickstart", 128, 32, *_CPU),
-        dataclasses.replace(_at("quickstart", 128, 32, *_CPU, *_WIDER), name="quickstart, 4 layers of 256, at 128"),
+        dataclasses.replace(
+            _at("quickstart", 128, 32, *_CPU, *_WIDER), name="quickstart, 4 layers of 256, at 128"
+        ),
         _at("t5_efficient:mini", 128, 32, *_CPU),
     ),
 }
@@ -67,7 +69,15 @@ def run(name: str, overrides: Sequence[str], n_steps: int) -> Iterator[dict[str,
         flags = [f"--config.{text}" for text in (*member.overrides, *overrides)]
         with tempfile.TemporaryDirectory() as folder:
             out = pathlib.Path(folder) / "bench.json"
-            command = [sys.executable, "-m", "tools.bench", "--config", member.spec, *flags, "--peer"]
+            command = [
+                sys.executable,
+                "-m",
+                "tools.bench",
+                "--config",
+                member.spec,
+                *flags,
+                "--peer",
+            ]
             command += ["--steps", str(n_steps), "--json", str(out)]
             print(f"{member.name}…", file=sys.stderr, flush=True)
             if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
@@ -91,10 +101,17 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     lines = [head, ("---",) * len(head)]
     for result in results:
         for precision, ours in result["ours"].items():
-            ran = [peer for peer in result["peers"] if peer["mode"].startswith(precision) and "error" not in peer]
+            ran = [
+                peer
+                for peer in result["peers"]
+                if peer["mode"].startswith(precision) and "error" not in peer
+            ]
             best = max(ran, key=operator.itemgetter("tokens_per_s"), default=None)
             rates = result["ours_tokens_per_s"][precision]
-            stock = max((peer["tokens_per_s"] for peer in ran if peer["peer"] != "TorchEncoder"), default=None)
+            stock = max(
+                (peer["tokens_per_s"] for peer in ran if peer["peer"] != "TorchEncoder"),
+                default=None,
+            )
             memory, ratio = ours["peak_memory_bytes"], result["ratio_to_peer"][precision]
             lines.append(
                 (

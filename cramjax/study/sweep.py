@@ -83,7 +83,9 @@ def _read_json(path: pathlib.Path) -> Any:
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     before, now = dict(_leaves(before)), dict(_leaves(now))
     keys = [key for key in (before | now) if before.get(key) != now.get(key)]
-    return ", ".join(f"{key} is {before.get(key)!r} there, {now.get(key)!r} now" for key in keys[:3])
+    return ", ".join(
+        f"{key} is {before.get(key)!r} there, {now.get(key)!r} now" for key in keys[:3]
+    )
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -99,7 +101,11 @@ def launch(command: Sequence[str], log: pathlib.Path, stop: StopSignal) -> int:
     with log.open("ab") as output:
         # A group of its own: Ctrl-C on a terminal reaches a whole group, and a second signal ends a run without a checkpoint.
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, process_group=0
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            process_group=0,
         )
     told = False
     try:
@@ -115,7 +121,11 @@ def launch(command: Sequence[str], log: pathlib.Path, stop: StopSignal) -> int:
 
 
 def run_sweep(
-    points: Sequence[Point], out: pathlib.Path, *, launch: Launch = launch, lines: Lines | None = None
+    points: Sequence[Point],
+    out: pathlib.Path,
+    *,
+    launch: Launch = launch,
+    lines: Lines | None = None,
 ) -> int:
     """Train each of `points` in `out`/name, one after the other; what is finished there is left alone, the rest goes on.
 
@@ -151,7 +161,9 @@ def _locked(out: pathlib.Path):
     try:
         folder = Workdir(out)
     except UserError as error:
-        raise UserError(str(error).replace("--workdir", "--out", 1).replace("another run", "another sweep")) from error
+        raise UserError(
+            str(error).replace("--workdir", "--out", 1).replace("another run", "another sweep")
+        ) from error
     with folder:
         yield
 
@@ -200,7 +212,10 @@ def _csv(results: Sequence[Result]) -> str:
     """The text of sweep.csv; what a point does not have is empty, and the columns of fronts are 1 or 0 in finished points."""
     grid_keys = list(results[0].point.values) if results else []
     columns = ["point", "status", *grid_keys, *SUMMARY_COLUMNS, "workdir", *PARETO_COLUMNS, "error"]
-    fronts = [pareto.front([_cost_and_loss(result, cost) for result in results]) for cost in PARETO_COLUMNS.values()]
+    fronts = [
+        pareto.front([_cost_and_loss(result, cost) for result in results])
+        for cost in PARETO_COLUMNS.values()
+    ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -218,7 +233,11 @@ def _cost_and_loss(result: Result, cost: str) -> tuple[float | None, float | Non
 
 def _drawn(result: Result) -> sweep_plots.Drawn:
     label = ", ".join(_shown(result.point.values).values())
-    evals = [line for line in metrics.read(result.workdir / "metrics.jsonl") if line.get("eval_loss") is not None]
+    evals = [
+        line
+        for line in metrics.read(result.workdir / "metrics.jsonl")
+        if line.get("eval_loss") is not None
+    ]
     return sweep_plots.Drawn(
         label=label if result.status == "finished" else f"{label} ({result.status})",
         summary=result.summary or None,
@@ -236,7 +255,9 @@ def best(results: Sequence[Result]) -> tuple[str, float] | None:
     losses: dict[str, list[float]] = {}
     for result in results:
         if (loss := result.summary.get("eval_loss")) is not None:
-            shown = ", ".join(f"{key}={value}" for key, value in _shown(result.point.values).items())
+            shown = ", ".join(
+                f"{key}={value}" for key, value in _shown(result.point.values).items()
+            )
             losses.setdefault(shown, []).append(loss)
     medians = {shown: statistics.median(found) for shown, found in losses.items()}
     return min(medians.items(), key=operator.itemgetter(1), default=None)
@@ -255,7 +276,9 @@ class Lines:
         """Say how many points there are and which are finished already."""
         self._n, self._left = len(results), sum(result.status != "finished" for result in results)
         self._print(f"{self._n} points, {self._n - self._left} of them finished before")
-        self._durations = [result.summary["elapsed_s"] for result in results if result.status == "finished"]
+        self._durations = [
+            result.summary["elapsed_s"] for result in results if result.status == "finished"
+        ]
 
     def running(self, number: int, result: Result) -> None:
         """Point `number`, counted from 1, starts."""

@@ -49,7 +49,9 @@ def plot(points: Sequence[Drawn], keys: str, out_png: pathlib.Path) -> None:
     labels = list(dict.fromkeys(point.label for point in points))
     by_label = dict(zip(labels, _colours(len(labels)), strict=True))
     colours = [by_label[point.label] for point in points]
-    placed = [_draw_front(axes, points, colours, cost) for axes, cost in zip(panels, PANELS, strict=True)]
+    placed = [
+        _draw_front(axes, points, colours, cost) for axes, cost in zip(panels, PANELS, strict=True)
+    ]
     for axes, cost in ((over_flops, "flops"), (over_time, "elapsed_s")):
         _draw_curves(axes, points, colours, cost)
     _draw_legend(legend, by_label, keys)
@@ -90,7 +92,9 @@ def _draw_front(
     if edge:
         axes.step(*zip(*edge, strict=True), where="post", color=FRONT, linewidth=1.2, zorder=1)
     for (at, loss, _, colour), on in zip(marks, on_front, strict=True):
-        axes.plot(at, loss, "o", markersize=7, color=colour, markerfacecolor=colour if on else "white")
+        axes.plot(
+            at, loss, "o", markersize=7, color=colour, markerfacecolor=colour if on else "white"
+        )
     axes.set_xlabel(f"{PANELS[cost]}, {unit}" if cost == "elapsed_s" else PANELS[cost])
     axes.set_title("filled: on the Pareto front", fontsize=9, color=FRONT, loc="left")
     _scale(axes, [mark[0] for mark in marks], prefixes=cost != "elapsed_s")
@@ -103,18 +107,32 @@ def _medians(marks: Sequence[tuple]) -> list[tuple]:
     of_label: dict[str, list[tuple]] = {}
     for mark in marks:
         of_label.setdefault(mark[2], []).append(mark)
-    return [sorted(same, key=lambda mark: mark[1])[(len(same) - 1) // 2] for same in of_label.values()]
+    return [
+        sorted(same, key=lambda mark: mark[1])[(len(same) - 1) // 2] for same in of_label.values()
+    ]
 
 
 def _time_unit(values: Sequence[float]) -> tuple[float, str]:
     """Seconds in the unit that keeps the numbers of an axis short, and its name."""
     largest = max(values, default=0.0)
-    return (3600.0, "hours") if largest >= 7200 else (60.0, "minutes") if largest >= 180 else (1.0, "seconds")
+    return (
+        (3600.0, "hours")
+        if largest >= 7200
+        else (60.0, "minutes")
+        if largest >= 180
+        else (1.0, "seconds")
+    )
 
 
 def _scale(axes: Any, values: Sequence[float], *, prefixes: bool) -> None:
     """Logarithmic where `values` lie far apart, room for labels at both ends, `prefixes` of units in the ticks (2 M)."""
-    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import (
+        EngFormatter,
+        LogLocator,
+        MaxNLocator,
+        NullFormatter,
+        StrMethodFormatter,
+    )
 
     low, high = min(values, default=1.0), max(values, default=1.0)
     if low > 0 and high / low > LOG_FROM:
@@ -129,7 +147,9 @@ def _scale(axes: Any, values: Sequence[float], *, prefixes: bool) -> None:
         room = max(0.15 * (high - low), 0.1 * abs(high) or 1.0)
         axes.set_xlim(low - room, high + room)
         axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=" ") if prefixes else StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_major_formatter(
+        EngFormatter(sep=" ") if prefixes else StrMethodFormatter("{x:g}")
+    )
 
 
 def _draw_curves(axes: Any, points: Sequence[Drawn], colours: Sequence[Any], cost: str) -> None:
@@ -137,13 +157,26 @@ def _draw_curves(axes: Any, points: Sequence[Drawn], colours: Sequence[Any], cos
     from matplotlib.ticker import EngFormatter
 
     curves = [
-        [(line[cost], line["eval_loss"]) for line in point.curve if line.get(cost) is not None] for point in points
+        [(line[cost], line["eval_loss"]) for line in point.curve if line.get(cost) is not None]
+        for point in points
     ]
-    scale, unit = _time_unit([at for curve in curves for at, _ in curve]) if cost == "elapsed_s" else (1.0, "")
+    scale, unit = (
+        _time_unit([at for curve in curves for at, _ in curve])
+        if cost == "elapsed_s"
+        else (1.0, "")
+    )
     for point, curve, colour in zip(points, curves, colours, strict=True):
         if curve:
             at, loss = [at / scale for at, _ in curve], [loss for _, loss in curve]
-            axes.plot(at, loss, "-" if point.summary else "--", color=colour, linewidth=1.4, marker="o", markersize=3)
+            axes.plot(
+                at,
+                loss,
+                "-" if point.summary else "--",
+                color=colour,
+                linewidth=1.4,
+                marker="o",
+                markersize=3,
+            )
     axes.set_xlabel(f"{PANELS[cost]}, {unit}" if unit else PANELS[cost])
     axes.set_xlim(left=0)
     if not unit:
@@ -161,7 +194,9 @@ def _draw_legend(axes: Any, colours: Mapping[str, Any], keys: str) -> None:
     for label, colour in colours.items():
         axes.plot([], [], "-", color=colour, marker="o", markersize=5, label=_short(label))
     columns = math.ceil(len(colours) / LEGEND_ROWS)
-    axes.legend(title=keys, loc="upper left", ncols=columns, fontsize=9, title_fontsize=9, edgecolor="none")
+    axes.legend(
+        title=keys, loc="upper left", ncols=columns, fontsize=9, title_fontsize=9, edgecolor="none"
+    )
 
 
 def _short(label: str) -> str:
@@ -170,24 +205,37 @@ def _short(label: str) -> str:
     return cut.replace("$", r"\$")
 
 
-def _place_labels(axes: Any, marks: Sequence[tuple[float, float, str]], edge: Sequence[tuple[float, float]]) -> None:
+def _place_labels(
+    axes: Any, marks: Sequence[tuple[float, float, str]], edge: Sequence[tuple[float, float]]
+) -> None:
     """Write each label beside its mark (x, y, label), where it hides the least of marks, other labels, the front and the frame."""
     renderer = axes.figure.canvas.get_renderer()
     unit = axes.figure.dpi / 72  # pixels a point
-    taken = [_box(*axes.transData.transform((at, loss)), 10 * unit, 10 * unit) for at, loss, _ in marks]
+    taken = [
+        _box(*axes.transData.transform((at, loss)), 10 * unit, 10 * unit) for at, loss, _ in marks
+    ]
     corners = [axes.transData.transform(corner) for corner in edge]
     for (left, top), (right, bottom) in itertools.pairwise(corners):
         taken += [(left, top - unit, right, top + unit), (right - unit, bottom, right + unit, top)]
     frame = axes.get_window_extent(renderer).extents
     for at, loss, label in marks:
         text = axes.annotate(
-            _short(label), (at, loss), (0, 0), textcoords="offset points", fontsize=8, ha="center", va="center"
+            _short(label),
+            (at, loss),
+            (0, 0),
+            textcoords="offset points",
+            fontsize=8,
+            ha="center",
+            va="center",
         )
         text.set_in_layout(False)
         size = text.get_window_extent(renderer)
         width, height = size.width + 2 * unit, size.height + 2 * unit
         x, y = axes.transData.transform((at, loss))
-        places = [(dx, dy, _box(x + dx, y + dy, width, height)) for dx, dy in _offsets(width / 2, height / 2, unit)]
+        places = [
+            (dx, dy, _box(x + dx, y + dy, width, height))
+            for dx, dy in _offsets(width / 2, height / 2, unit)
+        ]
         dx, dy, box = min(places, key=lambda place: _hidden(place[2], taken, frame))
         taken.append(box)
         text.set_position((dx / unit, dy / unit))

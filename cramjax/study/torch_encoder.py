@@ -40,10 +40,14 @@ class Block(nn.Module):
         self.up = nn.Linear(width, sizes.d_ff * (2 if sizes.is_gated else 1), bias=False)
         self.down = nn.Linear(sizes.d_ff, width, bias=False)
 
-    def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> torch.Tensor:
         """x [batch, length, width] → the same."""
         batch, length, width = x.shape
-        qkv = self.qkv(self.attention_norm(x)).view(batch, length, 3, self.n_heads, width // self.n_heads)
+        qkv = self.qkv(self.attention_norm(x)).view(
+            batch, length, 3, self.n_heads, width // self.n_heads
+        )
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if rotary is not None:
             q, k = _turned(q, *rotary), _turned(k, *rotary)
@@ -70,7 +74,9 @@ class TorchEncoder(nn.Module):
         self.embedding = nn.Embedding(sizes.vocab_size, width)
         self.embedding_norm, self.final_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.n_layers))
-        transform = (nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width)) if sizes.has_transform else ()
+        transform = (
+            (nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width)) if sizes.has_transform else ()
+        )
         self.transform = nn.Sequential(*transform)
         self.is_rotary = sizes.is_rotary
         if sizes.is_rotary:
@@ -82,7 +88,9 @@ class TorchEncoder(nn.Module):
         else:
             self.positions = nn.Parameter(torch.randn(sizes.max_positions, width) / 50)
 
-    def forward(self, input_ids: torch.Tensor, predicted: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, predicted: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
         """The mean loss in nats of `targets` [n] at the places `predicted` int64 [n] of the rows of `input_ids`, laid end to end."""
         x = self.embedding(input_ids)
         x = x if self.is_rotary else x + self.positions[: input_ids.shape[1]]
@@ -91,4 +99,6 @@ class TorchEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, rotary)
         hidden = self.transform(self.final_norm(x).flatten(0, 1)[predicted])
-        return functional.cross_entropy(functional.linear(hidden, self.embedding.weight).float(), targets)
+        return functional.cross_entropy(
+            functional.linear(hidden, self.embedding.weight).float(), targets
+        )

@@ -28,7 +28,9 @@ class Agreement(Stop):
         mesh = Mesh(np.asarray(everywhere).reshape(jax.process_count(), -1), ("process", "device"))
         self._sharding = NamedSharding(mesh, PartitionSpec("process"))
         whole = NamedSharding(mesh, PartitionSpec())
-        self._combine = jax.jit(lambda said: jnp.stack([said[0, 0], jnp.max(said[:, 1])]), out_shardings=whole)
+        self._combine = jax.jit(
+            lambda said: jnp.stack([said[0, 0], jnp.max(said[:, 1])]), out_shardings=whole
+        )
         self._pending: jax.Array | None = None
         self._milliseconds = 0
 

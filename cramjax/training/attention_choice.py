@@ -38,7 +38,9 @@ Announce = Callable[[str], None]
 Pass = Callable[..., tuple[jax.Array, Any]]
 
 
-def fastest(calls: Collection[AttentionCall], precision: Precision, announce: Announce) -> dict[AttentionCall, str]:
+def fastest(
+    calls: Collection[AttentionCall], precision: Precision, announce: Announce
+) -> dict[AttentionCall, str]:
     """Returns the fastest kernel for each of `calls`, of those that agree with plain operations.
 
     Several processes take what the first one finds; nothing is remembered then, since all must
@@ -54,7 +56,11 @@ def fastest(calls: Collection[AttentionCall], precision: Precision, announce: An
         names = kernels.candidates(call, precision.device)
         if len(names) < 2:
             continue
-        question = {"call": dataclasses.asdict(call), "device": precision.device.device_kind, "kernels": names}
+        question = {
+            "call": dataclasses.asdict(call),
+            "device": precision.device.device_kind,
+            "kernels": names,
+        }
         answer = Answer(question if is_alone else None)
         name = (answer.read() or {}).get("kernel")
         if name not in names:
@@ -111,7 +117,9 @@ def _time(call: AttentionCall, names: list[str], precision: Precision, announce:
     return min(seconds, key=seconds.__getitem__)
 
 
-def _programs(call: AttentionCall, name: str, precision: Precision) -> tuple[tuple[Pass, tuple], tuple[Pass, tuple]]:
+def _programs(
+    call: AttentionCall, name: str, precision: Precision
+) -> tuple[tuple[Pass, tuple], tuple[Pass, tuple]]:
     """What is compared and what is timed: kernels draw their dropout in ways of their own."""
     compared = _pass(dataclasses.replace(call, dropout_rate=0.0), name, precision)
     return compared, _pass(call, name, precision) if call.dropout_rate else compared
@@ -149,7 +157,9 @@ def _pass(call: AttentionCall, name: str, precision: Precision) -> tuple[Pass, t
     mask = None
     if call.has_mask:
         documents = jnp.arange(call.length) * 3 // call.length
-        mask = jnp.broadcast_to(documents[:, None] == documents[None], (n_rows, 1, call.length, call.length))
+        mask = jnp.broadcast_to(
+            documents[:, None] == documents[None], (n_rows, 1, call.length, call.length)
+        )
     build = _within if call.is_fused else _between
     mixture, inputs = build(call, name, precision, n_rows, mask, keys)
 
@@ -158,7 +168,9 @@ def _pass(call: AttentionCall, name: str, precision: Precision) -> tuple[Pass, t
         mixed, back = jax.vjp(mixture, *inputs)
         return mixed, back(mixed)
 
-    return jax.jit(value_and_gradients).lower(*inputs).compile(), jax.device_put(inputs, precision.device)
+    return jax.jit(value_and_gradients).lower(*inputs).compile(), jax.device_put(
+        inputs, precision.device
+    )
 
 
 def _within(call, name, precision, n_rows, mask, keys):
@@ -190,7 +202,9 @@ def _between(call, name, precision, n_rows, mask, keys):
     """Attention of given queries to given keys and values."""
     sizes = (call.length, call.kv_length, call.kv_length)
     query, key_, value = (
-        jax.random.normal(key, (n_rows, size, call.n_heads, call.head_dim), precision.activation_dtype)
+        jax.random.normal(
+            key, (n_rows, size, call.n_heads, call.head_dim), precision.activation_dtype
+        )
         for key, size in zip(keys, sizes, strict=False)
     )
     inputs = [query, key_, value]

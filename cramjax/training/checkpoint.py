@@ -76,7 +76,9 @@ class Checkpoints:
         """Whether the latest save is known to have failed, so that another is due. Does not block."""
         return self._error is not None
 
-    def save(self, step: int, state: Any, sidecar: Mapping[str, Any], *, block: bool = False) -> None:
+    def save(
+        self, step: int, state: Any, sidecar: Mapping[str, Any], *, block: bool = False
+    ) -> None:
         """Write `state` (a pytree of arrays, which may be donated afterwards) and `sidecar` (JSON) as `step`.
 
         Returns once the arrays are safe from changes and writes in the background; `block=True` returns when
@@ -115,9 +117,13 @@ class Checkpoints:
                 f"{self._directory}: {self._n_failures} checkpoints in a row could not be saved ({reason}); "
                 f"the newest complete one is step {self.latest()}"
             ) from self._error
-        _log.warning("%s: a checkpoint could not be saved, trying again (%s)", self._directory, reason)
+        _log.warning(
+            "%s: a checkpoint could not be saved, trying again (%s)", self._directory, reason
+        )
 
-    def restore(self, abstract_state: Any, must_match: Mapping[str, Any] | None = None) -> Restored | None:
+    def restore(
+        self, abstract_state: Any, must_match: Mapping[str, Any] | None = None
+    ) -> Restored | None:
         """The newest readable checkpoint, None where there is none.
 
         `abstract_state` is a pytree of `jax.ShapeDtypeStruct` with shardings, of whatever devices this
@@ -135,7 +141,9 @@ class Checkpoints:
                 restored = self._restore_step(step, abstract_state, must_match or {})
             except UserError:
                 raise
-            except Exception as error:  # Orbax, TensorStore and JSON raise what they like on damaged files
+            except (
+                Exception
+            ) as error:  # Orbax, TensorStore and JSON raise what they like on damaged files
                 damaged[step] = _reason(error)
                 continue
             self._set_aside(damaged, restored.step)
@@ -155,9 +163,13 @@ class Checkpoints:
         """
         saved = sorted(self._manager.all_steps())
         if not saved:
-            raise UserError(f"{self._directory}: no complete checkpoint there; train until one is saved")
+            raise UserError(
+                f"{self._directory}: no complete checkpoint there; train until one is saved"
+            )
         if step is not None and step not in saved:
-            raise UserError(f"{self._directory}: no checkpoint of step {step}; there are {', '.join(map(str, saved))}")
+            raise UserError(
+                f"{self._directory}: no checkpoint of step {step}; there are {', '.join(map(str, saved))}"
+            )
         step = self.latest() if step is None else step
         try:
             _verify(self._directory / str(step))
@@ -165,14 +177,20 @@ class Checkpoints:
             raise RunFailed(f"{self._directory / str(step)}: damaged ({error})") from error
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         saved = self._manager.item_metadata(step)["state"].tree["params"]
-        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved)
+        wanted = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved
+        )
         arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
         only_params = ocp.args.PyTreeRestore(
             {"params": wanted}, restore_args={"params": arguments}, partial_restore=True
         )
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            params = reader.restore(self._directory / str(step) / "state", args=only_params)["params"]
-        sidecar = self._manager.restore(step, args=ocp.args.Composite(sidecar=ocp.args.JsonRestore()))["sidecar"]
+            params = reader.restore(self._directory / str(step) / "state", args=only_params)[
+                "params"
+            ]
+        sidecar = self._manager.restore(
+            step, args=ocp.args.Composite(sidecar=ocp.args.JsonRestore())
+        )["sidecar"]
         return params, sidecar
 
     def close(self) -> None:
@@ -183,7 +201,10 @@ class Checkpoints:
             self._manager.close()
 
     def _open(self) -> ocp.CheckpointManager:
-        handlers = {"state": ocp.StandardCheckpointHandler(), "sidecar": ocp.JsonCheckpointHandler()}
+        handlers = {
+            "state": ocp.StandardCheckpointHandler(),
+            "sidecar": ocp.JsonCheckpointHandler(),
+        }
         if self._read_only:
             options = ocp.CheckpointManagerOptions(read_only=True)
             return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
@@ -193,9 +214,13 @@ class Checkpoints:
             todelete_subdir=_DELETED,
         )
         try:
-            manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+            manager = ocp.CheckpointManager(
+                self._directory, options=options, item_handlers=handlers
+            )
         except OSError as error:
-            raise UserError(f"{self._directory}: checkpoints cannot be written there ({error.strerror})") from error
+            raise UserError(
+                f"{self._directory}: checkpoints cannot be written there ({error.strerror})"
+            ) from error
         self._remove_leftovers()
         return manager
 
@@ -213,7 +238,9 @@ class Checkpoints:
                 self._manager.save(step, args=items, force=True)
         except OSError as error:
             self._error = error
-        self._saving = threading.Thread(target=self._finish, args=(step,), name="cramjax-checkpoint")
+        self._saving = threading.Thread(
+            target=self._finish, args=(step,), name="cramjax-checkpoint"
+        )
         self._saving.start()
 
     def _finish(self, step: int) -> None:
@@ -230,28 +257,43 @@ class Checkpoints:
     def _remove_leftovers(self) -> None:
         """Delete what the keep policy dropped and what a failed or killed save left. Not during a save."""
         if jax.process_index() == 0:
-            for path in (self._directory / _DELETED, *self._directory.glob("*.orbax-checkpoint-tmp*")):
+            for path in (
+                self._directory / _DELETED,
+                *self._directory.glob("*.orbax-checkpoint-tmp*"),
+            ):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _restore_step(self, step: int, abstract_state: Any, must_match: Mapping[str, Any]) -> Restored:
+    def _restore_step(
+        self, step: int, abstract_state: Any, must_match: Mapping[str, Any]
+    ) -> Restored:
         folder = self._directory / str(step)
         _verify(folder)
-        sidecar = self._manager.restore(step, args=ocp.args.Composite(sidecar=ocp.args.JsonRestore()))["sidecar"]
+        sidecar = self._manager.restore(
+            step, args=ocp.args.Composite(sidecar=ocp.args.JsonRestore())
+        )["sidecar"]
         if callable(abstract_state):
             abstract_state, must_match = abstract_state(sidecar)
         saved = self._manager.item_metadata(step)["state"].tree
         must_match = _as_read_back(must_match)
-        differences = list(_differences(must_match, {key: sidecar[key] for key in must_match if key in sidecar}))
+        differences = list(
+            _differences(must_match, {key: sidecar[key] for key in must_match if key in sidecar})
+        )
         differences += _array_differences(abstract_state, saved)
         if differences:
-            more = f"; and {len(differences) - MAX_LISTED} more" if len(differences) > MAX_LISTED else ""
+            more = (
+                f"; and {len(differences) - MAX_LISTED} more"
+                if len(differences) > MAX_LISTED
+                else ""
+            )
             raise UserError(
                 f"{folder}: this checkpoint belongs to another configuration or tokenizer: "
                 f"{'; '.join(differences[:MAX_LISTED])}{more}; "
                 "use the configuration it was made with, or another --workdir"
             )
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        return Restored(step=step, state=self._manager.restore(step, args=items)["state"], sidecar=sidecar)
+        return Restored(
+            step=step, state=self._manager.restore(step, args=items)["state"], sidecar=sidecar
+        )
 
     def _set_aside(self, damaged: Mapping[int, str], used: int) -> None:
         for step, reason in damaged.items():
@@ -278,7 +320,9 @@ def _verify(folder: pathlib.Path) -> None:
     found = dict(_checksums(folder))
     wrong = sorted(name for name, checksum in noted.items() if found.get(name) != checksum)
     if wrong:
-        raise ValueError(f"{len(wrong)} of {len(noted)} files changed since they were written, first {wrong[0]}")
+        raise ValueError(
+            f"{len(wrong)} of {len(noted)} files changed since they were written, first {wrong[0]}"
+        )
 
 
 def _checksums(folder: pathlib.Path) -> Iterator[tuple[str, list[int]]]:
@@ -302,7 +346,9 @@ def _array_differences(now: Any, saved: Any) -> list[str]:
     return list(_differences(described(now), described(saved)))
 
 
-def _differences(now: Mapping[str, Any], saved: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _differences(
+    now: Mapping[str, Any], saved: Mapping[str, Any], prefix: str = ""
+) -> Iterator[str]:
     """One phrase for each entry that differs between two nested mappings."""
     for key in sorted(now.keys() | saved.keys()):
         if key not in saved:

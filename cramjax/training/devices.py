@@ -40,7 +40,9 @@ def peak_flops(device: jax.Device, precision: str) -> float:
     return known if known else measure_matmul_flops(device, precision)
 
 
-def measure_matmul_flops(device: jax.Device, precision: str, size: int = 1024, seconds: float = 0.3) -> float:
+def measure_matmul_flops(
+    device: jax.Device, precision: str, size: int = 1024, seconds: float = 0.3
+) -> float:
     """Best FLOP/s of size³ products with operands in `precision` and float32 accumulation, over `seconds` of repeats."""
     operand = jax.device_put(jnp.ones((size, size), precision), device)
     multiply = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))

@@ -67,7 +67,8 @@ class Evaluator:
             log_probability = np.log(self._task.frequencies(counts))
         loss = weight = 0.0
         predicted = jax.jit(
-            lambda tokens, rows, of_rows: (*self._task.predicted(tokens, rows), of_rows), out_shardings=self._whole
+            lambda tokens, rows, of_rows: (*self._task.predicted(tokens, rows), of_rows),
+            out_shardings=self._whole,
         )
         for batch in self._batches:
             labels, weights, of_rows = jax.device_get(predicted(*batch))

@@ -131,7 +131,9 @@ class _Candidates:
         most of the time.
         """
         shown = " and ".join(f"{n:,}" for n in sizes)
-        self._announce(f"microbatch: asking the compiler what {shown} sequence(s) a pass need, of {self._room}…")
+        self._announce(
+            f"microbatch: asking the compiler what {shown} sequence(s) a pass need, of {self._room}…"
+        )
         with concurrent.futures.ThreadPoolExecutor(len(sizes)) as pool:
             return list(pool.map(self._probe, sizes))
 
@@ -172,7 +174,9 @@ class _Candidates:
 
     def _tell(self, size: int, n_bytes: int | None, seconds: float) -> None:
         needs = "too much" if n_bytes is None else f"{n_bytes / _GIB:.1f} GiB"
-        self._announce(f"microbatch: {size:,} sequence(s) a pass need {needs}, of {self._room} ({seconds:.0f} s)")
+        self._announce(
+            f"microbatch: {size:,} sequence(s) a pass need {needs}, of {self._room} ({seconds:.0f} s)"
+        )
 
 
 def fingerprint(lowered: jax.stages.Lowered) -> str:
@@ -189,7 +193,9 @@ def microbatch_sizes(batch_size: int, shards: int) -> list[int]:
     """
     sizes = [n for n in range(shards, batch_size + 1, shards) if batch_size % n == 0]
     if not sizes:
-        raise UserError(f"batch_size={batch_size}: must be a multiple of the {shards} devices along the batch")
+        raise UserError(
+            f"batch_size={batch_size}: must be a multiple of the {shards} devices along the batch"
+        )
     return sizes
 
 
@@ -241,7 +247,11 @@ def search(
     largest, too_large = None, min([n for n in small if n not in used], default=sys.maxsize)
     while True:
         margin = 1.0 if largest is None else SURE
-        fitting = [n for n in sizes if (largest or 0) < n < too_large and _predicted(n, used, formula) <= margin * room]
+        fitting = [
+            n
+            for n in sizes
+            if (largest or 0) < n < too_large and _predicted(n, used, formula) <= margin * room
+        ]
         # That nothing fits is said of the smallest step itself, not of a prediction.
         if not fitting and largest is None and sizes[0] < too_large and sizes[0] not in measured:
             fitting = sizes[:1]
@@ -298,7 +308,9 @@ def is_rematerialised(compiled: jax.stages.Compiled) -> bool:
     """Whether XLA itself recomputes instructions of the program, because it did not fit otherwise."""
     try:
         text = compiled.as_text()
-    except jax.errors.JaxRuntimeError:  # not every backend knows the text of a program from the cache
+    except (
+        jax.errors.JaxRuntimeError
+    ):  # not every backend knows the text of a program from the cache
         return False
     return _REMATERIALISED.search(text or "") is not None
 

@@ -20,7 +20,8 @@ def state_bytes(session: Session) -> dict[str, int]:
 
     def held(tree):
         return sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
         )
 
     params = held(session.abstract.params)

@@ -41,7 +41,9 @@ class Stages:
         self.config, self._dataset, self._announce = config, dataset, announce
         self.stages = stages.of(config)
         self._kernels: kernels.Choices | None = None
-        self._background = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="cramjax-next-stage")
+        self._background = concurrent.futures.ThreadPoolExecutor(
+            1, thread_name_prefix="cramjax-next-stage"
+        )
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -59,21 +61,29 @@ class Stages:
 
     def open(self, number: int) -> session.Session:
         """The session of a stage."""
-        return session.open_session(self.config_of(number), self._dataset, self._announce, self._fastest_kernels())
+        return session.open_session(
+            self.config_of(number), self._dataset, self._announce, self._fastest_kernels()
+        )
 
     def _fastest_kernels(self) -> kernels.Choices:
         """Those of all stages, timed before the first one trains: later the card is busy."""
         if self._kernels is None:
             self._kernels = {}
             for number in range(len(self)):
-                self._kernels |= session.fastest_kernels(self.config_of(number), self._dataset, self._announce)
+                self._kernels |= session.fastest_kernels(
+                    self.config_of(number), self._dataset, self._announce
+                )
         return self._kernels
 
     def evaluator(self, number: int, made: session.Session) -> Evaluator:
         """What evaluates a stage, on the same sequences in all stages."""
         config = self.config_of(number, whole_sequences=True)
         is_whole = config.data.seq_len == made.config.data.seq_len
-        task = made.task if is_whole else session.build_task(config, self._dataset, made.precision, made.mesh)
+        task = (
+            made.task
+            if is_whole
+            else session.build_task(config, self._dataset, made.precision, made.mesh)
+        )
         batches = loaders.heldout_batches(
             self._dataset,
             seq_len=task.eval_row_tokens,
@@ -83,7 +93,9 @@ class Stages:
         )
         return Evaluator(task, made.mesh, batches)
 
-    def prepare(self, number: int, before: session.Session) -> concurrent.futures.Future[Prepared] | None:
+    def prepare(
+        self, number: int, before: session.Session
+    ) -> concurrent.futures.Future[Prepared] | None:
         """Stage `number` in the background, to follow the session `before`; None where there is no such stage."""
         if number >= len(self):
             return None
@@ -112,7 +124,9 @@ class Stages:
             key = jax.random.fold_in(jax.random.key(self.config.seed), number)
             fresh = initial(made.task, made.optimizer, made.dynamic_scale, key)
             moments = {"opt_state": state.opt_state, "fresh_state": fresh.opt_state}
-            params, opt_state = grow(state.params, made.task.axes, fresh.params, Compound(tuple(operators)), **moments)
+            params, opt_state = grow(
+                state.params, made.task.axes, fresh.params, Compound(tuple(operators)), **moments
+            )
             if settings.moments == "reset":
                 opt_state = fresh.opt_state
             return dataclasses.replace(state, params=params, opt_state=opt_state)

@@ -107,7 +107,9 @@ def run_steps(
         n_micro = n_next
     if pending is not None:
         reason = _finish(pending, config, hooks) or reason
-    return Outcome(state=state, stop_reason=reason or clock.which() or stop.reason, data_wait_s=wait_s)
+    return Outcome(
+        state=state, stop_reason=reason or clock.which() or stop.reason, data_wait_s=wait_s
+    )
 
 
 def _batch_sizes(config: Any, microbatch_size: int) -> Callable[[float], int]:

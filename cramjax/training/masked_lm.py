@@ -35,7 +35,9 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
     described = encoder_config(config.model, vocabulary.vocab_size)
     model = unrolled(described, described.n_layers, config.budget.hours)
     special_ids = tuple(sorted(set(special_tokens.values())))
-    masking, eval_masking = _maskings(config.objective, special_tokens["mask"], special_ids, vocabulary.vocab_size)
+    masking, eval_masking = _maskings(
+        config.objective, special_tokens["mask"], special_ids, vocabulary.vocab_size
+    )
     eval_key = jax.random.key(0, impl="threefry2x32")
     uses_dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
 
@@ -44,7 +46,9 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
     dividable = dataclasses.replace(precision, kernels=())
 
     def states(precision, params, batch, tokens, key, pool=1):
-        segments = _documents(tokens, special_tokens["sep"]) if config.model.document_attention else None
+        segments = (
+            _documents(tokens, special_tokens["sep"]) if config.model.document_attention else None
+        )
         return _states(model, precision, params, batch, segments, key, pool)
 
     def loss(params, key, tokens, rows):
@@ -58,7 +62,9 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
         hidden = states(precision, params, batch, tokens, dropout_key, config.objective.pool)
         predicted = hidden, batch.labels, batch.weights
         z_loss = float(config.objective.z_loss)
-        total = losses.predicted_cross_entropy(logits_of, encoder.head_params(params), *predicted, z_loss)
+        total = losses.predicted_cross_entropy(
+            logits_of, encoder.head_params(params), *predicted, z_loss
+        )
         return total, jnp.sum(batch.weights)
 
     def predicted(tokens, rows):
@@ -96,7 +102,10 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
         row_tokens=config.data.seq_len,
         eval_row_tokens=config.data.seq_len,
         flops=training_flops(
-            model, config.data.seq_len, masking.n_predicted(config.data.seq_len), config.objective.pool
+            model,
+            config.data.seq_len,
+            masking.n_predicted(config.data.seq_len),
+            config.objective.pool,
         ),
         description=dataclasses.asdict(described),
     )
@@ -112,12 +121,16 @@ def _frequencies(counts: np.ndarray, special_ids: tuple[int, ...]) -> np.ndarray
 def _states(model, precision, params, batch, segments, key, pool):
     """Hidden states of the positions to be predicted: [rows, predicted, embed]."""
     if pool > 1:
-        return encoder.encode_pooled(model, precision, params, batch.inputs, batch.positions, size=pool, key=key)
+        return encoder.encode_pooled(
+            model, precision, params, batch.inputs, batch.positions, size=pool, key=key
+        )
     hidden = encoder.encode(model, precision, params, batch.inputs, segment_ids=segments, key=key)
     return jnp.take_along_axis(hidden, batch.positions[..., None], axis=1)
 
 
-def training_flops(model: encoder.EncoderConfig, seq_len: int, n_predicted: int, pool: int = 1) -> int:
+def training_flops(
+    model: encoder.EncoderConfig, seq_len: int, n_predicted: int, pool: int = 1
+) -> int:
     """FLOPs of one sequence, forward and backward (`budget/flops.py`); `pool`: tokens of a mean, as of `objective.pool`."""
     return flops.encoder_training_flops(
         n_layers=model.n_layers,
@@ -144,13 +157,18 @@ def _maskings(
         random_share=objective.random_share,
         **common,
     )
-    return masking, mlm.Masking(mask_rate=EVAL_MASK_RATE, mask_share=1.0, random_share=0.0, **common)
+    return masking, mlm.Masking(
+        mask_rate=EVAL_MASK_RATE, mask_share=1.0, random_share=0.0, **common
+    )
 
 
 def encoder_config(model: Any, vocab_size: int) -> encoder.EncoderConfig:
     """The encoder a `config.model` describes, its embedding padded to `vocab_multiple`."""
     padded = -(-vocab_size // model.vocab_multiple) * model.vocab_multiple
-    names = {field.name for field in dataclasses.fields(encoder.EncoderConfig)} - {"vocab_size", "pruned_heads"}
+    names = {field.name for field in dataclasses.fields(encoder.EncoderConfig)} - {
+        "vocab_size",
+        "pruned_heads",
+    }
     return encoder.EncoderConfig(vocab_size=padded, **{name: model[name] for name in names})
 
 

@@ -63,7 +63,10 @@ class MetricsWriter:
                 lambda: self._sinks.append(TensorBoard(pathlib.Path(workdir) / "tb", resumed_step)),
             )
         if wandb_project:
-            self._try("Weights & Biases", lambda: self._sinks.append(Wandb(wandb_project, workdir, config or {})))
+            self._try(
+                "Weights & Biases",
+                lambda: self._sinks.append(Wandb(wandb_project, workdir, config or {})),
+            )
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
         """Add one line: `step` and `values`. What is not finite becomes null, so that every line is JSON.
@@ -89,7 +92,9 @@ class MetricsWriter:
         try:
             action()
         except Exception as error:  # whatever a logging service raises
-            _log.warning("%s is off for the rest of this run: %s: %s", name, type(error).__name__, error)
+            _log.warning(
+                "%s is off for the rest of this run: %s: %s", name, type(error).__name__, error
+            )
             return False
         return True
 
@@ -104,11 +109,16 @@ class TensorBoard:
         self._writer = RecordWriter((directory / name).open("ab"))
         self._add(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
         restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._add(event_pb2.Event(wall_time=time.time(), step=resumed_step + 1, session_log=restart))
+        self._add(
+            event_pb2.Event(wall_time=time.time(), step=resumed_step + 1, session_log=restart)
+        )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One event holding every number of a step."""
-        scalars = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        scalars = [
+            summary_pb2.Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+        ]
         summary = summary_pb2.Summary(value=scalars)
         self._add(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
 
@@ -142,7 +152,12 @@ class Wandb:
         # The same folder is the same run, so that a restart goes on in it.
         run_id = f"{path.name}-{zlib.crc32(str(path).encode()):08x}"
         self._run = wandb.init(
-            project=project, name=path.name, id=run_id, resume="allow", dir=str(path), config=dict(config)
+            project=project,
+            name=path.name,
+            id=run_id,
+            resume="allow",
+            dir=str(path),
+            config=dict(config),
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

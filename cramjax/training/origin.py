@@ -130,7 +130,9 @@ def _read_packed(path: pathlib.Path, file: pathlib.Path, whole: bool) -> Origin:
 
 def _network(description: Mapping[str, Any]) -> encoder.EncoderConfig | t5.T5Config:
     numbers = dict(description)
-    return (t5.T5Config if numbers.pop("family", "encoder") == "t5" else encoder.EncoderConfig)(**numbers)
+    return (t5.T5Config if numbers.pop("family", "encoder") == "t5" else encoder.EncoderConfig)(
+        **numbers
+    )
 
 
 def with_tokenizer(config: Any) -> Any:
@@ -157,7 +159,9 @@ def with_tokenizer(config: Any) -> Any:
     return ml_collections.FrozenConfigDict(changed)
 
 
-def start_from(origin: Origin, description: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+def start_from(
+    origin: Origin, description: dict[str, Any], fresh: dict[str, Any]
+) -> dict[str, Any]:
     """The parameters `fresh` of a new run with the values of `origin`, sharded as they are.
 
     Rows of the vocabulary that `origin` lacks stay fresh; surplus ones, which no token has, are left out.
@@ -173,10 +177,16 @@ def start_from(origin: Origin, description: dict[str, Any], fresh: dict[str, Any
             f"init_from={origin.path}: is finetuned for {origin.finetuned['task']}; name the run it was finetuned from"
         )
     theirs = dataclasses.asdict(origin.config)
-    changes = {key: value for key, value in theirs.items() if key not in _FREE and description.get(key) != value}
+    changes = {
+        key: value
+        for key, value in theirs.items()
+        if key not in _FREE and description.get(key) != value
+    }
     if changes:
         flags = " ".join(f"--config.model.{key}={value}" for key, value in changes.items())
-        raise UserError(f"init_from={origin.path}: is another network than the configuration's; add {flags}")
+        raise UserError(
+            f"init_from={origin.path}: is another network than the configuration's; add {flags}"
+        )
     return jax.tree.map(_take, fresh, origin.params)
 
 
@@ -184,7 +194,9 @@ def _take(fresh: jax.Array, given: Any) -> jax.Array:
     given = np.asarray(given)
     if given.shape != fresh.shape:
         whole = np.asarray(fresh).copy()
-        shared = tuple(slice(min(ours, others)) for ours, others in zip(fresh.shape, given.shape, strict=True))
+        shared = tuple(
+            slice(min(ours, others)) for ours, others in zip(fresh.shape, given.shape, strict=True)
+        )
         whole[shared] = given[shared]
         given = whole
     return meshes.place(given, fresh.sharding)

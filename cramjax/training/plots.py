@@ -23,7 +23,9 @@ _UNITS = {
 }
 
 
-def plot_loss(metrics_path: str | os.PathLike, out_png: str | os.PathLike, unigram_loss: float | None = None) -> None:
+def plot_loss(
+    metrics_path: str | os.PathLike, out_png: str | os.PathLike, unigram_loss: float | None = None
+) -> None:
     """Draw train and held-out loss (nats) over tokens and over time, with the unigram baseline, to `out_png`.
 
     Reads a metrics.jsonl as far as it is intact; a run without any line gives an empty frame.
@@ -73,7 +75,9 @@ def _tokens_at(step: int, train: list[dict[str, Any]]) -> float:
     before, tokens = 0, 0.0
     for line in train:
         if line["step"] >= step:
-            return tokens + (line["tokens"] - tokens) * (step - before) / max(1, line["step"] - before)
+            return tokens + (line["tokens"] - tokens) * (step - before) / max(
+                1, line["step"] - before
+            )
         before, tokens = line["step"], line["tokens"]
     return tokens
 
@@ -82,14 +86,21 @@ def _numbers(line: dict[str, Any], *keys: str) -> bool:
     return all(isinstance(line.get(key), int | float) for key in keys)
 
 
-def _draw(axes: Any, train: list, held_out: list, key: str, scale: float, unigram_loss: float | None) -> None:
+def _draw(
+    axes: Any, train: list, held_out: list, key: str, scale: float, unigram_loss: float | None
+) -> None:
     if train:
         at, loss = [line[key] / scale for line in train], [line["loss"] for line in train]
         axes.plot(at, loss, color=TRAIN, alpha=0.25, linewidth=0.8)
         axes.plot(at, smoothed(loss), color=TRAIN, linewidth=1.6, label="train")
     if held_out:
-        at, loss = [line[key] / scale for line in held_out], [line["eval_loss"] for line in held_out]
-        axes.plot(at, loss, color=HELD_OUT, linewidth=1.6, marker="o", markersize=3.5, label="held-out")
+        at, loss = (
+            [line[key] / scale for line in held_out],
+            [line["eval_loss"] for line in held_out],
+        )
+        axes.plot(
+            at, loss, color=HELD_OUT, linewidth=1.6, marker="o", markersize=3.5, label="held-out"
+        )
         axes.annotate(
             f"{loss[-1]:.2f}",
             (at[-1], loss[-1]),
@@ -101,7 +112,13 @@ def _draw(axes: Any, train: list, held_out: list, key: str, scale: float, unigra
             color=HELD_OUT,
         )
     if unigram_loss is not None:
-        axes.axhline(unigram_loss, color=BASELINE, linewidth=1.2, linestyle=(0, (4, 3)), label="unigram baseline")
+        axes.axhline(
+            unigram_loss,
+            color=BASELINE,
+            linewidth=1.2,
+            linestyle=(0, (4, 3)),
+            label="unigram baseline",
+        )
     axes.set_xlim(left=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
@@ -114,7 +131,9 @@ def _unit(key: str, values: list[float]) -> tuple[float, str]:
     return next((scale, label) for least, scale, label in _UNITS[key] if largest >= least)
 
 
-def _limits(train: list, held_out: list, unigram_loss: float | None) -> tuple[float | None, float | None]:
+def _limits(
+    train: list, held_out: list, unigram_loss: float | None
+) -> tuple[float | None, float | None]:
     """Losses shown: all but the highest hundredth, where a run that diverged would flatten the rest."""
     losses = [line["loss"] for line in train] + [line["eval_loss"] for line in held_out]
     losses += [] if unigram_loss is None else [unigram_loss]

@@ -39,8 +39,12 @@ def preview(config: Any, n_examples: int) -> Iterator[str]:
     tokens = next(source.stream(0, n_examples))
     source.close()
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    inputs, targets = jax.device_get(jax.jit(task.preview)(key, tokens, np.arange(n_examples, dtype=np.int32)))
-    tokenizer = tokenizers.Tokenizer.from_file(str(dataset.directory / "tokenizer" / "tokenizer.json"))
+    inputs, targets = jax.device_get(
+        jax.jit(task.preview)(key, tokens, np.arange(n_examples, dtype=np.int32))
+    )
+    tokenizer = tokenizers.Tokenizer.from_file(
+        str(dataset.directory / "tokenizer" / "tokenizer.json")
+    )
     for row in range(n_examples):
         yield f"example {row}: {inputs.shape[1]} tokens in, {targets.shape[1]} to predict"
         for name, ids in (("inputs ", inputs[row]), ("targets", targets[row])):

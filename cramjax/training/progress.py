@@ -55,7 +55,9 @@ class Progress:
         elif self._printed_at is None or self._now() - self._printed_at >= PLAIN_INTERVAL_S:
             self._print_plain()
 
-    def evaluated(self, step: int, eval_loss: float, eval_accuracy: float, unigram_loss: float) -> None:
+    def evaluated(
+        self, step: int, eval_loss: float, eval_accuracy: float, unigram_loss: float
+    ) -> None:
         """Print the outcome of an evaluation and keep it beside the training loss. Losses in nats."""
         self._values |= {"eval_loss": eval_loss, "unigram_loss": unigram_loss}
         self.announce(
@@ -68,7 +70,11 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
-        elif self._console is None and self._values != self._shown and self._values.get("step") is not None:
+        elif (
+            self._console is None
+            and self._values != self._shown
+            and self._values.get("step") is not None
+        ):
             self._print_plain()
 
     def _print_plain(self) -> None:

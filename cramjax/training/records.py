@@ -90,7 +90,9 @@ class Recorder:
         self._noise = (
             found
             if self._noise is None
-            else tuple(old + share * (new - old) for old, new in zip(self._noise, found, strict=True))
+            else tuple(
+                old + share * (new - old) for old, new in zip(self._noise, found, strict=True)
+            )
         )
 
     def evaluated(self, result: EvalResult, unigram_loss: float) -> None:
@@ -98,8 +100,16 @@ class Recorder:
         self.last_eval = result
         step = self._clock.n_steps
         clock = self._clock
-        values = {"elapsed_s": round(clock.elapsed_s, 3), "tokens": clock.n_tokens, "flops": clock.n_flops}
-        found = {"eval_loss": result.loss, "eval_accuracy": result.accuracy, "unigram_loss": unigram_loss}
+        values = {
+            "elapsed_s": round(clock.elapsed_s, 3),
+            "tokens": clock.n_tokens,
+            "flops": clock.n_flops,
+        }
+        found = {
+            "eval_loss": result.loss,
+            "eval_accuracy": result.accuracy,
+            "unigram_loss": unigram_loss,
+        }
         self._writer.write(step, values | found)
         self._progress.evaluated(step, result.loss, result.accuracy, unigram_loss)
 
@@ -114,12 +124,18 @@ class Recorder:
 
     def _reading(self) -> tuple[float, int, float]:
         # Evaluations, saves and compilation are taken out: the rate of a metrics line is that of the steps.
-        return self._clock.elapsed_s - self._spent.total_s(), self._clock.n_tokens, self._clock.n_flops
+        return (
+            self._clock.elapsed_s - self._spent.total_s(),
+            self._clock.n_tokens,
+            self._clock.n_flops,
+        )
 
     def _flush(self) -> None:
         reading = self._reading()
         seconds, tokens, flops = (now - then for now, then in zip(reading, self._mark, strict=True))
-        if seconds > 0:  # the clock that several processes agree on is a step late, and an evaluation is not in it yet
+        if (
+            seconds > 0
+        ):  # the clock that several processes agree on is a step late, and an evaluation is not in it yet
             self._mark = reading
             self._rates = {
                 "tokens_per_s": round(tokens / seconds, 1),
@@ -141,4 +157,6 @@ class Recorder:
             values["noise_scale"] = round(self._noise[0] / self._noise[1], 1)
         self._window.clear()
         self._writer.write(last.step, values)
-        self._progress.update(step=last.step, fraction=last.fraction, eta_s=self._clock.remaining_s(), **values)
+        self._progress.update(
+            step=last.step, fraction=last.fraction, eta_s=self._clock.remaining_s(), **values
+        )

@@ -41,7 +41,13 @@ class Remedy:
 
 
 def find(
-    config: Any, vocabulary: Vocabulary, on: Sequence[jax.Device], *, microbatch_size: int, room: float, most: int = 3
+    config: Any,
+    vocabulary: Vocabulary,
+    on: Sequence[jax.Device],
+    *,
+    microbatch_size: int,
+    room: float,
+    most: int = 3,
 ) -> list[Remedy]:
     """The nearest settings whose step needs at most `room` bytes of each device of `on`: a smaller microbatch, then `_CHANGES`.
 
@@ -53,7 +59,9 @@ def find(
             break
         is_new = any(operator.attrgetter(key)(config) != value for key, value in change.items())
         if is_new and (len(on) > 1 or "mesh.fsdp" not in change):
-            remedy = _fitting(config, change | {"microbatch_size": microbatch_size}, vocabulary, on, room)
+            remedy = _fitting(
+                config, change | {"microbatch_size": microbatch_size}, vocabulary, on, room
+            )
             if remedy:
                 found.append(dataclasses.replace(remedy, overrides=change))
     return found
@@ -65,12 +73,18 @@ def _smaller(
     """The largest microbatch below `microbatch_size` that fits, if one does."""
     made = session.session_on(config, vocabulary, on)
     shards = meshes.batch_shards(made.mesh)
-    sizes = [n for n in fit.microbatch_sizes(session.most_sequences(config), shards) if n < microbatch_size]
+    sizes = [
+        n
+        for n in fit.microbatch_sizes(session.most_sequences(config), shards)
+        if n < microbatch_size
+    ]
     if not sizes:
         return []
 
     def measure(n: int) -> int | None:
-        return fit.fitting_bytes(lambda: session.compile_train_step(dataclasses.replace(made, microbatch_size=n))[0])
+        return fit.fitting_bytes(
+            lambda: session.compile_train_step(dataclasses.replace(made, microbatch_size=n))[0]
+        )
 
     limit = round(room / fit.HEADROOM)
     searched = fit.search(measure, sizes, limit, lambda n: footprint.by_formula(made, n // shards))
@@ -80,7 +94,11 @@ def _smaller(
 
 
 def _fitting(
-    config: Any, overrides: Mapping[str, Any], vocabulary: Vocabulary, on: Sequence[jax.Device], room: float
+    config: Any,
+    overrides: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    on: Sequence[jax.Device],
+    room: float,
 ) -> Remedy | None:
     try:
         made = session.session_on(changed(config, overrides), vocabulary, on)
@@ -110,7 +128,11 @@ def _sentence(made: session.Session, vocabulary: Vocabulary) -> str:
     limit = devices.memory_bytes(on[0])
     room = min(_LESS * needed, fit.HEADROOM * limit if limit else _LESS * needed)
     remedies = find(made.config, vocabulary, on, microbatch_size=made.microbatch_size, room=room)
-    has = f"{on[0].device_kind} has {limit / 2**30:.1f} GiB" if limit else f"{on[0].device_kind} had less"
+    has = (
+        f"{on[0].device_kind} has {limit / 2**30:.1f} GiB"
+        if limit
+        else f"{on[0].device_kind} had less"
+    )
     fitting = f"these fit: {', '.join(map(str, remedies))}" if remedies else "take a smaller model"
     return (
         f"out of memory: a step of {made.microbatch_size} sequence(s) a pass needs {needed / 2**30:.1f} GiB, {has}; {fitting}; "

@@ -61,19 +61,25 @@ def train_until_stopped(config: Any, workdir: str | os.PathLike) -> int:
         return code
 
 
-def _train(config: Any, path: pathlib.Path, stop: StopSignal, sinks: Sequence[Sink] = ()) -> dict[str, Any]:
+def _train(
+    config: Any, path: pathlib.Path, stop: StopSignal, sinks: Sequence[Sink] = ()
+) -> dict[str, Any]:
     started = time.monotonic()
     start.start(together=True)
     with _folder(path), contextlib.closing(_progress()) as progress:
         if jax.process_count() > 1:
             stop = Agreement(stop)
-        with stop.at_once():  # nothing to save yet: data preparation and compilation resume by themselves
+        with (
+            stop.at_once()
+        ):  # nothing to save yet: data preparation and compilation resume by themselves
             config = origin.with_tokenizer(config)
             dataset = open_data(config, progress)
             run = Run(config, path, dataset, progress, stop, started, sinks)
             finished = run.restore()
         if finished:
-            progress.announce(f"{path} is finished: {finished['stop_reason']} after {finished['steps']} steps")
+            progress.announce(
+                f"{path} is finished: {finished['stop_reason']} after {finished['steps']} steps"
+            )
             return finished
         try:
             outcome = run.train()
@@ -128,7 +134,8 @@ class Run:
         self.session: session.Session | None = None
         self.agree = stop.advance if isinstance(stop, Agreement) else lambda: None
         self.clock = Clock(
-            **config.budget.to_dict(), time_source=stop.now if isinstance(stop, Agreement) else time.monotonic
+            **config.budget.to_dict(),
+            time_source=stop.now if isinstance(stop, Agreement) else time.monotonic,
         )
         self.spent = records.Spent()
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
@@ -164,8 +171,13 @@ class Run:
         """Write what the run is into its folder."""
         write_json(self.workdir / "config.json", self.config.to_dict())
         kinds = [device.device_kind for device in jax.devices()]
-        write_json(self.workdir / "environment.json", environment(kinds) | {"dataset": str(self.dataset.directory)})
-        shutil.copytree(self.dataset.directory / "tokenizer", self.workdir / "tokenizer", dirs_exist_ok=True)
+        write_json(
+            self.workdir / "environment.json",
+            environment(kinds) | {"dataset": str(self.dataset.directory)},
+        )
+        shutil.copytree(
+            self.dataset.directory / "tokenizer", self.workdir / "tokenizer", dirs_exist_ok=True
+        )
 
     def _started_from(self, checkpoint: str, state: TrainState) -> TrainState:
         """`state` with the parameters of another model."""
@@ -177,7 +189,8 @@ class Run:
                 f"--config.data.tokenizer={found.tokenizer_file}"
             )
         self.progress.announce(
-            f"starting from the parameters of {found.path}" + (f" at step {found.step}" if found.is_run else "")
+            f"starting from the parameters of {found.path}"
+            + (f" at step {found.step}" if found.is_run else "")
         )
         params = origin.start_from(found, self.session.task.description, state.params)
         return dataclasses.replace(state, params=params)
@@ -198,10 +211,14 @@ class Run:
             with remedies.explained(self.session, self.dataset):
                 outcome = self._train_stage(step_fn, prefetch)
             with self.spent.on("growth_s"):
-                while outcome.stop_reason is None and not following.done() and not self.stop.requested:
+                while (
+                    outcome.stop_reason is None and not following.done() and not self.stop.requested
+                ):
                     wait([following], timeout=0.1)  # a signal is not kept waiting by a compilation
             if outcome.stop_reason is not None or self.stop.requested:
-                return dataclasses.replace(outcome, stop_reason=outcome.stop_reason or self.stop.reason)
+                return dataclasses.replace(
+                    outcome, stop_reason=outcome.stop_reason or self.stop.reason
+                )
             step_fn = self._grow(outcome.state, following)
             prefetch = self._prefetch()
 
@@ -227,7 +244,9 @@ class Run:
 
         self.spent.compile_s += compile_s
         since_s = time.monotonic() - self.started
-        self.progress.announce(f"compiled in {compile_s:.1f} s; the first step starts after {since_s:.1f} s")
+        self.progress.announce(
+            f"compiled in {compile_s:.1f} s; the first step starts after {since_s:.1f} s"
+        )
         self.recorder = self._recorder()
         self._next_eval = self._eval_count(self.clock.fraction())
         self._saved_at, self._saved_step = self.clock.elapsed_s, self.clock.n_steps
@@ -236,10 +255,14 @@ class Run:
     def _fresh_state(self) -> TrainState:
         """The state at step 0, with the parameters of another model where the configuration names one."""
         made, config = self.session, self.config
-        state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed)
+        state = initial_state(
+            made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed
+        )
         return self._started_from(config.init_from, state) if config.init_from else state
 
-    def _train_stage(self, step_fn: Callable[..., Any], prefetch: loaders.DevicePrefetch) -> Outcome:
+    def _train_stage(
+        self, step_fn: Callable[..., Any], prefetch: loaders.DevicePrefetch
+    ) -> Outcome:
         made = self.session
         try:
             with jax.transfer_guard("disallow"):
@@ -252,7 +275,9 @@ class Run:
                     microbatch_size=made.microbatch_size,
                     flops_per_sequence=made.task.flops,
                     hooks=Hooks(
-                        evaluate_if_due=self._evaluate_if_due, save_if_due=self._save_if_due, record=self._record
+                        evaluate_if_due=self._evaluate_if_due,
+                        save_if_due=self._save_if_due,
+                        record=self._record,
                     ),
                     stop=self.stop,
                     agree=self.agree,
@@ -274,10 +299,16 @@ class Run:
             try:
                 prepared = following.result()
             except Exception:
-                self._save(state, block=True)  # the next stage cannot be had: what this one learned is kept
+                self._save(
+                    state, block=True
+                )  # the next stage cannot be had: what this one learned is kept
                 raise
             self.state = prepared.grow(state)
-            self.stage, self.session, self.evaluator = self.stage + 1, prepared.session, prepared.evaluator
+            self.stage, self.session, self.evaluator = (
+                self.stage + 1,
+                prepared.session,
+                prepared.evaluator,
+            )
         with self.spent.on("eval_s"):
             after = self.evaluator(self.state.params)
         self.recorder.evaluated(after, self.unigram_loss)
@@ -297,14 +328,18 @@ class Run:
                 f"stopped by {outcome.stop_reason}: checkpoint at step {self.clock.n_steps} is saved"
             )
             return self._summary(outcome)
-        elapsed_s = self.clock.elapsed_s  # the final evaluation and what follows come after the budget
+        elapsed_s = (
+            self.clock.elapsed_s
+        )  # the final evaluation and what follows come after the budget
         self.recorder.evaluated(self.evaluator(outcome.state.params), self.unigram_loss)
         self.recorder.close()
         summary = self._summary(outcome) | {"elapsed_s": round(elapsed_s, 3)}
         if not processes.is_first():
             return summary
         write_json(self.workdir / "summary.json", summary)
-        plots.plot_loss(self.workdir / "metrics.jsonl", self.workdir / "loss.png", self.unigram_loss)
+        plots.plot_loss(
+            self.workdir / "metrics.jsonl", self.workdir / "loss.png", self.unigram_loss
+        )
         self.progress.close()
         self.progress.announce(
             f"done ({outcome.stop_reason}): held-out loss {summary['eval_loss']:.3f} nats, unigram {self.unigram_loss:.3f}; "
@@ -381,7 +416,9 @@ class Run:
         settings = self.config.checkpoint
         minutes = (self.clock.elapsed_s - self._saved_at) / 60
         steps = self.clock.n_steps - self._saved_step
-        due = minutes >= settings.every_minutes or (settings.every_steps and steps >= settings.every_steps)
+        due = minutes >= settings.every_minutes or (
+            settings.every_steps and steps >= settings.every_steps
+        )
         if due or self.checkpoints.save_failed:
             with self.spent.on("save_s"):
                 self._save(state)

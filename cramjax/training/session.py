@@ -104,7 +104,9 @@ def open_session(
         size, program = _choose_microbatch(made, announce)
     for key, value in (("microbatch_size", size), ("eval.batch_size", config.eval.batch_size)):
         if value % shards:
-            raise UserError(f"{key}={value}: must be a multiple of the {shards} devices along the batch")
+            raise UserError(
+                f"{key}={value}: must be a multiple of the {shards} devices along the batch"
+            )
     if shards % jax.process_count():
         raise UserError(
             f"mesh.tensor={config.mesh.tensor}: spans processes; each of the {jax.process_count()} must hold whole sequences"
@@ -162,7 +164,11 @@ def fastest_kernels(config: Any, vocabulary: Vocabulary, announce: fit.Announce)
     """
     device = jax.local_devices()[0]
     mesh = meshes.make_mesh(**config.mesh.to_dict(), devices=jax.devices())
-    if config.model.attention != "auto" or device.platform not in kernels.GPUS or not owns_rows(config, mesh):
+    if (
+        config.model.attention != "auto"
+        or device.platform not in kernels.GPUS
+        or not owns_rows(config, mesh)
+    ):
         return {}
     precision = devices.resolve_precision(config.precision, device)
     task = build_task(config, vocabulary, precision, mesh)
@@ -171,7 +177,10 @@ def fastest_kernels(config: Any, vocabulary: Vocabulary, announce: fit.Announce)
 
 
 def session_on(
-    config: Any, vocabulary: Vocabulary, on: Sequence[jax.Device], chosen: kernels.Choices | None = None
+    config: Any,
+    vocabulary: Vocabulary,
+    on: Sequence[jax.Device],
+    chosen: kernels.Choices | None = None,
 ) -> Session:
     """The session of `config` on devices `on`, which need not be here; a microbatch that is not given is one sequence a device.
 
@@ -206,11 +215,15 @@ def describe_attention(session: Session, vocabulary: Vocabulary, device: jax.Dev
     """The names of the kernels that `session` would take on another `device`."""
     shards = meshes.batch_shards(session.mesh)
     calls = attention_calls(session.config, session.task, shards, vocabulary.dtype)
-    return _names(session.config, calls, device, _promising(session.config, calls, session.mesh, device))
+    return _names(
+        session.config, calls, device, _promising(session.config, calls, session.mesh, device)
+    )
 
 
 def _promising(config, calls, mesh: Mesh, device: jax.Device) -> kernels.Choices:
-    return {call: kernels.promising(call, device) for call in calls} if owns_rows(config, mesh) else {}
+    return (
+        {call: kernels.promising(call, device) for call in calls} if owns_rows(config, mesh) else {}
+    )
 
 
 def _names(config, calls, device: jax.Device, chosen: kernels.Choices) -> str:
@@ -232,7 +245,11 @@ def most_sequences(config: Any) -> int:
 
 
 def build_task(
-    config: Any, vocabulary: Vocabulary, precision: str, mesh: Mesh, attention: kernels.Choices | None = None
+    config: Any,
+    vocabulary: Vocabulary,
+    precision: str,
+    mesh: Mesh,
+    attention: kernels.Choices | None = None,
 ) -> Task:
     """The model and objective of `config` in the number format `precision` on the devices of `mesh`.
 
@@ -240,11 +257,15 @@ def build_task(
     """
     number_format = devices.make_precision(precision, mesh.devices.flat[0])
     chosen = tuple((attention or {}).items())
-    number_format = dataclasses.replace(number_format, rows=meshes.rows_of_sharded(mesh), kernels=chosen)
+    number_format = dataclasses.replace(
+        number_format, rows=meshes.rows_of_sharded(mesh), kernels=chosen
+    )
     return TASKS[config.model.family](config, vocabulary, number_format)
 
 
-def attention_calls(config: Any, task: Task, n_rows: int, token_dtype: np.dtype) -> set[kernels.AttentionCall]:
+def attention_calls(
+    config: Any, task: Task, n_rows: int, token_dtype: np.dtype
+) -> set[kernels.AttentionCall]:
     """Returns the calls of attention in the loss of `task`, found by tracing it for `n_rows` sequences.
 
     Raises:
@@ -305,7 +326,9 @@ def lower_train_step(session: Session) -> jax.stages.Lowered:
     )
     whole = meshes.replicated(mesh)
     batch_shape = (session.max_microbatches, session.microbatch_size, session.task.row_tokens)
-    batch = jax.ShapeDtypeStruct(batch_shape, session.token_dtype, sharding=meshes.batch_sharding(mesh, 3, 1))
+    batch = jax.ShapeDtypeStruct(
+        batch_shape, session.token_dtype, sharding=meshes.batch_sharding(mesh, 3, 1)
+    )
     lr = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
     n_micro = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))

@@ -31,7 +31,9 @@ def span_corruption(config: Any, vocabulary: Vocabulary, precision: Precision) -
         UserError: for a vocabulary with fewer sentinels than an example has spans.
     """
     described, objective = t5_config(config.model, vocabulary.vocab_size), config.objective
-    model = unrolled(described, described.n_layers + described.n_decoder_layers, config.budget.hours)
+    model = unrolled(
+        described, described.n_layers + described.n_decoder_layers, config.budget.hours
+    )
     corruption = _corruption(config, vocabulary, objective.noise_density, objective.mean_span)
     eval_corruption = _corruption(config, vocabulary, EVAL_NOISE_DENSITY, EVAL_MEAN_SPAN)
     eval_key = jax.random.key(0, impl="threefry2x32")
@@ -50,7 +52,9 @@ def span_corruption(config: Any, vocabulary: Vocabulary, precision: Precision) -
 
     def corrupt(key, tokens, rows):
         corruption_key, dropout_key = jax.random.split(key)
-        return spans.corrupt_spans(corruption, corruption_key, tokens.astype(jnp.int32), rows), dropout_key
+        return spans.corrupt_spans(
+            corruption, corruption_key, tokens.astype(jnp.int32), rows
+        ), dropout_key
 
     def loss(params, key, tokens, rows):
         batch, dropout_key = corrupt(key, tokens, rows)
@@ -59,7 +63,9 @@ def span_corruption(config: Any, vocabulary: Vocabulary, precision: Precision) -
         weights = jnp.ones(batch.targets.shape, jnp.float32)
         predicted = states(params, batch, dropout_key), batch.targets, weights
         z_loss = float(objective.z_loss)
-        total = losses.predicted_cross_entropy(logits_of, t5.head_params(model, params), *predicted, z_loss)
+        total = losses.predicted_cross_entropy(
+            logits_of, t5.head_params(model, params), *predicted, z_loss
+        )
         return total, jnp.sum(weights)
 
     def preview(key, tokens, rows):
@@ -128,7 +134,9 @@ def training_flops(model: t5.T5Config, n_inputs: int, n_targets: int) -> int:
     )
 
 
-def _corruption(config: Any, vocabulary: Vocabulary, noise_density: float, mean_span: float) -> spans.SpanCorruption:
+def _corruption(
+    config: Any, vocabulary: Vocabulary, noise_density: float, mean_span: float
+) -> spans.SpanCorruption:
     lengths = span_lengths(config.data.seq_len, noise_density, mean_span)
     if lengths.n_spans > vocabulary.extra_ids:
         raise UserError(

@@ -27,7 +27,9 @@ class TrainState:
     loss_scale: LossScale
 
 
-def initial(task: Task, optimizer: optax.GradientTransformation, dynamic_scale: bool, key: jax.Array) -> TrainState:
+def initial(
+    task: Task, optimizer: optax.GradientTransformation, dynamic_scale: bool, key: jax.Array
+) -> TrainState:
     """The state at step 0, a pure function of `key`."""
     params = task.init(key)
     return TrainState(
@@ -38,9 +40,13 @@ def initial(task: Task, optimizer: optax.GradientTransformation, dynamic_scale: 
     )
 
 
-def abstract_state(task: Task, optimizer: optax.GradientTransformation, dynamic_scale: bool, mesh: Mesh) -> TrainState:
+def abstract_state(
+    task: Task, optimizer: optax.GradientTransformation, dynamic_scale: bool, mesh: Mesh
+) -> TrainState:
     """Shapes, dtypes and shardings of the state, as ShapeDtypeStructs: what init makes and a checkpoint is restored into."""
-    shapes = jax.eval_shape(lambda key: initial(task, optimizer, dynamic_scale, key), jax.random.key(0))
+    shapes = jax.eval_shape(
+        lambda key: initial(task, optimizer, dynamic_scale, key), jax.random.key(0)
+    )
     whole = meshes.replicated(mesh)
     params = rules.param_shardings(task.axes, shapes.params, mesh)
     shardings = TrainState(
@@ -50,14 +56,23 @@ def abstract_state(task: Task, optimizer: optax.GradientTransformation, dynamic_
         loss_scale=jax.tree.map(lambda _: whole, shapes.loss_scale),
     )
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
     )
 
 
 def initial_state(
-    task: Task, optimizer: optax.GradientTransformation, dynamic_scale: bool, abstract: TrainState, seed: int
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    dynamic_scale: bool,
+    abstract: TrainState,
+    seed: int,
 ) -> TrainState:
     """The state at step 0, a function of `seed` alone; each device makes only its own shards."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    make = jax.jit(lambda: initial(task, optimizer, dynamic_scale, jax.random.key(seed)), out_shardings=shardings)
+    make = jax.jit(
+        lambda: initial(task, optimizer, dynamic_scale, jax.random.key(seed)),
+        out_shardings=shardings,
+    )
     return make()

@@ -24,7 +24,9 @@ class Objective(Protocol):
 
     n_predicted: int
 
-    def loss(self, params: Any, key: jax.Array, batch: Any, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss(
+        self, params: Any, key: jax.Array, batch: Any, rows: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """(sum in nats, weight) of a microbatch whose rows have the numbers `rows` int32 [rows] in the batch."""
 
 
@@ -64,7 +66,11 @@ def make_train_step(
         per_weight = 1.0 / (weight * unit)
         grad_norm = optax.tree.norm(gradients) * per_weight
         finite = jnp.isfinite(grad_norm)
-        factor = 1.0 if clip_norm is None else jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-12))
+        factor = (
+            1.0
+            if clip_norm is None
+            else jnp.minimum(1.0, clip_norm / jnp.maximum(grad_norm, 1e-12))
+        )
         gradients = jax.tree.map(lambda g: g * (factor * per_weight), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p + lr * u, state.params, updates)
@@ -87,13 +93,17 @@ def make_train_step(
         if noise_scale:
             small = squares * jnp.square(per_weight) * n_micro.astype(jnp.float32)
             rows = jnp.float32(_tokens(batch).shape[1])
-            metrics |= _noise_and_signal(small, jnp.square(grad_norm), rows, n_micro.astype(jnp.float32))
+            metrics |= _noise_and_signal(
+                small, jnp.square(grad_norm), rows, n_micro.astype(jnp.float32)
+            )
         return new_state, metrics
 
     return step
 
 
-def _noise_and_signal(small: jax.Array, big: jax.Array, rows: jax.Array, n_micro: jax.Array) -> Metrics:
+def _noise_and_signal(
+    small: jax.Array, big: jax.Array, rows: jax.Array, n_micro: jax.Array
+) -> Metrics:
     """Unbiased estimates of the trace of a sequence's gradient covariance and of the true gradient's square norm.
 
     From the mean square norm `small` of gradients of `rows` sequences and that of their mean, `big` (arXiv 1812.06162, appendix A.1).
@@ -101,7 +111,10 @@ def _noise_and_signal(small: jax.Array, big: jax.Array, rows: jax.Array, n_micro
     is one microbatch alone.
     """
     apart = jnp.where(n_micro > 1.0, 1.0 / jnp.maximum(n_micro - 1.0, 1.0), 0.0)
-    return {"noise": (small - big) * rows * n_micro * apart, "signal": (n_micro * big - small) * apart}
+    return {
+        "noise": (small - big) * rows * n_micro * apart,
+        "signal": (n_micro * big - small) * apart,
+    }
 
 
 def _apart(accumulate: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
@@ -139,13 +152,19 @@ def _accumulate(task, grad_shardings, noise_scale, params, key, batch, n_micro, 
         rows = first + jnp.arange(n_rows, dtype=jnp.int32)
 
         def scaled_loss(params):
-            loss, weight = task.loss(params, key, jax.tree.map(lambda leaf: leaf[index], batch), rows)
+            loss, weight = task.loss(
+                params, key, jax.tree.map(lambda leaf: leaf[index], batch), rows
+            )
             return loss * unit, (loss, weight)
 
         (_, (loss, weight)), gradients = jax.value_and_grad(scaled_loss, has_aux=True)(params)
-        if grad_shardings is not None:  # under fsdp: reduce-scatter each microbatch instead of keeping whole gradients
+        if (
+            grad_shardings is not None
+        ):  # under fsdp: reduce-scatter each microbatch instead of keeping whole gradients
             gradients = jax.lax.with_sharding_constraint(gradients, grad_shardings)
-        squares = jnp.square(optax.tree.norm(gradients)) if noise_scale else jnp.zeros((), jnp.float32)
+        squares = (
+            jnp.square(optax.tree.norm(gradients)) if noise_scale else jnp.zeros((), jnp.float32)
+        )
         return loss, weight, gradients, squares
 
     if n_micro_max == 1:

@@ -113,7 +113,11 @@ def environment(devices: list[str]) -> dict[str, Any]:
         "devices": devices,
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "git": _git_revision(),
-        "flags": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(("JAX_", "XLA_"))},
+        "flags": {
+            name: os.environ[name]
+            for name in sorted(os.environ)
+            if name.startswith(("JAX_", "XLA_"))
+        },
     }
 
 

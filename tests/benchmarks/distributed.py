@@ -18,7 +18,9 @@ PAIR = ["index", "sentence1", "sentence2", "label"]
 
 GLUE = {
     "cola": {
-        "CoLA/train.tsv": tsv(["gj04", 1, "", 'He said "go.'], ["gj04", 0, "*", "Go\u2028he said."]),
+        "CoLA/train.tsv": tsv(
+            ["gj04", 1, "", 'He said "go.'], ["gj04", 0, "*", "Go\u2028he said."]
+        ),
         "CoLA/dev.tsv": tsv(["gj04", 1, "", "They left."]),
         "CoLA/test.tsv": tsv(["index", "sentence"], [0, "Bill left."]),
     },
@@ -29,26 +31,43 @@ GLUE = {
     },
     "mrpc": {
         "MRPC/train.tsv": "\ufeff"
-        + tsv(["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"], [1, 11, 12, '" A " b', "A b"]),
-        "MRPC/dev.tsv": tsv(["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"], [0, 11, 12, "A", "B"]),
-        "MRPC/test.tsv": tsv(["index", "#1 ID", "#2 ID", "#1 String", "#2 String"], [0, 11, 12, "A", "B"]),
+        + tsv(
+            ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"], [1, 11, 12, '" A " b', "A b"]
+        ),
+        "MRPC/dev.tsv": tsv(
+            ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"], [0, 11, 12, "A", "B"]
+        ),
+        "MRPC/test.tsv": tsv(
+            ["index", "#1 ID", "#2 ID", "#1 String", "#2 String"], [0, 11, 12, "A", "B"]
+        ),
     },
     "stsb": {
-        "STS-B/train.tsv": tsv([*STSB, "score"], [0, "g", "f", "y", "o", "s", "s", "A plane.", "A jet.", "4.750"]),
-        "STS-B/dev.tsv": tsv([*STSB, "score"], [0, "g", "f", "y", "o", "s", "s", "A plane.", "A cat.", "0.2"]),
+        "STS-B/train.tsv": tsv(
+            [*STSB, "score"], [0, "g", "f", "y", "o", "s", "s", "A plane.", "A jet.", "4.750"]
+        ),
+        "STS-B/dev.tsv": tsv(
+            [*STSB, "score"], [0, "g", "f", "y", "o", "s", "s", "A plane.", "A cat.", "0.2"]
+        ),
         "STS-B/test.tsv": tsv(STSB, [0, "g", "f", "y", "o", "s", "s", "A plane.", "A jet."]),
     },
     "qqp": {
         "QQP/train.tsv": tsv(
-            "id qid1 qid2 question1 question2 is_duplicate".split(), [5, 1, 2, "Why?", "How?", 0], [6, 1, "cut"]
+            "id qid1 qid2 question1 question2 is_duplicate".split(),
+            [5, 1, 2, "Why?", "How?", 0],
+            [6, 1, "cut"],
         ),
-        "QQP/dev.tsv": tsv("id qid1 qid2 question1 question2 is_duplicate".split(), [7, 1, 2, "Why?", "Why so?", 1]),
+        "QQP/dev.tsv": tsv(
+            "id qid1 qid2 question1 question2 is_duplicate".split(), [7, 1, 2, "Why?", "Why so?", 1]
+        ),
         "QQP/test.tsv": tsv(["id", "question1", "question2"], [0, "Why?", "How?"]),
     },
     "mnli": {
-        "MNLI/train.tsv": tsv([*MNLI.split(), "label1", "gold_label"], [*MNLI_ROW, "neutral", "entailment"]),
+        "MNLI/train.tsv": tsv(
+            [*MNLI.split(), "label1", "gold_label"], [*MNLI_ROW, "neutral", "entailment"]
+        ),
         "MNLI/dev_matched.tsv": tsv(
-            [*MNLI.split(), *(f"label{i}" for i in range(1, 6)), "gold_label"], [*MNLI_ROW, *["neutral"] * 6]
+            [*MNLI.split(), *(f"label{i}" for i in range(1, 6)), "gold_label"],
+            [*MNLI_ROW, *["neutral"] * 6],
         ),
         "MNLI/dev_mismatched.tsv": tsv(
             [*MNLI.split(), *(f"label{i}" for i in range(1, 6)), "gold_label"],
@@ -58,8 +77,12 @@ GLUE = {
         "MNLI/test_mismatched.tsv": tsv(MNLI.split(), MNLI_ROW),
     },
     "qnli": {
-        "QNLI/train.tsv": tsv(["index", "question", "sentence", "label"], [0, "Who?", "He did.", "entailment"]),
-        "QNLI/dev.tsv": tsv(["index", "question", "sentence", "label"], [0, "Who?", "It did.", "not_entailment"]),
+        "QNLI/train.tsv": tsv(
+            ["index", "question", "sentence", "label"], [0, "Who?", "He did.", "entailment"]
+        ),
+        "QNLI/dev.tsv": tsv(
+            ["index", "question", "sentence", "label"], [0, "Who?", "It did.", "not_entailment"]
+        ),
         "QNLI/test.tsv": tsv(["index", "question", "sentence"], [0, "Who?", "It did."]),
     },
     "rte": {
@@ -83,7 +106,10 @@ MULTIRC = {
             {
                 "idx": 8,
                 "question": "Who?",
-                "answers": [{"idx": 1, "text": "Susan", "label": 1}, {"idx": 2, "text": "Bob", "label": 0}],
+                "answers": [
+                    {"idx": 1, "text": "Susan", "label": 1},
+                    {"idx": 2, "text": "Bob", "label": 0},
+                ],
             },
             {"idx": 9, "question": "What?", "answers": [{"idx": 3, "text": "a party", "label": 1}]},
         ],
@@ -96,7 +122,13 @@ RECORD = {
         "text": "Ann met Bob in Rome.\n@highlight\nAnn left",
         "entities": [{"start": 0, "end": 2}, {"start": 8, "end": 10}, {"start": 32, "end": 34}],
     },
-    "qas": [{"idx": 7, "query": "@placeholder went away", "answers": [{"start": 0, "end": 2, "text": "Ann"}]}],
+    "qas": [
+        {
+            "idx": 7,
+            "query": "@placeholder went away",
+            "answers": [{"start": 0, "end": 2, "text": "Ann"}],
+        }
+    ],
 }
 WSC = {
     "idx": 0,
@@ -137,16 +169,22 @@ def without_answers(raw):
 
 
 SUPERGLUE = {
-    "boolq": superglue("BoolQ", {"idx": 0, "question": "is it", "passage": "It is.", "label": True}),
+    "boolq": superglue(
+        "BoolQ", {"idx": 0, "question": "is it", "passage": "It is.", "label": True}
+    ),
     "cb": superglue("CB", PREMISE | {"label": "neutral"}),
     "copa": superglue("COPA", COPA),
     "multirc": superglue("MultiRC", MULTIRC, without_answers(MULTIRC)),
-    "record": superglue("ReCoRD", RECORD, RECORD | {"qas": [{"idx": 7, "query": "@placeholder went away"}]}),
+    "record": superglue(
+        "ReCoRD", RECORD, RECORD | {"qas": [{"idx": 7, "query": "@placeholder went away"}]}
+    ),
     "rte": superglue("RTE", PREMISE | {"label": "not_entailment"}),
     "wic": superglue("WiC", WIC),
     "wsc": superglue("WSC", WSC),
     "axb": {
-        "AX-b/AX-b.jsonl": jsonl({"idx": "0", "sentence1": "A.", "sentence2": "B.", "label": "entailment", "logic": ""})
+        "AX-b/AX-b.jsonl": jsonl(
+            {"idx": "0", "sentence1": "A.", "sentence2": "B.", "label": "entailment", "logic": ""}
+        )
     },
     "axg": {"AX-g/AX-g.jsonl": jsonl(PREMISE | {"label": "entailment", "pair_id": 5})},
 }

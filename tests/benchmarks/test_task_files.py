@@ -91,17 +91,32 @@ def test_without_the_mismatched_set_mnli_goes_on_with_a_warning(folders, tmp_pat
         path.write_bytes((folders["glue"] / "MNLI" / path.name).read_bytes())
     data = rows.open_task(task, str(tmp_path), said.append, test=True)
     assert (
-        set(data.splits) == {"train", "validation_matched"} and "validation_mismatched is missing" in data.differences
+        set(data.splits) == {"train", "validation_matched"}
+        and "validation_mismatched is missing" in data.differences
     )
-    assert any("dev_mismatched.tsv" in line for line in said) and any("no submission" in line for line in said)
+    assert any("dev_mismatched.tsv" in line for line in said) and any(
+        "no submission" in line for line in said
+    )
 
 
 def test_names_of_tasks():
-    assert [task.name for task in find_tasks(["RTE", "SST-2", "sts-b", "cola"])] == ["cola", "sst2", "stsb", "rte"]
-    assert len(find_tasks(["glue"])) == 9 and [task.name for task in find_tasks(["superglue"])][-2:] == ["axb", "axg"]
-    assert find_tasks(["rte", "cb"])[1].suite == "superglue" and find_tasks(["rte"])[0].suite == "glue"
+    assert [task.name for task in find_tasks(["RTE", "SST-2", "sts-b", "cola"])] == [
+        "cola",
+        "sst2",
+        "stsb",
+        "rte",
+    ]
+    assert len(find_tasks(["glue"])) == 9 and [task.name for task in find_tasks(["superglue"])][
+        -2:
+    ] == ["axb", "axg"]
+    assert (
+        find_tasks(["rte", "cb"])[1].suite == "superglue" and find_tasks(["rte"])[0].suite == "glue"
+    )
     assert find_tasks(["rte"], "superglue")[0].fields == ("premise", "hypothesis")
-    for wrong, message in ((["cola", "cb"], "each suite by itself"), (["colla"], "unknown; the tasks are cola, sst2")):
+    for wrong, message in (
+        (["cola", "cb"], "each suite by itself"),
+        (["colla"], "unknown; the tasks are cola, sst2"),
+    ):
         with pytest.raises(UserError, match=message):
             find_tasks(wrong)
 
@@ -118,7 +133,21 @@ def test_the_real_files_where_they_are(root, suite):
     folder = root.parent / "shared" / "data" / suite
     if not folder.is_dir():
         pytest.skip("needs the real tasks")
-    complete = {"cola", "sst2", "mrpc", "stsb", "rte", "wnli", "cb", "copa", "multirc", "wic", "wsc", "axb", "axg"}
+    complete = {
+        "cola",
+        "sst2",
+        "mrpc",
+        "stsb",
+        "rte",
+        "wnli",
+        "cb",
+        "copa",
+        "multirc",
+        "wic",
+        "wsc",
+        "axb",
+        "axg",
+    }
     for task in SUITES[suite]:
         if task.name in complete:
             assert rows.open_task(task, str(folder), print).differences == ()

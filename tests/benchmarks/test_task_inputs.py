@@ -42,7 +42,10 @@ def test_record_is_a_sample_for_each_entity():
     task, row = first("record")
     found = inputs.samples(task, row)
     passage = "Ann met Bob in Rome. Ann left"
-    assert [sample.pairs for sample in found] == [((passage, "Ann went away"),), ((passage, "Bob went away"),)]
+    assert [sample.pairs for sample in found] == [
+        ((passage, "Ann went away"),),
+        ((passage, "Bob went away"),),
+    ]
     assert [sample.label for sample in found] == [1, 0]
     assert inputs.decide(task, row, np.asarray([[0.0, 1.0, 0], [0.0, 3.0, 0]])) == "Bob"
 
@@ -73,9 +76,21 @@ def test_decisions():
         ("mnli", "glue", 'mnli hypothesis: She refused . premise: She said "no .'),
         ("qnli", "glue", "qnli question: Who? sentence: He did."),
         ("boolq", "superglue", "boolq passage: It is. question: is it"),
-        ("copa", "superglue", "copa choice1: It was icy. choice2: I ran home. premise: I fell. question: cause"),
-        ("multirc", "superglue", "multirc question: Who? answer: Susan paragraph: Susan had a party."),
-        ("wic", "superglue", "wic sentence1: Come to my place later. sentence2: No place for it. word: place"),
+        (
+            "copa",
+            "superglue",
+            "copa choice1: It was icy. choice2: I ran home. premise: I fell. question: cause",
+        ),
+        (
+            "multirc",
+            "superglue",
+            "multirc question: Who? answer: Susan paragraph: Susan had a party.",
+        ),
+        (
+            "wic",
+            "superglue",
+            "wic sentence1: Come to my place later. sentence2: No place for it. word: place",
+        ),
         ("wsc", "superglue", "wsc: Mark told Pete many lies. *He* was wrong."),
         (
             "record",
@@ -95,7 +110,11 @@ def test_every_label_is_a_text_and_back(suite, task):
     for label in labels:
         for text in inputs.target_texts(task, row | {"label": label}):
             answer = inputs.parse(task, row, f" {text} ")
-            assert answer in label if task.kind == "entities" else answer == pytest.approx(label, abs=0.1)
+            assert (
+                answer in label
+                if task.kind == "entities"
+                else answer == pytest.approx(label, abs=0.1)
+            )
     assert inputs.parse(task, row, "") is None
     if task.name != "wsc":
         assert inputs.parse(task, row, "potato") is None
@@ -103,7 +122,9 @@ def test_every_label_is_a_text_and_back(suite, task):
 
 def test_scores_are_rounded_to_fifths():
     task, row = first("stsb", "glue")
-    assert [inputs.target_texts(task, row | {"label": x})[0] for x in (0.0, 0.29, 2.7, 4.75, 5.0)] == [
+    assert [
+        inputs.target_texts(task, row | {"label": x})[0] for x in (0.0, 0.29, 2.7, 4.75, 5.0)
+    ] == [
         "0.0",
         "0.2",
         "2.8",
@@ -119,9 +140,14 @@ def test_scores_are_rounded_to_fifths():
 
 def test_a_t5_learns_only_right_referents_and_may_name_them_more_or_less_fully():
     task, row = first("wsc")
-    assert inputs.target_texts(task, row) == ["Mark"] and inputs.target_texts(task, row | {"label": 0}) == []
+    assert (
+        inputs.target_texts(task, row) == ["Mark"]
+        and inputs.target_texts(task, row | {"label": 0}) == []
+    )
     row = row | {"span1_text": "the old man"}
-    assert [inputs.parse(task, row, text) for text in ("The old man", "old man.", "man", "Pete", "the")] == [
+    assert [
+        inputs.parse(task, row, text) for text in ("The old man", "old man.", "man", "Pete", "the")
+    ] == [
         1,
         1,
         1,
@@ -147,7 +173,11 @@ def test_marks_of_wic_stand_around_the_word(root):
         pytest.skip("needs the real tasks")
     (task,) = find_tasks(["wic"])
     rows = local_files.read(task, folder, "validation", print)
-    marked = [text.split("*")[1].strip().lower() for row in rows for text in inputs.samples(task, row)[0].pairs[0]]
+    marked = [
+        text.split("*")[1].strip().lower()
+        for row in rows
+        for text in inputs.samples(task, row)[0].pairs[0]
+    ]
     words = [row["word"] for row in rows for _ in range(2)]
     # Inflected forms begin alike, but for a few as "rose".
     assert sum(a[:2] == b[:2] for a, b in zip(marked, words, strict=True)) > 0.95 * len(words)

@@ -12,7 +12,10 @@ from cramjax.benchmarks.tasks import find_tasks
 
 def score(name, labels, predictions, **more):
     (task,) = find_tasks([name], more.pop("suite", None))
-    rows = [{"label": label} | {key: values[i] for key, values in more.items()} for i, label in enumerate(labels)]
+    rows = [
+        {"label": label} | {key: values[i] for key, values in more.items()}
+        for i, label in enumerate(labels)
+    ]
     return metrics.score(task, rows, predictions)
 
 
@@ -34,7 +37,9 @@ def test_macro_f1_counts_classes_nobody_predicts():
 
 def test_correlations():
     assert score("stsb", [0.0, 1.0, 2.0], [0.0, 1.0, 4.0])["spearman"] == pytest.approx(100.0)
-    assert score("stsb", [0.0, 1.0, 2.0], [0.0, 1.0, 4.0])["pearson"] == pytest.approx(100 * 4 / math.sqrt(2 * 26 / 3))
+    assert score("stsb", [0.0, 1.0, 2.0], [0.0, 1.0, 4.0])["pearson"] == pytest.approx(
+        100 * 4 / math.sqrt(2 * 26 / 3)
+    )
     assert score("stsb", [0.0, 1.0, 2.0], [3.0, 3.0, 3.0]) == {"pearson": 0.0, "spearman": 0.0}
 
 
@@ -59,14 +64,22 @@ def test_as_many_predictions_as_rows():
         score("cola", [1, 0], [1])
 
 
-@given(st.lists(st.tuples(st.sampled_from([0, 1, 2]), st.sampled_from([0, 1, 2, None])), min_size=1, max_size=30))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0, 1, 2]), st.sampled_from([0, 1, 2, None])),
+        min_size=1,
+        max_size=30,
+    )
+)
 def test_no_answer_is_a_wrong_answer(rows):
     labels, predictions = zip(*rows, strict=True)
     right = sum(label == value for label, value in rows)
     assert score("mnli", labels, predictions)["accuracy"] == pytest.approx(100 * right / len(rows))
 
 
-@pytest.mark.parametrize(("name", "label"), [("cola", 1), ("mrpc", 1), ("record", ["Ann"]), ("multirc", 1), ("cb", 1)])
+@pytest.mark.parametrize(
+    ("name", "label"), [("cola", 1), ("mrpc", 1), ("record", ["Ann"]), ("multirc", 1), ("cb", 1)]
+)
 def test_nothing_but_no_answers_scores_nothing(name, label):
     found = score(name, [label, label], [None, None], group=[0, 0])
     assert set(found.values()) == {0.0}

@@ -54,7 +54,9 @@ def example(row, idx):
 
 @pytest.fixture(scope="module")
 def found(root, tmp_path_factory):
-    row = {(suite, name): distributed.FIRST_ROWS[suite, name] for suite, name in distributed.FIRST_ROWS}
+    row = {
+        (suite, name): distributed.FIRST_ROWS[suite, name] for suite, name in distributed.FIRST_ROWS
+    }
     record = {key: row["superglue", "record"][key] for key in ("passage", "query", "entities")}
     answers = {"answers": ["Ann"], "idx": {"passage": 4, "query": 7}}
     multirc = example(row["superglue", "multirc"], {"paragraph": 3, "question": 8, "answer": 1})
@@ -77,7 +79,10 @@ def found(root, tmp_path_factory):
         ("wsc", None),
         ("rte", "superglue"),
     ]
-    environment = os.environ | {"PYTHONPATH": str(root), "TFDS_DATA_DIR": str(tmp_path_factory.mktemp("tfds"))}
+    environment = os.environ | {
+        "PYTHONPATH": str(root),
+        "TFDS_DATA_DIR": str(tmp_path_factory.mktemp("tfds")),
+    }
     environment.pop("XLA_FLAGS", None)
     command = [sys.executable, "-c", SCRIPT, json.dumps({"build": build, "read": read})]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
@@ -103,5 +108,8 @@ def test_what_is_not_built_is_one_sentence(found):
 
 
 def test_every_task_has_a_name_there():
-    assert [task.tfds for task in SUITES["superglue"]][6:8] == ["super_glue/wic", "super_glue/wsc.fixed"]
+    assert [task.tfds for task in SUITES["superglue"]][6:8] == [
+        "super_glue/wic",
+        "super_glue/wsc.fixed",
+    ]
     assert rows.has_data(SUITES["glue"][0], "nowhere") is False

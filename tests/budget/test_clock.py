@@ -56,8 +56,17 @@ def test_counted_limits_end_on_the_exact_step_at_fraction_one(limits, n_steps, w
     fractions = run(clock, time, [1.0] * 99)
     assert len(fractions) == n_steps == clock.n_steps
     assert fractions[-1] == 1.0 and all(fraction < 1.0 for fraction in fractions[:-1])
-    assert clock.done() and clock.which() == which and clock.fraction() == 1.0 and clock.remaining_s() == 0.0
-    assert (clock.n_tokens, clock.n_flops, clock.n_rows) == (10 * n_steps, 5.0 * n_steps, 2 * n_steps)
+    assert (
+        clock.done()
+        and clock.which() == which
+        and clock.fraction() == 1.0
+        and clock.remaining_s() == 0.0
+    )
+    assert (clock.n_tokens, clock.n_flops, clock.n_rows) == (
+        10 * n_steps,
+        5.0 * n_steps,
+        2 * n_steps,
+    )
 
 
 @given(st.lists(st.floats(0.0, 1e4), min_size=7, max_size=7))
@@ -101,7 +110,14 @@ def test_the_next_step_is_predicted_by_its_tokens_and_not_by_outliers():
     time = Time()
     clock = Clock(hours=1, time_source=time)
     clock.start()
-    for duration in [60.0, 1.0, 1.0, 30.0, 1.0, 1.0]:  # compilation first, an evaluation in the middle
+    for duration in [
+        60.0,
+        1.0,
+        1.0,
+        30.0,
+        1.0,
+        1.0,
+    ]:  # compilation first, an evaluation in the middle
         time.now += duration
         clock.advance(100, 1.0)
     assert clock.fraction_after_next(400, 4.0) == pytest.approx((clock.elapsed_s + 4.0) / 3600)

@@ -4,11 +4,15 @@ import pytest
 
 from cramjax.budget import flops, peaks
 
-CRAMMED = dict(n_layers=16, d_model=768, d_ff=1536, gated=True, seq_len=128, n_predicted=32, vocab_size=32768)
+CRAMMED = dict(
+    n_layers=16, d_model=768, d_ff=1536, gated=True, seq_len=128, n_predicted=32, vocab_size=32768
+)
 
 
 def test_training_costs_six_flops_a_weight_and_position_plus_attention():
-    block_weights = 94_420_992 - 16 * 2 * 2 * 768  # matrices only: two norms with weight and bias a block
+    block_weights = (
+        94_420_992 - 16 * 2 * 2 * 768
+    )  # matrices only: two norms with weight and bias a block
     attention = 16 * 128 * 128 * 768 * 2
     head = 32 * 768 * 32768
     assert flops.encoder_training_flops(**CRAMMED) == 6 * (128 * block_weights + attention + head)
@@ -19,12 +23,17 @@ def test_bert_base_costs_what_the_field_reports():
     # positions.
     base = dict(n_layers=12, d_model=768, d_ff=3072, gated=False, vocab_size=32768)
     for seq_len, gflop in [(128, 0.5615), (512, 0.6115)]:
-        per_token = flops.encoder_training_flops(**base, seq_len=seq_len, n_predicted=seq_len // 4) / seq_len
+        per_token = (
+            flops.encoder_training_flops(**base, seq_len=seq_len, n_predicted=seq_len // 4)
+            / seq_len
+        )
         assert per_token / 1e9 == pytest.approx(gflop, rel=0.03)
 
 
 def test_the_head_transform_is_one_more_matrix():
-    more = flops.encoder_forward_flops(**CRAMMED, head_transform=True) - flops.encoder_forward_flops(**CRAMMED)
+    more = flops.encoder_forward_flops(
+        **CRAMMED, head_transform=True
+    ) - flops.encoder_forward_flops(**CRAMMED)
     assert more == 2 * 32 * 768 * 768
 
 
@@ -58,7 +67,9 @@ def test_the_head_transform_is_one_more_matrix():
     ],
 )
 def test_peaks_of_devices_by_the_name_jax_gives(kind, dtype, tflops):
-    assert peaks.peak_flops(kind, dtype) == (None if tflops is None else pytest.approx(tflops * 1e12))
+    assert peaks.peak_flops(kind, dtype) == (
+        None if tflops is None else pytest.approx(tflops * 1e12)
+    )
 
 
 def test_bandwidth():

@@ -24,16 +24,26 @@ shares = st.floats(0.0, 1.0)
         ("cosine", {"warmup": 0.5}, {0: 0.0, 0.5: 1.0, 0.75: 0.5, 1: 0.0}),
         ("cosine", {"final": 0.2}, {0: 1.0, 0.5: 0.6, 1: 0.2}),
         ("constant", {}, {0: 1.0, 1: 1.0}),
-        ("constant", {"warmup": 0.1, "cooldown": 0.2}, {0.05: 0.5, 0.1: 1.0, 0.8: 1.0, 0.9: 0.5, 1: 0.0}),
+        (
+            "constant",
+            {"warmup": 0.1, "cooldown": 0.2},
+            {0.05: 0.5, 0.1: 1.0, 0.8: 1.0, 0.9: 0.5, 1: 0.0},
+        ),
         ("inverse_sqrt", {"warmup": 0.04}, {0.02: 0.5, 0.04: 1.0, 0.16: 0.5, 1: 0.2}),
         ("inverse_sqrt", {}, {0: 1.0, 0.01: 1.0, 1: 0.1}),
-        ("inverse_sqrt", {"warmup": 0.25, "cooldown": 0.5}, {0.5: 0.5**0.5, 0.75: 0.5**0.5 / 2, 1: 0.0}),
+        (
+            "inverse_sqrt",
+            {"warmup": 0.25, "cooldown": 0.5},
+            {0.5: 0.5**0.5, 0.75: 0.5**0.5 / 2, 1: 0.0},
+        ),
         ("linear", {"warmup": 1.0}, {0.5: 0.5, 1: 1.0}),
     ],
 )
 def test_points_of_a_shape(name, arguments, points):
     for fraction, expected in points.items():
-        assert schedules.multiplier(name, fraction, **arguments) == pytest.approx(expected), fraction
+        assert schedules.multiplier(name, fraction, **arguments) == pytest.approx(expected), (
+            fraction
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -59,7 +69,9 @@ def test_every_shape_is_continuous(name, fraction, warmup, cooldown, final):
 @given(a=shares, b=shares, warmup=st.floats(0.0, 0.9), final=st.floats(0.0, 0.1))
 def test_warm_up_rises_and_the_rest_falls(name, a, b, warmup, final):
     low, high = sorted((a, b))
-    values = [schedules.multiplier(name, f, warmup=warmup, cooldown=0.3, final=final) for f in (low, high)]
+    values = [
+        schedules.multiplier(name, f, warmup=warmup, cooldown=0.3, final=final) for f in (low, high)
+    ]
     if high <= warmup:
         assert values[0] <= values[1]
     elif low >= warmup:
@@ -74,7 +86,9 @@ def schedule(**values):
 
 def test_the_learning_rate_is_the_shape_times_the_peak():
     assert schedules.learning_rate(schedule(), 1e-3, 0.0) == pytest.approx(2.5e-4)
-    assert schedules.learning_rate(schedule(name="linear", warmup=0.06), 1e-3, 0.06) == pytest.approx(1e-3)
+    assert schedules.learning_rate(
+        schedule(name="linear", warmup=0.06), 1e-3, 0.06
+    ) == pytest.approx(1e-3)
     assert schedules.learning_rate(schedule(), 1e-3, 1.0) == 0.0
 
 
@@ -84,7 +98,10 @@ def test_an_unknown_shape_is_refused():
 
 
 def test_the_batch_ramp_of_cramming():
-    ramp = [schedules.n_microbatches(f, 0.6, 8192, 128) for f in (0.0, 0.009, 0.01, 0.3, 0.599, 0.6, 1.0)]
+    ramp = [
+        schedules.n_microbatches(f, 0.6, 8192, 128)
+        for f in (0.0, 0.009, 0.01, 0.3, 0.599, 0.6, 1.0)
+    ]
     assert ramp == [1, 1, 2, 33, 64, 64, 64]
     assert schedules.n_microbatches(0.0, 0.0, 8192, 128) == 64
     assert schedules.n_microbatches(0.5, 0.6, 128, 128) == 1
@@ -94,14 +111,23 @@ def test_the_batch_ramp_of_cramming():
 
 @given(shares, shares, shares, st.integers(1, 100), st.integers(1, 300))
 def test_the_batch_ramp_grows_within_bounds(a, b, ramp_share, n, microbatch_size):
-    low, high = (schedules.n_microbatches(f, ramp_share, n * microbatch_size, microbatch_size) for f in sorted((a, b)))
+    low, high = (
+        schedules.n_microbatches(f, ramp_share, n * microbatch_size, microbatch_size)
+        for f in sorted((a, b))
+    )
     assert 1 <= low <= high <= n
     assert schedules.n_microbatches(1.0, ramp_share, n * microbatch_size, microbatch_size) == n
 
 
 @pytest.mark.parametrize(
     ("fraction", "loss", "stops"),
-    [(0.1, 9.0, False), (0.2, 9.0, True), (0.5, 6.0, False), (0.5, 6.01, True), (0.5, float("nan"), True)],
+    [
+        (0.1, 9.0, False),
+        (0.2, 9.0, True),
+        (0.5, 6.0, False),
+        (0.5, 6.01, True),
+        (0.5, float("nan"), True),
+    ],
 )
 def test_early_termination(fraction, loss, stops):
     assert schedules.stops_early(schedule(stop_loss=6.0, stop_after=0.2), fraction, loss) is stops

@@ -37,7 +37,13 @@ def finetuned(glue, tmp_path_factory):
     out = tmp_path_factory.mktemp("finetuned")
     protocol = Protocol(name="quick", source="tests", settings=SETTINGS, n_seeds=1)
     request = finetuning.Request(
-        checkpoint="a/model", tasks=["cola"], data_dir=str(glue), out=out, protocol=protocol, n_seeds=1, save=True
+        checkpoint="a/model",
+        tasks=["cola"],
+        data_dir=str(glue),
+        out=out,
+        protocol=protocol,
+        n_seeds=1,
+        save=True,
     )
     finetuning.Finetuning(request, grammar.model(), lambda text: None).run()
     return out / "models" / "cola" / "point-0" / "seed-0"
@@ -46,7 +52,11 @@ def finetuned(glue, tmp_path_factory):
 def compressed(checkpoint, glue, out, **plan):
     said = []
     request = run.Request(
-        checkpoints=[str(checkpoint)], task=None, data_dir=str(glue), out=out, plan=run.Plan(**{"epochs": 1} | plan)
+        checkpoints=[str(checkpoint)],
+        task=None,
+        data_dir=str(glue),
+        out=out,
+        plan=run.Plan(**{"epochs": 1} | plan),
     )
     found = run.Compression(request, run.candidates(request, said.append), said.append).run()
     return found, said
@@ -60,26 +70,52 @@ def whole(finetuned, glue, tmp_path_factory):
 
 def test_every_point_is_scored_as_it_lies_on_disk(whole, finetuned):
     out, found, said = whole
-    assert json.loads((out / "pareto.json").read_text()) == found and (out / "pareto.png").stat().st_size
-    assert [(entry["prune"], entry["bits"]) for entry in found] == [(0, 32), (0, 4), (0.5, 32), (0.5, 4)]
-    assert {"model", "prune", "bits", "bytes", "metric", "value", "loss", "nonzero", "params", "latency"} <= found[
-        0
-    ].keys()
+    assert (
+        json.loads((out / "pareto.json").read_text()) == found
+        and (out / "pareto.png").stat().st_size
+    )
+    assert [(entry["prune"], entry["bits"]) for entry in found] == [
+        (0, 32),
+        (0, 4),
+        (0.5, 32),
+        (0.5, 4),
+    ]
+    assert {
+        "model",
+        "prune",
+        "bits",
+        "bytes",
+        "metric",
+        "value",
+        "loss",
+        "nonzero",
+        "params",
+        "latency",
+    } <= found[0].keys()
     sizes = [entry["bytes"] for entry in found]
     assert sizes[3] < sizes[1] < sizes[2] < sizes[0]
     for entry in found:
         folder = out / entry["folder"]
-        assert entry["bytes"] == sum((folder / name).stat().st_size for name in (packed.FILE, packed.INDEX))
+        assert entry["bytes"] == sum(
+            (folder / name).stat().st_size for name in (packed.FILE, packed.INDEX)
+        )
         model = cramjax.load(folder)
         assert model.finetuned["task"] == "cola" and model.config.n_layers == 2
         counted = jax.tree.leaves(model.params)
         assert entry["nonzero"] == sum(int((leaf != 0).sum()) for leaf in counted)
-        assert set(entry["latency"]) == {"batch_1", "batch_32"} and entry["latency"]["batch_1"]["p50_ms"] > 0
+        assert (
+            set(entry["latency"]) == {"batch_1", "batch_32"}
+            and entry["latency"]["batch_1"]["p50_ms"] > 0
+        )
     original = cramjax.load(finetuned).params
-    jax.tree.map(np.testing.assert_array_equal, cramjax.load(out / found[0]["folder"]).params, original)
+    jax.tree.map(
+        np.testing.assert_array_equal, cramjax.load(out / found[0]["folder"]).params, original
+    )
     kernels = [
         leaf
-        for path, leaf in flatten_dict(cramjax.load(out / found[2]["folder"]).params, sep="/").items()
+        for path, leaf in flatten_dict(
+            cramjax.load(out / found[2]["folder"]).params, sep="/"
+        ).items()
         if "layers" in path and leaf.ndim > 2
     ]
     zeros = sum(int((leaf == 0).sum()) for leaf in kernels) / sum(leaf.size for leaf in kernels)
@@ -97,17 +133,24 @@ def test_it_goes_on_where_it_was_and_gives_the_same_bytes(whole, finetuned, glue
     ] == [entry["value"] for entry in found]
     for entry in found:
         for name in (packed.FILE, packed.INDEX):
-            one, two = ((folder / entry["folder"] / name).read_bytes() for folder in (out, tmp_path / "parts"))
+            one, two = (
+                (folder / entry["folder"] / name).read_bytes()
+                for folder in (out, tmp_path / "parts")
+            )
             assert one == two
     with pytest.raises(UserError, match="holds runs of another plan"):
-        compressed(finetuned, glue, tmp_path / "parts", shares=(0.0,), bits=(4,), granularity="tensor")
+        compressed(
+            finetuned, glue, tmp_path / "parts", shares=(0.0,), bits=(4,), granularity="tensor"
+        )
 
 
 @pytest.mark.parametrize(
     "options",
     [
         pytest.param({"structured": True}, marks=pytest.mark.slow),
-        pytest.param({"qat_epochs": 1, "granularity": "group", "scope": "matrix"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"qat_epochs": 1, "granularity": "group", "scope": "matrix"}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_other_ways(finetuned, glue, tmp_path, options):
@@ -117,10 +160,15 @@ def test_other_ways(finetuned, glue, tmp_path, options):
     model = cramjax.load(folder)
     if "structured" in options:
         assert (model.config.n_heads, model.config.pruned_heads, model.config.d_ff) == (1, 1, 24)
-        assert found[0]["params"] < 0.9 * sum(leaf.size for leaf in jax.tree.leaves(cramjax.load(finetuned).params))
+        assert found[0]["params"] < 0.9 * sum(
+            leaf.size for leaf in jax.tree.leaves(cramjax.load(finetuned).params)
+        )
     tokens = jnp.asarray(np.random.default_rng(0).integers(5, 50, (2, 9)))
     export(folder, tmp_path / "hf", tell=lambda text: None)
-    assert "compressed model (50% of it pruned, quantised to 3 bits)" in (tmp_path / "hf" / "README.md").read_text()
+    assert (
+        "compressed model (50% of it pruned, quantised to 3 bits)"
+        in (tmp_path / "hf" / "README.md").read_text()
+    )
     stock = cramjax.load(tmp_path / "hf")
     states = [
         np.asarray(encoder.encode(one.config, FLOAT32, {"encoder": one.params["encoder"]}, tokens))
@@ -141,7 +189,10 @@ def test_a_run_is_judged_by_its_text(judged, small_run, tmp_path):
     out, found, said = judged
     assert {entry["metric"] for entry in found} == {"heldout_loss"}
     summary = json.loads((small_run / "summary.json").read_text())
-    assert abs(found[0]["value"] - summary["eval_loss"]) < 1e-5 and found[1]["value"] - found[0]["value"] < 0.05
+    assert (
+        abs(found[0]["value"] - summary["eval_loss"]) < 1e-5
+        and found[1]["value"] - found[0]["value"] < 0.05
+    )
     assert "not finetuned" in said[0]
     export(out / found[3]["folder"], tmp_path / "hf", tell=lambda text: None)
 
@@ -179,13 +230,19 @@ def test_a_t5_and_two_models_in_one_picture(glue, tmp_path):
             n_seeds=1, save=True,
         )  # fmt: skip
         finetuning.Finetuning(request, model, lambda text: None).run()
-    paths = [str(folder / f"run{seed}" / "models" / "cola" / "point-0" / "seed-0") for seed in range(2)]
+    paths = [
+        str(folder / f"run{seed}" / "models" / "cola" / "point-0" / "seed-0") for seed in range(2)
+    ]
     request = run.Request(
         checkpoints=paths, task="cola", data_dir=str(glue), out=tmp_path / "out",
         plan=run.Plan(shares=(0.0, 0.5), bits=(32, 8), structured=True, n_seeds=2),
     )  # fmt: skip
     found = run.Compression(request, run.candidates(request, print), print).run()
-    assert len({entry["model"] for entry in found}) == 2 and len(found) == 8 and len(found[0]["values"]) == 2
+    assert (
+        len({entry["model"] for entry in found}) == 2
+        and len(found) == 8
+        and len(found[0]["values"]) == 2
+    )
     assert cramjax.load(tmp_path / "out" / found[2]["folder"]).config.n_heads == 1
 
 
@@ -206,7 +263,12 @@ def test_a_t5_and_two_models_in_one_picture(glue, tmp_path):
 )
 def test_mistakes_are_one_sentence(finetuned, glue, tmp_path, capsys, flags, message):
     data = () if "--data_dir" in flags else ("--data_dir", str(glue))
-    assert compress.main(["--checkpoint", str(finetuned), *data, "--out", str(tmp_path / "out"), *flags]) == 2
+    assert (
+        compress.main(
+            ["--checkpoint", str(finetuned), *data, "--out", str(tmp_path / "out"), *flags]
+        )
+        == 2
+    )
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
 
@@ -219,5 +281,10 @@ def test_a_model_without_task_or_text_says_what_it_lacks(small_run, finetuned, t
     ):
         assert compress.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
-    assert compress.main(["--checkpoint", str(small_run), "--out", str(tmp_path / "out"), "--structured"]) == 2
+    assert (
+        compress.main(
+            ["--checkpoint", str(small_run), "--out", str(tmp_path / "out"), "--structured"]
+        )
+        == 2
+    )
     assert "is not finetuned and nothing would repair it" in capsys.readouterr().err

@@ -19,10 +19,28 @@ from cramjax.models.layers import FLOAT32
 from cramjax.optim.build import make_optimizer
 
 CFG = encoder.EncoderConfig(
-    vocab_size=40, n_layers=2, d_model=24, n_heads=4, d_ff=10, ffn="geglu", linear_bias=True, unroll=1
+    vocab_size=40,
+    n_layers=2,
+    d_model=24,
+    n_heads=4,
+    d_ff=10,
+    ffn="geglu",
+    linear_bias=True,
+    unroll=1,
 )
-MODERN = dataclasses.replace(CFG, positions="rotary", first_norm=False, norm_bias=False, linear_bias=False, ffn="gelu")
-T5 = t5.T5Config(vocab_size=40, n_layers=2, n_decoder_layers=2, d_model=16, n_heads=4, head_dim=4, d_ff=10, unroll=1)
+MODERN = dataclasses.replace(
+    CFG, positions="rotary", first_norm=False, norm_bias=False, linear_bias=False, ffn="gelu"
+)
+T5 = t5.T5Config(
+    vocab_size=40,
+    n_layers=2,
+    n_decoder_layers=2,
+    d_model=16,
+    n_heads=4,
+    head_dim=4,
+    d_ff=10,
+    unroll=1,
+)
 TOKENS = np.random.default_rng(0).integers(1, 40, (2, 9)).astype(np.int32)
 
 
@@ -44,8 +62,15 @@ def paths_of(cfg, embeddings=False):
 def logits(cfg, params):
     if isinstance(cfg, t5.T5Config):
         encoded = t5.encode(cfg, FLOAT32, params, TOKENS)
-        return t5.head(cfg, FLOAT32, params, t5.decode(cfg, FLOAT32, params, encoded, jnp.asarray(TOKENS[:, :5])))
-    return encoder.head(cfg, FLOAT32, params, encoder.encode(cfg, FLOAT32, params, jnp.asarray(TOKENS)))
+        return t5.head(
+            cfg,
+            FLOAT32,
+            params,
+            t5.decode(cfg, FLOAT32, params, encoded, jnp.asarray(TOKENS[:, :5])),
+        )
+    return encoder.head(
+        cfg, FLOAT32, params, encoder.encode(cfg, FLOAT32, params, jnp.asarray(TOKENS))
+    )
 
 
 @hypothesis.settings(max_examples=20)
@@ -54,7 +79,9 @@ def test_exactly_so_many_of_the_smallest_are_zero(share, scope, ties):
     params, paths = random_params(CFG), paths_of(CFG)
     if ties:
         params = jax.tree.map(np.sign, params)
-    before, after = (flatten_dict(tree, sep="/") for tree in (params, prune.prune(params, paths, share, scope)))
+    before, after = (
+        flatten_dict(tree, sep="/") for tree in (params, prune.prune(params, paths, share, scope))
+    )
     for path in before:
         if path not in paths:
             np.testing.assert_array_equal(before[path], after[path])
@@ -65,7 +92,9 @@ def test_exactly_so_many_of_the_smallest_are_zero(share, scope, ties):
             whole = np.abs(np.concatenate([before[path].ravel() for path in paths]))
             assert whole[pruned == 0].max() <= whole[pruned != 0].min()
     else:
-        wi = np.asarray(after["encoder/layers/mlp/wi/kernel"])  # [layers, embed, 2, mlp]: each of four by itself
+        wi = np.asarray(
+            after["encoder/layers/mlp/wi/kernel"]
+        )  # [layers, embed, 2, mlp]: each of four by itself
         assert ((wi == 0).sum(axis=(1, 3)) == round(share * wi.shape[1] * wi.shape[3])).all()
 
 
@@ -74,18 +103,26 @@ def test_more_pruning_keeps_what_was_pruned_at_zero():
     less = prune.prune(params, paths, 0.3)
     more = flatten_dict(prune.prune(less, paths, 0.6), sep="/")
     assert all(
-        not np.asarray(more[path])[np.asarray(leaf) == 0].any() for path, leaf in flatten_dict(less, sep="/").items()
+        not np.asarray(more[path])[np.asarray(leaf) == 0].any()
+        for path, leaf in flatten_dict(less, sep="/").items()
     )
     assert (np.asarray(more["encoder/embeddings/tokens"]) == 0).mean() > 0.3
 
 
 @pytest.mark.parametrize(
-    "name", ["adamw", "adafactor", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lamb", "lion"))]
+    "name",
+    [
+        "adamw",
+        "adafactor",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("lamb", "lion")),
+    ],
 )
 def test_zeros_stay_zeros_through_training(name):
     paths = paths_of(CFG)
     params = prune.prune(random_params(CFG), paths, 0.5)
-    optimizer = make_optimizer(name, encoder.param_axes(CFG), b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.1)
+    optimizer = make_optimizer(
+        name, encoder.param_axes(CFG), b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.1
+    )
 
     def loss(params):
         return jnp.mean(jax.nn.log_softmax(logits(CFG, prune.keep_zeros(params, paths)))[..., 3])
@@ -108,13 +145,18 @@ def test_zeros_stay_zeros_through_training(name):
 
 def heads_and_columns_at_zero(cfg, params, n_heads, d_ff):
     """`params` with all but some heads and columns at zero, other ones in each layer where a layer may have its own."""
-    names, flat = flatten_dict(module(cfg).param_axes(cfg), sep="/"), dict(flatten_dict(params, sep="/"))
+    names, flat = (
+        flatten_dict(module(cfg).param_axes(cfg), sep="/"),
+        dict(flatten_dict(params, sep="/")),
+    )
     for path, own in names.items():
         for axis, kept in ((ax.HEADS, n_heads), (ax.MLP, d_ff)):
             if axis in own and own[0] == ax.LAYER:
                 leaf, at = np.moveaxis(np.array(flat[path]), own.index(axis), 1), own.index(axis)
                 for layer in range(len(leaf)):
-                    alike = axis == ax.HEADS and isinstance(cfg, t5.T5Config) and "cross" not in path
+                    alike = (
+                        axis == ax.HEADS and isinstance(cfg, t5.T5Config) and "cross" not in path
+                    )
                     first = 1 if alike else layer
                     leaf[layer, :first] = 0
                     leaf[layer, first + kept :] = 0
@@ -130,7 +172,9 @@ def test_a_network_without_its_zero_heads_and_columns_computes_the_same(cfg):
     shapes = jax.tree.map(jnp.shape, module(small).abstract_params(small))
     assert jax.tree.map(jnp.shape, fewer) == shapes
     before = np.asarray(logits(cfg, params))
-    np.testing.assert_allclose(logits(small, fewer), before, rtol=1e-4, atol=1e-4 * np.abs(before).max())
+    np.testing.assert_allclose(
+        logits(small, fewer), before, rtol=1e-4, atol=1e-4 * np.abs(before).max()
+    )
     # Again: what was taken out stays out.
     smaller, _ = prune.shrink(small, fewer, module(small).param_axes(small), n_heads=1, d_ff=1)
     assert smaller.n_heads == 1 and getattr(smaller, "pruned_heads", 3) == 3

@@ -18,7 +18,9 @@ from cramjax.hub import packed
 from cramjax.hub.packed import BITS, Quantized
 from cramjax.models import classifier, encoder, t5
 
-CFG = encoder.EncoderConfig(vocab_size=48, n_layers=2, d_model=16, n_heads=2, d_ff=24, ffn="geglu", linear_bias=True)
+CFG = encoder.EncoderConfig(
+    vocab_size=48, n_layers=2, d_model=16, n_heads=2, d_ff=24, ffn="geglu", linear_bias=True
+)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -48,13 +50,18 @@ def test_more_bits_and_more_scales_are_nearer():
     assert by_bits == sorted(by_bits, reverse=True) and by_bits[-1] < 1e-3 * by_bits[0]
     for bits in (3, 4, 8):
         tensor, channel, group = (
-            error(Quantizer(bits=bits, granularity=name, group_size=8), weights()) for name in quantize.GRANULARITIES
+            error(Quantizer(bits=bits, granularity=name, group_size=8), weights())
+            for name in quantize.GRANULARITIES
         )
         assert group < channel < tensor
 
 
 @hypothesis.settings(max_examples=15)
-@hypothesis.given(bits=st.sampled_from(BITS), name=st.sampled_from(quantize.GRANULARITIES), seed=st.integers(0, 99))
+@hypothesis.given(
+    bits=st.sampled_from(BITS),
+    name=st.sampled_from(quantize.GRANULARITIES),
+    seed=st.integers(0, 99),
+)
 def test_no_weight_is_farther_than_half_a_step_or_the_clipping(bits, name, seed):
     numbers = np.random.default_rng(seed)
     given = numbers.normal(size=(1, 16, 4)).astype(np.float32)
@@ -66,7 +73,10 @@ def test_no_weight_is_farther_than_half_a_step_or_the_clipping(bits, name, seed)
     wide = wide.repeat(8, axis=1) if name == "group" else wide
     assert (found[given == 0] == 0).all()
     inside = np.abs(found) < quantizer.largest
-    assert (np.abs(found * wide - given)[inside] <= (0.5 * wide * np.ones_like(given))[inside] * (1 + 1e-5)).all()
+    assert (
+        np.abs(found * wide - given)[inside]
+        <= (0.5 * wide * np.ones_like(given))[inside] * (1 + 1e-5)
+    ).all()
 
 
 def test_all_zeros_stay_zeros():
@@ -77,7 +87,15 @@ def test_all_zeros_stay_zeros():
 def network(kind):
     """(parameters by path, what is compressed) of a tiny network."""
     if kind == "t5":
-        cfg = t5.T5Config(vocab_size=40, n_layers=2, n_decoder_layers=1, d_model=16, n_heads=2, head_dim=8, d_ff=24)
+        cfg = t5.T5Config(
+            vocab_size=40,
+            n_layers=2,
+            n_decoder_layers=1,
+            d_model=16,
+            n_heads=2,
+            head_dim=8,
+            d_ff=24,
+        )
         module = t5
     else:
         cfg, module = CFG, encoder
@@ -85,7 +103,9 @@ def network(kind):
         cfg, module = classifier.ClassifierConfig(encoder=CFG, width=20, n_outputs=3), classifier
     shapes = flatten_dict(module.abstract_params(cfg), sep="/")
     numbers = np.random.default_rng(0)
-    params = {path: numbers.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
+    params = {
+        path: numbers.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()
+    }
     return params, matrices.find(module.param_axes(cfg))
 
 
@@ -107,7 +127,8 @@ def test_matrices_and_the_vocabulary_are_quantised_and_nothing_else(kind):
 
 
 @pytest.mark.parametrize(
-    "granularity", ["group", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tensor", "channel"))]
+    "granularity",
+    ["group", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tensor", "channel"))],
 )
 def test_what_training_sees_is_what_is_stored(granularity):
     params, paths = network("encoder")

@@ -6,7 +6,13 @@ from cramjax.config.resolve import get_config, resolve
 
 
 def test_overrides_are_parsed_by_the_kind_of_their_key():
-    config = get_config("quickstart", "data.seq_len=64", "budget.hours=null", "budget.steps=7", "data.source=text:a=b")
+    config = get_config(
+        "quickstart",
+        "data.seq_len=64",
+        "budget.hours=null",
+        "budget.steps=7",
+        "data.source=text:a=b",
+    )
     assert config.data.seq_len == 64
     assert config.budget.hours is None and config.budget.steps == 7
     assert config.data.source == "text:a=b"
@@ -19,7 +25,14 @@ def test_a_mixture_can_be_given_on_the_command_line():
 
 def test_all_mistakes_are_reported_at_once_with_suggestions():
     with pytest.raises(UserError) as error:
-        get_config("quickstart", "modle.n_layers=3", "lr=1", "optimizer.nam=lion", "precision=bf16", "batch_size=many")
+        get_config(
+            "quickstart",
+            "modle.n_layers=3",
+            "lr=1",
+            "optimizer.nam=lion",
+            "precision=bf16",
+            "batch_size=many",
+        )
     text = str(error.value)
     assert "model.n_layers?" in text and "optimizer.lr?" in text and "optimizer.name?" in text
     assert "precision='bf16'" in text and "bfloat16" in text
@@ -68,7 +81,10 @@ def test_unknown_recipe_and_variant_name_what_there_is(root):
 
 
 def test_text_for_a_budget_follows_the_hours():
-    assert get_config("bert_1day").data.max_mb == 2 * get_config("bert_1day", "budget.hours=12").data.max_mb
+    assert (
+        get_config("bert_1day").data.max_mb
+        == 2 * get_config("bert_1day", "budget.hours=12").data.max_mb
+    )
 
 
 def test_every_key_of_the_schema_has_help_and_a_sound_default():

@@ -26,7 +26,9 @@ PUBLISHED = dict(zip(PUBLISHED[::2], PUBLISHED[1::2], strict=True))
 def test_parameters_are_the_published_ones(name):
     published = PUBLISHED[name]
     decimals = len(published.partition(".")[2])
-    assert shapes.parse(name).count_params() / 1e6 == pytest.approx(float(published), abs=0.51 * 10.0**-decimals)
+    assert shapes.parse(name).count_params() / 1e6 == pytest.approx(
+        float(published), abs=0.51 * 10.0**-decimals
+    )
 
 
 def test_enough_names_are_held_to_their_published_size():
@@ -43,16 +45,38 @@ def test_every_name_is_parsed_and_stands_once():
 
 def numbers(name):
     shape = shapes.parse(name)
-    return tuple(shape.model().values())  # n_layers, n_decoder_layers, d_model, n_heads, head_dim, d_ff
+    return tuple(
+        shape.model().values()
+    )  # n_layers, n_decoder_layers, d_model, n_heads, head_dim, d_ff
 
 
 def test_names_that_mislead():
-    assert all(shapes.parse(size).head_dim == 64 for size in ("tiny", "mini", "small"))  # cards print 32
-    assert [shapes.parse(f"base-ff{n}000").d_ff for n in (1, 2, 3, 6, 9, 12)] == [1024, 2048, 3072, 6144, 9216, 12288]
+    assert all(
+        shapes.parse(size).head_dim == 64 for size in ("tiny", "mini", "small")
+    )  # cards print 32
+    assert [shapes.parse(f"base-ff{n}000").d_ff for n in (1, 2, 3, 6, 9, 12)] == [
+        1024,
+        2048,
+        3072,
+        6144,
+        9216,
+        12288,
+    ]
     assert [shapes.parse(f"small-dm{n}").d_model for n in (128, 1000, 2000)] == [128, 1024, 2048]
-    assert numbers("xxl-nl4") == (4, 4, 1024, 32, 64, 65536) and numbers("xxl") == (24, 24, 1024, 128, 128, 65536)
-    assert shapes.parse("xxl-nl12").count_params() / 1e9 == pytest.approx(3.56, abs=0.01)  # the paper says 3.6
-    assert shapes.parse("xl-nl32").count_params() / 1e9 == pytest.approx(3.79, abs=0.01)  # the paper says 3.8
+    assert numbers("xxl-nl4") == (4, 4, 1024, 32, 64, 65536) and numbers("xxl") == (
+        24,
+        24,
+        1024,
+        128,
+        128,
+        65536,
+    )
+    assert shapes.parse("xxl-nl12").count_params() / 1e9 == pytest.approx(
+        3.56, abs=0.01
+    )  # the paper says 3.6
+    assert shapes.parse("xl-nl32").count_params() / 1e9 == pytest.approx(
+        3.79, abs=0.01
+    )  # the paper says 3.8
     assert numbers("tiny-el12")[:2] == (12, 12) and numbers("tiny-el8")[:2] == (8, 4)
     assert numbers("3b") == numbers("xl")
 
@@ -102,7 +126,11 @@ def test_recipes_take_shapes_by_name():
 
     config = get_config("t5_efficient:base-el16")
     assert config.name == "t5_efficient-base-el16"
-    assert (config.model.n_layers, config.model.n_decoder_layers, config.model.d_model) == (16, 12, 768)
+    assert (config.model.n_layers, config.model.n_decoder_layers, config.model.d_model) == (
+        16,
+        12,
+        768,
+    )
     assert get_config("t5_efficient:v1_1-base").model.ffn == "geglu_tanh"
     assert get_config("t5_efficient").model.n_layers == 16
     with pytest.raises(UserError, match="did you mean small-nl24"):

@@ -10,11 +10,15 @@ BASE = ("model.n_layers=12", "model.d_ff=3072", "data.seq_len=128", "data.order=
 
 
 def config(listed, *more, recipe="bert_original"):
-    return get_config(recipe, *BASE, "batch_size=64", "microbatch_size=16", *more, f"growth.stages={listed!r}")
+    return get_config(
+        recipe, *BASE, "batch_size=64", "microbatch_size=16", *more, f"growth.stages={listed!r}"
+    )
 
 
 def test_shares_and_numbers():
-    made = config([{"until": 0.25, "depth": 0.25, "width": 0.5, "length": 64}, {"until": 0.5, "depth": 6}])
+    made = config(
+        [{"until": 0.25, "depth": 0.25, "width": 0.5, "length": 64}, {"until": 0.5, "depth": 6}]
+    )
     found = stages.of(made)
     assert [(stage.until, stage.n_layers, stage.d_ff, stage.seq_len) for stage in found] == [
         (0.25, 3, 1536, 64),
@@ -39,26 +43,59 @@ def test_without_growth_there_is_one_stage():
 def test_a_decoder_grows_with_its_encoder():
     overrides = ("model.n_layers=8", "model.n_decoder_layers=4", "data.seq_len=128")
     made = get_config("t5_1day", *overrides, "growth.stages=[{'until': 0.5, 'depth': 0.5}]")
-    assert [(stage.n_layers, stage.n_decoder_layers) for stage in stages.of(made)] == [(4, 2), (8, 4)]
+    assert [(stage.n_layers, stage.n_decoder_layers) for stage in stages.of(made)] == [
+        (4, 2),
+        (8, 4),
+    ]
 
 
 @pytest.mark.parametrize(
     ("listed", "message"),
     [
         ([{"depth": 0.5}], "growth.stages[0]: needs until"),
-        ([{"until": 0.5, "dept": 0.5}], "growth.stages[0]: unknown key dept; there are until, depth"),
+        (
+            [{"until": 0.5, "dept": 0.5}],
+            "growth.stages[0]: unknown key dept; there are until, depth",
+        ),
         ([{"until": 1.5}], "growth.stages[0].until=1.5: must be a share"),
-        ([{"until": 0.5, "depth": 0}], "growth.stages[0].depth=0: must be a share between 0 and 1 (0.5), or a number"),
-        ([{"until": 0.5}, {"until": 0.4}], "growth.stages[0].until=0.5: must be below that of the next stage, 0.4"),
-        ([{"until": 1.0, "depth": 0.5}], "growth.stages[0].until=1: must be below that of the next stage, 1"),
-        ([{"until": 0.5, "depth": 13}], "growth.stages[0].depth: 13 cannot shrink to the 12 of the next stage"),
-        ([{"until": 0.5, "width": 1000}], "growth.stages[0].width: the next stage's 3072 is no multiple of 1000"),
+        (
+            [{"until": 0.5, "depth": 0}],
+            "growth.stages[0].depth=0: must be a share between 0 and 1 (0.5), or a number",
+        ),
+        (
+            [{"until": 0.5}, {"until": 0.4}],
+            "growth.stages[0].until=0.5: must be below that of the next stage, 0.4",
+        ),
+        (
+            [{"until": 1.0, "depth": 0.5}],
+            "growth.stages[0].until=1: must be below that of the next stage, 1",
+        ),
+        (
+            [{"until": 0.5, "depth": 13}],
+            "growth.stages[0].depth: 13 cannot shrink to the 12 of the next stage",
+        ),
+        (
+            [{"until": 0.5, "width": 1000}],
+            "growth.stages[0].width: the next stage's 3072 is no multiple of 1000",
+        ),
         ([{"until": 0.5, "length": 4}], "growth.stages[0].length: 4 tokens are too few"),
-        ([7], "growth.stages[0]=7: must be a dict of until, depth, width, rank, length, pool, hidden, batch, lr"),
+        (
+            [7],
+            "growth.stages[0]=7: must be a dict of until, depth, width, rank, length, pool, hidden, batch, lr",
+        ),
         ([{"until": 0.5, "lr": 0}], "growth.stages[0].lr=0: must be a factor of the learning rate"),
-        ([{"until": 0.5, "batch": 24}], "growth.stages[0].batch: 24 is no multiple of microbatch_size=16"),
-        ([{"until": 0.5, "pool": 0.5}], "growth.stages[0].pool=0.5: must be the number of embeddings in a mean (2)"),
-        ([{"until": 0.3, "pool": 2}, {"until": 0.5, "pool": 4}], "growth.stages[0].pool: 2 cannot rise to the 4"),
+        (
+            [{"until": 0.5, "batch": 24}],
+            "growth.stages[0].batch: 24 is no multiple of microbatch_size=16",
+        ),
+        (
+            [{"until": 0.5, "pool": 0.5}],
+            "growth.stages[0].pool=0.5: must be the number of embeddings in a mean (2)",
+        ),
+        (
+            [{"until": 0.3, "pool": 2}, {"until": 0.5, "pool": 4}],
+            "growth.stages[0].pool: 2 cannot rise to the 4",
+        ),
         (
             [{"until": 0.3}, {"until": 0.5, "rank": 64}],
             "growth.stages[0].rank: 0 cannot become 64; factors become whole",
@@ -72,14 +109,20 @@ def test_mistakes_are_named(listed, message):
 
 
 def test_a_stage_may_have_a_batch_and_a_learning_rate_of_its_own():
-    made = config([{"until": 0.2, "batch": 0.5, "lr": 2.0}, {"until": 0.4, "batch": 128}], "optimizer.lr=0.01")
+    made = config(
+        [{"until": 0.2, "batch": 0.5, "lr": 2.0}, {"until": 0.4, "batch": 128}], "optimizer.lr=0.01"
+    )
     found = [(stage.batch_size, stage.lr) for stage in stages.of(made)]
     assert found == [(32, 0.02), (128, 0.01), (64, 0.01)]
 
 
 def test_factors_and_means():
     made = config([{"until": 0.25, "rank": 0.25, "pool": 2}, {"until": 0.5, "rank": 0.25}])
-    assert [(stage.ffn_rank, stage.pool) for stage in stages.of(made)] == [(192, 2), (192, 1), (0, 1)]
+    assert [(stage.ffn_rank, stage.pool) for stage in stages.of(made)] == [
+        (192, 2),
+        (192, 1),
+        (0, 1),
+    ]
     assert stages.of(made)[0].describe() == (
         "12 layers, width 768, feed-forward 3072 of rank 192, 128 tokens in means of 2, batch 64"
     )
@@ -88,9 +131,13 @@ def test_factors_and_means():
 def test_what_other_keys_forbid():
     with pytest.raises(UserError, match="pool: means of embeddings need model.family=encoder"):
         get_config("t5_1day", "growth.stages=[{'until': 0.5, 'pool': 2}]")
-    with pytest.raises(UserError, match="pool: means of embeddings need model.document_attention=False"):
+    with pytest.raises(
+        UserError, match="pool: means of embeddings need model.document_attention=False"
+    ):
         config([{"until": 0.5, "pool": 2}], "model.document_attention=True")
-    with pytest.raises(UserError, match="objective.pool=2: means of embeddings go over the ends of documents"):
+    with pytest.raises(
+        UserError, match="objective.pool=2: means of embeddings go over the ends of documents"
+    ):
         get_config("bert_original", "objective.pool=2", "model.document_attention=True")
     with pytest.raises(UserError, match="objective.pool=2: must be 1 where model.family is t5"):
         get_config("t5_1day", "objective.pool=2")

@@ -39,7 +39,9 @@ def write_dataset(
     for split, sources in (("train", train), ("heldout", heldout)):
         for source, shards in enumerate(sources):
             for number, n_tokens in enumerate(shards):
-                tokens, offsets = random_documents(rng, n_tokens, vocab_size, np.dtype(dtype).newbyteorder("<"))
+                tokens, offsets = random_documents(
+                    rng, n_tokens, vocab_size, np.dtype(dtype).newbyteorder("<")
+                )
                 name = f"{split}-{source}-{number:05d}"
                 (directory / f"{name}.bin").write_bytes(tokens.tobytes())
                 np.save(directory / f"{name}.docs.npy", offsets)
@@ -75,7 +77,9 @@ def write_dataset(
         "train_tokens": sum(entry["tokens"] for entry in entries if entry["split"] == "train"),
         "heldout_tokens": sum(entry["tokens"] for entry in entries if entry["split"] == "heldout"),
         "source": "random",
-        "sources": [{"spec": f"random:{i}", "weight": w, "revision": None} for i, w in enumerate(weights)],
+        "sources": [
+            {"spec": f"random:{i}", "weight": w, "revision": None} for i, w in enumerate(weights)
+        ],
         "filters": {},
         "dropped": {},
         "shards": entries,

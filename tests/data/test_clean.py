@@ -55,8 +55,16 @@ def test_cut_spares_words():
     [
         ("", RULES, ([], "empty")),
         ("\u200b \n", RULES, ([], "empty")),
-        ("a  short  one", CleanRules(normalize=True, min_chars=12, max_chars=None), ([], "min_chars")),
-        ("a  short  one", CleanRules(normalize=True, min_chars=11, max_chars=None), (["a short one"], None)),
+        (
+            "a  short  one",
+            CleanRules(normalize=True, min_chars=12, max_chars=None),
+            ([], "min_chars"),
+        ),
+        (
+            "a  short  one",
+            CleanRules(normalize=True, min_chars=11, max_chars=None),
+            (["a short one"], None),
+        ),
         (
             "as  it\x00 is \ud801",
             CleanRules(normalize=False, min_chars=0, max_chars=None),
@@ -71,7 +79,9 @@ def test_cut_spares_words():
 )
 def test_clean(text, rules, expected):
     pieces, reason = clean(text, rules)
-    assert (pieces, reason) == expected or ("".join(pieces) == "".join(expected[0]) and rules.max_chars and not reason)
+    assert (pieces, reason) == expected or (
+        "".join(pieces) == "".join(expected[0]) and rules.max_chars and not reason
+    )
 
 
 def test_a_long_line_of_one_word_is_no_trouble():

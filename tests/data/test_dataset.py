@@ -16,7 +16,9 @@ TRAIN = ((1000, 50, 0, 777), (640,))
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    return TokenDataset.open(write_dataset(tmp_path_factory.mktemp("whole"), train=TRAIN, heldout=((300,), (99,))))
+    return TokenDataset.open(
+        write_dataset(tmp_path_factory.mktemp("whole"), train=TRAIN, heldout=((300,), (99,)))
+    )
 
 
 def sequences_by_hand(dataset, split, source, seq_len):
@@ -29,8 +31,12 @@ def sequences_by_hand(dataset, split, source, seq_len):
 
 
 @hypothesis.settings(deadline=None, max_examples=30)
-@hypothesis.given(st.integers(8, 300), st.sampled_from(["train", "heldout"]), st.integers(0, 1), st.randoms())
-def test_sequences_never_straddle_shards_and_come_in_any_order(dataset, seq_len, split, source, random):
+@hypothesis.given(
+    st.integers(8, 300), st.sampled_from(["train", "heldout"]), st.integers(0, 1), st.randoms()
+)
+def test_sequences_never_straddle_shards_and_come_in_any_order(
+    dataset, seq_len, split, source, random
+):
     expected = sequences_by_hand(dataset, split, source, seq_len)
     assert dataset.n_sequences(split, seq_len)[source] == len(expected)
     if len(expected):
@@ -41,7 +47,11 @@ def test_sequences_never_straddle_shards_and_come_in_any_order(dataset, seq_len,
 
 
 def test_what_the_manifest_says(dataset, tmp_path):
-    assert dataset.special_tokens == SPECIAL and dataset.vocab_size == 500 and dataset.weights == (1.0, 1.0)
+    assert (
+        dataset.special_tokens == SPECIAL
+        and dataset.vocab_size == 500
+        and dataset.weights == (1.0, 1.0)
+    )
     assert dataset.unigram_counts.sum() == sum(map(sum, TRAIN))
     wide = TokenDataset.open(write_dataset(tmp_path, vocab_size=70000, dtype="uint32"))
     assert wide.read("train", 0, np.arange(20), 128).max() > 65536

@@ -9,7 +9,9 @@ HELDOUT_WITNESS = 3256
 
 
 def test_seen_hashes_equals_a_set(monkeypatch):
-    monkeypatch.setattr(dedup.SeenHashes, "_MAX_RECENT", 50)  # so that most are in the sorted buckets
+    monkeypatch.setattr(
+        dedup.SeenHashes, "_MAX_RECENT", 50
+    )  # so that most are in the sorted buckets
     rng = np.random.default_rng(0)
     values = rng.choice(rng.integers(0, 2**64, 900, np.uint64), 4000)
     seen, known = dedup.SeenHashes(), set()
@@ -22,12 +24,16 @@ def test_document_hashes_are_fixed_and_differ():
     assert dedup.document_hashes("a document") == dedup.document_hashes("a document")
     # Written down once: another machine or version must split alike.
     assert dedup.document_hashes("a document")[1] % 10_000 == HELDOUT_WITNESS
-    hashes = {half for number in range(1000) for half in dedup.document_hashes(f"document {number}")}
+    hashes = {
+        half for number in range(1000) for half in dedup.document_hashes(f"document {number}")
+    }
     assert len(hashes) == 2000
 
 
 def test_heldout_share():
-    splits = np.array([dedup.document_hashes(f"document {number}")[1] for number in range(20_000)], np.uint64)
+    splits = np.array(
+        [dedup.document_hashes(f"document {number}")[1] for number in range(20_000)], np.uint64
+    )
     for fraction in (0.0, 0.01, 0.3):
         assert abs(dedup.is_heldout(splits, fraction).mean() - fraction) < 0.01
     assert not dedup.is_heldout(splits, 0.0).any()
@@ -43,7 +49,9 @@ def texts_of_similarity(rng, n, share):
     return [" ".join(pair[0]) for pair in words], [" ".join(pair[1]) for pair in words]
 
 
-@pytest.mark.parametrize("share, low, high", [(0.97, 0.99, 1.0), (0.75, 0.0, 0.05), (0.0, 0.0, 0.0)])
+@pytest.mark.parametrize(
+    "share, low, high", [(0.97, 0.99, 1.0), (0.75, 0.0, 0.05), (0.0, 0.0, 0.0)]
+)
 def test_near_duplicates_found(share, low, high):
     """Of shingles, the first `share` of the words in common is a Jaccard similarity of share / (2 - share)."""
     rng = np.random.default_rng(1)
@@ -61,7 +69,9 @@ def test_near_duplicates_do_not_depend_on_the_blocks():
     signatures = dedup.signatures([*originals, *fresh, *others])
     whole, blocks = dedup.NearDuplicates(0.8), dedup.NearDuplicates(0.8)
     expected = whole.add(signatures)
-    assert (np.concatenate([blocks.add(block) for block in np.array_split(signatures, 9)]) == expected).all()
+    assert (
+        np.concatenate([blocks.add(block) for block in np.array_split(signatures, 9)]) == expected
+    ).all()
     assert 0 < (~expected).sum() < 600
 
 

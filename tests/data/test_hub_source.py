@@ -17,7 +17,10 @@ from cramjax.data import hub_source
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
     f"en/part-{number}.json.gz": gzip.compress(
-        "\n".join(json.dumps({"text": f"document {number}-{line} " + "x" * 400}) for line in range(200)).encode(), 1
+        "\n".join(
+            json.dumps({"text": f"document {number}-{line} " + "x" * 400}) for line in range(200)
+        ).encode(),
+        1,
     )
     for number in range(3)
 } | {"README.md": b"a card", "en/notes.bin": b"no text"}
@@ -73,12 +76,16 @@ class Hub(http.server.BaseHTTPRequestHandler):
             "X-Repo-Commit": REVISION,
             "Accept-Ranges": "bytes",
         }
-        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0] or 0)
+        start = int(
+            (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0] or 0
+        )
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         if body and name in self.server.break_once:
             self.server.break_once.remove(name)
-            return self.send(206 if start else 200, content[start:], headers, body, cut=len(content) // 2)
+            return self.send(
+                206 if start else 200, content[start:], headers, body, cut=len(content) // 2
+            )
         return self.send(206 if start else 200, content[start:], headers, body)
 
     def tree(self, body):
@@ -89,8 +96,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if not names:
             return self.send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
         page = int(query.split("page=")[1]) if "page=" in query else 0
-        entries = [{"type": "file", "oid": "0", "size": len(FILES[name]), "path": name} for name in names]
-        more = f'<http://{self.headers["Host"]}{path}?page={page + 1}>; rel="next"' if names[2 * page + 2 :] else None
+        entries = [
+            {"type": "file", "oid": "0", "size": len(FILES[name]), "path": name} for name in names
+        ]
+        more = (
+            f'<http://{self.headers["Host"]}{path}?page={page + 1}>; rel="next"'
+            if names[2 * page + 2 :]
+            else None
+        )
         listed = json.dumps(entries[2 * page : 2 * page + 2]).encode()
         return self.send(200, listed, {"Link": more} if more else {}, body)
 
@@ -123,7 +136,12 @@ def read(tmp_path, root, endpoint, source="hf:a/b:en/*.json.gz", attempts=3, **e
     import os
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(root), **extra}
+    environment |= {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "hf"),
+        "PYTHONPATH": str(root),
+        **extra,
+    }
     arguments = [sys.executable, "-c", READER, source, str(tmp_path / "cache"), str(attempts)]
     return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -136,7 +154,9 @@ def test_matching_files_are_read_at_a_pinned_commit(hub, tmp_path, root):
     done = read(tmp_path, root, address(hub))
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["revision"] == REVISION and result["n"] == 600 and result["last"] == "document 2-1"
+    assert (
+        result["revision"] == REVISION and result["n"] == 600 and result["last"] == "document 2-1"
+    )
     assert result["keys"][0] == f"{REVISION}:en/part-0.json.gz"
     assert not any("README" in path or "notes" in path for _, path, _ in hub.requests)
     assert all(REVISION in path for _, path, _ in hub.requests if "/resolve/" in path)
@@ -175,10 +195,16 @@ def test_trouble_while_downloading_is_waited_for(hub, tmp_path, root):
 def test_a_download_that_never_comes_is_refused_with_the_alternatives(hub, tmp_path, root):
     hub.download_script = [503] * 500  # the library itself asks several times
     done = read(tmp_path, root, address(hub), attempts=1)
-    assert done.returncode == 1 and "answered 503" in done.stderr and "installed-docs" in done.stderr, done.stderr
+    assert (
+        done.returncode == 1 and "answered 503" in done.stderr and "installed-docs" in done.stderr
+    ), done.stderr
     hub.download_script = [404] * 2
     done = read(tmp_path, root, address(hub))
-    assert done.returncode == 1 and "no such dataset or file" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and "no such dataset or file" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_a_full_disk_is_no_network_trouble(monkeypatch):
@@ -198,7 +224,9 @@ def test_a_busy_hub_is_asked_again(hub, tmp_path, root):
     assert read(tmp_path, root, address(hub)).returncode == 0
 
 
-@pytest.mark.parametrize("status, part", [(401, "HF_TOKEN"), (403, "HF_TOKEN"), (404, "no such dataset")])
+@pytest.mark.parametrize(
+    "status, part", [(401, "HF_TOKEN"), (403, "HF_TOKEN"), (404, "no such dataset")]
+)
 def test_a_refusal_is_one_sentence_with_what_to_do(hub, tmp_path, root, status, part):
     hub.script = [status] * 50
     done = read(tmp_path, root, address(hub))
@@ -207,7 +235,11 @@ def test_a_refusal_is_one_sentence_with_what_to_do(hub, tmp_path, root, status, 
 
 def test_no_network_names_the_alternatives(tmp_path, root):
     done = read(tmp_path, root, "http://127.0.0.1:9")
-    assert done.returncode == 1 and "cannot be reached" in done.stderr and "installed-docs" in done.stderr
+    assert (
+        done.returncode == 1
+        and "cannot be reached" in done.stderr
+        and "installed-docs" in done.stderr
+    )
     done = read(tmp_path, root, "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE" in done.stderr and "installed-docs" in done.stderr
 

@@ -32,7 +32,9 @@ def test_permutation_of_big_ranges_stays_inside_and_repeats_nothing(size, key):
 def test_a_key_for_each_position_equals_the_keys_one_by_one():
     keys = np.array([5, 7, 2**64 - 1], np.uint64)
     together = index.permute(np.array([3, 3, 9]), 100, keys)
-    alone = [index.permute(np.array([p]), 100, int(k))[0] for p, k in zip([3, 3, 9], keys, strict=True)]
+    alone = [
+        index.permute(np.array([p]), 100, int(k))[0] for p, k in zip([3, 3, 9], keys, strict=True)
+    ]
     assert together.tolist() == alone
 
 
@@ -76,7 +78,9 @@ def test_every_epoch_of_every_source_is_covered_exactly(seed, mixture):
     for number, size in enumerate(sizes):
         drawn = sequence[source == number]
         for epoch in range(len(drawn) // size):
-            assert np.array_equal(np.sort(drawn[epoch * size : (epoch + 1) * size]), np.arange(size))
+            assert np.array_equal(
+                np.sort(drawn[epoch * size : (epoch + 1) * size]), np.arange(size)
+            )
 
 
 @hypothesis.settings(deadline=None, max_examples=50)
@@ -96,16 +100,25 @@ def test_epochs_seeds_and_sources_have_orders_of_their_own():
     orders += [np.stack([sequence[source == s][:size] for s in (0, 1)])]
     flat = [order for pair in orders for order in pair]
     # Two random permutations agree in one place on average.
-    agreements = [int((a == b).sum()) for i, a in enumerate(flat) for b in flat[i + 1 :] if a is not b]
-    same_stream = 1  # seed 0, epoch 0 of source 0 stands in the list twice: alone and in the mixture
+    agreements = [
+        int((a == b).sum()) for i, a in enumerate(flat) for b in flat[i + 1 :] if a is not b
+    ]
+    same_stream = (
+        1  # seed 0, epoch 0 of source 0 stands in the list twice: alone and in the mixture
+    )
     assert sum(n > 10 for n in agreements) == same_stream
 
 
 def test_mixture_shares_are_exact_in_a_block_and_close_in_any_window():
     weights = [0.5, 0.3, 0.2, 0.0]
     for block in (0, 3):
-        source, _ = index.rows(1, block * index.MIXTURE_BLOCK, index.MIXTURE_BLOCK, [10**6, 7, 100, 0], weights)
-        assert np.bincount(source, minlength=4).tolist() == index.slot_counts(weights, len(source)).tolist()
+        source, _ = index.rows(
+            1, block * index.MIXTURE_BLOCK, index.MIXTURE_BLOCK, [10**6, 7, 100, 0], weights
+        )
+        assert (
+            np.bincount(source, minlength=4).tolist()
+            == index.slot_counts(weights, len(source)).tolist()
+        )
     windows = source[: 256 * 200].reshape(200, 256)
     for number, weight in enumerate(weights):
         assert np.abs((windows == number).sum(1) - 256 * weight).max() <= 3
@@ -120,7 +133,8 @@ def test_slot_counts_are_whole_and_forget_nobody(weights, n_slots):
 
 
 @pytest.mark.parametrize(
-    "sizes, weights", [([3, 0], [1, 1]), ([3], [0]), ([3], [-1]), ([3, 3], [1]), ([3], [float("nan")])]
+    "sizes, weights",
+    [([3, 0], [1, 1]), ([3], [0]), ([3], [-1]), ([3, 3], [1]), ([3], [float("nan")])],
 )
 def test_impossible_mixtures_are_refused(sizes, weights):
     with pytest.raises(ValueError):

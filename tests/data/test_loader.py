@@ -19,7 +19,9 @@ from tests.data.shards import SPECIAL, write_dataset
 
 SEQ_LEN = 16
 ROOT = Path(__file__).parents[2]
-needs_tensorflow = pytest.mark.skipif(not importlib.util.find_spec("tensorflow"), reason="no TensorFlow")
+needs_tensorflow = pytest.mark.skipif(
+    not importlib.util.find_spec("tensorflow"), reason="no TensorFlow"
+)
 LOADERS = ["numpy", pytest.param("tfdata", marks=needs_tensorflow)]
 
 
@@ -47,7 +49,9 @@ def test_batches_are_the_rows_of_the_index(dataset):
     found = take(dataset, 40).reshape(-1, SEQ_LEN)
     source, sequence = index.rows(1, 0, 320, dataset.n_sequences("train", SEQ_LEN), dataset.weights)
     rows = zip(source, sequence, strict=True)
-    assert np.array_equal(found, [dataset.read("train", s, np.array([q]), SEQ_LEN)[0] for s, q in rows])
+    assert np.array_equal(
+        found, [dataset.read("train", s, np.array([q]), SEQ_LEN)[0] for s, q in rows]
+    )
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -93,7 +97,9 @@ def test_cls_token_stands_before_sequences_one_shorter(dataset):
 
 
 def test_sentence_order_is_followed_in_every_epoch(tmp_path):
-    dataset = TokenDataset.open(write_dataset(tmp_path, train=((640,),), sentence_order_seq_len=SEQ_LEN))
+    dataset = TokenDataset.open(
+        write_dataset(tmp_path, train=((640,),), sentence_order_seq_len=SEQ_LEN)
+    )
     rows = take(dataset, 10, order="sentence_length").reshape(2, 40, SEQ_LEN)
     order = np.load(tmp_path / f"sentence_order-{SEQ_LEN}-0.npy")
     for epoch in rows:
@@ -129,7 +135,9 @@ def heldout(dataset, batch_size, n_batches):
 def test_heldout_batches_are_fixed_different_and_in_the_shares_of_training(dataset):
     batches, again, longer = (heldout(dataset, 8, n) for n in (5, 5, 7))
     assert len(batches) == 5 and len(longer) == 7
-    for (tokens, weights), (tokens_again, _), (tokens_longer, _) in zip(batches, again, longer, strict=False):
+    for (tokens, weights), (tokens_again, _), (tokens_longer, _) in zip(
+        batches, again, longer, strict=False
+    ):
         assert tokens.shape == (8, SEQ_LEN) and tokens.dtype == np.uint16
         assert weights.dtype == np.float32 and (weights == 1).all()
         assert np.array_equal(tokens, tokens_again) and np.array_equal(tokens, tokens_longer)
@@ -218,7 +226,9 @@ def units(n):
 
 
 def prefetch_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("cramjax-prefetch")]
+    return [
+        thread for thread in threading.enumerate() if thread.name.startswith("cramjax-prefetch")
+    ]
 
 
 def test_prefetch_fills_what_was_asked_for_in_order():

@@ -30,7 +30,9 @@ def test_shards_hold_each_document_and_a_sep(tmp_path, dtype):
     shards.add(given_documents)
     shards.close()
     entries = pack.finish(tmp_path, dtype=dtype, vocab_size=90)
-    assert len(entries) > 3 and [entry["file"] for entry in entries] == sorted(entry["file"] for entry in entries)
+    assert len(entries) > 3 and [entry["file"] for entry in entries] == sorted(
+        entry["file"] for entry in entries
+    )
     found = []
     for entry in entries:
         tokens = np.fromfile(tmp_path / entry["file"], np.dtype(dtype).newbyteorder("<"))
@@ -86,7 +88,9 @@ def test_resume_refuses_files_that_are_too_short(tmp_path):
 
 
 def test_sentence_order_counts_full_stops(tmp_path):
-    rows = np.array([[7, 8, 7, 9], [1, 7, 1, 1], [7, 7, 7, 7], [1, 1, 1, 1], [7, 1, 1, 1]], np.uint32)
+    rows = np.array(
+        [[7, 8, 7, 9], [1, 7, 1, 1], [7, 7, 7, 7], [1, 1, 1, 1], [7, 1, 1, 1]], np.uint32
+    )
     shards = pack.ShardWriter(tmp_path, "train", 0, dtype="uint16", sep=7, max_tokens=1000)
     shards.add([rows.ravel()[:-1]])  # its last token makes room for the sep, a "." here
     shards.close()

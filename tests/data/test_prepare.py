@@ -18,7 +18,12 @@ from cramjax.data.dataset import TokenDataset
 
 def settings(tmp_path, **changes):
     data = schema.defaults().data
-    data.update(cache_dir=str(tmp_path / "data"), vocab_size=300, heldout_fraction=0.1, max_shard_tokens=4096)
+    data.update(
+        cache_dir=str(tmp_path / "data"),
+        vocab_size=300,
+        heldout_fraction=0.1,
+        max_shard_tokens=4096,
+    )
     data.update(changes)
     return data
 
@@ -39,7 +44,9 @@ def documents_of(directory, split):
 
 def hashes(directory):
     manifest = preparation.read_manifest(directory)
-    return [(entry["file"], entry["sha256"]) for entry in manifest["shards"]], manifest["tokenizer_sha256"]
+    return [(entry["file"], entry["sha256"]) for entry in manifest["shards"]], manifest[
+        "tokenizer_sha256"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +74,32 @@ def test_every_document_is_counted_and_stands_once(prepared):
     assert not set(train) & set(heldout) and 5 < len(heldout) < 60
     assert manifest["filters"]["min_chars"] == 10
     tokenizer = tokenizers.load(directory / "tokenizer" / "tokenizer.json")[0]
-    expected = {tuple(tokenizer.encode(document(0, n), add_special_tokens=False).ids) for n in range(240)}
+    expected = {
+        tuple(tokenizer.encode(document(0, n), add_special_tokens=False).ids) for n in range(240)
+    }
     assert expected <= set(train) | set(heldout)
     assert len(manifest["shards"]) > 2
 
 
 def test_unigram_counts_are_those_of_the_training_split(prepared):
     directory = prepared[2]
-    tokens = np.concatenate([np.append(ids, 3) for ids in documents_of(directory, "train")]).astype(int)
+    tokens = np.concatenate([np.append(ids, 3) for ids in documents_of(directory, "train")]).astype(
+        int
+    )
     counts = np.load(directory / "unigram.npy")
-    assert counts.tolist() == np.bincount(tokens, minlength=preparation.read_manifest(directory)["vocab_size"]).tolist()
+    assert (
+        counts.tolist()
+        == np.bincount(
+            tokens, minlength=preparation.read_manifest(directory)["vocab_size"]
+        ).tolist()
+    )
 
 
 def test_leaves_nothing_but_the_dataset(prepared):
     directory = prepared[2]
-    assert [path.name for path in directory.parent.iterdir() if not path.name.startswith(".")] == [directory.name]
+    assert [path.name for path in directory.parent.iterdir() if not path.name.startswith(".")] == [
+        directory.name
+    ]
     assert {path.suffix for path in directory.iterdir()} == {".json", ".bin", ".npy", ""}
     assert [path.name for path in directory.iterdir() if path.is_dir()] == ["tokenizer"]
 
@@ -100,13 +118,16 @@ def test_a_prepared_dataset_is_returned_without_reading(prepared, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key, value", [("vocab_size", 290), ("min_chars", 11), ("compressibility", 0.9), ("max_mb", 1.0)]
+    "key, value",
+    [("vocab_size", 290), ("min_chars", 11), ("compressibility", 0.9), ("max_mb", 1.0)],
 )
 def test_what_matters_changes_the_fingerprint(prepared, key, value):
     source, data, _ = prepared
     changed = data.copy_and_resolve_references()
     changed[key] = value
-    assert preparation.make_plan(changed, [source]).name != preparation.make_plan(data, [source]).name
+    assert (
+        preparation.make_plan(changed, [source]).name != preparation.make_plan(data, [source]).name
+    )
 
 
 def test_order_of_parts_and_number_of_workers_change_nothing(prepared, tmp_path):
@@ -138,7 +159,9 @@ def test_mixture_takes_shares_of_max_mb_and_stops_reading(tmp_path):
 def test_compressibility_keeps_documents_of_few_tokens_a_character(tmp_path):
     noise = " ".join(chr(33 + number * 7 % 90) for number in range(400))
     source = FakeSource(parts_n=1, documents_n=60, texts=(noise,))
-    directory = preparation.prepare_sources(settings(tmp_path, compressibility=0.4), [source], n_workers=1)
+    directory = preparation.prepare_sources(
+        settings(tmp_path, compressibility=0.4), [source], n_workers=1
+    )
     assert preparation.read_manifest(directory)["dropped"] == {"compressibility": 1}
 
 
@@ -146,12 +169,16 @@ def test_near_duplicates_are_dropped(tmp_path):
     words = document(9, 1).split() * 6
     twin = [*words[:50], "otherwise", *words[51:]]
     source = FakeSource(parts_n=1, texts=(" ".join(words), " ".join(twin)))
-    directory = preparation.prepare_sources(settings(tmp_path, dedup_near=0.7), [source], n_workers=1)
+    directory = preparation.prepare_sources(
+        settings(tmp_path, dedup_near=0.7), [source], n_workers=1
+    )
     assert preparation.read_manifest(directory)["dropped"] == {"near_duplicate": 1}
 
 
 def test_pieces_of_a_cut_document_stay_together(tmp_path):
-    long_texts = tuple(" ".join(document(5, number * 50 + part) for part in range(6)) for number in range(20))
+    long_texts = tuple(
+        " ".join(document(5, number * 50 + part) for part in range(6)) for number in range(20)
+    )
     source = FakeSource(parts_n=2, documents_n=1, texts=long_texts)
     data = settings(tmp_path, max_chars=200, heldout_fraction=0.3, dedup_exact=True)
     directory = preparation.prepare_sources(data, [source], n_workers=1)
@@ -162,7 +189,9 @@ def test_pieces_of_a_cut_document_stay_together(tmp_path):
     heldout = tokenizer.decode_batch([list(ids) for ids in documents_of(directory, "heldout")])
     for text in long_texts:
         words = " ".join(tokenizer.decode(tokenizer.encode(text).ids).split())
-        sides = [any(piece in words for piece in side if len(piece) > 100) for side in (train, heldout)]
+        sides = [
+            any(piece in words for piece in side if len(piece) > 100) for side in (train, heldout)
+        ]
         assert sides != [True, True]
 
 
@@ -197,7 +226,9 @@ def test_a_damaged_unfinished_preparation_is_started_again(tmp_path, prepared):
     other.cache_dir = str(tmp_path)
     partial = tmp_path / (directory.name + ".partial")
     (partial / "spool").mkdir(parents=True)
-    (partial / "journal.jsonl").write_text('{"part": [0, 0], "writers": {"train": [2, 99999, 3]}}\n')
+    (partial / "journal.jsonl").write_text(
+        '{"part": [0, 0], "writers": {"train": [2, 99999, 3]}}\n'
+    )
     (partial / "spool" / "0-000001.json").write_text(
         json.dumps({"documents": 3, "bytes": 77, "dropped": {}, "examples": []})
     )
@@ -222,11 +253,15 @@ def test_a_mistake_found_while_reading_arrives_as_it_is(tmp_path):
         )
 
 
-def test_the_command_prints_where_the_dataset_is_and_refuses_in_a_sentence(prepared, tmp_path, root, capsys):
+def test_the_command_prints_where_the_dataset_is_and_refuses_in_a_sentence(
+    prepared, tmp_path, root, capsys
+):
     from tools import prepare_data
 
     recipe, directory = str(root / "configs" / "quickstart.py"), prepared[2]
-    assert prepare_data.main(["--config", recipe, f"--config.data.source=prepared:{directory}"]) == 0
+    assert (
+        prepare_data.main(["--config", recipe, f"--config.data.source=prepared:{directory}"]) == 0
+    )
     out = capsys.readouterr().out
     assert str(directory) in out and "241" in out and "dropped: not_json" in out
     assert prepare_data.main(["--config", recipe, f"--config.data.source=prepared:{tmp_path}"]) == 2
@@ -247,6 +282,8 @@ data.update(cache_dir={str(tmp_path)!r}, vocab_size=4000, tokenizer_sample_mb=8.
 prepare.prepare_sources(data, [BigSource(n_mb={int(os.environ.get("CRAMJAX_BIG_MB", "200"))})], n_workers=2)
 print(sum(resource.getrusage(who).ru_maxrss * n for who, n in ((resource.RUSAGE_SELF, 1), (resource.RUSAGE_CHILDREN, 2))))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) < 1_800_000, f"{done.stdout} kB"
     print(f"peak memory of all processes at most {int(done.stdout) / 1e3:.0f} MB")

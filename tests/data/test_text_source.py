@@ -19,7 +19,9 @@ TEXTS = ["one document\nof two lines", "zwei — Ünïcode ✓", "three"]
 
 
 def data(source, **changes):
-    return types.SimpleNamespace(source=source, text_field="text", allow_build=False, cache_dir="unused", **changes)
+    return types.SimpleNamespace(
+        source=source, text_field="text", allow_build=False, cache_dir="unused", **changes
+    )
 
 
 def read(pattern, field="text", weight=1.0):
@@ -32,7 +34,9 @@ def read(pattern, field="text", weight=1.0):
     texts = [
         text
         for part in source.parts()
-        for text in source.read(part, lambda reason, where: dropped.setdefault(reason, []).append(where))
+        for text in source.read(
+            part, lambda reason, where: dropped.setdefault(reason, []).append(where)
+        )
     ]
     return texts, dropped
 
@@ -68,12 +72,17 @@ def test_several_archives_in_one_file_are_read_to_the_end(tmp_path):
 
 @pytest.mark.parametrize("compression", [".gz", ".zst"])
 def test_of_a_truncated_archive_what_is_there_is_kept_and_the_rest_counted(tmp_path, compression):
-    lines = "\n".join(json.dumps({"text": f"document {n} {'x' * (n % 97)}"}) for n in range(20_000)).encode()
+    lines = "\n".join(
+        json.dumps({"text": f"document {n} {'x' * (n % 97)}"}) for n in range(20_000)
+    ).encode()
     whole = packed(lines, compression)
     path = tmp_path / f"cut.jsonl{compression}"
     path.write_bytes(whole[: len(whole) // 2])
     texts, dropped = read(path)
-    assert texts == [f"document {n} {'x' * (n % 97)}" for n in range(len(texts))] and len(texts) < 20_000
+    assert (
+        texts == [f"document {n} {'x' * (n % 97)}" for n in range(len(texts))]
+        and len(texts) < 20_000
+    )
     assert dropped["truncated_archive"][0].startswith(f"{path}:")
 
 
@@ -114,11 +123,20 @@ def test_a_damaged_row_group_is_counted_and_the_others_are_read(tmp_path):
 
 def test_parquet_text_that_is_no_utf8_is_repaired_and_counted(tmp_path):
     raw = pyarrow.array([b"good", b"bro\xffken"], pyarrow.binary())
-    path = parquet(tmp_path / "a.parquet", pyarrow.Array.from_buffers(pyarrow.string(), 2, raw.buffers()))
+    path = parquet(
+        tmp_path / "a.parquet", pyarrow.Array.from_buffers(pyarrow.string(), 2, raw.buffers())
+    )
     assert read(path) == (["good", "bro\ufffdken"], {"invalid_utf8_repaired": [f"{path}:1"]})
-    for column in (raw[:1], raw[:1].dictionary_encode(), pyarrow.array(["good"], pyarrow.large_string())):
+    for column in (
+        raw[:1],
+        raw[:1].dictionary_encode(),
+        pyarrow.array(["good"], pyarrow.large_string()),
+    ):
         assert read(parquet(path, column)) == (["good"], {})
-    assert read(parquet(path, pyarrow.array([None, "a"]))) == (["a"], {"text_not_a_string": [f"{path}:0"]})
+    assert read(parquet(path, pyarrow.array([None, "a"]))) == (
+        ["a"],
+        {"text_not_a_string": [f"{path}:0"]},
+    )
     with pytest.raises(UserError, match="holds list<.*no text"):
         read(parquet(path, [["a"]]))
 
@@ -153,7 +171,9 @@ def ranged(tmp_path, monkeypatch, name, content, size):
 
 
 @pytest.mark.parametrize("name, end", [("a.txt", "\n\n"), ("a.jsonl", "\n")])
-def test_a_line_over_many_ranges_is_counted_once_and_loses_no_neighbour(tmp_path, monkeypatch, name, end):
+def test_a_line_over_many_ranges_is_counted_once_and_loses_no_neighbour(
+    tmp_path, monkeypatch, name, end
+):
     monkeypatch.setattr(text_source, "MAX_LINE_BYTES", 3000)
     monkeypatch.setattr(text_source, "_BLOCK_BYTES", 256)
     texts = [f"document {number}" if number != 5 else "x" * 8000 for number in range(20)]
@@ -162,8 +182,12 @@ def test_a_line_over_many_ranges_is_counted_once_and_loses_no_neighbour(tmp_path
     assert kept == texts[:5] + texts[6:] and len(dropped["line_too_long"]) == 1
 
 
-@pytest.mark.parametrize("line", ["a line without a blank one anywhere\n", "one line without an end "])
-def test_ranges_that_hold_no_beginning_are_not_read_to_the_end_of_the_file(tmp_path, monkeypatch, line):
+@pytest.mark.parametrize(
+    "line", ["a line without a blank one anywhere\n", "one line without an end "]
+)
+def test_ranges_that_hold_no_beginning_are_not_read_to_the_end_of_the_file(
+    tmp_path, monkeypatch, line
+):
     monkeypatch.setattr(text_source, "_BLOCK_BYTES", 100)
     path = ranged(tmp_path, monkeypatch, "a.txt", line * 2000, 2000)
     n_blocks, blocks = [], text_source._blocks
@@ -176,7 +200,9 @@ def test_ranges_that_hold_no_beginning_are_not_read_to_the_end_of_the_file(tmp_p
     monkeypatch.setattr(text_source, "_blocks", counted)
     texts, _ = read(path)
     assert "".join(texts).strip() == (line * 2000).strip()
-    assert len(n_blocks) <= 2.2 * path.stat().st_size / 100  # the first range to the end, each other one through itself
+    assert (
+        len(n_blocks) <= 2.2 * path.stat().st_size / 100
+    )  # the first range to the end, each other one through itself
 
 
 def test_a_range_with_other_records_is_no_mistake(tmp_path, monkeypatch):
@@ -202,7 +228,11 @@ def test_hostile_lines_are_counted_with_file_and_line(tmp_path):
         b'{"text": "last, without a line end"}'
     )
     texts, dropped = read(path)
-    assert texts[0] == "with a byte order mark" and texts[-1] == "last, without a line end" and len(texts) == 5
+    assert (
+        texts[0] == "with a byte order mark"
+        and texts[-1] == "last, without a line end"
+        and len(texts) == 5
+    )
     assert dropped["not_json"] == [f"{path}:2", f"{path}:10"]
     assert dropped["no_text_field"] == [f"{path}:4", f"{path}:8"]
     assert dropped["text_not_a_string"] == [f"{path}:6"]
@@ -254,12 +284,19 @@ def test_no_bytes_whatever_crash_the_readers(tmp_path_factory, content, suffix):
     try:
         read(path)
     except UserError as error:
-        assert any(part in str(error) for part in ("no record has a field", "not JSON", "not a readable parquet"))
+        assert any(
+            part in str(error)
+            for part in ("no record has a field", "not JSON", "not a readable parquet")
+        )
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 5000), st.binary(min_size=1, max_size=30), st.sampled_from(["", ".gz", ".zst"]))
-def test_no_damage_to_a_parquet_file_crashes_the_reader(tmp_path_factory, place, damage, compression):
+@given(
+    st.integers(0, 5000), st.binary(min_size=1, max_size=30), st.sampled_from(["", ".gz", ".zst"])
+)
+def test_no_damage_to_a_parquet_file_crashes_the_reader(
+    tmp_path_factory, place, damage, compression
+):
     folder = tmp_path_factory.mktemp("damaged")
     content = parquet(
         folder / "whole", [f"document {number}" for number in range(300)], row_group_size=100

@@ -53,10 +53,18 @@ except UserError as error:
 
 
 def python(code, *arguments, root, data_dir):
-    environment = os.environ | {"PYTHONPATH": str(root), "TFDS_DATA_DIR": str(data_dir), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = os.environ | {
+        "PYTHONPATH": str(root),
+        "TFDS_DATA_DIR": str(data_dir),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
     environment.pop("XLA_FLAGS", None)
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
 
 
@@ -73,9 +81,13 @@ def test_a_dataset_built_by_tfds_is_read_whole(tmp_path, root, file_format):
     assert len(result["texts"]) == 120 and set(result["texts"]) == wanted
     test = python(READ, "tfds:tales/short@test", "text", root=root, data_dir=tmp_path)
     assert len(json.loads(test.stdout)["texts"]) == 7
-    broken = json.loads(python(READ, "tfds:tales/short@broken", "text", root=root, data_dir=tmp_path).stdout)
+    broken = json.loads(
+        python(READ, "tfds:tales/short@broken", "text", root=root, data_dir=tmp_path).stdout
+    )
     assert broken["texts"] == ["bro\ufffdken"] * 3
-    assert broken["dropped"] == [["invalid_utf8_repaired", f"tfds:tales/short:broken/{i}:0"] for i in range(3)]
+    assert broken["dropped"] == [
+        ["invalid_utf8_repaired", f"tfds:tales/short:broken/{i}:0"] for i in range(3)
+    ]
     wrong = python(READ, "tfds:tales/short", "content", root=root, data_dir=tmp_path)
     assert wrong.returncode == 1 and "found: text, year" in wrong.stderr
     wrong = python(READ, "tfds:tales/short@dev", "text", root=root, data_dir=tmp_path)
@@ -89,7 +101,9 @@ def test_a_build_that_fails_is_a_sentence_and_a_full_disk_stays_one():
 
         return types.SimpleNamespace(download_and_prepare=download_and_prepare)
 
-    with pytest.raises(UserError, match="tfds:a/b.*cannot build it .ConnectionError: no route.*installed-docs"):
+    with pytest.raises(
+        UserError, match="tfds:a/b.*cannot build it .ConnectionError: no route.*installed-docs"
+    ):
         tfds_source._build(failing(ConnectionError("no route\nto host")), "tfds:a/b")
     with pytest.raises(OSError, match="No space"):
         tfds_source._build(failing(OSError(errno.ENOSPC, "No space left")), "tfds:a/b")
@@ -97,17 +111,27 @@ def test_a_build_that_fails_is_a_sentence_and_a_full_disk_stays_one():
 
 @pytest.mark.parametrize(
     "known, recorded, words",
-    [(3e9, [1], "3.00 GB"), (None, [4e7, None], "unknown size .0.04 GB for all"), (0, [], "nothing")],
+    [
+        (3e9, [1], "3.00 GB"),
+        (None, [4e7, None], "unknown size .0.04 GB for all"),
+        (0, [], "nothing"),
+    ],
 )
 def test_the_size_of_a_build_is_not_made_small(known, recorded, words):
     urls = {str(n): types.SimpleNamespace(size=size) for n, size in enumerate(recorded)}
-    builder = types.SimpleNamespace(name="c4", info=types.SimpleNamespace(download_size=known), url_infos=urls)
+    builder = types.SimpleNamespace(
+        name="c4", info=types.SimpleNamespace(download_size=known), url_infos=urls
+    )
     assert re.search(words, tfds_source._size(builder))
 
 
 @pytest.mark.slow
 def test_nothing_is_built_unasked_and_unknown_names_are_refused(tmp_path, root):
     done = python(READ, "tfds:glue/cola", "text", root=root, data_dir=tmp_path)
-    assert done.returncode == 1 and "allow_build=True" in done.stderr and "GB" in done.stderr, done.stderr[-2000:]
+    assert done.returncode == 1 and "allow_build=True" in done.stderr and "GB" in done.stderr, (
+        done.stderr[-2000:]
+    )
     done = python(READ, "tfds:no_such_thing", "text", root=root, data_dir=tmp_path)
-    assert done.returncode == 1 and "no_such_thing" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1 and "no_such_thing" in done.stderr and "Traceback" not in done.stderr
+    )

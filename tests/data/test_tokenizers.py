@@ -24,7 +24,10 @@ def garbage():
         (0, 0xD800),
         (0xE000, 0x110000),
     ]
-    lines = ["".join(chr(chooser.randrange(*chooser.choice(ranges))) for _ in range(60)) for _ in range(150)]
+    lines = [
+        "".join(chr(chooser.randrange(*chooser.choice(ranges))) for _ in range(60))
+        for _ in range(150)
+    ]
     return [
         *lines,
         "",
@@ -37,10 +40,18 @@ def garbage():
     ]
 
 
-@pytest.fixture(scope="module", params=[(kind, flag) for kind in tokenizers.KINDS for flag in (True, False)], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[(kind, flag) for kind in tokenizers.KINDS for flag in (True, False)],
+    ids=str,
+)
 def trained(request):
     kind, flag = request.param
-    return kind, flag, *tokenizers.train(kind, TEXTS, vocab_size=200, lowercase=flag, ascii_only=flag)
+    return (
+        kind,
+        flag,
+        *tokenizers.train(kind, TEXTS, vocab_size=200, lowercase=flag, ascii_only=flag),
+    )
 
 
 def test_special_tokens_come_first_and_frame_a_text(trained):
@@ -64,7 +75,9 @@ def test_lowercase_and_ascii_only_are_honoured(trained):
 
 def test_training_is_reproducible(trained):
     kind, flag, tokenizer, model = trained
-    again, model_again = tokenizers.train(kind, iter(TEXTS), vocab_size=200, lowercase=flag, ascii_only=flag)
+    again, model_again = tokenizers.train(
+        kind, iter(TEXTS), vocab_size=200, lowercase=flag, ascii_only=flag
+    )
     assert tokenizers.canonical_json(again) == tokenizers.canonical_json(tokenizer)
     assert model_again == model
 
@@ -97,7 +110,11 @@ def test_sentencepiece_gives_the_same_ids(trained, tmp_path):
     if model is None:
         pytest.skip("wordpiece is not SentencePiece's")
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    chain = tokenizers.cramming_normalizer(lowercase=True, ascii_only=True).normalize_str if flag else str
+    chain = (
+        tokenizers.cramming_normalizer(lowercase=True, ascii_only=True).normalize_str
+        if flag
+        else str
+    )
     plain = ["", "   ", " two  spaces ", "x" * 500, "漢字 kana かな", "ＡＢＣ ①"]
     tokenizer = tokenizers.from_sentencepiece(model)
     for text in [*plain, *TEXTS]:
@@ -109,12 +126,16 @@ def test_sentencepiece_gives_the_same_ids(trained, tmp_path):
 
 def test_a_small_corpus_gives_a_small_vocabulary():
     for kind in tokenizers.KINDS:
-        tokenizer, _ = tokenizers.train(kind, TEXTS[:3], vocab_size=5000, lowercase=True, ascii_only=True)
+        tokenizer, _ = tokenizers.train(
+            kind, TEXTS[:3], vocab_size=5000, lowercase=True, ascii_only=True
+        )
         assert 10 < tokenizer.get_vocab_size() < 1000
 
 
 def test_special_tokens_a_file_lacks_are_added(tmp_path):
-    tokenizer, _ = tokenizers.train("wordpiece", TEXTS, vocab_size=150, lowercase=True, ascii_only=True)
+    tokenizer, _ = tokenizers.train(
+        "wordpiece", TEXTS, vocab_size=150, lowercase=True, ascii_only=True
+    )
     content = json.loads(tokenizer.to_str())
     content.update(added_tokens=[], post_processor=None)
     vocab = content["model"]["vocab"]
@@ -132,7 +153,8 @@ def test_special_tokens_a_file_lacks_are_added(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, content", [("t.json", b"{}"), ("t.json", b"\xff"), ("t.model", b"junk"), ("gone.json", None)]
+    "name, content",
+    [("t.json", b"{}"), ("t.json", b"\xff"), ("t.model", b"junk"), ("gone.json", None)],
 )
 def test_a_wrong_file_is_a_sentence(tmp_path, name, content):
     path = tmp_path / name
@@ -174,7 +196,10 @@ def test_a_t5_tokenizer_has_t5s_special_tokens_and_sentinels_on_top(kind, tmp_pa
     assert [tokenizer.token_to_id(f"<extra_id_{n}>") for n in range(SENTINELS)] == [
         size - 1 - n for n in range(SENTINELS)
     ]
-    assert tokenizer.token_to_id(f"<extra_id_{SENTINELS}>") is None and tokenizer.token_to_id("[MASK]") is None
+    assert (
+        tokenizer.token_to_id(f"<extra_id_{SENTINELS}>") is None
+        and tokenizer.token_to_id("[MASK]") is None
+    )
     ids = tokenizer.encode("the number <extra_id_1> follows").ids
     assert size - 2 in ids and ids[-1] == 1
     tokenizers.save(tokenizer, tmp_path, model)
@@ -223,7 +248,9 @@ def test_sentinels_and_a_tokenizer_file(tmp_path):
 
 def test_a_sentinel_in_a_text_is_text():
     texts = ["a <extra_id_3> b </s> c"] * 50
-    tokenizer, _ = tokenizers.train("wordpiece", texts, vocab_size=80, lowercase=False, ascii_only=False, extra_ids=5)
+    tokenizer, _ = tokenizers.train(
+        "wordpiece", texts, vocab_size=80, lowercase=False, ascii_only=False, extra_ids=5
+    )
     (ids,) = encode.encode_documents(tokenizer, texts[:1])
     size = tokenizer.get_vocab_size()
     assert not set(ids.tolist()) & ({0, 1} | set(range(size - 5, size)))

@@ -9,7 +9,9 @@ import time
 from cramjax.config.errors import UserError
 
 WORDS = [
-    a + b for a in ("ka", "mo", "ti", "sul", "re", "ban", "pol", "ge") for b in ("ra", "nis", "to", "lem", "du", "shi")
+    a + b
+    for a in ("ka", "mo", "ti", "sul", "re", "ban", "pol", "ge")
+    for b in ("ra", "nis", "to", "lem", "du", "shi")
 ]
 
 
@@ -49,7 +51,10 @@ class FakeSource:
 
     def parts(self):
         names = [f"part-{number:03d}" for number in range(self.parts_n)]
-        parts = [FakePart(source=0, name=name, key=f"{name}-{self.seed}", n_bytes=10_000) for name in names]
+        parts = [
+            FakePart(source=0, name=name, key=f"{name}-{self.seed}", n_bytes=10_000)
+            for name in names
+        ]
         return parts[::-1] if self.reverse else parts
 
     def read(self, part, drop):

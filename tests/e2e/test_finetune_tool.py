@@ -21,17 +21,45 @@ def glue(tmp_path_factory):
 
 def flags(checkpoint, glue, out, *more):
     settings = ("--set", "batch_size=16", "--set", "lr=1e-3", "--set", "epochs=2")
-    return [*TOOL, "--checkpoint", str(checkpoint), "--data_dir", str(glue), "--out", str(out), *settings, *more]
+    return [
+        *TOOL,
+        "--checkpoint",
+        str(checkpoint),
+        "--data_dir",
+        str(glue),
+        "--out",
+        str(out),
+        *settings,
+        *more,
+    ]
 
 
 def test_a_run_is_finetuned(small_run, glue, tmp_path):
     done = cli.run(
-        flags(small_run, glue, tmp_path, "--task", "cola", "--seeds", "1", "--compare", "--set", "max_steps=3")
+        flags(
+            small_run,
+            glue,
+            tmp_path,
+            "--task",
+            "cola",
+            "--seeds",
+            "1",
+            "--compare",
+            "--set",
+            "max_steps=3",
+        )
     )
-    assert "CoLA MCC" in done.stdout and "crammed BERT" in done.stdout and "compiling" in done.stderr
+    assert (
+        "CoLA MCC" in done.stdout and "crammed BERT" in done.stdout and "compiling" in done.stderr
+    )
     found = json.loads((tmp_path / "results.json").read_text())
-    assert found["command"].startswith("python -m tools.finetune") and len(found["cola"]["matthews"]["seeds"]) == 1
-    assert (tmp_path / "results.md").stat().st_size and (tmp_path / "predictions" / "cola.tsv").stat().st_size
+    assert (
+        found["command"].startswith("python -m tools.finetune")
+        and len(found["cola"]["matthews"]["seeds"]) == 1
+    )
+    assert (tmp_path / "results.md").stat().st_size and (
+        tmp_path / "predictions" / "cola.tsv"
+    ).stat().st_size
 
 
 @pytest.mark.slow
@@ -39,7 +67,9 @@ def test_killed_and_resumed_it_gives_the_same(small_run, glue, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     cli.run(flags(small_run, glue, whole, "--task", "cola,rte", "--seeds", "2"))
     command = flags(small_run, glue, killed, "--task", "cola,rte", "--seeds", "2")
-    with subprocess.Popen(command, cwd=cli.ROOT, env=cli.environment(), stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, cwd=cli.ROOT, env=cli.environment(), stderr=subprocess.DEVNULL
+    ) as process:
         while not list(killed.rglob("seed-0.json")) and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
@@ -47,7 +77,9 @@ def test_killed_and_resumed_it_gives_the_same(small_run, glue, tmp_path):
     assert 0 < n_done < 4
     again = cli.run(command)
     assert sum("examples" in line for line in again.stderr.splitlines()) == 4 - n_done
-    found, expected = (json.loads((folder / "results.json").read_text()) for folder in (killed, whole))
+    found, expected = (
+        json.loads((folder / "results.json").read_text()) for folder in (killed, whole)
+    )
     for task, metric in (("cola", "matthews"), ("rte", "accuracy")):
         assert found[task][metric] == expected[task][metric]
 
@@ -70,7 +102,9 @@ def test_mistakes_are_one_sentence(small_run, glue, tmp_path, arguments, message
 @pytest.mark.slow
 def test_sigterm_ends_it_and_keeps_what_is_done(small_run, glue, tmp_path):
     command = flags(small_run, glue, tmp_path / "out", "--task", "cola", "--seeds", "200")
-    with subprocess.Popen(command, cwd=cli.ROOT, env=cli.environment(), stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, cwd=cli.ROOT, env=cli.environment(), stderr=subprocess.DEVNULL
+    ) as process:
         while not list(tmp_path.rglob("seed-2.json")) and process.poll() is None:
             time.sleep(0.01)
         process.terminate()
@@ -86,14 +120,25 @@ def test_a_hugging_face_directory_is_a_checkpoint_too(glue, tmp_path, kind):
     model = grammar.model("t5" if kind == "t5" else "encoder")
     n, folder = model.tokenizer.get_vocab_size(), tmp_path / "hf"
     if kind == "bert":
-        numbers = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+        numbers = {
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 48,
+        }
         config = transformers.BertConfig(vocab_size=n, max_position_embeddings=64, **numbers)
         transformers.BertForPreTraining(config).save_pretrained(folder)
     else:
-        config = transformers.T5Config(vocab_size=n, d_model=32, d_kv=16, d_ff=48, num_layers=1, num_heads=2)
+        config = transformers.T5Config(
+            vocab_size=n, d_model=32, d_kv=16, d_ff=48, num_layers=1, num_heads=2
+        )
         transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
     model.tokenizer.save(str(folder / "tokenizer.json"))
-    done = cli.run(flags(folder, glue, tmp_path / "out", "--task", "cola,stsb", "--seeds", "1", "--save"))
+    done = cli.run(
+        flags(folder, glue, tmp_path / "out", "--task", "cola,stsb", "--seeds", "1", "--save")
+    )
     found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert found["protocol"]["name"] == ("t5" if kind == "t5" else "cramming") and "MCC" in done.stdout
+    assert (
+        found["protocol"]["name"] == ("t5" if kind == "t5" else "cramming") and "MCC" in done.stdout
+    )
     assert ("illegal_outputs" in found["cola"]) == (kind == "t5")

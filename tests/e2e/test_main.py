@@ -25,7 +25,18 @@ SMALL = (
 def command(corpus, workdir, *flags, recipe="configs/quickstart.py"):
     source = f"--config.data.source=text:{corpus}"
     cache = f"--config.data.cache_dir={corpus.parent / 'prepared'}"
-    return [sys.executable, "-m", "cramjax.main", "--config", recipe, "--workdir", str(workdir), source, cache, *flags]
+    return [
+        sys.executable,
+        "-m",
+        "cramjax.main",
+        "--config",
+        recipe,
+        "--workdir",
+        str(workdir),
+        source,
+        cache,
+        *flags,
+    ]
 
 
 def environment(**extra):
@@ -34,7 +45,9 @@ def environment(**extra):
 
 
 def run(*arguments, check=True, **extra):
-    done = subprocess.run(*arguments, cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        *arguments, cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=300
+    )
     if check:
         assert done.returncode == 0, done.stderr
     return done
@@ -59,7 +72,9 @@ def params(workdir):
 def wait_for_step(workdir, step, process, timeout_s=120):
     end = time.monotonic() + timeout_s
     while time.monotonic() < end and process.poll() is None:
-        if (workdir / "metrics.jsonl").exists() and any(line["step"] >= step for line in lines(workdir)):
+        if (workdir / "metrics.jsonl").exists() and any(
+            line["step"] >= step for line in lines(workdir)
+        ):
             return
         time.sleep(0.02)
     raise AssertionError(f"no step {step}: {process.communicate()[1]}")
@@ -85,7 +100,9 @@ def test_a_run_leaves_what_the_contract_names(undisturbed):
     ):
         assert (workdir / name).stat().st_size > 0, name
     summary = json.loads((workdir / "summary.json").read_text())
-    assert summary["steps"] == 60 and summary["stop_reason"] == "steps" and summary["progress"] == 1.0
+    assert (
+        summary["steps"] == 60 and summary["stop_reason"] == "steps" and summary["progress"] == 1.0
+    )
     for key in (
         "tokens", "flops", "params", "elapsed_s", "train_loss", "eval_loss", "eval_accuracy", "unigram_loss", "tokens_per_s",
         "mfu", "compile_s", "time_to_first_step_s", "data_wait_fraction", "goodput",
@@ -99,7 +116,18 @@ def test_a_run_leaves_what_the_contract_names(undisturbed):
 def test_metrics_lines_are_complete_and_the_learning_rate_ends_at_its_end(undisturbed):
     train = [line for line in lines(undisturbed[0]) if "loss" in line]
     evals = [line for line in lines(undisturbed[0]) if "eval_loss" in line]
-    wanted = {"step", "elapsed_s", "progress", "tokens", "loss", "lr", "grad_norm", "batch_size", "tokens_per_s", "mfu"}
+    wanted = {
+        "step",
+        "elapsed_s",
+        "progress",
+        "tokens",
+        "loss",
+        "lr",
+        "grad_norm",
+        "batch_size",
+        "tokens_per_s",
+        "mfu",
+    }
     assert all(wanted <= line.keys() for line in train)
     assert train[-1]["step"] == 60 and train[-1]["lr"] == 0.0 and train[-1]["progress"] == 1.0
     assert train[0]["batch_size"] == 8 and train[-1]["batch_size"] == 16  # the ramp
@@ -127,14 +155,21 @@ def test_a_longer_budget_goes_on_from_the_checkpoint(undisturbed, corpus, tmp_pa
 
 @pytest.mark.parametrize(
     "how",
-    [*(pytest.param(how, marks=pytest.mark.slow) for how in (signal.SIGTERM, signal.SIGINT)), signal.SIGKILL],
+    [
+        *(pytest.param(how, marks=pytest.mark.slow) for how in (signal.SIGTERM, signal.SIGINT)),
+        signal.SIGKILL,
+    ],
     ids=lambda how: how.name,
 )
 def test_killed_and_restarted_the_parameters_are_bit_identical(undisturbed, corpus, tmp_path, how):
     workdir = tmp_path / "killed"
     flags = (*undisturbed[1], "--config.checkpoint.every_steps=7")
     process = subprocess.Popen(
-        command(corpus, workdir, *flags), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+        command(corpus, workdir, *flags),
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for_step(workdir, random.choice([15, 25, 35]), process)
     process.send_signal(how)
@@ -156,32 +191,52 @@ def test_a_second_run_in_the_same_workdir_is_refused(corpus, tmp_path):
     workdir = tmp_path / "busy"
     flags = (*SMALL, "--config.budget.steps=100000")
     first = subprocess.Popen(
-        command(corpus, workdir, *flags), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+        command(corpus, workdir, *flags),
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         wait_for_step(workdir, 5, first)
         second = run(command(corpus, workdir, *flags), check=False)
-        assert second.returncode == 2 and str(workdir) in second.stderr and "Traceback" not in second.stderr
+        assert (
+            second.returncode == 2
+            and str(workdir) in second.stderr
+            and "Traceback" not in second.stderr
+        )
     finally:
         first.kill()
         first.communicate()
 
 
 def test_another_model_shape_is_refused_with_the_differing_entries(undisturbed, corpus):
-    done = run(command(corpus, undisturbed[0], *undisturbed[1], "--config.model.d_ff=32"), check=False)
+    done = run(
+        command(corpus, undisturbed[0], *undisturbed[1], "--config.model.d_ff=32"), check=False
+    )
     assert done.returncode == 2 and "d_ff is 64 in the checkpoint, 32 now" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_early_termination_ends_the_run_with_its_reason(corpus, tmp_path):
-    flags = (*SMALL, "--config.budget.steps=40", "--config.schedule.stop_loss=0.01", "--config.schedule.stop_after=0.5")
+    flags = (
+        *SMALL,
+        "--config.budget.steps=40",
+        "--config.schedule.stop_loss=0.01",
+        "--config.schedule.stop_after=0.5",
+    )
     run(command(corpus, tmp_path, *flags))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["stop_reason"] == "early_termination" and 20 <= summary["steps"] <= 22
 
 
 def test_gradients_that_stay_infinite_stop_the_run_with_a_reason(corpus, tmp_path):
-    flags = (*SMALL, "--config.budget.steps=200", "--config.optimizer.lr=1e30", "--config.optimizer.clip_norm=None")
+    flags = (
+        *SMALL,
+        "--config.budget.steps=200",
+        "--config.optimizer.lr=1e30",
+        "--config.optimizer.clip_norm=None",
+    )
     done = run(command(corpus, tmp_path, *flags), check=False)
     assert done.returncode == 1 and "not finite" in done.stderr and "Traceback" not in done.stderr
 
@@ -192,8 +247,14 @@ def test_gradients_that_stay_infinite_stop_the_run_with_a_reason(corpus, tmp_pat
         (["--config", "configs/nothing.py"], "configs/nothing.py: no such recipe"),
         (["--config", "configs/quickstart.py", "--config.lr=3"], "optimizer.lr"),
         (["--config", "configs/quickstart.py", "--wrokdir=x"], "did you mean --workdir"),
-        (["--config", "configs/quickstart.py", "--config.data.source=text:/nowhere/*.txt"], "/nowhere/*.txt"),
-        (["--config", "configs/quickstart.py", "--config.data.source=prepared:/nowhere"], "/nowhere"),
+        (
+            ["--config", "configs/quickstart.py", "--config.data.source=text:/nowhere/*.txt"],
+            "/nowhere/*.txt",
+        ),
+        (
+            ["--config", "configs/quickstart.py", "--config.data.source=prepared:/nowhere"],
+            "/nowhere",
+        ),
         ([], "--config"),
     ],
 )
@@ -246,8 +307,15 @@ def test_every_recipe_smokes(recipe, tmp_path, smoke_cache):
 
 
 def test_another_tokenizer_is_refused(undisturbed, corpus):
-    done = run(command(corpus, undisturbed[0], *undisturbed[1], "--config.data.lowercase=False"), check=False)
-    assert done.returncode == 2 and "tokenizer_sha256" in done.stderr and "Traceback" not in done.stderr
+    done = run(
+        command(corpus, undisturbed[0], *undisturbed[1], "--config.data.lowercase=False"),
+        check=False,
+    )
+    assert (
+        done.returncode == 2
+        and "tokenizer_sha256" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 @pytest.mark.slow
@@ -264,10 +332,14 @@ def test_a_run_moves_from_one_device_to_eight_and_back(corpus, tmp_path):
         for name in ("moved", "stayed")
     )
     summary = json.loads((tmp_path / "moved" / "summary.json").read_text())
-    assert summary["steps"] == 60 and summary["resumed_from"] == 40 and moved.keys() == stayed.keys()
+    assert (
+        summary["steps"] == 60 and summary["resumed_from"] == 40 and moved.keys() == stayed.keys()
+    )
     # Eight devices add in another order, and Adam amplifies that with every step: tight at first, looser later.
     for step, loss in stayed.items():
-        assert abs(moved[step] - loss) < (1e-6 if step <= 20 else 1e-3 if step <= 25 else 0.05), step
+        assert abs(moved[step] - loss) < (1e-6 if step <= 20 else 1e-3 if step <= 25 else 0.05), (
+            step
+        )
 
 
 @pytest.mark.slow
@@ -278,7 +350,11 @@ def test_stopped_while_preparing_data_it_exits_as_a_shell_expects_and_can_go_on(
     corpus.write_text("\n\n".join(" ".join(chooser.choices(words, k=200)) for _ in range(20_000)))
     flags = (*SMALL, "--config.budget.steps=5", "--config.data.dedup_near=0.9")
     process = subprocess.Popen(
-        command(corpus, tmp_path / "run", *flags), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+        command(corpus, tmp_path / "run", *flags),
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
     )
     time.sleep(2.5)  # Python and the readers are up; 30 MB take longer
     process.send_signal(signal.SIGTERM)

@@ -29,8 +29,19 @@ def start(corpus, workdir, *flags, n=1, devices=1):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    source = (f"--config.data.source=text:{corpus}", f"--config.data.cache_dir={corpus.parent / 'prepared'}")
-    command = [sys.executable, "-m", "cramjax.main", "--config", "configs/quickstart.py", "--workdir", str(workdir)]
+    source = (
+        f"--config.data.source=text:{corpus}",
+        f"--config.data.cache_dir={corpus.parent / 'prepared'}",
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "cramjax.main",
+        "--config",
+        "configs/quickstart.py",
+        "--workdir",
+        str(workdir),
+    ]
     children = []
     for number in range(n):
         shared = {
@@ -72,7 +83,9 @@ def wait_for_step(workdir, step, children, timeout_s=180):
     path = workdir / "metrics.jsonl"
     while time.monotonic() < deadline:
         if path.exists() and any(
-            json.loads(line)["step"] >= step for line in path.read_text().splitlines() if line.endswith("}")
+            json.loads(line)["step"] >= step
+            for line in path.read_text().splitlines()
+            if line.endswith("}")
         ):
             return
         assert all(child.poll() is None for child in children), end(children)[1]
@@ -89,7 +102,9 @@ def test_two_processes_learn_what_one_does(corpus, tmp_path):
     assert list(pair) == list(alone) == list(range(1, 13))
     assert list(pair.values()) == pytest.approx(list(alone.values()), abs=2e-4)
     assert "parameters on 4 ×" in said[0] and "step" not in said[1]  # the first one speaks
-    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "pair")]
+    summaries = [
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "pair")
+    ]
     assert summaries[1]["eval_loss"] == pytest.approx(summaries[0]["eval_loss"], abs=2e-4)
 
 
@@ -102,7 +117,9 @@ def test_one_that_is_killed_takes_the_others_down_with_a_message(corpus, tmp_pat
     other = children[1 - victim]
     code, text = other.wait(timeout=4 * processes.HEARTBEAT_S), other.stdout.read()
     assert code != 0
-    assert any(words in text for words in ("another task died", "distributed service", "leader task died")), text
+    assert any(
+        words in text for words in ("another task died", "distributed service", "leader task died")
+    ), text
 
 
 @pytest.mark.slow
@@ -148,10 +165,29 @@ def test_a_budget_of_time_ends_all_processes_at_the_same_step(corpus, tmp_path):
     "given, wanted",
     [
         ({}, False),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}, "by hand"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+            "by hand",
+        ),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, False),  # in a batch script, before srun
-        ({"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, True),
-        ({"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n1", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, False),
+        (
+            {
+                "SLURM_JOB_ID": "7",
+                "SLURM_STEP_NODELIST": "n[1-2]",
+                "SLURM_PROCID": "1",
+                "SLURM_NTASKS": "2",
+            },
+            True,
+        ),
+        (
+            {
+                "SLURM_JOB_ID": "7",
+                "SLURM_STEP_NODELIST": "n1",
+                "SLURM_PROCID": "0",
+                "SLURM_NTASKS": "1",
+            },
+            False,
+        ),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
     ],
@@ -173,8 +209,14 @@ def test_others_are_looked_for_where_there_are_any(monkeypatch, given, wanted):
     "given, message",
     [
         ({"JAX_PROCESS_ID": "1"}, "set JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES as well"),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "1"}, "whole numbers"),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "must be from 0 to 1"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "1"},
+            "whole numbers",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+            "must be from 0 to 1",
+        ),
     ],
 )
 def test_half_a_description_of_the_others_is_refused(monkeypatch, given, message):

@@ -119,7 +119,9 @@ def test_what_a_command_remembers_is_left_to_it():
 
 @pytest.mark.parametrize("module", ["cramjax.main", "tools.plan"])
 def test_ctrl_c_in_the_middle_of_imports_is_no_traceback(module):
-    flags = ["--config", "configs/quickstart.py:smoke"] + (["--device", "t4"] if "plan" in module else [])
+    flags = ["--config", "configs/quickstart.py:smoke"] + (
+        ["--device", "t4"] if "plan" in module else []
+    )
     for imported in ("| cramjax", "argparse", "cramjax.config.errors", "jax._src.config", "optax"):
         child, _ = started([sys.executable, "-X", "importtime", "-m", module, *flags], imported)
         said, code, _ = stopped(child, signal.SIGINT)
@@ -132,7 +134,12 @@ def deep(corpus, tmp_path_factory):
     the compile cache.
     """
     workdir, cache = tmp_path_factory.mktemp("deep") / "run", tmp_path_factory.mktemp("cache")
-    flags = [*cli.SMALL, "--config.model.n_layers=64", "--config.model.unroll=True", "--config.budget.steps=100"]
+    flags = [
+        *cli.SMALL,
+        "--config.model.n_layers=64",
+        "--config.model.unroll=True",
+        "--config.budget.steps=100",
+    ]
     command = cli.command(corpus, workdir, *flags)
     prepare = [sys.executable, "-m", "tools.prepare_data", *command[3:5], *command[7:]]
     cli.run(prepare)
@@ -158,11 +165,16 @@ def test_a_compilation_is_interrupted_and_the_next_start_goes_on(deep, signum, c
 @pytest.mark.parametrize("tokenizer", ["wordpiece", "unigram"])
 def test_the_training_of_a_tokenizer_is_interrupted_and_goes_on(tmp_path, tokenizer, signum, code):
     chooser = random.Random(0)
-    words = ["".join(chooser.choices("abcdefghijklmnopqrstuvwxyz", k=chooser.randint(3, 9))) for _ in range(60_000)]
+    words = [
+        "".join(chooser.choices("abcdefghijklmnopqrstuvwxyz", k=chooser.randint(3, 9)))
+        for _ in range(60_000)
+    ]
     corpus = tmp_path / "words.txt"
     corpus.write_text("\n\n".join(" ".join(chooser.choices(words, k=60)) for _ in range(20_000)))
     flags = [f"--config.data.tokenizer={tokenizer}", "--config.data.vocab_size=8192"]
-    command = cli.command(corpus, tmp_path / "run", *flags, "--config.budget.steps=1", "--config.budget.hours=None")
+    command = cli.command(
+        corpus, tmp_path / "run", *flags, "--config.budget.steps=1", "--config.budget.hours=None"
+    )
     for after_s in (0.0, 1.0):
         child, _ = started(command, "okeniz")
         check(child, signum, code, after_s)

@@ -21,7 +21,15 @@ def command(corpus, out, *flags):
         "--config.model.d_model=32", "--config.model.d_ff=64", "--config.batch_size=16", "--config.eval.batch_size=16",
         "--config.log.tensorboard=False", "--config.log.fill_masks=0",
     )  # fmt: skip
-    tool = [sys.executable, "-m", "tools.sweep", "--config", "configs/quickstart.py:smoke", "--out", str(out)]
+    tool = [
+        sys.executable,
+        "-m",
+        "tools.sweep",
+        "--config",
+        "configs/quickstart.py:smoke",
+        "--out",
+        str(out),
+    ]
     return [*tool, *small, *flags]
 
 
@@ -31,7 +39,9 @@ def environment():
 
 
 def run(arguments):
-    return subprocess.run(arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+    )
 
 
 def rows(out):
@@ -46,34 +56,58 @@ def contents(out):
 @pytest.mark.slow
 def test_two_points_are_trained_once(corpus, tmp_path):
     out = tmp_path / "sweep"
-    arguments = command(corpus, out, "--config.budget.steps=4", "--grid", "optimizer.lr=0.001,0.002")
+    arguments = command(
+        corpus, out, "--config.budget.steps=4", "--grid", "optimizer.lr=0.001,0.002"
+    )
     listed = run([*arguments, "--dry_run"])
-    assert listed.stdout.split() == ["pending", "optimizer.lr-0.001", "pending", "optimizer.lr-0.002"]
+    assert listed.stdout.split() == [
+        "pending",
+        "optimizer.lr-0.001",
+        "pending",
+        "optimizer.lr-0.002",
+    ]
     assert not out.exists()
     first = run(arguments)
     assert first.returncode == 0, first.stderr
     table = rows(out)
-    assert [(row["status"], row["steps"], row["stop_reason"]) for row in table] == [("finished", "4", "steps")] * 2
+    assert [(row["status"], row["steps"], row["stop_reason"]) for row in table] == [
+        ("finished", "4", "steps")
+    ] * 2
     for row in table:
         workdir = pathlib.Path(row["workdir"])
-        assert json.loads((workdir / "config.json").read_text())["optimizer"]["lr"] == float(row["optimizer.lr"])
-        assert float(row["eval_loss"]) == json.loads((workdir / "summary.json").read_text())["eval_loss"]
+        assert json.loads((workdir / "config.json").read_text())["optimizer"]["lr"] == float(
+            row["optimizer.lr"]
+        )
+        assert (
+            float(row["eval_loss"])
+            == json.loads((workdir / "summary.json").read_text())["eval_loss"]
+        )
         assert "done (steps)" in (workdir / "log.txt").read_text()
     assert (out / "sweep.png").stat().st_size > 5000
     before = contents(out)
     second = run(arguments)
     # A process that had been started would have added to log.txt.
-    assert second.returncode == 0 and "2 of them finished before" in second.stderr and contents(out) == before
+    assert (
+        second.returncode == 0
+        and "2 of them finished before" in second.stderr
+        and contents(out) == before
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_reaches_the_run_which_saves_a_checkpoint(corpus, tmp_path, how, code):
     arguments = command(corpus, tmp_path, "--config.budget.steps=1000000", "--grid", "seed=0,1")
-    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+    )
     metrics = tmp_path / "seed-0" / "metrics.jsonl"
     end = time.monotonic() + 120
-    while time.monotonic() < end and process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+    while (
+        time.monotonic() < end
+        and process.poll() is None
+        and not (metrics.exists() and metrics.stat().st_size)
+    ):
         time.sleep(0.05)
     process.send_signal(how)
     _, stderr = process.communicate(timeout=60)

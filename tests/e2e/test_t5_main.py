@@ -28,16 +28,26 @@ def command(corpus, workdir, *flags):
 @pytest.fixture(scope="module")
 def undisturbed(corpus, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "t5"
-    return workdir, cli.run(command(corpus, workdir, "--config.budget.steps=160", "--config.checkpoint.every_steps=80"))
+    return workdir, cli.run(
+        command(corpus, workdir, "--config.budget.steps=160", "--config.checkpoint.every_steps=80")
+    )
 
 
 def test_a_run_learns_and_ends_with_filled_spans(undisturbed):
     workdir, done = undisturbed
     summary = json.loads((workdir / "summary.json").read_text())
-    assert summary["stop_reason"] == "steps" and summary["eval_loss"] < summary["unigram_loss"] - 0.3
-    assert (workdir / "loss.png").stat().st_size and (workdir / "tokenizer" / "tokenizer.model").exists()
+    assert (
+        summary["stop_reason"] == "steps" and summary["eval_loss"] < summary["unigram_loss"] - 0.3
+    )
+    assert (workdir / "loss.png").stat().st_size and (
+        workdir / "tokenizer" / "tokenizer.model"
+    ).exists()
     train = [line for line in cli.lines(workdir) if "loss" in line]
-    assert train[0]["batch_size"] == 8 and train[-1]["batch_size"] == 16 and train[-1]["progress"] == 1.0
+    assert (
+        train[0]["batch_size"] == 8
+        and train[-1]["batch_size"] == 16
+        and train[-1]["progress"] == 1.0
+    )
     assert "held-out sentences" in done.stdout and "→" in done.stdout
 
 
@@ -66,13 +76,20 @@ def test_killed_and_restarted_the_parameters_are_bit_identical(corpus, tmp_path)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     cli.run(command(corpus, whole))
     process = subprocess.Popen(
-        command(corpus, killed), cwd=cli.ROOT, env=cli.environment(), stderr=subprocess.PIPE, text=True
+        command(corpus, killed),
+        cwd=cli.ROOT,
+        env=cli.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
     )
     cli.wait_for_step(killed, 20, process)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     done = cli.run(command(corpus, killed))
-    assert "resuming" in done.stderr and json.loads((killed / "summary.json").read_text())["steps"] == 60
+    assert (
+        "resuming" in done.stderr
+        and json.loads((killed / "summary.json").read_text())["steps"] == 60
+    )
     theirs, ours = cli.params(whole), cli.params(killed)
     assert theirs.keys() == ours.keys()
     for name in theirs:
@@ -83,9 +100,14 @@ def test_killed_and_restarted_the_parameters_are_bit_identical(corpus, tmp_path)
 def test_show_batch_prints_what_the_first_step_reads_and_trains_nothing(corpus, tmp_path, recipe):
     t5 = "t5" in recipe
     flags = SMALL if t5 else (*cli.SMALL, "--config.budget.steps=5")
-    done = cli.run(cli.command(corpus, tmp_path / "run", *flags, "--show_batch", "3", recipe=recipe))
+    done = cli.run(
+        cli.command(corpus, tmp_path / "run", *flags, "--show_batch", "3", recipe=recipe)
+    )
     lines = done.stdout.splitlines()
-    assert len(lines) == 9 and [line.startswith("example") for line in lines] == [True, False, False] * 3
+    assert (
+        len(lines) == 9
+        and [line.startswith("example") for line in lines] == [True, False, False] * 3
+    )
     hidden = "<extra_id_0>" if t5 else "[MASK]"
     assert all(hidden in line for line in lines[1::3]) and not (tmp_path / "run").exists()
     if t5:

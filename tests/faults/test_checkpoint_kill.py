@@ -35,7 +35,9 @@ while True:
 
 def kill_while_saving(folder, chooser):
     """Start a child, let it save a few times, kill it in a save; the newest step it called complete."""
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     n_saves, complete = chooser.randint(1, 4), 0
     for line in child.stdout:
         word, step = line.split()
@@ -54,7 +56,9 @@ def kill_while_saving(folder, chooser):
 def check_what_is_left(folder, complete):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = {"noise": jnp.float32, "step": jnp.int32}
-    abstract = {name: jax.ShapeDtypeStruct((N,), dtype, sharding=sharding) for name, dtype in shapes.items()}
+    abstract = {
+        name: jax.ShapeDtypeStruct((N,), dtype, sharding=sharding) for name, dtype in shapes.items()
+    }
     checkpoints = Checkpoints(folder, keep=2)
     restored = checkpoints.restore(abstract)
     if complete == 0 and restored is None:
@@ -63,7 +67,9 @@ def check_what_is_left(folder, complete):
     assert restored.step in (complete, complete + 1), "the newest complete checkpoint was lost"
     assert restored.sidecar == {"step": restored.step}
     assert (np.asarray(restored.state["step"]) == restored.step).all()
-    np.testing.assert_array_equal(restored.state["noise"], jax.random.normal(jax.random.key(0), (N,)))
+    np.testing.assert_array_equal(
+        restored.state["noise"], jax.random.normal(jax.random.key(0), (N,))
+    )
     checkpoints.close()
     # Nothing half written is left, and nothing was found damaged.
     assert all(path.name.isdigit() for path in folder.iterdir())

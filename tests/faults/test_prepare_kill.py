@@ -25,7 +25,9 @@ print(prepare.prepare_sources(data, [source], progress=progress.Lines(), n_worke
 
 def start(cache, log, pause_s=0.004, workers=2):
     log.mkdir(exist_ok=True, parents=True)
-    script = SCRIPT.format(root=str(ROOT), cache=str(cache), log=str(log), pause=pause_s, workers=workers)
+    script = SCRIPT.format(
+        root=str(ROOT), cache=str(cache), log=str(log), pause=pause_s, workers=workers
+    )
     return subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
@@ -38,7 +40,9 @@ def start(cache, log, pause_s=0.004, workers=2):
 def content(out):
     directory = pathlib.Path(out.strip())
     return directory.name, {
-        str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
     }
 
 
@@ -51,12 +55,17 @@ def undisturbed(tmp_path_factory):
     return content(out)
 
 
-def test_killed_again_and_again_it_gives_the_same_dataset_and_reads_no_finished_part_twice(tmp_path, undisturbed):
+def test_killed_again_and_again_it_gives_the_same_dataset_and_reads_no_finished_part_twice(
+    tmp_path, undisturbed
+):
     cache, log = tmp_path / "data", tmp_path / "log"
     n_kills = 0
     for n_parts_before_kill in (1, 4, 7, 9, 11):
         process = start(cache, log)
-        while process.poll() is None and len(list(cache.glob("*.partial/spool/*.json"))) < n_parts_before_kill:
+        while (
+            process.poll() is None
+            and len(list(cache.glob("*.partial/spool/*.json"))) < n_parts_before_kill
+        ):
             time.sleep(0.005)
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)  # the process alone: its workers have to notice

@@ -31,10 +31,17 @@ def write_glue(folder, n_train=48, n_dev=24):
         cola = [f"x\t{label}\t\t{sentence(label, chooser)}" for label in labels]
         (folder / "CoLA" / f"{name}.tsv").write_text("\n".join(cola) + "\n")
         pairs = [(label, sentence(label, chooser), sentence(0, chooser)) for label in labels]
-        rte = [f"{i}\t{a}\t{b}\t{('entailment', 'not_entailment')[label]}" for i, (label, a, b) in enumerate(pairs)]
-        (folder / "RTE" / f"{name}.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tlabel", *rte]) + "\n")
+        rte = [
+            f"{i}\t{a}\t{b}\t{('entailment', 'not_entailment')[label]}"
+            for i, (label, a, b) in enumerate(pairs)
+        ]
+        (folder / "RTE" / f"{name}.tsv").write_text(
+            "\n".join(["index\tsentence1\tsentence2\tlabel", *rte]) + "\n"
+        )
         stsb = [f"{i}\t{a}\t{b}\t{5 * label:.3f}" for i, (label, a, b) in enumerate(pairs)]
-        (folder / "STS-B" / f"{name}.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tscore", *stsb]) + "\n")
+        (folder / "STS-B" / f"{name}.tsv").write_text(
+            "\n".join(["index\tsentence1\tsentence2\tscore", *stsb]) + "\n"
+        )
     test = [f"{i}\t{sentence(i % 2, chooser)}" for i in range(10)]
     (folder / "CoLA" / "test.tsv").write_text("\n".join(["index\tsentence", *test]) + "\n")
     return folder
@@ -51,12 +58,28 @@ def model(kind="encoder"):
     )
     n = tokenizer.get_vocab_size()
     if kind == "t5":
-        config = t5.T5Config(vocab_size=n, n_layers=1, n_decoder_layers=1, d_model=32, n_heads=2, head_dim=16, d_ff=48)
+        config = t5.T5Config(
+            vocab_size=n,
+            n_layers=1,
+            n_decoder_layers=1,
+            d_model=32,
+            n_heads=2,
+            head_dim=16,
+            d_ff=48,
+        )
         params = t5.init_params(config, jax.random.key(1))
     else:
         config = networks.named(
-            "modernbert-crammed", n_layers=2, d_model=32, n_heads=2, d_ff=48, vocab_size=n, init_std=0.1
+            "modernbert-crammed",
+            n_layers=2,
+            d_model=32,
+            n_heads=2,
+            d_ff=48,
+            vocab_size=n,
+            init_std=0.1,
         )
         params = encoder.init_params(config, jax.random.key(1))
     special = tokenizers.special_ids(tokenizer)
-    return LoadedModel(config=config, precision=FLOAT32, params=params, tokenizer=tokenizer, special=special)
+    return LoadedModel(
+        config=config, precision=FLOAT32, params=params, tokenizer=tokenizer, special=special
+    )

@@ -33,34 +33,62 @@ def model():
 def finetune(model, glue, out, tasks=("cola",), protocol=PROTOCOL, **options):
     said = []
     options = {"n_seeds": protocol.n_seeds} | options
-    request = run.Request(checkpoint="a/model", tasks=tasks, data_dir=str(glue), out=out, protocol=protocol, **options)
+    request = run.Request(
+        checkpoint="a/model", tasks=tasks, data_dir=str(glue), out=out, protocol=protocol, **options
+    )
     return run.Finetuning(request, model, said.append).run(), said
 
 
 def test_results_are_what_the_contract_says(model, glue, tmp_path):
-    found, said = finetune(model, glue, tmp_path, ("rte", "cola", "STS-B"), submit=True, compare=True)
+    found, said = finetune(
+        model, glue, tmp_path, ("rte", "cola", "STS-B"), submit=True, compare=True
+    )
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(found))
-    assert [name for name in found if isinstance(found[name], dict) and "n_eval" in found[name]] == [
+    assert [
+        name for name in found if isinstance(found[name], dict) and "n_eval" in found[name]
+    ] == [
         "cola",
         "stsb",
         "rte",
     ]
-    for task, metric in (("cola", "matthews"), ("stsb", "pearson"), ("stsb", "spearman"), ("rte", "accuracy")):
+    for task, metric in (
+        ("cola", "matthews"),
+        ("stsb", "pearson"),
+        ("stsb", "spearman"),
+        ("rte", "accuracy"),
+    ):
         spread = found[task][metric]
-        assert {"median", "mean", "std", "min", "max", "seeds"} <= spread.keys() and len(spread["seeds"]) == 2
+        assert {"median", "mean", "std", "min", "max", "seeds"} <= spread.keys() and len(
+            spread["seeds"]
+        ) == 2
         assert spread["min"] <= spread["median"] <= spread["max"]
     assert found["cola"]["n_train"] == 48 and found["cola"]["n_eval"] == 24
     numbers = [found["cola"]["matthews"], found["stsb"]["pearson"], found["rte"]["accuracy"]]
     assert abs(found["average"] - np.mean([entry["median"] for entry in numbers])) < 0.01
-    assert "sst2 accuracy" in found["average_missing"] and found["protocol"]["settings"]["lr"] == 2e-3
+    assert (
+        "sst2 accuracy" in found["average_missing"] and found["protocol"]["settings"]["lr"] == 2e-3
+    )
     page = (tmp_path / "results.md").read_text()
-    assert page.index("CoLA MCC") < page.index("STS-B Pearson") < page.index("RTE acc") < page.index("average")
-    assert "lr=0.002" in page and "BERT-base, fully trained" in page and "8,551 were published" in page
+    assert (
+        page.index("CoLA MCC")
+        < page.index("STS-B Pearson")
+        < page.index("RTE acc")
+        < page.index("average")
+    )
+    assert (
+        "lr=0.002" in page and "BERT-base, fully trained" in page and "8,551 were published" in page
+    )
     assert any("8,551" in line for line in said)
     lines = (tmp_path / "predictions" / "cola.tsv").read_text().splitlines()
-    assert lines[0] == "index\tprediction\tlabel" and len(lines) == 25 and lines[1].endswith("\tunacceptable")
+    assert (
+        lines[0] == "index\tprediction\tlabel"
+        and len(lines) == 25
+        and lines[1].endswith("\tunacceptable")
+    )
     with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
-        assert archive.namelist() == ["CoLA.tsv"] and len(archive.read("CoLA.tsv").splitlines()) == 11
+        assert (
+            archive.namelist() == ["CoLA.tsv"] and len(archive.read("CoLA.tsv").splitlines()) == 11
+        )
 
 
 def test_a_second_time_only_what_is_missing_is_done(model, glue, tmp_path, monkeypatch):
@@ -68,7 +96,9 @@ def test_a_second_time_only_what_is_missing_is_done(model, glue, tmp_path, monke
     (tmp_path / "runs" / "rte" / "point-0" / "seed-1.json").unlink()
     done = []
     train = training.train
-    monkeypatch.setattr(training, "train", lambda *given, **more: done.append(given[4]) or train(*given, **more))
+    monkeypatch.setattr(
+        training, "train", lambda *given, **more: done.append(given[4]) or train(*given, **more)
+    )
     again, _ = finetune(model, glue, tmp_path, ("cola", "rte"))
     assert done == [[1]]
     for entry in (first["rte"], again["rte"]):
@@ -118,9 +148,12 @@ def test_a_task_can_start_from_the_model_of_another(model, glue, tmp_path):
         finetune(model, glue, tmp_path / "alone", protocol=protocol)
     found, said = finetune(model, glue, tmp_path / "both", ("cola", "rte"), protocol=protocol)
     assert [line.split()[0] for line in said if "examples" in line] == ["RTE", "CoLA"]
-    alone, _ = finetune(model, glue, tmp_path / "plain", ("cola",), dataclasses.replace(PROTOCOL, n_seeds=1))
+    alone, _ = finetune(
+        model, glue, tmp_path / "plain", ("cola",), dataclasses.replace(PROTOCOL, n_seeds=1)
+    )
     with_start, without = (
-        json.loads((tmp_path / name / "runs/cola/point-0/seed-0.json").read_text()) for name in ("both", "plain")
+        json.loads((tmp_path / name / "runs/cola/point-0/seed-0.json").read_text())
+        for name in ("both", "plain")
     )
     assert with_start["loss"] != without["loss"] and found["cola"]["seeds"] == [0]
 
@@ -131,7 +164,9 @@ def test_a_saved_model_is_a_folder_like_a_run(model, glue, tmp_path):
     assert saved.params["classifier"]["out"]["kernel"].shape == (32, 3)
     assert saved.config == dataclasses.replace(model.config, unroll=saved.config.unroll)
     moved = jax.tree.map(
-        lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), saved.params["encoder"], model.params["encoder"]
+        lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))),
+        saved.params["encoder"],
+        model.params["encoder"],
     )
     assert any(jax.tree.leaves(moved))
 
@@ -148,7 +183,9 @@ def test_a_pooler_is_where_a_head_of_its_width_starts(model):
         assert set(params) == {"encoder", "classifier"}
 
 
-@pytest.mark.parametrize("published", [row for row in GLUE if len(row.scores["mnli"]) == 2], ids=lambda row: row.model)
+@pytest.mark.parametrize(
+    "published", [row for row in GLUE if len(row.scores["mnli"]) == 2], ids=lambda row: row.model
+)
 def test_the_average_is_the_one_the_published_rows_have(published):
     entries = {}
     for task in SUITES["glue"]:
@@ -168,17 +205,28 @@ def test_unknown_protocols_and_diagnostics_alone_are_refused(glue):
 
 def test_diagnostics_are_answered_by_the_model_of_rte(model, tmp_path):
     rows = [
-        {"idx": i, "premise": "the red dog", "hypothesis": "the dog", "label": ("entailment", "not_entailment")[i % 2]}
+        {
+            "idx": i,
+            "premise": "the red dog",
+            "hypothesis": "the dog",
+            "label": ("entailment", "not_entailment")[i % 2],
+        }
         for i in range(8)
     ]
-    for folder, name, extra in (("RTE", "train", {}), ("RTE", "val", {}), ("AX-g", "AX-g", {"pair_id": 551646})):
+    for folder, name, extra in (
+        ("RTE", "train", {}),
+        ("RTE", "val", {}),
+        ("AX-g", "AX-g", {"pair_id": 551646}),
+    ):
         (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(row | extra) for row in rows]
         (tmp_path / "data" / folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     found, _ = finetune(model, tmp_path / "data", tmp_path / "out", ("rte", "axg"))
     assert (
-        found["suite"] == "superglue" and found["axg"]["gender_parity"]["median"] == 100 and found["axg"]["n_eval"] == 8
+        found["suite"] == "superglue"
+        and found["axg"]["gender_parity"]["median"] == 100
+        and found["axg"]["n_eval"] == 8
     )
-    assert (tmp_path / "out" / "predictions" / "axg.tsv").is_file() and found["average"] == found["rte"]["accuracy"][
-        "median"
-    ]
+    assert (tmp_path / "out" / "predictions" / "axg.tsv").is_file() and found["average"] == found[
+        "rte"
+    ]["accuracy"]["median"]

@@ -19,7 +19,15 @@ from cramjax.finetuning.text_to_text import text_to_text
 from cramjax.models.layers import Precision
 from tests.finetuning import grammar
 
-PLAIN = Settings(lr=3e-3, epochs=2, batch_size=8, dropout=0.0, attention_dropout=0.0, schedule="constant", warmup=0.0)
+PLAIN = Settings(
+    lr=3e-3,
+    epochs=2,
+    batch_size=8,
+    dropout=0.0,
+    attention_dropout=0.0,
+    schedule="constant",
+    warmup=0.0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +48,9 @@ def learn(model, cola, settings, seeds, **options):
     rates = {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
     learner = classification(model.config, model.precision, width=None, pooling="first", **rates)
     scaled = model.precision.matmul_dtype == jnp.float16
-    found = training.train(feed, learner, settings, model.params, seeds, dynamic_scale=scaled, **options)
+    found = training.train(
+        feed, learner, settings, model.params, seeds, dynamic_scale=scaled, **options
+    )
     return found, feed, learner
 
 
@@ -50,7 +60,9 @@ def assert_close(one, other, atol=2e-5):
 
 def test_the_same_seed_gives_the_same_numbers_and_another_one_others(model, cola):
     settings = dataclasses.replace(PLAIN, dropout=0.1, attention_dropout=0.1)
-    (first, *_), (again, *_), (other, *_) = (learn(model, cola, settings, [seed]) for seed in (3, 3, 4))
+    (first, *_), (again, *_), (other, *_) = (
+        learn(model, cola, settings, [seed]) for seed in (3, 3, 4)
+    )
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
     assert first.losses == again.losses != other.losses
     assert first.n_steps == 2 * math.ceil(45 / 8)
@@ -106,10 +118,14 @@ def test_the_best_epoch_is_kept(model, cola):
 
 
 def test_a_run_that_diverges_says_so_and_ends(model, cola):
-    broken = dataclasses.replace(model, params=jax.tree.map(lambda leaf: leaf * np.nan, model.params))
+    broken = dataclasses.replace(
+        model, params=jax.tree.map(lambda leaf: leaf * np.nan, model.params)
+    )
     reported = []
     settings = dataclasses.replace(PLAIN, epochs=40)
-    found, *_ = learn(broken, cola, settings, [0], report=lambda step, n_steps, loss: reported.append(step))
+    found, *_ = learn(
+        broken, cola, settings, [0], report=lambda step, n_steps, loss: reported.append(step)
+    )
     assert found.diverged == [True] and reported[-1] < found.n_steps == 240
 
 
@@ -120,7 +136,13 @@ def test_a_shape_compiles_once_for_tasks_and_seeds(model, tmp_path):
         (task,) = find_tasks([name])
         splits = rows.open_task(task, folder, lambda _: None).splits
         for seed in (0, 1):
-            learn(model, (task, splits), settings, [seed], compiling=lambda name=name: announced.append(name))
+            learn(
+                model,
+                (task, splits),
+                settings,
+                [seed],
+                compiling=lambda name=name: announced.append(name),
+            )
     # Pairs of as many words: classes or a score, the program is the same.
     assert set(announced) == {"rte"} and len(announced) <= 2
 
@@ -131,13 +153,27 @@ def test_a_t5_learns_the_words_of_labels(tmp_path):
     (task,) = find_tasks(["cola"])
     splits = rows.open_task(task, str(grammar.write_glue(tmp_path)), lambda _: None).splits
     settings = Settings(
-        lr=1e-2, epochs=60, batch_size=16, microbatch_size=8, dropout=0.0, attention_dropout=0.0, schedule="linear"
+        lr=1e-2,
+        epochs=60,
+        batch_size=16,
+        microbatch_size=8,
+        dropout=0.0,
+        attention_dropout=0.0,
+        schedule="linear",
     )
     feed = T5Feed(task, splits, model.tokenizer, model.special, settings)
-    options = {"special": model.special, "vocab_size": model.tokenizer.get_vocab_size(), "max_target": feed.max_target}
-    learner = text_to_text(model.config, model.precision, dropout=0.0, attention_dropout=0.0, **options)
+    options = {
+        "special": model.special,
+        "vocab_size": model.tokenizer.get_vocab_size(),
+        "max_target": feed.max_target,
+    }
+    learner = text_to_text(
+        model.config, model.precision, dropout=0.0, attention_dropout=0.0, **options
+    )
     found = training.train(feed, learner, settings, model.params, [0], dynamic_scale=False)
-    untrained = feed.predictions("validation", training.predict(learner, model.params, feed.eval_batches("validation")))
+    untrained = feed.predictions(
+        "validation", training.predict(learner, model.params, feed.eval_batches("validation"))
+    )
     assert feed.n_illegal["validation"] == len(untrained) == 24
     predictions = feed.predictions(
         "validation", training.predict(learner, found.params, feed.eval_batches("validation"))

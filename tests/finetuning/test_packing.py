@@ -68,9 +68,13 @@ def test_rows_are_filled_well():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_scores_of_packed_sequences_are_those_of_each_alone(name, pooling):
     config = networks.named(name, **SHRINK)
-    learner = classification(config, FLOAT32, width=None, pooling=pooling, dropout=0.1, attention_dropout=0.1)
+    learner = classification(
+        config, FLOAT32, width=None, pooling=pooling, dropout=0.1, attention_dropout=0.1
+    )
     params = learner.init(jax.random.key(0), encoder.init_params(config, jax.random.key(1)))
-    params = jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(2), leaf.shape), params)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(2), leaf.shape), params
+    )
     found = sequences([9, 14, 3, 20, 31, 7], types=config.token_types > 1)
     places = packing.place([len(one.ids) for one in found], 32)
     assert packing.n_rows(places) < len(found)
@@ -81,32 +85,43 @@ def test_scores_of_packed_sequences_are_those_of_each_alone(name, pooling):
 
 
 def test_local_attention_counts_places_within_a_sequence():
-    config = networks.named("modernbert-crammed", **SHRINK, local_window=6, global_every=2, local_rotary_base=100.0)
-    learner = classification(config, FLOAT32, width=None, pooling="first", dropout=0.0, attention_dropout=0.0)
+    config = networks.named(
+        "modernbert-crammed", **SHRINK, local_window=6, global_every=2, local_rotary_base=100.0
+    )
+    learner = classification(
+        config, FLOAT32, width=None, pooling="first", dropout=0.0, attention_dropout=0.0
+    )
     params = learner.init(jax.random.key(0), encoder.init_params(config, jax.random.key(1)))
     found = sequences([20, 12])
     predict = jax.jit(learner.predict)
     packed, alone = ([(0, 0), (0, 20)], [(0, 0), (1, 0)])
     expected = predict(params, batch_of(found, 2, 32, alone, 2))
-    np.testing.assert_allclose(predict(params, batch_of(found, 2, 32, packed, 2)), expected, atol=2e-5)
+    np.testing.assert_allclose(
+        predict(params, batch_of(found, 2, 32, packed, 2)), expected, atol=2e-5
+    )
 
 
 def test_the_window_is_seen():
     """A local network differs from the global one just where something lies beyond the window."""
-    config = networks.named("modernbert-crammed", **SHRINK | {"n_layers": 3}, local_window=6, global_every=3)
+    config = networks.named(
+        "modernbert-crammed", **SHRINK | {"n_layers": 3}, local_window=6, global_every=3
+    )
     everywhere = dataclasses.replace(config, local_window=0)
     params = encoder.init_params(config, jax.random.key(0))
     for length, same in ((4, True), (12, False)):
         tokens = jnp.asarray(np.random.default_rng(0).integers(3, 97, (1, length)), jnp.int32)
         near, far = (
-            jax.jit(encoder.encode, static_argnums=(0, 1))(one, FLOAT32, params, tokens) for one in (config, everywhere)
+            jax.jit(encoder.encode, static_argnums=(0, 1))(one, FLOAT32, params, tokens)
+            for one in (config, everywhere)
         )
         assert bool(jnp.allclose(near, far, atol=1e-5)) is same
 
 
 def test_gradients_do_not_see_what_is_no_example():
     config = networks.named("crammed-bert", **SHRINK)
-    learner = classification(config, FLOAT32, width=16, pooling="first", dropout=0.0, attention_dropout=0.0)
+    learner = classification(
+        config, FLOAT32, width=16, pooling="first", dropout=0.0, attention_dropout=0.0
+    )
     params = learner.init(jax.random.key(0), encoder.init_params(config, jax.random.key(1)))
     found = sequences([9, 14])
 

@@ -18,14 +18,19 @@ def test_the_cramming_protocol_is_the_papers():
 
 
 def test_mosaic_starts_small_tasks_from_mnli():
-    points = {task: PROTOCOLS["mosaic"].of_task(task)[0] for task in ("rte", "mrpc", "stsb", "mnli", "cola", "wnli")}
+    points = {
+        task: PROTOCOLS["mosaic"].of_task(task)[0]
+        for task in ("rte", "mrpc", "stsb", "mnli", "cola", "wnli")
+    }
     assert [points[task].get("start_from") for task in points] == ["mnli"] * 3 + [None] * 3
     assert points["mrpc"]["lr"] == 8e-5 and points["mnli"] == {"batch_size": 48}
 
 
 def test_a_grid_is_all_combinations():
     made = PROTOCOLS["bert"].changed([], ["lr=1e-4,2e-4", "epochs=2,3"])
-    assert made.of_task("cola") == [{"lr": lr, "epochs": epochs} for lr in (1e-4, 2e-4) for epochs in (2, 3)]
+    assert made.of_task("cola") == [
+        {"lr": lr, "epochs": epochs} for lr in (1e-4, 2e-4) for epochs in (2, 3)
+    ]
     assert len(PROTOCOLS["bert"].of_task("cola")) == 4
 
 
@@ -67,4 +72,7 @@ def test_mistakes_are_named(assignments, grid, message):
 
 def test_a_description_has_everything():
     described = PROTOCOLS["mosaic"].describe()
-    assert described["by_task"]["rte"]["start_from"] == "mnli" and described["settings"]["max_length"] == 256
+    assert (
+        described["by_task"]["rte"]["start_from"] == "mnli"
+        and described["settings"]["max_length"] == 256
+    )

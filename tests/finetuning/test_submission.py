@@ -58,13 +58,28 @@ def test_multirc_is_nested_and_record_is_by_query():
 
 
 def test_the_zip_is_in_the_servers_order_and_the_same_for_the_same_predictions(tmp_path):
-    files = {"RTE.tsv": ["index\tprediction"], "CoLA.tsv": ["index\tprediction"], "MNLI-mm.tsv": ["index\tprediction"]}
+    files = {
+        "RTE.tsv": ["index\tprediction"],
+        "CoLA.tsv": ["index\tprediction"],
+        "MNLI-mm.tsv": ["index\tprediction"],
+    }
     path, missing = submission.write_submission(tmp_path, "glue", files)
     content = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["CoLA.tsv", "MNLI-mm.tsv", "RTE.tsv"]
-    assert missing == ["SST-2.tsv", "MRPC.tsv", "STS-B.tsv", "QQP.tsv", "MNLI-m.tsv", "QNLI.tsv", "WNLI.tsv"]
-    assert submission.write_submission(tmp_path, "glue", dict(reversed(files.items())))[0].read_bytes() == content
+    assert missing == [
+        "SST-2.tsv",
+        "MRPC.tsv",
+        "STS-B.tsv",
+        "QQP.tsv",
+        "MNLI-m.tsv",
+        "QNLI.tsv",
+        "WNLI.tsv",
+    ]
+    assert (
+        submission.write_submission(tmp_path, "glue", dict(reversed(files.items())))[0].read_bytes()
+        == content
+    )
 
 
 def test_every_task_has_files_of_its_own():

@@ -39,7 +39,9 @@ def test_no_gradient_crosses_from_one_document_to_another(precision, name, borde
     def first_document(query, key_, value):
         if name in short_attention.TILES:
             fused, tile = jnp.stack([query, key_, value], axis=2), short_attention.TILES[name]
-            mixed = short_attention.attention(fused, None, mask.astype(jnp.int8), None, 0.125, 0.0, tile)
+            mixed = short_attention.attention(
+                fused, None, mask.astype(jnp.int8), None, 0.125, 0.0, tile
+            )
         else:
             mixed = attention.mix(name, precision, query, key_, value, mask=mask)
         return jnp.sum(mixed[:, :border].astype(jnp.float32))
@@ -53,7 +55,9 @@ def test_no_gradient_comes_from_behind_in_causal_attention_with_a_bias(precision
     bias = jax.random.normal(jax.random.key(1), (1, 2, 114, 114))
 
     def early(key_, value):
-        mixed = attention.mix("cudnn", precision, query, key_, value, bias=bias, causal=True, scale=1.0)
+        mixed = attention.mix(
+            "cudnn", precision, query, key_, value, bias=bias, causal=True, scale=1.0
+        )
         return jnp.sum(mixed[:, :40].astype(jnp.float32))
 
     for gradient in jax.jit(jax.grad(early, argnums=(0, 1)))(key_, value):

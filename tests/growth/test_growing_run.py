@@ -91,7 +91,8 @@ def test_a_stage_of_factors_and_means_exports_as_the_network_it_is(corpus, tmp_p
     assert (found.config.n_layers, found.config.ffn_rank) == (2, 0)
     tokens = np.arange(10, 42, dtype=np.int32)[None]
     before, after = (
-        encoder.encode(model.config, FLOAT32, model.params, jax.numpy.asarray(tokens)) for model in (trained, found)
+        encoder.encode(model.config, FLOAT32, model.params, jax.numpy.asarray(tokens))
+        for model in (trained, found)
     )
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
     summary = cramjax.train(settings, tmp_path / "run")
@@ -133,12 +134,21 @@ def test_what_was_spent_is_counted_stage_by_stage(whole, corpus):
     folder, summary = whole
     assert summary["growth_s"] > 0 and cramjax.load(folder).config.n_layers == 4
     lines = [line for line in cli.lines(folder) if "loss" in line]
-    assert [line["tokens"] for line in lines[:5]] == [16 * 16, 2 * 16 * 16, 3 * 16 * 16, 3 * 256 + 512, 3 * 256 + 1024]
+    assert [line["tokens"] for line in lines[:5]] == [
+        16 * 16,
+        2 * 16 * 16,
+        3 * 16 * 16,
+        3 * 256 + 512,
+        3 * 256 + 1024,
+    ]
     assert summary["tokens"] == 3 * 256 + 7 * 512
     evaluated = [line for line in cli.lines(folder) if "eval_loss" in line]
     assert len({line["unigram_loss"] for line in evaluated}) == 1
     plain = cramjax.get_config(
-        "quickstart", "budget.steps=1", *[flag.removeprefix("--config.") for flag in cli.SMALL], "model.n_layers=4"
+        "quickstart",
+        "budget.steps=1",
+        *[flag.removeprefix("--config.") for flag in cli.SMALL],
+        "model.n_layers=4",
     )
     assert summary["flops"] < 0.9 * _flops(plain, corpus) * N_STEPS * 16
     assert json.loads((folder / "config.json").read_text())["growth"]["stages"]
@@ -167,14 +177,20 @@ def test_it_grows_sharded_and_in_other_ways(corpus, tmp_path, more):
     lines = [line for line in cli.lines(tmp_path / "run") if "loss" in line]
     if "batch" in more[0]:
         assert [line["tokens"] for line in lines] == [512 * (i + 1) for i in range(N_STEPS)]
-        plain = [learning_rate(config(corpus).schedule, 5e-3, (i + 1) / N_STEPS) for i in range(N_STEPS)]
+        plain = [
+            learning_rate(config(corpus).schedule, 5e-3, (i + 1) / N_STEPS) for i in range(N_STEPS)
+        ]
         np.testing.assert_allclose(
             np.divide([line["lr"] for line in lines][:9], plain[:9]), [0.5] * 5 + [1] * 4, rtol=1e-5
         )
     if "growth.rewarm=0.2" in more:
         rates = [line["lr"] for line in lines]
-        plain = [learning_rate(config(corpus).schedule, 5e-3, (i + 1) / N_STEPS) for i in range(N_STEPS)]
-        np.testing.assert_allclose(np.divide(rates[:9], plain[:9]), [1, 1, 1, 1, 1, 0.5, 1, 1, 1], rtol=1e-5)
+        plain = [
+            learning_rate(config(corpus).schedule, 5e-3, (i + 1) / N_STEPS) for i in range(N_STEPS)
+        ]
+        np.testing.assert_allclose(
+            np.divide(rates[:9], plain[:9]), [1, 1, 1, 1, 1, 0.5, 1, 1, 1], rtol=1e-5
+        )
 
 
 def test_the_loss_does_not_jump_where_the_function_stays(corpus, tmp_path):
@@ -194,7 +210,9 @@ def test_the_loss_does_not_jump_where_the_function_stays(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stage_that_cannot_be_made_keeps_what_the_one_before_learned(corpus, tmp_path, monkeypatch):
+def test_a_stage_that_cannot_be_made_keeps_what_the_one_before_learned(
+    corpus, tmp_path, monkeypatch
+):
     def fail(self, number, before):
         raise UserError("no room for it")
 
@@ -212,5 +230,8 @@ def test_a_budget_of_hours_that_is_over_before_the_first_step_ends_all_the_same(
     more = ("budget.steps=None", "budget.hours=1e-6")
     plain = cramjax.train(config(corpus, *more, "growth.stages=None"), tmp_path / "plain")
     grown = cramjax.train(config(corpus, *more), tmp_path / "grown")
-    assert plain["stop_reason"] == grown["stop_reason"] == "hours" and plain["steps"] == grown["steps"] == 1
+    assert (
+        plain["stop_reason"] == grown["stop_reason"] == "hours"
+        and plain["steps"] == grown["steps"] == 1
+    )
     assert cramjax.load(tmp_path / "grown").config.n_layers == 4

@@ -30,7 +30,9 @@ ENCODER = encoder.EncoderConfig(
     decoder_bias=True,
     unroll=1,
 )
-MODERN = dataclasses.replace(ENCODER, positions="rotary", first_norm=False, norm_bias=False, linear_bias=False)
+MODERN = dataclasses.replace(
+    ENCODER, positions="rotary", first_norm=False, norm_bias=False, linear_bias=False
+)
 T5 = t5.T5Config(
     vocab_size=40,
     n_layers=2,
@@ -58,15 +60,24 @@ def trained(cfg, seed=0):
     """Parameters as if trained: far from what they begin with."""
     numbers = np.random.default_rng(seed)
     params = initial(cfg, seed)
-    return jax.tree.map(lambda leaf: leaf + 0.2 * numbers.normal(size=leaf.shape).astype(np.float32), params)
+    return jax.tree.map(
+        lambda leaf: leaf + 0.2 * numbers.normal(size=leaf.shape).astype(np.float32), params
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def logits(cfg, params):
     if isinstance(cfg, t5.T5Config):
         encoded = t5.encode(cfg, FLOAT32, params, TOKENS)
-        return t5.head(cfg, FLOAT32, params, t5.decode(cfg, FLOAT32, params, encoded, jnp.asarray(TOKENS[:, :5])))
-    return encoder.head(cfg, FLOAT32, params, encoder.encode(cfg, FLOAT32, params, jnp.asarray(TOKENS)))
+        return t5.head(
+            cfg,
+            FLOAT32,
+            params,
+            t5.decode(cfg, FLOAT32, params, encoded, jnp.asarray(TOKENS[:, :5])),
+        )
+    return encoder.head(
+        cfg, FLOAT32, params, encoder.encode(cfg, FLOAT32, params, jnp.asarray(TOKENS))
+    )
 
 
 def grown(small, operator, **changes):
@@ -74,7 +85,11 @@ def grown(small, operator, **changes):
     big = dataclasses.replace(small, **changes)
     params, fresh = trained(small), initial(big, 9)
     axes = network(big).param_axes(big)
-    return params, big, jax.jit(lambda params, fresh: grow(params, axes, fresh, operator)[0])(params, fresh)
+    return (
+        params,
+        big,
+        jax.jit(lambda params, fresh: grow(params, axes, fresh, operator)[0])(params, fresh),
+    )
 
 
 def jump(small, operator, **changes):
@@ -89,16 +104,34 @@ def jump(small, operator, **changes):
 
 EXACT = [
     pytest.param(ENCODER, Depth("identity"), {"n_layers": 5}, id="identity layers, LayerNorm"),
-    pytest.param(MODERN, Depth("identity"), {"n_layers": 4}, id="identity layers, ModernBERT", marks=pytest.mark.slow),
-    pytest.param(T5, Depth("identity"), {"n_layers": 3, "n_decoder_layers": 3}, id="identity layers, T5"),
+    pytest.param(
+        MODERN,
+        Depth("identity"),
+        {"n_layers": 4},
+        id="identity layers, ModernBERT",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        T5, Depth("identity"), {"n_layers": 3, "n_decoder_layers": 3}, id="identity layers, T5"
+    ),
     pytest.param(ENCODER, SharedWidth(), {"d_ff": 20}, id="shared width, twice"),
     pytest.param(
-        dataclasses.replace(ENCODER, ffn="gelu", norm_position="post"), SharedWidth(), {"d_ff": 40}, id="post-norm"
+        dataclasses.replace(ENCODER, ffn="gelu", norm_position="post"),
+        SharedWidth(),
+        {"d_ff": 40},
+        id="post-norm",
     ),
-    pytest.param(T5, SharedWidth(noise=0.5), {"d_ff": 30}, id="shared width, T5, three times, much noise"),
+    pytest.param(
+        T5, SharedWidth(noise=0.5), {"d_ff": 30}, id="shared width, T5, three times, much noise"
+    ),
     pytest.param(
         dataclasses.replace(
-            ENCODER, norm="rmsnorm", norm_bias=False, head_bias=False, head_transform=False, positions="learned"
+            ENCODER,
+            norm="rmsnorm",
+            norm_bias=False,
+            head_bias=False,
+            head_transform=False,
+            positions="learned",
         ),
         ZeroWidth(),
         {"d_model": 30, "n_heads": 5, "d_ff": 16},
@@ -118,10 +151,20 @@ EXACT = [
         marks=pytest.mark.slow,
     ),
     pytest.param(
-        ENCODER, Compound((SharedWidth(), Depth("identity"))), {"n_layers": 4, "d_ff": 20}, id="width and depth at once"
+        ENCODER,
+        Compound((SharedWidth(), Depth("identity"))),
+        {"n_layers": 4, "d_ff": 20},
+        id="width and depth at once",
     ),
-    pytest.param(dataclasses.replace(ENCODER, ffn_rank=3), Compound(()), {"ffn_rank": 0}, id="factors, encoder"),
-    pytest.param(dataclasses.replace(T5, ffn_rank=3), Compound(()), {"ffn_rank": 0}, id="factors, T5"),
+    pytest.param(
+        dataclasses.replace(ENCODER, ffn_rank=3),
+        Compound(()),
+        {"ffn_rank": 0},
+        id="factors, encoder",
+    ),
+    pytest.param(
+        dataclasses.replace(T5, ffn_rank=3), Compound(()), {"ffn_rank": 0}, id="factors, T5"
+    ),
     pytest.param(
         dataclasses.replace(ENCODER, ffn_rank=3, ffn="gelu", norm_position="post"),
         Compound((SharedWidth(),)),
@@ -143,7 +186,9 @@ EXACT = [
         id="zero width with factors",
         marks=pytest.mark.slow,
     ),
-    pytest.param(ENCODER, ZeroWidth(), {"d_ff": 13}, id="zero width of the feed-forward alone, LayerNorm"),
+    pytest.param(
+        ENCODER, ZeroWidth(), {"d_ff": 13}, id="zero width of the feed-forward alone, LayerNorm"
+    ),
 ]
 
 
@@ -194,7 +239,9 @@ def test_a_copy_of_the_first_layer_of_a_modernbert_has_a_fresh_norm():
 
 
 def gradients(cfg, params):
-    return jax.grad(lambda params: jnp.mean(jax.nn.log_softmax(logits(cfg, params))[..., 3]))(params)
+    return jax.grad(lambda params: jnp.mean(jax.nn.log_softmax(logits(cfg, params))[..., 3]))(
+        params
+    )
 
 
 def test_copies_stay_alike_without_noise_and_part_with_it():
@@ -209,16 +256,22 @@ def test_moments_grow_as_gradients_do():
     """The moments of copies are those that gradients after the growth would have."""
     params, big, more = grown(ENCODER, SharedWidth(noise=0.0), d_ff=30)
     axes, fresh = encoder.param_axes(big), initial(big, 9)
-    optimizer = optax.scale_by_adam(0.0, 0.0)  # a memory of one step: mu is the gradient, nu its square
+    optimizer = optax.scale_by_adam(
+        0.0, 0.0
+    )  # a memory of one step: mu is the gradient, nu its square
     small_state, big_state = optimizer.init(params), optimizer.init(more)
     with jax.numpy_dtype_promotion("standard"):
         small_state = optimizer.update(gradients(ENCODER, params), small_state)[1]
         expected = optimizer.update(gradients(big, more), big_state)[1]
-    _, found = grow(params, axes, fresh, SharedWidth(noise=0.0), opt_state=small_state, fresh_state=big_state)
+    _, found = grow(
+        params, axes, fresh, SharedWidth(noise=0.0), opt_state=small_state, fresh_state=big_state
+    )
     assert int(found.count) == 1
     for name in ("mu", "nu"):
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6 * float(jnp.abs(b).max() + 1e-6)),
+            lambda a, b: np.testing.assert_allclose(
+                a, b, rtol=1e-3, atol=1e-6 * float(jnp.abs(b).max() + 1e-6)
+            ),
             getattr(found, name),
             getattr(expected, name),
         )
@@ -232,7 +285,9 @@ def test_noise_between_copies_lets_the_loss_fall_further():
     wanted = logits(teacher, trained(teacher, seed=5))
     start = trained(small, seed=1)
     mlp = start["encoder"]["layers"]["mlp"]
-    start = jax.tree.map(jnp.array, trained(teacher, seed=5))  # all but the feed-forward is the teacher's
+    start = jax.tree.map(
+        jnp.array, trained(teacher, seed=5)
+    )  # all but the feed-forward is the teacher's
     start["encoder"]["layers"]["mlp"] = mlp
     optimizer = optax.adam(3e-3)
 
@@ -266,13 +321,20 @@ def test_noise_between_copies_lets_the_loss_fall_further():
 
 
 @pytest.mark.parametrize(
-    "name", ["adamw", "muon", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lamb", "lion", "adafactor"))]
+    "name",
+    [
+        "adamw",
+        "muon",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("lamb", "lion", "adafactor")),
+    ],
 )
 def test_every_optimizer_goes_on_after_growth(name):
     operator = Compound((SharedWidth(), Depth("stack")))
     big = dataclasses.replace(ENCODER, n_layers=4, d_ff=20)
     params, fresh = trained(ENCODER), initial(big, 9)
-    optimizer = make_optimizer(name, encoder.param_axes(ENCODER), b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.01)
+    optimizer = make_optimizer(
+        name, encoder.param_axes(ENCODER), b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.01
+    )
     with jax.numpy_dtype_promotion("standard"):
         update, init = jax.jit(optimizer.update), jax.jit(optimizer.init)
         state = update(jax.tree.map(lambda leaf: 0.1 + leaf, params), init(params), params)[1]
@@ -282,7 +344,11 @@ def test_every_optimizer_goes_on_after_growth(name):
         assert shapes[0] == shapes[1]
         updates, _ = update(more, found, more)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
-    moments = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found) if ".mu" in jax.tree_util.keystr(path)]
+    moments = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(found)
+        if ".mu" in jax.tree_util.keystr(path)
+    ]
     assert name == "adafactor" or all(np.abs(leaf).max() > 0 for leaf in moments if leaf.ndim)
 
 
@@ -292,7 +358,14 @@ def test_moments_of_a_matrix_that_was_two_factors_start_anew():
     optimizer = optax.scale_by_adam()
     state, fresh_state = optimizer.init(params), optimizer.init(fresh)
     ones = state._replace(mu=jax.tree.map(jnp.ones_like, state.mu), count=state.count + 7)
-    _, found = grow(params, encoder.param_axes(ENCODER), fresh, Compound(()), opt_state=ones, fresh_state=fresh_state)
+    _, found = grow(
+        params,
+        encoder.param_axes(ENCODER),
+        fresh,
+        Compound(()),
+        opt_state=ones,
+        fresh_state=fresh_state,
+    )
     layers = found.mu["encoder"]["layers"]
     assert found.count == 7 and (layers["attention"]["out"]["kernel"] == 1).all()
     assert (layers["mlp"]["wi"]["kernel"] == 0).all() and (layers["mlp"]["wo"]["kernel"] == 0).all()

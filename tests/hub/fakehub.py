@@ -51,7 +51,10 @@ class Repo:
     def commit(self, revision: str) -> Commit | None:
         if revision in self.branches:
             return self.branches[revision][-1]
-        return next((one for branch in self.branches.values() for one in branch if one.oid == revision), None)
+        return next(
+            (one for branch in self.branches.values() for one in branch if one.oid == revision),
+            None,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +88,9 @@ class FakeHub(contextlib.AbstractContextManager):
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> FakeHub:
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -95,8 +100,17 @@ class FakeHub(contextlib.AbstractContextManager):
 
     def environment(self, home: pathlib.Path, **extra: str) -> dict[str, str]:
         """The variables of a process that knows no other Hub and keeps its files below `home`."""
-        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(("HF_", "HUGGING"))}
-        kept |= {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.upper().startswith(("HF_", "HUGGING"))
+        }
+        kept |= {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
         return kept | extra
 
     def asked(self, match: str) -> list[Request]:
@@ -126,14 +140,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         (("GET",), r"/api/whoami-v2", "whoami"),
         (("POST",), r"/api/validate-yaml", "validate"),
         (("POST",), r"/api/models/(?P<repo>[^/]+/[^/]+)/branch/(?P<revision>[^/]+)", "branch"),
-        (("POST",), r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", "preupload"),
+        (
+            ("POST",),
+            r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)",
+            "preupload",
+        ),
         (("POST",), r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", "commit"),
         (("POST",), r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
         (("POST",), r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/verify", "verify"),
         (("PUT",), r"/storage/(?P<oid>\w+)", "store"),
         (("GET",), r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?", "info"),
         (("GET",), r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)", "tree"),
-        (("GET", "HEAD"), r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)", "resolve"),
+        (
+            ("GET", "HEAD"),
+            r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)",
+            "resolve",
+        ),
     )
 
     def log_message(self, *_):
@@ -146,10 +168,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             fault = hub.fault(line)
         body = self.body(half=fault.get("drop") == "half")
         is_json = body and "json" in self.headers.get("Content-Type", "")
-        lines = [json.loads(part) for part in body.splitlines()] if is_json and fault.get("drop") != "half" else [None]
+        lines = (
+            [json.loads(part) for part in body.splitlines()]
+            if is_json and fault.get("drop") != "half"
+            else [None]
+        )
         parsed = lines if "ndjson" in self.headers.get("Content-Type", "") else lines[0]
         with hub.lock:
-            hub.requests.append(Request(self.command, path, self.headers.get("Authorization"), parsed))
+            hub.requests.append(
+                Request(self.command, path, self.headers.get("Authorization"), parsed)
+            )
         if fault.get("drop") == "never":
             hub.over.wait()
         if fault.get("drop") in ("half", "never"):
@@ -161,7 +189,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             with hub.lock:
                 content, headers = self.route(path, parsed if is_json else body)
         except _Refusal as refusal:
-            headers = {"X-Error-Code": refusal.code, "X-Error-Message": str(refusal)} if refusal.code else {}
+            headers = (
+                {"X-Error-Code": refusal.code, "X-Error-Message": str(refusal)}
+                if refusal.code
+                else {}
+            )
             return self.answer(refusal.status, refusal.content, headers)
         if fault.get("drop") == "answer":
             return self.hang_up()
@@ -191,7 +223,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, status: int, content: Any, headers: dict[str, str]):
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            **headers,
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -200,13 +236,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def route(self, path: str, body: Any) -> tuple[Any, dict[str, str]]:
         """What to answer, as bytes or as something for JSON, and its headers."""
         matches = (
-            (name, re.fullmatch(pattern, path)) for methods, pattern, name in self._ROUTES if self.command in methods
+            (name, re.fullmatch(pattern, path))
+            for methods, pattern, name in self._ROUTES
+            if self.command in methods
         )
         name, match = next((found for found in matches if found[1]), (None, None))
         if name is None:
             raise _Refusal(404, f"{self.command} {path} is nothing that this Hub knows")
         given = {key: unquote(value) for key, value in match.groupdict(default="main").items()}
-        hub, may_write = self.server.hub, self.headers.get("Authorization") == f"Bearer {self.server.hub.token}"
+        hub, may_write = (
+            self.server.hub,
+            self.headers.get("Authorization") == f"Bearer {self.server.hub.token}",
+        )
         if not may_write and name not in ("store", "info", "tree", "resolve"):
             raise _Refusal(401, "Invalid username or password.")
         if "repo" in given:
@@ -233,7 +274,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if repo_id in hub.repos:
             raise _Refusal(409, "You already created this model repo", url=f"{hub.url}/{repo_id}")
         private = body.get("private") or body.get("visibility") == "private"
-        first = self.commit_of(repo_id, "initial commit", {".gitattributes": File(GIT_ATTRIBUTES, False)})
+        first = self.commit_of(
+            repo_id, "initial commit", {".gitattributes": File(GIT_ATTRIBUTES, False)}
+        )
         hub.repos[repo_id] = Repo(private, {"main": [first]})
         return {"url": f"{hub.url}/{repo_id}", "name": repo_id}
 
@@ -245,10 +288,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def on_preupload(self, body, repo, repo_id, revision, commit):
         def mode(file):
-            large = file["path"].endswith(".safetensors") or b"\0" in base64.b64decode(file["sample"])
+            large = file["path"].endswith(".safetensors") or b"\0" in base64.b64decode(
+                file["sample"]
+            )
             there = commit.files.get(file["path"])
             oid = {"oid": there.oid} if there else {}
-            return {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, **oid}
+            return {
+                "path": file["path"],
+                "uploadMode": "lfs" if large else "regular",
+                "shouldIgnore": False,
+                **oid,
+            }
 
         return {"files": [mode(file) for file in body["files"]], "commitOid": commit.oid}
 
@@ -289,15 +339,29 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 raise _Refusal(400, f"cannot commit {line}")
         new = self.commit_of(repo_id, summary, files, parent=commit.oid)
         repo.branches[revision].append(new)
-        return {"success": True, "commitOid": new.oid, "commitUrl": f"{hub.url}/{repo_id}/commit/{new.oid}"}
+        return {
+            "success": True,
+            "commitOid": new.oid,
+            "commitUrl": f"{hub.url}/{repo_id}/commit/{new.oid}",
+        }
 
-    def commit_of(self, repo_id: str, summary: str, files: dict[str, File], parent: str = "") -> Commit:
-        content = json.dumps([repo_id, parent, summary, {name: file.oid for name, file in sorted(files.items())}])
+    def commit_of(
+        self, repo_id: str, summary: str, files: dict[str, File], parent: str = ""
+    ) -> Commit:
+        content = json.dumps(
+            [repo_id, parent, summary, {name: file.oid for name, file in sorted(files.items())}]
+        )
         return Commit(hashlib.sha1(content.encode()).hexdigest(), summary, files)
 
     def on_info(self, body, repo, repo_id, revision, commit):
         siblings = [{"rfilename": name} for name in sorted(commit.files)]
-        return {"id": repo_id, "modelId": repo_id, "sha": commit.oid, "private": repo.private, "siblings": siblings}
+        return {
+            "id": repo_id,
+            "modelId": repo_id,
+            "sha": commit.oid,
+            "private": repo.private,
+            "siblings": siblings,
+        }
 
     def on_tree(self, body, repo, repo_id, revision, commit):
         def entry(name, file):
@@ -312,4 +376,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if file is None:
             raise _Refusal(404, "Entry not found", "EntryNotFound")
         kind = {"Content-Type": "application/octet-stream"}
-        return file.content, {"ETag": f'"{file.oid}"', "X-Repo-Commit": commit.oid, "Accept-Ranges": "none", **kind}
+        return file.content, {
+            "ETag": f'"{file.oid}"',
+            "X-Repo-Commit": commit.oid,
+            "Accept-Ranges": "none",
+            **kind,
+        }

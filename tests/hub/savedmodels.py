@@ -34,7 +34,13 @@ _MODERN = {
     "sep_token_id": 3,
 }
 _BIASES = dict.fromkeys(("attention_bias", "mlp_bias", "norm_bias", "classifier_bias"), True)
-_T5 = {"vocab_size": VOCAB_SIZE, "d_model": 72, "d_ff": 104, "num_layers": 3, "decoder_start_token_id": 0}
+_T5 = {
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 72,
+    "d_ff": 104,
+    "num_layers": 3,
+    "decoder_start_token_id": 0,
+}
 
 # case → (class without "Config" or "ForMaskedLM", numbers of its configuration)
 CASES = {
@@ -47,7 +53,13 @@ CASES = {
     "t5 v1.0": ("T5", _T5 | {"num_decoder_layers": 2, "num_heads": 5, "d_kv": 16}),
     "t5 v1.1": (
         "T5",
-        _T5 | {"num_heads": 3, "d_kv": 7, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+        _T5
+        | {
+            "num_heads": 3,
+            "d_kv": 7,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+        },
     ),
 }
 
@@ -80,7 +92,11 @@ def tokenizer_of(case):
     """One that knows words, with the special tokens of the family."""
     if case.startswith("t5"):
         special, n_words = T5_TOKENS, VOCAB_SIZE - N_PADDING_ROWS - N_SENTINELS - len(T5_TOKENS)
-        names = [*special, *_words(n_words), *(f"<extra_id_{i}>" for i in reversed(range(N_SENTINELS)))]
+        names = [
+            *special,
+            *_words(n_words),
+            *(f"<extra_id_{i}>" for i in reversed(range(N_SENTINELS))),
+        ]
         template, unk = ("$A </s>",), "<unk>"
     elif case.startswith("roberta"):
         special, template, unk = ROBERTA_TOKENS, ("<s> $A </s>",), "<unk>"
@@ -93,7 +109,9 @@ def tokenizer_of(case):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([name for name in names if name[0] in "[<"])
     used = [(name, ids[name]) for name in template[0].split() if name in ids]
-    tokenizer.post_processor = processors.TemplateProcessing(single=template[0], special_tokens=used)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template[0], special_tokens=used
+    )
     # Some files on the Hub have these, and nobody here should be cut or filled.
     tokenizer.enable_truncation(8)
     tokenizer.enable_padding(length=8, pad_token=special[0])

@@ -18,22 +18,40 @@ BERT = {
     "model_type": "bert", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 24, "max_position_embeddings": 12,
 }  # fmt: skip
-MODERN = {"model_type": "modernbert", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 4} | {
+MODERN = {
+    "model_type": "modernbert",
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+} | {
     "num_attention_heads": 2,
     "intermediate_size": 24,
 }
-T5 = {"model_type": "t5", "vocab_size": 40, "d_model": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8, "d_ff": 24}
+T5 = {
+    "model_type": "t5",
+    "vocab_size": 40,
+    "d_model": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "d_kv": 8,
+    "d_ff": 24,
+}
 
 
 def random_params(cfg):
     import jax
 
     numbers = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: numbers.normal(size=leaf.shape).astype(np.float32), encoder.abstract_params(cfg))
+    return jax.tree.map(
+        lambda leaf: numbers.normal(size=leaf.shape).astype(np.float32),
+        encoder.abstract_params(cfg),
+    )
 
 
 def tokenizer(names=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b")):
-    return tokenizers.Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    return tokenizers.Tokenizer(
+        models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]")
+    )
 
 
 @pytest.fixture
@@ -59,7 +77,10 @@ def refused(path, *parts):
     "name, parts",
     [
         ("config.json", ["config.json: no such file", "save_pretrained"]),
-        ("tokenizer.json", ["tokenizer.json: no such file", "AutoTokenizer.from_pretrained(", "save_pretrained("]),
+        (
+            "tokenizer.json",
+            ["tokenizer.json: no such file", "AutoTokenizer.from_pretrained(", "save_pretrained("],
+        ),
         ("model.safetensors", ["model.safetensors: no such file", "safe_serialization=True"]),
     ],
 )
@@ -84,12 +105,20 @@ def test_a_truncated_file_of_weights(path):
 
 def test_pickled_weights_alone(path):
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
-    refused(path, "pytorch_model.bin", "AutoModel.from_pretrained(", ".save_pretrained(", "safe_serialization=True")
+    refused(
+        path,
+        "pytorch_model.bin",
+        "AutoModel.from_pretrained(",
+        ".save_pretrained(",
+        "safe_serialization=True",
+    )
 
 
 def test_no_directory(tmp_path):
     refused(tmp_path / "absent", "absent: no such directory")
-    assert not directory.is_hf_directory(tmp_path / "absent") and not directory.is_hf_directory(tmp_path)
+    assert not directory.is_hf_directory(tmp_path / "absent") and not directory.is_hf_directory(
+        tmp_path
+    )
     (tmp_path / "config.json").write_text('{"precision": "auto"}')  # that of a run
     assert not directory.is_hf_directory(tmp_path)
 
@@ -109,15 +138,21 @@ def test_an_index_without_its_map(path):
         ),
         (lambda state: state.pop("cls.predictions.bias"), ["cls.predictions.bias is missing"]),
         (
-            lambda state: state.update({"bert.encoder.layer.0.intermediate.dense.bias": np.zeros(25, np.float32)}),
+            lambda state: state.update(
+                {"bert.encoder.layer.0.intermediate.dense.bias": np.zeros(25, np.float32)}
+            ),
             ["layer.0.intermediate.dense.bias has shape [25], but config.json says [24]"],
         ),
         (
-            lambda state: state.update({"bert.embeddings.position_embeddings.weight": np.zeros((13, 16), np.float32)}),
+            lambda state: state.update(
+                {"bert.embeddings.position_embeddings.weight": np.zeros((13, 16), np.float32)}
+            ),
             ["position_embeddings.weight has shape [13, 16], but config.json says [12, 16]"],
         ),
         (
-            lambda state: state.update({"bert.encoder.layer.0.output.dense.weight": np.zeros((16, 24), np.int8)}),
+            lambda state: state.update(
+                {"bert.encoder.layer.0.output.dense.weight": np.zeros((16, 24), np.int8)}
+            ),
             ["layer.0.output.dense.weight is of int8", "unquantized"],
         ),
     ],
@@ -171,8 +206,15 @@ def test_configurations_that_are_not_ours(raw, parts):
 
 def test_what_older_files_leave_out():
     _, cfg = families.from_json(T5)
-    assert (cfg.ffn, cfg.tie_embeddings, cfg.n_decoder_layers, cfg.relative_buckets) == ("relu", True, 1, 32)
-    _, cfg = families.from_json(T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False})
+    assert (cfg.ffn, cfg.tie_embeddings, cfg.n_decoder_layers, cfg.relative_buckets) == (
+        "relu",
+        True,
+        1,
+        32,
+    )
+    _, cfg = families.from_json(
+        T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    )
     assert (cfg.ffn, cfg.tie_embeddings) == ("geglu_tanh", False)
     _, cfg = families.from_json(MODERN)
     assert (cfg.local_window, cfg.global_every, cfg.local_rotary_base) == (128, 3, 10000.0)
@@ -187,7 +229,12 @@ def test_what_older_files_leave_out():
 
 def test_networks_that_no_family_has():
     bert, crammed = networks.named("bert-base"), networks.named("crammed-bert")
-    for name, cfg in (("bert", crammed), ("modernbert", bert), ("t5", bert), ("megatron-bert", bert)):
+    for name, cfg in (
+        ("bert", crammed),
+        ("modernbert", bert),
+        ("t5", bert),
+        ("megatron-bert", bert),
+    ):
         with pytest.raises(UserError, match=f"no {name}"):
             tables.table(name, cfg)
     with pytest.raises(UserError, match="local_window"):

@@ -50,14 +50,21 @@ def batch(length, padded, start=5):
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(cfg, params, tokens, padding_mask, token_types):
-    hidden = encoder.encode(cfg, FLOAT32, params, tokens, padding_mask=padding_mask, token_types=token_types)
+    hidden = encoder.encode(
+        cfg, FLOAT32, params, tokens, padding_mask=padding_mask, token_types=token_types
+    )
     return encoder.head(cfg, FLOAT32, params, hidden), hidden
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def t5_forward(cfg, params, tokens, padding_mask, targets):
     encoded = t5.encode(cfg, FLOAT32, params, tokens, padding_mask=padding_mask)
-    return t5.head(cfg, FLOAT32, params, t5.decode(cfg, FLOAT32, params, encoded, targets, padding_mask=padding_mask))
+    return t5.head(
+        cfg,
+        FLOAT32,
+        params,
+        t5.decode(cfg, FLOAT32, params, encoded, targets, padding_mask=padding_mask),
+    )
 
 
 def ours(imported, tokens, mask=None, other=None, *, run=forward):
@@ -66,7 +73,9 @@ def ours(imported, tokens, mask=None, other=None, *, run=forward):
     cfg = dataclasses.replace(imported.config, unroll=1)
     mask = None if mask is None else jnp.asarray(mask == 1)
     other = None if other is None else jnp.asarray(other, jnp.int32)
-    return jax.tree.map(np.asarray, run(cfg, imported.params, jnp.asarray(tokens, jnp.int32), mask, other))
+    return jax.tree.map(
+        np.asarray, run(cfg, imported.params, jnp.asarray(tokens, jnp.int32), mask, other)
+    )
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -111,7 +120,12 @@ def test_logits_of_t5(saved, case, padded):
 def test_local_layers_matter(saved):
     *_, imported = saved("modernbert")
     cfg = imported.config
-    assert (cfg.local_window, cfg.global_every, cfg.rotary_base, cfg.local_rotary_base) == (8, 3, 160000.0, 10000.0)
+    assert (cfg.local_window, cfg.global_every, cfg.rotary_base, cfg.local_rotary_base) == (
+        8,
+        3,
+        160000.0,
+        10000.0,
+    )
 
 
 @pytest.mark.parametrize("case", savedmodels.CASES)
@@ -126,20 +140,27 @@ def test_the_tokenizer_and_the_rest(saved, case):
         weight.numel() for weight in model.parameters()
     ) - 2 * 72 * case.startswith("roberta")
     # Neither truncated nor padded.
-    assert len(imported.tokenizer.encode(" ".join(["w1"] * 20)).ids) == (21 if case.startswith("t5") else 22)
+    assert len(imported.tokenizer.encode(" ".join(["w1"] * 20)).ids) == (
+        21 if case.startswith("t5") else 22
+    )
     assert len(imported.tokenizer.encode("w1").ids) == (2 if case.startswith("t5") else 3)
     assert directory.is_hf_directory(path) and not directory.is_hf_directory(path.parent)
 
 
 @pytest.mark.parametrize(
-    "case, suffix", [("bert", "Model"), ("bert", "ForSequenceClassification"), ("roberta-prelayernorm", "Model")]
+    "case, suffix",
+    [("bert", "Model"), ("bert", "ForSequenceClassification"), ("roberta-prelayernorm", "Model")],
 )
 def test_without_a_head_there_is_a_fresh_one_and_the_pooler_is_kept(tmp_path, case, suffix):
     model = savedmodels.save(case, tmp_path, savedmodels.build(case, suffix))
     imported = directory.read(tmp_path)
     assert imported.extra["head_missing"] is True
     head = imported.params["head"]
-    assert head["dense"]["kernel"].std() > 0.01 and (head["norm"]["scale"] == 1).all() and not head["bias"].any()
+    assert (
+        head["dense"]["kernel"].std() > 0.01
+        and (head["norm"]["scale"] == 1).all()
+        and not head["bias"].any()
+    )
     shapes = jax.tree.map(lambda leaf: leaf.shape, encoder.abstract_params(imported.config))
     assert jax.tree.map(np.shape, imported.params) == shapes
     tokens, _, _ = batch(20, False)
@@ -167,12 +188,16 @@ def test_modernbert_without_its_head(tmp_path, suffix):
 
 def test_a_t5_of_transformers_5_that_is_tied_but_does_not_scale(tmp_path):
     config = savedmodels.config_of("t5 v1.1")
-    model = savedmodels.save("t5 v1.1", tmp_path, transformers.T5ForConditionalGeneration(config).eval())
+    model = savedmodels.save(
+        "t5 v1.1", tmp_path, transformers.T5ForConditionalGeneration(config).eval()
+    )
     assert "lm_head.weight" not in safetensors_torch.load_file(tmp_path / "model.safetensors")
     imported = directory.read(tmp_path)
     tokens, _, _ = batch(9, False)
     with torch.no_grad():
-        expected = model(input_ids=torch.tensor(tokens), decoder_input_ids=torch.tensor(tokens)).logits.numpy()
+        expected = model(
+            input_ids=torch.tensor(tokens), decoder_input_ids=torch.tensor(tokens)
+        ).logits.numpy()
     logits = ours(imported, tokens, other=tokens, run=t5_forward)
     np.testing.assert_allclose(logits, expected, atol=ATOL, rtol=1e-5)
 
@@ -190,10 +215,15 @@ def test_narrow_weights_become_float32(saved, tmp_path, dtype):
 def test_weights_in_several_files(saved, tmp_path):
     *_, whole = saved("bert")
     savedmodels.save("bert", tmp_path, max_shard_size="100KB")
-    assert not (tmp_path / "model.safetensors").exists() and len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    assert (
+        not (tmp_path / "model.safetensors").exists()
+        and len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    )
     jax.tree.map(np.testing.assert_array_equal, directory.read(tmp_path).params, whole.params)
     next(tmp_path.glob("model-00002-*")).unlink()
-    with pytest.raises(directory.UserError, match="model-00002-.*no such file, but the index names it"):
+    with pytest.raises(
+        directory.UserError, match="model-00002-.*no such file, but the index names it"
+    ):
         directory.read(tmp_path)
 
 
@@ -215,7 +245,9 @@ def test_old_names_and_copies_of_tied_tensors(saved, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, directory.read(tmp_path).params, imported.params)
     renamed["cls.predictions.decoder.weight"] += 1
     safetensors_torch.save_file(renamed, tmp_path / "model.safetensors")
-    with pytest.raises(directory.UserError, match=r"cls.predictions.decoder.weight and bert.* differ"):
+    with pytest.raises(
+        directory.UserError, match=r"cls.predictions.decoder.weight and bert.* differ"
+    ):
         directory.read(tmp_path)
 
 
@@ -240,12 +272,16 @@ def test_load_takes_such_a_directory(saved):
 
     path, model, _ = saved("bert")
     loaded = cramjax.load(path)
-    assert loaded.special == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4} and not loaded.is_t5
+    assert (
+        loaded.special == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4} and not loaded.is_t5
+    )
     (guesses,) = cramjax.fill_mask(loaded, "w1 w2 [MASK] w4", top_k=3)
     ids = torch.tensor([loaded.tokenizer.encode("w1 w2 [MASK] w4").ids])
     with torch.no_grad():
         best = model(input_ids=ids).logits[0, 3].topk(3).indices
-    assert [token for token, _ in guesses] == [loaded.tokenizer.id_to_token(int(token)) for token in best]
+    assert [token for token, _ in guesses] == [
+        loaded.tokenizer.id_to_token(int(token)) for token in best
+    ]
 
     path, *_ = saved("roberta")
     assert cramjax.load(path).special == {"cls": 0, "pad": 1, "sep": 2, "unk": 3, "mask": 4}
@@ -284,7 +320,11 @@ def test_there_and_back_again(saved, case, tmp_path):
     """Bit for bit; every tensor of the class is there, and transformers loads what comes out."""
     path, model, imported = saved(case)
     names = tables.table(imported.family, imported.config)
-    original = {name: tensor.numpy() for name, tensor in model.state_dict().items() if name not in names.copies}
+    original = {
+        name: tensor.numpy()
+        for name, tensor in model.state_dict().items()
+        if name not in names.copies
+    }
     state = tables.to_hf(imported.family, imported.config, imported.params, imported.extra)
     assert state.keys() == original.keys()
     for name, tensor in state.items():
@@ -294,7 +334,9 @@ def test_there_and_back_again(saved, case, tmp_path):
     assert extra == {}
     jax.tree.map(np.testing.assert_array_equal, params, imported.params)
 
-    raw = families.to_json(imported.family, imported.config, special={"pad": model.config.pad_token_id})
+    raw = families.to_json(
+        imported.family, imported.config, special={"pad": model.config.pad_token_id}
+    )
     assert families.from_json(raw) == (imported.family, imported.config)
     (tmp_path / "config.json").write_text(json.dumps(raw))
     safetensors_torch.save_file(
@@ -302,12 +344,18 @@ def test_there_and_back_again(saved, case, tmp_path):
         tmp_path / "model.safetensors",
         {"format": "pt"},
     )
-    again, info = type(model).from_pretrained(tmp_path, output_loading_info=True, attn_implementation="eager")
+    again, info = type(model).from_pretrained(
+        tmp_path, output_loading_info=True, attn_implementation="eager"
+    )
     assert not any(info.values())
     for name, tensor in again.state_dict().items():
-        np.testing.assert_array_equal(tensor.numpy(), model.state_dict()[name].numpy(), err_msg=name)
+        np.testing.assert_array_equal(
+            tensor.numpy(), model.state_dict()[name].numpy(), err_msg=name
+        )
     tokens = torch.tensor(batch(20, False)[0])
-    inputs = {"input_ids": tokens} | ({"decoder_input_ids": tokens} if case.startswith("t5") else {})
+    inputs = {"input_ids": tokens} | (
+        {"decoder_input_ids": tokens} if case.startswith("t5") else {}
+    )
     with torch.no_grad():
         logits, expected = (network.eval()(**inputs).logits.numpy() for network in (again, model))
     np.testing.assert_allclose(logits, expected, atol=ATOL)

@@ -70,7 +70,9 @@ class Pusher:
         return json.loads(self.output[-1])
 
     def push(self, directory, repo_id, token=TOKEN, message="A model", **options):
-        return self.ask(directory=str(directory), repo_id=repo_id, token=token, message=message, **options)
+        return self.ask(
+            directory=str(directory), repo_id=repo_id, token=token, message=message, **options
+        )
 
     def end(self):
         self.process.stdin.close()
@@ -116,14 +118,18 @@ def export(tmp_path):
 
 def contents(directory):
     return {
-        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
     }
 
 
 def pushed(hub, repo_id, branch="main"):
     """The files of the last commit, without the one that the Hub made, and the messages of all commits."""
     commits = hub.repos[repo_id].branches[branch]
-    files = {name: file.content for name, file in commits[-1].files.items() if name != ".gitattributes"}
+    files = {
+        name: file.content for name, file in commits[-1].files.items() if name != ".gitattributes"
+    }
     return files, [commit.summary for commit in commits]
 
 
@@ -136,18 +142,24 @@ def test_a_new_repository_gets_all_files_in_one_commit(hub, pusher, export):
     assert pushed(hub, "me/new") == (expected, ["initial commit", "A model"])
     assert done["url"] == f"{hub.url}/me/new/commit/{hub.repos['me/new'].branches['main'][-1].oid}"
     assert hub.repos["me/new"].private
-    assert len(hub.asked("PUT /storage/")) == 3 and not any(one.authorization for one in hub.asked("PUT /storage/"))
+    assert len(hub.asked("PUT /storage/")) == 3 and not any(
+        one.authorization for one in hub.asked("PUT /storage/")
+    )
     assert all(one.authorization == f"Bearer {TOKEN}" for one in hub.asked("POST"))
 
 
 def test_what_was_pushed_can_be_downloaded(hub, pusher, export):
     pusher.push(export, "me/there", revision="step/100")
     got = pusher.ask(download="me/there", revision="step/100")
-    assert contents(pathlib.Path(got["path"])) == contents(export) | pushed_attributes(hub, "me/there")
+    assert contents(pathlib.Path(got["path"])) == contents(export) | pushed_attributes(
+        hub, "me/there"
+    )
 
 
 def pushed_attributes(hub, repo_id):
-    return {".gitattributes": hub.repos[repo_id].branches["main"][0].files[".gitattributes"].content}
+    return {
+        ".gitattributes": hub.repos[repo_id].branches["main"][0].files[".gitattributes"].content
+    }
 
 
 def test_pushing_again_sends_what_changed(hub, pusher, export):
@@ -176,13 +188,23 @@ def test_a_public_repository_stays_public_and_that_is_said_once(hub, pusher, exp
     hub.faults = [{"match": "/commit/", "status": 500}]
     done = pusher.push(export, "me/public", private=True)
     assert "url" in done and not hub.repos["me/public"].private
-    assert [f"me/public: exists and stays public; make it private under {hub.url}/me/public/settings"] == [
-        line for line in done["told"] if "trying again" not in line
-    ]
+    assert [
+        f"me/public: exists and stays public; make it private under {hub.url}/me/public/settings"
+    ] == [line for line in done["told"] if "trying again" not in line]
 
 
 @pytest.mark.parametrize(
-    "step", ["/create", "/branch/", "/validate-yaml", "/preupload/", "/batch", "PUT /storage/", "/verify", "/commit/"]
+    "step",
+    [
+        "/create",
+        "/branch/",
+        "/validate-yaml",
+        "/preupload/",
+        "/batch",
+        "PUT /storage/",
+        "/verify",
+        "/commit/",
+    ],
 )
 def test_trouble_at_any_step_is_waited_for(hub, pusher, export, step):
     repo_id = f"me/trouble-at-{step.strip('/ ').split('/')[-1]}"
@@ -193,7 +215,10 @@ def test_trouble_at_any_step_is_waited_for(hub, pusher, export, step):
     # Files are sent side by side, so that both troubles may fall into one attempt.
     assert done["slept"] in ([2.0, 4.0], [2.0])
     assert done["slept"] == [2.0, 4.0] or step in ("PUT /storage/", "/verify")
-    assert len(done["told"]) == len(done["slept"]) and "trying again in 2 s (attempt 2 of 6)" in done["told"][0]
+    assert (
+        len(done["told"]) == len(done["slept"])
+        and "trying again in 2 s (attempt 2 of 6)" in done["told"][0]
+    )
 
 
 def test_only_what_broke_is_sent_again(hub, pusher, export):
@@ -215,7 +240,10 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, pusher, export):
 
 def test_an_answer_that_never_comes_is_not_waited_for(hub, pusher, export):
     # Of the first of these the library itself sets that it may take for ever.
-    hub.faults = [{"match": "GET /api/models/me/silent", "drop": "never"}, {"match": "/commit/", "drop": "never"}]
+    hub.faults = [
+        {"match": "GET /api/models/me/silent", "drop": "never"},
+        {"match": "/commit/", "drop": "never"},
+    ]
     done = pusher.push(export, "me/silent", private=True, timeout_s=1.0)
     assert "url" in done and not any(fault["times"] for fault in hub.faults)
     assert len(done["told"]) >= 2 and "ReadTimeout" in done["told"][0]
@@ -224,7 +252,11 @@ def test_an_answer_that_never_comes_is_not_waited_for(hub, pusher, export):
 def test_commits_of_others_are_gone_around(hub, pusher, export):
     hub.faults = [{"match": "/commit/", "status": 409}, {"match": "/commit/", "status": 412}]
     done = pusher.push(export, "me/conflict")
-    assert "url" in done and done["slept"] == [2.0, 4.0] and "another change got in between" in done["told"][0]
+    assert (
+        "url" in done
+        and done["slept"] == [2.0, 4.0]
+        and "another change got in between" in done["told"][0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,7 +267,9 @@ def test_commits_of_others_are_gone_around(hub, pusher, export):
         ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, [2.0, 4.0]),
     ],
 )
-@pytest.mark.parametrize("step", ["/preupload/", "/commit/"])  # the library repeats the first of these itself
+@pytest.mark.parametrize(
+    "step", ["/preupload/", "/commit/"]
+)  # the library repeats the first of these itself
 def test_the_pause_that_the_hub_asks_for_is_made(hub, pusher, export, step, headers, pauses):
     hub.faults = [{"match": step, "times": 2, "status": 429, "headers": headers}]
     done = pusher.push(export, "me/busy")
@@ -244,7 +278,9 @@ def test_the_pause_that_the_hub_asks_for_is_made(hub, pusher, export, step, head
 
 
 def test_a_pause_beyond_patience_ends_the_push(hub, pusher, export):
-    hub.faults = [{"match": "/commit/", "times": 99, "status": 429, "headers": {"Retry-After": "200"}}]
+    hub.faults = [
+        {"match": "/commit/", "times": 99, "status": 429, "headers": {"Retry-After": "200"}}
+    ]
     done = pusher.push(export, "me/patient")
     assert done["error"] == "RunFailed" and done["slept"] == [200.0], done
     assert "answered 429, asks for a pause of 200 s (attempt 2 of 6)" in done["message"]
@@ -256,7 +292,10 @@ def test_trouble_without_end_is_given_up_and_says_how_to_go_on(hub, pusher, expo
     hub.faults = [{"match": step, "times": 999, "status": 500}]
     done = pusher.push(export, "me/hopeless")
     assert done["error"] == "RunFailed" and "\n" not in done["message"]
-    assert all(part in done["message"] for part in ("answered 500", "attempt 6 of 6", str(export), "the same command"))
+    assert all(
+        part in done["message"]
+        for part in ("answered 500", "attempt 6 of 6", str(export), "the same command")
+    )
     assert done["slept"] == PAUSES and len(done["told"]) == 5
     assert len(hub.asked(step)) == 6, "the library's attempts multiply with ours"
     assert contents(export) == before
@@ -266,7 +305,9 @@ def test_a_conflict_that_the_library_repeats_without_end_is_given_up(hub, pusher
     error = "Cannot create repo: another conflicting operation is in progress"
     hub.faults = [{"match": "/create", "times": 999, "status": 409, "error": error}]
     done = pusher.push(export, "me/contended")
-    assert done["error"] == "RunFailed" and done["slept"] == PAUSES and len(hub.asked("/create")) == 6
+    assert (
+        done["error"] == "RunFailed" and done["slept"] == PAUSES and len(hub.asked("/create")) == 6
+    )
 
 
 @pytest.mark.parametrize(
@@ -282,7 +323,10 @@ def test_a_conflict_that_the_library_repeats_without_end_is_given_up(hub, pusher
 )  # fmt: skip
 def test_a_refusal_is_one_sentence_and_final(hub, pusher, export, fault, parts):
     # The repository cannot be read by a token that is refused, or creating it would pass as done already.
-    hub.faults = [fault | {"times": 99}, {"match": "GET /api/models/me/refused", "times": 99, "status": 401}]
+    hub.faults = [
+        fault | {"times": 99},
+        {"match": "GET /api/models/me/refused", "times": 99, "status": 401},
+    ]
     done = pusher.push(export, "me/refused", revision="other")
     assert done["error"] == "UserError" and "\n" not in done["message"], done
     assert all(part in done["message"] for part in ["me/refused", *parts]), done["message"]
@@ -305,11 +349,17 @@ def test_a_wrong_name_is_refused_offline(hub, pusher, export, repo_id, part):
 
 
 @pytest.mark.parametrize("token", [None, "", " \n", "hf_two lines", "hf_two\nlines", "hf_ä"])
-def test_without_a_token_nothing_is_asked_and_the_stored_login_is_not_used(hub, pusher, export, token):
+def test_without_a_token_nothing_is_asked_and_the_stored_login_is_not_used(
+    hub, pusher, export, token
+):
     (pusher.log.parent / "hf").mkdir(exist_ok=True)
     (pusher.log.parent / "hf" / "token").write_text("hf_stored")
     done = pusher.push(export, "me/tokenless", token=token)
-    assert done["error"] == "UserError" and "HF_TOKEN" in done["message"] and "\n" not in done["message"]
+    assert (
+        done["error"] == "UserError"
+        and "HF_TOKEN" in done["message"]
+        and "\n" not in done["message"]
+    )
     assert not hub.requests and "two" not in done["message"] and "ä" not in done["message"]
     (pusher.log.parent / "hf" / "token").unlink()
 
@@ -318,14 +368,22 @@ def test_a_wrong_directory_is_refused_offline(hub, pusher, tmp_path):
     done = pusher.push(tmp_path / "absent", "me/a")
     assert done["error"] == "UserError" and "no such directory" in done["message"]
     done = pusher.push(tmp_path, "me/a")
-    assert done["error"] == "UserError" and "config.json" in done["message"] and str(tmp_path) in done["message"]
+    assert (
+        done["error"] == "UserError"
+        and "config.json" in done["message"]
+        and str(tmp_path) in done["message"]
+    )
     assert not hub.requests
 
 
 def test_the_next_process_goes_on_and_the_token_is_seen_nowhere(hub, root, export, tmp_path):
     """A push that fails at the end, its messages full of the token, and its repetition by another process."""
     outputs, home = [], tmp_path / "hf"
-    echoes = {"times": 99, "error": f"Bearer {TOKEN} is bad " * 9, "headers": {"X-Error-Message": f"no {TOKEN}"}}
+    echoes = {
+        "times": 99,
+        "error": f"Bearer {TOKEN} is bad " * 9,
+        "headers": {"X-Error-Message": f"no {TOKEN}"},
+    }
     for number in range(2):
         hub.faults = [echoes | {"match": "/commit/", "status": 500}] if number == 0 else []
         hub.requests.clear()
@@ -337,12 +395,20 @@ def test_the_next_process_goes_on_and_the_token_is_seen_nowhere(hub, root, expor
             done = child.push(export, "me/next")
             assert done["error"] == "UserError" and "***" in done["message"]
         else:
-            assert "url" in done and len(hub.asked("/batch")) == 1 and not hub.asked("PUT /storage/")
+            assert (
+                "url" in done and len(hub.asked("/batch")) == 1 and not hub.asked("PUT /storage/")
+            )
         child.end()
         outputs += [*child.output, child.log.read_text()]
     assert pushed(hub, "me/next") == (contents(export), ["initial commit", "A model"])
-    assert "Traceback" in outputs[2] and "curl" in outputs[2], "what is searched must be all that is said"
-    kept = [path.read_text(errors="replace") for path in (*home.rglob("*"), *export.rglob("*")) if path.is_file()]
+    assert "Traceback" in outputs[2] and "curl" in outputs[2], (
+        "what is searched must be all that is said"
+    )
+    kept = [
+        path.read_text(errors="replace")
+        for path in (*home.rglob("*"), *export.rglob("*"))
+        if path.is_file()
+    ]
     assert len(kept) >= 6 and not any(TOKEN[3:] in text for text in [*outputs, *kept])
 
 
@@ -351,11 +417,17 @@ def test_no_network(hub, root, export, tmp_path):
     child = Pusher(root, unreachable, tmp_path / "log")
     done = child.push(export, "me/far")
     child.end()
-    assert done["error"] == "RunFailed" and "ConnectError" in done["message"] and done["slept"] == PAUSES
+    assert (
+        done["error"] == "RunFailed"
+        and "ConnectError" in done["message"]
+        and done["slept"] == PAUSES
+    )
     child = Pusher(root, unreachable | {"HF_HUB_OFFLINE": "1"}, tmp_path / "log")
     done = child.push(export, "me/far")
     child.end()
-    assert done["error"] == "UserError" and "HF_HUB_OFFLINE" in done["message"] and done["slept"] == []
+    assert (
+        done["error"] == "UserError" and "HF_HUB_OFFLINE" in done["message"] and done["slept"] == []
+    )
 
 
 def test_trouble_of_xet_is_told_apart(hub, root, export, tmp_path):
@@ -366,7 +438,9 @@ def test_trouble_of_xet_is_told_apart(hub, root, export, tmp_path):
     child = Pusher(root, environment, tmp_path / "log")
     hub.faults = [{"match": "/xet-write-token/", "status": 403}]
     done = child.push(export, "me/xet")
-    assert done["error"] == "UserError" and "403" in done["message"] and "HF_TOKEN" in done["message"]
+    assert (
+        done["error"] == "UserError" and "403" in done["message"] and "HF_TOKEN" in done["message"]
+    )
     assert done["slept"] == []
     hub.faults, before = (
         [{"match": "/xet-write-token/", "times": 99, "status": 500}],
@@ -374,7 +448,13 @@ def test_trouble_of_xet_is_told_apart(hub, root, export, tmp_path):
     )
     done = child.push(export, "me/xet")
     child.end()
-    assert done["error"] == "RunFailed" and "answered 500" in done["message"] and done["slept"] == PAUSES
-    assert len(hub.asked("/xet-write-token/")) - before == 2 * 6, "the client's attempts multiply with ours"
+    assert (
+        done["error"] == "RunFailed"
+        and "answered 500" in done["message"]
+        and done["slept"] == PAUSES
+    )
+    assert len(hub.asked("/xet-write-token/")) - before == 2 * 6, (
+        "the client's attempts multiply with ours"
+    )
     said = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(TOKEN[3:] in text for text in [*child.output, *said])

@@ -9,7 +9,12 @@ from cramjax.config.errors import UserError
 from cramjax.hub import packed
 from cramjax.hub.packed import Quantized
 
-ABOUT = {"network": {"family": "encoder"}, "finetuned": None, "max_length": 8, "compression": {"prune": 0.5}}
+ABOUT = {
+    "network": {"family": "encoder"},
+    "finetuned": None,
+    "max_length": 8,
+    "compression": {"prune": 0.5},
+}
 
 
 @hypothesis.given(bits=st.sampled_from(packed.BITS), n=st.integers(0, 70), seed=st.integers(0, 99))
@@ -36,7 +41,9 @@ def tensors(share_zero=0.0):
     scale = numbers.random((2, 1, 20)).astype(np.float32)
     matrix = ((0,), (2,), (1,))
     return {
-        "a/kernel": Quantized(codes=codes, scale=scale, bits=4, group=0, matrix=matrix, shape=(2, 20, 32)),
+        "a/kernel": Quantized(
+            codes=codes, scale=scale, bits=4, group=0, matrix=matrix, shape=(2, 20, 32)
+        ),
         "a/scale": np.float32(3.5).reshape(()),
         "b/kernel": dense,
     }
@@ -71,7 +78,9 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
 def test_groups_share_scales_by_rows():
     codes = np.ones((1, 5, 2), np.int8)
     scale = np.asarray([[[1, 2], [3, 4], [5, 6]]], np.float16)
-    leaf = Quantized(codes=codes, scale=scale, bits=2, group=2, matrix=((), (0,), (1,)), shape=(5, 2))
+    leaf = Quantized(
+        codes=codes, scale=scale, bits=2, group=2, matrix=((), (0,), (1,)), shape=(5, 2)
+    )
     np.testing.assert_array_equal(leaf.values(), [[1, 2], [1, 2], [3, 4], [3, 4], [5, 6]])
 
 

@@ -18,7 +18,9 @@ def device(platform="gpu", compute_capability="8.6"):
     return types.SimpleNamespace(platform=platform, compute_capability=compute_capability)
 
 
-CALL = AttentionCall(length=128, kv_length=128, n_heads=12, head_dim=64, dtype="bfloat16", is_fused=True)
+CALL = AttentionCall(
+    length=128, kv_length=128, n_heads=12, head_dim=64, dtype="bfloat16", is_fused=True
+)
 
 
 def call(**facts):
@@ -42,7 +44,9 @@ def call(**facts):
         ("xla", device("cpu"), {"dtype": "float32"}, "einsum"),
     ],
 )
-def test_without_a_measurement_the_kernel_is_one_that_is_known_to_work(requested, where, facts, kernel):
+def test_without_a_measurement_the_kernel_is_one_that_is_known_to_work(
+    requested, where, facts, kernel
+):
     assert kernels.choose(requested, call(**facts), where, {}) == kernel
 
 
@@ -57,7 +61,16 @@ def test_a_measured_kernel_is_taken_for_its_call_alone():
     ("facts", "has_short"),
     [
         ({}, True),
-        ({"length": 64, "kv_length": 64, "dropout_rate": 0.1, "has_mask": True, "is_rotary": True}, True),
+        (
+            {
+                "length": 64,
+                "kv_length": 64,
+                "dropout_rate": 0.1,
+                "has_mask": True,
+                "is_rotary": True,
+            },
+            True,
+        ),
         ({"length": 512, "kv_length": 512}, False),
         ({"is_fused": False}, False),
         ({"has_bias": True}, False),
@@ -69,7 +82,9 @@ def test_short_kernels_are_candidates_where_they_fit(facts, has_short):
     names = kernels.candidates(call(**facts), device())
     assert (names[-1] in short_attention.TILES) == has_short
     assert (kernels.promising(call(**facts), device()) in short_attention.TILES) == has_short
-    assert not set(kernels.candidates(call(**facts), device(compute_capability="7.5"))) & set(short_attention.TILES)
+    assert not set(kernels.candidates(call(**facts), device(compute_capability="7.5"))) & set(
+        short_attention.TILES
+    )
 
 
 def test_cudnn_is_refused_where_it_cannot_run():
@@ -90,16 +105,20 @@ def test_calls_are_noted_while_they_are_traced():
 @pytest.mark.parametrize("masked", [False, True])
 def test_einsums_equal_jax(masked):
     query, key_, value = jax.random.normal(jax.random.key(0), (3, 2, 9, 3, 24))
-    mask = attention_mask(jnp.asarray([[0] * 4 + [1] * 5, [0] * 9]), jnp.arange(9)[None] < jnp.asarray([[9], [6]]))
+    mask = attention_mask(
+        jnp.asarray([[0] * 4 + [1] * 5, [0] * 9]), jnp.arange(9)[None] < jnp.asarray([[9], [6]])
+    )
     mask = mask if masked else None
 
     def both(attend):
-        return jax.value_and_grad(lambda q, k, v: jnp.sum(jnp.sin(attend(q, k, v))), argnums=(0, 1, 2))(
-            query, key_, value
-        )
+        return jax.value_and_grad(
+            lambda q, k, v: jnp.sum(jnp.sin(attend(q, k, v))), argnums=(0, 1, 2)
+        )(query, key_, value)
 
     ours = both(lambda q, k, v: einsum_attention(q, k, v, mask, FLOAT32))
-    theirs = both(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla"))
+    theirs = both(
+        lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours, theirs)
 
 
@@ -153,7 +172,14 @@ def test_short_attention_drops_the_same_in_both_passes_and_in_every_tile():
 
     def kept(tile):
         shown = [
-            short(probe.at[:, part * HEAD : (part + 1) * HEAD, 2, 0].set(jnp.eye(HEAD)), tile, None, None, seeds, 0.25)
+            short(
+                probe.at[:, part * HEAD : (part + 1) * HEAD, 2, 0].set(jnp.eye(HEAD)),
+                tile,
+                None,
+                None,
+                seeds,
+                0.25,
+            )
             for part in range(LENGTH // HEAD)
         ]
         return np.concatenate(shown, axis=-1)[0, :, 0] * LENGTH  # [queries, keys]
@@ -167,7 +193,9 @@ def test_short_attention_drops_the_same_in_both_passes_and_in_every_tile():
         return jax.nn.softmax(query @ key_.T * HEAD**-0.5) * factors @ value
 
     ours = jax.grad(lambda x: jnp.sum(jnp.sin(short(x, tile, None, None, seeds, 0.25))))(fused)
-    np.testing.assert_allclose(ours, jax.grad(lambda x: jnp.sum(jnp.sin(theirs(x))))(fused), atol=1e-5)
+    np.testing.assert_allclose(
+        ours, jax.grad(lambda x: jnp.sum(jnp.sin(theirs(x))))(fused), atol=1e-5
+    )
     assert not np.array_equal(factors, kept_with(probe, tile, jnp.asarray([[8]], jnp.uint32)))
 
 
@@ -197,7 +225,9 @@ def test_what_is_masked_has_a_gradient_of_exactly_zero(kernel, mask):
             mixed = mix(kernel, FLOAT32, *parts, mask=mask[None, None])
         return jnp.sum(jnp.sin(mixed), axis=(0, 2, 3))  # [queries]
 
-    slopes = np.asarray(jax.jacrev(of_queries)(fused))[:, 0, :, 1:]  # [queries, keys, (key, value), 1, head]
+    slopes = np.asarray(jax.jacrev(of_queries)(fused))[
+        :, 0, :, 1:
+    ]  # [queries, keys, (key, value), 1, head]
     reached = np.any(slopes != 0, axis=(2, 3, 4))
     np.testing.assert_array_equal(reached, mask)
 
@@ -208,20 +238,31 @@ def test_no_gradient_comes_from_behind_in_causal_attention(kernel):
     bias = jax.random.normal(jax.random.key(1), (1, 2, 9, 9))
 
     def fourth(key_, value, bias):
-        return jnp.sum(mix(kernel, FLOAT32, query, key_, value, bias=bias, causal=True, scale=1.0)[:, 3])
+        return jnp.sum(
+            mix(kernel, FLOAT32, query, key_, value, bias=bias, causal=True, scale=1.0)[:, 3]
+        )
 
     of_keys, of_values, of_bias = jax.grad(fourth, argnums=(0, 1, 2))(key_, value, bias)
-    assert not np.any(of_keys[:, 4:]) and not np.any(of_values[:, 4:]) and not np.any(of_bias[..., 3, 4:])
+    assert (
+        not np.any(of_keys[:, 4:])
+        and not np.any(of_values[:, 4:])
+        and not np.any(of_bias[..., 3, 4:])
+    )
     assert np.all(np.any(of_values[:, :4] != 0, axis=(2, 3)))
 
 
 def test_short_attention_under_vmap_is_that_of_each():
     fused, cotangent = fused_inputs()
-    several, seeds = jnp.stack([fused, 2 * fused]), jnp.asarray([[[1, 2, 3]] * 2, [[4, 5, 6]] * 2], jnp.uint32)
+    several, seeds = (
+        jnp.stack([fused, 2 * fused]),
+        jnp.asarray([[[1, 2, 3]] * 2, [[4, 5, 6]] * 2], jnp.uint32),
+    )
     tile, mask = short_attention.Tile(64, 8), documents()
 
     def gradient(fused, seeds):
-        return jax.vjp(lambda fused: short(fused, tile, None, mask, seeds, 0.1), fused)[1](cotangent)[0]
+        return jax.vjp(lambda fused: short(fused, tile, None, mask, seeds, 0.1), fused)[1](
+            cotangent
+        )[0]
 
     alone = jnp.stack([gradient(several[index], seeds[index]) for index in range(2)])
     np.testing.assert_allclose(jax.vmap(gradient)(several, seeds), alone, atol=1e-6)

@@ -35,7 +35,10 @@ def step_of(log_probs):
         return values[cache["row"][0], hashes], cache | {"hash": hashes[None]}
 
     n_rows = values.shape[0]
-    return step, {"hash": jnp.zeros((1, n_rows), jnp.int32), "row": jnp.arange(n_rows, dtype=jnp.int32)[None]}
+    return step, {
+        "hash": jnp.zeros((1, n_rows), jnp.int32),
+        "row": jnp.arange(n_rows, dtype=jnp.int32)[None],
+    }
 
 
 def log_prob(row_table, tokens):
@@ -61,8 +64,16 @@ def cut(tokens):
 
 def search(log_probs, vocab_size=VOCAB, **beams):
     step, cache = step_of(log_probs)
-    options = {"batch_size": len(log_probs), "max_len": MAX_LEN, "vocab_size": vocab_size, **IDS, **beams}
-    return jax.jit(functools.partial(decoding.beam_search if beams else decoding.greedy, step, **options))(cache)
+    options = {
+        "batch_size": len(log_probs),
+        "max_len": MAX_LEN,
+        "vocab_size": vocab_size,
+        **IDS,
+        **beams,
+    }
+    return jax.jit(
+        functools.partial(decoding.beam_search if beams else decoding.greedy, step, **options)
+    )(cache)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -85,7 +96,10 @@ def test_wide_enough_a_beam_finds_the_best_there_is(seed, length_penalty):
     log_probs = table(seed)
     found = search(log_probs, n_beams=VOCAB**3, length_penalty=length_penalty)
     for row, (tokens, score) in enumerate(zip(found.tokens, found.scores, strict=True)):
-        scores = {tokens: log_prob(log_probs[row], tokens) / len(tokens) ** length_penalty for tokens in hypotheses()}
+        scores = {
+            tokens: log_prob(log_probs[row], tokens) / len(tokens) ** length_penalty
+            for tokens in hypotheses()
+        }
         best = max(scores, key=scores.get)
         assert cut(tokens) == best and float(score) == pytest.approx(scores[best], abs=1e-4)
 
@@ -95,7 +109,9 @@ def narrow_search(row_table, n_beams, length_penalty):
     going, ended = [((), 0.0)], []
     for length in range(1, MAX_LEN + 1):
         candidates = [
-            (said + (token,), log_prob(row_table, said + (token,))) for said, _ in going for token in range(VOCAB)
+            (said + (token,), log_prob(row_table, said + (token,)))
+            for said, _ in going
+            for token in range(VOCAB)
         ]
         candidates = sorted(candidates, key=lambda pair: -pair[1])[: 2 * n_beams]
         ends = [said[-1] == EOS or length == MAX_LEN for said, _ in candidates]
@@ -124,7 +140,9 @@ def test_a_score_is_that_of_its_tokens_and_rows_do_not_touch(n_beams):
     found = search(log_probs, n_beams=n_beams, length_penalty=0.6)
     for row, (tokens, score) in enumerate(zip(found.tokens, found.scores, strict=True)):
         said = cut(tokens)
-        assert float(score) == pytest.approx(log_prob(log_probs[row], said) / len(said) ** 0.6, abs=1e-4)
+        assert float(score) == pytest.approx(
+            log_prob(log_probs[row], said) / len(said) ** 0.6, abs=1e-4
+        )
         alone = search(log_probs[row : row + 1], n_beams=n_beams, length_penalty=0.6)
         np.testing.assert_array_equal(alone.tokens[0], tokens)
 
@@ -149,7 +167,9 @@ def test_an_end_at_once_and_no_end_at_all(beams):
     assert [cut(tokens) for tokens in search(certain(3), **beams).tokens] == [(3,) * MAX_LEN] * 2
 
 
-@pytest.mark.parametrize("beams", [{}, {"n_beams": 1, "length_penalty": 0.0}, {"n_beams": 2, "length_penalty": 0.0}])
+@pytest.mark.parametrize(
+    "beams", [{}, {"n_beams": 1, "length_penalty": 0.0}, {"n_beams": 2, "length_penalty": 0.0}]
+)
 def test_it_is_traced_once_and_stops_when_all_have_ended(beams):
     traced, ran = [], []
     both = jnp.asarray(np.concatenate([certain(EOS)[:1, 0], certain(3)[:1, 0]]), jnp.float32)
@@ -160,7 +180,9 @@ def test_it_is_traced_once_and_stops_when_all_have_ended(beams):
         return both[cache["kind"][0]], cache
 
     options = {"batch_size": 2, "max_len": MAX_LEN, "vocab_size": VOCAB, **IDS, **beams}
-    run = jax.jit(functools.partial(decoding.beam_search if beams else decoding.greedy, step, **options))
+    run = jax.jit(
+        functools.partial(decoding.beam_search if beams else decoding.greedy, step, **options)
+    )
 
     def steps(kinds):
         ran.clear()
@@ -188,8 +210,17 @@ def peer():
     """torch, and a small T5 of transformers with weights so large that scores are spread and hypotheses end at 2 to 8 tokens."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    sizes = {"vocab_size": 23, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
-    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=START)).eval()
+    sizes = {
+        "vocab_size": 23,
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 24,
+        "num_layers": 1,
+        "num_heads": 2,
+    }
+    model = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(**sizes, decoder_start_token_id=START)
+    ).eval()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for weight in model.parameters():
@@ -207,13 +238,20 @@ def step_of_peer(torch, model, inputs, max_len):
 
     def logits(inputs, history, index):
         with torch.no_grad():
-            arrays = [torch.from_numpy(np.array(array, np.int64)) for array in (inputs, history[:, : int(index) + 1])]
+            arrays = [
+                torch.from_numpy(np.array(array, np.int64))
+                for array in (inputs, history[:, : int(index) + 1])
+            ]
             return model(input_ids=arrays[0], decoder_input_ids=arrays[1]).logits[:, -1].numpy()
 
     def step(cache, tokens, index):
-        history = jax.lax.dynamic_update_slice_in_dim(cache["history"][0], tokens[:, None], index, axis=1)
+        history = jax.lax.dynamic_update_slice_in_dim(
+            cache["history"][0], tokens[:, None], index, axis=1
+        )
         shape = jax.ShapeDtypeStruct((tokens.shape[0], vocab), jnp.float32)
-        return jax.pure_callback(logits, shape, cache["inputs"][0], history, index), cache | {"history": history[None]}
+        return jax.pure_callback(logits, shape, cache["inputs"][0], history, index), cache | {
+            "history": history[None]
+        }
 
     history = jnp.zeros((1, inputs.shape[0], max_len), jnp.int32)
     return step, {"history": history, "inputs": jnp.asarray(inputs, jnp.int32)[None]}
@@ -235,7 +273,9 @@ def test_beam_search_is_that_of_transformers(peer, length_penalty):
     )
     step, cache = step_of_peer(torch, model, inputs, max_len)
     options = {"batch_size": 4, "n_beams": 3, "max_len": max_len, "vocab_size": 23, **IDS}
-    ours = jax.jit(functools.partial(decoding.beam_search, step, length_penalty=length_penalty, **options))(cache)
+    ours = jax.jit(
+        functools.partial(decoding.beam_search, step, length_penalty=length_penalty, **options)
+    )(cache)
     expected = [cut(tokens[1:]) for tokens in theirs.sequences]
     if length_penalty <= 1.0:  # or the lengths would not be tested
         assert any(said[-1] == EOS for said in expected)

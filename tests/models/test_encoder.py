@@ -37,7 +37,9 @@ def tokens_of(cfg, batch=2, length=12, seed=1):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _logits(cfg, precision, params, tokens, kwargs):
-    return encoder.head(cfg, precision, params, encoder.encode(cfg, precision, params, tokens, **kwargs))
+    return encoder.head(
+        cfg, precision, params, encoder.encode(cfg, precision, params, tokens, **kwargs)
+    )
 
 
 def logits_of(cfg, params, tokens, precision=FLOAT32, **kwargs):
@@ -54,7 +56,10 @@ def logits_of(cfg, params, tokens, precision=FLOAT32, **kwargs):
         # Published with BERT's pooler, a dense layer that masked language modelling does not use: 336,230,208 - 1024 * 1025.
         ("bert-large-24h", 336_230_208 - 1024 * 1025),
         # 16 blocks of 4 * 768^2 + 3 * 768 * 1536 and two norms, the first block's less; embedding, two more norms, head.
-        ("modernbert-crammed", 16 * 5_898_240 + 31 * 768 + 32768 * 768 + 2 * 768 + 768 * 769 + 32768),
+        (
+            "modernbert-crammed",
+            16 * 5_898_240 + 31 * 768 + 32768 * 768 + 2 * 768 + 768 * 769 + 32768,
+        ),
     ],
 )
 def test_parameter_counts(name, n_params):
@@ -69,7 +74,9 @@ def test_axes_and_shapes_fit_init(name):
         lambda leaf: (leaf.shape, leaf.dtype), abstract
     )
     jax.tree.map(lambda leaf, names: np.testing.assert_equal(len(names), leaf.ndim), abstract, axes)
-    for path, names in jax.tree.flatten_with_path(axes, is_leaf=lambda node: isinstance(node, tuple))[0]:
+    for path, names in jax.tree.flatten_with_path(
+        axes, is_leaf=lambda node: isinstance(node, tuple)
+    )[0]:
         assert ("layer" in names[:1]) == ("['layers']" in jax.tree_util.keystr(path))
         assert "layer" not in names[1:]
         named = [name for name in names if name]
@@ -84,14 +91,17 @@ def test_init_follows_the_recipe():
     kernels = params["layers"]["mlp"]["wi"]["kernel"]
     assert float(jnp.std(kernels)) == pytest.approx(0.02, rel=0.05)
     assert not np.array_equal(kernels[0], kernels[1])
-    assert (params["layers"]["mlp_norm"]["scale"] == 1).all() and not params["layers"]["mlp_norm"]["bias"].any()
+    assert (params["layers"]["mlp_norm"]["scale"] == 1).all() and not params["layers"]["mlp_norm"][
+        "bias"
+    ].any()
 
 
 def test_init_is_a_function_of_the_key():
     cfg = small()
     jax.tree.map(np.testing.assert_array_equal, init(cfg, 3), init(cfg, 3))
     assert not np.array_equal(
-        init(cfg, 3)["encoder"]["embeddings"]["tokens"], init(cfg, 4)["encoder"]["embeddings"]["tokens"]
+        init(cfg, 3)["encoder"]["embeddings"]["tokens"],
+        init(cfg, 4)["encoder"]["embeddings"]["tokens"],
     )
 
 
@@ -105,7 +115,9 @@ def test_scan_equals_unrolled(name):
 
         def loss(params):
             return jnp.mean(
-                jnp.square(encoder.head(cfg, FLOAT32, params, encoder.encode(cfg, FLOAT32, params, tokens)))
+                jnp.square(
+                    encoder.head(cfg, FLOAT32, params, encoder.encode(cfg, FLOAT32, params, tokens))
+                )
             )
 
         return jax.jit(jax.value_and_grad(loss))(init(cfg))
@@ -131,7 +143,9 @@ def test_documents_do_not_see_each_other(positions):
     np.testing.assert_array_equal(before[:, others], after[:, others])
     assert not np.allclose(before[:, 4:8], after[:, 4:8])
     unmasked = logits_of(cfg, params, changed)
-    assert not np.allclose(logits_of(cfg, params, tokens)[:, others], unmasked[:, others], atol=1e-6)
+    assert not np.allclose(
+        logits_of(cfg, params, tokens)[:, others], unmasked[:, others], atol=1e-6
+    )
 
 
 def test_padding_is_not_seen_and_an_empty_row_is_finite():
@@ -222,7 +236,9 @@ def test_bfloat16_is_close_in_value_and_gradient(name, activations, length):
     params, tokens = init(cfg), tokens_of(cfg, length=length)
 
     def loss(params, precision):
-        logits = encoder.head(cfg, precision, params, encoder.encode(cfg, precision, params, tokens))
+        logits = encoder.head(
+            cfg, precision, params, encoder.encode(cfg, precision, params, tokens)
+        )
         return -jnp.mean(jax.nn.log_softmax(logits)[..., 5])
 
     exact, exact_gradient = jax.jit(jax.value_and_grad(lambda p: loss(p, FLOAT32)))(params)
@@ -230,7 +246,10 @@ def test_bfloat16_is_close_in_value_and_gradient(name, activations, length):
     value, gradient = jax.jit(jax.value_and_grad(lambda p: loss(p, precision)))(params)
     assert abs(float(value - exact)) < 1e-2
     assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
-    a, b = (jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(g)]) for g in (gradient, exact_gradient))
+    a, b = (
+        jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(g)])
+        for g in (gradient, exact_gradient)
+    )
     assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 0.05
 
 
@@ -239,7 +258,9 @@ def test_products_have_narrow_operands_forward_and_backward():
     tokens = tokens_of(cfg)
 
     def loss(params):
-        return jnp.sum(encoder.head(cfg, BFLOAT16, params, encoder.encode(cfg, BFLOAT16, params, tokens)))
+        return jnp.sum(
+            encoder.head(cfg, BFLOAT16, params, encoder.encode(cfg, BFLOAT16, params, tokens))
+        )
 
     text = jax.jit(jax.grad(loss)).lower(encoder.abstract_params(cfg)).as_text()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]

@@ -62,15 +62,19 @@ NETWORKS = {
 def stored(cfg, params, granularity):
     family = t5 if isinstance(cfg, t5.T5Config) else encoder
     paths = matrices.find(family.param_axes(cfg))
-    return quantize(flatten_dict(params, sep="/"), paths, Quantizer(bits=8, granularity=granularity)), paths
+    return quantize(
+        flatten_dict(params, sep="/"), paths, Quantizer(bits=8, granularity=granularity)
+    ), paths
 
 
 def outputs(cfg, params):
     tokens = jax.random.randint(jax.random.key(1), (2, 12), 1, 64)
     if isinstance(cfg, encoder.EncoderConfig):
-        return jax.jit(lambda params: encoder.head(cfg, FLOAT32, params, encoder.encode(cfg, FLOAT32, params, tokens)))(
-            params
-        )
+        return jax.jit(
+            lambda params: encoder.head(
+                cfg, FLOAT32, params, encoder.encode(cfg, FLOAT32, params, tokens)
+            )
+        )(params)
 
     def logits(params):
         encoded = t5.encode(cfg, FLOAT32, params, tokens)
@@ -109,9 +113,15 @@ def test_groups_other_bits_and_small_matrices_become_floats(monkeypatch):
     assert n_whole(eight) == 3  # the feed-forward's two and the vocabulary
     monkeypatch.setattr(packed, "LEAST_NUMBERS", 0)
     assert n_whole(eight) == len(paths)
-    assert n_whole(Quantizer(bits=4)) == n_whole(Quantizer(bits=8, granularity="group", group_size=8)) == 0
+    assert (
+        n_whole(Quantizer(bits=4))
+        == n_whole(Quantizer(bits=8, granularity="group", group_size=8))
+        == 0
+    )
 
 
 def test_it_is_used_where_it_was_measured_to_be_faster():
     device = jax.devices("cpu")[0]
-    assert int8.is_faster(device, jnp.dtype("float32")) and not int8.is_faster(device, jnp.dtype("bfloat16"))
+    assert int8.is_faster(device, jnp.dtype("float32")) and not int8.is_faster(
+        device, jnp.dtype("bfloat16")
+    )

@@ -13,8 +13,19 @@ from cramjax.models.layers import FLOAT32, Precision
 from cramjax.models.module import bind
 from cramjax.models.relative import RelativeBias, relative_buckets
 
-V10 = t5.T5Config(vocab_size=50, n_layers=2, n_decoder_layers=3, d_model=32, n_heads=3, head_dim=8, d_ff=48, unroll=1)
-V11 = dataclasses.replace(V10, ffn="geglu_tanh", tie_embeddings=False, n_layers=3, n_decoder_layers=1)
+V10 = t5.T5Config(
+    vocab_size=50,
+    n_layers=2,
+    n_decoder_layers=3,
+    d_model=32,
+    n_heads=3,
+    head_dim=8,
+    d_ff=48,
+    unroll=1,
+)
+V11 = dataclasses.replace(
+    V10, ffn="geglu_tanh", tie_embeddings=False, n_layers=3, n_decoder_layers=1
+)
 FORMS = pytest.mark.parametrize("cfg", [V10, V11], ids=["1.0", "1.1"])
 
 
@@ -44,7 +55,9 @@ def test_bias_is_the_bucket_of_each_pair(bidirectional, length, kv_length):
     table = jax.random.normal(jax.random.key(0), (32, 3))
     bias = bind(build, {"table": table})(length, kv_length)
     distances = np.arange(kv_length)[None] - np.arange(length)[:, None]
-    buckets = relative_buckets(distances, bidirectional=bidirectional, n_buckets=32, max_distance=64)
+    buckets = relative_buckets(
+        distances, bidirectional=bidirectional, n_buckets=32, max_distance=64
+    )
     expected = np.moveaxis(np.asarray(table)[buckets], -1, 0)[None]
     np.testing.assert_array_equal(bias, expected)
     if not bidirectional:
@@ -64,7 +77,15 @@ def test_bias_has_the_written_out_gradient():
         def attention(query, key, value, bias):
             return einsum_attention(query, key, value, None, FLOAT32, bias=bias, scale=1.0)
 
-        check_grads(attention, (query, key, value, bias), order=1, modes=["rev"], atol=1e-2, rtol=1e-2, eps=1e-2)
+        check_grads(
+            attention,
+            (query, key, value, bias),
+            order=1,
+            modes=["rev"],
+            atol=1e-2,
+            rtol=1e-2,
+            eps=1e-2,
+        )
         theirs = jax.nn.dot_product_attention(query, key, value, bias=bias, scale=1.0)
         np.testing.assert_allclose(attention(query, key, value, bias), theirs, atol=1e-5)
 
@@ -86,7 +107,9 @@ def test_padding_changes_nothing():
     padded = jnp.pad(inputs, ((0, 0), (0, 4)), constant_values=7)
     mask = jnp.arange(13)[None] < jnp.full((2, 1), 9)
     np.testing.assert_allclose(
-        hidden(cfg, params, padded, targets, padding_mask=mask), hidden(cfg, params, inputs, targets), atol=1e-5
+        hidden(cfg, params, padded, targets, padding_mask=mask),
+        hidden(cfg, params, inputs, targets),
+        atol=1e-5,
     )
 
 
@@ -98,12 +121,16 @@ def test_scan_unrolled_and_rematerialized_agree(cfg):
 
     def value_and_gradient(**changes):
         changed = dataclasses.replace(cfg, **changes)
-        return jax.jit(jax.value_and_grad(lambda p: jnp.sum(hidden(changed, p, inputs, targets) ** 2)))(params)
+        return jax.jit(
+            jax.value_and_grad(lambda p: jnp.sum(hidden(changed, p, inputs, targets) ** 2))
+        )(params)
 
     expected = value_and_gradient()
     for changes in ({"unroll": True}, {"remat": "full"}, {"remat": "dots"}):
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), value_and_gradient(**changes), expected
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
+            value_and_gradient(**changes),
+            expected,
         )
 
 
@@ -147,27 +174,37 @@ def test_dropout_is_a_function_of_the_key():
     cfg = dataclasses.replace(V10, dropout=0.3, attention_dropout=0.3)
     params = t5.init_params(cfg, jax.random.key(0))
     inputs, targets = tokens(2, 9), tokens(2, 8, seed=1)
-    one, again, other = (hidden(cfg, params, inputs, targets, key=jax.random.key(k)) for k in (0, 0, 1))
+    one, again, other = (
+        hidden(cfg, params, inputs, targets, key=jax.random.key(k)) for k in (0, 0, 1)
+    )
     np.testing.assert_array_equal(one, again)
-    assert not np.allclose(one, other) and not np.allclose(one, hidden(cfg, params, inputs, targets))
+    assert not np.allclose(one, other) and not np.allclose(
+        one, hidden(cfg, params, inputs, targets)
+    )
 
 
 @FORMS
 def test_every_parameter_has_axes_and_a_gradient(cfg):
     params = t5.init_params(cfg, jax.random.key(0))
     axes = t5.param_axes(cfg)
-    jax.tree.map(lambda leaf, names: leaf.ndim == len(names) or pytest.fail(str(names)), params, axes)
+    jax.tree.map(
+        lambda leaf, names: leaf.ndim == len(names) or pytest.fail(str(names)), params, axes
+    )
     inputs, targets = tokens(2, 9), tokens(2, 8, seed=1)
     direction = jax.random.normal(jax.random.key(1), (2, 8, cfg.vocab_size))
     gradients = jax.grad(
-        lambda p: jnp.vdot(direction, t5.head(cfg, FLOAT32, p, hidden(cfg, p, inputs, t5.shift_right(targets, 0))))
+        lambda p: jnp.vdot(
+            direction, t5.head(cfg, FLOAT32, p, hidden(cfg, p, inputs, t5.shift_right(targets, 0)))
+        )
     )(params)
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.any(np.asarray(gradient) != 0), jax.tree_util.keystr(path)
 
 
 @FORMS
-@pytest.mark.parametrize(("activations", "operands"), [("bfloat16", "bfloat16"), ("float32", "float16")])
+@pytest.mark.parametrize(
+    ("activations", "operands"), [("bfloat16", "bfloat16"), ("float32", "float16")]
+)
 def test_narrow_products_are_close(cfg, activations, operands):
     precision = Precision(jnp.dtype(activations), jnp.dtype(operands))
     params = t5.init_params(cfg, jax.random.key(0))
@@ -198,9 +235,23 @@ def test_impossible_numbers_are_refused():
 
 def test_count_is_the_formula_of_the_paper():
     # Small of arXiv 2109.10686: 60.51 million; per layer 4 d (h kv) + 2 d f + 2 d, in a decoder 8 d (h kv) + 2 d f + 3 d.
-    cfg = t5.T5Config(vocab_size=32128, n_layers=6, n_decoder_layers=6, d_model=512, n_heads=8, head_dim=64, d_ff=2048)
+    cfg = t5.T5Config(
+        vocab_size=32128,
+        n_layers=6,
+        n_decoder_layers=6,
+        d_model=512,
+        n_heads=8,
+        head_dim=64,
+        d_ff=2048,
+    )
     assert t5.count_params(cfg) == 60_506_624
     v11 = dataclasses.replace(
-        cfg, n_layers=8, n_decoder_layers=8, n_heads=6, d_ff=1024, ffn="geglu_tanh", tie_embeddings=False
+        cfg,
+        n_layers=8,
+        n_decoder_layers=8,
+        n_heads=6,
+        d_ff=1024,
+        ffn="geglu_tanh",
+        tie_embeddings=False,
     )
     assert t5.count_params(v11) == 76_961_152

@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from cramjax.objectives import mlm
 
 MASKING = mlm.Masking(
-    mask_rate=0.25, mask_share=0.8, random_share=0.1, mask_id=4, special_ids=(0, 1, 2, 3, 4), vocab_size=1000
+    mask_rate=0.25,
+    mask_share=0.8,
+    random_share=0.1,
+    mask_id=4,
+    special_ids=(0, 1, 2, 3, 4),
+    vocab_size=1000,
 )
 
 
@@ -24,8 +29,12 @@ def test_counts_are_exact_in_every_sequence():
     assert batch.positions.shape == (16, 32)  # 25% of 128
     changed_to_mask = np.asarray(batch.inputs == 4).sum(1)
     np.testing.assert_array_equal(changed_to_mask, 26)  # 80%, rounded
-    kept = np.take_along_axis(np.asarray(batch.inputs), np.asarray(batch.positions), 1) == np.asarray(batch.labels)
-    assert (kept.sum(1) >= 3).all() and (kept.sum(1) <= 4).all()  # 32 - 26 - 3, and a random token may hit the label
+    kept = np.take_along_axis(
+        np.asarray(batch.inputs), np.asarray(batch.positions), 1
+    ) == np.asarray(batch.labels)
+    assert (kept.sum(1) >= 3).all() and (
+        kept.sum(1) <= 4
+    ).all()  # 32 - 26 - 3, and a random token may hit the label
 
 
 def test_positions_are_distinct_and_nothing_else_changes():
@@ -35,8 +44,12 @@ def test_positions_are_distinct_and_nothing_else_changes():
         positions = np.asarray(batch.positions[row])
         assert len(set(positions)) == 32
         others = np.setdiff1d(np.arange(128), positions)
-        np.testing.assert_array_equal(np.asarray(batch.inputs)[row, others], np.asarray(tokens)[row, others])
-    np.testing.assert_array_equal(np.take_along_axis(np.asarray(tokens), np.asarray(batch.positions), 1), batch.labels)
+        np.testing.assert_array_equal(
+            np.asarray(batch.inputs)[row, others], np.asarray(tokens)[row, others]
+        )
+    np.testing.assert_array_equal(
+        np.take_along_axis(np.asarray(tokens), np.asarray(batch.positions), 1), batch.labels
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -50,16 +63,22 @@ def test_special_tokens_are_never_chosen(seed, share_special):
     ordinary = (~np.isin(np.asarray(tokens), MASKING.special_ids)).sum(1)
     np.testing.assert_array_equal(np.asarray(batch.weights).sum(1), np.minimum(ordinary, 8))
     untouched = np.isin(np.asarray(tokens), MASKING.special_ids)
-    np.testing.assert_array_equal(np.asarray(batch.inputs)[untouched], np.asarray(tokens)[untouched])
+    np.testing.assert_array_equal(
+        np.asarray(batch.inputs)[untouched], np.asarray(tokens)[untouched]
+    )
 
 
 def test_a_row_depends_on_its_number_and_not_on_its_neighbours():
     tokens, rows = tokens_and_rows()
     key = jax.random.key(7)
     whole = mlm.mask_tokens(MASKING, key, tokens, rows)
-    parts = [mlm.mask_tokens(MASKING, key, tokens[i : i + 4], rows[i : i + 4]) for i in range(0, 16, 4)]
+    parts = [
+        mlm.mask_tokens(MASKING, key, tokens[i : i + 4], rows[i : i + 4]) for i in range(0, 16, 4)
+    ]
     np.testing.assert_array_equal(whole.inputs, jnp.concatenate([part.inputs for part in parts]))
-    np.testing.assert_array_equal(whole.positions, jnp.concatenate([part.positions for part in parts]))
+    np.testing.assert_array_equal(
+        whole.positions, jnp.concatenate([part.positions for part in parts])
+    )
 
 
 def test_masks_differ_between_steps_rows_and_seeds():
@@ -84,7 +103,9 @@ def test_positions_are_uniform():
 
 
 def test_evaluation_masks_everything_it_scores():
-    masking = mlm.Masking(**{**MASKING.__dict__, "mask_rate": 0.15, "mask_share": 1.0, "random_share": 0.0})
+    masking = mlm.Masking(
+        **{**MASKING.__dict__, "mask_rate": 0.15, "mask_share": 1.0, "random_share": 0.0}
+    )
     tokens, rows = tokens_and_rows()
     batch = mlm.mask_tokens(masking, jax.random.key(0), tokens, rows)
     assert batch.positions.shape == (16, 19)

@@ -16,7 +16,9 @@ EOS, FIRST = 1, 999
 
 
 def corruption(n_raw, n_noise, n_spans):
-    return SpanCorruption(n_raw=n_raw, n_noise=n_noise, n_spans=n_spans, eos_id=EOS, first_sentinel_id=FIRST)
+    return SpanCorruption(
+        n_raw=n_raw, n_noise=n_noise, n_spans=n_spans, eos_id=EOS, first_sentinel_id=FIRST
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -52,7 +54,9 @@ def corruptions(draw):
 @given(corruptions(), st.integers(0, 2**31 - 1))
 def test_every_promise_holds(how, seed):
     tokens = texts(3, how.n_raw, seed)
-    inputs, targets = corrupt(how, jax.random.key(seed), tokens, jnp.asarray([0, 1, seed], jnp.int32))
+    inputs, targets = corrupt(
+        how, jax.random.key(seed), tokens, jnp.asarray([0, 1, seed], jnp.int32)
+    )
     assert inputs.shape == (3, how.n_inputs) and targets.shape == (3, how.n_targets)
     assert inputs.dtype == targets.dtype == jnp.int32
     sentinels = list(range(FIRST, FIRST - how.n_spans, -1))
@@ -77,9 +81,14 @@ def test_a_row_is_a_function_of_key_number_and_text_alone(n_inputs):
     whole = corrupt(how, key, tokens, rows)
     order = np.random.default_rng(1).permutation(8)
     for part in (order, order[:3], slice(5, 6)):
-        for whole_array, some in zip(whole, corrupt(how, key, tokens[part], rows[part]), strict=True):
+        for whole_array, some in zip(
+            whole, corrupt(how, key, tokens[part], rows[part]), strict=True
+        ):
             np.testing.assert_array_equal(whole_array[part], some)
-    for other in (corrupt(how, jax.random.key(4), tokens, rows), corrupt(how, key, tokens, rows + 8)):
+    for other in (
+        corrupt(how, jax.random.key(4), tokens, rows),
+        corrupt(how, key, tokens, rows + 8),
+    ):
         assert np.all(np.any(np.asarray(other[0] != whole[0]), axis=1))
 
 
@@ -89,7 +98,9 @@ def test_devices_do_not_matter():
     sharding = NamedSharding(Mesh(np.asarray(jax.devices()), ("data",)), PartitionSpec("data"))
     placed = jax.device_put((tokens, rows), sharding)
     for one, eight in zip(
-        corrupt(how, jax.random.key(0), tokens, rows), corrupt(how, jax.random.key(0), *placed), strict=True
+        corrupt(how, jax.random.key(0), tokens, rows),
+        corrupt(how, jax.random.key(0), *placed),
+        strict=True,
     ):
         np.testing.assert_array_equal(one, eight)
 

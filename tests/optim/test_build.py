@@ -22,7 +22,8 @@ def tree(seed):
     leaves, structure = jax.tree.flatten(AXES, is_leaf=lambda node: isinstance(node, tuple))
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     arrays = [
-        jax.random.normal(k, [SHAPES[a] for a in axes], jnp.float32) for k, axes in zip(keys, leaves, strict=True)
+        jax.random.normal(k, [SHAPES[a] for a in axes], jnp.float32)
+        for k, axes in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, arrays)
 
@@ -44,7 +45,9 @@ def test_decay_leaves_out_biases_and_norms_alone():
 
 def test_adamw_is_optax_adamw():
     ours = build.make_optimizer("adamw", AXES, **NUMBERS)
-    theirs = optax.adamw(1.0, b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.1, mask=build.decay_mask(AXES))
+    theirs = optax.adamw(
+        1.0, b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.1, mask=build.decay_mask(AXES)
+    )
     params = tree(0)
     states = ours.init(params), theirs.init(params)
     for seed in (1, 2):
@@ -59,14 +62,22 @@ def test_adamw_is_optax_adamw():
 def test_the_update_of_a_stack_is_the_updates_of_its_layers(name):
     stacked = build.make_optimizer(name, AXES, **NUMBERS)
     single_axes = AXES | {
-        "layers": jax.tree.map(lambda axes: axes[1:], AXES["layers"], is_leaf=lambda node: isinstance(node, tuple))
+        "layers": jax.tree.map(
+            lambda axes: axes[1:], AXES["layers"], is_leaf=lambda node: isinstance(node, tuple)
+        )
     }
     single = build.make_optimizer(name, single_axes, **NUMBERS)
     params, gradients = tree(0), tree(1)
     whole, _ = stacked.update(gradients, stacked.init(params), params)
     for index in range(3):
-        part, _ = single.update(layer(gradients, index), single.init(layer(params, index)), layer(params, index))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), layer(whole, index), part)
+        part, _ = single.update(
+            layer(gradients, index), single.init(layer(params, index)), layer(params, index)
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5),
+            layer(whole, index),
+            part,
+        )
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lamb", "lion", "muon"])
@@ -75,7 +86,10 @@ def test_every_optimizer_descends(name):
     params, target = tree(0), tree(1)
 
     def loss(values):
-        return sum(jnp.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(values), jax.tree.leaves(target), strict=True))
+        return sum(
+            jnp.sum((a - b) ** 2)
+            for a, b in zip(jax.tree.leaves(values), jax.tree.leaves(target), strict=True)
+        )
 
     state, first = optimizer.init(params), loss(params)
 
@@ -100,7 +114,9 @@ def test_a_fused_projection_is_the_matrices_it_fuses(name):
     params, gradients = (jax.random.normal(jax.random.key(seed), shape) * scale for seed in (0, 1))
 
     def apart(array, layer):
-        return {part: {"kernel": array[layer, :, i].reshape(136, 144)} for i, part in enumerate("abc")}
+        return {
+            part: {"kernel": array[layer, :, i].reshape(136, 144)} for i, part in enumerate("abc")
+        }
 
     fused = build.make_optimizer(name, fused_axes, **NUMBERS)
     tree_of = lambda array: {"qkv": {"kernel": array}}  # noqa: E731
@@ -136,8 +152,12 @@ def test_parameter_scale_is_the_size_of_each_matrix():
         jax.tree.map(np.testing.assert_array_equal, plain, update(name, "off"))
         factors = jnp.asarray([1e-3, 2.0]).reshape(2, 1, 1)  # never under a thousandth
         np.testing.assert_allclose(scaled["w"], plain["w"] * factors, rtol=1e-5)
-        np.testing.assert_allclose(scaled["mlp_norm"]["scale"], plain["mlp_norm"]["scale"] * 0.5, rtol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, update("adafactor", "auto"), update("adafactor", "on"))
+        np.testing.assert_allclose(
+            scaled["mlp_norm"]["scale"], plain["mlp_norm"]["scale"] * 0.5, rtol=1e-5
+        )
+    jax.tree.map(
+        np.testing.assert_array_equal, update("adafactor", "auto"), update("adafactor", "on")
+    )
     assert not np.allclose(update("adafactor", "off")["w"], update("adafactor", "on")["w"])
 
 
@@ -147,7 +167,9 @@ def test_relative_step_falls_with_the_root_of_the_steps_from_a_hundredth():
     plain = build.make_optimizer("adafactor", axes, **numbers)
     relative = build.make_optimizer("adafactor", axes, **numbers, relative_step=True)
     states = plain.init(params), relative.init(params)
-    step = jax.jit(lambda a, b: (plain.update(params, a, params), relative.update(params, b, params)))
+    step = jax.jit(
+        lambda a, b: (plain.update(params, a, params), relative.update(params, b, params))
+    )
     for index in range(1, 10_401):
         (one, first), (other, second) = step(*states)
         states = first, second

@@ -22,7 +22,10 @@ def test_it_stays_between_one_and_its_ceiling():
     state = run(scale.initial_loss_scale(dynamic=True), [False] * 40)
     assert state.scale == 1.0 and state.skipped == 40 and state.skipped_in_row == 40
     top = scale.LossScale(
-        jnp.float32(scale.MAX_SCALE), jnp.int32(scale.GROWTH_INTERVAL - 1), state.skipped, state.skipped
+        jnp.float32(scale.MAX_SCALE),
+        jnp.int32(scale.GROWTH_INTERVAL - 1),
+        state.skipped,
+        state.skipped,
     )
     assert run(top, [True]).scale == scale.MAX_SCALE
 

@@ -25,7 +25,9 @@ def main(device, recipe, *overrides):
     from cramjax.training import session
 
     config = get_config(recipe, *SMALL, *overrides)
-    vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids)
+    vocabulary = session.AssumedVocabulary(
+        vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids
+    )
     made = session.session_on(config, vocabulary, targets.devices(cards.find(device)))
     compiled, _ = session.compile_train_step(made)
     text, memory = compiled.as_text(), compiled.memory_analysis()
@@ -41,7 +43,8 @@ def main(device, recipe, *overrides):
         "gradients_of_attention": sorted(set(_gradients_of_attention(text))),
         "operands": sorted(set(operands)),
         "n_dots": len(operands) // 2,
-        "host": re.findall(r" (infeed|outfeed|send|recv)(?:-done)?\(", text) + re.findall(r"S\(5\)", text),
+        "host": re.findall(r" (infeed|outfeed|send|recv)(?:-done)?\(", text)
+        + re.findall(r"S\(5\)", text),
         "donated": memory.alias_size_in_bytes,
         "state": sum(
             leaf.sharding.shard_shape(leaf.shape) != () and _count(leaf) * leaf.dtype.itemsize

@@ -33,11 +33,15 @@ def program(root, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.skipif(devices.resolve_precision("auto", CPU) != "bfloat16", reason="needs a CPU with bfloat16")
+@pytest.mark.skipif(
+    devices.resolve_precision("auto", CPU) != "bfloat16", reason="needs a CPU with bfloat16"
+)
 @pytest.mark.parametrize("recipe", ["quickstart", "t5_efficient:mini"])
 def test_on_a_cpu_products_are_narrow(recipe):
     config = get_config(recipe, *programs.SMALL, "optimizer.name=adamw")
-    vocabulary = session.AssumedVocabulary(vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids)
+    vocabulary = session.AssumedVocabulary(
+        vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids
+    )
     compiled, _ = session.compile_train_step(session.session_on(config, vocabulary, [CPU]))
     found = programs.operand_types(compiled.as_text())
     assert len(found) > 40 and set(found) == {"bf16"}
@@ -45,15 +49,21 @@ def test_on_a_cpu_products_are_narrow(recipe):
 
 @needs_libtpu
 def test_on_a_tpu_slice_copies_exchange_gradients_alone(root):
-    found = program(root, "v5e-8", "quickstart", "mesh.data=8", "optimizer.name=adamw", "microbatch_size=8")
-    assert [kind for kind, _ in found["collectives"]] == ["all-reduce"]  # once a step, however many microbatches it has
+    found = program(
+        root, "v5e-8", "quickstart", "mesh.data=8", "optimizer.name=adamw", "microbatch_size=8"
+    )
+    assert [kind for kind, _ in found["collectives"]] == [
+        "all-reduce"
+    ]  # once a step, however many microbatches it has
     assert max(size for _, size in found["collectives"]) <= found["largest_param"]
     assert found["donated"] >= 0.99 * found["state"] and not found["host"]
 
 
 @needs_libtpu
 def test_on_a_tpu_slice_shards_gather_parameters_and_scatter_gradients(root):
-    found = program(root, "v5e-8", "quickstart", "mesh.data=1", "mesh.fsdp=8", "optimizer.name=adamw")
+    found = program(
+        root, "v5e-8", "quickstart", "mesh.data=1", "mesh.fsdp=8", "optimizer.name=adamw"
+    )
     gathered = [size for kind, size in found["collectives"] if kind in ("all-gather", "all-reduce")]
     assert gathered and max(gathered) <= found["largest_param"] < ACTIVATIONS
     whole = 3 * 4 * found["n_params"]  # parameters and two moments
@@ -63,18 +73,28 @@ def test_on_a_tpu_slice_shards_gather_parameters_and_scatter_gradients(root):
 
 @needs_cuda
 @pytest.mark.parametrize("recipe", ["bert_1day", "bert_1day_modern", "bert_24h_academic"])
-def test_on_a_gpu_short_attention_is_one_kernel_products_are_narrow_and_the_state_is_donated(root, recipe):
+def test_on_a_gpu_short_attention_is_one_kernel_products_are_narrow_and_the_state_is_donated(
+    root, recipe
+):
     found = program(root, "rtx3060", recipe, "optimizer.name=adamw")
     assert found["attention"].startswith("short") and "__gpu$xla.gpu.triton" in found["calls"]
     assert not any("fmha" in call for call in found["calls"])
     assert found["n_dots"] > 10 and found["operands"] == ["bf16"]
-    assert found["donated"] >= 0.99 * found["state"] and not found["host"] and not found["collectives"]
+    assert (
+        found["donated"] >= 0.99 * found["state"] and not found["host"] and not found["collectives"]
+    )
 
 
 @needs_cuda
-@pytest.mark.parametrize("settings", [(), ("model.document_attention=True",)], ids=["all", "documents"])
-def test_on_a_gpu_cudnns_attention_is_taken_on_request_and_writes_no_gradient_of_a_mask(root, settings):
-    found = program(root, "rtx3060", "bert_1day", "optimizer.name=adamw", "model.attention=cudnn", *settings)
+@pytest.mark.parametrize(
+    "settings", [(), ("model.document_attention=True",)], ids=["all", "documents"]
+)
+def test_on_a_gpu_cudnns_attention_is_taken_on_request_and_writes_no_gradient_of_a_mask(
+    root, settings
+):
+    found = program(
+        root, "rtx3060", "bert_1day", "optimizer.name=adamw", "model.attention=cudnn", *settings
+    )
     assert found["attention"] == "cudnn" and any("fmha" in call for call in found["calls"])
     assert found["gradients_of_attention"] == [3] and found["operands"] == ["bf16"]
 
@@ -82,7 +102,9 @@ def test_on_a_gpu_cudnns_attention_is_taken_on_request_and_writes_no_gradient_of
 @needs_cuda
 @pytest.mark.parametrize("length", ["data.seq_len=128", "data.seq_len=96"])
 def test_on_a_gpu_all_of_t5s_attention_is_cudnns(root, length):
-    found = program(root, "rtx3060", "t5_1day", "model.n_decoder_layers=2", "optimizer.name=adamw", length)
+    found = program(
+        root, "rtx3060", "t5_1day", "model.n_decoder_layers=2", "optimizer.name=adamw", length
+    )
     # With a position bias, whose gradient is wanted, and without one in cross attention.
     assert found["attention"] == "cudnn" and found["gradients_of_attention"] == [3, 4]
     assert found["n_dots"] > 10 and found["operands"] == ["bf16"]

@@ -75,7 +75,9 @@ def peer(cfg):
 
 def from_peer(cfg, tensors):
     """Our tree of the tensors of a peer."""
-    params, _ = tables.from_hf("t5", cfg, {name: tensor.numpy() for name, tensor in tensors.items()})
+    params, _ = tables.from_hf(
+        "t5", cfg, {name: tensor.numpy() for name, tensor in tensors.items()}
+    )
     return params
 
 
@@ -110,12 +112,19 @@ def test_logits_and_loss(pair, padded):
     padding_mask = jnp.asarray(mask) if padded else None
     encoded = t5.encode(cfg, FLOAT32, params, jnp.asarray(inputs), padding_mask=padding_mask)
     hidden = t5.decode(
-        cfg, FLOAT32, params, encoded, t5.shift_right(jnp.asarray(targets), 0), padding_mask=padding_mask
+        cfg,
+        FLOAT32,
+        params,
+        encoded,
+        t5.shift_right(jnp.asarray(targets), 0),
+        padding_mask=padding_mask,
     )
     logits = t5.head(cfg, FLOAT32, params, hidden)
     assert float(jnp.std(logits)) > 0.3  # so that the tolerance means something
     np.testing.assert_allclose(logits, expected.logits.numpy(), atol=ATOL)
-    loss = cross_entropy(logits, jnp.asarray(targets, jnp.int32), jnp.asarray(weights)) / weights.sum()
+    loss = (
+        cross_entropy(logits, jnp.asarray(targets, jnp.int32), jnp.asarray(weights)) / weights.sum()
+    )
     assert float(loss) == pytest.approx(expected.loss.item(), abs=ATOL)
 
 
@@ -134,7 +143,10 @@ def test_gradients(pair):
         hidden = t5.decode(cfg, FLOAT32, params, encoded, t5.shift_right(jnp.asarray(targets), 0))
         logits = t5.head(cfg, FLOAT32, params, hidden)
         return (
-            cross_entropy(logits, jnp.asarray(targets, jnp.int32), jnp.ones(targets.shape, jnp.float32)) / targets.size
+            cross_entropy(
+                logits, jnp.asarray(targets, jnp.int32), jnp.ones(targets.shape, jnp.float32)
+            )
+            / targets.size
         )
 
     gradients = jax.grad(loss)(jax.tree.map(jnp.asarray, params))
@@ -176,10 +188,15 @@ def test_generation(pair, n_beams, length_penalty):
 def test_the_cache_gives_the_logits_of_the_whole_sequence(pair):
     cfg, _, params = pair
     rng = np.random.default_rng(3)
-    inputs, targets = jnp.asarray(rng.integers(2, 131, (2, 11))), jnp.asarray(rng.integers(2, 131, (2, 7)))
+    inputs, targets = (
+        jnp.asarray(rng.integers(2, 131, (2, 11))),
+        jnp.asarray(rng.integers(2, 131, (2, 7))),
+    )
     mask = jnp.arange(11)[None] < jnp.asarray([[11], [6]])
     encoded = t5.encode(cfg, FLOAT32, params, inputs, padding_mask=mask)
-    whole = t5.head(cfg, FLOAT32, params, t5.decode(cfg, FLOAT32, params, encoded, targets, padding_mask=mask))
+    whole = t5.head(
+        cfg, FLOAT32, params, t5.decode(cfg, FLOAT32, params, encoded, targets, padding_mask=mask)
+    )
     cache = generation.init_cache(cfg, FLOAT32, params, encoded, max_len=9, padding_mask=mask)
     step = jax.jit(functools.partial(generation.decode_step, cfg, FLOAT32))
     for index in range(7):

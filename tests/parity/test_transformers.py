@@ -85,7 +85,9 @@ def pair(request):
 
 def test_the_table_covers_every_parameter(pair):
     cfg, params, model = pair
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, encoder.abstract_params(cfg))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+        lambda leaf: leaf.shape, encoder.abstract_params(cfg)
+    )
     assert encoder.count_params(cfg) == sum(weight.numel() for weight in model.parameters())
 
 
@@ -99,7 +101,11 @@ def test_logits_and_loss(pair, padded):
         mask[0, 13:] = mask[2, 5:] = 0
         tokens[mask == 0] = 0
     labels = np.where((numbers.random(tokens.shape) < 0.3) & (mask == 1), tokens, -100)
-    extra = {} if cfg.positions == "rotary" else {"token_type_ids": torch.tensor(numbers.integers(0, 2, tokens.shape))}
+    extra = (
+        {}
+        if cfg.positions == "rotary"
+        else {"token_type_ids": torch.tensor(numbers.integers(0, 2, tokens.shape))}
+    )
     with torch.no_grad():
         expected = model(
             input_ids=torch.tensor(tokens),
@@ -128,4 +134,6 @@ def test_logits_and_loss(pair, padded):
 def test_the_published_size_of_bert_base():
     with torch.device("meta"):
         model = bert_model(networks.named("bert-base"))
-    assert encoder.count_params(networks.named("bert-base")) == sum(weight.numel() for weight in model.parameters())
+    assert encoder.count_params(networks.named("bert-base")) == sum(
+        weight.numel() for weight in model.parameters()
+    )

@@ -79,7 +79,9 @@ def of_fusion(body: str, kind: str = "kLoop") -> str:
     )  # fmt: skip
 
 
-def of_call(target: str, operands: list[str], result: str, config: str, op_name: str = "call") -> str:
+def of_call(
+    target: str, operands: list[str], result: str, config: str, op_name: str = "call"
+) -> str:
     """A program that is one custom call."""
     names = ", ".join(f"%o{place}" for place in range(len(operands)))
     lines = [f"  %o{place} = {shape} parameter({place})" for place, shape in enumerate(operands)]

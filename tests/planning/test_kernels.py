@@ -26,7 +26,8 @@ def test_instructions_have_shapes_operands_and_attributes():
     assert layer.root == "next" and [one.name for one in layer][:2] == ["state", "turn"]
     state, fusion = layer.instructions["state"], layer.instructions["gemm_fusion_dot.1"]
     assert (
-        state.arrays == (hlo.Array("s32", ()), hlo.Array("bf16", (1024, 512))) and state.n_bytes == 4 + 2 * 1024 * 512
+        state.arrays == (hlo.Array("s32", ()), hlo.Array("bf16", (1024, 512)))
+        and state.n_bytes == 4 + 2 * 1024 * 512
     )
     assert (
         fusion.operands == ("hidden", "weights")
@@ -58,10 +59,17 @@ def test_loops_count_as_often_as_they_run(microbatches):
     product, copy, norm = launched(programs.STEP, microbatches)
     # The layers' loop has its count in the program, that of microbatches has not; a called computation runs once.
     assert (product.count, copy.count, norm.count) == (3 * microbatches, 3 * microbatches, 1)
-    assert (product.kind, copy.kind, norm.kind) == (kernels.PRODUCTS, kernels.COPIES, kernels.REDUCTIONS)
+    assert (product.kind, copy.kind, norm.kind) == (
+        kernels.PRODUCTS,
+        kernels.COPIES,
+        kernels.REDUCTIONS,
+    )
     assert (product.form, norm.form) == ("generated", "rows") and product.dtype == "bf16"
     assert product.work.flops == 2 * 1024 * 512 * 2048
-    assert (product.work.read, product.work.written) == (2 * (1024 * 512 + 512 * 2048), 2 * 1024 * 2048)
+    assert (product.work.read, product.work.written) == (
+        2 * (1024 * 512 + 512 * 2048),
+        2 * 1024 * 2048,
+    )
     assert copy.work.read == copy.work.written == 2 * 1024 * 512
     assert norm.work.read == 4 * 4096 * 768 and norm.work.written == 4 * 4096
 
@@ -70,7 +78,10 @@ def test_exchange_between_devices_is_noticed_and_left_out():
     assert kernels.has_collectives(hlo.parse(programs.STEP))
     assert "all-reduce" not in {kernel.name for kernel in launched(programs.STEP)}
     alone = programs.STEP.replace("all-reduce(", "negate(")
-    assert not kernels.has_collectives(hlo.parse(alone)) and len(launched(alone)) == len(launched(programs.STEP)) + 1
+    assert (
+        not kernels.has_collectives(hlo.parse(alone))
+        and len(launched(alone)) == len(launched(programs.STEP)) + 1
+    )
 
 
 def test_of_an_operand_that_is_sliced_the_slices_are_read():
@@ -82,7 +93,9 @@ def test_of_an_operand_that_is_sliced_the_slices_are_read():
   %value = f32[1024,1024]{1,0} slice(%wide), slice={[0:1024], [1024:2048]}
   ROOT %product = f32[1024,1024]{1,0} multiply(%gate, %value)"""
     )
-    assert kernel.kind == kernels.ELEMENTWISE and kernel.work == traffic.Work(2 * 2 * 2**20, 4 * 2**20, 0, 2**20)
+    assert kernel.kind == kernels.ELEMENTWISE and kernel.work == traffic.Work(
+        2 * 2 * 2**20, 4 * 2**20, 0, 2**20
+    )
 
 
 def test_of_a_layer_taken_from_a_stack_the_layer_is_read():
@@ -95,7 +108,9 @@ def test_of_a_layer_taken_from_a_stack_the_layer_is_read():
   ROOT %narrow = bf16[1,512,512]{2,1,0} convert(%layer)"""
     )
     assert (
-        kernel.kind == kernels.COPIES and kernel.work.read == 4 * 512 * 512 + 4 and kernel.work.written == 2 * 512 * 512
+        kernel.kind == kernels.COPIES
+        and kernel.work.read == 4 * 512 * 512 + 4
+        and kernel.work.written == 2 * 512 * 512
     )
 
 
@@ -155,7 +170,9 @@ def test_random_bits_are_work_and_zeros_are_stores():
   %zero = bf16[] constant(0)
   ROOT %filled = bf16[1000]{0} broadcast(%zero), dimensions={}"""
     )
-    assert 0 < bits.work.operations < zeros.work.operations and bits.work.read == zeros.work.read == 0
+    assert (
+        0 < bits.work.operations < zeros.work.operations and bits.work.read == zeros.work.read == 0
+    )
     assert zeros.work.written == 2000 and zeros.kind == kernels.COPIES
 
 
@@ -179,19 +196,33 @@ ATTENTION = (
 QUERY, KEY = "bf16[8,128,12,64]{3,2,1,0}", "bf16[8,512,12,64]{3,2,1,0}"
 
 
-@pytest.mark.parametrize("name", ["Softmax", "SoftmaxDropout", "ScaleBiasSoftmax", "ScaleBiasSoftmaxDropout"])
+@pytest.mark.parametrize(
+    "name", ["Softmax", "SoftmaxDropout", "ScaleBiasSoftmax", "ScaleBiasSoftmaxDropout"]
+)
 def test_a_call_of_cudnn_is_attention_both_ways(name):
     results = "(bf16[8,12,128,64]{3,1,2,0}, f32[8,12,128]{2,1,0}, u8[256]{0})"
-    (forward,) = launched(programs.of_call(f"__cudnn$fmha{name}", [QUERY, KEY, KEY], results, ATTENTION))
+    (forward,) = launched(
+        programs.of_call(f"__cudnn$fmha{name}", [QUERY, KEY, KEY], results, ATTENTION)
+    )
     gradients = f"({QUERY}, {KEY}, {KEY}, u8[0]{{0}})"
     (backward,) = launched(
-        programs.of_call(f"__cudnn$fmha{name}Backward", [QUERY, KEY, KEY, QUERY, QUERY], gradients, ATTENTION)
+        programs.of_call(
+            f"__cudnn$fmha{name}Backward", [QUERY, KEY, KEY, QUERY, QUERY], gradients, ATTENTION
+        )
     )
     assert (forward.kind, forward.form, backward.form) == (kernels.ATTENTION, "forward", "backward")
-    assert forward.work.flops == 4 * 8 * 12 * 128 * 512 * 64 and backward.work.flops == 2.5 * forward.work.flops
+    assert (
+        forward.work.flops == 4 * 8 * 12 * 128 * 512 * 64
+        and backward.work.flops == 2.5 * forward.work.flops
+    )
     assert forward.work.read == 2 * (8 * 128 + 2 * 8 * 512) * 12 * 64
     (causal,) = launched(
-        programs.of_call(f"__cudnn$fmha{name}", [QUERY, KEY, KEY], results, ATTENTION.replace("NO_MASK", "CAUSAL"))
+        programs.of_call(
+            f"__cudnn$fmha{name}",
+            [QUERY, KEY, KEY],
+            results,
+            ATTENTION.replace("NO_MASK", "CAUSAL"),
+        )
     )
     assert causal.work.flops == forward.work.flops / 2
 
@@ -207,8 +238,12 @@ def test_our_own_kernel_is_attention_both_ways():
 
     forward, backward = one([fused], mixed), one([fused, mixed], fused)
     assert (forward.kind, forward.form, backward.form) == (kernels.ATTENTION, "forward", "backward")
-    assert forward.work == traffic.Work(3 * 2 * 8 * 128 * 768, 2 * 8 * 128 * 768, 4 * 8 * 12 * 128**2 * 64, 0)
-    assert backward.work == traffic.Work(4 * 2 * 8 * 128 * 768, 3 * 2 * 8 * 128 * 768, 10 * 8 * 12 * 128**2 * 64, 0)
+    assert forward.work == traffic.Work(
+        3 * 2 * 8 * 128 * 768, 2 * 8 * 128 * 768, 4 * 8 * 12 * 128**2 * 64, 0
+    )
+    assert backward.work == traffic.Work(
+        4 * 2 * 8 * 128 * 768, 3 * 2 * 8 * 128 * 768, 10 * 8 * 12 * 128**2 * 64, 0
+    )
 
 
 def test_what_was_started_counts_once_and_of_branches_one():

@@ -13,11 +13,18 @@ from tests.planning import programs
 H100 = cards.CARDS["h100"]
 GPUS = [card for card in cards.CARDS.values() if card.gpu]
 # One NVIDIA H100 80GB HBM3, 2026-11-26, jax 0.11.2, commit 4601a63, AdamW and bfloat16: microbatches of a step, and its ms.
-MEASURED = {"bert128": (2, 241.6), "modern128": (2, 240.6), "t5base512": (4, 260.3), "large128": (4, 1597.0)}
+MEASURED = {
+    "bert128": (2, 241.6),
+    "modern128": (2, 240.6),
+    "t5base512": (4, 260.3),
+    "large128": (4, 1597.0),
+}
 
 
 def kernel(kind, form="", flops=0.0, n_bytes=0.0, operations=0.0, dtype="bf16", count=1):
-    return kernels.Kernel("k", kind, count, Work(n_bytes / 2, n_bytes / 2, flops, operations), dtype, "", form)
+    return kernels.Kernel(
+        "k", kind, count, Work(n_bytes / 2, n_bytes / 2, flops, operations), dtype, "", form
+    )
 
 
 def seconds(*launched, card=H100):
@@ -26,7 +33,10 @@ def seconds(*launched, card=H100):
 
 @pytest.mark.parametrize("card", GPUS, ids=lambda card: card.name)
 def test_no_kernel_is_faster_than_its_card(card):
-    peak, memory = 1e12 * (card.peak.bfloat16 or card.peak.float16 or card.peak.float32), 1e9 * card.peak.bandwidth
+    peak, memory = (
+        1e12 * (card.peak.bfloat16 or card.peak.float16 or card.peak.float32),
+        1e9 * card.peak.bandwidth,
+    )
     for kind, form in (
         (kernels.PRODUCTS, "generated"), (kernels.PRODUCTS, "library"), (kernels.ATTENTION, "forward"), (kernels.ATTENTION, "backward"),
     ):  # fmt: skip
@@ -39,7 +49,10 @@ def test_no_kernel_is_faster_than_its_card(card):
 def test_what_sets_a_kernels_time():
     product = kernel(kernels.PRODUCTS, "library", flops=1e12, n_bytes=1e9)
     written_apart = kernel(kernels.PRODUCTS, "generated", flops=1e12, n_bytes=1e9)
-    narrow, wide = product, kernel(kernels.PRODUCTS, "library", flops=1e12, n_bytes=1e9, dtype="f32")
+    narrow, wide = (
+        product,
+        kernel(kernels.PRODUCTS, "library", flops=1e12, n_bytes=1e9, dtype="f32"),
+    )
     assert seconds(product) < seconds(written_apart) and seconds(narrow) < seconds(wide)
     # Instructions and bytes overlap: the slower of the two counts.
     moved = kernel(kernels.ELEMENTWISE, n_bytes=1e9)
@@ -55,7 +68,9 @@ def test_a_card_with_twice_the_bandwidth_waits_half_as_long_for_memory():
     moved = kernel(kernels.ELEMENTWISE, n_bytes=1e12)
     a100, a100_80 = cards.CARDS["a100"], cards.CARDS["a100-80"]
     ratio = a100_80.peak.bandwidth / a100.peak.bandwidth
-    assert seconds(moved, card=a100) / seconds(moved, card=a100_80) == pytest.approx(ratio, rel=1e-3)
+    assert seconds(moved, card=a100) / seconds(moved, card=a100_80) == pytest.approx(
+        ratio, rel=1e-3
+    )
 
 
 def test_kinds_add_up_to_the_step_the_largest_first():
@@ -83,14 +98,18 @@ def test_the_list_of_kernels_has_the_longest_first_and_says_what_is_left():
 @pytest.fixture(params=MEASURED)
 def measured(request, root):
     """A measured program and its profile: name, ledger, instructions by name, ms of the step, kernels by name as [ms, launches]."""
-    found = [parent / "shared" / "gpu" for parent in root.parents if (parent / "shared" / "gpu").is_dir()]
+    found = [
+        parent / "shared" / "gpu" for parent in root.parents if (parent / "shared" / "gpu").is_dir()
+    ]
     program = found and found[0] / f"{request.param}.hlo.txt.gz"
     if not program or not program.is_file():
         pytest.skip("the measured programs are not beside the checkout")
     parsed = hlo.parse(gzip.decompress(program.read_bytes()).decode())
     microbatches, step_ms = MEASURED[request.param]
     rows = ledger.rows(kernels.launched(parsed, microbatches), H100)
-    instructions = {one.name: one for computation in parsed.computations.values() for one in computation}
+    instructions = {
+        one.name: one for computation in parsed.computations.values() for one in computation
+    }
     profile = json.loads((found[0] / f"{request.param}.json").read_text())
     return rows, instructions, step_ms, profile
 
@@ -105,7 +124,9 @@ def test_each_kind_of_kernel_takes_what_was_measured_within_a_fifth(measured, re
     rows, instructions, step_ms, profile = measured
     found, expected = by_kind(rows, instructions, profile)
     for kind, ms in sorted(found.items()):  # with pytest -s, the table of docs/benchmarks.md
-        print(f"{request.node.callspec.id}  {kind}: measured {ms:.1f} ms, expected {expected[kind]:.1f}")
+        print(
+            f"{request.node.callspec.id}  {kind}: measured {ms:.1f} ms, expected {expected[kind]:.1f}"
+        )
 
     large = [kind for kind, ms in found.items() if ms > 0.05 * step_ms]
     assert len(large) >= 3
@@ -125,13 +146,19 @@ def by_kind(rows, instructions, profile):
     alike = collections.defaultdict(list)
     for row in rows:
         alike[_group(instructions[row.kernel.name], row.kernel)].append(row)
-    launched_as = {row.kernel.name.replace(".", "_"): name for name, group in alike.items() for row in group}
+    launched_as = {
+        row.kernel.name.replace(".", "_"): name for name, group in alike.items() for row in group
+    }
 
     found, expected = collections.Counter(), collections.Counter()
     for name, ms, n_launched in profile["kernels_ms_per_step"]:
         mark = next((group for mark, group in LIBRARIES.items() if mark in name), None)
         group = alike.pop(mark or launched_as.get(name), None)
-        kind = {"library": kernels.PRODUCTS, "attention": kernels.ATTENTION, "copy": kernels.COPIES}.get(mark)
+        kind = {
+            "library": kernels.PRODUCTS,
+            "attention": kernels.ATTENTION,
+            "copy": kernels.COPIES,
+        }.get(mark)
         if group:
             kind = group[0].kernel.kind
             # The loops' profile has clones of a kernel under one name: as many as were launched count.

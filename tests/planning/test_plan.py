@@ -36,9 +36,15 @@ def planned(device, *overrides, recipe="quickstart"):
 def test_bytes_by_kind_add_up_to_what_is_needed(no_compilers):
     made = planned("rtx3060")
     kinds = ("parameters", "optimizer", "activations", "temporaries")
-    assert sum(made.memory[kind] for kind in kinds) == made.memory["needed"] == made.measured[made.microbatch_size]
+    assert (
+        sum(made.memory[kind] for kind in kinds)
+        == made.memory["needed"]
+        == made.measured[made.microbatch_size]
+    )
     assert made.memory["parameters"] == 4 * made.n_params
-    assert made.fits and made.microbatch_size == 64 and made.source == "analytic" and PIP in made.note
+    assert (
+        made.fits and made.microbatch_size == 64 and made.source == "analytic" and PIP in made.note
+    )
     assert made.precision == "bfloat16" and made.attention.startswith("short")
 
 
@@ -60,7 +66,9 @@ def test_the_roofline_is_the_slower_of_products_and_traffic(no_compilers):
     made = planned("rtx4090", "budget.hours=2")
     assert made.step_s["compute"] == pytest.approx(made.flops / (165.2e12))
     assert made.tokens_per_s == pytest.approx(64 * 64 / max(made.step_s.values()))
-    assert made.tokens == pytest.approx(7200 * made.tokens_per_s) and made.steps == pytest.approx(made.tokens / 64**2)
+    assert made.tokens == pytest.approx(7200 * made.tokens_per_s) and made.steps == pytest.approx(
+        made.tokens / 64**2
+    )
     assert made.step_s["memory"] > made.step_s["compute"]  # so small a network waits for memory
 
 
@@ -75,7 +83,10 @@ def test_what_the_budget_buys(no_compilers):
     # A batch that grows from 16 to 64 over the whole budget makes more steps of the same tokens.
     ramp = planned("rtx3060", "budget.hours=1", "microbatch_size=16", "schedule.batch_ramp=1.0")
     mean = (1 / 16 + 1 / 32 + 1 / 48 + 1 / 64) / 4
-    assert ramp.steps == pytest.approx(ramp.tokens / 64 * mean, rel=0.01) and ramp.microbatch_size == 64
+    assert (
+        ramp.steps == pytest.approx(ramp.tokens / 64 * mean, rel=0.01)
+        and ramp.microbatch_size == 64
+    )
 
 
 def test_devices_share_parameters_under_fsdp(no_compilers):
@@ -88,7 +99,10 @@ def test_devices_share_parameters_under_fsdp(no_compilers):
 def test_a_microbatch_that_is_asked_for_has_to_fit(no_compilers, monkeypatch):
     monkeypatch.setattr(footprint, "by_formula", lambda made, n: int(2e9 + n * 0.23e9))
     assert planned("rtx3060").microbatch_size == 32
-    assert planned("rtx3060", "microbatch_size=32").fits and not planned("rtx3060", "microbatch_size=64").fits
+    assert (
+        planned("rtx3060", "microbatch_size=32").fits
+        and not planned("rtx3060", "microbatch_size=64").fits
+    )
     monkeypatch.setattr(footprint, "by_formula", lambda made, n: int(20e9))
     made = planned("rtx3060")
     assert not made.fits and made.microbatch_size is None and made.entry()["fits"] is False
@@ -98,7 +112,9 @@ def test_a_microbatch_that_is_asked_for_has_to_fit(no_compilers, monkeypatch):
 def test_table_and_picture(no_compilers, tmp_path):
     plans = [planned("rtx3060"), planned("v5e-8")]
     lines = report.table(plans).splitlines()
-    assert lines[0].split()[:3] == ["device", "fits", "microbatch"] and lines[2].startswith("v5e-8 (8 devices)")
+    assert lines[0].split()[:3] == ["device", "fits", "microbatch"] and lines[2].startswith(
+        "v5e-8 (8 devices)"
+    )
     assert any(PIP in line for line in lines)
     report.plot(plans, tmp_path / "plan.png")
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
@@ -108,13 +124,22 @@ def test_nothing_is_expected_without_a_program_and_that_is_said(no_compilers):
     plans = [planned("rtx3060"), planned("v5e-8")]
     for made, reason in zip(plans, ("without the compiler", "of a TPU"), strict=True):
         entry = made.entry()
-        assert entry["expected_step_s"] is entry["expected_tokens_per_s"] is entry["expected_s_by_kind"] is None
+        assert (
+            entry["expected_step_s"]
+            is entry["expected_tokens_per_s"]
+            is entry["expected_s_by_kind"]
+            is None
+        )
         assert reason in entry["expected_note"] and "program" not in entry
         assert f"{made.card.name}: {entry['expected_note']}" in report.table(plans)
 
 
-@pytest.mark.parametrize("device, basis", [("h100", "measured on an H100"), ("rtx3060", "scaled from an H100")])
-def test_what_is_expected_stands_beside_what_is_at_most(no_compilers, monkeypatch, tmp_path, device, basis):
+@pytest.mark.parametrize(
+    "device, basis", [("h100", "measured on an H100"), ("rtx3060", "scaled from an H100")]
+)
+def test_what_is_expected_stands_beside_what_is_at_most(
+    no_compilers, monkeypatch, tmp_path, device, basis
+):
     compile_by(monkeypatch, Compiled)
     made = planned(device, "microbatch_size=16", "budget.hours=2")
 
@@ -130,7 +155,10 @@ def test_what_is_expected_stands_beside_what_is_at_most(no_compilers, monkeypatc
         1,
     }  # layers of each microbatch, and once a step
     assert entry["expected_tokens_per_s"] == pytest.approx(64 * 64 / expected.step_s)
-    assert entry["expected_tokens"] == pytest.approx(7200 * expected.tokens_per_s) and entry["expected_hours"] == 2
+    assert (
+        entry["expected_tokens"] == pytest.approx(7200 * expected.tokens_per_s)
+        and entry["expected_hours"] == 2
+    )
     assert entry["expected_mfu"] == pytest.approx(made.flops / expected.step_s / made.peak_flops)
 
     table = report.table([made, dataclasses.replace(made, expected=None)])
@@ -139,7 +167,9 @@ def test_what_is_expected_stands_beside_what_is_at_most(no_compilers, monkeypatc
     assert json.dumps(entry)
 
 
-def test_of_what_does_not_fit_nothing_is_expected_but_its_program_is_there(no_compilers, monkeypatch):
+def test_of_what_does_not_fit_nothing_is_expected_but_its_program_is_there(
+    no_compilers, monkeypatch
+):
     compile_by(monkeypatch, lambda size: Compiled(size, gib=size))
     monkeypatch.setattr(plan.remedies, "find", lambda *args, **settings: [])
     made = planned("rtx3060", "microbatch_size=64")
@@ -164,7 +194,9 @@ class Compiled:
 
     def memory_analysis(self):
         needs = {"argument": 0, "temp": self.gib * 2**30, "output": 0, "alias": 0}
-        return types.SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in needs.items()})
+        return types.SimpleNamespace(
+            **{f"{name}_size_in_bytes": size for name, size in needs.items()}
+        )
 
     def as_text(self):
         return programs.STEP
@@ -176,16 +208,28 @@ def test_generated_products_are_tried_once(monkeypatch):
     def compile_train_step(made, options=None):
         tried.append((made.microbatch_size, options))
         if options and made.microbatch_size > 1:
-            raise jax.errors.JaxRuntimeError("INTERNAL: Couldn't find output tile sizes that satisfy hlo")
+            raise jax.errors.JaxRuntimeError(
+                "INTERNAL: Couldn't find output tile sizes that satisfy hlo"
+            )
         return Compiled(made.microbatch_size), 0.0
 
     monkeypatch.setattr(compiler.session, "compile_train_step", compile_train_step)
     made = collections.namedtuple("Made", "microbatch_size")(None)
-    monkeypatch.setattr(compiler.dataclasses, "replace", lambda made, **changes: made._replace(**changes))
+    monkeypatch.setattr(
+        compiler.dataclasses, "replace", lambda made, **changes: made._replace(**changes)
+    )
     steps = compiler.Compiler(made, cards.CARDS["h100"], said.append)
     assert [steps.step(size).size for size in (1, 16, 16, 32)] == [1, 16, 16, 32]
-    assert [(size, bool(options)) for size, options in tried] == [(1, True), (16, True), (16, False), (32, False)]
-    assert sum("no tile that fits" in line for line in said) == 1 and "libraries' products alone" in steps.note
+    assert [(size, bool(options)) for size, options in tried] == [
+        (1, True),
+        (16, True),
+        (16, False),
+        (32, False),
+    ]
+    assert (
+        sum("no tile that fits" in line for line in said) == 1
+        and "libraries' products alone" in steps.note
+    )
     tried.clear()
     compiler.Compiler(made, cards.CARDS["t4"], said.append).step(16)
     assert tried == [(16, None)]
@@ -199,13 +243,22 @@ def tool(root, *arguments):
 
 def test_mistakes_are_one_sentence(root):
     for arguments, wanted in (
-        (("--config", "configs/quickstart.py", "--device", "rtx3070ti"), "--device rtx3070ti: not known"),
-        (("--config", "configs/quickstart.py", "--device", "t4", "--config.batch_size=0"), "batch_size"),
+        (
+            ("--config", "configs/quickstart.py", "--device", "rtx3070ti"),
+            "--device rtx3070ti: not known",
+        ),
+        (
+            ("--config", "configs/quickstart.py", "--device", "t4", "--config.batch_size=0"),
+            "batch_size",
+        ),
         (
             ("--config", "configs/quickstart.py", "--device", "t4,h100", "--program", "step.txt"),
             "--program: is of one device",
         ),
-        (("--config", "configs/quickstart.py", "--device", "v5e-8", "--kernels", "5"), "v5e-8 is none"),
+        (
+            ("--config", "configs/quickstart.py", "--device", "v5e-8", "--kernels", "5"),
+            "v5e-8 is none",
+        ),
         (
             ("--config", "configs/quickstart.py", "--device", "h100", "--kernels", "0"),
             "--kernels 0: must be at least 1",
@@ -219,12 +272,16 @@ def test_mistakes_are_one_sentence(root):
 def test_a_program_needs_the_compiler_and_the_line_to_install_it_is_said(root, tmp_path):
     flags = ("--program", str(tmp_path / "step.txt"), "--kernels", "5")
     ended = tool(root, "--config", "configs/quickstart.py", "--device", "h100", *flags)
-    assert ended.returncode == 2 and "pip install" in ended.stderr and "Traceback" not in ended.stderr
+    assert (
+        ended.returncode == 2 and "pip install" in ended.stderr and "Traceback" not in ended.stderr
+    )
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(targets.missing(cards.CARDS["h100"]) is not None, reason="needs the wheels of jax[cuda12]")
+@pytest.mark.skipif(
+    targets.missing(cards.CARDS["h100"]) is not None, reason="needs the wheels of jax[cuda12]"
+)
 def test_a_program_compiled_for_an_absent_gpu_is_expected_kernel_by_kernel(root, tmp_path):
     flags = ("batch_size=32", "microbatch_size=16", "model.n_layers=2", "optimizer.name=adamw")
     out, program = tmp_path / "plan.json", tmp_path / "step.txt"
@@ -234,9 +291,13 @@ def test_a_program_compiled_for_an_absent_gpu_is_expected_kernel_by_kernel(root,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     (entry,) = json.loads(out.read_text())["plans"]
-    assert entry["source"] == "compiled" and entry["expected_step_s"] > max(entry["step_s"].values())
+    assert entry["source"] == "compiled" and entry["expected_step_s"] > max(
+        entry["step_s"].values()
+    )
     assert 0 < entry["expected_mfu"] < 1 and entry["expected_note"] == ""
-    assert entry["expected_s_by_kind"]["products"] > 0 and entry["expected_s_by_kind"]["attention"] > 0
+    assert (
+        entry["expected_s_by_kind"]["products"] > 0 and entry["expected_s_by_kind"]["attention"] > 0
+    )
 
     # Products and attention are nearly all that the model's FLOPs count; a pass of two has half of each in a step.
     launched = kernels.launched(hlo.parse(program.read_text()), 2)
@@ -252,9 +313,13 @@ def test_a_program_compiled_for_an_absent_gpu_is_expected_kernel_by_kernel(root,
 def test_a_train_step_is_compiled_for_tpus_that_are_not_here(root, tmp_path):
     flags = [f"--config.{override}" for override in TINY]
     out = tmp_path / "plan.json"
-    ended = tool(root, "--config", "configs/quickstart.py", *flags, "--device", "v5e-8", "--json", str(out))
+    ended = tool(
+        root, "--config", "configs/quickstart.py", *flags, "--device", "v5e-8", "--json", str(out)
+    )
     assert ended.returncode == 0, ended.stderr
     (entry,) = json.loads(out.read_text())["plans"]
-    assert entry["source"] == "compiled" and entry["n_devices"] == 8 and entry["microbatch_size"] == 64
+    assert (
+        entry["source"] == "compiled" and entry["n_devices"] == 8 and entry["microbatch_size"] == 64
+    )
     assert entry["memory"]["needed"] > entry["memory"]["parameters"] + entry["memory"]["optimizer"]
     assert "v5e-8 (8 devices)" in ended.stdout

@@ -15,18 +15,30 @@ from cramjax.models.layers import FLOAT32, Precision
 from cramjax.probing import likelihood
 from tests import networks
 
-SENTENCES = ["the cat sees the dog", "a dog", "the dogs see the cat and the cat sees them all", "a dog", "cats see"]
+SENTENCES = [
+    "the cat sees the dog",
+    "a dog",
+    "the dogs see the cat and the cat sees them all",
+    "a dog",
+    "cats see",
+]
 BATCH = 256  # tokens; one number for all tests, so that each shape is compiled once
 
 
 @pytest.fixture(scope="module")
 def models():
     texts = SENTENCES * 20
-    wordpiece, _ = tokenizers.train("wordpiece", texts, vocab_size=60, lowercase=True, ascii_only=True)
-    unigram, _ = tokenizers.train("wordpiece", texts, vocab_size=60, lowercase=True, ascii_only=True, extra_ids=4)
+    wordpiece, _ = tokenizers.train(
+        "wordpiece", texts, vocab_size=60, lowercase=True, ascii_only=True
+    )
+    unigram, _ = tokenizers.train(
+        "wordpiece", texts, vocab_size=60, lowercase=True, ascii_only=True, extra_ids=4
+    )
     # The embedding has more rows than the tokenizer has entries.
     config = networks.named("bert-base", n_layers=2, d_model=32, n_heads=2, d_ff=48, vocab_size=80)
-    seq2seq = t5.T5Config(vocab_size=80, n_layers=1, n_decoder_layers=1, d_model=32, n_heads=2, head_dim=16, d_ff=48)
+    seq2seq = t5.T5Config(
+        vocab_size=80, n_layers=1, n_decoder_layers=1, d_model=32, n_heads=2, head_dim=16, d_ff=48
+    )
     return {
         "encoder": loaded(config, random(encoder.abstract_params(config)), wordpiece),
         "t5": loaded(seq2seq, random(t5.abstract_params(seq2seq)), unigram),
@@ -36,12 +48,16 @@ def models():
 def random(shapes):
     """Parameters of those shapes without compiling an initialisation."""
     numbers = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(numbers.normal(0.0, 0.3, leaf.shape).astype(np.float32)), shapes)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(numbers.normal(0.0, 0.3, leaf.shape).astype(np.float32)), shapes
+    )
 
 
 def loaded(config, params, tokenizer):
     special = tokenizers.special_ids(tokenizer)
-    return LoadedModel(config=config, precision=FLOAT32, params=params, tokenizer=tokenizer, special=special)
+    return LoadedModel(
+        config=config, precision=FLOAT32, params=params, tokenizer=tokenizer, special=special
+    )
 
 
 def one_by_one(model, sentence):
@@ -52,17 +68,27 @@ def one_by_one(model, sentence):
     def logits_of(ids, place, read):
         if model.is_t5:
             encoded = t5.encode(config, FLOAT32, params, ids)
-            return t5.head(config, FLOAT32, params, t5.decode(config, FLOAT32, params, encoded, read))[0, 1]
-        return encoder.head(config, FLOAT32, params, encoder.encode(config, FLOAT32, params, ids))[0, place]
+            return t5.head(
+                config, FLOAT32, params, t5.decode(config, FLOAT32, params, encoded, read)
+            )[0, 1]
+        return encoder.head(config, FLOAT32, params, encoder.encode(config, FLOAT32, params, ids))[
+            0, place
+        ]
 
     found = model.tokenizer.encode(sentence)
     total = 0.0
-    for place, (token, special) in enumerate(zip(found.ids, found.special_tokens_mask, strict=True)):
+    for place, (token, special) in enumerate(
+        zip(found.ids, found.special_tokens_mask, strict=True)
+    ):
         if special:
             continue
         ids = list(found.ids)
-        ids[place] = model.tokenizer.token_to_id("<extra_id_0>") if model.is_t5 else model.special["mask"]
-        logits = logits_of(jnp.asarray([ids]), place, jnp.asarray([[model.special["pad"], ids[place], token]]))
+        ids[place] = (
+            model.tokenizer.token_to_id("<extra_id_0>") if model.is_t5 else model.special["mask"]
+        )
+        logits = logits_of(
+            jnp.asarray([ids]), place, jnp.asarray([[model.special["pad"], ids[place], token]])
+        )
         numbers = np.asarray(logits, np.float64)[: model.tokenizer.get_vocab_size()]
         total += numbers[token] - np.log(np.exp(numbers).sum())
     return total
@@ -88,19 +114,27 @@ def test_the_size_of_batches_does_not_matter(models, kind):
 
 def test_a_model_of_bfloat16_is_scored_in_float32(models):
     model = models["encoder"]
-    narrow = dataclasses.replace(model, precision=Precision(jnp.dtype("float32"), jnp.dtype("bfloat16")))
+    narrow = dataclasses.replace(
+        model, precision=Precision(jnp.dtype("float32"), jnp.dtype("bfloat16"))
+    )
     expected = likelihood.sentence_scores(model, SENTENCES, batch_tokens=BATCH)
-    np.testing.assert_array_equal(likelihood.sentence_scores(narrow, SENTENCES, batch_tokens=BATCH), expected)
+    np.testing.assert_array_equal(
+        likelihood.sentence_scores(narrow, SENTENCES, batch_tokens=BATCH), expected
+    )
 
 
 def test_a_sentence_beyond_the_positions_is_refused(models):
     model = models["encoder"]
     short = dataclasses.replace(model, config=dataclasses.replace(model.config, max_positions=6))
-    with pytest.raises(UserError, match=r"^'the cat sees the dog'…: 7 tokens, and the model has 6 positions"):
+    with pytest.raises(
+        UserError, match=r"^'the cat sees the dog'…: 7 tokens, and the model has 6 positions"
+    ):
         likelihood.sentence_scores(short, SENTENCES)
     with pytest.raises(UserError, match=r"^a\.jsonl:3: 'the dogs"):
         where = [f"a.jsonl:{number}" for number in range(1, 5)]
-        likelihood.sentence_scores(short, ["a dog", "a dog", SENTENCES[2], SENTENCES[2]], where=where)
+        likelihood.sentence_scores(
+            short, ["a dog", "a dog", SENTENCES[2], SENTENCES[2]], where=where
+        )
 
 
 def test_a_sentence_may_fill_the_positions(models):
@@ -110,7 +144,9 @@ def test_a_sentence_may_fill_the_positions(models):
     inner = model.params["encoder"]
     table = inner["embeddings"] | {"positions": inner["embeddings"]["positions"][:n]}
     params = model.params | {"encoder": inner | {"embeddings": table}}
-    full = dataclasses.replace(model, config=dataclasses.replace(model.config, max_positions=n), params=params)
+    full = dataclasses.replace(
+        model, config=dataclasses.replace(model.config, max_positions=n), params=params
+    )
     expected = likelihood.sentence_scores(model, SENTENCES[2:3], batch_tokens=BATCH)
     scores = likelihood.sentence_scores(full, SENTENCES[2:3], batch_tokens=BATCH)
     np.testing.assert_allclose(scores, expected, atol=1e-4)

@@ -28,7 +28,13 @@ torch.set_num_threads(1)
 
 TOKEN = "hf_" + "x" * 30
 SETTINGS = Settings(
-    lr=2e-3, epochs=1, batch_size=16, dropout=0.1, attention_dropout=0.0, head_width=99, single_as_pair=True
+    lr=2e-3,
+    epochs=1,
+    batch_size=16,
+    dropout=0.1,
+    attention_dropout=0.0,
+    head_width=99,
+    single_as_pair=True,
 )
 PROTOCOL = Protocol(name="quick", source="tests", settings=SETTINGS, n_seeds=1)
 
@@ -37,7 +43,15 @@ PROTOCOL = Protocol(name="quick", source="tests", settings=SETTINGS, n_seeds=1)
 def exported(small_run, tmp_path_factory):
     """What the command line makes of a run."""
     out = tmp_path_factory.mktemp("export") / "small-bert"
-    command = ["--checkpoint", str(small_run), "--out", str(out), "--verify", "--license", "apache-2.0"]
+    command = [
+        "--checkpoint",
+        str(small_run),
+        "--out",
+        str(out),
+        "--verify",
+        "--license",
+        "apache-2.0",
+    ]
     assert export_hf.main(command) == 0
     return out
 
@@ -68,17 +82,24 @@ def test_a_run_is_a_folder_of_transformers(exported, small_run):
     model, params, tokenizer = theirs
     assert model is theirs and params is theirs.params and tokenizer is theirs.tokenizer
     assert ours.step == 20 and ours.config.vocab_size == theirs.config.vocab_size
-    np.testing.assert_array_equal(ours.params["head"]["dense"]["kernel"], theirs.params["head"]["dense"]["kernel"])
+    np.testing.assert_array_equal(
+        ours.params["head"]["dense"]["kernel"], theirs.params["head"]["dense"]["kernel"]
+    )
     sentence = "anna reads [MASK] in the garden ."
     guesses = transformers.pipeline("fill-mask", model=str(exported), top_k=3)(sentence)
     model = dataclasses.replace(ours, precision=FLOAT32)
     (expected,) = cramjax.fill_mask(model, sentence, top_k=3)
     assert [guess["token_str"] for guess in guesses] == [token for token, _ in expected]
-    np.testing.assert_allclose([guess["score"] for guess in guesses], [share for _, share in expected], rtol=1e-4)
+    np.testing.assert_allclose(
+        [guess["score"] for guess in guesses], [share for _, share in expected], rtol=1e-4
+    )
 
 
 def test_the_card_says_what_the_run_noted(exported, small_run, monkeypatch, capsys):
-    page, summary = (exported / "README.md").read_text(), json.loads((small_run / "summary.json").read_text())
+    page, summary = (
+        (exported / "README.md").read_text(),
+        json.loads((small_run / "summary.json").read_text()),
+    )
     data = ModelCard.load(exported / "README.md").data
     assert (data.license, data.language, data.library_name, data.pipeline_tag) == (
         "apache-2.0",
@@ -90,14 +111,24 @@ def test_the_card_says_what_the_run_noted(exported, small_run, monkeypatch, caps
     values = {result.metric_type: result.metric_value for result in data.eval_results}
     assert values["loss"] == round(summary["eval_loss"], 4)
     environment = json.loads((small_run / "environment.json").read_text())
-    assert environment["git"] in page and "python -m cramjax.main --config configs/quickstart.py" in page
+    assert (
+        environment["git"] in page
+        and "python -m cramjax.main --config configs/quickstart.py" in page
+    )
     assert "20 steps" in page and "![" in page and "text:stories.txt" in page
     printed = run_code(exported, monkeypatch, capsys)
     assert len(printed.splitlines()) == 5
 
 
 def test_scores_of_a_finetuning_stand_in_the_card(small_run, tmp_path, monkeypatch):
-    spread = {"median": 61.25, "mean": 61.0, "std": 1.5, "min": 59.0, "max": 63.0, "seeds": [59.0, 61.25, 63.0]}
+    spread = {
+        "median": 61.25,
+        "mean": 61.0,
+        "std": 1.5,
+        "min": 59.0,
+        "max": 63.0,
+        "seeds": [59.0, 61.25, 63.0],
+    }
     results = {
         "rte": {"accuracy": spread, "n_train": 9, "n_eval": 9},
         "suite": "glue",
@@ -111,9 +142,18 @@ def test_scores_of_a_finetuning_stand_in_the_card(small_run, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert export_hf.main(["--checkpoint", str(small_run), "--out", "out"]) == 0
     page = (tmp_path / "out" / "README.md").read_text()
-    assert "| rte | accuracy | 61.2 | 1.5 | 3 |" in page and "python -m tools.finetune --task rte" in page
-    (result,) = [result for result in ModelCard(page).data.eval_results if result.dataset_config == "rte"]
-    assert (result.metric_type, result.metric_value, result.dataset_type) == ("accuracy", 61.25, "nyu-mll/glue")
+    assert (
+        "| rte | accuracy | 61.2 | 1.5 | 3 |" in page
+        and "python -m tools.finetune --task rte" in page
+    )
+    (result,) = [
+        result for result in ModelCard(page).data.eval_results if result.dataset_config == "rte"
+    ]
+    assert (result.metric_type, result.metric_value, result.dataset_type) == (
+        "accuracy",
+        61.25,
+        "nyu-mll/glue",
+    )
 
 
 def test_an_export_is_replaced_and_other_files_stay(small_run, tmp_path):
@@ -161,7 +201,9 @@ def test_a_wrong_export_never_stands_there(small_run, tmp_path, monkeypatch):
     from cramjax.hub import saving
 
     original = saving._cast
-    monkeypatch.setattr(saving, "_cast", lambda name, tensor, dtype: original(name, tensor, dtype) + ("Wi" in name))
+    monkeypatch.setattr(
+        saving, "_cast", lambda name, tensor, dtype: original(name, tensor, dtype) + ("Wi" in name)
+    )
     with pytest.raises(RunFailed, match="does not hold the parameters"):
         export(small_run, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
@@ -187,17 +229,27 @@ def finetuned(kind, tasks, tmp_path, **changes):
 def test_a_finetuned_encoder_is_a_classifier(tmp_path, monkeypatch, capsys):
     cola, stsb = finetuned("encoder", ["cola", "stsb"], tmp_path)
     for folder in (cola, stsb):
-        export(folder, tmp_path / "out" / folder.parents[1].name, Options(verify=True), tell=lambda _: None)
+        export(
+            folder,
+            tmp_path / "out" / folder.parents[1].name,
+            Options(verify=True),
+            tell=lambda _: None,
+        )
     out = tmp_path / "out" / "cola"
     model = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
     assert type(model).__name__ == "ModernBertForSequenceClassification"
     assert model.config.id2label == {0: "unacceptable", 1: "acceptable"}
     # The predictions of the finetuning, from text alone.
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
-    rows = [line.split("\t") for line in (tmp_path / "glue" / "CoLA" / "dev.tsv").read_text().splitlines()]
+    rows = [
+        line.split("\t")
+        for line in (tmp_path / "glue" / "CoLA" / "dev.tsv").read_text().splitlines()
+    ]
     saved = json.loads((tmp_path / "ft" / "runs" / "cola" / "point-0" / "seed-0.json").read_text())
     with torch.no_grad():
-        found = [int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()) for *_, text in rows]
+        found = [
+            int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()) for *_, text in rows
+        ]
     assert found == saved["predictions"]["cola"]["validation"]
     page = (out / "README.md").read_text()
     assert "| cola | matthews |" in page and "stsb" not in page and "single_as_pair" not in page
@@ -220,7 +272,9 @@ def test_a_finetuned_t5_is_a_t5(tmp_path, monkeypatch, capsys):
     (rte,) = finetuned("t5", ["rte"], tmp_path)
     out = tmp_path / "out"
     export(rte, out, Options(verify=True), tell=lambda _: None)
-    assert json.loads((out / "config.json").read_text())["architectures"] == ["T5ForConditionalGeneration"]
+    assert json.loads((out / "config.json").read_text())["architectures"] == [
+        "T5ForConditionalGeneration"
+    ]
     page = (out / "README.md").read_text()
     assert "rte sentence1:" in page and ModelCard(page).data.pipeline_tag == "text2text-generation"
     assert run_code(out, monkeypatch, capsys).strip()
@@ -244,13 +298,25 @@ def test_an_unfinished_run_is_described_by_its_metrics(small_run, tmp_path):
 def test_to_the_hub_and_back(small_run, tmp_path, monkeypatch):
     """Exported, pushed to a branch by a step's name, loaded by its id for finetuning and training on."""
     with FakeHub(TOKEN) as hub:
-        environment = hub.environment(tmp_path / "home") | {"HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
-        command = ["-m", "tools.export_hf", "--checkpoint", str(small_run), "--out", str(tmp_path / "out")]
+        environment = hub.environment(tmp_path / "home") | {
+            "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": TOKEN,
+        }
+        command = [
+            "-m",
+            "tools.export_hf",
+            "--checkpoint",
+            str(small_run),
+            "--out",
+            str(tmp_path / "out"),
+        ]
         flags = ["--push_to_hub", "me/small", "--revision", "step-{step}", "--private"]
         done = cli.run([cli.sys.executable, *command, *flags], **environment)
         assert "/me/small" in done.stdout and TOKEN not in done.stdout + done.stderr
         (*_, commit) = hub.repos["me/small"].branches["step-20"]
-        assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= set(commit.files)
+        assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= set(
+            commit.files
+        )
         code = (
             "import cramjax; model = cramjax.load('me/small@step-20'); "
             "print(cramjax.fill_mask(model, 'anna reads [MASK] .', top_k=1)[0][0][0])"

@@ -18,23 +18,38 @@ def test_a_round_of_the_loop_is_timed_around_a_program_that_leaves_the_state_alo
     state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, 0)
     step = jax.jit(overhead._idle)
     same, metrics = step(state, None, jax.numpy.float32(0.5), jax.numpy.int32(2))
-    jax.tree.map(lambda a, b: a.dtype == b.dtype and (a == b).all() or pytest.fail("changed"), same, state)
+    jax.tree.map(
+        lambda a, b: a.dtype == b.dtype and (a == b).all() or pytest.fail("changed"), same, state
+    )
     assert set(metrics) == {"loss", "grad_norm", "skipped", "skipped_in_row"}
     assert 0 < overhead.host_s(made, state) < float("inf")
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))  # it is given up, as a step's is
+    assert all(
+        leaf.is_deleted() for leaf in jax.tree.leaves(state.params)
+    )  # it is given up, as a step's is
 
 
 @pytest.mark.slow
 def test_a_bench_has_the_keys_that_its_help_names(tmp_path, capsys):
-    flags = [f"--config.{override}" for override in (*COMMON, "optimizer.name=adamw", "microbatch_size=8")]
+    flags = [
+        f"--config.{override}"
+        for override in (*COMMON, "optimizer.name=adamw", "microbatch_size=8")
+    ]
     out = tmp_path / "new" / "bench.json"
     with one_device():
-        assert tool.main(["--config", "configs/quickstart.py", *flags, "--steps", "3", "--json", str(out)]) == 0
+        assert (
+            tool.main(
+                ["--config", "configs/quickstart.py", *flags, "--steps", "3", "--json", str(out)]
+            )
+            == 0
+        )
     found = json.loads(out.read_text())
     assert found == json.loads(capsys.readouterr().out)
     named = tool.EXAMPLE.split("with --peer")[0]
     keys = {
-        key for line in named.splitlines() if line.startswith("  ") for key in re.findall(r"[a-z_0-9]+", line[2:54])
+        key
+        for line in named.splitlines()
+        if line.startswith("  ")
+        for key in re.findall(r"[a-z_0-9]+", line[2:54])
     }
     words = {"of", "the", "a", "that", "median"}
     assert {key for key in keys if "_" in key} - words <= set(found)

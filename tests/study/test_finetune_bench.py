@@ -15,7 +15,13 @@ from cramjax.study import finetune_bench, finetune_peer
 from tests.finetuning import grammar
 from tools import bench as tool
 
-TINY = ("model.n_layers=2", "model.d_model=32", "model.n_heads=2", "model.d_ff=48", "data.vocab_size=200")
+TINY = (
+    "model.n_layers=2",
+    "model.d_model=32",
+    "model.n_heads=2",
+    "model.d_ff=48",
+    "data.vocab_size=200",
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +34,9 @@ def glue(tmp_path_factory):
 
 
 def ours(glue, task, n_steps):
-    return finetune_bench._Ours(get_config("quickstart", *TINY), find_tasks([task])[0], str(glue), n_steps)
+    return finetune_bench._Ours(
+        get_config("quickstart", *TINY), find_tasks([task])[0], str(glue), n_steps
+    )
 
 
 def test_ratios_are_over_the_peers_best():
@@ -38,9 +46,14 @@ def test_ratios_are_over_the_peers_best():
         {"mode": "float32, grouped by length", "examples_per_s": 20.0},
         {"mode": "bfloat16", "examples_per_s": 40.0},
     ]
-    found = finetune_bench.comparison({"float32": 50.0, "bfloat16": 90.0}, {"float32": 30.0, "bfloat16": 70.0}, peers)
+    found = finetune_bench.comparison(
+        {"float32": 50.0, "bfloat16": 90.0}, {"float32": 30.0, "bfloat16": 70.0}, peers
+    )
     assert found["ratio_to_peer"] == {"float32": 4.0, "float32_any": 2.0, "best": 2.0}
-    assert finetune_bench.comparison({"float32": 1.0}, {"float32": 1.0}, [])["ratio_to_peer"]["best"] is None
+    assert (
+        finetune_bench.comparison({"float32": 1.0}, {"float32": 1.0}, [])["ratio_to_peer"]["best"]
+        is None
+    )
 
 
 def test_short_batches_count_as_what_they_hold():
@@ -54,11 +67,21 @@ def test_the_peer_is_asked_for_the_same_sizes_and_settings(glue):
     measure = ours(glue, "cola", 3)
     wanted = measure.specification()
     numbers = wanted["numbers"]
-    assert (numbers["vocab_size"], numbers["hidden_size"], numbers["num_hidden_layers"]) == (200, 32, 2)
+    assert (numbers["vocab_size"], numbers["hidden_size"], numbers["num_hidden_layers"]) == (
+        200,
+        32,
+        2,
+    )
     assert numbers["intermediate_size"] == 72 and numbers["num_labels"] == 2
     assert (numbers["hidden_dropout_prob"], numbers["attention_probs_dropout_prob"]) == (0.1, 0.1)
-    assert (wanted["settings"]["batch_size"], wanted["settings"]["lr"], wanted["settings"]["b2"]) == (16, 4e-5, 0.98)
-    assert len(wanted["input_ids"]) == len(wanted["labels"]) == 41 and "token_type_ids" not in wanted
+    assert (
+        wanted["settings"]["batch_size"],
+        wanted["settings"]["lr"],
+        wanted["settings"]["b2"],
+    ) == (16, 4e-5, 0.98)
+    assert (
+        len(wanted["input_ids"]) == len(wanted["labels"]) == 41 and "token_type_ids" not in wanted
+    )
     assert [list(found.ids) for found in measure._feed._sequences["train"]] == wanted["input_ids"]
     json.dumps(wanted)
 
@@ -105,7 +128,16 @@ def test_ours_is_measured_on_both_sides_of_the_peer(glue, monkeypatch, capsys):
     monkeypatch.setattr(finetune_peer, "measure", peer)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     flags = [f"--config.{pair}" for pair in TINY]
-    command = ["--config", "configs/quickstart.py", "--finetune", "cola", "--data_dir", str(glue), "--steps", "7"]
+    command = [
+        "--config",
+        "configs/quickstart.py",
+        "--finetune",
+        "cola",
+        "--data_dir",
+        str(glue),
+        "--steps",
+        "7",
+    ]
     assert tool.main([*command, "--peer", "--peer_modes", "eager", *flags]) == 0
     assert order == ["float32", "bfloat16", (7, finetune_peer.EAGER_MODES), "float32", "bfloat16"]
     assert len(finetune_peer.EAGER_MODES) == 4
@@ -120,12 +152,18 @@ def test_ours_is_measured_on_both_sides_of_the_peer(glue, monkeypatch, capsys):
 def test_a_peer_is_a_process_that_gets_all_or_fails(tmp_path, monkeypatch):
     line = json.dumps({"peer": "Trainer", "mode": "float32", "examples_per_s": 1.0})
     fake = tmp_path / "python"
-    fake.write_text(f"#!/bin/sh\ncat > {tmp_path}/asked\necho \"{{'train_runtime': 1}}\"\necho '{line}'\n")
+    fake.write_text(
+        f"#!/bin/sh\ncat > {tmp_path}/asked\necho \"{{'train_runtime': 1}}\"\necho '{line}'\n"
+    )
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(finetune_peer.sys, "executable", str(fake))
     (found,) = finetune_peer.measure({"labels": [1]}, 5, ("float32",))
     assert found["examples_per_s"] == 1.0
-    assert json.loads((tmp_path / "asked").read_text()) == {"labels": [1], "modes": ["float32"], "n_steps": 5}
+    assert json.loads((tmp_path / "asked").read_text()) == {
+        "labels": [1],
+        "modes": ["float32"],
+        "n_steps": 5,
+    }
     with pytest.raises(RunFailed, match="ended without its measurements"):
         finetune_peer.measure({"labels": [1]}, 5, ("float32", "bfloat16"))
 
@@ -138,7 +176,10 @@ def test_what_is_missing_is_named(monkeypatch, missing):
 
 
 def test_other_tasks_are_refused(tmp_path):
-    for config, task in ((get_config("quickstart", *TINY), "stsb"), (get_config("t5_1day"), "cola")):
+    for config, task in (
+        (get_config("quickstart", *TINY), "stsb"),
+        (get_config("t5_1day"), "cola"),
+    ):
         with pytest.raises(UserError, match="one task of classification with an encoder"):
             finetune_bench.bench(config, task, str(tmp_path), 2, peer=False)
 
@@ -164,7 +205,9 @@ def test_help_needs_no_jax(root):
         "try: bench.main(['--help'])\n"
         "finally: assert not {'jax', 'torch', 'transformers'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", check], cwd=root, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", check], cwd=root, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0 and "--peer_modes" in done.stdout
 
 
@@ -177,6 +220,9 @@ def test_both_sides_are_measured(glue, task):
     config = get_config("quickstart", *TINY)
     found = finetune_bench.bench(config, task, str(glue), 4, peer=True, modes=modes)
     assert [peer["mode"] for peer in found["peers"]] == list(modes)
-    assert all(peer["examples_per_s"] > 0 for peer in found["peers"]) and found["ratio_to_peer"]["best"] > 0
+    assert (
+        all(peer["examples_per_s"] > 0 for peer in found["peers"])
+        and found["ratio_to_peer"]["best"] > 0
+    )
     assert set(found["peers"][0]["versions"]) == {"torch", "transformers", "accelerate"}
     assert set(found["ours"]) == {"float32", "bfloat16"} and found["mean_tokens"] > 3

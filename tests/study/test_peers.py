@@ -25,13 +25,20 @@ TINY = (
 
 
 def t5(*overrides):
-    return get_config("t5_efficient:tiny-nl2", *TINY, "model.head_dim=12", "data.extra_ids=100", *overrides)
+    return get_config(
+        "t5_efficient:tiny-nl2", *TINY, "model.head_dim=12", "data.extra_ids=100", *overrides
+    )
 
 
 def test_the_peer_has_the_sizes_of_the_configuration():
     wanted = peers.specification(t5("model.n_decoder_layers=3"))
     numbers = wanted["config"]
-    assert (numbers["model_type"], wanted["n_rows"], wanted["length"], wanted["labels"]) == ("t5", 4, 32, 8)
+    assert (numbers["model_type"], wanted["n_rows"], wanted["length"], wanted["labels"]) == (
+        "t5",
+        4,
+        32,
+        8,
+    )
     found = [numbers[key] for key in ("vocab_size", "d_kv", "num_layers", "num_decoder_layers")]
     assert found == [256, 12, 2, 3]
     assert numbers["feed_forward_proj"] == "relu" and numbers["tie_word_embeddings"]
@@ -63,16 +70,27 @@ def test_a_peer_is_measured_in_a_process_of_its_own(family):
     own = ("model.n_layers=1", "model.positions=learned", "model.max_positions=32")
     config = t5() if family == "t5" else get_config("bert_1day", *TINY, *own)
     found = peers.measure_peers(config, 3, ("float32 eager", "bfloat16 eager"))
-    names = {"t5": ["T5ForConditionalGeneration"], "encoder": ["BertForMaskedLM", "TorchEncoder"]}[family]
+    names = {"t5": ["T5ForConditionalGeneration"], "encoder": ["BertForMaskedLM", "TorchEncoder"]}[
+        family
+    ]
     modes = ["float32 eager", "bfloat16 eager"]
-    assert [(result["peer"], result["mode"]) for result in found] == list(itertools.product(names, modes))
+    assert [(result["peer"], result["mode"]) for result in found] == list(
+        itertools.product(names, modes)
+    )
     for result in found:
-        assert result["tokens_per_s"] == pytest.approx(4 * 32 / result["step_s"]) and result["microbatch_size"] == 4
+        assert (
+            result["tokens_per_s"] == pytest.approx(4 * 32 / result["step_s"])
+            and result["microbatch_size"] == 4
+        )
         assert result["step_s_p10"] <= result["step_s"] <= result["step_s_p90"]
     if family == "t5":
-        assert found[0]["params"] == t5_network.count_params(t5_config(config.model, config.data.vocab_size))
+        assert found[0]["params"] == t5_network.count_params(
+            t5_config(config.model, config.data.vocab_size)
+        )
     else:
-        assert found[2]["params"] == encoder.count_params(encoder_config(config.model, config.data.vocab_size))
+        assert found[2]["params"] == encoder.count_params(
+            encoder_config(config.model, config.data.vocab_size)
+        )
 
 
 def test_without_torch_it_says_what_to_install(tmp_path):
@@ -83,7 +101,12 @@ def test_without_torch_it_says_what_to_install(tmp_path):
     )
     command = [sys.executable, "-c", probe, "--config", "configs/t5_efficient.py:mini", "--peer"]
     done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 2 and "pip install -r requirements-test.txt" in done.stderr
     assert "Traceback" not in done.stderr

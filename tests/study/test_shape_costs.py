@@ -12,7 +12,11 @@ from tools import shapes as tool
 
 
 def network(shape, vocab_size):
-    form = {"ffn": "relu"} if shape.version == "1.0" else {"ffn": "geglu_tanh", "tie_embeddings": False}
+    form = (
+        {"ffn": "relu"}
+        if shape.version == "1.0"
+        else {"ffn": "geglu_tanh", "tie_embeddings": False}
+    )
     return t5.T5Config(vocab_size=vocab_size, **shape.model(), **form)
 
 
@@ -20,13 +24,17 @@ def network(shape, vocab_size):
 def test_the_cost_is_that_of_the_real_network_and_optimizer(name):
     shape = shapes.parse(name)
     cfg = network(shape, 1000)
-    n_params, flops, adafactor_bytes = cost(shape, vocab_size=1000, seq_len=128, optimizer="adafactor")
+    n_params, flops, adafactor_bytes = cost(
+        shape, vocab_size=1000, seq_len=128, optimizer="adafactor"
+    )
     assert n_params == t5.count_params(cfg)
     # A forward and backward pass is at least 6 FLOPs for each parameter of the encoder a token sees.
     assert flops > 6 * 0.5 * (n_params - 2000 * shape.d_model)
 
     def state_bytes(optimizer):
-        made = make_optimizer(optimizer, t5.param_axes(cfg), b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
+        made = make_optimizer(
+            optimizer, t5.param_axes(cfg), b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0
+        )
         abstract = t5.abstract_params(cfg)
         leaves = jax.tree.leaves((abstract, jax.eval_shape(made.init, abstract)))
         return sum(4 * math.prod(leaf.shape) for leaf in leaves)
@@ -60,9 +68,11 @@ def test_the_list_is_filtered_and_sorted(capsys, tmp_path):
 def test_named_shapes_are_shown(capsys):
     assert tool.main(["small-nl24", "base-nl18-ff2000"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["name", "small-nl24", "base-nl18-ff2000"] and "192,673,280" in lines[
-        1
-    ]
+    assert [line.split()[0] for line in lines] == [
+        "name",
+        "small-nl24",
+        "base-nl18-ff2000",
+    ] and "192,673,280" in lines[1]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,10 @@ def test_every_point_of_a_study_is_sound(name):
 
 
 def test_where_a_curve_comes_to_a_loss():
-    curve = [{"eval_loss": loss, "elapsed_s": at} for at, loss in ((10, 6.0), (20, 5.0), (30, 5.5), (40, 4.0))]
+    curve = [
+        {"eval_loss": loss, "elapsed_s": at}
+        for at, loss in ((10, 6.0), (20, 5.0), (30, 5.5), (40, 4.0))
+    ]
     assert growth_report.reached(curve, "elapsed_s", 5.5) == 15
     assert growth_report.reached(curve, "elapsed_s", 4.75) == 35
     assert growth_report.reached(curve, "elapsed_s", 7.0) == 10
@@ -28,10 +31,15 @@ def test_where_a_curve_comes_to_a_loss():
 
 def result(folder, values, final, curve=()):
     """A finished run of 100 seconds and 1e9 FLOPs, as a sweep finds it."""
-    point = grid.Point(name=",".join(values.values()), values=values, spec="", overrides=(), config={})
+    point = grid.Point(
+        name=",".join(values.values()), values=values, spec="", overrides=(), config={}
+    )
     workdir = folder / point.name
     workdir.mkdir(parents=True)
-    lines = [{"step": at, "elapsed_s": at, "flops": at * 1e7, "eval_loss": loss} for at, loss in (*curve, (100, final))]
+    lines = [
+        {"step": at, "elapsed_s": at, "flops": at * 1e7, "eval_loss": loss}
+        for at, loss in (*curve, (100, final))
+    ]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = {"steps": 7, "tokens": 2e6, "flops": 1e9, "elapsed_s": 100, "eval_loss": final}
     return Result(point, workdir, "finished", summary)
@@ -46,12 +54,17 @@ def test_the_report_compares_with_the_control_of_the_same_seed(tmp_path):
         hours.append(result(tmp_path / "h", {"seed": seed, "variant": "stack"}, 3.0, curve))
         hours.append(result(tmp_path / "h", {"seed": seed, "variant": "width"}, 4.5))
     sooner = [
-        result(tmp_path / "s", {"seed": seed, "variant": "stack", "budget.hours": "0.1"}, 4.5) for seed in ("0", "1")
+        result(tmp_path / "s", {"seed": seed, "variant": "stack", "budget.hours": "0.1"}, 4.5)
+        for seed in ("0", "1")
     ]
-    text = growth_report.report(STUDIES["growth"], studies.Found(sweeps={"hours": hours, "sooner": sooner}))
+    text = growth_report.report(
+        STUDIES["growth"], studies.Found(sweeps={"hours": hours, "sooner": sooner})
+    )
     assert "| control | 7 | 2.00 M | 1.00e+09 | 4.500 (4.000 to 5.000) | 100% | 100% |" in text
     assert "| stack | 7 | 2.00 M | 1.00e+09 | 3.000 (3.000 to 3.000) | 62% | 62% |" in text
-    assert "| width | 7 | 2.00 M | 1.00e+09 | 4.500 (4.500 to 4.500) | 1 of 2 do | 1 of 2 do |" in text
+    assert (
+        "| width | 7 | 2.00 M | 1.00e+09 | 4.500 (4.500 to 4.500) | 1 of 2 do | 1 of 2 do |" in text
+    )
     assert "| stack, 0.1 | 4.500 (4.500 to 4.500) | 1 of 2 |" in text and "Equal FLOPs" not in text
 
 
@@ -59,7 +72,9 @@ def test_mistakes_are_one_sentence(capsys, tmp_path):
     assert tool.main(["growt", "--out", str(tmp_path / "out")]) == 2
     assert "growt: no such study; there are growth" in capsys.readouterr().err
     assert tool.main(["growth", "--out", str(tmp_path / "out"), "--config.budget.flops=1e9"]) == 2
-    assert "--config.budget.flops=1e9: the study sets budget.flops itself" in capsys.readouterr().err
+    assert (
+        "--config.budget.flops=1e9: the study sets budget.flops itself" in capsys.readouterr().err
+    )
     assert not pathlib.Path(tmp_path / "out").exists()
 
 
@@ -86,7 +101,10 @@ def test_what_is_best_within_so_many_bytes():
     # A loss is the better the lower it is, and what fits nowhere is left empty.
     losses = [
         entry(*row)
-        for row in (("a", 0, 32, 900_000, (3.0,), "heldout_loss"), ("b", 0, 32, 1e6, (2.0,), "heldout_loss"))
+        for row in (
+            ("a", 0, 32, 900_000, (3.0,), "heldout_loss"),
+            ("b", 0, 32, 1e6, (2.0,), "heldout_loss"),
+        )
     ]
     assert compression_report.within([*losses, entry("b", 0, 8, 400_000, (2.5,), "heldout_loss")]).splitlines()[2:] == [
         "| a |  | 3.0 (32 bits) |",
@@ -101,11 +119,20 @@ def test_a_study_compresses_what_its_sweeps_have_trained(tmp_path):
 
     def launch(command, log, stop):
         commands.append(command)
-        out = pathlib.Path(command[command.index("--workdir" if "--workdir" in command else "--out") + 1])
+        out = pathlib.Path(
+            command[command.index("--workdir" if "--workdir" in command else "--out") + 1]
+        )
         if "cramjax.main" in command:
             point = next(point for point in points if point.name == out.name)
             (out / "config.json").write_text(json.dumps(point.config))
-            summary = {"params": 1e6, "steps": 7, "tokens": 2e6, "flops": 1e9, "elapsed_s": 100, "eval_loss": 5.0}
+            summary = {
+                "params": 1e6,
+                "steps": 7,
+                "tokens": 2e6,
+                "flops": 1e9,
+                "elapsed_s": 100,
+                "eval_loss": 5.0,
+            }
             (out / "summary.json").write_text(json.dumps(summary))
         else:
             (out / "pareto.json").write_text(json.dumps(SMALL_AND_LARGE))
@@ -115,7 +142,10 @@ def test_a_study_compresses_what_its_sweeps_have_trained(tmp_path):
     sizes = [command for command in commands if "cramjax.main" in command]
     compressions = [command for command in commands if "tools.compress" in command]
     assert len(sizes) == 4 and len(compressions) == 2
-    assert compressions[0].count("--checkpoint") == 4 and compressions[0][compressions[0].index("--task") + 1] == "sst2"
+    assert (
+        compressions[0].count("--checkpoint") == 4
+        and compressions[0][compressions[0].index("--task") + 1] == "sst2"
+    )
     assert "glue" in compressions[1]
     text = (tmp_path / "report.md").read_text()
     assert "1.00 M | 7 | 2.0 M | 1.00e+09 | 5.000" in text
@@ -129,7 +159,14 @@ def test_a_study_goes_on_after_a_compression_that_failed(tmp_path, capsys):
     for point in points:
         (tmp_path / "sizes" / point.name).mkdir(parents=True)
         (tmp_path / "sizes" / point.name / "config.json").write_text(json.dumps(point.config))
-        summary = {"params": 1e6, "steps": 7, "tokens": 2e6, "flops": 1e9, "elapsed_s": 100, "eval_loss": 5.0}
+        summary = {
+            "params": 1e6,
+            "steps": 7,
+            "tokens": 2e6,
+            "flops": 1e9,
+            "elapsed_s": 100,
+            "eval_loss": 5.0,
+        }
         (tmp_path / "sizes" / point.name / "summary.json").write_text(json.dumps(summary))
     tasks = []
 
@@ -143,6 +180,9 @@ def test_a_study_goes_on_after_a_compression_that_failed(tmp_path, capsys):
 
 def test_a_study_says_what_data_it_needs(capsys, tmp_path):
     assert tool.main(["train_large", "--out", str(tmp_path / "out")]) == 2
-    assert "--data_dir: this study finetunes; give the folder with the data of sst2, mrpc" in capsys.readouterr().err
+    assert (
+        "--data_dir: this study finetunes; give the folder with the data of sst2, mrpc"
+        in capsys.readouterr().err
+    )
     assert tool.main(["growth", "--out", str(tmp_path / "out"), "--data_dir", "glue"]) == 2
     assert "--data_dir: this study finetunes nothing; leave it out" in capsys.readouterr().err

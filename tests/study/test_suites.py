@@ -41,12 +41,29 @@ def test_members_are_measured_one_after_the_other_and_drawn_up(monkeypatch, tmp_
 
     def run(command, **_):
         commands.append(command)
-        pathlib.Path(command[command.index("--json") + 1]).write_text(json.dumps(result(1500.0, 1000.0)))
+        pathlib.Path(command[command.index("--json") + 1]).write_text(
+            json.dumps(result(1500.0, 1000.0))
+        )
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(suites.subprocess, "run", run)
-    assert tool.main(["--suite", "cpu", "--steps", "3", "--json", str(tmp_path / "all.json"), "--config.seed=1"]) == 0
-    assert len(commands) == len(suites.SUITES["cpu"]) and all("--config.seed=1" in command for command in commands)
+    assert (
+        tool.main(
+            [
+                "--suite",
+                "cpu",
+                "--steps",
+                "3",
+                "--json",
+                str(tmp_path / "all.json"),
+                "--config.seed=1",
+            ]
+        )
+        == 0
+    )
+    assert len(commands) == len(suites.SUITES["cpu"]) and all(
+        "--config.seed=1" in command for command in commands
+    )
     assert (
         "| quickstart at 128 | bfloat16 | 1,500 and 1,500 | 56% | 3.0 GiB | TorchEncoder, eager | 1,000 | 1.50 | 3.00 |"
         in capsys.readouterr().out
@@ -57,7 +74,9 @@ def test_members_are_measured_one_after_the_other_and_drawn_up(monkeypatch, tmp_
 
 
 def test_a_member_that_fails_ends_the_suite(monkeypatch):
-    monkeypatch.setattr(suites.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
+    monkeypatch.setattr(
+        suites.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1)
+    )
     with pytest.raises(RunFailed, match="quickstart at 128: its bench failed"):
         list(suites.run("cpu", (), 3))
 

@@ -52,7 +52,14 @@ class Runs:
 
 
 def leave_run(workdir, **values):
-    summary = {"params": 1000, "steps": 4, "flops": 5e12, "elapsed_s": 2.5, "eval_loss": 3.0, "stop_reason": "steps"}
+    summary = {
+        "params": 1000,
+        "steps": 4,
+        "flops": 5e12,
+        "elapsed_s": 2.5,
+        "eval_loss": 3.0,
+        "stop_reason": "steps",
+    }
     (workdir / "summary.json").write_text(json.dumps(summary | values))
     evals = [{"step": step, "elapsed_s": step / 2, "eval_loss": 9.0 - step} for step in (2, 4)]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evals))
@@ -68,13 +75,30 @@ def run(points, out, launch):
 
 
 def test_values_are_split_at_commas_outside_brackets():
-    grids = grid.parse_grids(["data.source=[['text:a', 1], ['text:b', 2]],installed-docs", "seed=0, 1"])
-    assert grids == {"data.source": ["[['text:a', 1], ['text:b', 2]]", "installed-docs"], "seed": ["0", "1"]}
-    assert grid.parse_grids(["data.source=text:{a,b}=c.txt"]) == {"data.source": ["text:{a,b}=c.txt"]}
+    grids = grid.parse_grids(
+        ["data.source=[['text:a', 1], ['text:b', 2]],installed-docs", "seed=0, 1"]
+    )
+    assert grids == {
+        "data.source": ["[['text:a', 1], ['text:b', 2]]", "installed-docs"],
+        "seed": ["0", "1"],
+    }
+    assert grid.parse_grids(["data.source=text:{a,b}=c.txt"]) == {
+        "data.source": ["text:{a,b}=c.txt"]
+    }
 
 
 @pytest.mark.parametrize(
-    "texts", [["seed"], ["seed="], ["=1"], ["seed=1,,2"], ["x=[1,2"], ["x=1]"], ["seed=1,1"], ["seed=1", "seed=2"]]
+    "texts",
+    [
+        ["seed"],
+        ["seed="],
+        ["=1"],
+        ["seed=1,,2"],
+        ["x=[1,2"],
+        ["x=1]"],
+        ["seed=1,1"],
+        ["seed=1", "seed=2"],
+    ],
 )
 def test_a_malformed_grid_is_the_users_mistake(texts):
     with pytest.raises(UserError, match=r"--grid "):
@@ -91,7 +115,11 @@ def test_points_are_the_cross_product_with_the_last_grid_fastest():
     assert (last["optimizer"]["lr"], last["seed"], last["budget"]["steps"]) == (0.02, 1, 4)
     command = points[-1].command(pathlib.Path("x"))
     assert command[3:5] == ["--config", f"{RECIPE}:smoke"]
-    assert command[-3:] == ["--config.budget.steps=4", "--config.optimizer.lr=0.02", "--config.seed=1"]
+    assert command[-3:] == [
+        "--config.budget.steps=4",
+        "--config.optimizer.lr=0.02",
+        "--config.seed=1",
+    ]
 
 
 def test_the_variant_is_the_argument_of_the_recipe():
@@ -101,7 +129,11 @@ def test_the_variant_is_the_argument_of_the_recipe():
 
 
 def test_mistakes_of_all_points_are_reported_at_once():
-    grids = {"variant": ["smoke", "smokey"], "optimizer.lr": ["0.1", "high"], "model.n_layer": ["2"]}
+    grids = {
+        "variant": ["smoke", "smokey"],
+        "optimizer.lr": ["0.1", "high"],
+        "model.n_layer": ["2"],
+    }
     with pytest.raises(UserError) as caught:
         grid.points_of(RECIPE, ["bach_size=3"], grids)
     text = str(caught.value)
@@ -129,7 +161,13 @@ def test_grids_that_contradict_the_rest_are_refused(spec, overrides, grids, mess
         grid.points_of(spec, overrides, grids)
 
 
-@given(st.lists(st.dictionaries(st.text(min_size=1), st.text(), min_size=1, max_size=3), min_size=2, max_size=2))
+@given(
+    st.lists(
+        st.dictionaries(st.text(min_size=1), st.text(), min_size=1, max_size=3),
+        min_size=2,
+        max_size=2,
+    )
+)
 def test_names_are_safe_short_and_differ_where_values_do(pair):
     one, other = map(grid.point_name, pair)
     for name in (one, other):
@@ -139,7 +177,10 @@ def test_names_are_safe_short_and_differ_where_values_do(pair):
 
 
 def test_readable_names_and_hashed_ones():
-    assert grid.point_name({"variant": "tiny-nl2", "optimizer.lr": "0.01"}) == "variant-tiny-nl2,optimizer.lr-0.01"
+    assert (
+        grid.point_name({"variant": "tiny-nl2", "optimizer.lr": "0.01"})
+        == "variant-tiny-nl2,optimizer.lr-0.01"
+    )
     slash, colon = (grid.point_name({"data.source": f"text{mark}a"}) for mark in "/:")
     assert slash != colon and slash.startswith("data.source-text_a-")
     assert len(grid.point_name({"data.source": "x" * 500})) == grid.MAX_NAME
@@ -160,7 +201,13 @@ def test_the_front_is_what_nothing_dominates(pairs):
 
 def test_points_without_a_number_are_not_on_the_front_and_beat_nobody():
     nan, inf = float("nan"), float("inf")
-    assert pareto.front([(1, nan), (None, 1.0), (2, 3.0), (-inf, 0.0), (2, 3.0)]) == [False, False, True, False, True]
+    assert pareto.front([(1, nan), (None, 1.0), (2, 3.0), (-inf, 0.0), (2, 3.0)]) == [
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_a_sweep_leaves_table_and_picture(points, tmp_path):
@@ -171,10 +218,16 @@ def test_a_sweep_leaves_table_and_picture(points, tmp_path):
     assert [row["status"] for row in table] == ["finished"] * 3
     assert [row["optimizer.lr"] for row in table] == LRS["optimizer.lr"]
     assert [float(row["eval_loss"]) for row in table] == [3.0, 2.0, 1.0]
-    assert table[0]["workdir"] == str(tmp_path / points[0].name) and table[0]["stop_reason"] == "steps"
+    assert (
+        table[0]["workdir"] == str(tmp_path / points[0].name) and table[0]["stop_reason"] == "steps"
+    )
     # More parameters and less loss, for the same FLOPs and time.
     assert [row["pareto_params"] for row in table] == ["1", "1", "1"]
-    assert [row["pareto_flops"] for row in table] == [row["pareto_s"] for row in table] == ["0", "0", "1"]
+    assert (
+        [row["pareto_flops"] for row in table]
+        == [row["pareto_s"] for row in table]
+        == ["0", "0", "1"]
+    )
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -222,7 +275,9 @@ def test_a_signal_stops_the_sweep_after_the_running_point(points, tmp_path):
     assert runs.started == [point.name for point in points[:2]]
     assert [row["status"] for row in rows(tmp_path)] == ["finished", "stopped", "pending"]
     again = Runs(points)
-    assert run(points, tmp_path, again) == 0 and again.started == [point.name for point in points[1:]]
+    assert run(points, tmp_path, again) == 0 and again.started == [
+        point.name for point in points[1:]
+    ]
 
 
 def test_a_folder_with_another_configuration_is_refused_before_anything_runs(points, tmp_path):
@@ -231,7 +286,10 @@ def test_a_folder_with_another_configuration_is_refused_before_anything_runs(poi
     runs = Runs(changed)
     with pytest.raises(UserError, match="budget.steps is 4 there, 5 now") as caught:
         run(changed, tmp_path, runs)
-    assert all(str(tmp_path / point.name) in str(caught.value) for point in points) and not runs.started
+    assert (
+        all(str(tmp_path / point.name) in str(caught.value) for point in points)
+        and not runs.started
+    )
     assert [row["status"] for row in rows(tmp_path)] == ["finished"] * 3
 
 
@@ -252,7 +310,9 @@ def test_lines_say_number_name_state_and_time_left(points, tmp_path):
     assert said[0] == "3 points, 0 of them finished before"
     assert said[1].startswith("1/3  optimizer.lr-0.01  running") and "left" not in said[1]
     assert said[2] == "1/3  optimizer.lr-0.01  finished after 0:30, held-out loss 3.000  1:00 left"
-    assert said[6].startswith("3/3  optimizer.lr-0.03  failed after 0:30: the gradient is not finite")
+    assert said[6].startswith(
+        "3/3  optimizer.lr-0.03  failed after 0:30: the gradient is not finite"
+    )
     assert "sweep.png" in said[-1]
 
 
@@ -279,7 +339,10 @@ def test_launch_keeps_the_output_and_passes_a_signal_on(tmp_path):
         start = log.stat().st_size
         assert sweep.launch([sys.executable, "-c", PROGRAM, "killed"], log, stop) == -signal.SIGKILL
         assert sweep._error(log, start, -9) == "ended by SIGKILL: ready"
-        assert sweep.launch([sys.executable, "-c", PROGRAM, "wait", str(os.getpid())], log, stop) == 143
+        assert (
+            sweep.launch([sys.executable, "-c", PROGRAM, "wait", str(os.getpid())], log, stop)
+            == 143
+        )
         assert stop.exit_code == 143
     assert log.read_text().count("ready") == 4
 
@@ -300,12 +363,30 @@ def drawn(label, **summary):
     [
         [drawn("alone", params=1e6, flops=1e12, elapsed_s=5.0, eval_loss=3.0)],
         [
-            drawn(f"equal {n}", params=10**n, flops=1e12 * (1 + n * 1e-9), elapsed_s=9e3, eval_loss=3.0)
+            drawn(
+                f"equal {n}",
+                params=10**n,
+                flops=1e12 * (1 + n * 1e-9),
+                elapsed_s=9e3,
+                eval_loss=3.0,
+            )
             for n in range(5)
         ],
-        [drawn(f"many {n}", params=n + 1, flops=1e9 * n, elapsed_s=n, eval_loss=n % 7) for n in range(30)],
-        [drawn("unfinished"), drawn("diverged", params=1, flops=0, elapsed_s=0.0, eval_loss=float("nan"))],
-        [drawn(r"$\name$ that is far longer than what fits beside a point", params=None, eval_loss=1.0)],
+        [
+            drawn(f"many {n}", params=n + 1, flops=1e9 * n, elapsed_s=n, eval_loss=n % 7)
+            for n in range(30)
+        ],
+        [
+            drawn("unfinished"),
+            drawn("diverged", params=1, flops=0, elapsed_s=0.0, eval_loss=float("nan")),
+        ],
+        [
+            drawn(
+                r"$\name$ that is far longer than what fits beside a point",
+                params=None,
+                eval_loss=1.0,
+            )
+        ],
     ],
     ids=["one", "equal", "many", "no_loss", "long"],
 )

@@ -77,7 +77,9 @@ def test_a_kernel_that_computes_something_else_is_left_out(two_kernels, monkeypa
     monkeypatch.setattr(attention, "mix", wrong)
     # Of two plain kernels the first is what the other is held against.
     chosen, lines = fastest(call())
-    assert chosen == {call(): "einsum"} and any("xla computes something else" in line for line in lines)
+    assert chosen == {call(): "einsum"} and any(
+        "xla computes something else" in line for line in lines
+    )
 
 
 def test_a_kernel_that_does_not_run_is_left_out(two_kernels, monkeypatch):
@@ -90,7 +92,9 @@ def test_a_kernel_that_does_not_run_is_left_out(two_kernels, monkeypatch):
 
     monkeypatch.setattr(attention, "mix", failing)
     chosen, lines = fastest(call())
-    assert chosen == {call(): "xla"} and any("einsum does not run here (not on this card)" in line for line in lines)
+    assert chosen == {call(): "xla"} and any(
+        "einsum does not run here (not on this card)" in line for line in lines
+    )
 
 
 def test_where_there_is_no_choice_nothing_is_timed():
@@ -107,7 +111,9 @@ def test_a_session_on_a_gpu_takes_what_was_found(two_kernels, monkeypatch, name)
     monkeypatch.setattr(attention_choice, "_time", lambda call, names, precision, announce: name)
     made = open_tiny("microbatch_size=4")
     assert made.attention == name and losses(made, [batches(1)[0]])
-    assert open_tiny("microbatch_size=4", "model.attention=xla").attention == "einsum"  # the first plain one
+    assert (
+        open_tiny("microbatch_size=4", "model.attention=xla").attention == "einsum"
+    )  # the first plain one
 
 
 def test_where_xla_divides_the_step_no_kernel_of_ours_is_taken(two_kernels, monkeypatch):

@@ -55,7 +55,9 @@ def place(state, n_devices):
 
 def abstract(state, n_devices=1):
     sharding = sharded(n_devices)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(leaf)), state)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(leaf)), state
+    )
 
 
 def assert_same(a, b):
@@ -79,7 +81,11 @@ def test_nothing_saved_is_nothing_restored(folder):
 
 def test_a_state_goes_from_one_device_to_eight_and_back_bit_for_bit(folder):
     state = make_state()
-    sidecar = {"clock": {"elapsed_s": 1.5, "limits": {"steps": 9}}, "tokenizer_sha256": "ab", "row": 2**40}
+    sidecar = {
+        "clock": {"elapsed_s": 1.5, "limits": {"steps": 9}},
+        "tokenizer_sha256": "ab",
+        "row": 2**40,
+    }
     for step, (saved_on, restored_on) in enumerate([(1, 8), (8, 1)], 1):
         checkpoints = Checkpoints(folder)
         checkpoints.save(step, place(state, saved_on), sidecar)
@@ -103,7 +109,9 @@ def test_the_saved_arrays_are_those_at_the_call_although_the_next_steps_donate_t
             x = bump(x)
     checkpoints.wait()
     for step in (2, 1, 0):
-        restored = checkpoints.restore({"x": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)})
+        restored = checkpoints.restore(
+            {"x": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)}
+        )
         assert restored.step == step and set(np.unique(restored.state["x"])) == {10.0 * step}
         (folder / str(step)).rename(folder / f"aside-{step}")
         checkpoints.close()
@@ -125,12 +133,20 @@ def test_the_newest_are_kept_whole_and_the_rest_leaves_nothing(folder):
 
 def test_another_tokenizer_or_model_is_refused_with_what_differs(folder):
     checkpoints = Checkpoints(folder)
-    checkpoints.save(1, make_state(), {"tokenizer_sha256": "abc", "model": {"d_model": 16, "ffn": "gelu"}}, block=True)
+    checkpoints.save(
+        1,
+        make_state(),
+        {"tokenizer_sha256": "abc", "model": {"d_model": 16, "ffn": "gelu"}},
+        block=True,
+    )
     with pytest.raises(UserError, match="tokenizer_sha256 is abc in the checkpoint, xyz now"):
         checkpoints.restore(abstract(make_state()), {"tokenizer_sha256": "xyz"})
     with pytest.raises(UserError, match=r"model.ffn is gelu in the checkpoint, geglu now"):
         checkpoints.restore(abstract(make_state()), {"model": {"d_model": 16, "ffn": "geglu"}})
-    with pytest.raises(UserError, match=r"params.embed is float32\[64, 16\] in the checkpoint, float32\[64, 32\] now"):
+    with pytest.raises(
+        UserError,
+        match=r"params.embed is float32\[64, 16\] in the checkpoint, float32\[64, 32\] now",
+    ):
         checkpoints.restore(abstract(make_state(width=32)))
     more = make_state()
     more = dataclasses.replace(more, params=more.params | {"head": jnp.ones(3)})
@@ -149,7 +165,9 @@ def test_what_must_match_is_compared_as_json(folder):
     checkpoints.close()
 
 
-def test_a_save_is_allowed_where_transfers_are_not_and_counts_only_once_complete(folder, monkeypatch):
+def test_a_save_is_allowed_where_transfers_are_not_and_counts_only_once_complete(
+    folder, monkeypatch
+):
     checkpoints = Checkpoints(folder)
     checkpoints.save(1, make_state(1), {}, block=True)
     state, go_on = make_state(2), threading.Event()
@@ -190,7 +208,11 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, caplog, damage
         checkpoints.save(step, make_state(step), {"step": step})
     checkpoints.close()
     files = [path for path in (folder / "2").rglob("*") if path.is_file()]
-    damage(max(files, key=lambda path: path.stat().st_size) if name == "largest" else folder / "2" / name)
+    damage(
+        max(files, key=lambda path: path.stat().st_size)
+        if name == "largest"
+        else folder / "2" / name
+    )
     checkpoints = Checkpoints(folder)
     with caplog.at_level(logging.WARNING, "cramjax"):
         restored = checkpoints.restore(abstract(make_state()))
@@ -259,13 +281,19 @@ def test_a_failed_save_is_a_warning_and_the_next_one_makes_up_for_it(folder, cap
     checkpoints.wait()
     assert not checkpoints.save_failed and steps(folder) == [1, 3]
     checkpoints.close()
-    assert_same(Checkpoints(folder).restore(abstract(make_state(width=4096))).state, make_state(3, width=4096))
+    assert_same(
+        Checkpoints(folder).restore(abstract(make_state(width=4096))).state,
+        make_state(3, width=4096),
+    )
 
 
 def test_three_failures_in_a_row_end_the_run(folder):
     checkpoints = Checkpoints(folder)
     checkpoints.save(1, make_state(1), {}, block=True)
-    with full_disk(), pytest.raises(RunFailed, match="3 checkpoints in a row.*newest complete one is step 1"):
+    with (
+        full_disk(),
+        pytest.raises(RunFailed, match="3 checkpoints in a row.*newest complete one is step 1"),
+    ):
         checkpoints.save(2, make_state(2, width=4096), {}, block=True)
     checkpoints.close()
     assert steps(folder) == [1]
@@ -289,6 +317,9 @@ checkpoints.close()
 assert "tensorflow" not in sys.modules
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[2]
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=pathlib.Path(__file__).parents[2],
     )
     assert done.returncode == 0 and "orbax" not in done.stderr.lower(), done.stderr

@@ -8,7 +8,9 @@ from cramjax.training import devices
 
 
 def gpu(capability):
-    return types.SimpleNamespace(platform="gpu", compute_capability=capability, device_kind="some card")
+    return types.SimpleNamespace(
+        platform="gpu", compute_capability=capability, device_kind="some card"
+    )
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,9 @@ def test_auto_takes_what_the_card_is_fast_at(device, wanted):
     assert devices.resolve_precision("float32", device) == "float32"
 
 
-@pytest.mark.parametrize("flags, wanted", [({"avx512f"}, "float32"), ({"avx512f", "avx512_bf16"}, "bfloat16")])
+@pytest.mark.parametrize(
+    "flags, wanted", [({"avx512f"}, "float32"), ({"avx512f", "avx512_bf16"}, "bfloat16")]
+)
 def test_auto_on_cpu_follows_its_instructions(monkeypatch, flags, wanted):
     monkeypatch.setattr(devices, "_cpu_flags", lambda: flags)
     assert devices.resolve_precision("auto", jax.devices()[0]) == wanted

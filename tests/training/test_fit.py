@@ -41,7 +41,9 @@ class Compiler:
                 output_size_in_bytes=100,
                 alias_size_in_bytes=100,
             )
-            return types.SimpleNamespace(memory_analysis=lambda: analysis, as_text=lambda: text, size=n)
+            return types.SimpleNamespace(
+                memory_analysis=lambda: analysis, as_text=lambda: text, size=n
+            )
 
         return types.SimpleNamespace(as_text=lambda: f"{self.source} of {n}", compile=compile_step)
 
@@ -55,7 +57,17 @@ def cache(tmp_path, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def choose(compiler, room, *, batch_size=96, shards=1, error=1.0, platform="gpu", card="some card", lines=None):
+def choose(
+    compiler,
+    room,
+    *,
+    batch_size=96,
+    shards=1,
+    error=1.0,
+    platform="gpu",
+    card="some card",
+    lines=None,
+):
     """The size that is chosen where a step may take `room` bytes and the formula is wrong by the
     factor `error`.
     """
@@ -73,7 +85,9 @@ def choose(compiler, room, *, batch_size=96, shards=1, error=1.0, platform="gpu"
 
 
 @pytest.mark.parametrize("error", [0.6, 1.0, 1.3, 1.9])
-@pytest.mark.parametrize("room, wanted", [(1010, 1), (1320, 32), (1479, 32), (1490, 48), (1970, 96), (10**9, 96)])
+@pytest.mark.parametrize(
+    "room, wanted", [(1010, 1), (1320, 32), (1479, 32), (1490, 48), (1970, 96), (10**9, 96)]
+)
 def test_it_is_the_largest_divisor_that_fits(room, wanted, error):
     compiler = Compiler()
     assert choose(compiler, room, error=error) == wanted
@@ -86,8 +100,14 @@ def test_probes_are_small_and_leave_out_autotuning_on_gpus_alone():
     assert choose(compiler, 1000 + 10 * 1024, batch_size=8192) == 1024
     assert max(compiler.probed) <= 1024 / 4
     compiler = Compiler()
-    assert choose(compiler, 1000 + 10 * 1024, batch_size=8192, platform="tpu", card="a slice") == 1024
-    assert not compiler.probed and compiler.compiled[-1] == 1024 and max(compiler.compiled[:-1]) <= 1024 / 4
+    assert (
+        choose(compiler, 1000 + 10 * 1024, batch_size=8192, platform="tpu", card="a slice") == 1024
+    )
+    assert (
+        not compiler.probed
+        and compiler.compiled[-1] == 1024
+        and max(compiler.compiled[:-1]) <= 1024 / 4
+    )
 
 
 def test_a_wrong_prediction_is_corrected_by_the_compilation():
@@ -145,7 +165,9 @@ def test_another_card_or_program_is_searched_for_again(change):
     assert again.probed and again.needs(size) <= 1480
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"microbatch_size": "many"}', '{"microbatch_size": 5}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"microbatch_size": "many"}', '{"microbatch_size": 5}']
+)
 def test_a_damaged_answer_costs_a_search_and_not_the_run(cache, content):
     size = choose(Compiler(), 1480)
     (file,) = cache.iterdir()
@@ -172,10 +194,16 @@ def test_names_of_rematerialised_instructions_are_told_from_others():
     def program(text):
         return types.SimpleNamespace(as_text=lambda: text)
 
-    for line in ("  %gte.remat.17 = f32[] x(%a)", "  ROOT fusion.1.remat = f32[] x(%a)", REMATERIALISED):
+    for line in (
+        "  %gte.remat.17 = f32[] x(%a)",
+        "  ROOT fusion.1.remat = f32[] x(%a)",
+        REMATERIALISED,
+    ):
         assert fit.is_rematerialised(program(f"ENTRY %main {{\n{line}\n}}"))
     # jax.checkpoint, which `model.remat` asks for, names what it recomputes in the metadata.
-    own = '  %dot.4 = f32[] dot(%a), metadata={op_name="jit(step)/rematted_computation/dot.remat = "}'
+    own = (
+        '  %dot.4 = f32[] dot(%a), metadata={op_name="jit(step)/rematted_computation/dot.remat = "}'
+    )
     assert not fit.is_rematerialised(program(f"ENTRY %main {{\n{own}\n}}"))
 
 

@@ -105,7 +105,9 @@ class FakeRun:
 
 
 @pytest.mark.parametrize("fails_at", ["import", "init", "log", "finish"])
-def test_a_failing_service_is_one_warning_and_the_run_goes_on(tmp_path, monkeypatch, caplog, fails_at):
+def test_a_failing_service_is_one_warning_and_the_run_goes_on(
+    tmp_path, monkeypatch, caplog, fails_at
+):
     def init(**kwargs):
         if fails_at == "init":
             raise RuntimeError("no API key")
@@ -122,7 +124,9 @@ def test_a_failing_service_is_one_warning_and_the_run_goes_on(tmp_path, monkeypa
     assert len(lines(tmp_path)) == 3
 
 
-def test_a_working_service_gets_every_number_and_the_same_run_after_a_restart(tmp_path, monkeypatch):
+def test_a_working_service_gets_every_number_and_the_same_run_after_a_restart(
+    tmp_path, monkeypatch
+):
     run, ids = FakeRun(None), []
     module = types.SimpleNamespace(init=lambda **kwargs: ids.append(kwargs["id"]) or run)
     monkeypatch.setitem(sys.modules, "wandb", module)

@@ -32,7 +32,14 @@ class Quadratic:
 def test_it_is_the_covariance_over_the_square_of_the_gradient():
     numbers = np.random.default_rng(0)
     step = jax.jit(
-        make_train_step(Quadratic(), optax.scale(0.0), seed=0, clip_norm=None, dynamic_scale=False, noise_scale=True)
+        make_train_step(
+            Quadratic(),
+            optax.scale(0.0),
+            seed=0,
+            clip_norm=None,
+            dynamic_scale=False,
+            noise_scale=True,
+        )
     )
     params = {"p": jnp.full((DIM,), 103.0)}
     state = TrainState(
@@ -41,7 +48,9 @@ def test_it_is_the_covariance_over_the_square_of_the_gradient():
     )  # fmt: skip
     noise, signal = [], []
     for _ in range(300):
-        batch = numbers.integers(90, 111, (N_MICRO, ROWS, DIM)).astype(np.uint16)  # mean 100, variance 110 / 3
+        batch = numbers.integers(90, 111, (N_MICRO, ROWS, DIM)).astype(
+            np.uint16
+        )  # mean 100, variance 110 / 3
         _, metrics = step(state, batch, np.float32(0.0), np.int32(N_MICRO))
         noise.append(float(metrics["noise"]))
         signal.append(float(metrics["signal"]))
@@ -54,10 +63,16 @@ def test_it_is_the_covariance_over_the_square_of_the_gradient():
 @pytest.mark.slow
 def test_a_run_logs_it_on_request(corpus, tmp_path):
     small = [flag.removeprefix("--config.") for flag in cli.SMALL]
-    common = (f"data.source=text:{corpus}", f"data.cache_dir={corpus.parent / 'prepared'}", "budget.steps=6")
+    common = (
+        f"data.source=text:{corpus}",
+        f"data.cache_dir={corpus.parent / 'prepared'}",
+        "budget.steps=6",
+    )
     config = get_config("quickstart", *small, *common, "log.noise_scale=True", "log.every_steps=2")
     cramjax.train(config, tmp_path / "run")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     found = [line["noise_scale"] for line in lines if "noise_scale" in line]
     assert found and all(np.isfinite(found))
     with pytest.raises(UserError, match="set microbatch_size to at most half of batch_size=16"):

@@ -12,7 +12,12 @@ def train_line(step):
 
 
 def eval_line(step):
-    return {"step": step, "elapsed_s": step * 0.5, "eval_loss": 9 - step / 100, "eval_accuracy": 0.1}
+    return {
+        "step": step,
+        "elapsed_s": step * 0.5,
+        "eval_loss": 9 - step / 100,
+        "eval_accuracy": 0.1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -35,7 +40,9 @@ def test_a_picture_is_drawn_of_whatever_there_is(tmp_path, lines, unigram_loss):
 
 
 def test_held_out_losses_stand_at_the_tokens_read_by_then():
-    train, held_out = plots._split([eval_line(0), train_line(10), eval_line(15), train_line(20), eval_line(30)])
+    train, held_out = plots._split(
+        [eval_line(0), train_line(10), eval_line(15), train_line(20), eval_line(30)]
+    )
     assert [line["tokens"] for line in held_out] == [0, 15000, 20000]
     assert len(train) == 2
 

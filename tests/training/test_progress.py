@@ -18,7 +18,10 @@ def test_plain_lines_come_at_intervals_and_evaluations_at_once():
     lines = stream.getvalue().splitlines()
     assert lines[0] == "compiling the train step…"
     assert [line.split()[2] for line in lines[1:4]] == ["1", "11", "21"]
-    assert lines[4] == "step 25: held-out loss 6.500 (0.500 below the unigram baseline 7.000), accuracy 12.3%"
+    assert (
+        lines[4]
+        == "step 25: held-out loss 6.500 (0.500 below the unigram baseline 7.000), accuracy 12.3%"
+    )
     assert lines[5].startswith("100.0%  step 25  loss 6.500  held-out 6.500 (unigram 7.000)")
     assert len(lines) == 6
 

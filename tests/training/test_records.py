@@ -38,13 +38,17 @@ def run():
     clock = Clock(steps=100, time_source=time)
     clock.start()
     writer, spent = Writer(), Spent()
-    recorder = Recorder(writer=writer, progress=Silent(), clock=clock, spent=spent, every_steps=5, peak_flops=2000.0)
+    recorder = Recorder(
+        writer=writer, progress=Silent(), clock=clock, spent=spent, every_steps=5, peak_flops=2000.0
+    )
 
     def step(number, seconds, loss=1.0):
         time.now += seconds
         clock.advance(100, 1000, 4)
         metrics = {"loss": loss, "grad_norm": 0.5, "skipped": 0, "skipped_in_row": 0}
-        recorder.record(StepRecord(step=number, fraction=number / 100, lr=0.1, batch_size=4, metrics=metrics))
+        recorder.record(
+            StepRecord(step=number, fraction=number / 100, lr=0.1, batch_size=4, metrics=metrics)
+        )
 
     return time, writer, spent, recorder, step
 

@@ -49,7 +49,9 @@ def compiled(made):
         "output_size_in_bytes": 0,
         "alias_size_in_bytes": 0,
     }
-    return types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(**sizes), as_text=lambda: ""), 0.0
+    return types.SimpleNamespace(
+        memory_analysis=lambda: types.SimpleNamespace(**sizes), as_text=lambda: ""
+    ), 0.0
 
 
 def test_running_out_of_memory_is_explained(made, monkeypatch):

@@ -52,7 +52,9 @@ def test_accumulation_equals_the_big_batch(whole):
     np.testing.assert_allclose(values, whole[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("mesh", [pytest.param((1, 8, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "mesh", [pytest.param((1, 8, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str
+)
 def test_every_mesh_gives_the_losses_of_one_device(whole, mesh):
     overrides = [f"mesh.{axis}={size}" for axis, size in zip(meshes.AXES, mesh, strict=True)]
     values, state = losses(open_t5(*overrides, devices=8), texts(4))
@@ -80,11 +82,15 @@ def test_narrow_formats_train_to_the_loss_of_float32(precision):
 
 def test_evaluation_is_the_same_whatever_corruption_training_uses():
     plain = open_t5()
-    heavy = open_t5("objective.noise_density=0.3", "objective.mean_span=2.0", "objective.z_loss=0.1")
+    heavy = open_t5(
+        "objective.noise_density=0.3", "objective.mean_span=2.0", "objective.z_loss=0.1"
+    )
     params = initial_state(plain.task, plain.optimizer, False, plain.abstract, 0).params
     tokens, weights = texts(1)[0], np.ones(16, np.float32)
     assert heavy.task.eval_row_tokens == N_RAW and heavy.task.row_tokens != N_RAW
-    results = [Evaluator(made.task, made.mesh, [(tokens, weights)])(params) for made in (plain, heavy)]
+    results = [
+        Evaluator(made.task, made.mesh, [(tokens, weights)])(params) for made in (plain, heavy)
+    ]
     assert results[0] == results[1]
     half = np.where(np.arange(16) < 8, weights, 0.0).astype(np.float32)
     assert Evaluator(plain.task, plain.mesh, [(tokens, half)])(params).loss != results[0].loss
@@ -95,7 +101,9 @@ def test_unigram_loss_is_that_of_the_best_constant_distribution():
     data = texts(40).reshape(-1, N_RAW)
     counts = np.bincount(data.ravel(), minlength=64)
     shares = made.task.frequencies(counts)
-    assert shares.sum() == pytest.approx(1.0) and shares[62] == shares[63] == pytest.approx(1 / N_TARGETS)
+    assert shares.sum() == pytest.approx(1.0) and shares[62] == shares[63] == pytest.approx(
+        1 / N_TARGETS
+    )
     batch = data[:512], np.ones(512, np.float32)
     loss = Evaluator(made.task, made.mesh, [batch]).unigram_loss(counts)
     # 5 of 8 targets are words, uniform over 53 of them; the others are 2 sentinels and the end.
@@ -116,10 +124,13 @@ def test_the_program_does_little_more_than_the_products_of_the_model():
     )  # fmt: skip
     with one_device():
         made = session.open_session(
-            get_config("t5_1day", *overrides), session.AssumedVocabulary(vocab_size=4096, extra_ids=100)
+            get_config("t5_1day", *overrides),
+            session.AssumedVocabulary(vocab_size=4096, extra_ids=100),
         )
         compiled, _ = session.compile_train_step(made)
     counted = compiled.cost_analysis()["flops"]
-    optimizer = 20 * made.task.n_params  # element-wise work on parameters, which a batch of 8 does not dwarf
+    optimizer = (
+        20 * made.task.n_params
+    )  # element-wise work on parameters, which a batch of 8 does not dwarf
     assert counted - optimizer < 1.05 * 8 * made.task.flops
     assert counted > 0.98 * 8 * made.task.flops

@@ -31,7 +31,9 @@ def test_accumulation_equals_the_big_batch(whole, microbatch_size):
     values, state = losses(open_tiny(f"microbatch_size={microbatch_size}"), batches(4))
     np.testing.assert_allclose(values, whole[0], rtol=1e-5)
     # Adam's first steps divide tiny gradients by themselves: compare the parameters loosely, the losses tightly.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), state.params, whole[1].params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), state.params, whole[1].params
+    )
 
 
 def test_the_number_of_microbatches_is_a_run_time_argument():
@@ -43,7 +45,10 @@ def test_the_number_of_microbatches_is_a_run_time_argument():
     np.testing.assert_allclose(part, alone, rtol=1e-5)
 
 
-SLOW_MESHES = [pytest.param(mesh, marks=pytest.mark.slow) for mesh in ((8, 1, 1), (1, 8, 1), (2, 4, 1), (4, 1, 2))]
+SLOW_MESHES = [
+    pytest.param(mesh, marks=pytest.mark.slow)
+    for mesh in ((8, 1, 1), (1, 8, 1), (2, 4, 1), (4, 1, 2))
+]
 
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2), *SLOW_MESHES], ids=str)
@@ -51,12 +56,20 @@ def test_every_mesh_gives_the_losses_of_one_device(whole, mesh):
     overrides = [f"mesh.{axis}={size}" for axis, size in zip(meshes.AXES, mesh, strict=True)]
     values, state = losses(open_tiny("microbatch_size=8", *overrides, devices=8), batches(4))
     np.testing.assert_allclose(values, whole[0], rtol=2e-5)
-    sharded = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
+    sharded = [
+        leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated
+    ]
     assert bool(sharded) == (mesh[1] > 1 or mesh[2] > 1)
 
 
 @pytest.mark.parametrize(
-    "name, lr", [pytest.param("adafactor", 0.1, marks=pytest.mark.slow), ("lamb", 0.1), ("lion", 1e-3), ("muon", 1e-2)]
+    "name, lr",
+    [
+        pytest.param("adafactor", 0.1, marks=pytest.mark.slow),
+        ("lamb", 0.1),
+        ("lion", 1e-3),
+        ("muon", 1e-2),
+    ],
 )
 def test_every_optimizer_trains(name, lr):
     made = open_tiny("microbatch_size=16", f"optimizer.name={name}")
@@ -76,7 +89,8 @@ def test_narrow_formats_train_to_the_loss_of_float32(precision):
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
     made = open_tiny("microbatch_size=16")
     bad = dataclasses.replace(
-        made.task, loss=lambda params, key, tokens, rows: _poisoned(made.task, params, key, tokens, rows)
+        made.task,
+        loss=lambda params, key, tokens, rows: _poisoned(made.task, params, key, tokens, rows),
     )
     step = jax.jit(make_train_step(bad, made.optimizer, seed=0, clip_norm=0.5, dynamic_scale=False))
     state = initial_state(made.task, made.optimizer, False, made.abstract, 0)
@@ -103,7 +117,11 @@ def test_the_step_donates_its_state_and_moves_nothing_behind_its_back():
     state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, 0)
     batch = jax.device_put(batches(1), meshes.batch_sharding(made.mesh, 3, 1))
     scalars = jax.device_put((np.float32(1e-2), np.int32(1)), meshes.replicated(made.mesh))
-    leaf = state.params["embeddings"]["tokens"] if "embeddings" in state.params else jax.tree.leaves(state.params)[0]
+    leaf = (
+        state.params["embeddings"]["tokens"]
+        if "embeddings" in state.params
+        else jax.tree.leaves(state.params)[0]
+    )
     with jax.transfer_guard("disallow"):
         compiled(state, batch, *scalars)
     assert leaf.is_deleted()
@@ -116,9 +134,13 @@ def test_the_program_does_little_more_than_the_products_of_the_model(recipe):
         "eval.batch_size=8", "model.dropout=0.0", "model.attention_dropout=0.0",
     )  # fmt: skip
     with one_device():
-        made = session.open_session(get_config(recipe, *overrides), session.AssumedVocabulary(vocab_size=4096))
+        made = session.open_session(
+            get_config(recipe, *overrides), session.AssumedVocabulary(vocab_size=4096)
+        )
         compiled, _ = session.compile_train_step(made)
     counted = compiled.cost_analysis()["flops"]
-    optimizer = 20 * made.task.n_params  # element-wise work on parameters, which a batch of 8 does not dwarf
+    optimizer = (
+        20 * made.task.n_params
+    )  # element-wise work on parameters, which a batch of 8 does not dwarf
     assert counted - optimizer < 1.05 * 8 * made.task.flops
     assert counted > 0.98 * 8 * made.task.flops
