@@ -15,13 +15,14 @@ import numpy as np
 import tokenizers
 
 from cramjax import start
-from cramjax.config.errors import UserError
+from cramjax.checkpoints import pretrained
 from cramjax.data.tokenizers import special_ids
+from cramjax.errors import UserError
 from cramjax.models import encoder, t5
 from cramjax.models.generation import generate as generate_tokens
 from cramjax.models.int8 import is_faster
 from cramjax.models.layers import Precision
-from cramjax.training import devices, origin
+from cramjax.tuning import devices
 
 # Inputs are padded to a multiple of this many tokens, so that few lengths are compiled.
 LENGTH_MULTIPLE = 32
@@ -74,7 +75,7 @@ def load(
     start.start()
     device = jax.devices()[0]
     automatic = devices.make_precision(devices.resolve_precision("auto", device), device)
-    found = origin.read(
+    found = pretrained.read(
         path, step, whole=is_faster(device, automatic.matmul_dtype) and not dequantize
     )
     precision = (

@@ -4,7 +4,7 @@ import dataclasses
 
 from cramjax.config.resolve import get_config
 from cramjax.models.encoder import EncoderConfig
-from cramjax.training.masked_lm import encoder_config
+from cramjax.objectives.masked_lm import encoder_config
 
 # name → (recipe, vocabulary, changed fields)
 NETWORKS = {

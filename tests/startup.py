@@ -46,7 +46,7 @@ def on_card(card):
     jax.config.update("jax_platforms", "cpu")  # read by `start`, not yet by JAX
     from cramjax import start
     from cramjax.planning import cards, targets
-    from cramjax.training import devices
+    from cramjax.tuning import devices
 
     found = targets.devices(cards.find(card))
     jax.devices = jax.local_devices = lambda *_: found

@@ -50,7 +50,7 @@ def test_recipe_says_what_it_is(path):
 
 def test_crammed_bert_has_the_published_number_of_parameters():
     from cramjax.models import encoder
-    from cramjax.training.masked_lm import encoder_config
+    from cramjax.objectives.masked_lm import encoder_config
 
     config = resolve(str(RECIPES[0].parent / "bert_1day.py"))
     assert encoder.count_params(encoder_config(config.model, 32768)) == 119_589_889

@@ -1,6 +1,7 @@
 """The import DAG of ARCHITECTURE.md, asserted over the syntax trees."""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -9,116 +10,165 @@ import pytest
 
 # package → the packages of the project it may import.
 BELOW = {
+    "errors": set(),
+    "files": {"errors"},
+    "pareto": set(),
+    "console": set(),
     "stop": set(),
-    "config": {"stop"},
-    "budget": {"config"},
-    "data": {"config"},
+    "config": {"errors", "stop"},
+    "budget": {"errors", "config"},
+    "data": {"errors", "files", "console"},
+    "glue": {"errors"},
     "models": set(),
-    "hub": {"config", "data", "models"},
-    "objectives": set(),
-    "parallel": {"config"},
+    "objectives": {"errors", "config", "budget", "models"},
+    "parallel": {"errors"},
     "optim": {"models"},
     "growth": {"models"},
+    "hub": {"errors", "data", "models"},
     "start": {"parallel"},
+    "checkpoints": {"errors", "files", "data", "models", "parallel", "hub"},
+    "tuning": {"errors", "files", "budget", "models"},
     "training": {
-        "start",
+        "errors",
+        "files",
+        "console",
         "stop",
         "config",
         "budget",
         "data",
-        "growth",
-        "hub",
         "models",
         "objectives",
         "parallel",
         "optim",
+        "growth",
+        "start",
+        "checkpoints",
+        "tuning",
     },
-    "inference": {"start", "config", "data", "models", "objectives", "training"},
-    "benchmarks": {"config"},
+    "inference": {"errors", "data", "models", "start", "checkpoints", "tuning"},
     "finetuning": {
-        "config",
+        "errors",
+        "files",
+        "console",
         "budget",
-        "benchmarks",
-        "hub",
+        "glue",
         "models",
         "objectives",
         "optim",
-        "training",
-        "inference",
-    },
-    "publishing": {"config", "benchmarks", "data", "hub", "models", "inference"},
-    "probing": {"config", "models", "inference"},
-    "compress": {
-        "config",
-        "benchmarks",
-        "data",
         "hub",
-        "models",
+        "checkpoints",
+        "tuning",
         "training",
         "inference",
-        "finetuning",
-        "study",
     },
-    "planning": {"start", "config", "budget", "parallel", "models", "training"},
+    "probing": {"errors", "models", "inference"},
+    "publishing": {
+        "errors",
+        "files",
+        "data",
+        "glue",
+        "models",
+        "hub",
+        "checkpoints",
+        "inference",
+    },
+    "planning": {
+        "errors",
+        "config",
+        "budget",
+        "models",
+        "objectives",
+        "parallel",
+        "start",
+        "tuning",
+        "training",
+    },
     "notebook": {"training"},
     "demonstration": {"data", "inference"},
-    "study": {
-        "start",
+    "compress": {
+        "errors",
+        "files",
+        "pareto",
+        "console",
+        "config",
+        "data",
+        "glue",
+        "models",
+        "checkpoints",
+        "training",
+        "inference",
+        "finetuning",
+    },
+    "bench": {
+        "errors",
+        "console",
         "stop",
         "config",
         "budget",
         "data",
+        "glue",
         "models",
         "objectives",
         "parallel",
-        "optim",
-        "training",
-        "benchmarks",
-        "finetuning",
         "hub",
+        "start",
+        "tuning",
+        "training",
+        "finetuning",
     },
+    "sweeps": {"errors", "files", "pareto", "console", "stop", "config", "training"},
     "main": {"config", "training", "demonstration"},
     "tools": {
+        "errors",
+        "files",
+        "console",
         "start",
         "config",
+        "budget",
         "data",
-        "training",
-        "study",
+        "checkpoints",
         "inference",
         "finetuning",
         "probing",
         "publishing",
-        "hub",
-        "compress",
         "planning",
+        "compress",
+        "bench",
+        "sweeps",
     },
     "configs": {"config"},
 }
 # Heavy packages → the modules that may import them, at any depth of the file.
 HEAVY = {
-    "tensorflow": {"data.tfdata_loader", "data.tfds_source", "benchmarks.tfds_rows"},
-    "tensorflow_datasets": {"data.tfds_source", "benchmarks.tfds_rows"},
+    "tensorflow": {"data.tfdata_loader", "data.tfds_source", "glue.tfds_rows"},
+    "tensorflow_datasets": {"data.tfds_source", "glue.tfds_rows"},
     "jax": {
         "start",
-        "hub.parity",
-        "growth",
-        "compress",
-        "publishing",
         "models",
         "objectives",
         "parallel",
         "optim",
+        "growth",
+        "checkpoints",
+        "tuning",
         "training",
         "inference",
         "finetuning",
+        "probing",
+        "publishing",
         "planning.compiler",
         "planning.plan",
         "planning.targets",
-        "probing",
-        "study",
+        "compress",
+        "bench",
     },
-    "torch": {"study.peer_steps", "study.torch_encoder", "study.finetune_peer", "hub.parity"},
-    "transformers": {"study.peer_steps", "study.finetune_peer", "hub.parity"},
+    "torch": {
+        "bench.peer_steps",
+        "bench.torch_encoder",
+        "bench.finetuning_peer",
+        "publishing.parity",
+    },
+    "transformers": {"bench.peer_steps", "bench.finetuning_peer", "publishing.parity"},
 }
 
 
@@ -167,6 +217,19 @@ def test_heavy_packages_are_imported_where_the_architecture_says(root):
             if package in HEAVY and not HEAVY[package] & {inner, inner.split(".")[0]}:
                 wrong.append(f"{module} imports {name}")
     assert not wrong
+
+
+def test_no_modules_import_each_other(root):
+    trees = dict(modules(root))
+    edges = {module: set() for module in trees}
+    for module, tree in trees.items():
+        for name in imported(tree):
+            # "cramjax.data.loader.open_loader" is a name in the module "cramjax.data.loader".
+            target = name if name in trees else name.rpartition(".")[0]
+            if target in trees and target not in (module, "cramjax"):
+                edges[module].add(target)
+    # Raises CycleError, which names the circle.
+    tuple(graphlib.TopologicalSorter(edges).static_order())
 
 
 def test_every_package_stands_in_the_table(root):

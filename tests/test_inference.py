@@ -1,6 +1,6 @@
 import pytest
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from tests.stepping import one_device
 
 

@@ -15,7 +15,7 @@ import stepping
 from jax._src import xla_bridge
 
 from cramjax import start
-from cramjax.study import catalogue, grid
+from cramjax.sweeps import catalogue, grid
 from tests.e2e import test_main as cli
 
 SMOKE = ("--config", "configs/quickstart.py:smoke")
@@ -97,7 +97,7 @@ def test_sweeps_and_studies_leave_it_to_the_commands_they_start(tmp_path):
         for part in study.compressions.values():
             assert COMMANDS["compress"][0] in part.command([tmp_path], "glue", tmp_path)
     check = (
-        "import sys, cramjax.study.sweep, cramjax.study.studies; assert 'jax' not in sys.modules"
+        "import sys, cramjax.sweeps.sweep, cramjax.sweeps.studies; assert 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", check], check=True, cwd=pathlib.Path(__file__).parents[1])
 
@@ -246,7 +246,7 @@ def test_a_start_compiles_one_step_in_full_and_the_next_one_does_not_search(
     compiled, corpus, tmp_path, monkeypatch
 ):
     import cramjax
-    from cramjax.training import devices
+    from cramjax.tuning import devices
 
     monkeypatch.setattr(devices, "memory_bytes", lambda device: 2**40)
     small = [flag.removeprefix("--config.") for flag in cli.SMALL if "microbatch" not in flag]

@@ -39,8 +39,8 @@ examples:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from cramjax.config.errors import UserError
     from cramjax.config.resolve import resolve
+    from cramjax.errors import UserError
 
     if bool(args.finetune) != bool(args.data_dir):
         raise UserError("--finetune TASK and --data_dir DIR go together")
@@ -57,18 +57,18 @@ def _bench(args: argparse.Namespace) -> None:
     config = resolve(args.config, args.overrides)
     print("compiling the train step…", file=sys.stderr)
     if args.finetune:
-        from cramjax.study import finetune_bench, finetune_peer
+        from cramjax.bench import finetuning, finetuning_peer
 
-        modes = finetune_peer.EAGER_MODES if args.peer_modes == "eager" else finetune_peer.MODES
-        result = finetune_bench.bench(
+        modes = finetuning_peer.EAGER_MODES if args.peer_modes == "eager" else finetuning_peer.MODES
+        result = finetuning.bench(
             config, args.finetune, args.data_dir, args.steps, peer=args.peer, modes=modes
         )
     elif args.peer:
-        from cramjax.study.peers import compare
+        from cramjax.bench.peers import compare
 
         result = compare(config, args.steps)
     else:
-        from cramjax.study.bench import bench
+        from cramjax.bench.pretraining import bench
 
         result = bench(config, args.steps)
     text = json.dumps(result, indent=2)
@@ -78,7 +78,7 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _bench_suite(args: argparse.Namespace) -> None:
-    from cramjax.study import suites
+    from cramjax.bench import suites
 
     results = []
     for result in suites.run(args.suite, args.overrides, args.steps):

@@ -24,7 +24,7 @@ Run again with the same --out, it does only what is missing."""
 
 
 def _numbers(text: str, kind: type, flag: str) -> tuple:
-    from cramjax.config.errors import UserError
+    from cramjax.errors import UserError
 
     try:
         return tuple(kind(part) for part in text.split(","))
@@ -33,7 +33,7 @@ def _numbers(text: str, kind: type, flag: str) -> tuple:
 
 
 def _compress(args: argparse.Namespace) -> int:
-    from cramjax.config.errors import UserError
+    from cramjax.errors import UserError
 
     for flag, least in (("seeds", 1), ("epochs", 0), ("qat_epochs", 0)):
         if getattr(args, flag) < least:

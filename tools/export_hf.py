@@ -41,7 +41,7 @@ def _export(args: argparse.Namespace) -> int:
         print(text, file=sys.stderr, flush=True)
 
     if args.push_to_hub:
-        from cramjax.hub import push
+        from cramjax.publishing import push
 
         push.check(args.push_to_hub)
     options = Options(

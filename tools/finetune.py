@@ -26,7 +26,7 @@ Run again with the same --out, it does only what is missing."""
 
 
 def _finetune(args: argparse.Namespace) -> int:
-    from cramjax.config.errors import UserError
+    from cramjax.errors import UserError
 
     if args.seeds is not None and args.seeds < 1:
         raise UserError(f"--seeds {args.seeds}: must be at least 1")

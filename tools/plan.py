@@ -6,7 +6,7 @@ import pathlib
 import sys
 
 from cramjax.config.cli import add_config_flags, check_output, make_parser, run_command
-from cramjax.config.errors import RunFailed, UserError
+from cramjax.errors import RunFailed, UserError
 
 EXAMPLE = """the table has a line for each device:
   fits, microbatch      of all devices; the largest that fits, with the share of memory left free that training leaves

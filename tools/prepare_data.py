@@ -23,10 +23,10 @@ def _prepare(args: argparse.Namespace) -> None:
         config.init_from
     ):  # the tokenizer of that model; reading models takes JAX, which preparing data does not
         from cramjax import start
-        from cramjax.training import origin
+        from cramjax.checkpoints import pretrained
 
         start.start()
-        config = origin.with_tokenizer(config)
+        config = pretrained.with_tokenizer(config)
     directory = prepare.prepare(config.data, progress=progress.Lines(), n_workers=args.workers)
     print(describe(directory, prepare.read_manifest(directory)))
 

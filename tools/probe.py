@@ -17,7 +17,7 @@ example:
 
 
 def _probe(args: argparse.Namespace) -> int:
-    from cramjax.config.errors import UserError
+    from cramjax.errors import UserError
 
     if args.suite != "blimp":
         raise UserError(f"--suite {args.suite}: unknown; there is blimp")
@@ -32,8 +32,8 @@ def _probe(args: argparse.Namespace) -> int:
 
     pairs = blimp.read(args.data_dir, args.limit)
     from cramjax import inference, start
+    from cramjax.files import write_json
     from cramjax.probing import results
-    from cramjax.training.workdir import write_json
 
     start.start()
     model = inference.load(args.checkpoint)

@@ -8,7 +8,7 @@ import re
 import sys
 
 from cramjax.config.cli import check_output, make_parser, run_command
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 EXAMPLE = """columns:
   name, enc, dec, d_model, d_ff, heads, head_dim
@@ -51,7 +51,7 @@ def _number(text: str) -> float:
 
 
 def _row(shape, args: argparse.Namespace) -> dict:
-    from cramjax.study.shapes import cost
+    from cramjax.budget.shapes import cost
 
     made = cost(shape, vocab_size=args.vocab_size, seq_len=args.seq_len, optimizer=args.optimizer)
     numbers = shape.model()

@@ -24,9 +24,9 @@ Run again with the same --out, it goes on where it was."""
 
 
 def _study(args: argparse.Namespace) -> int:
-    from cramjax.config.errors import UserError
-    from cramjax.study import studies
-    from cramjax.study.catalogue import STUDIES
+    from cramjax.errors import UserError
+    from cramjax.sweeps import studies
+    from cramjax.sweeps.catalogue import STUDIES
 
     if args.name not in STUDIES:
         raise UserError(f"{args.name}: no such study; there are {', '.join(STUDIES)}")

@@ -21,7 +21,7 @@ point failed; the others are trained all the same."""
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from cramjax.study import grid, sweep
+    from cramjax.sweeps import grid, sweep
 
     points = grid.points_of(args.config, args.overrides, grid.parse_grids(args.grid))
     if args.dry_run:

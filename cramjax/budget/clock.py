@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 N_RECENT = 16
 """Steps whose durations predict the next one: enough for a median that no evaluation or checkpoint moves."""

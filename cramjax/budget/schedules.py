@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 INVERSE_SQRT_PLATEAU = 0.01
 """Share of the budget at the peak before an inverse square root without warm-up decays (T5: 10^4 of 10^6

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cramjax.study import pareto
+from cramjax import pareto
 
 COSTS = {"bytes": "bytes on disk", "nonzero": "parameters that are not zero"}
 _LATENCY = "latency of one example, ms (p50)"

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from cramjax.checkpoints.packed import fold, unfold
 from cramjax.compress.matrices import Matrix
-from cramjax.config.errors import UserError
-from cramjax.hub.packed import fold, unfold
+from cramjax.errors import UserError
 from cramjax.models import axes as ax
 
 Params = dict[str, Any]

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cramjax.checkpoints.packed import BITS, Quantized, fold, spread, unfold
 from cramjax.compress.matrices import Matrix
-from cramjax.config.errors import UserError
-from cramjax.hub.packed import BITS, Quantized, fold, spread, unfold
+from cramjax.errors import UserError
 
 GRANULARITIES = ("tensor", "channel", "group")
 SHARES = tuple(np.linspace(1.0, 0.3, 15).round(3).tolist())

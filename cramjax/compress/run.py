@@ -17,20 +17,19 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cramjax import inference
-from cramjax.benchmarks import rows
-from cramjax.benchmarks.tasks import Task, find_tasks
+from cramjax.checkpoints import packed, pretrained
 from cramjax.compress import matrices, pareto, prune, quantize
 from cramjax.compress.quantize import Quantizer
 from cramjax.compress.subjects import Subject, TaskSubject, TextSubject, settings_of
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
+from cramjax.files import write_json
 from cramjax.finetuning import learning
 from cramjax.finetuning.protocols import Protocol, Settings
 from cramjax.finetuning.run import choose_protocol
 from cramjax.finetuning.store import Store, digest
-from cramjax.hub import packed
+from cramjax.glue import rows
+from cramjax.glue.tasks import Task, find_tasks
 from cramjax.models.int8 import Int8, is_faster
-from cramjax.training import origin
-from cramjax.training.workdir import write_json
 
 WHOLE = 32
 RESULT = "result.json"
@@ -172,7 +171,7 @@ def _settings(request: Request, model: inference.LoadedModel, task: Task) -> Set
 def _text_subject(
     checkpoint: str, model: inference.LoadedModel, plan: Plan, announce: Announce
 ) -> TextSubject:
-    workdir = origin.find(checkpoint)
+    workdir = pretrained.find(checkpoint)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(
             f"{checkpoint}: is neither finetuned nor a run with its text; give --task and --data_dir"
@@ -269,7 +268,7 @@ class Compression:
         return candidate.model.config, candidate.subject.start(seed)
 
     def _read(self, folder: pathlib.Path) -> tuple[Any, Any]:
-        found = origin.read(folder)
+        found = pretrained.read(folder)
         return found.config, jax.device_put(found.params)
 
     def _pruned(

@@ -13,16 +13,16 @@ import jax
 import ml_collections
 import numpy as np
 
-from cramjax.benchmarks.tasks import Task
 from cramjax.compress.learner import Compressed
 from cramjax.compress.quantize import Quantizer
 from cramjax.config import stages
-from cramjax.config.errors import UserError
 from cramjax.data import loader as loaders
 from cramjax.data.dataset import TokenDataset
+from cramjax.errors import UserError
 from cramjax.finetuning import learning, results, training
 from cramjax.finetuning.protocols import Settings
 from cramjax.finetuning.run import Meter
+from cramjax.glue.tasks import Task
 from cramjax.inference import LoadedModel
 from cramjax.training import session
 from cramjax.training.evaluate import Evaluator

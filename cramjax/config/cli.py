@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 
 from cramjax import stop
-from cramjax.config.errors import RunFailed, UserError
+from cramjax.errors import RunFailed, UserError
 
 
 def make_parser(module: str, purpose: str, example: str) -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import ml_collections
 
 from cramjax.config import schema
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "configs"
 Variant = Callable[[ml_collections.ConfigDict], None]

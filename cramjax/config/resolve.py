@@ -13,9 +13,9 @@ from typing import Any
 import ml_collections
 
 from cramjax.config import schema, stages
-from cramjax.config.errors import UserError
 from cramjax.config.recipes import RECIPES
-from cramjax.config.spans import span_lengths
+from cramjax.config.span_lengths import span_lengths
+from cramjax.errors import UserError
 
 
 def get_config(recipe: str, *overrides: str) -> ml_collections.FrozenConfigDict:

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import re
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 VOCAB_SIZE = 32128
 """Rows of the released embeddings: 32,000 pieces and 100 sentinels, padded to a multiple of 128."""

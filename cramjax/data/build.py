@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cramjax.config.errors import UserError
 from cramjax.data import dedup, encode, pack, tokenizers
 from cramjax.data.dataset import FORMAT
 from cramjax.data.progress import Meter
 from cramjax.data.selection import Selection
 from cramjax.data.spool import Damaged, Spool, SpooledPart, read_text
+from cramjax.errors import UserError
 
 if TYPE_CHECKING:
     from cramjax.data.prepare import Plan

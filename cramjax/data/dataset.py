@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 FORMAT = 1
 SPLITS = ("train", "heldout")

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
-from cramjax.config.errors import UserError
 from cramjax.data.sources import Drop, Part
 from cramjax.data.text_source import FORMATS, file_format, read_file
+from cramjax.errors import UserError
 
 _LOG = logging.getLogger("cramjax")
 ATTEMPTS = 7

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cramjax.config.errors import UserError
 from cramjax.data import index
 from cramjax.data.dataset import TokenDataset
+from cramjax.errors import UserError
 
 logger = logging.getLogger("cramjax")
 

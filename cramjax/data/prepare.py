@@ -21,13 +21,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from cramjax.config.errors import RunFailed, UserError
 from cramjax.data import pack
 from cramjax.data.build import Builder
 from cramjax.data.clean import CleanRules
 from cramjax.data.dataset import FORMAT, TokenDataset
 from cramjax.data.progress import Announcer, Meter
 from cramjax.data.spool import Damaged, Job
+from cramjax.errors import RunFailed, UserError
 
 _LOG = logging.getLogger("cramjax")
 _BATCH_CHARS = 1 << 21

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 SCHEMES = ("installed-docs", "text", "hf", "tfds", "prepared")
 # Called with a reason and "file:position" for every record that is left out or repaired.

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from cramjax.config.errors import RunFailed
 from cramjax.data import dedup
 from cramjax.data.clean import CleanRules, clean
+from cramjax.errors import RunFailed
 
 ROW = np.dtype(
     [("n_bytes", "<u8"), ("n_chars", "<u4"), ("piece", "<u4"), ("hash", "<u8"), ("split", "<u8")]

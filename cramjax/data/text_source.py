@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, NoReturn
 
 import zstandard
 
-from cramjax.config.errors import UserError
 from cramjax.data.sources import Drop, Part
+from cramjax.errors import UserError
 
 FORMATS = (".txt", ".jsonl", ".json", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}

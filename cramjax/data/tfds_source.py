@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from cramjax.config.errors import UserError
 from cramjax.data.sources import Drop, Part
+from cramjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

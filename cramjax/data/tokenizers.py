@@ -28,8 +28,8 @@ from tokenizers import (
     trainers,
 )
 
-from cramjax.config.errors import UserError
 from cramjax.data.clean import cut
+from cramjax.errors import UserError
 
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 """Role → token of a newly trained tokenizer; their ids are 0 to 4 in this order."""

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 import tokenizers
 
-from cramjax.benchmarks import inputs
-from cramjax.benchmarks.tasks import Row, Task
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from cramjax.finetuning import packing
 from cramjax.finetuning.classification import N_OUTPUTS
 from cramjax.finetuning.protocols import Settings
+from cramjax.glue import inputs
+from cramjax.glue.tasks import Row, Task
 
 # Tokens of a batch of evaluation.
 EVAL_TOKENS = 4096

@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cramjax.benchmarks import metrics
-from cramjax.benchmarks.tasks import Row, Task
 from cramjax.finetuning import results, training
 from cramjax.finetuning.classification import Classification, classification
 from cramjax.finetuning.feed import EncoderFeed, Feed
 from cramjax.finetuning.protocols import Settings
 from cramjax.finetuning.t5_feed import T5Feed
 from cramjax.finetuning.text_to_text import text_to_text
+from cramjax.glue import metrics
+from cramjax.glue.tasks import Row, Task
 from cramjax.hub import equivalence
 from cramjax.hub.families import FAMILIES
 from cramjax.inference import LoadedModel
 from cramjax.models import kernels
-from cramjax.training import attention_choice
+from cramjax.tuning import attention_choice
 
 Splits = Mapping[str, list[Row]]
 

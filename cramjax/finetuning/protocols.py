@@ -14,9 +14,9 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cramjax.benchmarks.tasks import find_tasks
 from cramjax.budget.schedules import multiplier
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
+from cramjax.glue.tasks import find_tasks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from cramjax.benchmarks.published import GLUE
-from cramjax.benchmarks.tasks import SUITES, Task
+from cramjax.glue.published import GLUE
+from cramjax.glue.tasks import SUITES, Task
 
 _SUFFIX = {"validation_mismatched": "_mm"}
 _TITLES = {"superglue": "SuperGLUE", "glue": "GLUE"}

@@ -13,16 +13,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from cramjax.benchmarks import local_files, rows
-from cramjax.benchmarks.tasks import SUITES, Task, find_tasks
-from cramjax.config.errors import RunFailed, UserError
+from cramjax.checkpoints.checkpoint import Checkpoints
+from cramjax.errors import RunFailed, UserError
+from cramjax.files import write_json
 from cramjax.finetuning import learning, results, submission, training
 from cramjax.finetuning.protocols import PROTOCOLS, Protocol, Settings
 from cramjax.finetuning.store import Store, digest
+from cramjax.glue import local_files, rows
+from cramjax.glue.tasks import SUITES, Task, find_tasks
 from cramjax.inference import LoadedModel, untrained
-from cramjax.training import devices
-from cramjax.training.checkpoint import Checkpoints
-from cramjax.training.workdir import write_json
+from cramjax.tuning import devices
 
 # Seeds are trained together up to this many training rows: a larger task fills the device by itself.
 SMALL_TASK = 20_000

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from cramjax.config.errors import UserError
-from cramjax.training.workdir import write_json
+from cramjax.errors import UserError
+from cramjax.files import write_json
 
 SETUP = "setup.json"
 

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cramjax.benchmarks.tasks import SUITES, Row, Task
+from cramjax.glue.tasks import SUITES, Row, Task
 
 # GLUE's server wants numbers where its files have numbers.
 _NAMED = {"mnli", "qnli", "rte"}

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from cramjax.benchmarks import inputs
-from cramjax.benchmarks.tasks import Row, Task
 from cramjax.finetuning.feed import Arrays, Plan, truncating
 from cramjax.finetuning.protocols import Settings
+from cramjax.glue import inputs
+from cramjax.glue.tasks import Row, Task
 
 # Lengths of inputs and of targets that are compiled.
 INPUT_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)

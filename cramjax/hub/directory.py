@@ -15,8 +15,8 @@ import numpy as np
 import safetensors
 import tokenizers
 
-from cramjax.config.errors import UserError
 from cramjax.data.tokenizers import special_ids
+from cramjax.errors import UserError
 from cramjax.hub import equivalence, families, tables
 
 _CONFIG, _WEIGHTS, _INDEX, _TOKENIZER = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 _ID = re.compile(r"(?P<repo>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<revision>[\w./-]+))?")
 # Pickles, and weights for other frameworks, are left there.

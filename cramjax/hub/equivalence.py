@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from cramjax.hub import families
 from cramjax.models.classifier import ClassifierConfig
 from cramjax.models.encoder import EncoderConfig

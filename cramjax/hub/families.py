@@ -13,7 +13,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from cramjax.models import classifier, encoder, t5
 from cramjax.models.classifier import ClassifierConfig
 from cramjax.models.encoder import EncoderConfig

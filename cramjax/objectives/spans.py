@@ -1,7 +1,7 @@
 """Span corruption on the device: exact counts, static shapes, a pure function of (key, row).
 
 T5's objective (arXiv 1910.10683, section 3.1.4): spans of a text are replaced by sentinels, and the targets are the spans, each after its
-sentinel. The text is as long as fills the inputs exactly (`config/spans.py`), so nothing is padding.
+sentinel. The text is as long as fills the inputs exactly (`config/span_lengths.py`), so nothing is padding.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 DATA = "data"
 AXES = (DATA, "fsdp", "tensor")

@@ -12,7 +12,7 @@ import pathlib
 
 import jax
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 HEARTBEAT_S = 20

@@ -14,7 +14,7 @@ import difflib
 import re
 
 from cramjax.budget import peaks
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 GIB = 2**30
 

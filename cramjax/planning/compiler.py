@@ -8,8 +8,9 @@ from collections.abc import Callable
 import jax
 
 from cramjax.planning.cards import Card
-from cramjax.training import fit, session
+from cramjax.training import session
 from cramjax.training.session import Session
+from cramjax.tuning import microbatch
 
 _GENERATED = {"xla_gpu_enable_triton_gemm": True}
 _FIRST_CAPABILITY = (8, 0)
@@ -48,7 +49,7 @@ class Compiler:
             try:
                 return session.compile_train_step(made, _GENERATED)[0]
             except jax.errors.JaxRuntimeError as error:
-                if fit.is_out_of_memory(error):
+                if microbatch.is_out_of_memory(error):
                     raise
                 self._generated = False
                 self.note = "compiled with libraries' products alone, which takes longer than what the card itself compiles"

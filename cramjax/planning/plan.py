@@ -12,15 +12,16 @@ import jax.numpy as jnp
 
 from cramjax import start
 from cramjax.budget import schedules
-from cramjax.config.errors import UserError
 from cramjax.config.resolve import changed
+from cramjax.errors import UserError
+from cramjax.objectives.objective import Vocabulary
 from cramjax.parallel import mesh as meshes
 from cramjax.planning import expectation, ledger, targets
 from cramjax.planning.cards import Card
 from cramjax.planning.compiler import Compiler
 from cramjax.planning.expectation import Expectation
-from cramjax.training import devices, fit, footprint, remedies, session
-from cramjax.training.task import Vocabulary
+from cramjax.training import remedies, session
+from cramjax.tuning import devices, microbatch
 
 Announce = Callable[[str], None]
 
@@ -103,16 +104,16 @@ def make(config: Any, card: Card, announce: Announce) -> Plan:
     )
     made = (_open_stand_ins if line else _open_targets)(config, card, vocabulary)
     shards = meshes.batch_shards(made.mesh)
-    sizes = fit.microbatch_sizes(session.most_sequences(config), shards)
+    sizes = microbatch.microbatch_sizes(session.most_sequences(config), shards)
     limit = round(card.memory_bytes * (1 if card.topology else start.GPU_FRACTION))
-    state, compiler = footprint.state_bytes(made), Compiler(made, card, announce)
+    state, compiler = made.state_bytes(), Compiler(made, card, announce)
 
     def measure(n: int) -> int | None:
         if line:
-            return footprint.by_formula(made, n // shards)
-        return fit.fitting_bytes(lambda: compiler.step(n))
+            return made.step_bytes(n // shards)
+        return microbatch.fitting_bytes(lambda: compiler.step(n))
 
-    searched = fit.search(measure, sizes, limit, lambda n: footprint.by_formula(made, n // shards))
+    searched = microbatch.search(measure, sizes, limit, lambda n: made.step_bytes(n // shards))
     size = searched.largest or sizes[0]
     memory = _by_kind(state, searched.used[size], searched.per_sequence * size)
 
@@ -125,7 +126,7 @@ def make(config: Any, card: Card, announce: Announce) -> Plan:
         batch_size=config.batch_size,
         microbatch_size=searched.largest,
         configured_microbatch_size=config.microbatch_size,
-        memory=memory | {"limit": round(fit.HEADROOM * limit)},
+        memory=memory | {"limit": round(microbatch.HEADROOM * limit)},
         measured=dict(sorted(searched.used.items())),
         note=f"by formula; for the real compiler: {line}" if line else "",
         **_rates(
@@ -141,7 +142,7 @@ def make(config: Any, card: Card, announce: Announce) -> Plan:
     if plan.fits or line:
         return plan
     announce(f"{card.name}: looking for settings that fit…")
-    on, room = list(made.mesh.devices.flat), fit.HEADROOM * limit
+    on, room = list(made.mesh.devices.flat), microbatch.HEADROOM * limit
     found = remedies.find(
         config, vocabulary, on, microbatch_size=config.microbatch_size or shards, room=room
     )
@@ -155,7 +156,7 @@ def _with_program(plan: Plan, made: session.Session, compiler: Compiler) -> Plan
     try:
         program = compiler.step(size).as_text()
     except jax.errors.JaxRuntimeError as error:
-        if not fit.is_out_of_memory(error):
+        if not microbatch.is_out_of_memory(error):
             raise
         return plan
 

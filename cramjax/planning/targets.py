@@ -7,7 +7,7 @@ import importlib.util
 import jax
 from jax.experimental import topologies
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from cramjax.planning import cards
 from cramjax.planning.cards import Card
 

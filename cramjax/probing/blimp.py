@@ -7,7 +7,7 @@ import itertools
 import json
 import pathlib
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 _KEYS = {
     "good": "sentence_good",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from cramjax.inference import LoadedModel
 from cramjax.models import encoder, t5
 from cramjax.models.layers import FLOAT32

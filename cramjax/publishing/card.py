@@ -12,8 +12,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from cramjax.benchmarks.tasks import SUITES
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
+from cramjax.glue.tasks import SUITES
 
 _UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 PICTURE = "loss.png"

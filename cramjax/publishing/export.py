@@ -16,13 +16,14 @@ import jax
 import numpy as np
 import tokenizers
 
-from cramjax.benchmarks.tasks import Task, find_tasks
-from cramjax.config.errors import RunFailed, UserError
+from cramjax.checkpoints import packed
 from cramjax.data import tokenizers as tokenizer_files
-from cramjax.hub import directory, equivalence, families, packed, parity, saving, tables
+from cramjax.errors import RunFailed, UserError
+from cramjax.glue.tasks import Task, find_tasks
+from cramjax.hub import directory, equivalence, families, tables
 from cramjax.inference import LoadedModel, load
 from cramjax.models import classifier, lowrank
-from cramjax.publishing import card
+from cramjax.publishing import card, parity, saving
 
 _PARTS = "model*.safetensors*"
 

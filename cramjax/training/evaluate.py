@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from cramjax.objectives.objective import Task
 from cramjax.parallel import mesh as meshes
-from cramjax.training.task import Task
 
 Batch = tuple[np.ndarray, np.ndarray]
 

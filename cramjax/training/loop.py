@@ -11,8 +11,8 @@ import numpy as np
 
 from cramjax.budget import schedules
 from cramjax.budget.clock import Clock
-from cramjax.config.errors import RunFailed
 from cramjax.data.loader import DevicePrefetch
+from cramjax.errors import RunFailed
 from cramjax.stop import Stop
 from cramjax.training.state import TrainState
 

@@ -11,10 +11,11 @@ import numpy as np
 import tokenizers
 
 from cramjax import start
+from cramjax.checkpoints import pretrained
+from cramjax.console import Progress
 from cramjax.data import loader as loaders
 from cramjax.models.layers import FLOAT32
-from cramjax.training import origin, session
-from cramjax.training.progress import Progress
+from cramjax.training import session
 from cramjax.training.run import open_data
 
 
@@ -25,7 +26,7 @@ def preview(config: Any, n_examples: int) -> Iterator[str]:
     """
     start.start()
     with contextlib.closing(Progress()) as progress:
-        config = origin.with_tokenizer(config)
+        config = pretrained.with_tokenizer(config)
         dataset = open_data(config, progress)
     task = session.TASKS[config.model.family](config, dataset, FLOAT32)
     source = loaders.open_loader(

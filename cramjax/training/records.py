@@ -9,10 +9,10 @@ import math
 import time
 
 from cramjax.budget.clock import Clock
+from cramjax.console import Progress
 from cramjax.training.evaluate import EvalResult
 from cramjax.training.loop import StepRecord
 from cramjax.training.metrics import MetricsWriter
-from cramjax.training.progress import Progress
 
 # Steps over which the summary's training loss is averaged.
 LOSS_WINDOW = 50

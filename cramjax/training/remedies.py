@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 
-from cramjax.config.errors import RunFailed, UserError
 from cramjax.config.resolve import changed
+from cramjax.errors import RunFailed, UserError
+from cramjax.objectives.objective import Vocabulary
 from cramjax.parallel import mesh as meshes
-from cramjax.training import devices, fit, footprint, session
-from cramjax.training.task import Vocabulary
+from cramjax.training import session
+from cramjax.tuning import devices, microbatch
 
 # By how little they change: the same updates in another order of work, the same in more devices' memory, another optimizer.
 _CHANGES: tuple[dict[str, Any], ...] = (
@@ -75,19 +76,19 @@ def _smaller(
     shards = meshes.batch_shards(made.mesh)
     sizes = [
         n
-        for n in fit.microbatch_sizes(session.most_sequences(config), shards)
+        for n in microbatch.microbatch_sizes(session.most_sequences(config), shards)
         if n < microbatch_size
     ]
     if not sizes:
         return []
 
     def measure(n: int) -> int | None:
-        return fit.fitting_bytes(
+        return microbatch.fitting_bytes(
             lambda: session.compile_train_step(dataclasses.replace(made, microbatch_size=n))[0]
         )
 
-    limit = round(room / fit.HEADROOM)
-    searched = fit.search(measure, sizes, limit, lambda n: footprint.by_formula(made, n // shards))
+    limit = round(room / microbatch.HEADROOM)
+    searched = microbatch.search(measure, sizes, limit, lambda n: made.step_bytes(n // shards))
     if searched.largest is None:
         return []
     return [Remedy({"microbatch_size": searched.largest}, searched.used[searched.largest])]
@@ -105,9 +106,9 @@ def _fitting(
     except UserError:  # these devices cannot be arranged so
         return None
     n_local = made.microbatch_size // meshes.batch_shards(made.mesh)
-    if footprint.by_formula(made, n_local) > fit.FORMULA_ERROR * room:
+    if made.step_bytes(n_local) > microbatch.FORMULA_ERROR * room:
         return None
-    used = fit.needed_bytes(lambda: session.compile_train_step(made)[0])
+    used = microbatch.needed_bytes(lambda: session.compile_train_step(made)[0])
     return Remedy(overrides, used) if used <= room else None
 
 
@@ -117,16 +118,16 @@ def explained(made: session.Session, vocabulary: Vocabulary) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if not fit.is_out_of_memory(error):
+        if not microbatch.is_out_of_memory(error):
             raise
         raise RunFailed(_sentence(made, vocabulary)) from error
 
 
 def _sentence(made: session.Session, vocabulary: Vocabulary) -> str:
     on = list(made.mesh.devices.flat)
-    needed = fit.needed_bytes(lambda: session.compile_train_step(made)[0])
+    needed = microbatch.needed_bytes(lambda: session.compile_train_step(made)[0])
     limit = devices.memory_bytes(on[0])
-    room = min(_LESS * needed, fit.HEADROOM * limit if limit else _LESS * needed)
+    room = min(_LESS * needed, microbatch.HEADROOM * limit if limit else _LESS * needed)
     remedies = find(made.config, vocabulary, on, microbatch_size=made.microbatch_size, room=room)
     has = (
         f"{on[0].device_kind} has {limit / 2**30:.1f} GiB"

@@ -20,21 +20,23 @@ import jax
 
 from cramjax import start
 from cramjax.budget.clock import Clock
-from cramjax.config.errors import UserError
+from cramjax.checkpoints import pretrained
+from cramjax.checkpoints.checkpoint import Checkpoints
+from cramjax.console import Progress
 from cramjax.data import loader as loaders
 from cramjax.data import prepare, tokenizers
 from cramjax.data.dataset import TokenDataset
+from cramjax.errors import UserError
+from cramjax.files import write_json
 from cramjax.parallel import mesh as meshes
 from cramjax.parallel import processes
 from cramjax.stop import Stop, StopSignal, exit_code
-from cramjax.training import growing, origin, plots, records, remedies, session
+from cramjax.training import growing, plots, records, remedies, session
 from cramjax.training.agreement import Agreement
-from cramjax.training.checkpoint import Checkpoints
 from cramjax.training.loop import Hooks, Outcome, run_steps
 from cramjax.training.metrics import MetricsWriter, Silence, Sink
-from cramjax.training.progress import Progress
 from cramjax.training.state import TrainState, initial_state
-from cramjax.training.workdir import Workdir, environment, write_json
+from cramjax.training.workdir import Workdir, environment
 
 
 def train(config: Any, workdir: str | os.PathLike, *, sinks: Sequence[Sink] = ()) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def _train(
         with (
             stop.at_once()
         ):  # nothing to save yet: data preparation and compilation resume by themselves
-            config = origin.with_tokenizer(config)
+            config = pretrained.with_tokenizer(config)
             dataset = open_data(config, progress)
             run = Run(config, path, dataset, progress, stop, started, sinks)
             finished = run.restore()
@@ -181,7 +183,7 @@ class Run:
 
     def _started_from(self, checkpoint: str, state: TrainState) -> TrainState:
         """`state` with the parameters of another model."""
-        found = origin.read(checkpoint)
+        found = pretrained.read(checkpoint)
         own = tokenizers.load(self.dataset.directory / "tokenizer" / "tokenizer.json")[0]
         if own.get_vocab() != tokenizers.load(found.tokenizer_file)[0].get_vocab():
             raise UserError(
@@ -192,7 +194,7 @@ class Run:
             f"starting from the parameters of {found.path}"
             + (f" at step {found.step}" if found.is_run else "")
         )
-        params = origin.start_from(found, self.session.task.description, state.params)
+        params = pretrained.start_from(found, self.session.task.description, state.params)
         return dataclasses.replace(state, params=params)
 
     def _enter(self, sidecar: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:

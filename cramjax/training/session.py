@@ -15,16 +15,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from cramjax.models import kernels
+from cramjax.objectives.masked_lm import masked_lm
+from cramjax.objectives.objective import Task, Vocabulary
+from cramjax.objectives.span_corruption import span_corruption
 from cramjax.optim.build import make_optimizer
 from cramjax.parallel import mesh as meshes
-from cramjax.training import answers, attention_choice, devices, fit, footprint
-from cramjax.training.masked_lm import masked_lm
-from cramjax.training.span_corruption import span_corruption
 from cramjax.training.state import TrainState, abstract_state
 from cramjax.training.step import make_train_step
-from cramjax.training.task import Task, Vocabulary
+from cramjax.tuning import answers, attention_choice, devices, footprint, microbatch
 
 TASKS = {"encoder": masked_lm, "t5": span_corruption}
 
@@ -67,12 +67,28 @@ class Session:
     microbatch_size: int
     token_dtype: np.dtype
     peak_flops: float
-    program: fit.Program | None = None
+    program: microbatch.Program | None = None
 
     @property
     def dynamic_scale(self) -> bool:
         """Whether the loss is scaled: float16 only."""
         return self.precision == "float16"
+
+    def state_bytes(self) -> dict[str, int]:
+        """Returns the bytes of "parameters" and "optimizer" on one device."""
+        return footprint.state_bytes(self.abstract.params, self.abstract)
+
+    def step_bytes(self, n_sequences: int) -> int:
+        """Returns the bytes of a step with `n_sequences` a pass on each device, by formula."""
+        fused = not any(name in self.attention for name in (kernels.XLA, kernels.EINSUM))
+        return footprint.step_bytes(
+            self.config,
+            self.state_bytes(),
+            n_sequences,
+            n_targets=self.task.n_predicted,
+            itemsize=jnp.dtype(self.precision).itemsize,
+            fused=fused,
+        )
 
     @property
     def max_microbatches(self) -> int:
@@ -83,7 +99,7 @@ class Session:
 def open_session(
     config: Any,
     vocabulary: Vocabulary,
-    announce: fit.Announce = lambda line: None,
+    announce: microbatch.Announce = lambda line: None,
     fastest: kernels.Choices | None = None,
 ) -> Session:
     """Decide mesh, precision, kernels and microbatch on the devices at hand, and build the task; nothing large is kept.
@@ -115,21 +131,23 @@ def open_session(
     return dataclasses.replace(made, microbatch_size=size, peak_flops=peak, program=program)
 
 
-def _choose_microbatch(session: Session, announce: fit.Announce) -> tuple[int, fit.Program | None]:
+def _choose_microbatch(
+    session: Session, announce: microbatch.Announce
+) -> tuple[int, microbatch.Program | None]:
     """The largest microbatch that fits, and its step where finding it has compiled one."""
     config, device = session.config, session.mesh.devices.flat[0]
     shards = meshes.batch_shards(session.mesh)
-    sizes = fit.microbatch_sizes(most_sequences(config), shards)
+    sizes = microbatch.microbatch_sizes(most_sequences(config), shards)
     limit = devices.memory_bytes(jax.local_devices()[0])
     if limit is None:
-        return fit.cpu_microbatch(sizes, shards=shards, seq_len=config.data.seq_len), None
+        return microbatch.cpu_microbatch(sizes, shards=shards, seq_len=config.data.seq_len), None
     # Several processes share their autotuning: all have to compile the same, whatever each of them remembers.
     question = _question(session, limit) if jax.process_count() == 1 else None
-    return fit.choose_microbatch(
+    return microbatch.choose_microbatch(
         lambda n: lower_train_step(dataclasses.replace(session, microbatch_size=n)),
         sizes,
         limit,
-        lambda n: footprint.by_formula(session, n // shards),
+        lambda n: session.step_bytes(n // shards),
         platform=device.platform,
         answer=answers.Answer(question),
         announce=announce,
@@ -157,7 +175,9 @@ def _question(session: Session, limit_bytes: int) -> dict[str, Any]:
     }
 
 
-def fastest_kernels(config: Any, vocabulary: Vocabulary, announce: fit.Announce) -> kernels.Choices:
+def fastest_kernels(
+    config: Any, vocabulary: Vocabulary, announce: microbatch.Announce
+) -> kernels.Choices:
     """Times the kernels of attention that a step of `config` could use on this process's devices, if they are GPUs.
 
     Returns the fastest by call; nothing where the configuration names a kernel or a step is divided by XLA.
@@ -297,7 +317,9 @@ def build_optimizer(config: Any, task: Task) -> optax.GradientTransformation:
     )
 
 
-def compile_train_step(session: Session, options: Mapping[str, Any] | None = None) -> fit.Program:
+def compile_train_step(
+    session: Session, options: Mapping[str, Any] | None = None
+) -> microbatch.Program:
     """The train step compiled for the session's shapes, the state donated, and the seconds that took.
 
     Args:

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from cramjax.objectives.objective import Task
 from cramjax.optim.scale import LossScale, initial_loss_scale
 from cramjax.parallel import mesh as meshes
 from cramjax.parallel import rules
-from cramjax.training.task import Task
 
 
 @jax.tree_util.register_dataclass

@@ -1,4 +1,4 @@
-"""The folder of a run: made, locked against a second run, and its JSON files written whole or not at all.
+"""The folder of a run: made, locked against a second run; and a description of where it ran.
 
 Checkpoints and metrics have modules of their own.
 """
@@ -16,10 +16,9 @@ import shlex
 import socket
 import subprocess
 import sys
-import tempfile
 from typing import Any, Self
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 LOCK = "lock"
 PACKAGES = (
@@ -76,29 +75,6 @@ class Workdir:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write `value` as indented JSON; a reader, or a crash at any moment, finds the old file or the new one.
-
-    Raises UserError where the folder cannot be written.
-    """
-    path = pathlib.Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def environment(devices: list[str]) -> dict[str, Any]:

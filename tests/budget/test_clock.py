@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cramjax.budget.clock import Clock
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 
 class Time:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cramjax.budget import schedules
 from cramjax.config import schema
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 NAMES = schema.SCHEDULE["name"].choices
 shares = st.floats(0.0, 1.0)

@@ -10,16 +10,16 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import cramjax
+from cramjax.checkpoints import packed
 from cramjax.compress import run
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from cramjax.finetuning import run as finetuning
 from cramjax.finetuning.protocols import Protocol, Settings
-from cramjax.hub import packed
 from cramjax.models import encoder
 from cramjax.models.int8 import Int8
 from cramjax.models.layers import FLOAT32
 from cramjax.publishing.export import export
-from cramjax.training import devices
+from cramjax.tuning import devices
 from tests.finetuning import grammar
 from tools import compress
 

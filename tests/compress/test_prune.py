@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hypothesis import strategies as st
 
 from cramjax.compress import matrices, prune
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from cramjax.models import axes as ax
 from cramjax.models import encoder, t5
 from cramjax.models.layers import FLOAT32

@@ -11,11 +11,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 from hypothesis import strategies as st
 
+from cramjax.checkpoints import packed
+from cramjax.checkpoints.packed import BITS, Quantized
 from cramjax.compress import matrices, quantize
 from cramjax.compress.quantize import Quantizer
-from cramjax.config.errors import UserError
-from cramjax.hub import packed
-from cramjax.hub.packed import BITS, Quantized
+from cramjax.errors import UserError
 from cramjax.models import classifier, encoder, t5
 
 CFG = encoder.EncoderConfig(

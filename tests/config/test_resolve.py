@@ -1,8 +1,8 @@
 import pytest
 
 from cramjax.config import schema
-from cramjax.config.errors import UserError
 from cramjax.config.resolve import get_config, resolve
+from cramjax.errors import UserError
 
 
 def test_overrides_are_parsed_by_the_kind_of_their_key():

@@ -1,7 +1,7 @@
 import pytest
 
 from cramjax.config import shapes
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 # Millions of parameters by model cards, configurations and the paper's text.
 PUBLISHED = """

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cramjax.config.spans import span_lengths
+from cramjax.config.span_lengths import span_lengths
 
 DENSITIES, MEANS = st.floats(0.01, 0.9), st.floats(1.0, 20.0)
 

@@ -3,8 +3,8 @@
 import pytest
 
 from cramjax.config import stages
-from cramjax.config.errors import UserError
 from cramjax.config.resolve import get_config
+from cramjax.errors import UserError
 
 BASE = ("model.n_layers=12", "model.d_ff=3072", "data.seq_len=128", "data.order=shuffled")
 

@@ -7,8 +7,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from cramjax.config.errors import UserError
 from cramjax.data.dataset import TokenDataset
+from cramjax.errors import UserError
 from tests.data.shards import SPECIAL, write_dataset
 
 TRAIN = ((1000, 50, 0, 777), (640,))

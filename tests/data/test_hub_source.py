@@ -27,7 +27,7 @@ FILES = {
 READER = """
 import json, sys, types
 import huggingface_hub.constants
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from cramjax.data import hub_source
 from cramjax.data.sources import open_sources
 hub_source.FIRST_PAUSE_S, hub_source.ATTEMPTS = 0.01, int(sys.argv[3])

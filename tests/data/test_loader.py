@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cramjax.config.errors import UserError
 from cramjax.data import index
 from cramjax.data.dataset import TokenDataset
 from cramjax.data.loader import DevicePrefetch, heldout_batches, open_loader
+from cramjax.errors import UserError
 from tests.data.shards import SPECIAL, write_dataset
 
 SEQ_LEN = 16

@@ -10,10 +10,10 @@ import pytest
 from text_source import FakeSource, document
 
 from cramjax.config import schema
-from cramjax.config.errors import RunFailed, UserError
 from cramjax.data import prepare as preparation
 from cramjax.data import tokenizers
 from cramjax.data.dataset import TokenDataset
+from cramjax.errors import RunFailed, UserError
 
 
 def settings(tmp_path, **changes):

@@ -11,9 +11,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cramjax.config.errors import UserError
 from cramjax.data import text_source
 from cramjax.data.sources import open_sources
+from cramjax.errors import UserError
 
 TEXTS = ["one document\nof two lines", "zwei — Ünïcode ✓", "three"]
 

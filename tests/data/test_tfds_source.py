@@ -10,8 +10,8 @@ import types
 
 import pytest
 
-from cramjax.config.errors import UserError
 from cramjax.data import tfds_source
+from cramjax.errors import UserError
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -37,7 +37,7 @@ builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_sh
 """
 READ = """
 import json, pickle, sys, types
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from cramjax.data.sources import open_sources
 data = types.SimpleNamespace(source=sys.argv[1], text_field=sys.argv[2], cache_dir="unused", allow_build=False)
 try:

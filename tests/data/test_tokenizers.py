@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from text_source import document
 
-from cramjax.config.errors import UserError
 from cramjax.data import encode, tokenizers
+from cramjax.errors import UserError
 
 TEXTS = [document(0, number) + " Café naïve. Ünder ``quoted''" for number in range(300)]
 ROLES = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}

@@ -6,7 +6,7 @@ import pathlib
 import random
 import time
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 
 WORDS = [
     a + b

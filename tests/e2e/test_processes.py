@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from cramjax.parallel import processes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cramjax.training.checkpoint import Checkpoints
+from cramjax.checkpoints.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 N = 500_000
@@ -20,7 +20,7 @@ N = 500_000
 CHILD = f"""
 import sys
 import jax, jax.numpy as jnp
-from cramjax.training.checkpoint import Checkpoints
+from cramjax.checkpoints.checkpoint import Checkpoints
 checkpoints = Checkpoints(sys.argv[1], keep=2)
 x = jax.random.normal(jax.random.key(0), ({N},))
 step = checkpoints.latest() or 0

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from cramjax.benchmarks.published import GLUE
-from cramjax.benchmarks.tasks import SUITES
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from cramjax.finetuning import results, run, training
 from cramjax.finetuning.protocols import PROTOCOLS, Protocol, Settings
+from cramjax.glue.published import GLUE
+from cramjax.glue.tasks import SUITES
 from cramjax.inference import load
 from tests.finetuning import grammar
 

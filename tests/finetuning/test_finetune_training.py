@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cramjax.benchmarks import rows
-from cramjax.benchmarks.tasks import find_tasks
 from cramjax.finetuning import training
 from cramjax.finetuning.classification import classification
 from cramjax.finetuning.feed import EncoderFeed
 from cramjax.finetuning.protocols import Settings
 from cramjax.finetuning.t5_feed import T5Feed
 from cramjax.finetuning.text_to_text import text_to_text
+from cramjax.glue import rows
+from cramjax.glue.tasks import find_tasks
 from cramjax.models.layers import Precision
 from tests.finetuning import grammar
 

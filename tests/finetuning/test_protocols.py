@@ -2,7 +2,7 @@
 
 import pytest
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from cramjax.finetuning.protocols import PROTOCOLS
 
 

@@ -5,8 +5,8 @@ import zipfile
 
 import pytest
 
-from cramjax.benchmarks.tasks import SUITES, find_tasks
 from cramjax.finetuning import submission
+from cramjax.glue.tasks import SUITES, find_tasks
 
 
 def lines(name, rows, predictions, suite=None):

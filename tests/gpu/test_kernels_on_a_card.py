@@ -10,7 +10,7 @@ import pytest
 from cramjax.models import attention, kernels, short_attention
 from cramjax.models.kernels import AttentionCall
 from cramjax.models.layers import Precision
-from cramjax.training import attention_choice
+from cramjax.tuning import attention_choice
 
 BF16 = jnp.dtype(jnp.bfloat16)
 

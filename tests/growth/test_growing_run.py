@@ -12,11 +12,12 @@ import pytest
 
 import cramjax
 from cramjax.budget.schedules import learning_rate
-from cramjax.config.errors import UserError
+from cramjax.checkpoints import pretrained
+from cramjax.errors import UserError
 from cramjax.models import encoder
 from cramjax.models.layers import FLOAT32
 from cramjax.publishing.export import export
-from cramjax.training import growing, origin
+from cramjax.training import growing
 from tests.e2e import test_main as cli
 
 STAGES = [{"until": 0.3, "depth": 0.5, "width": 0.5, "length": 0.5}, {"until": 0.6, "depth": 0.5}]
@@ -69,7 +70,7 @@ def test_stopped_anywhere_it_comes_to_the_same(whole, corpus, tmp_path):
     for step in (1, 3, 8):
         summary = cramjax.train(config(corpus), tmp_path / "run", sinks=[Stop(step)])
         assert summary["stop_reason"] == "sigterm" and summary["steps"] >= step
-        sizes.append(origin.read(tmp_path / "run").config.n_layers)
+        sizes.append(pretrained.read(tmp_path / "run").config.n_layers)
     assert sizes == [2, 2, 4]
     summary = cramjax.train(config(corpus), tmp_path / "run")
     assert summary["steps"] == N_STEPS and summary["resumed_from"] == 9
@@ -123,7 +124,7 @@ def test_killed_in_the_middle_of_a_switch_it_comes_to_the_same(whole, corpus, tm
     command = [sys.executable, "-c", KILLED, str(corpus), str(tmp_path / "run"), str(evaluation)]
     done = cli.run(command, check=False, **devices)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert origin.read(tmp_path / "run").config.n_layers == 2
+    assert pretrained.read(tmp_path / "run").config.n_layers == 2
     assert cramjax.train(config(corpus), tmp_path / "run")["resumed_from"] == 2
     ours, theirs = (cramjax.load(path).params for path in (tmp_path / "run", whole[0]))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
@@ -219,7 +220,7 @@ def test_a_stage_that_cannot_be_made_keeps_what_the_one_before_learned(
     monkeypatch.setattr(growing.Stages, "_prepare", fail)
     with pytest.raises(UserError, match="no room for it"):
         cramjax.train(config(corpus), tmp_path / "run")
-    assert origin.read(tmp_path / "run").step == 3  # the last of the first stage
+    assert pretrained.read(tmp_path / "run").step == 3  # the last of the first stage
     monkeypatch.undo()
     assert cramjax.train(config(corpus), tmp_path / "run")["resumed_from"] == 3
 

@@ -9,7 +9,7 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 from tokenizers import models
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from cramjax.hub import directory, families, tables
 from cramjax.models import encoder
 from tests import networks

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from cramjax.checkpoints import packed
 from cramjax.compress import matrices
 from cramjax.compress.quantize import Quantizer, quantize
-from cramjax.hub import packed
 from cramjax.models import encoder, int8, t5
 from cramjax.models.int8 import Int8
 from cramjax.models.layers import FLOAT32, product

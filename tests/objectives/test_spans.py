@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cramjax.config.spans import span_lengths
+from cramjax.config.span_lengths import span_lengths
 from cramjax.objectives.spans import SpanCorruption, corrupt_spans
 
 EOS, FIRST = 1, 999

@@ -4,7 +4,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from cramjax.parallel import mesh as meshes
 from cramjax.parallel import rules
 

@@ -10,7 +10,8 @@ import jax
 import pytest
 
 from cramjax.config.resolve import get_config
-from cramjax.training import devices, session
+from cramjax.training import session
+from cramjax.tuning import devices
 from tests.parallel import programs
 
 CPU = jax.devices("cpu")[0]

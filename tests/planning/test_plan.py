@@ -14,7 +14,7 @@ import pytest
 
 from cramjax.config.resolve import get_config
 from cramjax.planning import cards, compiler, hlo, kernels, plan, report, targets
-from cramjax.training import footprint
+from cramjax.training import session
 from tests.planning import programs
 
 TINY = (
@@ -97,13 +97,13 @@ def test_devices_share_parameters_under_fsdp(no_compilers):
 
 
 def test_a_microbatch_that_is_asked_for_has_to_fit(no_compilers, monkeypatch):
-    monkeypatch.setattr(footprint, "by_formula", lambda made, n: int(2e9 + n * 0.23e9))
+    monkeypatch.setattr(session.Session, "step_bytes", lambda made, n: int(2e9 + n * 0.23e9))
     assert planned("rtx3060").microbatch_size == 32
     assert (
         planned("rtx3060", "microbatch_size=32").fits
         and not planned("rtx3060", "microbatch_size=64").fits
     )
-    monkeypatch.setattr(footprint, "by_formula", lambda made, n: int(20e9))
+    monkeypatch.setattr(session.Session, "step_bytes", lambda made, n: int(20e9))
     made = planned("rtx3060")
     assert not made.fits and made.microbatch_size is None and made.entry()["fits"] is False
     assert "does not fit; try --config.model.remat=full" in report.table([made])

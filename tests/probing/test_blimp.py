@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cramjax.config.errors import UserError
+from cramjax.errors import UserError
 from cramjax.probing import blimp, results
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cramjax.config.errors import UserError
 from cramjax.data import tokenizers
+from cramjax.errors import UserError
 from cramjax.inference import LoadedModel
 from cramjax.models import encoder, t5
 from cramjax.models.layers import FLOAT32, Precision

@@ -9,14 +9,14 @@ import pytest
 from huggingface_hub import ModelCard
 
 import cramjax
-from cramjax.config.errors import RunFailed, UserError
+from cramjax.checkpoints import pretrained
+from cramjax.errors import RunFailed, UserError
 from cramjax.finetuning import run
 from cramjax.finetuning.protocols import Protocol, Settings
 from cramjax.hub import directory
 from cramjax.models.layers import FLOAT32
 from cramjax.publishing import card
 from cramjax.publishing.export import Options, export
-from cramjax.training import origin
 from tests.e2e import test_main as cli
 from tests.finetuning import grammar
 from tests.hub.fakehub import FakeHub
@@ -198,7 +198,7 @@ def test_a_folder_with_other_files_is_left_alone(small_run, tmp_path):
 
 
 def test_a_wrong_export_never_stands_there(small_run, tmp_path, monkeypatch):
-    from cramjax.hub import saving
+    from cramjax.publishing import saving
 
     original = saving._cast
     monkeypatch.setattr(
@@ -329,7 +329,7 @@ def test_to_the_hub_and_back(small_run, tmp_path, monkeypatch):
 def test_a_name_that_is_nowhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no such directory, and the Hub cannot be reached"):
-        origin.find("nobody/nothing")
+        pretrained.find("nobody/nothing")
     (tmp_path / "runs").mkdir()
     with pytest.raises(UserError, match="no checkpoint of a run there"):
-        origin.find("runs/mine")
+        pretrained.find("runs/mine")

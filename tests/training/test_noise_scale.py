@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import cramjax
-from cramjax.config.errors import UserError
 from cramjax.config.resolve import get_config
+from cramjax.errors import UserError
 from cramjax.optim.scale import initial_loss_scale
 from cramjax.training.state import TrainState
 from cramjax.training.step import make_train_step

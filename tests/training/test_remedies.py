@@ -6,8 +6,9 @@ import jax
 import pytest
 import stepping
 
-from cramjax.config.errors import RunFailed
-from cramjax.training import devices, fit, remedies, session
+from cramjax.errors import RunFailed
+from cramjax.training import remedies, session
+from cramjax.tuning import devices, microbatch
 
 MESSAGE = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12345678 bytes."
 
@@ -19,7 +20,7 @@ def made():
 
 def needed(made, *overrides):
     changed = stepping.open_tiny("microbatch_size=16", "model.unroll=1", *overrides)
-    return fit.needed_bytes(lambda: session.compile_train_step(changed)[0])
+    return microbatch.needed_bytes(lambda: session.compile_train_step(changed)[0])
 
 
 @pytest.mark.slow
@@ -83,8 +84,10 @@ def test_a_compiler_that_refuses_says_how_much_it_wanted():
             "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 19.50G of 15.75G hbm. Exceeded hbm capacity by 3.76G."
         )
 
-    assert fit.needed_bytes(refuse) == round(19.5 * 2**30)
+    assert microbatch.needed_bytes(refuse) == round(19.5 * 2**30)
     # The search goes on below what was refused.
     sizes = [1, 2, 4, 8, 16, 32]
-    found = fit.search(lambda n: (2 + n) * 2**30, sizes, 12 * 2**30, lambda n: (2 + n) * 2**30)
+    found = microbatch.search(
+        lambda n: (2 + n) * 2**30, sizes, 12 * 2**30, lambda n: (2 + n) * 2**30
+    )
     assert found.largest == 8 and set(found.used) <= set(sizes) and found.per_sequence == 2**30

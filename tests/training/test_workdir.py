@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from cramjax.config.errors import UserError
+from cramjax import files
+from cramjax.errors import UserError
 from cramjax.training import workdir
 from cramjax.training.workdir import Workdir
 
@@ -62,14 +63,14 @@ def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path):
     with pytest.raises(UserError, match="file/run: cannot be written .*give another folder"):
         Workdir(tmp_path / "file" / "run")
     with pytest.raises(UserError, match="cannot be written"):
-        workdir.write_json(tmp_path / "absent" / "config.json", {})
+        files.write_json(tmp_path / "absent" / "config.json", {})
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "summary.json"
-    workdir.write_json(path, {"steps": 3, "name": "é"})
+    files.write_json(path, {"steps": 3, "name": "é"})
     with pytest.raises(TypeError):
-        workdir.write_json(path, {"steps": object()})
+        files.write_json(path, {"steps": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == {"steps": 3, "name": "é"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
 

@@ -1,0 +1,1 @@
+"""Speed: train steps, finetuning and the host loop, measured beside peers."""

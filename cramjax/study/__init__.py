@@ -1,1 +1,0 @@
-"""Measurements of the project by itself; nothing else imports it."""

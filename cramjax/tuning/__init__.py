@@ -1,0 +1,1 @@
+"""Choices that depend on the device: precision, attention kernel, microbatch."""

@@ -1,0 +1,61 @@
+"""Bytes of a train step on one device, by formula: where the search for a microbatch starts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+
+from cramjax.budget import estimate
+
+
+def state_bytes(params: Any, state: Any) -> dict[str, int]:
+    """Returns the bytes of "parameters" and "optimizer" (the rest of the state) on one device.
+
+    Args:
+        params: tree of abstract arrays with shardings; a part of `state`, the tree of all arrays.
+    """
+    held = _bytes_of(params)
+    return {"parameters": held, "optimizer": _bytes_of(state) - held}
+
+
+def step_bytes(
+    config: Any,
+    state: dict[str, int],
+    n_sequences: int,
+    *,
+    n_targets: int,
+    itemsize: int,
+    fused: bool,
+) -> int:
+    """Returns the bytes of a step with `n_sequences` a pass on each device.
+
+    The estimate is linear in `n_sequences`, and 0 sequences give its fixed part.
+
+    Args:
+        state: as from `state_bytes`.
+        n_targets: positions of a sequence that reach the loss.
+        itemsize: bytes of a number in the step's precision.
+        fused: the attention kernel keeps no matrix of positions by positions.
+    """
+    per_sequence = estimate.activation_bytes(
+        config.model,
+        n_tokens=config.data.seq_len,
+        n_targets=n_targets,
+        vocab_size=config.data.vocab_size,
+        itemsize=itemsize,
+        fused=fused,
+    )
+    # Gradients lie like their parameters, which are float32.
+    working = estimate.working_bytes(state["parameters"] // 4, itemsize)
+    return sum(state.values()) + working + n_sequences * per_sequence
+
+
+def _bytes_of(tree: Any) -> int:
+    """Returns the bytes of `tree` on one of the devices that share it."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        local_shape = leaf.sharding.shard_shape(leaf.shape)
+        total += math.prod(local_shape) * leaf.dtype.itemsize
+    return total

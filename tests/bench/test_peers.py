@@ -1,0 +1,112 @@
+import itertools
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from cramjax.bench import peers
+from cramjax.config.resolve import get_config
+from cramjax.models import encoder
+from cramjax.models import t5 as t5_network
+from cramjax.objectives.masked_lm import encoder_config
+from cramjax.objectives.span_corruption import t5_config
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TINY = (
+    "model.d_model=32",
+    "model.n_heads=2",
+    "model.d_ff=48",
+    "data.vocab_size=250",
+    "data.seq_len=32",
+    "batch_size=4",
+)
+
+
+def t5(*overrides):
+    return get_config(
+        "t5_efficient:tiny-nl2", *TINY, "model.head_dim=12", "data.extra_ids=100", *overrides
+    )
+
+
+def test_the_peer_has_the_sizes_of_the_configuration():
+    wanted = peers.specification(t5("model.n_decoder_layers=3"))
+    numbers = wanted["config"]
+    assert (numbers["model_type"], wanted["n_rows"], wanted["length"], wanted["labels"]) == (
+        "t5",
+        4,
+        32,
+        8,
+    )
+    found = [numbers[key] for key in ("vocab_size", "d_kv", "num_layers", "num_decoder_layers")]
+    assert found == [256, 12, 2, 3]
+    assert numbers["feed_forward_proj"] == "relu" and numbers["tie_word_embeddings"]
+
+
+@pytest.mark.parametrize(
+    "recipe, architecture",
+    [
+        ("bert_1day", "BertForMaskedLM"),  # no class has that network: one of the same sizes
+        ("bert_1day_modern", "ModernBertForMaskedLM"),
+        ("bert_24h_academic", "MegatronBertForMaskedLM"),
+        ("bert_original", "BertForMaskedLM"),
+        ("t5_1day", "T5ForConditionalGeneration"),
+    ],
+)
+def test_the_peer_is_the_same_network_where_there_is_one(recipe, architecture):
+    config = get_config(recipe)
+    wanted = peers.specification(config)
+    assert wanted["config"]["architectures"] == [architecture]
+    layers = wanted["config"].get("num_hidden_layers") or wanted["config"]["num_layers"]
+    assert layers == config.model.n_layers and wanted["n_rows"] == config.batch_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["t5", "encoder"])
+def test_a_peer_is_measured_in_a_process_of_its_own(family):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    own = ("model.n_layers=1", "model.positions=learned", "model.max_positions=32")
+    config = t5() if family == "t5" else get_config("bert_1day", *TINY, *own)
+    found = peers.measure_peers(config, 3, ("float32 eager", "bfloat16 eager"))
+    names = {"t5": ["T5ForConditionalGeneration"], "encoder": ["BertForMaskedLM", "TorchEncoder"]}[
+        family
+    ]
+    modes = ["float32 eager", "bfloat16 eager"]
+    assert [(result["peer"], result["mode"]) for result in found] == list(
+        itertools.product(names, modes)
+    )
+    for result in found:
+        assert (
+            result["tokens_per_s"] == pytest.approx(4 * 32 / result["step_s"])
+            and result["microbatch_size"] == 4
+        )
+        assert result["step_s_p10"] <= result["step_s"] <= result["step_s_p90"]
+    if family == "t5":
+        assert found[0]["params"] == t5_network.count_params(
+            t5_config(config.model, config.data.vocab_size)
+        )
+    else:
+        assert found[2]["params"] == encoder.count_params(
+            encoder_config(config.model, config.data.vocab_size)
+        )
+
+
+def test_without_torch_it_says_what_to_install(tmp_path):
+    probe = (
+        "import importlib.util, sys; real = importlib.util.find_spec; "
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'torch' else real(name, *rest); "
+        "from tools import bench; sys.exit(bench.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", probe, "--config", "configs/t5_efficient.py:mini", "--peer"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2 and "pip install -r requirements-test.txt" in done.stderr
+    assert "Traceback" not in done.stderr

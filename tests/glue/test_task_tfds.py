@@ -1,0 +1,115 @@
+"""Tasks through TensorFlow Datasets: a local dataset of its own builder classes, read as users read `--data_dir tfds`."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cramjax.glue import rows
+from cramjax.glue.tasks import SUITES, find_tasks
+from tests.glue import distributed
+
+pytest.importorskip("tensorflow_datasets")
+
+# The features of tensorflow_datasets.text's own classes, filled with the rows of tests/glue/distributed.py.
+SCRIPT = """
+import json, sys
+import numpy as np
+import tensorflow_datasets as tfds
+from cramjax.glue import rows
+from cramjax.glue.tasks import find_tasks
+from cramjax.errors import UserError
+
+given = json.loads(sys.argv[1])
+
+def build(official, config, splits):
+    reference = official(config=config)
+    with tfds.core.registered.skip_registration():
+        class Local(official):
+            name = reference.name
+            def _split_generators(self, dl_manager):
+                return {split: list(enumerate(examples)) for split, examples in splits.items()}
+    Local(config=config).download_and_prepare()
+
+for name, config, splits in given["build"]:
+    build({"glue": tfds.text.glue.Glue, "super_glue": tfds.text.super_glue.SuperGlue}[name], config, splits)
+found = {}
+for task_name, suite in given["read"]:
+    (task,) = find_tasks([task_name], suite)
+    try:
+        found[task_name] = rows.open_task(task, "tfds", lambda _: None, test=True).splits
+    except UserError as error:
+        found[task_name] = str(error)
+print(json.dumps(found))
+"""
+
+
+def example(row, idx):
+    """A row as a TFDS example: the label by its name, -1 where there is none."""
+    kept = {key: value for key, value in row.items() if key not in ("idx", "group")}
+    return kept | {"idx": idx, "label": kept.get("label", -1)}
+
+
+@pytest.fixture(scope="module")
+def found(root, tmp_path_factory):
+    row = {
+        (suite, name): distributed.FIRST_ROWS[suite, name] for suite, name in distributed.FIRST_ROWS
+    }
+    record = {key: row["superglue", "record"][key] for key in ("passage", "query", "entities")}
+    answers = {"answers": ["Ann"], "idx": {"passage": 4, "query": 7}}
+    multirc = example(row["superglue", "multirc"], {"paragraph": 3, "question": 8, "answer": 1})
+    mnli, cola = row["glue", "mnli"], row["glue", "cola"]
+    one = example(cola, 0)
+    build = [
+        ("glue", "cola", {"train": [example(cola, 1), one], "validation": [one], "test": [one | {"label": -1}]}),
+        ("glue", "mnli", {name: [example(mnli, 0)] for name in ("train", "validation_matched", "validation_mismatched")}),
+        ("glue", "stsb", {name: [example(row["glue", "stsb"], 0)] for name in ("train", "validation")}),
+        ("super_glue", "multirc", {name: [multirc] for name in ("train", "validation")}),
+        ("super_glue", "record", {name: [record | answers] for name in ("train", "validation")}),
+        ("super_glue", "wsc.fixed", {name: [example(row["superglue", "wsc"], 0)] for name in ("train", "validation")}),
+    ]  # fmt: skip
+    read = [
+        ("cola", None),
+        ("mnli", None),
+        ("stsb", None),
+        ("multirc", None),
+        ("record", None),
+        ("wsc", None),
+        ("rte", "superglue"),
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": str(root),
+        "TFDS_DATA_DIR": str(tmp_path_factory.mktemp("tfds")),
+    }
+    environment.pop("XLA_FLAGS", None)
+    command = [sys.executable, "-c", SCRIPT, json.dumps({"build": build, "read": read})]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["cola", "mnli", "stsb", "multirc", "record", "wsc"])
+def test_rows_are_those_of_the_files(found, name):
+    (task,) = find_tasks([name])
+    expected = json.loads(json.dumps(distributed.FIRST_ROWS[task.suite, name]))
+    assert found[name]["train"][0] == expected
+    assert set(found[name]) >= {"train", *task.splits}
+
+
+def test_order_and_missing_labels(found):
+    assert [row["idx"] for row in found["cola"]["train"]] == [0, 1]
+    assert "label" not in found["cola"]["test"][0]
+
+
+def test_what_is_not_built_is_one_sentence(found):
+    assert "super_glue/rte is not built in" in found["rte"] and "TFDS_DATA_DIR" in found["rte"]
+
+
+def test_every_task_has_a_name_there():
+    assert [task.tfds for task in SUITES["superglue"]][6:8] == [
+        "super_glue/wic",
+        "super_glue/wsc.fixed",
+    ]
+    assert rows.has_data(SUITES["glue"][0], "nowhere") is False
