@@ -7,11 +7,17 @@ sides of the feed-forward's activation; attention probabilities too where no fus
 
 from __future__ import annotations
 
-from typing import Any
+from cramjax.config.views import ModelConfig
 
 
 def activation_bytes(
-    model: Any, *, n_tokens: int, n_targets: int, vocab_size: int, itemsize: int, fused: bool
+    model: ModelConfig,
+    *,
+    n_tokens: int,
+    n_targets: int,
+    vocab_size: int,
+    itemsize: int,
+    fused: bool,
 ) -> int:
     """Bytes of one sequence between its forward and its backward pass.
 
@@ -32,7 +38,7 @@ def activation_bytes(
     return round(layers + logits)
 
 
-def _per_token(model: Any, n_keys: int, itemsize: int, fused: bool) -> int:
+def _per_token(model: ModelConfig, n_keys: int, itemsize: int, fused: bool) -> int:
     """Bytes a block keeps for a token."""
     d, gated = model.d_model, model.ffn.startswith("geglu")
     if model.remat == "full":

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
 
+from cramjax.config.views import ScheduleConfig
 from cramjax.errors import UserError
 
 INVERSE_SQRT_PLATEAU = 0.01
@@ -18,18 +18,7 @@ steps).
 """
 
 
-class Schedule(Protocol):
-    """The `schedule` section of a configuration, as much of it as is read here."""
-
-    name: str
-    warmup: float
-    cooldown: float
-    final: float
-    stop_loss: float | None
-    stop_after: float
-
-
-def learning_rate(schedule: Schedule, peak: float, fraction: float) -> float:
+def learning_rate(schedule: ScheduleConfig, peak: float, fraction: float) -> float:
     """Learning rate at `fraction` of the budget: `peak` times the shape `schedule.name`; never below 0."""
     return peak * multiplier(
         schedule.name,
@@ -83,7 +72,7 @@ def n_microbatches(
     return min(math.floor(n_full * max(fraction, 0.0) / ramp_share) + 1, n_full)
 
 
-def stops_early(schedule: Schedule, fraction: float, loss: float) -> bool:
+def stops_early(schedule: ScheduleConfig, fraction: float, loss: float) -> bool:
     """Whether the run has failed: `loss` is over `stop_loss`, or not a number, once `stop_after` is spent."""
     if schedule.stop_loss is None or fraction < schedule.stop_after:
         return False

@@ -8,17 +8,18 @@ import importlib.util
 import inspect
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import ml_collections
 
 from cramjax.config import schema, stages
 from cramjax.config.recipes import RECIPES
 from cramjax.config.span_lengths import span_lengths
+from cramjax.config.views import Config
 from cramjax.errors import UserError
 
 
-def get_config(recipe: str, *overrides: str) -> ml_collections.FrozenConfigDict:
+def get_config(recipe: str, *overrides: str) -> Config:
     """The configuration of `recipe` ("bert_1day", "bert_1day:smoke" or a path) with "key.sub=value" overrides.
 
     Raises:
@@ -31,15 +32,15 @@ def get_config(recipe: str, *overrides: str) -> ml_collections.FrozenConfigDict:
     return resolve(f"{path}:{arg}" if arg else str(path), overrides)
 
 
-def changed(config: Any, values: Mapping[str, Any]) -> ml_collections.FrozenConfigDict:
+def changed(config: Config, values: Mapping[str, Any]) -> Config:
     """`config` with other values at keys as "model.n_layers"; what they are is not checked again."""
     copy = ml_collections.ConfigDict(config.to_dict())
     with copy.ignore_type():
         copy.update_from_flattened_dict(dict(values))
-    return ml_collections.FrozenConfigDict(copy)
+    return cast(Config, ml_collections.FrozenConfigDict(copy))
 
 
-def resolve(spec: str, overrides: Iterable[str] = ()) -> ml_collections.FrozenConfigDict:
+def resolve(spec: str, overrides: Iterable[str] = ()) -> Config:
     """The configuration of FILE[:ARG] with "key.sub=value" overrides, checked and frozen. Raises UserError."""
     config = _load_recipe(spec)
     problems = [problem for text in overrides if (problem := _override(config, text))]
@@ -50,7 +51,7 @@ def resolve(spec: str, overrides: Iterable[str] = ()) -> ml_collections.FrozenCo
     if config.data.max_mb == "budget":
         config.data.max_mb = _text_for_budget(config)
     config.growth.stages = stages.frozen(config.growth.stages)
-    return ml_collections.FrozenConfigDict(config)
+    return cast(Config, ml_collections.FrozenConfigDict(config))
 
 
 def _text_for_budget(config: ml_collections.ConfigDict) -> float | None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from cramjax.config.views import Config
+
 KEYS = ("until", "depth", "width", "rank", "length", "pool", "hidden", "batch", "lr")
 
 
@@ -64,13 +66,13 @@ _KINDS = {
 }
 
 
-def of(config: Any) -> tuple[Stage, ...]:
+def of(config: Config) -> tuple[Stage, ...]:
     """The stages of a sound `config`, the last of which is the whole network; one where nothing grows."""
     listed = map(dict, config.growth.stages or ())
     return tuple(_stage(config, entry) for entry in listed) + (_stage(config, {"until": 1.0}),)
 
 
-def _stage(config: Any, entry: Any) -> Stage:
+def _stage(config: Config, entry: Any) -> Stage:
     model = config.model
     decoder = model.n_decoder_layers
     n_heads = _part(entry.get("hidden"), model.n_heads)
@@ -105,7 +107,7 @@ def frozen(listed: Any) -> Any:
     return listed and tuple(tuple(dict(entry).items()) for entry in listed)
 
 
-def mistakes(config: Any) -> list[str]:
+def mistakes(config: Config) -> list[str]:
     """What is wrong with `config.growth.stages`, one sentence each; its other keys are sound."""
     listed = config.growth.stages
     if not listed:
@@ -137,7 +139,7 @@ def _entry_mistakes(number: int, entry: Any) -> list[str]:
     return wrong
 
 
-def _order_mistakes(config: Any) -> list[str]:
+def _order_mistakes(config: Config) -> list[str]:
     stages = of(config)
     found = [
         problem
@@ -172,7 +174,7 @@ def _order_mistakes(config: Any) -> list[str]:
     return found
 
 
-def _misfits(config: Any, number: int, stage: Stage) -> list[str]:
+def _misfits(config: Config, number: int, stage: Stage) -> list[str]:
     """What of a stage does not go with the rest of the configuration."""
     where, model, found = f"growth.stages[{number}]", config.model, []
     if stage.d_model * model.n_heads != model.d_model * stage.n_heads:
