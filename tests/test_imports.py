@@ -12,6 +12,7 @@ import pytest
 BELOW = {
     "errors": set(),
     "files": {"errors"},
+    "figures": set(),
     "pareto": set(),
     "console": set(),
     "stop": set(),
@@ -31,6 +32,7 @@ BELOW = {
     "training": {
         "errors",
         "files",
+        "figures",
         "console",
         "stop",
         "config",
@@ -61,7 +63,7 @@ BELOW = {
         "training",
         "inference",
     },
-    "probing": {"errors", "models", "inference"},
+    "probing": {"errors", "figures", "models", "inference"},
     "publishing": {
         "errors",
         "files",
@@ -74,6 +76,7 @@ BELOW = {
     },
     "planning": {
         "errors",
+        "figures",
         "config",
         "budget",
         "models",
@@ -88,6 +91,7 @@ BELOW = {
     "compress": {
         "errors",
         "files",
+        "figures",
         "pareto",
         "console",
         "config",
@@ -116,7 +120,7 @@ BELOW = {
         "training",
         "finetuning",
     },
-    "sweeps": {"errors", "files", "pareto", "console", "stop", "config", "training"},
+    "sweeps": {"errors", "files", "figures", "pareto", "console", "stop", "config", "training"},
     "main": {"config", "training", "demonstration"},
     "tools": {
         "errors",
