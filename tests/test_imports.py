@@ -255,15 +255,3 @@ def test_training_needs_no_tensorflow(root):
         "import cramjax.training.run, cramjax.inference"
     )
     subprocess.run([sys.executable, "-c", check], cwd=root, check=True, timeout=120)
-
-
-def test_functions_fit_a_screen(root):
-    long = []
-    for module, tree in modules(root):
-        for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-                and node.end_lineno - node.lineno >= 80
-            ):
-                long.append(f"{module}.{node.name}: {node.end_lineno - node.lineno + 1} lines")
-    assert not long
