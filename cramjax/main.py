@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import sys
 
-from cramjax.config.cli import add_config_flags, make_parser, run_command
+from cramjax.config.cli import add_config_flags, at_least, make_parser, run_command
 
 EXAMPLE = """example:
   python -m cramjax.main --config configs/quickstart.py
@@ -38,13 +38,6 @@ def _train(args: argparse.Namespace) -> int:
     return code
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code."""
     parser = make_parser(
@@ -58,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--show_batch",
-        type=_positive,
+        type=at_least(1),
         metavar="N",
         help="print the first N training examples as the model reads them, with what it is to predict, and exit",
     )

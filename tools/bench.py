@@ -5,7 +5,7 @@ import json
 import pathlib
 import sys
 
-from cramjax.config.cli import add_config_flags, check_output, make_parser, run_command
+from cramjax.config.cli import add_config_flags, at_least, check_output, make_parser, run_command
 
 EXAMPLE = """printed, and written with --json:
   compile_s, step_s (median), step_s_p10, step_s_p90   seconds
@@ -44,8 +44,6 @@ def _bench(args: argparse.Namespace) -> None:
 
     if bool(args.finetune) != bool(args.data_dir):
         raise UserError("--finetune TASK and --data_dir DIR go together")
-    if args.steps < 1:
-        raise UserError(f"--steps {args.steps}: must be at least 1")
     if bool(args.config) == bool(args.suite):
         raise UserError("give --config FILE, or --suite NAME")
     check_output("--json", args.json)
@@ -102,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         help="several configurations with their peers, as a table: gpu or cpu",
     )
     steps_help = "steps timed, when everything is compiled and warm (default: 20)"
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help=steps_help)
+    parser.add_argument("--steps", type=at_least(1), default=20, metavar="N", help=steps_help)
     parser.add_argument(
         "--peer", action="store_true", help="measure transformers' model of the same sizes as well"
     )

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import sys
 
-from cramjax.config.cli import make_parser, run_command
+from cramjax.config.cli import at_least, make_parser, run_command
 
 EXAMPLE = """written to --out:
   pareto.json                       an entry for each model, share and bits: score (median and all seeds), bytes, parameters that are not
@@ -33,11 +33,6 @@ def _numbers(text: str, kind: type, flag: str) -> tuple:
 
 
 def _compress(args: argparse.Namespace) -> int:
-    from cramjax.errors import UserError
-
-    for flag, least in (("seeds", 1), ("epochs", 0), ("qat_epochs", 0)):
-        if getattr(args, flag) < least:
-            raise UserError(f"--{flag} {getattr(args, flag)}: must be at least {least}")
     shares, bits = _numbers(args.prune, float, "--prune"), _numbers(args.bits, int, "--bits")
     from cramjax import start
     from cramjax.compress import run
@@ -123,17 +118,25 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--group_size", type=int, default=64, metavar="N", help="rows of a group")
     parser.add_argument(
-        "--epochs", type=int, default=1, metavar="N", help="of finetuning after each pruning"
+        "--epochs",
+        type=at_least(0),
+        default=1,
+        metavar="N",
+        help="of finetuning after each pruning",
     )
     parser.add_argument(
         "--qat_epochs",
-        type=int,
+        type=at_least(0),
         default=0,
         metavar="N",
         help="of quantisation-aware finetuning for each bits",
     )
     parser.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="of finetuning; the median is reported"
+        "--seeds",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="of finetuning; the median is reported",
     )
     parser.add_argument(
         "--protocol", metavar="NAME", help="of finetuning, as tools.finetune has it"

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import sys
 
-from cramjax.config.cli import make_parser, run_command
+from cramjax.config.cli import at_least, make_parser, run_command
 
 EXAMPLE = """protocols (all settings stand in the results):
   cramming   batch 16, 5 epochs, lr 4e-5, the same for every task, median of 5 seeds (encoders' default)
@@ -27,11 +27,6 @@ Run again with the same --out, it does only what is missing."""
 
 def _finetune(args: argparse.Namespace) -> int:
     from cramjax.errors import UserError
-
-    if args.seeds is not None and args.seeds < 1:
-        raise UserError(f"--seeds {args.seeds}: must be at least 1")
-    if args.together is not None and args.together < 1:
-        raise UserError(f"--together {args.together}: must be at least 1")
     from cramjax.finetuning.protocols import PROTOCOLS
 
     if args.protocol:  # mistakes in settings are found before JAX starts
@@ -97,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--protocol", metavar="NAME", help="cramming, bert, mosaic or t5")
     parser.add_argument(
         "--seeds",
-        type=int,
+        type=at_least(1),
         metavar="N",
         help="seeds 0 to N-1 (default: as many as the protocol has)",
     )
@@ -123,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--together",
-        type=int,
+        type=at_least(1),
         metavar="N",
         help="seeds trained as one program (default: by device and task)",
     )

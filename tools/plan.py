@@ -5,7 +5,7 @@ import json
 import pathlib
 import sys
 
-from cramjax.config.cli import add_config_flags, check_output, make_parser, run_command
+from cramjax.config.cli import add_config_flags, at_least, check_output, make_parser, run_command
 from cramjax.errors import RunFailed, UserError
 
 EXAMPLE = """the table has a line for each device:
@@ -37,7 +37,7 @@ def _plan(args: argparse.Namespace) -> int:
     config = resolve(args.config, args.overrides)
     names = list(cards.CARDS) if args.device == "all" else args.device.split(",")
     chosen = list(dict.fromkeys(cards.find(name) for name in names))
-    if args.program or args.kernels is not None:
+    if args.program or args.kernels:
         _check_one_device(args, chosen)
     from cramjax.planning import environment
 
@@ -79,8 +79,6 @@ def _check_one_device(args: argparse.Namespace, chosen: list) -> None:
         raise UserError(
             f"{flag}: is of one device, and --device names {len(chosen)} ({names}); name one"
         )
-    if args.kernels is not None and args.kernels < 1:
-        raise UserError(f"--kernels {args.kernels}: must be at least 1")
     if args.kernels and chosen[0].gpu is None:
         raise UserError(
             f"--kernels: lists those of a GPU, and {chosen[0].name} is none; --program writes its program"
@@ -121,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--kernels",
-        type=int,
+        type=at_least(1),
         metavar="N",
         help="list the N kernels of one GPU's step that take longest, as expected",
     )

@@ -5,7 +5,7 @@ import pathlib
 import sys
 import time
 
-from cramjax.config.cli import check_output, make_parser, run_command
+from cramjax.config.cli import at_least, check_output, make_parser, run_command
 
 EXAMPLE = """a pair counts as right if the model finds the grammatical sentence more likely: pseudo-log-likelihood of a masked
 language model (every token masked in turn), and span scores of a T5. The control is the same network with random weights.
@@ -21,8 +21,6 @@ def _probe(args: argparse.Namespace) -> int:
 
     if args.suite != "blimp":
         raise UserError(f"--suite {args.suite}: unknown; there is blimp")
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit {args.limit}: must be at least 1")
     if args.out and args.out.suffix in (".md", ".png"):
         raise UserError(
             f"--out {args.out}: has to be a file of JSON, as runs/blimp.json; .md and .png are written beside it"
@@ -121,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
         help="accuracies as JSON, with a table and a picture beside it",
     )
     parser.add_argument(
-        "--limit", type=int, metavar="N", help="only the first N pairs of each paradigm"
+        "--limit", type=at_least(1), metavar="N", help="only the first N pairs of each paradigm"
     )
     parser.add_argument(
         "--no_control", action="store_true", help="leave out the network with random weights"

@@ -148,9 +148,3 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
         else None
     )
     return None if tflops is None else tflops * 1e12
-
-
-def peak_bandwidth(device_kind: str) -> float | None:
-    """Bytes per second between one device and its memory; None where unknown."""
-    peak = find(device_kind)
-    return None if peak is None else peak.bandwidth * 1e9

@@ -6,6 +6,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from cramjax import figures
 from cramjax.planning import kernels
 from cramjax.planning.ledger import Row
 from cramjax.planning.plan import Plan
@@ -160,13 +161,9 @@ def _large(number: float) -> str:
 
 def plot(plans: Sequence[Plan], path: pathlib.Path) -> None:
     """Draw for each device the memory of a step by kind beside its limit, and the tokens that the budget buys, at most and expected."""
-    # matplotlib takes most of a second to import; the pyplot interface would also leave figures in memory.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    figure = Figure(figsize=(14, 1.5 + 0.42 * len(plans)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.new_figure(14, 1.5 + 0.42 * len(plans), dpi=110)
     memory, bought = figure.subplots(1, 2, sharey=True)
     places = range(len(plans))
     left = [0.0] * len(plans)
@@ -206,5 +203,5 @@ def plot(plans: Sequence[Plan], path: pathlib.Path) -> None:
     bought.xaxis.set_major_formatter(EngFormatter(sep=" "))
     bought.set_xlabel("tokens the budget buys")
     for axes in (memory, bought):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, format="png")
+        figures.style_panel(axes, grid=None)
+    figures.save(figure, path)

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cramjax import pareto
+from cramjax import figures, pareto
 
 PANELS = {"params": "parameters", "flops": "training FLOPs", "elapsed_s": "time of training"}
 """Cost in the summary → label of the axis."""
@@ -39,12 +39,7 @@ def plot(points: Sequence[Drawn], keys: str, out_png: pathlib.Path) -> None:
 
     Points on a front are filled. `keys` says what the labels are values of. Of points with one label the one with the median loss has it.
     """
-    # matplotlib takes most of a second to import; the pyplot interface would also leave figures in memory.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(18, 9), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.new_figure(18, 9, dpi=110)
     *panels, over_flops, over_time, legend = figure.subplots(2, 3).flat
     labels = list(dict.fromkeys(point.label for point in points))
     by_label = dict(zip(labels, _colours(len(labels)), strict=True))
@@ -57,13 +52,11 @@ def plot(points: Sequence[Drawn], keys: str, out_png: pathlib.Path) -> None:
     _draw_legend(legend, by_label, keys)
     for axes in (*panels, over_flops, over_time):
         axes.set_ylabel("held-out loss, nats per predicted token")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#e6e6e6", linewidth=0.8)
-        axes.set_axisbelow(True)
+        figures.style_panel(axes)
     figure.draw_without_rendering()  # labels are placed in pixels, which are known from here on
     for axes, (marks, edge) in zip(panels, placed, strict=True):
         _place_labels(axes, marks, edge)
-    figure.savefig(out_png, format="png")
+    figures.save(figure, out_png)
 
 
 def _colours(n: int) -> list[Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from cramjax import figures
 from cramjax.training import metrics
 
 TRAIN, HELD_OUT, BASELINE = "#4c78a8", "#e45756", "#6b6b6b"
@@ -30,13 +30,8 @@ def plot_loss(
 
     Reads a metrics.jsonl as far as it is intact; a run without any line gives an empty frame.
     """
-    # matplotlib takes most of a second to import; the pyplot interface would also leave figures in memory.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     train, held_out = _split(metrics.read(metrics_path))
-    figure = Figure(figsize=(10, 4), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.new_figure(10, 4, dpi=130)
     over_tokens, over_time = figure.subplots(1, 2, sharey=True)
     for axes, key in ((over_tokens, "tokens"), (over_time, "elapsed_s")):
         scale, unit = _unit(key, [line[key] for line in train + held_out])
@@ -46,7 +41,7 @@ def plot_loss(
     over_tokens.set_ylim(*_limits(train, held_out, unigram_loss))
     if train or held_out or unigram_loss is not None:
         over_time.legend(frameon=True, framealpha=1.0, edgecolor="none", loc="upper right")
-    figure.savefig(pathlib.Path(out_png))
+    figures.save(figure, out_png)
 
 
 def smoothed(values: Sequence[float], share: float = 0.03) -> list[float]:
@@ -120,9 +115,7 @@ def _draw(
             label="unigram baseline",
         )
     axes.set_xlim(left=0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
+    figures.style_panel(axes, grid="y")
 
 
 def _unit(key: str, values: list[float]) -> tuple[float, str]:

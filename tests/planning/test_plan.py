@@ -261,7 +261,7 @@ def test_mistakes_are_one_sentence(root):
         ),
         (
             ("--config", "configs/quickstart.py", "--device", "h100", "--kernels", "0"),
-            "--kernels 0: must be at least 1",
+            "--kernels: 0: must be at least 1",
         ),
     ):
         ended = tool(root, *arguments)
