@@ -1,114 +1,184 @@
-"""The stages of one preparation in order, with the journal by which an interrupted one goes on.
+"""Builds a prepared dataset in three stages: get the tokenizer, pack the documents, publish.
 
-Everything happens in `<dataset>.partial`. A line of `journal.jsonl` says that a part is packed, how long each shard is then,
-and what was dropped: going on means to cut the shards back to the last line and to look at the parts after it.
+Everything happens in `<dataset>.partial`. Each stage goes on where an earlier process stopped: a
+tokenizer in its place is finished, `spool.py` keeps the parts that are read, and `journal.py`
+records the parts that are packed.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
-import json
 import logging
 import pathlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from cramjax.data import dedup, encode, pack, tokenizers
+from cramjax.data.clean import CleanRules
 from cramjax.data.dataset import FORMAT
+from cramjax.data.journal import Journal
+from cramjax.data.plan import PreparationPlan, sentence_order_length
 from cramjax.data.progress import Meter
-from cramjax.data.selection import Selection
-from cramjax.data.spool import Damaged, Spool, SpooledPart, read_text
+from cramjax.data.selection import Selection, kept_batches, kept_texts
+from cramjax.data.source import Part
+from cramjax.data.spool import Job, Spool, SpooledPart
 from cramjax.errors import UserError
 
-if TYPE_CHECKING:
-    from cramjax.data.prepare import Plan
-
 _LOG = logging.getLogger("cramjax")
-_BATCH_CHARS = 1 << 21
+
+# Batches whose encoding may be under way: one is in the tokenizer's threads while the ids of
+# another become arrays.
+_N_PENDING = 2
+
+# The keys of `data` that the manifest records as its filters.
 _FILTERS = (
-    "normalize", "min_chars", "max_chars", "compressibility", "dedup_exact", "dedup_near", "heldout_fraction", "max_mb",
+    "normalize", "min_chars", "max_chars", "compressibility", "dedup_exact", "dedup_near",
+    "heldout_fraction", "max_mb",
 )  # fmt: skip
 
 
-class Builder:
-    """One preparation of `plan` in the directory `partial`; `build` brings it to its end."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedTokenizer:
+    """A finished tokenizer and the facts that packing needs.
 
-    def __init__(self, plan: Plan, partial: pathlib.Path, meter: Meter, n_workers: int | None):
+    Attributes:
+        tokenizer: The tokenizer.
+        special_ids: Role → id of the special tokens.
+        size: The highest id + 1.
+        dtype: Type of the ids on disk, "uint16" or "uint32".
+    """
+
+    tokenizer: Tokenizer
+    special_ids: dict[str, int]
+    size: int
+    dtype: str
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> PreparedTokenizer:
+        """Read the facts off a tokenizer."""
+        size = max(tokenizer.get_vocab().values()) + 1
+        dtype = "uint16" if size <= 1 << 16 else "uint32"
+        special_ids = tokenizers.special_ids(tokenizer)
+        return cls(tokenizer=tokenizer, special_ids=special_ids, size=size, dtype=dtype)
+
+
+class Builder:
+    """Carries out one plan in the directory `partial`."""
+
+    def __init__(
+        self, plan: PreparationPlan, partial: pathlib.Path, meter: Meter, n_workers: int | None
+    ):
+        """Read how far an earlier process came.
+
+        Args:
+            plan: What to prepare.
+            partial: Directory of the unfinished dataset; it is created if it does not exist.
+            meter: Shows the progress.
+            n_workers: Processes that read and clean (None: one per core).
+
+        Raises:
+            Damaged: if the journal in `partial` is unreadable.
+        """
         (partial / "spool").mkdir(parents=True, exist_ok=True)
-        self.plan, self.data, self.partial, self.meter = plan, plan.data, partial, meter
-        self.spool = Spool(plan.jobs(partial), n_workers)
-        self.selection = Selection(
-            plan.share_bytes, exact=self.data.dedup_exact, near=self.data.dedup_near
+        self._plan = plan
+        self._config = plan.config
+        self._partial = partial
+        self._meter = meter
+        self._spool = Spool(_jobs(plan, partial / "spool"), n_workers)
+        self._selection = Selection(
+            plan.share_bytes, exact=plan.config.dedup_exact, near=plan.config.dedup_near
         )
-        self.journal = Journal(partial / "journal.jsonl")
-        self.dropped: collections.Counter[str] = collections.Counter()
+        self._journal = Journal(partial / "journal.jsonl")
+        self._dropped: collections.Counter[str] = collections.Counter()
 
     def build(self, directory: pathlib.Path) -> None:
-        """Go on from wherever the preparation stands, and publish it as `directory`."""
-        with self.spool:
-            self.tokenizer = self._get_tokenizer()
-            self.special = tokenizers.special_ids(self.tokenizer)
-            self.vocab_size = max(self.tokenizer.get_vocab().values()) + 1
-            self.dtype = "uint16" if self.vocab_size <= 1 << 16 else "uint32"
-            with ThreadPoolExecutor(2) as threads:
-                for source in range(len(self.plan.sources)):
-                    self._pack_source(source, threads)
-        self._publish(directory)
+        """Do what is left to do, and publish the dataset as `directory`.
 
-    def _get_tokenizer(self) -> Any:
-        folder, temporary = self.partial / "tokenizer", self.partial / "tokenizer.tmp"
+        Raises:
+            UserError: if a source cannot be read, or no document is left.
+            RunFailed: if a worker was killed.
+            Damaged: if a file in `partial` is not what was written there.
+        """
+        with self._spool:
+            prepared = PreparedTokenizer.of(self._get_tokenizer())
+            with ThreadPoolExecutor(_N_PENDING) as threads:
+                for source in range(len(self._plan.sources)):
+                    self._pack_source(source, prepared, threads)
+        self._publish(directory, prepared)
+
+    # Stage 1: the tokenizer.
+
+    def _get_tokenizer(self) -> Tokenizer:
+        """Load or train the tokenizer, unless an earlier process has saved it."""
+        folder = self._partial / "tokenizer"
         if not folder.exists():
-            if self.data.tokenizer in tokenizers.KINDS:
+            if self._config.tokenizer in tokenizers.KINDS:
                 tokenizer, model = self._train_tokenizer()
             else:
-                tokenizer, model = tokenizers.load(self.data.tokenizer, self.data.extra_ids)
+                tokenizer, model = tokenizers.load(self._config.tokenizer, self._config.extra_ids)
+
+            # Renamed when it is complete, so that a folder of this name is a whole tokenizer.
+            temporary = self._partial / "tokenizer.tmp"
             tokenizers.save(tokenizer, temporary, model)
             temporary.rename(folder)
+
+        # Always loaded, so that the ids do not depend on whether this process trained it.
         return tokenizers.load(folder / "tokenizer.json")[0]
 
-    def _train_tokenizer(self) -> tuple[Any, bytes | None]:
-        data, texts = self.data, list(self._sample())
+    def _train_tokenizer(self) -> tuple[Tokenizer, bytes | None]:
+        """Train on a sample; returns the tokenizer and its SentencePiece model, if it has one."""
+        config = self._config
+        texts = list(self._sample())
         if not texts:
-            for key in self.plan.jobs(self.partial):
-                self.dropped.update(self.spool.get(key).summary["dropped"])
+            for source, parts in enumerate(self._plan.parts):
+                for number in range(len(parts)):
+                    part = self._spool.get((source, number))
+                    self._dropped.update(part.summary["dropped"])
             raise self._nothing_left(
                 "every document was dropped before a tokenizer could be trained"
             )
-        n_chars = sum(map(len, texts))
-        self.meter.announce(
-            f"training a {data.tokenizer} tokenizer of {data.vocab_size:,} entries on {n_chars / 1e6:.1f} million characters"
+
+        n_million_chars = sum(map(len, texts)) / 1e6
+        self._meter.announce(
+            f"training a {config.tokenizer} tokenizer of {config.vocab_size:,} entries on "
+            f"{n_million_chars:.1f} million characters"
         )
         tokenizer, model = tokenizers.train(
-            data.tokenizer,
+            config.tokenizer,
             texts,
-            vocab_size=data.vocab_size,
-            lowercase=data.lowercase,
-            ascii_only=data.ascii_only,
-            extra_ids=data.extra_ids,
+            vocab_size=config.vocab_size,
+            lowercase=config.lowercase,
+            ascii_only=config.ascii_only,
+            extra_ids=config.extra_ids,
         )
-        if (n_found := tokenizer.get_vocab_size()) < data.vocab_size:
+
+        n_entries = tokenizer.get_vocab_size()
+        if n_entries < config.vocab_size:
             _LOG.warning(
                 "data.vocab_size=%d: the corpus is small and gives %d entries only",
-                data.vocab_size,
-                n_found,
+                config.vocab_size,
+                n_entries,
             )
         return tokenizer, model
 
     def _sample(self) -> Iterator[str]:
-        """The first distinct documents of each source, up to its share of data.tokenizer_sample_mb."""
+        """Yield each source's first distinct documents, up to its share of the sample."""
+        # Near duplicates do no harm to a tokenizer, and finding them is slow.
         selection = Selection(self._sample_shares(), exact=True, near=None)
-        for source, parts in enumerate(self.plan.parts):
+        for source, parts in enumerate(self._plan.parts):
             for number in range(len(parts)):
                 if selection.is_full(source):
                     break
-                part = self.spool.get((source, number), self._show_reading)
-                for _, text in _kept_texts(
-                    part, _selector(selection, source, collections.Counter())
-                ):
+
+                part = self._spool.get((source, number), self._show_reading)
+                # The counts of the sample are thrown away: packing meets the same documents.
+                for _, text in kept_texts(part, selection, source, collections.Counter()):
                     yield text
                 self._show(
                     "reading a sample",
@@ -118,50 +188,60 @@ class Builder:
                     selection.share_bytes,
                 )
 
-    def _sample_shares(self) -> list[float]:
-        total = sum(source.weight for source in self.plan.sources)
-        shares = [
-            self.data.tokenizer_sample_mb * 1e6 * source.weight / total
-            for source in self.plan.sources
-        ]
-        return [
-            min(share, limit or share)
-            for share, limit in zip(shares, self.plan.share_bytes, strict=True)
-        ]
+    def _sample_shares(self) -> list[float | None]:
+        """Bytes of each source in the sample: by weight, but no more than will be prepared."""
+        sample_bytes = self._config.tokenizer_sample_mb * 1e6
+        total_weight = sum(source.weight for source in self._plan.sources)
 
-    def _pack_source(self, source: int, threads: ThreadPoolExecutor) -> None:
-        writers = self._writers(source)
-        for number in range(len(self.plan.parts[source])):
-            if self.selection.is_full(source):
+        shares: list[float | None] = []
+        for source, limit in zip(self._plan.sources, self._plan.share_bytes, strict=True):
+            share = sample_bytes * source.weight / total_weight
+            shares.append(min(share, limit or share))
+        return shares
+
+    # Stage 2: packing.
+
+    def _pack_source(self, source: int, prepared: PreparedTokenizer, threads: ThreadPoolExecutor):
+        """Pack the parts of a source that the journal does not have, until its share is full."""
+        writers = self._resume_writers(source, prepared)
+        for number in range(len(self._plan.parts[source])):
+            if self._selection.is_full(source):
                 break
-            part = self.spool.get((source, number), self._show_reading)
-            entry = self.journal.entries.get((source, number))
+
+            part = self._spool.get((source, number), self._show_reading)
+            entry = self._journal.entries.get((source, number))
             if entry is None:
-                entry = self._pack_part((source, number), part, writers, threads)
-                self.journal.append(entry)
-            else:  # for what it remembers; what it drops is in the entry
-                select = _selector(self.selection, source, collections.Counter())
-                for rows, signatures in part.blocks(self.selection.needs_signatures):
-                    select(rows, signatures)
+                entry = self._pack_part((source, number), part, writers, prepared, threads)
+                self._journal.append(entry)
+            else:
+                # Selected again only to remember its documents; the entry has what was dropped.
+                for rows, signatures in part.blocks(self._selection.needs_signatures):
+                    self._selection.select(source, rows, signatures, collections.Counter())
+
             part.path("text.zst").unlink(missing_ok=True)
-            self.dropped.update(entry["dropped"])
-        self.spool.finish_source(source)
+            self._dropped.update(entry["dropped"])
+
+        self._spool.finish_source(source)
         for writer in writers.values():
             writer.close()
 
-    def _writers(self, source: int) -> dict[str, pack.ShardWriter]:
-        state = self.journal.last_state(source)
+    def _resume_writers(
+        self, source: int, prepared: PreparedTokenizer
+    ) -> dict[str, pack.ShardWriter]:
+        """Open a writer for each split, and cut its files back to the last journal entry."""
+        state = self._journal.last_state(source)
         writers = {}
         for split in pack.SPLITS:
-            writers[split] = pack.ShardWriter(
-                self.partial,
+            writer = pack.ShardWriter(
+                self._partial,
                 split,
                 source,
-                dtype=self.dtype,
-                sep=self.special["sep"],
-                max_tokens=self.data.max_shard_tokens,
+                dtype=prepared.dtype,
+                sep=prepared.special_ids["sep"],
+                max_tokens=self._config.max_shard_tokens,
             )
-            writers[split].resume(state.get(split, [0, 0, 0]))
+            writer.resume(state.get(split, [0, 0, 0]))
+            writers[split] = writer
         return writers
 
     def _pack_part(
@@ -169,25 +249,32 @@ class Builder:
         key: tuple[int, int],
         part: SpooledPart,
         writers: dict[str, pack.ShardWriter],
+        prepared: PreparedTokenizer,
         threads: ThreadPoolExecutor,
     ) -> dict[str, Any]:
         """Select, encode and write the documents of one part; returns its journal entry."""
+        source, number = key
         for example in part.summary["examples"]:
             _LOG.warning("skipped: %s", example)
+
         dropped = collections.Counter(part.summary["dropped"])
-        pending = collections.deque()
-        select = _selector(self.selection, key[0], dropped)
-        # Two batches at a time: one is in the tokenizer's threads while the other one's ids become arrays.
-        n_bytes, before = 0, sum(self.selection.taken_bytes)
-        for rows, texts in _batches(part, select, self.selection.needs_signatures):
+        pending: collections.deque[tuple[np.ndarray, Future]] = collections.deque()
+        bytes_before = sum(self._selection.taken_bytes)
+        n_bytes = 0
+        for rows, texts in kept_batches(part, self._selection, source, dropped):
             n_bytes += int(rows["n_bytes"].sum())
-            n_parts = key[1] + n_bytes / part.summary["bytes"]
-            self._show("encoding", key[0], n_parts, before + n_bytes, self.plan.share_bytes)
-            pending.append((rows, threads.submit(encode.encode_documents, self.tokenizer, texts)))
-            if len(pending) > 2:
-                self._write(*pending.popleft(), writers, dropped)
-        while pending:
-            self._write(*pending.popleft(), writers, dropped)
+            n_parts = number + n_bytes / part.summary["bytes"]
+            taken_bytes = bytes_before + n_bytes
+            self._show("encoding", source, n_parts, taken_bytes, self._plan.share_bytes)
+
+            encoding = threads.submit(encode.encode_documents, prepared.tokenizer, texts)
+            pending.append((rows, encoding))
+            if len(pending) > _N_PENDING:
+                rows, encoding = pending.popleft()
+                self._write(rows, encoding.result(), writers, dropped)
+
+        for rows, encoding in pending:
+            self._write(rows, encoding.result(), writers, dropped)
         for writer in writers.values():
             writer.flush()
         return {
@@ -199,162 +286,163 @@ class Builder:
     def _write(
         self,
         rows: np.ndarray,
-        encoded: Any,
+        documents: list[np.ndarray],
         writers: dict[str, pack.ShardWriter],
-        dropped: collections.Counter,
-    ):
-        documents = encoded.result()
+        dropped: collections.Counter[str],
+    ) -> None:
+        """Apply the filters that need tokens, and write what is left to its split.
+
+        Args:
+            rows: Records `spool.ROW` [n].
+            documents: Token ids of each of the n pieces.
+            writers: Split → writer.
+            dropped: Reason → count; what is dropped here is added.
+        """
         n_tokens = np.array([len(tokens) for tokens in documents])
         keep = n_tokens > 0
         dropped["no_tokens"] += int((~keep).sum())
-        if self.data.compressibility is not None:
+
+        if self._config.compressibility is not None:
             # Cramming, arXiv 2212.14034, section 4.4, with the tokenizer that the model gets.
-            compressible = n_tokens < self.data.compressibility * rows["n_chars"]
-            dropped["compressibility"] += int((keep & ~compressible).sum())
-            keep &= compressible
-        heldout = dedup.is_heldout(rows["split"], self.data.heldout_fraction)
-        for split, chosen in (("train", keep & ~heldout), ("heldout", keep & heldout)):
+            is_compressible = n_tokens < self._config.compressibility * rows["n_chars"]
+            dropped["compressibility"] += int((keep & ~is_compressible).sum())
+            keep &= is_compressible
+
+        is_heldout = dedup.is_heldout(rows["split"], self._config.heldout_fraction)
+        for split, chosen in (("train", keep & ~is_heldout), ("heldout", keep & is_heldout)):
             writers[split].add([documents[index] for index in np.flatnonzero(chosen)])
 
-    def _publish(self, directory: pathlib.Path) -> None:
-        shards = pack.finish(self.partial, dtype=self.dtype, vocab_size=self.vocab_size)
-        n_tokens = {
-            split: sum(e["tokens"] for e in shards if e["split"] == split) for split in pack.SPLITS
-        }
-        dropped = {reason: count for reason, count in sorted(self.dropped.items()) if count}
-        if not n_tokens["train"]:
+    # Stage 3: publishing.
+
+    def _publish(self, directory: pathlib.Path, prepared: PreparedTokenizer) -> None:
+        """Finish the shards, write the manifest, and rename `partial` to `directory`."""
+        shards = pack.finish(self._partial, dtype=prepared.dtype, vocab_size=prepared.size)
+        n_train = _count_tokens(shards, "train")
+        n_heldout = _count_tokens(shards, "heldout")
+        if not n_train:
             raise self._nothing_left("no document is left to train on")
-        if not n_tokens["heldout"] and self.data.heldout_fraction:
+        if not n_heldout and self._config.heldout_fraction:
             _LOG.warning(
                 "no document is held out; raise data.heldout_fraction (%g)",
-                self.data.heldout_fraction,
+                self._config.heldout_fraction,
             )
-        if (length := self.plan.order_length()) is not None:
+
+        if (length := sentence_order_length(self._config)) is not None:
             pack.write_sentence_order(
-                self.partial,
+                self._partial,
                 shards,
-                dtype=self.dtype,
+                dtype=prepared.dtype,
                 seq_len=length,
-                period=self.tokenizer.token_to_id("."),
+                period=prepared.tokenizer.token_to_id("."),
             )
-        specs = [
-            {"spec": source.spec, "weight": source.weight, "revision": source.revision}
-            for source in self.plan.sources
-        ]
-        manifest = {
-            "format": FORMAT,
-            "fingerprint": self.plan.fingerprint,
-            "tokenizer_sha256": hashlib.sha256(
-                (self.partial / "tokenizer" / "tokenizer.json").read_bytes()
-            ).hexdigest(),
-            "vocab_size": self.vocab_size,
-            "dtype": self.dtype,
-            "special_tokens": self.special,
-            "extra_ids": tokenizers.count_extra_ids(self.tokenizer),
+
+        counts = {
             "documents": sum(entry["documents"] for entry in shards),
-            "tokens": sum(n_tokens.values()),
-            "train_tokens": n_tokens["train"],
-            "heldout_tokens": n_tokens["heldout"],
-            "source": " + ".join(source.spec for source in self.plan.sources),
-            "sources": specs,
-            "filters": {key: self.data[key] for key in _FILTERS},
-            "documents_read": self.selection.n_taken,
+            "tokens": n_train + n_heldout,
+            "train_tokens": n_train,
+            "heldout_tokens": n_heldout,
+        }
+        manifest = self._manifest(prepared, counts, shards)
+        pack.publish(self._partial, directory, manifest)
+
+    def _manifest(
+        self, prepared: PreparedTokenizer, counts: dict[str, int], shards: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Gather what `dataset.py` and a reader of the dataset want to know."""
+        tokenizer_file = self._partial / "tokenizer" / "tokenizer.json"
+        sources = [
+            {"spec": source.spec, "weight": source.weight, "revision": source.revision}
+            for source in self._plan.sources
+        ]
+        dropped = {reason: count for reason, count in sorted(self._dropped.items()) if count}
+        return {
+            "format": FORMAT,
+            "fingerprint": self._plan.fingerprint,
+            "tokenizer_sha256": hashlib.sha256(tokenizer_file.read_bytes()).hexdigest(),
+            "vocab_size": prepared.size,
+            "dtype": prepared.dtype,
+            "special_tokens": prepared.special_ids,
+            "extra_ids": tokenizers.count_extra_ids(prepared.tokenizer),
+            **counts,
+            "source": " + ".join(source.spec for source in self._plan.sources),
+            "sources": sources,
+            "filters": {key: getattr(self._config, key) for key in _FILTERS},
+            "documents_read": self._selection.n_taken,
             "dropped": dropped,
             "shards": shards,
         }
-        pack.publish(self.partial, directory, manifest)
 
-    def _nothing_left(self, what: str) -> UserError:
-        specs = ", ".join(source.spec for source in self.plan.sources)
-        counts = ", ".join(f"{reason} {count}" for reason, count in self.dropped.items() if count)
+    def _nothing_left(self, problem: str) -> UserError:
+        specs = ", ".join(source.spec for source in self._plan.sources)
+        counts = ", ".join(f"{reason} {count}" for reason, count in self._dropped.items() if count)
         return UserError(
-            f"data.source={specs}: {what} (dropped: {counts or 'there was no text'}); check data.source and its filters"
+            f"data.source={specs}: {problem} (dropped: {counts or 'there was no text'}); "
+            "check data.source and its filters"
         )
 
+    # Progress.
+
     def _show(
-        self, stage: str, source: int, n_parts: float, taken: int, shares: list[float | None]
+        self,
+        stage: str,
+        source: int,
+        n_parts: float,
+        taken_bytes: int,
+        share_bytes: Sequence[float | None],
     ) -> None:
-        """Report that `taken` bytes, or the first `n_parts` parts of `source` (the last partly), are through `stage`."""
-        if None not in shares:
-            fraction = min(taken / sum(shares), 1.0)
+        """Report how far a stage is.
+
+        Args:
+            stage: Its name.
+            source: The source at which it is.
+            n_parts: Parts of that source that are done; the last may be done in part.
+            taken_bytes: Bytes of text that are done.
+            share_bytes: Bytes that the stage takes from each source, or None for all of it.
+        """
+        limits = [share for share in share_bytes if share is not None]
+        if len(limits) == len(share_bytes):
+            fraction = min(taken_bytes / sum(limits), 1.0)
         else:
-            sizes = [[part.n_bytes or 0 for part in parts] for parts in self.plan.parts]
-            here, begun = sizes[source], int(n_parts)
-            done = (
-                sum(map(sum, sizes[:source]))
-                + sum(here[:begun])
-                + (n_parts - begun) * sum(here[begun : begun + 1])
-            )
-            whole = sum(map(sum, sizes))
-            fraction = done / whole if whole else None
-        self.meter.update(stage, taken, fraction)
+            fraction = self._fraction_done(source, n_parts)
+        self._meter.update(stage, taken_bytes, fraction)
+
+    def _fraction_done(self, source: int, n_parts: float) -> float | None:
+        """Share of all parts' bytes up to part `n_parts` of `source`; None without known sizes."""
+        parts = self._plan.parts
+        n_whole = int(n_parts)
+        done = sum(_size(earlier) for earlier in parts[:source]) + _size(parts[source][:n_whole])
+        done += (n_parts - n_whole) * _size(parts[source][n_whole : n_whole + 1])
+
+        total = sum(_size(source_parts) for source_parts in parts)
+        return done / total if total else None
 
     def _show_reading(self, name: str, n_bytes: int) -> None:
-        self.meter.update(f"reading {name} (compressed)", n_bytes, None)
+        self._meter.update(f"reading {name} (compressed)", n_bytes, None)
 
 
-class Journal:
-    """The parts that are packed, in a file of JSON lines."""
-
-    def __init__(self, path: pathlib.Path):
-        """Reads what an earlier process wrote; a line that a kill cut short is cut off."""
-        self._path = path
-        self.entries: dict[tuple[int, int], dict[str, Any]] = {}
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            path.write_bytes(whole)
-        try:
-            for line in whole.splitlines():
-                entry = json.loads(line)
-                self.entries[tuple(entry["part"])] = entry
-        except (ValueError, KeyError, TypeError) as error:
-            raise Damaged(str(path)) from error
-
-    def append(self, entry: dict[str, Any]) -> None:
-        """Add the entry of one more part."""
-        with self._path.open("ab") as file:
-            file.write(json.dumps(entry).encode() + b"\n")
-
-    def last_state(self, source: int) -> dict[str, list[int]]:
-        """Split → state of its writer after the last part of `source`; empty before the first."""
-        numbers = [number for owner, number in self.entries if owner == source]
-        return self.entries[source, max(numbers)]["writers"] if numbers else {}
+def _jobs(plan: PreparationPlan, spool: pathlib.Path) -> dict[tuple[int, int], Job]:
+    """Describe each part for the spool, in the order in which the builder asks for them."""
+    config = plan.config
+    rules = CleanRules(
+        normalize=config.normalize, min_chars=config.min_chars, max_chars=config.max_chars
+    )
+    jobs = {}
+    for source, parts in enumerate(plan.parts):
+        for number, part in enumerate(parts):
+            jobs[source, number] = Job(
+                source=plan.sources[source],
+                part=part,
+                stem=spool / f"{source}-{number:06d}",
+                rules=rules,
+                with_signatures=config.dedup_near is not None,
+                limit_bytes=plan.share_bytes[source],
+            )
+    return jobs
 
 
-Select = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+def _count_tokens(shards: list[dict[str, Any]], split: str) -> int:
+    return sum(entry["tokens"] for entry in shards if entry["split"] == split)
 
 
-def _selector(selection: Selection, source: int, dropped: collections.Counter) -> Select:
-    return lambda rows, signatures: selection.select(source, rows, signatures, dropped)
-
-
-def _kept_texts(
-    part: SpooledPart, select: Select, with_signatures: bool = False
-) -> Iterator[tuple[np.void, str]]:
-    """The record and the text of every piece that `select` keeps."""
-    with part.open_text() as file:
-        for rows, signatures in part.blocks(with_signatures):
-            keep = select(rows, signatures)
-            for row, size, kept in zip(rows, rows["n_bytes"].tolist(), keep.tolist(), strict=False):
-                text = read_text(file, size)
-                if kept:
-                    yield row, text
-            if len(keep) < len(rows):
-                return
-
-
-def _batches(
-    part: SpooledPart, select: Select, with_signatures: bool
-) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """Records and texts of the kept pieces in batches of some 2 million characters."""
-    rows, texts, n_chars = [], [], 0
-    for row, text in _kept_texts(part, select, with_signatures):
-        rows.append(row)
-        texts.append(text)
-        n_chars += len(text)
-        if n_chars >= _BATCH_CHARS:
-            yield np.array(rows), texts
-            rows, texts, n_chars = [], [], 0
-    if texts:
-        yield np.array(rows), texts
+def _size(parts: Sequence[Part]) -> int:
+    return sum(part.n_bytes or 0 for part in parts)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
-from cramjax.data.sources import Drop, Part
+from cramjax.data.source import Drop, Part
 from cramjax.data.text_source import FORMATS, file_format, read_file
 from cramjax.errors import UserError
 

@@ -16,7 +16,7 @@ import sysconfig
 import textwrap
 from collections.abc import Iterator
 
-from cramjax.data.sources import Drop, Part
+from cramjax.data.source import Drop, Part
 
 MIN_CHARS = 200
 MAX_FILE_BYTES = 1 << 20

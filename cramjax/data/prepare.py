@@ -1,216 +1,121 @@
-"""Text to a prepared dataset: read, clean, train the tokenizer, drop, encode, pack, publish; restartable at every moment.
+"""Prepares a dataset from text: read, clean, train the tokenizer, drop, encode, pack, publish.
 
-The stages are elsewhere (`sources`, `spool`, `clean`, `dedup`, `tokenizers`, `pack`); here is their order, and the
-journal by which an interrupted preparation goes on. The result is a function of the configuration and the corpus: not
-of the number of workers, of interruptions, or of the seed, so runs with different seeds share held-out text.
+A preparation can be stopped at any moment and goes on when it is started again. This file finds
+the dataset or starts its preparation, under a lock; `plan.py` says what is read, and `build.py`
+holds the stages in order.
+
+The result depends on the configuration and the corpus alone: not on the number of workers, on
+interruptions, or on the seed. So runs with different seeds share their held-out text.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
-import hashlib
-import json
 import logging
 import pathlib
-import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cramjax.data import pack
 from cramjax.data.build import Builder
-from cramjax.data.clean import CleanRules
-from cramjax.data.dataset import FORMAT, TokenDataset
+from cramjax.data.dataset import TokenDataset
+from cramjax.data.plan import PreparationPlan, plan_preparation
 from cramjax.data.progress import Announcer, Meter
-from cramjax.data.spool import Damaged, Job
+from cramjax.data.source import TextSource
+from cramjax.data.sources import open_sources
+from cramjax.data.spool import Damaged
 from cramjax.errors import RunFailed, UserError
 
 _LOG = logging.getLogger("cramjax")
-_BATCH_CHARS = 1 << 21
-_FINGERPRINTED = (
-    "vocab_size", "tokenizer", "tokenizer_sample_mb", "lowercase", "ascii_only", "text_field", "max_mb", "normalize",
-    "min_chars", "max_chars", "compressibility", "dedup_exact", "dedup_near", "heldout_fraction", "max_shard_tokens",
-)  # fmt: skip
+_LOCK_POLL_S = 0.5
 
 
 def prepare(
-    data: Any, *, progress: Announcer | None = None, n_workers: int | None = None
-) -> pathlib.Path:
-    """The directory of the dataset that `data` (config.data) describes, prepared first if it is not there.
-
-    Prepared data are the same for every seed. `progress` shows how far it is (None: silent).
-    `n_workers`: processes that read (None: one a core).
-
-    Raises:
-        UserError: a source cannot be read, or nothing is left of it.
-        RunFailed: the disk is full, or a worker was killed; what was finished is kept.
-    """
-    if isinstance(data.source, str) and data.source.startswith("prepared:"):
-        directory = pathlib.Path(data.source.removeprefix("prepared:"))
-        TokenDataset.open(directory)
-        return directory
-    from cramjax.data.sources import open_sources
-
-    return prepare_sources(data, open_sources(data), progress=progress, n_workers=n_workers)
-
-
-def prepare_sources(
-    data: Any,
-    sources: list[Any],
+    config: Any,
+    sources: Sequence[TextSource] | None = None,
     *,
     progress: Announcer | None = None,
     n_workers: int | None = None,
 ) -> pathlib.Path:
-    """`prepare` with the sources given instead of `data.source`."""
-    if data.max_mb == "budget":
+    """Return the directory of the dataset that `config` describes; prepare it if it is missing.
+
+    Args:
+        config: The `data` part of the configuration.
+        sources: The sources to read (None: those that `config.source` names).
+        progress: Shows how far the preparation is (None: silent).
+        n_workers: Processes that read and clean (None: one per core).
+
+    Raises:
+        UserError: if a source cannot be read, or nothing is left of it.
+        RunFailed: if the disk is full, or a worker was killed; finished work is kept.
+    """
+    if sources is None:
+        if isinstance(config.source, str) and config.source.startswith("prepared:"):
+            directory = pathlib.Path(config.source.removeprefix("prepared:"))
+            TokenDataset.open(directory)
+            return directory
+        sources = open_sources(config)
+
+    if config.max_mb == "budget":
         raise UserError(
-            "data.max_mb='budget': resolve the configuration with its budget first, or give a number of MB"
+            "data.max_mb='budget': resolve the configuration with its budget first, or give a "
+            "number of MB"
         )
-    plan = make_plan(data, sources)
-    cache = pathlib.Path(data.cache_dir)
+    plan = plan_preparation(config, sources)
+    cache = pathlib.Path(config.cache_dir)
     directory = cache / plan.name
-    if (directory / "manifest.json").exists():
-        return directory
-    cache.mkdir(parents=True, exist_ok=True)
-    meter = Meter(progress)
-    try:
-        with _locked(cache / f".{plan.name}.lock", meter):
-            if not (directory / "manifest.json").exists():
-                _build_or_rebuild(plan, directory, meter, n_workers)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunFailed(
-                f"the disk of {cache} is full; free some space, or move data.cache_dir, and run the command again: it "
-                "goes on where it stopped"
-            ) from error
-        raise
-    finally:
-        meter.close()
+    if not _is_published(directory):
+        cache.mkdir(parents=True, exist_ok=True)
+        _prepare_once(plan, directory, Meter(progress), n_workers)
     return directory
 
 
 def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:
-    """The manifest of a prepared dataset; UserError where it is none."""
+    """Return the manifest of a prepared dataset.
+
+    Raises:
+        UserError: if the directory holds no valid dataset.
+    """
     return TokenDataset.open(directory).manifest
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is prepared: the parts of each source in the order in which they are taken, and the bytes of its share."""
-
-    data: Any
-    sources: list[Any]
-    parts: list[list[Any]]
-    share_bytes: list[float | None]
-    fingerprint: str
-    name: str
-
-    def jobs(self, partial: pathlib.Path) -> dict[tuple[int, int], Job]:
-        """The jobs of the spool, in the order in which `_build` asks for them."""
-        data = self.data
-        rules = CleanRules(
-            normalize=data.normalize, min_chars=data.min_chars, max_chars=data.max_chars
-        )
-        return {
-            (source, number): Job(
-                source=self.sources[source],
-                part=part,
-                stem=partial / "spool" / f"{source}-{number:06d}",
-                rules=rules,
-                with_signatures=data.dedup_near is not None,
-                limit_bytes=self.share_bytes[source],
-            )
-            for source, parts in enumerate(self.parts)
-            for number, part in enumerate(parts)
-        }
-
-    def order_length(self) -> int | None:
-        """Tokens of text in a training sequence, where their order by sentence length is asked for."""
-        return (
-            self.data.seq_len - int(self.data.cls_token)
-            if self.data.order == "sentence_length"
-            else None
-        )
+def _is_published(directory: pathlib.Path) -> bool:
+    return (directory / "manifest.json").exists()
 
 
-def make_plan(data: Any, sources: list[Any]) -> Plan:
-    """Order the parts by a hash of their names, so that `max_mb` takes a fair sample, and fingerprint it all."""
-    from cramjax.data import tokenizers
-
-    def position(part):
-        return hashlib.blake2b(part.name.encode("utf-8", "surrogateescape")).digest(), part.name
-
-    parts = [sorted(source.parts(), key=position) for source in sources]
-    for source, found in zip(sources, parts, strict=True):
-        if not found:
-            raise UserError(f"data.source={source.spec}: nothing to read there")
-    total = sum(source.weight for source in sources)
-    shares = [data.max_mb and data.max_mb * 1e6 * source.weight / total for source in sources]
-    settings = {key: data[key] for key in _FINGERPRINTED}
-    if data.extra_ids:  # without them, what was prepared before there were any is still found
-        settings["extra_ids"] = data.extra_ids
-    if data.tokenizer not in tokenizers.KINDS:
-        tokenizers.load(
-            data.tokenizer, data.extra_ids
-        )  # a mistake is reported before hours of reading
-        settings["tokenizer"] = hashlib.sha256(
-            pathlib.Path(data.tokenizer).read_bytes()
-        ).hexdigest()
-    if data.order == "sentence_length":
-        settings["order"] = [data.order, data.seq_len - int(data.cls_token)]
-    content = {
-        "format": FORMAT,
-        "libraries": tokenizers.library_versions(data.tokenizer),
-        "data": settings,
-        "sources": [[source.spec, source.weight, source.revision] for source in sources],
-        "parts": [[part.key for part in found] for found in parts],
-    }
-    fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    readable = "+".join(
-        re.sub(r"[^A-Za-z0-9]+", "_", source.spec).strip("_")[-40:] for source in sources
-    )[:60]
-    tokenizer = pathlib.Path(data.tokenizer).stem
-    name = f"{readable}-{tokenizer}{data.vocab_size}-{fingerprint[:12]}"
-    return Plan(
-        data=data,
-        sources=sources,
-        parts=parts,
-        share_bytes=shares,
-        fingerprint=fingerprint,
-        name=name,
-    )
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path, meter: Meter) -> Iterator[None]:
-    """Hold the lock file at `path`; wait while another process holds it. The lock dies with its process."""
-    with path.open("w") as file:
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waiting:
-                    meter.announce(
-                        f"another process prepares this dataset ({path}); waiting for it"
-                    )
-                waiting = True
-                time.sleep(0.5)
-        yield
-
-
-def _build_or_rebuild(
-    plan: Plan, directory: pathlib.Path, meter: Meter, n_workers: int | None
+def _prepare_once(
+    plan: PreparationPlan, directory: pathlib.Path, meter: Meter, n_workers: int | None
 ) -> None:
+    """Prepare the dataset, or wait for the process that does."""
+    try:
+        with _locked(directory.with_name(f".{plan.name}.lock"), meter):
+            if not _is_published(directory):
+                _build(plan, directory, meter, n_workers)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunFailed(
+                f"the disk of {directory.parent} is full; free some space, or move "
+                "data.cache_dir, and run the command again: it goes on where it stopped"
+            ) from error
+        raise
+    finally:
+        meter.close()
+
+
+def _build(
+    plan: PreparationPlan, directory: pathlib.Path, meter: Meter, n_workers: int | None
+) -> None:
+    """Go on with an earlier preparation; if it is damaged, delete it and start again."""
     partial = directory.with_name(directory.name + ".partial")
     if (partial / "manifest.json").exists():
+        # Killed after the last stage: only the renaming is left to do.
         pack.publish_finished(partial, directory)
         return
+
     try:
         Builder(plan, partial, meter, n_workers).build(directory)
     except Damaged as error:
@@ -219,3 +124,25 @@ def _build_or_rebuild(
         )
         shutil.rmtree(partial)
         Builder(plan, partial, meter, n_workers).build(directory)
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path, meter: Meter) -> Iterator[None]:
+    """Hold the lock file at `path`; wait while another process holds it.
+
+    The lock ends with its process, however that ends.
+    """
+    with path.open("w") as file:
+        is_waiting = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not is_waiting:
+                    meter.announce(
+                        f"another process prepares this dataset ({path}); waiting for it"
+                    )
+                is_waiting = True
+                time.sleep(_LOCK_POLL_S)
+        yield

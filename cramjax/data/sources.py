@@ -1,71 +1,48 @@
-"""Where text comes from: a source lists parts and reads one of them; what a specification means is decided here.
+"""Opens the sources of text that `data.source` names.
 
-The readers are in `text_source`, `installed_docs`, `hub_source` and `tfds_source`. Cleaning, tokenizing and packing come after.
+The readers are in `text_source`, `installed_docs`, `hub_source` and `tfds_source`. They import
+their libraries late, so that a source costs nothing unless it is named.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
+from cramjax.data.source import TextSource
 from cramjax.errors import UserError
 
 SCHEMES = ("installed-docs", "text", "hf", "tfds", "prepared")
-# Called with a reason and "file:position" for every record that is left out or repaired.
-Drop = Callable[[str, str], None]
+_FORMS = "installed-docs, text:GLOB, hf:OWNER/NAME:GLOB, tfds:NAME/CONFIG, prepared:DIR"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
-    """The unit of reading and of restart: `source` its index in the mixture, `name` what a person recognises.
+def open_sources(config: Any) -> list[TextSource]:
+    """Open the sources that `config.source` names: one, or several in a weighted mixture.
 
-    `key` changes when the content may have changed; `n_bytes` is its size where that is known.
-    """
-
-    source: int
-    name: str
-    key: str
-    n_bytes: int | None
-
-
-class Source(Protocol):
-    """A corpus in parts. Sources are picklable: parts are read by other processes."""
-
-    spec: str
-    weight: float
-    revision: str | None
-
-    def parts(self) -> list[Part]:
-        """All parts, in a fixed order; lists files, opens none."""
-        ...
-
-    def read(self, part: Part, drop: Drop) -> Iterator[str]:
-        """The documents of a part as they come; `drop` is told of every record that does not."""
-        ...
-
-
-def open_sources(data: Any) -> list[Source]:
-    """The sources that `data.source` (config.data) names: one, or the parts of a weighted mixture.
+    Args:
+        config: The `data` part of the configuration.
 
     Raises:
-        UserError: for a scheme there is not, a weight that is none, or files that are not there.
+        UserError: for an unknown scheme, an invalid weight, or files that do not exist.
     """
-    mixture = [[data.source, 1.0]] if isinstance(data.source, str) else data.source
-    sources = []
-    for index, entry in enumerate(mixture):
-        spec, weight = _entry(entry)
-        sources.append(_open(spec, weight, index, data))
-    if not sources:
+    mixture = config.source
+    if isinstance(mixture, str):
+        mixture = [[mixture, 1.0]]
+    if not mixture:
         raise UserError(
             "data.source=[]: name at least one source, as in data.source=installed-docs"
         )
+
+    sources = []
+    for index, entry in enumerate(mixture):
+        spec, weight = _spec_and_weight(entry)
+        sources.append(_open(spec, weight, index, config))
     return sources
 
 
-def _entry(entry: Any) -> tuple[str, float]:
+def _spec_and_weight(entry: Any) -> tuple[str, float]:
+    """Check one entry of a mixture."""
     try:
         spec, weight = entry
         weight = float(weight)
@@ -78,33 +55,42 @@ def _entry(entry: Any) -> tuple[str, float]:
     return spec, weight
 
 
-def _open(spec: str, weight: float, index: int, data: Any) -> Source:
-    scheme, _, rest = spec.partition(":")
-    common = {"spec": spec, "weight": weight, "index": index}
-    if scheme == "installed-docs" and not rest:
+def _open(spec: str, weight: float, index: int, config: Any) -> TextSource:
+    """Open the source `spec`, the one numbered `index` in the mixture."""
+    scheme, _, address = spec.partition(":")
+    common: dict[str, Any] = {"spec": spec, "weight": weight, "index": index}
+    field = config.text_field
+
+    if scheme == "installed-docs" and not address:
         from cramjax.data.installed_docs import InstalledDocs
 
         return InstalledDocs(**common)
-    if scheme == "text" and rest:
+
+    if scheme == "text" and address:
         from cramjax.data.text_source import TextFiles
 
-        return TextFiles(**common, pattern=rest, field=data.text_field)
-    if scheme == "hf" and rest:
+        return TextFiles(**common, pattern=address, field=field)
+
+    if scheme == "hf" and address:
         from cramjax.data.hub_source import open_hub
 
-        return open_hub(**common, address=rest, field=data.text_field, cache_dir=data.cache_dir)
-    if scheme == "tfds" and rest:
+        return open_hub(**common, address=address, field=field, cache_dir=config.cache_dir)
+
+    if scheme == "tfds" and address:
         from cramjax.data.tfds_source import open_tfds
 
-        return open_tfds(**common, name=rest, field=data.text_field, allow_build=data.allow_build)
+        return open_tfds(**common, name=address, field=field, allow_build=config.allow_build)
+
     if scheme == "prepared":
         raise UserError(
             f"data.source={spec}: a prepared dataset cannot be part of a mixture; name it alone"
         )
+    raise UserError(f"data.source={spec}: not a source; {_hint(scheme)}")
+
+
+def _hint(scheme: str) -> str:
+    """Suggest the scheme that was meant, or list all of them."""
     near = difflib.get_close_matches(scheme, SCHEMES, 1)
-    hint = (
-        f"did you mean {near[0]}?"
-        if near and near[0] != scheme
-        else "sources: installed-docs, text:GLOB, hf:OWNER/NAME:GLOB, tfds:NAME/CONFIG, prepared:DIR"
-    )
-    raise UserError(f"data.source={spec}: not a source; {hint}")
+    if near and near[0] != scheme:
+        return f"did you mean {near[0]}?"
+    return f"sources: {_FORMS}"

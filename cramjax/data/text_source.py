@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import zstandard
 
-from cramjax.data.sources import Drop, Part
+from cramjax.data.source import Drop, Part
 from cramjax.errors import UserError
 
 FORMATS = (".txt", ".jsonl", ".json", ".parquet")
@@ -61,7 +61,7 @@ class TextFiles:
         return [part for path in find_files(self.pattern) for part in self._ranges(path)]
 
     def read(self, part: FilePart, drop: Drop) -> Iterator[str]:
-        """See `Source.read`."""
+        """See `TextSource.read`."""
         return read_file(part.path, self.field, drop, part.start, part.end)
 
     def _ranges(self, path: pathlib.Path) -> Iterator[FilePart]:

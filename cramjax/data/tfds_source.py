@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from cramjax.data.sources import Drop, Part
+from cramjax.data.source import Drop, Part
 from cramjax.errors import UserError
 
 

@@ -193,7 +193,8 @@ def test_without_tensorflow_auto_reads_with_numpy(dataset):
 FORGOTTEN = """
 import sys, time
 from cramjax.data.dataset import TokenDataset
-from cramjax.data.loader import RowReader, open_loader
+from cramjax.data.loader import open_loader
+from cramjax.data.row_reader import RowReader
 read = RowReader.units
 def read_slowly(*arguments):
     time.sleep(0.3)

@@ -10,9 +10,9 @@ import pytest
 from text_source import FakeSource, document
 
 from cramjax.config import schema
-from cramjax.data import prepare as preparation
-from cramjax.data import tokenizers
+from cramjax.data import prepare, tokenizers
 from cramjax.data.dataset import TokenDataset
+from cramjax.data.plan import plan_preparation
 from cramjax.errors import RunFailed, UserError
 
 
@@ -43,7 +43,7 @@ def documents_of(directory, split):
 
 
 def hashes(directory):
-    manifest = preparation.read_manifest(directory)
+    manifest = prepare.read_manifest(directory)
     return [(entry["file"], entry["sha256"]) for entry in manifest["shards"]], manifest[
         "tokenizer_sha256"
     ]
@@ -55,12 +55,12 @@ def prepared(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("plain")
     source = FakeSource(texts=("", " \n\x00 ", "tiny", "the same twice " * 5, "漢字" * 30), bad=2)
     data = settings(tmp_path, min_chars=10)
-    return source, data, preparation.prepare_sources(data, [source], n_workers=1)
+    return source, data, prepare.prepare(data, [source], n_workers=1)
 
 
 def test_every_document_is_counted_and_stands_once(prepared):
     source, data, directory = prepared
-    manifest = preparation.read_manifest(directory)
+    manifest = prepare.read_manifest(directory)
     TokenDataset.open(directory).verify()
     dropped = manifest["dropped"]
     # 6 parts have the same five texts: 2 empty, 1 short, and 2 that are kept once; the ideographs have no tokens.
@@ -89,9 +89,7 @@ def test_unigram_counts_are_those_of_the_training_split(prepared):
     counts = np.load(directory / "unigram.npy")
     assert (
         counts.tolist()
-        == np.bincount(
-            tokens, minlength=preparation.read_manifest(directory)["vocab_size"]
-        ).tolist()
+        == np.bincount(tokens, minlength=prepare.read_manifest(directory)["vocab_size"]).tolist()
     )
 
 
@@ -108,13 +106,13 @@ def test_a_prepared_dataset_is_returned_without_reading(prepared, tmp_path):
     source, data, directory = prepared
     manifest = directory / "manifest.json"
     written = manifest.stat().st_mtime_ns
-    assert preparation.prepare_sources(data, [source]) == directory
+    assert prepare.prepare(data, [source]) == directory
     data_of_other_length = data.copy_and_resolve_references()
     data_of_other_length.update(seq_len=32, loader="numpy", cls_token=True)
-    assert preparation.prepare_sources(data_of_other_length, [source]) == directory
+    assert prepare.prepare(data_of_other_length, [source]) == directory
     assert manifest.stat().st_mtime_ns == written
     data_of_other_length.source = f"prepared:{directory}"
-    assert preparation.prepare(data_of_other_length) == directory
+    assert prepare.prepare(data_of_other_length) == directory
 
 
 @pytest.mark.parametrize(
@@ -125,9 +123,7 @@ def test_what_matters_changes_the_fingerprint(prepared, key, value):
     source, data, _ = prepared
     changed = data.copy_and_resolve_references()
     changed[key] = value
-    assert (
-        preparation.make_plan(changed, [source]).name != preparation.make_plan(data, [source]).name
-    )
+    assert plan_preparation(changed, [source]).name != plan_preparation(data, [source]).name
 
 
 def test_order_of_parts_and_number_of_workers_change_nothing(prepared, tmp_path):
@@ -135,7 +131,7 @@ def test_order_of_parts_and_number_of_workers_change_nothing(prepared, tmp_path)
     other = data.copy_and_resolve_references()
     other.cache_dir = str(tmp_path)
     reverse = FakeSource(texts=source.texts, bad=2, reverse=True)
-    assert hashes(preparation.prepare_sources(other, [reverse], n_workers=3)) == hashes(directory)
+    assert hashes(prepare.prepare(other, [reverse], n_workers=3)) == hashes(directory)
 
 
 def test_mixture_takes_shares_of_max_mb_and_stops_reading(tmp_path):
@@ -146,7 +142,7 @@ def test_mixture_takes_shares_of_max_mb_and_stops_reading(tmp_path):
         FakeSource(spec="fake:b", weight=1.0, seed=2, parts_n=80, log=str(log)),
     ]
     data = settings(tmp_path, max_mb=0.06, tokenizer_sample_mb=0.01)
-    directory = preparation.prepare_sources(data, sources, n_workers=1)
+    directory = prepare.prepare(data, sources, n_workers=1)
     dataset = TokenDataset.open(directory)
     tokens = [dataset.n_sequences("train", 1)[source] for source in (0, 1)]
     assert 2.2 < tokens[0] / tokens[1] < 4
@@ -159,20 +155,16 @@ def test_mixture_takes_shares_of_max_mb_and_stops_reading(tmp_path):
 def test_compressibility_keeps_documents_of_few_tokens_a_character(tmp_path):
     noise = " ".join(chr(33 + number * 7 % 90) for number in range(400))
     source = FakeSource(parts_n=1, documents_n=60, texts=(noise,))
-    directory = preparation.prepare_sources(
-        settings(tmp_path, compressibility=0.4), [source], n_workers=1
-    )
-    assert preparation.read_manifest(directory)["dropped"] == {"compressibility": 1}
+    directory = prepare.prepare(settings(tmp_path, compressibility=0.4), [source], n_workers=1)
+    assert prepare.read_manifest(directory)["dropped"] == {"compressibility": 1}
 
 
 def test_near_duplicates_are_dropped(tmp_path):
     words = document(9, 1).split() * 6
     twin = [*words[:50], "otherwise", *words[51:]]
     source = FakeSource(parts_n=1, texts=(" ".join(words), " ".join(twin)))
-    directory = preparation.prepare_sources(
-        settings(tmp_path, dedup_near=0.7), [source], n_workers=1
-    )
-    assert preparation.read_manifest(directory)["dropped"] == {"near_duplicate": 1}
+    directory = prepare.prepare(settings(tmp_path, dedup_near=0.7), [source], n_workers=1)
+    assert prepare.read_manifest(directory)["dropped"] == {"near_duplicate": 1}
 
 
 def test_pieces_of_a_cut_document_stay_together(tmp_path):
@@ -181,8 +173,8 @@ def test_pieces_of_a_cut_document_stay_together(tmp_path):
     )
     source = FakeSource(parts_n=2, documents_n=1, texts=long_texts)
     data = settings(tmp_path, max_chars=200, heldout_fraction=0.3, dedup_exact=True)
-    directory = preparation.prepare_sources(data, [source], n_workers=1)
-    manifest = preparation.read_manifest(directory)
+    directory = prepare.prepare(data, [source], n_workers=1)
+    manifest = prepare.read_manifest(directory)
     assert manifest["dropped"] == {"duplicate": 20}
     tokenizer = tokenizers.load(directory / "tokenizer" / "tokenizer.json")[0]
     train = tokenizer.decode_batch([list(ids) for ids in documents_of(directory, "train")])
@@ -197,7 +189,7 @@ def test_pieces_of_a_cut_document_stay_together(tmp_path):
 
 def test_sentence_order_puts_short_sentences_first(tmp_path):
     data = settings(tmp_path, order="sentence_length", seq_len=16)
-    directory = preparation.prepare_sources(data, [FakeSource()], n_workers=1)
+    directory = prepare.prepare(data, [FakeSource()], n_workers=1)
     dataset = TokenDataset.open(directory)
     order = dataset.sentence_order(0, 16)
     period = tokenizers.load(directory / "tokenizer" / "tokenizer.json")[0].token_to_id(".")
@@ -212,12 +204,12 @@ def test_sentence_order_puts_short_sentences_first(tmp_path):
 )
 def test_nothing_left_is_a_sentence(tmp_path, changes, sentence):
     with pytest.raises(UserError, match=sentence):
-        preparation.prepare_sources(settings(tmp_path, **changes), [FakeSource()], n_workers=1)
+        prepare.prepare(settings(tmp_path, **changes), [FakeSource()], n_workers=1)
 
 
 def test_no_parts_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="fake:docs: nothing to read"):
-        preparation.prepare_sources(settings(tmp_path), [FakeSource(parts_n=0)])
+        prepare.prepare(settings(tmp_path), [FakeSource(parts_n=0)])
 
 
 def test_a_damaged_unfinished_preparation_is_started_again(tmp_path, prepared):
@@ -234,7 +226,7 @@ def test_a_damaged_unfinished_preparation_is_started_again(tmp_path, prepared):
     )
     for end in ("rows", "signatures", "text.zst"):
         (partial / "spool" / f"0-000001.{end}").write_bytes(b"junk")
-    assert hashes(preparation.prepare_sources(other, [source], n_workers=2)) == hashes(directory)
+    assert hashes(prepare.prepare(other, [source], n_workers=2)) == hashes(directory)
 
 
 def test_full_disk_is_a_sentence(tmp_path, monkeypatch):
@@ -243,12 +235,12 @@ def test_full_disk_is_a_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr("cramjax.data.pack.ShardWriter.add", full)
     with pytest.raises(RunFailed, match="is full; free some space"):
-        preparation.prepare_sources(settings(tmp_path), [FakeSource(parts_n=1)], n_workers=1)
+        prepare.prepare(settings(tmp_path), [FakeSource(parts_n=1)], n_workers=1)
 
 
 def test_a_mistake_found_while_reading_arrives_as_it_is(tmp_path):
     with pytest.raises(UserError, match=r"^part-003 is no text; remove it$"):
-        preparation.prepare_sources(
+        prepare.prepare(
             settings(tmp_path), [FakeSource(mistake="part-003 is no text; remove it")], n_workers=2
         )
 
@@ -279,7 +271,7 @@ from cramjax.config import schema
 from cramjax.data import prepare
 data = schema.defaults().data
 data.update(cache_dir={str(tmp_path)!r}, vocab_size=4000, tokenizer_sample_mb=8.0)
-prepare.prepare_sources(data, [BigSource(n_mb={int(os.environ.get("CRAMJAX_BIG_MB", "200"))})], n_workers=2)
+prepare.prepare(data, [BigSource(n_mb={int(os.environ.get("CRAMJAX_BIG_MB", "200"))})], n_workers=2)
 print(sum(resource.getrusage(who).ru_maxrss * n for who, n in ((resource.RUSAGE_SELF, 1), (resource.RUSAGE_CHILDREN, 2))))
 """
     done = subprocess.run(

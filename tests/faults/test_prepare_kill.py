@@ -19,7 +19,7 @@ from cramjax.data import prepare, progress
 data = schema.defaults().data
 data.update(cache_dir={cache!r}, vocab_size=300, heldout_fraction=0.1, max_shard_tokens=2048, tokenizer_sample_mb=0.01)
 source = FakeSource(parts_n=12, documents_n=30, log={log!r}, pause_s={pause!r})
-print(prepare.prepare_sources(data, [source], progress=progress.Lines(), n_workers={workers}))
+print(prepare.prepare(data, [source], progress=progress.Lines(), n_workers={workers}))
 """
 
 

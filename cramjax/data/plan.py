@@ -1,0 +1,129 @@
+"""Plans a preparation: which parts are read, in which order, and under which name the result lies.
+
+The plan depends only on the configuration and on the listing of the sources; no text is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from cramjax.data import tokenizers
+from cramjax.data.dataset import FORMAT
+from cramjax.data.source import Part, TextSource
+from cramjax.errors import UserError
+
+# The keys of `data` on which the content of a prepared dataset depends.
+_FINGERPRINTED = (
+    "vocab_size", "tokenizer", "tokenizer_sample_mb", "lowercase", "ascii_only", "text_field",
+    "max_mb", "normalize", "min_chars", "max_chars", "compressibility", "dedup_exact",
+    "dedup_near", "heldout_fraction", "max_shard_tokens",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparationPlan:
+    """The input of one preparation, and the name of its output.
+
+    Attributes:
+        config: The `data` part of the configuration.
+        sources: The sources of the mixture.
+        parts: The parts of each source, in the order in which they are read.
+        share_bytes: Bytes of cleaned text to take from each source, or None for all of it.
+        fingerprint: SHA-256 of everything on which the dataset depends.
+        name: Name of the dataset's directory, which ends in the fingerprint's beginning.
+    """
+
+    config: Any
+    sources: Sequence[TextSource]
+    parts: list[list[Part]]
+    share_bytes: list[float | None]
+    fingerprint: str
+    name: str
+
+
+def plan_preparation(config: Any, sources: Sequence[TextSource]) -> PreparationPlan:
+    """Order the parts of each source by a hash of their names, and fingerprint everything.
+
+    The order by hash makes the beginning of a source a fair sample of it, which `max_mb` takes.
+
+    Raises:
+        UserError: if a source has no parts, or the tokenizer's file is unusable.
+    """
+    parts = [sorted(source.parts(), key=_reading_order) for source in sources]
+    for source, source_parts in zip(sources, parts, strict=True):
+        if not source_parts:
+            raise UserError(f"data.source={source.spec}: nothing to read there")
+
+    total_weight = sum(source.weight for source in sources)
+    share_bytes: list[float | None] = [None] * len(sources)
+    if config.max_mb is not None:
+        share_bytes = [config.max_mb * 1e6 * source.weight / total_weight for source in sources]
+
+    fingerprint = _fingerprint(config, sources, parts)
+    return PreparationPlan(
+        config=config,
+        sources=sources,
+        parts=parts,
+        share_bytes=share_bytes,
+        fingerprint=fingerprint,
+        name=_directory_name(config, sources, fingerprint),
+    )
+
+
+def sentence_order_length(config: Any) -> int | None:
+    """Tokens of text in a training sequence if `order` is "sentence_length", else None.
+
+    Only that order needs the length when data are prepared; the [CLS] token is not text.
+    """
+    if config.order != "sentence_length":
+        return None
+    return config.seq_len - int(config.cls_token)
+
+
+def _reading_order(part: Part) -> tuple[bytes, str]:
+    digest = hashlib.blake2b(part.name.encode("utf-8", "surrogateescape")).digest()
+    return digest, part.name
+
+
+def _fingerprint(
+    config: Any, sources: Sequence[TextSource], parts: Sequence[Sequence[Part]]
+) -> str:
+    """Hash the settings, the libraries' versions and the parts' keys into 64 hexadecimal digits."""
+    settings = {key: getattr(config, key) for key in _FINGERPRINTED}
+    # Keys that came later are left out at their defaults, so that older datasets are still found.
+    if config.extra_ids:
+        settings["extra_ids"] = config.extra_ids
+    if (length := sentence_order_length(config)) is not None:
+        settings["order"] = [config.order, length]
+
+    if config.tokenizer not in tokenizers.KINDS:
+        # Loaded only to report a mistake now instead of after hours of reading.
+        tokenizers.load(config.tokenizer, config.extra_ids)
+        content = pathlib.Path(config.tokenizer).read_bytes()
+        settings["tokenizer"] = hashlib.sha256(content).hexdigest()
+
+    part_keys = []
+    for source_parts in parts:
+        part_keys.append([part.key for part in source_parts])
+    everything = {
+        "format": FORMAT,
+        "libraries": tokenizers.library_versions(config.tokenizer),
+        "data": settings,
+        "sources": [[source.spec, source.weight, source.revision] for source in sources],
+        "parts": part_keys,
+    }
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+def _directory_name(config: Any, sources: Sequence[TextSource], fingerprint: str) -> str:
+    """Name a dataset by its sources, tokenizer, vocabulary size and fingerprint."""
+    specs = [re.sub(r"[^A-Za-z0-9]+", "_", source.spec).strip("_")[-40:] for source in sources]
+    readable = "+".join(specs)[:60]
+    tokenizer = pathlib.Path(config.tokenizer).stem
+    return f"{readable}-{tokenizer}{config.vocab_size}-{fingerprint[:12]}"
