@@ -27,7 +27,7 @@ BELOW = {
     "hub": {"errors", "data", "models"},
     "start": {"parallel"},
     "checkpoints": {"errors", "files", "data", "models", "parallel", "hub"},
-    "tuning": {"errors", "files", "budget", "models"},
+    "tuning": {"errors", "files", "console", "budget", "models"},
     "training": {
         "errors",
         "files",
@@ -74,6 +74,7 @@ BELOW = {
     },
     "planning": {
         "errors",
+        "console",
         "config",
         "budget",
         "models",

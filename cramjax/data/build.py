@@ -287,10 +287,10 @@ class Builder:
             )
             whole = sum(map(sum, sizes))
             fraction = done / whole if whole else None
-        self.meter.update(stage, taken, fraction)
+        self.meter.show(stage, taken, fraction)
 
     def _show_reading(self, name: str, n_bytes: int) -> None:
-        self.meter.update(f"reading {name} (compressed)", n_bytes, None)
+        self.meter.show(f"reading {name} (compressed)", n_bytes, None)
 
 
 class Journal:

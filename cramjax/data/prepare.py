@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -21,13 +20,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from cramjax.console import Announce
 from cramjax.data import pack
 from cramjax.data.build import Builder
 from cramjax.data.clean import CleanRules
 from cramjax.data.dataset import FORMAT, TokenDataset
-from cramjax.data.progress import Announcer, Meter
+from cramjax.data.progress import Meter
 from cramjax.data.spool import Damaged, Job
 from cramjax.errors import RunFailed, UserError
+from cramjax.files import FileLock
 
 _LOG = logging.getLogger("cramjax")
 _BATCH_CHARS = 1 << 21
@@ -38,11 +39,11 @@ _FINGERPRINTED = (
 
 
 def prepare(
-    data: Any, *, progress: Announcer | None = None, n_workers: int | None = None
+    data: Any, *, announce: Announce | None = None, n_workers: int | None = None
 ) -> pathlib.Path:
     """The directory of the dataset that `data` (config.data) describes, prepared first if it is not there.
 
-    Prepared data are the same for every seed. `progress` shows how far it is (None: silent).
+    Prepared data are the same for every seed. `announce` prints how far it is (None: silent).
     `n_workers`: processes that read (None: one a core).
 
     Raises:
@@ -55,14 +56,28 @@ def prepare(
         return directory
     from cramjax.data.sources import open_sources
 
-    return prepare_sources(data, open_sources(data), progress=progress, n_workers=n_workers)
+    return prepare_sources(data, open_sources(data), announce=announce, n_workers=n_workers)
+
+
+def open_data(data: Any, announce: Announce) -> TokenDataset:
+    """Returns the dataset that `data` (config.data) describes, prepared first if it is missing.
+
+    `announce` prints the progress and, at the end, the size and place of the dataset.
+    """
+    directory = prepare(data, announce=announce)
+    dataset = TokenDataset.open(directory)
+
+    n_tokens = dataset.manifest["train_tokens"]
+    source = dataset.manifest["source"]
+    announce(f"data: {n_tokens:,} training tokens of {source} in {directory}")
+    return dataset
 
 
 def prepare_sources(
     data: Any,
     sources: list[Any],
     *,
-    progress: Announcer | None = None,
+    announce: Announce | None = None,
     n_workers: int | None = None,
 ) -> pathlib.Path:
     """`prepare` with the sources given instead of `data.source`."""
@@ -76,7 +91,7 @@ def prepare_sources(
     if (directory / "manifest.json").exists():
         return directory
     cache.mkdir(parents=True, exist_ok=True)
-    meter = Meter(progress)
+    meter = Meter(announce)
     try:
         with _locked(cache / f".{plan.name}.lock", meter):
             if not (directory / "manifest.json").exists():
@@ -187,19 +202,11 @@ def make_plan(data: Any, sources: list[Any]) -> Plan:
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path, meter: Meter) -> Iterator[None]:
-    """Hold the lock file at `path`; wait while another process holds it. The lock dies with its process."""
-    with path.open("w") as file:
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waiting:
-                    meter.announce(
-                        f"another process prepares this dataset ({path}); waiting for it"
-                    )
-                waiting = True
+    """Hold the lock file at `path`; wait while another process holds it."""
+    with FileLock(path) as lock:
+        if not lock.acquire():
+            meter.announce(f"another process prepares this dataset ({path}); waiting for it")
+            while not lock.acquire():
                 time.sleep(0.5)
         yield
 
