@@ -1,26 +1,33 @@
-"""Writes small files whole or not at all."""
+"""Small files: JSON that is written whole or not at all, and lock files."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pathlib
 import tempfile
-from typing import Any
+from typing import Any, Self
 
 from cramjax.errors import UserError
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write `value` as indented JSON; a reader, or a crash at any moment, finds the old file or the new one.
+    """Write `value` as indented JSON.
 
-    Raises UserError where the folder cannot be written.
+    A reader finds the old file or the new one, also after a crash at any moment.
+
+    Raises:
+        UserError: if the folder cannot be written.
     """
     path = pathlib.Path(path)
+
+    # The temporary file lies in the same folder, because a rename is atomic on one file system only.
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(value, file, indent=2, ensure_ascii=False)
@@ -32,3 +39,44 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     except BaseException:
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise
+
+
+class FileLock:
+    """Locks a file between processes: `with FileLock(path) as lock: lock.acquire()`.
+
+    The lock is the operating system's (flock). It ends with the process, however that ends, so a
+    process that was killed leaves no lock behind. The text in the file is for people: who holds it.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        """Open the file, made if it is missing. Raises OSError if it cannot be written."""
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+
+    def acquire(self) -> bool:
+        """Take the lock without waiting; returns False if another process holds it."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def read(self) -> str:
+        """Returns the text in the file."""
+        return os.pread(self._file, 4096, 0).decode("utf-8", errors="replace")
+
+    def write(self, text: str) -> None:
+        """Replace the text in the file."""
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, text.encode(), 0)
+
+    def close(self) -> None:
+        """Give the lock up; a second call does nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

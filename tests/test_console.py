@@ -2,7 +2,9 @@
 
 import io
 
-from cramjax.console import Progress, describe
+import pytest
+
+from cramjax.console import Meter, Pace, Progress, describe, duration, time_left
 
 
 def test_plain_lines_come_at_intervals_and_evaluations_at_once():
@@ -43,3 +45,39 @@ def test_values_are_said_in_short():
     values = {"step": 12345, "loss": 4.2, "tokens_per_s": 25_123.0, "mfu": 0.414, "eta_s": 4000.0}
     assert describe(values) == "step 12,345  loss 4.200  25.1k tokens/s  1:06:40 left  MFU 41%"
     assert describe({"step": 1, "mfu": None, "eta_s": 62.0}) == "step 1  1:02 left"
+
+
+def test_durations_have_hours_only_from_an_hour_on():
+    assert duration(0) == "0:00"
+    assert duration(59.6) == "1:00"
+    assert duration(3599) == "59:59"
+    assert duration(3600) == "1:00:00"
+    assert time_left(62.0) == "1:02 left"
+
+
+def test_the_pace_counts_from_where_the_work_started():
+    now = [0.0]
+    pace = Pace(100.0, now=lambda: now[0])
+    now[0] = 10.0
+    assert pace.left_s(100.0, 400.0) is None
+    assert pace.rate(200.0) == pytest.approx(10.0)
+    assert pace.left_s(200.0, 400.0) == pytest.approx(20.0)
+
+
+def test_a_meter_prints_at_intervals_and_announcements_at_once():
+    lines, now = [], [0.0]
+    with Meter(lines.append, interval_s=5.0, has_bar=False, now=lambda: now[0]) as meter:
+        meter.update("at the start", 0.0)
+        meter.announce("a message")
+        for second in range(1, 12):
+            now[0] = float(second)
+            meter.update(f"second {second}", second / 12)
+    assert lines == ["a message", "second 5", "second 10"]
+
+
+def test_a_meter_without_an_announce_is_silent(capfd):
+    meter = Meter(None, interval_s=0.0, has_bar=True)
+    meter.update("unseen", 0.5)
+    meter.announce("unseen")
+    meter.close()
+    assert capfd.readouterr() == ("", "")

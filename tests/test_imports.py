@@ -28,7 +28,7 @@ BELOW = {
     "hub": {"errors", "data", "models"},
     "start": {"parallel"},
     "checkpoints": {"errors", "files", "config", "data", "models", "parallel", "hub"},
-    "tuning": {"errors", "files", "config", "budget", "models"},
+    "tuning": {"errors", "files", "console", "config", "budget", "models"},
     "training": {
         "errors",
         "files",
@@ -77,6 +77,7 @@ BELOW = {
     "planning": {
         "errors",
         "figures",
+        "console",
         "config",
         "budget",
         "models",

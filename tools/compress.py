@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 from cramjax.config.cli import at_least, make_parser, run_command
+from cramjax.console import announce
 
 EXAMPLE = """written to --out:
   pareto.json                       an entry for each model, share and bits: score (median and all seeds), bytes, parameters that are not
@@ -59,9 +60,6 @@ def _compress(args: argparse.Namespace) -> int:
         protocol=args.protocol,
         assignments=args.set,
     )
-
-    def announce(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
     entries = run.Compression(request, run.candidates(request, announce), announce).run()
     for entry in entries:

@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 from cramjax.config.cli import at_least, make_parser, run_command
+from cramjax.console import announce
 
 EXAMPLE = """protocols (all settings stand in the results):
   cramming   batch 16, 5 epochs, lr 4e-5, the same for every task, median of 5 seeds (encoders' default)
@@ -58,7 +59,7 @@ def _finetune(args: argparse.Namespace) -> int:
         submit=args.submission,
         compare=args.compare,
     )
-    work = run.Finetuning(request, model, lambda text: print(text, file=sys.stderr, flush=True))
+    work = run.Finetuning(request, model, announce)
     found = work.run()
     print(results.plain_table(results.table(work.suite, found, compare=args.compare)))
     print(

@@ -6,6 +6,7 @@ import pathlib
 import sys
 
 from cramjax.config.cli import add_config_flags, at_least, check_output, make_parser, run_command
+from cramjax.console import announce
 from cramjax.errors import RunFailed, UserError
 
 EXAMPLE = """the table has a line for each device:
@@ -50,9 +51,6 @@ def _plan(args: argparse.Namespace) -> int:
             f"--device {chosen[0].name}: no program without its compiler; install it: {line}"
         )
     from cramjax.planning import plan, report
-
-    def announce(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
     plans = []
     for number, card in enumerate(chosen, start=1):

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from cramjax.config.cli import add_config_flags, make_parser, run_command
+from cramjax.console import announce
 
 EXAMPLE = """example:
   python -m tools.prepare_data --config configs/quickstart.py
@@ -17,7 +18,7 @@ def _prepare(args: argparse.Namespace) -> None:
     from cramjax.config.resolve import resolve
 
     config = resolve(args.config, args.overrides)
-    from cramjax.data import prepare, progress
+    from cramjax.data import prepare
 
     if (
         config.init_from
@@ -27,7 +28,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
         start.start()
         config = pretrained.with_tokenizer(config)
-    directory = prepare.prepare(config.data, progress=progress.Lines(), n_workers=args.workers)
+    directory = prepare.prepare(config.data, announce=announce, n_workers=args.workers)
     print(describe(directory, prepare.read_manifest(directory)))
 
 

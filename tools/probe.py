@@ -6,6 +6,7 @@ import sys
 import time
 
 from cramjax.config.cli import at_least, check_output, make_parser, run_command
+from cramjax.console import Meter, Pace, announce, time_left
 
 EXAMPLE = """a pair counts as right if the model finds the grammatical sentence more likely: pseudo-log-likelihood of a masked
 language model (every token masked in turn), and span scores of a T5. The control is the same network with random weights.
@@ -58,38 +59,27 @@ def _probe(args: argparse.Namespace) -> int:
 
 
 def _scores(model, pairs, name):
-    """float64 [pairs, 2] of good and bad sentences, with a line now and then on how far it is."""
+    """Returns float64 [pairs, 2], the scores of good and bad sentences; shows the progress."""
     from cramjax.probing import likelihood
 
-    started = shown = time.monotonic()
-    live = sys.stderr.isatty()
-    print(f"{name}: {len(pairs):,} pairs, compiling…", file=sys.stderr, flush=True)
+    announce(f"{name}: {len(pairs):,} pairs, compiling…")
+    sentences, places = [], []
+    for pair in pairs:
+        sentences += [pair.good, pair.bad]
+        places += [pair.where, pair.where]
 
-    def progress(fraction):
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown >= (0.5 if live else 5.0) and fraction < 1:
-            shown = now
-            minutes, seconds = divmod(round((now - started) * (1 - fraction) / fraction), 60)
-            rate = fraction * len(pairs) / (now - started)
-            text = f"  {fraction:4.0%}  {rate:,.0f} pairs/s  {minutes}:{seconds:02} left"
-            # On a terminal one line that is written over, elsewhere lines that stay.
-            print(
-                f"\r{text}\x1b[K" if live else text,
-                end="" if live else "\n",
-                file=sys.stderr,
-                flush=True,
-            )
+    with Meter(announce) as meter:
+        pace = Pace()
 
-    sentences = [sentence for pair in pairs for sentence in (pair.good, pair.bad)]
-    where = [pair.where for pair in pairs for _ in range(2)]
-    try:
-        return likelihood.sentence_scores(model, sentences, where=where, progress=progress).reshape(
-            -1, 2
-        )
-    finally:
-        if live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        def show(fraction: float) -> None:
+            left_s = pace.left_s(fraction, 1.0)
+            if left_s is not None and fraction < 1:
+                rate = pace.rate(fraction) * len(pairs)
+                text = f"  {fraction:4.0%}  {rate:,.0f} pairs/s  {time_left(left_s)}"
+                meter.update(text, fraction)
+
+        scores = likelihood.sentence_scores(model, sentences, where=places, progress=show)
+    return scores.reshape(-1, 2)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import time
 from collections.abc import Callable
@@ -59,7 +58,7 @@ def _timed(
     clock = Clock(hours=1.0, steps=N_ROUNDS)
     recorder = records.Recorder(
         writer=Silence(),
-        progress=Progress(stream=io.StringIO(), is_terminal=False),
+        progress=Progress.silent(),
         clock=clock,
         spent=records.Spent(),
         every_steps=made.config.log.every_steps,

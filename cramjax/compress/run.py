@@ -9,18 +9,18 @@ import pathlib
 import re
 import shutil
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cramjax import inference
+from cramjax import console, inference
 from cramjax.checkpoints import packed, pretrained
 from cramjax.compress import matrices, pareto, prune, quantize
 from cramjax.compress.quantize import Quantizer
 from cramjax.compress.subjects import Subject, TaskSubject, TextSubject, settings_of
+from cramjax.console import Announce
 from cramjax.errors import UserError
 from cramjax.files import write_json
 from cramjax.finetuning import learning
@@ -33,7 +33,6 @@ from cramjax.models.int8 import Int8, is_faster
 
 WHOLE = 32
 RESULT = "result.json"
-Announce = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -216,7 +215,7 @@ class Compression:
             for bits in {WHOLE, *self.plan.bits}
         ]
         self._n_missing, self._n_done = sum(not self._is_done(*point) for point in points), 0
-        self._started = time.monotonic()
+        self._pace = console.Pace()
         for seed in range(self.plan.n_seeds):
             for candidate in self.models:
                 self._compress(candidate, seed)
@@ -348,16 +347,11 @@ class Compression:
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
         self._n_done += 1
+        left_s = self._pace.left_s(self._n_done, self._n_missing) or 0.0
         self.announce(
             f"{self._n_done}/{self._n_missing}  {candidate.name} prune {share:g}, {bits} bits: {score.metric} {score.value:.3f}, "
-            f"{size / 1e6:.2f} MB  {self._left()} left"
+            f"{size / 1e6:.2f} MB  {console.time_left(left_s)}"
         )
-
-    def _left(self) -> str:
-        """Time for the points left at the mean of those done."""
-        mean_s = (time.monotonic() - self._started) / self._n_done
-        minutes, seconds = divmod(round(mean_s * (self._n_missing - self._n_done)), 60)
-        return f"{minutes}:{seconds:02}"
 
     def _entries(self) -> Iterator[dict[str, Any]]:
         """An entry for each model, share and bits with a result: medians over the seeds."""

@@ -404,7 +404,7 @@ class Builder:
             fraction = min(taken_bytes / sum(limits), 1.0)
         else:
             fraction = self._fraction_done(source, n_parts)
-        self._meter.update(stage, taken_bytes, fraction)
+        self._meter.show(stage, taken_bytes, fraction)
 
     def _fraction_done(self, source: int, n_parts: float) -> float | None:
         """Share of all parts' bytes up to part `n_parts` of `source`; None without known sizes."""
@@ -417,7 +417,7 @@ class Builder:
         return done / total if total else None
 
     def _show_reading(self, name: str, n_bytes: int) -> None:
-        self._meter.update(f"reading {name} (compressed)", n_bytes, None)
+        self._meter.show(f"reading {name} (compressed)", n_bytes, None)
 
 
 def _jobs(plan: PreparationPlan, spool: pathlib.Path) -> dict[tuple[int, int], Job]:

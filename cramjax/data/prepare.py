@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import pathlib
 import shutil
@@ -20,15 +19,17 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cramjax.console import Announce
 from cramjax.data import pack
 from cramjax.data.build import Builder
 from cramjax.data.dataset import TokenDataset
 from cramjax.data.plan import PreparationPlan, plan_preparation
-from cramjax.data.progress import Announcer, Meter
+from cramjax.data.progress import Meter
 from cramjax.data.source import TextSource
 from cramjax.data.sources import open_sources
 from cramjax.data.spool import Damaged
 from cramjax.errors import RunFailed, UserError
+from cramjax.files import FileLock
 
 _LOG = logging.getLogger("cramjax")
 _LOCK_POLL_S = 0.5
@@ -38,7 +39,7 @@ def prepare(
     config: Any,
     sources: Sequence[TextSource] | None = None,
     *,
-    progress: Announcer | None = None,
+    announce: Announce | None = None,
     n_workers: int | None = None,
 ) -> pathlib.Path:
     """Return the directory of the dataset that `config` describes; prepare it if it is missing.
@@ -46,7 +47,7 @@ def prepare(
     Args:
         config: The `data` part of the configuration.
         sources: The sources to read (None: those that `config.source` names).
-        progress: Shows how far the preparation is (None: silent).
+        announce: Prints how far the preparation is (None: silent).
         n_workers: Processes that read and clean (None: one per core).
 
     Raises:
@@ -70,8 +71,24 @@ def prepare(
     directory = cache / plan.name
     if not _is_published(directory):
         cache.mkdir(parents=True, exist_ok=True)
-        _prepare_once(plan, directory, Meter(progress), n_workers)
+        _prepare_once(plan, directory, Meter(announce), n_workers)
     return directory
+
+
+def open_data(config: Any, announce: Announce) -> TokenDataset:
+    """Return the dataset that `config` describes; prepare it if it is missing.
+
+    Args:
+        config: The `data` part of the configuration.
+        announce: Prints the progress and, at the end, the size and place of the dataset.
+    """
+    directory = prepare(config, announce=announce)
+    dataset = TokenDataset.open(directory)
+
+    n_tokens = dataset.manifest["train_tokens"]
+    source = dataset.manifest["source"]
+    announce(f"data: {n_tokens:,} training tokens of {source} in {directory}")
+    return dataset
 
 
 def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:
@@ -132,17 +149,9 @@ def _locked(path: pathlib.Path, meter: Meter) -> Iterator[None]:
 
     The lock ends with its process, however that ends.
     """
-    with path.open("w") as file:
-        is_waiting = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not is_waiting:
-                    meter.announce(
-                        f"another process prepares this dataset ({path}); waiting for it"
-                    )
-                is_waiting = True
+    with FileLock(path) as lock:
+        if not lock.acquire():
+            meter.announce(f"another process prepares this dataset ({path}); waiting for it")
+            while not lock.acquire():
                 time.sleep(_LOCK_POLL_S)
         yield

@@ -1,79 +1,44 @@
-"""What a person sees of a preparation: a live bar with rate and time left on a terminal, now and then a line elsewhere."""
+"""The progress of a preparation: the bytes of text through one stage after another."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
 
-PLAIN_INTERVAL_S = 5.0
-
-
-class Announcer(Protocol):
-    """Anything that can print a line that stays."""
-
-    def announce(self, text: str) -> None:
-        """Print `text` as a line of its own."""
+from cramjax import console
+from cramjax.console import Announce
 
 
-class Lines:
-    """An announcer that prints to stderr."""
+class Meter(console.Meter):
+    """Shows rate and time left of the current stage; silent without `announce`."""
 
-    def announce(self, text: str) -> None:
-        """Print `text` as a line of its own."""
-        print(text, file=sys.stderr, flush=True)
+    def __init__(self, announce: Announce | None, now: Callable[[], float] = time.monotonic):
+        super().__init__(announce, now=now)
+        self._clock = now
+        self._stage = ""
+        self._bytes = console.Pace(now=now)
+        self._share = console.Pace(now=now)
 
+    def show(self, stage: str, n_bytes: float, fraction: float | None) -> None:
+        """Show that `n_bytes` of text are through `stage`.
 
-class Meter:
-    """Progress of one stage after another; silent without an announcer. Call `close` at the end."""
-
-    def __init__(self, announcer: Announcer | None, now: Callable[[], float] = time.monotonic):
-        self._announcer, self._now = announcer, now
-        self._bar = None
-        self._started = self._printed = now()
-        self._stage, self._base = "", 0.0
-        if announcer is not None and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(24),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._task = self._bar.add_task("", total=1.0)
-            self._bar.start()
-
-    def announce(self, text: str) -> None:
-        """Print a line that stays."""
-        if self._announcer is not None:
-            self._announcer.announce(text)
-
-    def update(self, stage: str, n_bytes: float, fraction: float | None) -> None:
-        """`n_bytes` of text are through `stage`, which is `fraction` in [0, 1] of it all (None: unknown)."""
-        now = self._now()
+        Args:
+            stage: "cleaning" and the like.
+            n_bytes: bytes of text.
+            fraction: the share of the whole stage in [0, 1]; None if unknown.
+        """
+        # Rates count from here, not from what an earlier, interrupted preparation had done.
         if stage != self._stage:
-            # Rates count from here, not from what an earlier, interrupted preparation had done.
-            self._stage, self._started = stage, now
-            self._base, self._base_fraction = n_bytes, fraction or 0.0
-        elapsed_s = max(now - self._started, 1e-3)
-        text = f"{stage}: {n_bytes / 1e6:,.1f} MB"
-        if n_bytes > self._base:
-            text += f", {(n_bytes - self._base) / 1e6 / elapsed_s:.1f} MB/s"
-        gained = (fraction or 0.0) - self._base_fraction
-        if gained > 0 and fraction < 1:
-            minutes, seconds = divmod(round(elapsed_s * (1 - fraction) / gained), 60)
-            text += f", {minutes}:{seconds:02} left"
-        if self._bar is not None:
-            self._bar.update(self._task, description=text, completed=fraction or 0.0)
-        elif self._announcer is not None and now - self._printed >= PLAIN_INTERVAL_S:
-            self._printed = now
-            self._announcer.announce(text)
+            self._stage = stage
+            self._bytes = console.Pace(n_bytes, self._clock)
+            self._share = console.Pace(fraction or 0.0, self._clock)
 
-    def close(self) -> None:
-        """Take the bar off the terminal; harmless to call twice."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        text = f"{stage}: {n_bytes / 1e6:,.1f} MB"
+        rate = self._bytes.rate(n_bytes)
+        if rate > 0:
+            text += f", {rate / 1e6:.1f} MB/s"
+        if fraction is not None and fraction < 1:
+            left_s = self._share.left_s(fraction, 1.0)
+            if left_s is not None:
+                text += f", {console.time_left(left_s)}"
+        self.update(text, fraction)

@@ -7,13 +7,15 @@ import pathlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from cramjax import console
 from cramjax.checkpoints.checkpoint import Checkpoints
+from cramjax.console import Announce
 from cramjax.errors import RunFailed, UserError
 from cramjax.files import write_json
 from cramjax.finetuning import learning, results, submission, training
@@ -28,7 +30,6 @@ from cramjax.tuning import devices
 SMALL_TASK = 20_000
 # Parameters, gradients, two moments, an update, and as much again for activations: float32 numbers a parameter.
 NUMBERS_A_PARAMETER = 10
-Announce = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,7 +206,7 @@ class Finetuning:
             headline=lambda _, params: results.headline(
                 task, self._scored(task, feed, learner, params)[0]
             ),
-            report=Meter(task.folder, len(seeds) * settings.batch_size, self.announce),
+            report=StepReport(task.folder, len(seeds) * settings.batch_size, self.announce),
             compiling=lambda: self.announce(f"  {task.folder}: compiling…"),
         )
         for number, seed in enumerate(seeds):
@@ -358,28 +359,30 @@ class Finetuning:
         return summary
 
 
-class Meter:
-    """Progress of a run: a line now and then with rate and time left."""
+class StepReport:
+    """Announces the progress of one training now and then, with rate and time left.
 
-    def __init__(self, name: str, examples: int, announce: Announce, interval_s: float = 10.0):
-        """`examples`: in a step."""
-        self._name, self._examples, self._announce, self._interval_s = (
-            name,
-            examples,
-            announce,
-            interval_s,
-        )
-        self._started = self._shown = time.monotonic()
+    Args:
+        name: the task's folder name.
+        batch_size: examples in a step, over all seeds.
+        announce: prints a line that stays.
+    """
+
+    def __init__(self, name: str, batch_size: int, announce: Announce):
+        self._name = name
+        self._batch_size = batch_size
+        # Plain lines also on a terminal: the lines of a task stay above its scores.
+        self._meter = console.Meter(announce, interval_s=10.0, has_bar=False)
+        self._pace = console.Pace()
 
     def __call__(self, step: int, n_steps: int, loss: float) -> None:
-        """As `training.train` reports."""
-        now = time.monotonic()
-        if now - self._shown < self._interval_s or step == n_steps:
+        """Take in a report of `training.train`."""
+        left_s = self._pace.left_s(step, n_steps)
+        if step == n_steps or left_s is None:
             return
-        self._shown = now
-        rate = step / (now - self._started)
-        minutes, seconds = divmod(round((n_steps - step) / rate), 60)
-        self._announce(
-            f"  {self._name} {step / n_steps:4.0%}  step {step:,}  loss {loss:.3f}  {rate * self._examples:,.0f} examples/s  "
-            f"{minutes}:{seconds:02} left"
+
+        rate = self._pace.rate(step) * self._batch_size
+        self._meter.update(
+            f"  {self._name} {step / n_steps:4.0%}  step {step:,}  loss {loss:.3f}  "
+            f"{rate:,.0f} examples/s  {console.time_left(left_s)}"
         )

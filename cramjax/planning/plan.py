@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from cramjax import start
 from cramjax.budget import schedules
 from cramjax.config.resolve import changed
+from cramjax.console import Announce
 from cramjax.errors import UserError
 from cramjax.objectives.objective import Vocabulary
 from cramjax.parallel import mesh as meshes
@@ -22,8 +23,6 @@ from cramjax.planning.compiler import Compiler
 from cramjax.planning.expectation import Expectation
 from cramjax.training import remedies, session
 from cramjax.tuning import devices, microbatch
-
-Announce = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

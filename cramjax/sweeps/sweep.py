@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
-from cramjax import pareto
+from cramjax import console, pareto
 from cramjax.errors import UserError
 from cramjax.stop import StopSignal
 from cramjax.sweeps import plots
@@ -297,7 +297,7 @@ class Lines:
         """Point `number` has finished, failed or been stopped."""
         self._clear()
         took_s = self._now() - self._started
-        text = f"{number}/{self._n}  {result.point.name}  {result.status} after {_duration(took_s)}"
+        text = f"{number}/{self._n}  {result.point.name}  {result.status} after {console.duration(took_s)}"
         if result.status == "finished":
             self._durations.append(took_s)
             text += f", held-out loss {_loss(result.summary.get('eval_loss'))}"
@@ -326,14 +326,9 @@ class Lines:
         """Time for the points left at the mean of those done; nothing before the first is."""
         if not self._durations or not self._left:
             return ""
-        return f"  {_duration(self._left * sum(self._durations) / len(self._durations))} left"
+        mean_s = sum(self._durations) / len(self._durations)
+        return f"  {console.time_left(self._left * mean_s)}"
 
 
 def _loss(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -14,9 +14,9 @@ from cramjax import start
 from cramjax.checkpoints import pretrained
 from cramjax.console import Progress
 from cramjax.data import loader as loaders
+from cramjax.data import prepare
 from cramjax.models.layers import FLOAT32
 from cramjax.training import session
-from cramjax.training.run import open_data
 
 
 def preview(config: Any, n_examples: int) -> Iterator[str]:
@@ -27,7 +27,7 @@ def preview(config: Any, n_examples: int) -> Iterator[str]:
     start.start()
     with contextlib.closing(Progress()) as progress:
         config = pretrained.with_tokenizer(config)
-        dataset = open_data(config, progress)
+        dataset = prepare.open_data(config.data, progress.announce)
     task = session.TASKS[config.model.family](config, dataset, FLOAT32)
     source = loaders.open_loader(
         dataset,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import math
 import os
@@ -75,7 +74,7 @@ def _train(
             stop.at_once()
         ):  # nothing to save yet: data preparation and compilation resume by themselves
             config = pretrained.with_tokenizer(config)
-            dataset = open_data(config, progress)
+            dataset = prepare.open_data(config.data, progress.announce)
             run = Run(config, path, dataset, progress, stop, started, sinks)
             finished = run.restore()
         if finished:
@@ -102,17 +101,7 @@ def _folder(path: pathlib.Path) -> contextlib.AbstractContextManager:
 
 def _progress() -> Progress:
     """What a person sees: of several processes the first one's."""
-    return Progress() if processes.is_first() else Progress(stream=io.StringIO(), is_terminal=False)
-
-
-def open_data(config: Any, progress: Progress) -> TokenDataset:
-    """The dataset of `config`, prepared first if it is not there; says what it is."""
-    directory = prepare.prepare(config.data, progress=progress)
-    dataset = TokenDataset.open(directory)
-    progress.announce(
-        f"data: {dataset.manifest['train_tokens']:,} training tokens of {dataset.manifest['source']} in {directory}"
-    )
-    return dataset
+    return Progress() if processes.is_first() else Progress.silent()
 
 
 class Run:

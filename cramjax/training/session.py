@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from cramjax.console import Announce, silent
 from cramjax.errors import UserError
 from cramjax.models import kernels
 from cramjax.objectives.masked_lm import masked_lm
@@ -99,7 +100,7 @@ class Session:
 def open_session(
     config: Any,
     vocabulary: Vocabulary,
-    announce: microbatch.Announce = lambda line: None,
+    announce: Announce = silent,
     fastest: kernels.Choices | None = None,
 ) -> Session:
     """Decide mesh, precision, kernels and microbatch on the devices at hand, and build the task; nothing large is kept.
@@ -132,7 +133,7 @@ def open_session(
 
 
 def _choose_microbatch(
-    session: Session, announce: microbatch.Announce
+    session: Session, announce: Announce
 ) -> tuple[int, microbatch.Program | None]:
     """The largest microbatch that fits, and its step where finding it has compiled one."""
     config, device = session.config, session.mesh.devices.flat[0]
@@ -175,9 +176,7 @@ def _question(session: Session, limit_bytes: int) -> dict[str, Any]:
     }
 
 
-def fastest_kernels(
-    config: Any, vocabulary: Vocabulary, announce: microbatch.Announce
-) -> kernels.Choices:
+def fastest_kernels(config: Any, vocabulary: Vocabulary, announce: Announce) -> kernels.Choices:
     """Times the kernels of attention that a step of `config` could use on this process's devices, if they are GPUs.
 
     Returns the fastest by call; nothing where the configuration names a kernel or a step is divided by XLA.

@@ -1,4 +1,4 @@
-"""The folder of a run: made, locked against a second run; and a description of where it ran.
+"""The folder of a run, locked against a second run; and a description of where the run happens.
 
 Checkpoints and metrics have modules of their own.
 """
@@ -6,7 +6,6 @@ Checkpoints and metrics have modules of their own.
 from __future__ import annotations
 
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -19,6 +18,7 @@ import sys
 from typing import Any, Self
 
 from cramjax.errors import UserError
+from cramjax.files import FileLock
 
 LOCK = "lock"
 PACKAGES = (
@@ -35,40 +35,37 @@ PACKAGES = (
 
 
 class Workdir:
-    """A run's folder, locked while the object is open: `with Workdir("runs/mine") as workdir: workdir.path`.
+    """A run's folder, locked while the object is open: `with Workdir("runs/mine") as workdir`.
 
-    The lock is the operating system's (flock): it ends with the process, however that ends, so a lock left by
-    a dead run is taken over without asking.
+    A lock ends with its process, so the next run takes over the folder of a dead one without asking.
     """
 
     def __init__(self, path: str | os.PathLike):
-        """Make and lock `path`. Raises UserError where it cannot be written or another run holds it."""
+        """Make and lock `path`. Raises UserError if it cannot be written or another run holds it."""
         self.path = pathlib.Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = FileLock(self.path / LOCK)
+            is_ours = self._lock.acquire()
         except OSError as error:
             raise UserError(
                 f"--workdir {self.path}: cannot be written ({error.strerror}); give another folder"
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = _describe_owner(os.read(self._lock, 4096))
-            os.close(self._lock)
+
+        if not is_ours:
+            owner = _describe_owner(self._lock.read())
+            self._lock.close()
             raise UserError(
-                f"--workdir {self.path}: another run is using it ({owner}); wait for it to end or give another folder"
-            ) from error
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": now}
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, json.dumps(owner).encode(), 0)
+                f"--workdir {self.path}: another run is using it ({owner}); "
+                "wait for it to end or give another folder"
+            )
+
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": _now()}
+        self._lock.write(json.dumps(owner))
 
     def close(self) -> None:
-        """Give the lock up."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        """Give the lock up; a second call does nothing."""
+        self._lock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -78,23 +75,29 @@ class Workdir:
 
 
 def environment(devices: list[str]) -> dict[str, Any]:
-    """What a run ran on and with, for environment.json; `devices` are the device kinds JAX found."""
+    """Returns what environment.json records: the command, the machine, packages and settings.
+
+    Args:
+        devices: the device kinds that JAX reports.
+    """
+    versions = {name: _version(name) for name in PACKAGES}
+    flags = sorted(name for name in os.environ if name.startswith(("JAX_", "XLA_")))
     return {
         "command": shlex.join(sys.orig_argv),
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started": _now(),
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "devices": devices,
-        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "packages": {name: version for name, version in versions.items() if version is not None},
         "git": _git_revision(),
-        "flags": {
-            name: os.environ[name]
-            for name in sorted(os.environ)
-            if name.startswith(("JAX_", "XLA_"))
-        },
+        "flags": {name: os.environ[name] for name in flags},
     }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _version(package: str) -> str | None:
@@ -105,16 +108,13 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """Revision of the checkout this code is in, with "+changes" where files differ; None outside one."""
-    command = [
-        "git",
-        "-C",
-        str(pathlib.Path(__file__).parent),
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--dirty=+changes",
-    ]
+    """Returns the revision of this code's checkout, with "+changes" if files differ from it.
+
+    None outside a checkout.
+    """
+    folder = str(pathlib.Path(__file__).parent)
+    describe = ("describe", "--always", "--abbrev=40", "--dirty=+changes")
+    command = ["git", "-C", folder, *describe]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -122,7 +122,7 @@ def _git_revision() -> str | None:
     return done.stdout.strip()
 
 
-def _describe_owner(text: bytes) -> str:
+def _describe_owner(text: str) -> str:
     try:
         owner = json.loads(text)
         return f"process {owner['pid']} on {owner['host']}, started {owner['started']}"

@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
+from cramjax.console import Announce
 from cramjax.models import attention, kernels
 from cramjax.models.kernels import AttentionCall
 from cramjax.models.layers import Precision, rotary_tables
@@ -34,7 +35,6 @@ TOKENS = 16_384
 TOLERANCE = 0.05
 """Share of the largest number by which results in 16 bits may differ from plain ones."""
 
-Announce = Callable[[str], None]
 Pass = Callable[..., tuple[jax.Array, Any]]
 
 

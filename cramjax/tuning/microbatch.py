@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from cramjax.console import Announce
 from cramjax.errors import UserError
 from cramjax.tuning.answers import Answer
 
@@ -38,7 +39,6 @@ _REMATERIALISED = re.compile(r"^ *(?:ROOT )?%?[\w.-]+\.remat\d*(?:\.\d+)* = ", r
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 _GIB = 2**30
 
-Announce = Callable[[str], None]
 Program = tuple[jax.stages.Compiled, float]
 """A compiled step and the seconds that took."""
 
