@@ -89,7 +89,7 @@ def _say(line: str) -> None:
 
 
 def _is_unrolled(model: Any) -> bool:
-    depths = (model.n_layers, model.n_decoder_layers or model.n_layers)
+    depths = (model.n_layers, model.get("n_decoder_layers") or model.n_layers)
     return all(stack.n_unrolled(n, model.unroll) == n for n in depths)
 
 

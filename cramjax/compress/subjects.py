@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
-import ml_collections
 import numpy as np
 
 from cramjax.compress.learner import Compressed
 from cramjax.compress.quantize import Quantizer
-from cramjax.config import stages
+from cramjax.config import stored
 from cramjax.data import loader as loaders
 from cramjax.data.dataset import TokenDataset
 from cramjax.errors import UserError
@@ -176,8 +175,7 @@ class TextSubject:
         """Raises UserError where the text of the run in `workdir` is not there any more."""
         self.model = model
         content = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-        content["growth"]["stages"] = stages.frozen(content["growth"]["stages"])
-        self._config = ml_collections.FrozenConfigDict(content)
+        self._config = stored.read(content)
         self.max_length = self._config.data.seq_len
         self._dataset = TokenDataset.open(
             json.loads((workdir / "environment.json").read_text(encoding="utf-8"))["dataset"]

@@ -11,29 +11,18 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from cramjax.config.span_lengths import SpanLengths
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpanCorruption:
+class SpanCorruption(SpanLengths):
     """How a text is corrupted: `n_noise` of its `n_raw` tokens, in `n_spans` spans.
 
     Sentinels count down from `first_sentinel_id`; `eos_id` ends inputs and targets.
     """
 
-    n_raw: int
-    n_noise: int
-    n_spans: int
     eos_id: int
     first_sentinel_id: int
-
-    @property
-    def n_inputs(self) -> int:
-        """Tokens of the inputs, the end of sequence included."""
-        return self.n_raw - self.n_noise + self.n_spans + 1
-
-    @property
-    def n_targets(self) -> int:
-        """Tokens of the targets, the end of sequence included."""
-        return self.n_noise + self.n_spans + 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from cramjax import console, pareto
+from cramjax.config import stored
 from cramjax.errors import UserError
 from cramjax.stop import StopSignal
 from cramjax.sweeps import plots
@@ -64,7 +65,7 @@ def find_results(points: Sequence[Point], out: pathlib.Path) -> list[Result]:
     results, mistakes = [], []
     for point in points:
         result = Result(point, out / point.name)
-        before = _read_json(result.workdir / "config.json")
+        before = _read_config(result.workdir)
         if before is not None and before != point.config:
             mistakes.append(
                 f"{result.workdir} has a run of another configuration ({_difference(before, point.config)})"
@@ -75,6 +76,11 @@ def find_results(points: Sequence[Point], out: pathlib.Path) -> list[Result]:
     if mistakes:
         raise UserError("; ".join(mistakes) + ": delete the folder(s) or give another --out")
     return results
+
+
+def _read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
+    content = _read_json(workdir / "config.json")
+    return None if content is None else stored.current(content)
 
 
 def _read_json(path: pathlib.Path) -> Any:

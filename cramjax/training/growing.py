@@ -54,7 +54,7 @@ class Stages:
 
     def config_of(self, number: int, *, whole_sequences: bool = False) -> Any:
         """The configuration of a stage; with `whole_sequences` at the length the last one has, for evaluations that compare."""
-        overrides = self.stages[number].overrides
+        overrides = dict(self.stages[number].overrides)
         if whole_sequences:
             overrides["data.seq_len"] = self.stages[-1].seq_len
         return changed(self.config, overrides)

@@ -1,6 +1,6 @@
 import pytest
 
-from cramjax.config import schema
+from cramjax.config import families, schema
 from cramjax.config.resolve import get_config, resolve
 from cramjax.errors import UserError
 
@@ -87,8 +87,9 @@ def test_text_for_a_budget_follows_the_hours():
     )
 
 
-def test_every_key_of_the_schema_has_help_and_a_sound_default():
-    for key, field in schema.walk():
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_every_key_of_the_schema_has_help_and_a_sound_default(family):
+    for key, field in schema.walk(schema.sections(family)):
         assert field.help, key
         assert field.check(field.default) is None, key
         assert not field.choices or field.default in field.choices, key

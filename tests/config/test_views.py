@@ -5,14 +5,14 @@ import typing
 
 import pytest
 
-from cramjax.config import schema, views
+from cramjax.config import families, schema, views
 
-FAMILIES = (views.EncoderModelConfig, views.T5ModelConfig)
 SECTIONS = [
     (key, view)
     for key, view in typing.get_type_hints(views.Config).items()
     if isinstance(schema.SCHEMA[key], dict) and key != "model"
 ]
+FAMILY_VIEWS = {"encoder": views.EncoderModelConfig, "t5": views.T5ModelConfig}
 
 
 def kinds_of(annotation):
@@ -46,9 +46,11 @@ def test_the_whole_has_the_keys_of_the_schema():
             assert kinds_of(hints[key]) == set(entry.kinds), key
 
 
-def test_the_families_have_the_keys_of_the_model():
-    keys = {key for view in FAMILIES for key in typing.get_type_hints(view)}
-    assert keys == set(schema.SCHEMA["model"])
-    for view in FAMILIES:
-        for key, annotation in typing.get_type_hints(view).items():
-            assert kinds_of(annotation) == set(schema.SCHEMA["model"][key].kinds), key
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_a_family_has_the_keys_of_its_schema(family):
+    assert_is_view(FAMILY_VIEWS[family], families.model_keys(family), "model")
+
+
+def test_the_model_has_the_common_keys():
+    keys = {"family": families.family_key()} | families.COMMON
+    assert_is_view(views.ModelConfig, keys, "model")

@@ -118,7 +118,10 @@ def test_show_batch_prints_what_the_first_step_reads_and_trains_nothing(corpus, 
     "flags, message",
     [
         (["--config.data.extra_ids=1"], "data.extra_ids=1: 48 input tokens have"),
-        (["--config.model.positions=rotary"], "model.positions='rotary': must be 'relative'"),
+        (
+            ["--config.model.positions=rotary"],
+            "model.positions: a key of the encoder family; model.family is t5",
+        ),
         (["--config.model.attention=cudnn"], "needs an NVIDIA GPU"),
         (["--config.optimizer.relative_step=True"], "belongs to adafactor"),
         (["--config.objective.name=mlm"], "must be 'span_corruption'"),

@@ -1,0 +1,171 @@
+"""Finds every mistake in a configuration: unknown keys, wrong values, and keys that do not go together."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import ml_collections
+
+from cramjax.config import schema, stages
+from cramjax.config.families import FAMILIES, family_key, model_keys
+from cramjax.config.fields import Field, NoneType
+from cramjax.config.views import Config
+
+_MISSING = object()
+
+
+def find(config: ml_collections.ConfigDict) -> list[str]:
+    """Returns every mistake in `config` as one sentence each, an empty list for a sound one."""
+    values = config.to_dict()
+    entries = dict(schema.SCHEMA)
+
+    # The family decides the other keys of the model, so without a sound one they are not judged.
+    family = "encoder"
+    problems = find_in_family(config)
+    if problems:
+        del entries["model"]
+        values.pop("model", None)
+    else:
+        family = values["model"]["family"]
+        entries["model"] = model_keys(family)
+
+    problems += _unknown_keys(values, entries, family)
+    for key, field in schema.walk(entries):
+        problems += _value_problems(key, field, _lookup(values, key))
+
+    # Relations between keys are worth a check only if each value is sound.
+    return problems or list(_relation_problems(cast(Config, config)))
+
+
+def find_in_family(config: ml_collections.ConfigDict) -> list[str]:
+    """Returns the reasons why the section `model` belongs to no family; an empty list if it does."""
+    model = config.to_dict().get("model")
+    if not isinstance(model, Mapping):
+        return ["model: must be a section; recipes start from cramjax.config.recipes.start"]
+    family = model.get("family", _MISSING)
+    problems = _value_problems("model.family", family_key(), family)
+    if problems:
+        return problems
+
+    # A recipe that sets the family by hand has the keys of the family it started with.
+    for other in FAMILIES:
+        if other != family and model.keys() == model_keys(other).keys():
+            return [
+                f"model.family={family!r}: the other keys of model are of the {other} family; "
+                f"start the recipe with recipes.start(name, {family!r})"
+            ]
+    return []
+
+
+def unknown_key(key: str, family: str) -> str:
+    """Returns the sentence about a key that a configuration with this `model.family` lacks."""
+    owners = [name for name in FAMILIES if key in dict(schema.walk(schema.sections(name)))]
+    if owners:
+        return f"{key}: a key of the {owners[0]} family; model.family is {family}"
+
+    known = [name for name, _ in schema.walk(schema.sections(family))]
+    # A bare or misplaced leaf name ("lr") is as common as a misspelling.
+    leaf = key.rsplit(".", 1)[-1]
+    near = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
+    near = near or difflib.get_close_matches(key, known, 1, 0.5)
+    hint = f"did you mean {near[0]}?" if near else "cramjax/config/schema.py lists all keys"
+    return f"{key}: unknown key; {hint}"
+
+
+def _unknown_keys(
+    values: Mapping[str, Any], entries: Mapping[str, Any], family: str, prefix: str = ""
+) -> list[str]:
+    problems = []
+    for key, value in values.items():
+        entry = entries.get(key)
+        if isinstance(entry, dict) and isinstance(value, dict):
+            problems += _unknown_keys(value, entry, family, f"{prefix}{key}.")
+        elif isinstance(entry, dict):
+            problems.append(f"{prefix}{key}={value!r}: must be a section of keys")
+        elif not isinstance(entry, Field) or isinstance(value, dict):
+            problems.append(unknown_key(prefix + key, family))
+    return problems
+
+
+def _lookup(values: Mapping[str, Any], key: str) -> Any:
+    """Returns the value at a dotted key, or `_MISSING`."""
+    node: Any = values
+    for part in key.split("."):
+        if not isinstance(node, Mapping):
+            return _MISSING
+        node = node.get(part, _MISSING)
+    return node
+
+
+def _value_problems(key: str, field: Field, value: Any) -> list[str]:
+    if value is _MISSING:
+        return [f"{key}: missing; recipes start from cramjax.config.recipes.start"]
+
+    # bool is an int to Python, never to a reader of configurations.
+    is_wrong_bool = isinstance(value, bool) and bool not in field.kinds
+    if is_wrong_bool or not isinstance(value, field.kinds):
+        names = ["None" if kind is NoneType else kind.__name__ for kind in field.kinds]
+        return [f"{key}={value!r}: must be {' or '.join(names)} ({field.help})"]
+
+    if field.choices and value not in field.choices:
+        choices = [str(choice) for choice in field.choices]
+        near = difflib.get_close_matches(str(value), choices, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return [f"{key}={value!r}: must be one of {', '.join(choices)}{hint}"]
+
+    problem = field.check(value)
+    return [f"{key}={value!r}: {problem}"] if problem else []
+
+
+def _relation_problems(config: Config) -> Iterator[str]:
+    """Yields the keys that do not go together; each value is sound by itself."""
+    limits = list(schema.BUDGET)
+    if all(config.budget[name] is None for name in limits):
+        yield f"budget: set at least one of {', '.join(limits)}"
+
+    family = FAMILIES[config.model.family]
+    if config.objective.name not in family.objectives:
+        wanted = " or ".join(map(repr, family.objectives))
+        yield (
+            f"objective.name={config.objective.name!r}: must be {wanted} "
+            f"where model.family is {config.model.family}"
+        )
+    yield from family.mistakes(config)
+    yield from stages.mistakes(config)
+    yield from _batch_problems(config)
+    yield from _optimizer_problems(config)
+    yield from _mesh_problems(config)
+
+
+def _batch_problems(config: Config) -> Iterator[str]:
+    batch_size, microbatch_size = config.batch_size, config.microbatch_size
+    if microbatch_size is not None and batch_size % microbatch_size:
+        yield f"microbatch_size={microbatch_size}: must divide batch_size={batch_size}"
+    if config.log.noise_scale and batch_size <= (microbatch_size or 1):
+        yield (
+            "log.noise_scale=True: compares microbatches; set microbatch_size to at most half of "
+            f"batch_size={batch_size}"
+        )
+
+
+def _optimizer_problems(config: Config) -> Iterator[str]:
+    optimizer, schedule = config.optimizer, config.schedule
+    if optimizer.parameter_scale == "on" and optimizer.name not in ("adamw", "adafactor", "lion"):
+        yield (
+            f"optimizer.parameter_scale='on': {optimizer.name} has a scale of its own; "
+            "use it with adamw, adafactor or lion"
+        )
+    if optimizer.relative_step and optimizer.name != "adafactor":
+        yield f"optimizer.relative_step=True: belongs to adafactor, not to {optimizer.name}"
+    if schedule.warmup + schedule.cooldown > 1:
+        yield "schedule.warmup and schedule.cooldown: together at most 1"
+
+
+def _mesh_problems(config: Config) -> Iterator[str]:
+    sizes = list(config.mesh.to_dict().values())
+    if sizes.count(-1) > 1:
+        yield "mesh: -1 (the rest) may stand once"
+    if 0 in sizes:
+        yield "mesh: an axis has at least 1 device, or -1 for the rest"
