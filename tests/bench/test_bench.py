@@ -35,7 +35,7 @@ def test_a_round_of_the_loop_is_timed_around_a_program_that_leaves_the_state_alo
 def keys_named_in_help():
     """The words with an underscore in the left column of the help, up to the keys of --peer."""
     lines = tool.EXAMPLE.split("with --peer")[0].splitlines()
-    left = " ".join(line[2:54] for line in lines if line.startswith("  "))
+    left = " ".join(line[2:40] for line in lines if line.startswith("  "))
     return {word for word in re.findall(r"[a-z_0-9]+", left) if "_" in word}
 
 

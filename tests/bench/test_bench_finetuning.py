@@ -26,7 +26,7 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def glue(tmp_path_factory):
-    """CoLA with 41 sentences, so that the last batch has 9, and RTE with a text that is too long."""
+    """CoLA of 41 sentences, so that the last batch has 9, and RTE with a text that is too long."""
     folder = grammar.write_glue(tmp_path_factory.mktemp("bench") / "glue", n_train=41)
     rte = folder / "RTE" / "train.tsv"
     rte.write_text(rte.read_text().replace("\n0\t", "\n0\t" + "red " * 200))
