@@ -1,3 +1,4 @@
-"""Command lines: each parses its flags, calls one function, and holds no logic."""
+"""Command lines: each reads flags, calls the library and prints; they hold no logic."""
 
-import cramjax  # noqa: F401  before anything slow: it answers Ctrl-C from here on
+# Before anything slow: from here on cramjax answers Ctrl-C.
+import cramjax  # noqa: F401

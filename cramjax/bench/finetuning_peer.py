@@ -1,6 +1,8 @@
-"""Finetuning with transformers' own `Trainer` (torch), measured in a process of its own: `python -m cramjax.bench.finetuning_peer`.
+"""Measures finetuning with transformers' own `Trainer` (torch), in a process of its own.
 
-A specification on standard input, a result a line on standard output. torch and transformers are imported here alone (and in `peers.py`).
+`python -m cramjax.bench.finetuning_peer` reads a specification from standard input and writes one
+result a line to standard output. Only this module and `peer_steps.py` import torch for a
+measurement, and they do so in that process.
 """
 
 from __future__ import annotations
@@ -12,9 +14,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cramjax.errors import RunFailed
+
+if TYPE_CHECKING:
+    import transformers
 
 MODES = (
     "float32",
@@ -29,7 +34,10 @@ WARMUP_STEPS = 20
 
 
 def n_examples(n_train: int, batch_size: int, steps: range) -> int:
-    """Examples in `steps`, counted from 0: the last step of an epoch has what is left of the `n_train`."""
+    """Returns the number of examples in `steps`, which count from 0.
+
+    The last step of an epoch has only the rest of the `n_train` examples.
+    """
     per_epoch = -(-n_train // batch_size)
     last = n_train - (per_epoch - 1) * batch_size
     return sum(last if (step + 1) % per_epoch == 0 else batch_size for step in steps)
@@ -38,10 +46,14 @@ def n_examples(n_train: int, batch_size: int, steps: range) -> int:
 def measure(
     specification: dict[str, Any], n_steps: int, modes: tuple[str, ...] = MODES
 ) -> list[dict[str, Any]]:
-    """A dict for each of `modes`: peer, mode, params, examples_per_s over `n_steps` steps after 20, versions; or `error`.
+    """Measure the peer in each of `modes`, in another process.
+
+    Returns:
+        A dict for each mode: peer, mode, versions, and either params, seconds and examples_per_s
+        over `n_steps` steps after 20 steps of warm-up, or `error`.
 
     Raises:
-        RunFailed: if the process does not get as far as measuring.
+        RunFailed: if the process ends before it has measured every mode.
     """
     wanted = specification | {"modes": modes, "n_steps": n_steps}
     command = [sys.executable, "-m", "cramjax.bench.finetuning_peer"]
@@ -49,20 +61,19 @@ def measure(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         output, _ = process.communicate(json.dumps(wanted))
+
+    # The Trainer prints summaries of its own between the results.
     results = [json.loads(line) for line in output.splitlines() if line.startswith('{"peer"')]
     if process.returncode or len(results) != len(modes):
-        raise RunFailed(
-            "the peer's process ended without its measurements; what it said stands above"
-        )
+        raise RunFailed("the peer's process ended without its measurements; see its output above")
     return results
 
 
 def _measurements(wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     import torch
 
-    versions = {
-        name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")
-    }
+    packages = ("torch", "transformers", "accelerate")
+    versions = {name: importlib.metadata.version(name) for name in packages}
     torch.backends.cuda.matmul.allow_tf32 = True
     for mode in wanted["modes"]:
         print(f"peer Trainer, {mode}…", file=sys.stderr, flush=True)
@@ -72,10 +83,12 @@ def _measurements(wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "versions": versions,
         }
         torch.compiler.reset()
+        # A mode may fail alone, for example without a compiler; the others are measured.
         try:
             yield result | _train(wanted, mode)
-        except Exception as error:  # a compiler that is missing is one mode's trouble
-            yield result | {"error": (str(error).strip() or repr(error)).splitlines()[0][:300]}
+        except Exception as error:
+            reason = str(error).strip() or repr(error)
+            yield result | {"error": reason.splitlines()[0][:300]}
 
 
 def _train(wanted: dict[str, Any], mode: str) -> dict[str, Any]:
@@ -84,78 +97,106 @@ def _train(wanted: dict[str, Any], mode: str) -> dict[str, Any]:
 
     torch.manual_seed(0)
     model = transformers.BertForSequenceClassification(transformers.BertConfig(**wanted["numbers"]))
-    settings, n_steps = wanted["settings"], wanted["n_steps"]
-    columns = ("input_ids", "token_type_ids", "labels")
-    columns = [name for name in columns if name in wanted]
-    examples = [
-        dict(zip(columns, values, strict=True))
-        for values in zip(*(wanted[name] for name in columns), strict=True)
-    ]
+    examples = _examples(wanted)
+    batch_size = wanted["settings"]["batch_size"]
+    first = WARMUP_STEPS
+    last = WARMUP_STEPS + wanted["n_steps"]
     times: dict[int, float] = {}
 
     class Clock(transformers.TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            if state.global_step in (WARMUP_STEPS, WARMUP_STEPS + n_steps):
+        """Notes the times of the first and the last timed step."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step in (first, last):
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 times[state.global_step] = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as folder:
-        arguments = transformers.TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=settings["batch_size"],
-            max_steps=WARMUP_STEPS + n_steps,
-            learning_rate=settings["lr"],
-            lr_scheduler_type="cosine",
-            warmup_steps=round(settings["warmup"] * n_steps),
-            weight_decay=settings["weight_decay"],
-            adam_beta1=settings["b1"],
-            adam_beta2=settings["b2"],
-            adam_epsilon=settings["eps"],
-            max_grad_norm=0.0,
-            optim="adamw_torch_fused",
-            bf16=mode.startswith("bfloat16"),
-            torch_compile="compiled" in mode,
-            train_sampling_strategy="group_by_length" if "grouped" in mode else "random",
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_num_workers=0,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
         trainer = transformers.Trainer(
-            model, arguments, data_collator=_collate, train_dataset=examples, callbacks=[Clock()]
+            model,
+            _arguments(wanted, mode, folder),
+            data_collator=_collate,
+            train_dataset=examples,
+            callbacks=[Clock()],
         )
         trainer.train()
-    timed = range(WARMUP_STEPS, WARMUP_STEPS + n_steps)
-    seconds = times[WARMUP_STEPS + n_steps] - times[WARMUP_STEPS]
+
+    seconds = times[last] - times[first]
+    n_timed = n_examples(len(examples), batch_size, range(first, last))
     return {
         "params": sum(weight.numel() for weight in model.parameters()),
         "seconds": seconds,
-        "examples_per_s": n_examples(len(examples), settings["batch_size"], timed) / seconds,
+        "examples_per_s": n_timed / seconds,
     }
 
 
+def _examples(wanted: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns a dict for each example, from the columns of the specification."""
+    names = [name for name in ("input_ids", "token_type_ids", "labels") if name in wanted]
+    columns = [wanted[name] for name in names]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _arguments(wanted: dict[str, Any], mode: str, folder: str) -> transformers.TrainingArguments:
+    """Returns the settings of our protocol as the `Trainer` calls them."""
+    import torch
+    import transformers
+
+    settings = wanted["settings"]
+    n_steps = wanted["n_steps"]
+    has_gpu = torch.cuda.is_available()
+    order = "group_by_length" if "grouped" in mode else "random"
+    return transformers.TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=settings["batch_size"],
+        max_steps=WARMUP_STEPS + n_steps,
+        learning_rate=settings["lr"],
+        lr_scheduler_type="cosine",
+        warmup_steps=round(settings["warmup"] * n_steps),
+        weight_decay=settings["weight_decay"],
+        adam_beta1=settings["b1"],
+        adam_beta2=settings["b2"],
+        adam_epsilon=settings["eps"],
+        max_grad_norm=0.0,
+        optim="adamw_torch_fused",
+        bf16=mode.startswith("bfloat16"),
+        torch_compile="compiled" in mode,
+        train_sampling_strategy=order,
+        use_cpu=not has_gpu,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=has_gpu,
+        # Nothing is written, so that only training takes time.
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
 def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Padded to the longest, up to a multiple of 8, as Cramming's code does it."""
+    """Pad to the longest example, up to a multiple of 8, as Cramming's code does it.
+
+    Returns int64 [examples, length] tensors, and labels [examples].
+    """
     import torch
 
-    length = -(-max(len(example["input_ids"]) for example in examples) // 8) * 8
+    longest = max(len(example["input_ids"]) for example in examples)
+    length = -(-longest // 8) * 8
     names = [name for name in ("input_ids", "token_type_ids") if name in examples[0]]
     batch = {
         name: torch.zeros((len(examples), length), dtype=torch.long)
         for name in (*names, "attention_mask")
     }
+
     for row, example in enumerate(examples):
-        n = len(example["input_ids"])
-        batch["attention_mask"][row, :n] = 1
+        n_tokens = len(example["input_ids"])
+        batch["attention_mask"][row, :n_tokens] = 1
         for name in names:
-            batch[name][row, :n] = torch.tensor(example[name])
+            batch[name][row, :n_tokens] = torch.tensor(example[name])
     return batch | {"labels": torch.tensor([example["labels"] for example in examples])}
 
 
 if __name__ == "__main__":
-    for found in _measurements(json.load(sys.stdin)):
-        print(json.dumps(found), flush=True)
+    for measurement in _measurements(json.load(sys.stdin)):
+        print(json.dumps(measurement), flush=True)

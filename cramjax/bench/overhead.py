@@ -1,4 +1,4 @@
-"""What a step costs the host: a round of the training loop around a program that computes nothing."""
+"""Host time of a step: a round of the training loop around a program that computes nothing."""
 
 from __future__ import annotations
 
@@ -16,73 +16,80 @@ from cramjax.console import Progress
 from cramjax.data.loader import DevicePrefetch
 from cramjax.parallel import mesh as meshes
 from cramjax.stop import StopSignal
-from cramjax.training import records, session
+from cramjax.training import records
 from cramjax.training.loop import Hooks, run_steps
 from cramjax.training.metrics import Silence
+from cramjax.training.session import Session
 from cramjax.training.state import TrainState
 
-# The best of several measurements, of which each is the mean of so many rounds: whatever disturbs one makes it slower.
-N_MEASUREMENTS, N_ROUNDS = 5, 400
+# The best of several measurements counts, because a disturbance only makes one slower.
+N_MEASUREMENTS = 5
+# Rounds of the loop in a measurement, which takes their mean.
+N_ROUNDS = 400
 
 
-def host_s(made: session.Session, state: TrainState) -> float:
-    """Seconds of a round: clock, schedules, the hand-over of a batch, the call with `state` and scalars, metrics back, records.
+def host_s(session: Session, state: TrainState) -> float:
+    """Measure the host's seconds of one round of the training loop.
 
-    `state` is given up.
+    A round is the clock, the schedules, the hand-over of a batch, the call with `state` and the
+    scalars, the metrics on their way back, and the records. `state` is given up.
     """
-    rows = np.zeros(
-        (made.max_microbatches, made.microbatch_size, made.task.row_tokens), made.token_dtype
-    )
-    batch = jax.device_put(rows, meshes.batch_sharding(made.mesh, 3, 1))
-    scalars = np.float32(0.0), np.int32(made.max_microbatches)
-    step = jax.jit(_idle, donate_argnums=0).lower(state, batch, *scalars).compile()
+    shape = (session.max_microbatches, session.microbatch_size, session.task.row_tokens)
+    rows = np.zeros(shape, session.token_dtype)
+    batch = jax.device_put(rows, meshes.batch_sharding(session.mesh, 3, 1))
+    scalars = (np.float32(0.0), np.int32(session.max_microbatches))
+    step = jax.jit(idle_step, donate_argnums=0).lower(state, batch, *scalars).compile()
+
     times = []
     for _ in range(N_MEASUREMENTS):
-        seconds, state = _timed(made, step, state, batch)
+        seconds, state = _timed(session, step, state, batch)
         times.append(seconds)
     return min(times)
 
 
-def _idle(
+def idle_step(
     state: TrainState, batch: Any, lr: jax.Array, n_micro: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """In place of a train step: the same arguments and results."""
+    """Stands in for a train step: the same arguments and results, no work."""
     loss = lr * n_micro.astype(jnp.float32)
-    none = jnp.zeros((), jnp.int32)
-    return state, {"loss": loss, "grad_norm": loss + 1.0, "skipped": none, "skipped_in_row": none}
+    zero = jnp.zeros((), jnp.int32)
+    return state, {"loss": loss, "grad_norm": loss + 1.0, "skipped": zero, "skipped_in_row": zero}
 
 
 def _timed(
-    made: session.Session, step: Callable[..., Any], state: TrainState, batch: jax.Array
+    session: Session, step: Callable[..., Any], state: TrainState, batch: jax.Array
 ) -> tuple[float, TrainState]:
+    """Returns the mean seconds of `N_ROUNDS` rounds, and the state after them."""
     clock = Clock(hours=1.0, steps=N_ROUNDS)
     recorder = records.Recorder(
         writer=Silence(),
         progress=Progress.silent(),
         clock=clock,
         spent=records.Spent(),
-        every_steps=made.config.log.every_steps,
-        peak_flops=made.peak_flops,
+        every_steps=session.config.log.every_steps,
+        peak_flops=session.peak_flops,
     )
-    unit = np.zeros((made.microbatch_size, 1), made.token_dtype)
+    hooks = Hooks(
+        evaluate_if_due=lambda state, fraction: None,
+        save_if_due=lambda state: None,
+        record=recorder.record,
+    )
+    units = itertools.repeat(np.zeros((session.microbatch_size, 1), session.token_dtype))
+
     with DevicePrefetch(
-        itertools.repeat(unit), lambda rows: batch, n_max_units=made.max_microbatches
+        units, lambda rows: batch, n_max_units=session.max_microbatches
     ) as prefetch:
         clock.start()
-        start = time.perf_counter()
+        started = time.perf_counter()
         outcome = run_steps(
             step_fn=step,
             state=state,
             prefetch=prefetch,
             clock=clock,
-            config=made.config,
-            microbatch_size=made.microbatch_size,
-            flops_per_sequence=made.task.flops,
-            hooks=Hooks(
-                evaluate_if_due=lambda state, fraction: None,
-                save_if_due=lambda state: None,
-                record=recorder.record,
-            ),
+            config=session.config,
+            microbatch_size=session.microbatch_size,
+            flops_per_sequence=session.task.flops,
+            hooks=hooks,
             stop=StopSignal(),
         )
-        return (time.perf_counter() - start) / N_ROUNDS, outcome.state
+        return (time.perf_counter() - started) / N_ROUNDS, outcome.state

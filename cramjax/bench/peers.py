@@ -1,6 +1,7 @@
-"""The same train step in torch, as users of `transformers` have it, measured in the same run as ours.
+"""The same train step in torch, as users of `transformers` write it, measured in one run with ours.
 
-A peer runs in a process of its own (`peer_steps.py`), so that torch and XLA never share memory or threads.
+A peer runs in a process of its own (`peer_steps.py`), so torch and XLA never share memory or
+threads.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from cramjax.config.resolve import changed
@@ -25,121 +27,126 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def compare(config: Any, n_steps: int) -> dict[str, Any]:
-    """Our step and the peer's, `n_steps` each: ours before and after the peer's, because machines drift.
+    """Measure our step and the peer's, `n_steps` of each.
 
-    In the precision of `config`, or in float32 and bfloat16 where that is "auto". See `tools/bench.py` for the keys of the result.
+    Ours is measured before and after the peer's, because a machine's speed drifts. The precision
+    is that of `config`, or float32 and bfloat16 if that is "auto".
+
+    Returns:
+        The result; `tools/bench.py` describes its keys.
 
     Raises:
-        UserError: where torch or transformers is missing.
+        UserError: if torch or transformers is missing.
     """
     if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         raise UserError("--peer needs torch and transformers: pip install -r requirements-test.txt")
     from cramjax.bench.pretraining import bench
 
     precisions = PRECISIONS if config.precision == "auto" else (config.precision,)
-    ours = {name: changed(config, {"precision": name}) for name in precisions}
-    before = {name: bench(own, n_steps) for name, own in ours.items()}
-    peers = measure_peers(
-        config,
-        n_steps,
-        tuple(f"{name} {how}" for name in precisions for how in ("eager", "compiled")),
-    )
-    after = {name: bench(own, n_steps)["tokens_per_s"] for name, own in ours.items()}
-    rates = {
-        name: statistics.mean([before[name]["tokens_per_s"], after[name]]) for name in precisions
-    }
-    best = {
-        name: max(
-            (
-                peer["tokens_per_s"]
-                for peer in peers
-                if peer["mode"].startswith(name) and "error" not in peer
-            ),
-            default=None,
-        )
-        for name in precisions
-    }
-    return {
-        "ours": before,
-        "ours_tokens_per_s": {
-            name: [before[name]["tokens_per_s"], after[name]] for name in precisions
-        },
-        "peers": peers,
-        "ratio_to_peer": {
-            name: rates[name] / best[name] if best[name] else None for name in precisions
-        },
-    }
+    modes = tuple(f"{name} {how}" for name in precisions for how in ("eager", "compiled"))
+    configs = {name: changed(config, {"precision": name}) for name in precisions}
+    before = {name: bench(configs[name], n_steps) for name in precisions}
+    peers = measure_peers(config, n_steps, modes)
+    after = {name: bench(configs[name], n_steps) for name in precisions}
+
+    rates = {}
+    ratios = {}
+    for name in precisions:
+        rates[name] = [side[name]["tokens_per_s"] for side in (before, after)]
+        best = _best_rate(peers, name)
+        ratios[name] = statistics.mean(rates[name]) / best if best else None
+    return {"ours": before, "ours_tokens_per_s": rates, "peers": peers, "ratio_to_peer": ratios}
+
+
+def _best_rate(peers: Sequence[dict[str, Any]], precision: str) -> float | None:
+    """Returns the most tokens a second of a peer in `precision`; None if none ran."""
+    rates = [
+        peer["tokens_per_s"]
+        for peer in peers
+        if peer["mode"].startswith(precision) and "error" not in peer
+    ]
+    return max(rates, default=None)
 
 
 def specification(config: Any) -> dict[str, Any]:
-    """What the peer of a configuration is: its config.json, and the shapes of a batch.
+    """Returns the peer of a configuration: its config.json, and the shapes of a batch.
 
-    It is the class that computes the same network, where `transformers` has one, and else a BERT of the same sizes; beside that `plain`,
-    the sizes of `torch_encoder.TorchEncoder`, or None where that is not such a network.
+    The peer is the class of `transformers` that computes the same network, or else a BERT of the
+    same sizes. The key `plain` has the sizes of a `torch_encoder.TorchEncoder`, or None if our
+    network is not of its kind.
     """
-    model, data, objective = config.model, config.data, config.objective
-    batch = {"n_rows": config.batch_size, "plain": None}
+    model = config.model
+    data = config.data
+    objective = config.objective
     if model.family == "t5":
         lengths = span_lengths(data.seq_len, objective.noise_density, objective.mean_span)
-        name, cfg = equivalence.find(t5_config(model, data.vocab_size))
-        return (
-            {"config": families.to_json(name, cfg)}
-            | batch
-            | {"length": lengths.n_inputs, "labels": lengths.n_targets}
-        )
-    cfg = encoder_config(model, data.vocab_size)
-    try:
-        raw = families.to_json(*equivalence.find(cfg))
-    except UserError:
-        raw = {
-            "model_type": "bert",
-            "architectures": ["BertForMaskedLM"],
-            "vocab_size": cfg.vocab_size,
-            "hidden_size": cfg.d_model,
-            "num_hidden_layers": cfg.n_layers,
-            "num_attention_heads": cfg.n_heads,
-            "intermediate_size": cfg.d_ff,
-            "max_position_embeddings": data.seq_len,
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
+        return {
+            "config": families.to_json(*equivalence.find(t5_config(model, data.vocab_size))),
+            "n_rows": config.batch_size,
+            "plain": None,
+            "length": lengths.n_inputs,
+            "labels": lengths.n_targets,
         }
-    lengths = {
+
+    network = encoder_config(model, data.vocab_size)
+    try:
+        description = families.to_json(*equivalence.find(network))
+    except UserError:
+        description = _bert(network, data.seq_len)
+    return {
+        "config": description,
+        "n_rows": config.batch_size,
+        "plain": _plain(network, data.seq_len),
         "length": data.seq_len,
         "n_predicted": masking.n_predicted(objective.mask_rate, data.seq_len),
     }
-    return {"config": raw} | batch | lengths | {"plain": _plain(cfg, data.seq_len)}
 
 
-def _plain(cfg: EncoderConfig, length: int) -> dict[str, Any] | None:
-    if (
-        cfg.norm_position != "pre"
-        or cfg.local_window
-        or cfg.dropout
-        or cfg.attention_dropout
-        or cfg.linear_bias
-    ):
+def _bert(network: EncoderConfig, length: int) -> dict[str, Any]:
+    """Returns the config.json of a BERT with the sizes of `network`."""
+    return {
+        "model_type": "bert",
+        "architectures": ["BertForMaskedLM"],
+        "vocab_size": network.vocab_size,
+        "hidden_size": network.d_model,
+        "num_hidden_layers": network.n_layers,
+        "num_attention_heads": network.n_heads,
+        "intermediate_size": network.d_ff,
+        "max_position_embeddings": length,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+
+
+def _plain(network: EncoderConfig, length: int) -> dict[str, Any] | None:
+    """Returns the sizes of a `TorchEncoder`, or None if that cannot be this network."""
+    has_dropout = network.dropout or network.attention_dropout
+    is_pre_norm = network.norm_position == "pre"
+    if not is_pre_norm or network.local_window or has_dropout or network.linear_bias:
         return None
     return {
-        "vocab_size": cfg.vocab_size,
-        "n_layers": cfg.n_layers,
-        "d_model": cfg.d_model,
-        "n_heads": cfg.n_heads,
-        "d_ff": cfg.d_ff,
-        "is_gated": cfg.ffn == "geglu",
-        "is_rotary": cfg.positions == "rotary",
+        "vocab_size": network.vocab_size,
+        "n_layers": network.n_layers,
+        "d_model": network.d_model,
+        "n_heads": network.n_heads,
+        "d_ff": network.d_ff,
+        "is_gated": network.ffn == "geglu",
+        "is_rotary": network.positions == "rotary",
         "max_positions": length,
-        "has_transform": cfg.head_transform,
+        "has_transform": network.head_transform,
     }
 
 
 def measure_peers(config: Any, n_steps: int, modes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """A dict for each peer and each of `modes` ("float32 eager", …): peer, mode, params, microbatch_size, step_s (median),
-    step_s_p10, step_s_p90, tokens_per_s, peak_memory_bytes (of a GPU), versions.
+    """Measure each peer of `config` in each of `modes` ("float32 eager", …), in another process.
 
-    A mode that does not run has `error` in place of its figures.
+    Returns:
+        A dict for each peer and mode: peer, mode, versions, and either params, microbatch_size,
+        step_s (median), step_s_p10, step_s_p90, tokens_per_s and peak_memory_bytes (on a GPU), or
+        `error`.
 
     Raises:
-        RunFailed: if the process does not get as far as measuring.
+        RunFailed: if the process ends before it has measured every mode.
     """
     wanted = specification(config) | {"modes": modes, "n_steps": n_steps}
     command = [sys.executable, "-m", "cramjax.bench.peer_steps"]
@@ -147,9 +154,9 @@ def measure_peers(config: Any, n_steps: int, modes: tuple[str, ...]) -> list[dic
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         output, _ = process.communicate(json.dumps(wanted))
+
     results = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    if process.returncode or len(results) != len(modes) * (2 if wanted["plain"] else 1):
-        raise RunFailed(
-            "the peer's process ended without its measurements; what it said stands above"
-        )
+    n_peers = 2 if wanted["plain"] else 1
+    if process.returncode or len(results) != len(modes) * n_peers:
+        raise RunFailed("the peer's process ended without its measurements; see its output above")
     return results

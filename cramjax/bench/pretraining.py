@@ -1,17 +1,19 @@
-"""How fast the real train step of a configuration runs here, against the matrix products the same device can do.
+"""Speed of a configuration's real train step here, against matrix products on the same device.
 
-Everything is measured in one run, so that the ratios hold on a machine whose speed drifts: compile time, step time, MFU against the
-measured peak of the same dtype, and the input pipeline alone.
+Everything is measured in one run, so the ratios hold on a machine whose speed drifts: compile time,
+step time, MFU against the measured peak of the same dtype, and the input pipeline alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import pathlib
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,67 +26,74 @@ from cramjax.data import pack
 from cramjax.data.dataset import FORMAT, TokenDataset
 from cramjax.models import stack
 from cramjax.parallel import mesh as meshes
-from cramjax.training import session
+from cramjax.training import session as sessions
+from cramjax.training.session import Session
 from cramjax.training.state import initial_state
 from cramjax.tuning import devices
 
 WARMUP_STEPS = 3
-# Enough sequences to stream for a second or two, small enough to stay in the page cache.
+# Enough tokens to stream for a second or two, few enough to stay in the page cache.
 PIPELINE_TOKENS = 1 << 24
+PIPELINE_UNITS = 400
+PIPELINE_WARMUP_UNITS = 20
 
 
 def bench(config: Any, n_steps: int) -> dict[str, Any]:
-    """Measure `n_steps` steps at full batch on random tokens; see `tools/bench.py` for the keys and units of the result."""
+    """Measure `n_steps` steps at full batch on random tokens.
+
+    `tools/bench.py` describes the keys and units of the result.
+    """
     start.start()
-    vocabulary = session.AssumedVocabulary(
+    vocabulary = sessions.AssumedVocabulary(
         vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids
     )
-    made = session.open_session(config, vocabulary, _say)
-    compiled, compile_s = session.compile_train_step(made)
-    seconds, dispatch_s, host_s = _step_seconds(made, compiled, n_steps)
-    median_s = statistics.median(seconds)
+    session = sessions.open_session(config, vocabulary, _announce)
+    compiled, compile_s = sessions.compile_train_step(session)
+    times = _time_steps(session, compiled, n_steps)
+    step_s = statistics.median(times.steps_s)
+
     device = jax.devices()[0]
-    peak = (
-        devices.measure_matmul_flops(device, made.precision, size=2048, seconds=2.0)
-        * jax.device_count()
-    )
-    rows = made.max_microbatches * made.microbatch_size
-    flops = rows * made.task.flops
-    cost = compiled.cost_analysis() or {}
-    analysis = compiled.memory_analysis()
+    peak = devices.measure_matmul_flops(device, session.precision, size=2048, seconds=2.0)
+    peak *= jax.device_count()
+    rows = session.max_microbatches * session.microbatch_size
+    flops = rows * session.task.flops
+
+    # XLA counts the body of a loop once, so the two counts compare only without loops: with one
+    # microbatch and all layers unrolled.
+    has_no_loop = session.max_microbatches == 1 and _is_unrolled(config.model)
+    xla_flops = (compiled.cost_analysis() or {}).get("flops")
+    memory = compiled.memory_analysis()
     return {
         "recipe": config.name,
         "device": f"{jax.device_count()} x {device.device_kind}",
-        "precision": made.precision,
-        "params": made.task.n_params,
+        "precision": session.precision,
+        "params": session.task.n_params,
         "batch_size": rows,
-        "microbatch_size": made.microbatch_size,
+        "microbatch_size": session.microbatch_size,
         "seq_len": config.data.seq_len,
-        "n_predicted": made.task.n_predicted,
+        "n_predicted": session.task.n_predicted,
         "compile_s": compile_s,
-        "step_s": median_s,
-        "step_s_p10": float(np.percentile(seconds, 10)),
-        "step_s_p90": float(np.percentile(seconds, 90)),
-        "dispatch_us": 1e6 * dispatch_s,
-        "host_us": 1e6 * host_s,
-        "tokens_per_s": rows * config.data.seq_len / median_s,
-        "model_tflops": flops / median_s / 1e12,
+        "step_s": step_s,
+        "step_s_p10": float(np.percentile(times.steps_s, 10)),
+        "step_s_p90": float(np.percentile(times.steps_s, 90)),
+        "dispatch_us": 1e6 * times.dispatch_s,
+        "host_us": 1e6 * times.host_s,
+        "tokens_per_s": rows * config.data.seq_len / step_s,
+        "model_tflops": flops / step_s / 1e12,
         "matmul_peak_tflops": peak / 1e12,
-        "mfu": flops / median_s / peak,
+        "mfu": flops / step_s / peak,
         "analytic_flops": flops,
-        # XLA counts the body of a loop once: the two compare only with one microbatch and all layers unrolled.
-        "xla_flops": cost.get("flops")
-        if made.max_microbatches == 1 and _is_unrolled(config.model)
-        else None,
-        "temporary_bytes": analysis.temp_size_in_bytes if analysis else None,
+        "xla_flops": xla_flops if has_no_loop else None,
+        "temporary_bytes": memory.temp_size_in_bytes if memory else None,
         "peak_memory_bytes": devices.peak_memory_bytes(device),
         "input_tokens_per_s": {
-            name: _pipeline_rate(config, made.task.row_tokens, name) for name in ("numpy", "tfdata")
+            name: _pipeline_rate(config, session.task.row_tokens, name)
+            for name in ("numpy", "tfdata")
         },
     }
 
 
-def _say(line: str) -> None:
+def _announce(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -93,70 +102,86 @@ def _is_unrolled(model: Any) -> bool:
     return all(stack.n_unrolled(n, model.unroll) == n for n in depths)
 
 
-def _step_seconds(
-    made: session.Session, compiled: Any, n_steps: int
-) -> tuple[list[float], float, float]:
-    """Of steps, each waited for; the median until a call returns; of a round of the loop that computes nothing."""
-    config = made.config
-    state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed)
-    shape = (made.max_microbatches, made.microbatch_size, made.task.row_tokens)
-    tokens = (
-        np.random.default_rng(0).integers(5, config.data.vocab_size, shape).astype(made.token_dtype)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _StepTimes:
+    """Seconds of a train step.
+
+    `steps_s` has the seconds of each step until the device is done, `dispatch_s` the median until
+    the call returns, `host_s` the host's seconds of a round of the training loop.
+    """
+
+    steps_s: Sequence[float]
+    dispatch_s: float
+    host_s: float
+
+
+def _time_steps(session: Session, compiled: jax.stages.Compiled, n_steps: int) -> _StepTimes:
+    config = session.config
+    state = initial_state(
+        session.task, session.optimizer, session.dynamic_scale, session.abstract, config.seed
     )
-    batch = jax.device_put(tokens, meshes.batch_sharding(made.mesh, 3, 1))
-    scalars = (np.float32(config.optimizer.lr), np.int32(made.max_microbatches))
-    lr, n_micro = jax.device_put(scalars, meshes.replicated(made.mesh))
-    seconds, dispatched = [], []
+    shape = (session.max_microbatches, session.microbatch_size, session.task.row_tokens)
+    random = np.random.default_rng(0)
+    tokens = random.integers(5, config.data.vocab_size, shape).astype(session.token_dtype)
+    batch = jax.device_put(tokens, meshes.batch_sharding(session.mesh, 3, 1))
+    scalars = (np.float32(config.optimizer.lr), np.int32(session.max_microbatches))
+    lr, n_micro = jax.device_put(scalars, meshes.replicated(session.mesh))
+
+    seconds = []
+    dispatched = []
     for _ in range(WARMUP_STEPS + n_steps):
-        start = time.perf_counter()
+        started = time.perf_counter()
         state, metrics = compiled(state, batch, lr, n_micro)
-        dispatched.append(time.perf_counter() - start)
+        dispatched.append(time.perf_counter() - started)
         jax.block_until_ready((state, metrics))
-        seconds.append(time.perf_counter() - start)
-    return (
-        seconds[WARMUP_STEPS:],
-        statistics.median(dispatched[WARMUP_STEPS:]),
-        overhead.host_s(made, state),
+        seconds.append(time.perf_counter() - started)
+    return _StepTimes(
+        steps_s=seconds[WARMUP_STEPS:],
+        dispatch_s=statistics.median(dispatched[WARMUP_STEPS:]),
+        host_s=overhead.host_s(session, state),
     )
 
 
-def _pipeline_rate(config: Any, row_tokens: int, name: str, n_units: int = 400) -> float | None:
-    """Tokens a second of the input pipeline alone, from page cache; None where its library is missing."""
+def _pipeline_rate(config: Any, row_tokens: int, name: str) -> float | None:
+    """Measure tokens a second of the input pipeline alone, from page cache.
+
+    Returns None if the library of the loader `name` is missing.
+    """
     if name == "tfdata" and importlib.util.find_spec("tensorflow") is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         directory = _random_dataset(pathlib.Path(folder), config.data.vocab_size)
-        source = loaders.open_loader(
+        loader = loaders.open_loader(
             TokenDataset.open(directory), seed=config.seed, seq_len=row_tokens, loader=name
         )
-        stream = source.stream(0, config.eval.batch_size)
-        for _ in range(20):
+        stream = loader.stream(0, config.eval.batch_size)
+        for _ in range(PIPELINE_WARMUP_UNITS):
             next(stream)
-        start = time.perf_counter()
-        n_tokens = sum(next(stream).size for _ in range(n_units))
-        rate = n_tokens / (time.perf_counter() - start)
-        source.close()
+
+        started = time.perf_counter()
+        n_tokens = sum(next(stream).size for _ in range(PIPELINE_UNITS))
+        rate = n_tokens / (time.perf_counter() - started)
+        loader.close()
     return rate
 
 
 def _random_dataset(folder: pathlib.Path, vocab_size: int) -> pathlib.Path:
-    """A prepared dataset of `PIPELINE_TOKENS` random tokens."""
-    vocabulary = session.AssumedVocabulary(vocab_size=vocab_size)
-    special, dtype = vocabulary.special_tokens, vocabulary.dtype.name
+    """Write a prepared dataset of `PIPELINE_TOKENS` random tokens; returns its folder."""
+    vocabulary = sessions.AssumedVocabulary(vocab_size=vocab_size)
+    special = vocabulary.special_tokens
+    dtype = vocabulary.dtype.name
     partial = folder / "partial"
     partial.mkdir()
-    options = {"dtype": dtype, "sep": special["sep"], "max_tokens": PIPELINE_TOKENS + 1}
-    writer = pack.ShardWriter(partial, "train", 0, **options)
-    writer.add([np.random.default_rng(0).integers(len(special), vocab_size, PIPELINE_TOKENS)])
+
+    tokens = np.random.default_rng(0).integers(len(special), vocab_size, PIPELINE_TOKENS)
+    writer = pack.ShardWriter(
+        partial, "train", 0, dtype=dtype, sep=special["sep"], max_tokens=PIPELINE_TOKENS + 1
+    )
+    writer.add([tokens])
     writer.close()
     shards = pack.finish(partial, dtype=dtype, vocab_size=vocab_size)
-    counts = {
-        "documents": 1,
-        "tokens": PIPELINE_TOKENS,
-        "train_tokens": PIPELINE_TOKENS,
-        "heldout_tokens": 0,
-    }
-    manifest = counts | {
+
+    manifest = {
         "format": FORMAT,
         "fingerprint": "random",
         "tokenizer_sha256": "",
@@ -167,6 +192,10 @@ def _random_dataset(folder: pathlib.Path, vocab_size: int) -> pathlib.Path:
         "sources": [{"spec": "random", "weight": 1.0, "revision": None}],
         "filters": {},
         "dropped": {},
+        "documents": 1,
+        "tokens": PIPELINE_TOKENS,
+        "train_tokens": PIPELINE_TOKENS,
+        "heldout_tokens": 0,
         "shards": shards,
     }
     pack.publish(partial, folder / "random", manifest)

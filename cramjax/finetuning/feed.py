@@ -92,6 +92,10 @@ class EncoderFeed:
             for found in encodings
         ]
 
+    def sequences(self, split: str) -> list[packing.Encoded]:
+        """Returns the encoded sequences of a split in order, the choices of an example in a row."""
+        return self._sequences[split]
+
     def _of(self, split: str, examples: Sequence[int]) -> list[packing.Encoded]:
         """Sequences of examples, choices side by side."""
         k = self.n_choices

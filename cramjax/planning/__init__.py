@@ -1,1 +1,4 @@
-"""What a run would take on a device that is not here: compiled for it where its compiler is installed, by formulas elsewhere."""
+"""Plans of runs on devices that are not here: memory, speed, and what a budget buys.
+
+Figures come from the step compiled for the device, or by formula if its compiler is not installed.
+"""

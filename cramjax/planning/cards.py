@@ -1,10 +1,18 @@
-"""Devices one can rent or own, by the name people call them: what a compiler must know of them, and how much memory they have.
+"""Devices that one can rent or own, by the names that people use.
 
-Peak rates are in `budget/peaks.py`, found by `device_kind`. Per multiprocessor of a compute capability: CUDA C++ Programming Guide,
-tables of "Compute Capabilities". Multiprocessors, boost clocks and L2 caches: NVIDIA's whitepapers and product pages of each card.
-`memory_gib` is what programs see of a card, which is less than what is printed on its box: the total that PyTorch prints when it is
-out of memory, as public bug reports quote it (23.64 for an RTX 4090, 23.70 for an RTX 3090); where none was found, 98% of the box.
-TPUs: cloud.google.com/tpu/docs, pages of each version. Most figures were recalled rather than read there.
+A row has what a compiler must know of a device, and its memory. Peak rates are in
+`budget/peaks.py`, found by `device_kind`.
+
+Sources:
+    Multiprocessors by compute capability: CUDA C++ Programming Guide, tables of "Compute
+        Capabilities".
+    Multiprocessors, boost clocks and L2 caches of cards: NVIDIA's whitepapers and product pages.
+    TPUs: cloud.google.com/tpu/docs, pages of each version.
+    `memory_gib`: what programs see of a card, which is less than the figure on its box. It is the
+        total that PyTorch prints when it runs out of memory, as public bug reports quote it (23.64
+        for an RTX 4090, 23.70 for an RTX 3090), or 98% of the box if no report was found.
+
+Most figures were recalled rather than read there.
 """
 
 from __future__ import annotations
@@ -12,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+from typing import NamedTuple
 
 from cramjax.budget import peaks
 from cramjax.errors import UserError
@@ -21,7 +30,10 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """What XLA's target description has of one GPU beside its memory: `l2_mib` of cache, `clock_ghz` when boosted."""
+    """One GPU in XLA's target description, without its memory.
+
+    `clock_ghz` is the boost clock, `l2_mib` the size of the L2 cache.
+    """
 
     capability: tuple[int, int]
     n_multiprocessors: int
@@ -31,9 +43,15 @@ class Gpu:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """`n_devices` devices of a `device_kind`, as JAX calls it, each with `memory_gib` that programs see.
+    """An NVIDIA card, or a slice of TPUs.
 
-    `gpu`: of an NVIDIA card. `topology`: of a TPU slice, as libtpu calls it.
+    Attributes:
+        name: what people type after `--device`.
+        device_kind: the name that JAX gives its devices.
+        memory_gib: memory of one device that programs see.
+        gpu: its description, for an NVIDIA card.
+        topology: the name that libtpu gives the slice, for TPUs.
+        n_devices: devices of the slice.
     """
 
     name: str
@@ -45,19 +63,33 @@ class Card:
 
     @property
     def memory_bytes(self) -> int:
-        """Of one device."""
+        """Memory of one device."""
         return round(self.memory_gib * GIB)
 
     @property
     def peak(self) -> peaks.Peak:
-        """Rates of one device."""
-        return peaks.find(self.device_kind)
+        """Peak rates of one device. Raises LookupError if the table of peaks lacks it."""
+        peak = peaks.find(self.device_kind)
+        if peak is None:
+            raise LookupError(f"{self.device_kind}: not in budget/peaks.py")
+        return peak
 
     @property
     def instructions_per_s(self) -> float:
-        """Float32 instructions of all lanes of a GPU at its clock: half its float32 FLOP/s without tensor cores."""
-        lanes = _MULTIPROCESSOR[self.gpu.capability][3]
-        return 1e9 * lanes * self.gpu.n_multiprocessors * self.gpu.clock_ghz
+        """Float32 instructions a second of all lanes of a GPU at its boost clock.
+
+        An instruction is two FLOPs at most, so this is half the float32 rate without tensor cores.
+        """
+        gpu = require_gpu(self)
+        lanes = _MULTIPROCESSORS[gpu.capability].lanes
+        return 1e9 * lanes * gpu.n_multiprocessors * gpu.clock_ghz
+
+
+def require_gpu(card: Card) -> Gpu:
+    """Returns the GPU of `card`. Raises ValueError for a TPU slice."""
+    if card.gpu is None:
+        raise ValueError(f"{card.name}: is not a GPU")
+    return card.gpu
 
 
 def _tpu(name: str, kind: str, memory_gib: float, topology: str, n_devices: int) -> Card:
@@ -94,38 +126,52 @@ CARDS = {
     )
 }
 
-# Shared memory of a multiprocessor, of a block that asks for it, threads of a multiprocessor, float32 lanes of it.
-_MULTIPROCESSOR = {
-    (6, 1): (98304, 49152, 2048, 128),
-    (7, 0): (98304, 98304, 2048, 64),
-    (7, 5): (65536, 65536, 1024, 64),
-    (8, 0): (167936, 166912, 2048, 64),
-    (8, 6): (102400, 101376, 1536, 128),
-    (8, 9): (102400, 101376, 1536, 128),
-    (9, 0): (233472, 232448, 2048, 128),
-    (12, 0): (102400, 101376, 1536, 128),
+
+class _Multiprocessor(NamedTuple):
+    """Limits of a multiprocessor: bytes of shared memory, threads, and float32 lanes."""
+
+    shared_memory: int
+    shared_memory_of_block: int
+    threads: int
+    lanes: int
+
+
+# By compute capability.
+_MULTIPROCESSORS = {
+    (6, 1): _Multiprocessor(98304, 49152, 2048, 128),
+    (7, 0): _Multiprocessor(98304, 98304, 2048, 64),
+    (7, 5): _Multiprocessor(65536, 65536, 1024, 64),
+    (8, 0): _Multiprocessor(167936, 166912, 2048, 64),
+    (8, 6): _Multiprocessor(102400, 101376, 1536, 128),
+    (8, 9): _Multiprocessor(102400, 101376, 1536, 128),
+    (9, 0): _Multiprocessor(233472, 232448, 2048, 128),
+    (12, 0): _Multiprocessor(102400, 101376, 1536, 128),
 }
 
 CUDNN = (9, 8)
-"""The version programs are compiled for: fused attention exists in it for every card from compute capability 8.0 on."""
+"""The version that programs are compiled for.
+
+It has fused attention for every card from compute capability 8.0 on.
+"""
 
 
 def target_config(card: Card) -> str:
-    """XLA's description of the GPU of `card`: a GpuTargetConfigProto in text."""
-    gpu = card.gpu
-    shared, shared_of_block, threads, lanes = _MULTIPROCESSOR[gpu.capability]
+    """Returns XLA's description of the GPU of `card`: a GpuTargetConfigProto in text."""
+    gpu = require_gpu(card)
+    multiprocessor = _MULTIPROCESSORS[gpu.capability]
+
     return f"""gpu_device_info {{
   cuda_compute_capability {{ major: {gpu.capability[0]} minor: {gpu.capability[1]} }}
   threads_per_block_limit: 1024
   threads_per_warp: 32
-  threads_per_core_limit: {threads}
+  threads_per_core_limit: {multiprocessor.threads}
   shared_memory_per_block: 49152
-  shared_memory_per_block_optin: {shared_of_block}
-  shared_memory_per_core: {shared}
+  shared_memory_per_block_optin: {multiprocessor.shared_memory_of_block}
+  shared_memory_per_core: {multiprocessor.shared_memory}
   registers_per_block_limit: 65536
   registers_per_core_limit: 65536
   core_count: {gpu.n_multiprocessors}
-  fpus_per_core: {lanes}
+  fpus_per_core: {multiprocessor.lanes}
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
@@ -141,23 +187,33 @@ device_description_str: "{card.device_kind}"
 
 
 def find(name: str) -> Card:
-    """The card of a name, however it is spelled: "RTX 3060", "rtx-3060" and "rtx3060" are one.
+    """Returns the card called `name`: "RTX 3060", "rtx-3060" and "rtx3060" are the same.
 
     Raises:
-        UserError: for another, with the nearest ones.
+        UserError: for an unknown name, with the nearest known ones.
     """
+    by_plain = {_plain(key): card for key, card in CARDS.items()}
+    plain = _plain(name)
+    if plain in by_plain:
+        return by_plain[plain]
+    near = difflib.get_close_matches(plain, by_plain, 3, cutoff=0.5)
+    hint = ""
+    if near:
+        hint = f"did you mean {' or '.join(by_plain[key].name for key in near)}? "
+    raise UserError(f"--device {name}: not known; {hint}there are {', '.join(CARDS)}")
 
-    def plain(text):
-        return re.sub(r"nvidia|geforce|tesla|tpu|[^a-z0-9]|(?<=\d)gb", "", text.lower())
 
-    by_plain = {plain(key): key for key in CARDS}
-    if plain(name) in by_plain:
-        return CARDS[by_plain[plain(name)]]
-    near = [
-        by_plain[key] for key in difflib.get_close_matches(plain(name), by_plain, 3, cutoff=0.5)
-    ]
-    raise UserError(
-        f"--device {name}: not known; "
-        + (f"did you mean {' or '.join(near)}? there are " if near else "there are ")
-        + ", ".join(CARDS)
-    )
+def parse(names: str) -> list[Card]:
+    """Returns the cards of a list "NAME[,NAME…]" without repetition, or every card for "all".
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    if names == "all":
+        return list(CARDS.values())
+    return list(dict.fromkeys(find(name) for name in names.split(",")))
+
+
+def _plain(name: str) -> str:
+    """Returns `name` without makers, signs, and "gb" behind a number."""
+    return re.sub(r"nvidia|geforce|tesla|tpu|[^a-z0-9]|(?<=\d)gb", "", name.lower())

@@ -1,4 +1,4 @@
-"""What a compiled step is expected to reach on a GPU, and where its time goes."""
+"""Expected speed of a compiled step on a GPU, and where its time goes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from cramjax.planning.ledger import Row
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """Seconds of a step by the ledger of its kernels.
+    """Expected times of a step, by the ledger of its kernels.
 
-    basis: where the efficiencies are from. s_by_kind: seconds by kind of kernel. rows: one a kernel.
-    mfu: share of the card's dense peak. tokens, steps, hours: what the budget buys at that rate.
-    note: what is wrong with the figures; empty if nothing is known to be.
+    Attributes:
+        basis: where the efficiencies come from.
+        step_s: seconds of a step.
+        s_by_kind: seconds of a step by kind of kernel.
+        rows: the ledger, a row a kernel.
+        tokens_per_s: the rate at `step_s`.
+        mfu: share of the card's dense peak.
+        tokens: what the budget buys at that rate; likewise `steps` and `hours`.
+        note: known flaws of the figures; else empty.
     """
 
     basis: str
@@ -32,30 +38,36 @@ class Expectation:
     note: str = ""
 
     def entry(self) -> dict[str, Any]:
-        """All but the rows, as in the file of `--json`."""
-        names = [field.name for field in dataclasses.fields(self) if field.name != "rows"]
-        return {f"expected_{name}": getattr(self, name) for name in names}
+        """Returns all fields but the rows, named as in the file of `--json`."""
+        return {f"expected_{name}": getattr(self, name) for name in _entry_names()}
+
+
+def _entry_names() -> list[str]:
+    return [field.name for field in dataclasses.fields(Expectation) if field.name != "rows"]
 
 
 def no_entry(reason: str) -> dict[str, str | None]:
-    """The same keys where nothing is expected, the note with the reason."""
-    names = [field.name for field in dataclasses.fields(Expectation) if field.name != "rows"]
-    return dict.fromkeys(f"expected_{name}" for name in names) | {"expected_note": reason}
+    """Returns the keys of an entry without values; the note says why there are none."""
+    keys = [f"expected_{name}" for name in _entry_names()]
+    return {**dict.fromkeys(keys), "expected_note": reason}
 
 
 def read(program: str, card: Card, n_microbatches: int) -> tuple[list[Row], str]:
-    """The ledger of a program's text on a GPU, and what it leaves out.
+    """Returns the ledger of a GPU program's text, and a note on what it leaves out.
 
     Args:
+        program: optimised HLO text.
+        card: the GPU that the program is compiled for.
         n_microbatches: how often the loop over microbatches runs, which only the run knows.
     """
     parsed = hlo.parse(program)
     rows = ledger.rows(kernels.launched(parsed, n_microbatches), card)
-    return rows, "without what devices exchange" if kernels.has_collectives(parsed) else ""
+    note = "without what devices exchange" if kernels.has_collectives(parsed) else ""
+    return rows, note
 
 
 def basis(card: Card) -> str:
-    """What the figures of a card rest on, in words."""
+    """Returns in words where the figures of a card come from."""
     if card.name == ledger.MEASURED_ON:
         return "efficiencies measured on an H100"
     return "scaled from an H100"

@@ -39,8 +39,11 @@ class Array:
 class Instruction:
     """One line of a computation: `name = arrays opcode(operands), attributes`.
 
-    arrays: one, or those of a tuple, flat. operands: names of instructions of the same computation.
-    index: the number of a parameter, or of the element that is taken of a tuple.
+    Attributes:
+        arrays: the result: one array, or those of a tuple, flat.
+        operands: names of instructions of the same computation.
+        attributes: the text behind the operands.
+        index: the number of a parameter, or of the element that is taken from a tuple.
     """
 
     name: str
@@ -62,12 +65,12 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Path of the operation in the traced function; empty of what the compiler made."""
+        """Path of the operation in the traced function; empty if the compiler made it."""
         return self.find(r'op_name="([^"]*)"') or ""
 
     @property
     def target(self) -> str:
-        """What a custom call calls; empty of others."""
+        """The target of a custom call; empty for other instructions."""
         return self.find(r'custom_call_target="([^"]*)"') or ""
 
     @property
@@ -80,28 +83,28 @@ class Instruction:
 
     @property
     def trip_count(self) -> int | None:
-        """How often the body of a `while` runs; None where only the run knows."""
-        found = self.config.get("known_trip_count")
-        return int(found["n"]) if found else None
+        """Number of times that the body of a `while` runs, or None if only the run knows."""
+        known = self.config.get("known_trip_count")
+        return int(known["n"]) if known else None
 
     def called(self, role: str) -> str | None:
-        """Name of the computation in a `role`: "calls", "body", "to_apply"."""
+        """Returns the computation in a `role` ("calls", "body", "to_apply") by name, or None."""
         return self.find(rf"\b{role}=%?([\w.\-]+)")
 
     def numbers(self, attribute: str) -> tuple[int, ...]:
-        """The list of an attribute, as `lhs_contracting_dims={1}`; empty where it is not there."""
-        found = self.find(rf"\b{attribute}=\{{([\d,]*)\}}")
-        return tuple(map(int, re.findall(r"\d+", found or "")))
+        """Returns the list of an attribute, as `lhs_contracting_dims={1}`; empty without it."""
+        listed = self.find(rf"\b{attribute}=\{{([\d,]*)\}}")
+        return tuple(map(int, re.findall(r"\d+", listed or "")))
 
     def find(self, pattern: str) -> str | None:
-        """The first group of a pattern in the attributes; None where it is not there."""
-        found = re.search(pattern, self.attributes)
-        return found and found[1]
+        """Returns the first group of a pattern in the attributes, or None without a match."""
+        match = re.search(pattern, self.attributes)
+        return match[1] if match else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Instructions by name, in order; `root` names the one whose value is returned."""
+    """Instructions by name, in order; `root` names the one that gives the result."""
 
     name: str
     instructions: Mapping[str, Instruction]
@@ -111,83 +114,97 @@ class Computation:
         return iter(self.instructions.values())
 
     def operands(self, instruction: Instruction) -> list[Instruction]:
-        """The instructions whose values `instruction` takes."""
+        """Returns the instructions whose values `instruction` takes."""
         return [
             self.instructions[name] for name in instruction.operands if name in self.instructions
         ]
 
     @functools.cached_property
     def users(self) -> Mapping[str, list[Instruction]]:
-        """Who takes the value of each instruction; one that takes it twice stands there once."""
-        found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
+        """The instructions that take the value of each one, by its name, without repetition."""
+        users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self:
             for name in dict.fromkeys(instruction.operands):
-                if name in found:
-                    found[name].append(instruction)
-        return found
+                if name in users:
+                    users[name].append(instruction)
+        return users
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """All computations by name; `entry` is the name of the one that is run."""
+    """All computations by name; `entry` is the name of the one that runs."""
 
     computations: Mapping[str, Computation]
     entry: str
 
 
 def parse(text: str) -> Program:
-    """The program of an HLO text.
+    """Returns the program of an HLO text.
 
     Raises:
-        ValueError: where the text has no entry computation.
+        ValueError: if the text has no entry computation.
     """
-    computations, entry, name, lines = {}, None, None, []
+    computations: dict[str, Computation] = {}
+    entry: str | None = None
+    name: str | None = None
+    lines: list[str] = []
     for line in text.splitlines():
         header = _HEADER.match(line) if line.endswith("{") else None
         if header:
-            name, lines = header[2], []
-            entry = name if header[1] else entry
+            name = header[2]
+            lines = []
+            if header[1]:
+                entry = name
         elif line.startswith("}") and name:
             computations[name] = _computation(name, lines)
             name = None
         elif name:
             lines.append(line)
 
-    if entry not in computations:
+    if entry is None or entry not in computations:
         raise ValueError("no ENTRY computation: not the text of an HLO program")
     return Program(computations, entry)
 
 
 def _computation(name: str, lines: list[str]) -> Computation:
-    instructions, root = {}, ""
+    instructions: dict[str, Instruction] = {}
+    root = ""
     for line in lines:
         named = _NAMED.match(line)
         if not named:
             continue
         instruction = _instruction(named[2], line[named.end() :])
         instructions[instruction.name] = instruction
-        root = instruction.name if named[1] else root
+        if named[1]:
+            root = instruction.name
+
+    # Without a mark the last instruction is the root.
     return Computation(name, instructions, root or next(reversed(instructions), ""))
 
 
 def _instruction(name: str, text: str) -> Instruction:
-    """The instruction of what stands behind "name = "."""
+    """Returns the instruction of the text behind "name = "."""
+    # The shape ends at a space, or at the closing bracket of a tuple.
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
-    opcode = _OPCODE.search(text, end)
-    close = _closing(text, opcode.end() - 1)
-    inside, attributes = text[opcode.end() : close], text[close + 1 :]
+    match = _OPCODE.search(text, end)
+    if match is None:
+        raise ValueError(f"{name}: no opcode in {text[:80]!r}")
+    opcode = match[1]
+    close = _closing(text, match.end() - 1)
+    inside = text[match.end() : close]
+    attributes = text[close + 1 :]
 
     index = None
-    if opcode[1] == "parameter":
+    if opcode == "parameter":
         index = int(inside)
-    elif opcode[1] == "get-tuple-element":
-        index = int(re.search(r"index=(\d+)", attributes)[1])
-    operands = () if opcode[1] in ("parameter", "constant") else _names(inside)
-    return Instruction(name, opcode[1], _arrays(text[:end]), operands, attributes, index)
+    elif opcode == "get-tuple-element":
+        (index,) = map(int, re.findall(r"\bindex=(\d+)", attributes)[:1])
+    operands = () if opcode in ("parameter", "constant") else _names(inside)
+    return Instruction(name, opcode, _arrays(text[:end]), operands, attributes, index)
 
 
 def _arrays(text: str) -> tuple[Array, ...]:
-    """The arrays of a shape; the bound stands for a size that only the run knows (`<=8`)."""
+    """Returns the arrays of a shape; a size that only the run knows (`<=8`) counts as its bound."""
     arrays = []
     for dtype, sizes in _ARRAY.findall(text):
         dims = tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size)
@@ -196,13 +213,13 @@ def _arrays(text: str) -> tuple[Array, ...]:
 
 
 def _names(inside: str) -> tuple[str, ...]:
-    """The operands of a list that may have their shapes beside them: "%a, f32[2,3]{1,0} %b"."""
+    """Returns the operands of a list, in which shapes may stand: "%a, f32[2,3]{1,0} %b"."""
     marked = re.findall(r"%([\w.\-]+)", inside)
     return tuple(marked or re.findall(r"[\w.\-]+", inside))
 
 
 def _closing(text: str, start: int) -> int:
-    """Place of the bracket that closes the one at `start`."""
+    """Returns the place of the bracket that closes the one at `start`."""
     depth = 0
     for place in re.finditer(r"[()]", text[start:]):
         depth += 1 if place[0] == "(" else -1
@@ -212,7 +229,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _bits(dtype: str) -> int:
-    """Bits of an element: "bf16", "s8" and "f8e4m3fn" name theirs."""
+    """Returns the bits of an element; most types have them in their names ("bf16", "f8e4m3fn")."""
     if dtype in _BITS:
         return _BITS[dtype]
     width = re.search(r"\d+", dtype)

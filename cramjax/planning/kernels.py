@@ -11,26 +11,38 @@ from cramjax.planning import traffic
 from cramjax.planning.hlo import Computation, Instruction, Program
 from cramjax.planning.traffic import Work
 
-PRODUCTS, ATTENTION, ELEMENTWISE, REDUCTIONS, COPIES, OTHER = KINDS = (
-    "products", "attention", "elementwise", "reductions", "copies", "other",
-)  # fmt: skip
+PRODUCTS = "products"
+ATTENTION = "attention"
+ELEMENTWISE = "elementwise"
+REDUCTIONS = "reductions"
+COPIES = "copies"
+OTHER = "other"
+KINDS = (PRODUCTS, ATTENTION, ELEMENTWISE, REDUCTIONS, COPIES, OTHER)
 
-# They launch nothing: names of memory, or answers to what was started before.
+# Opcodes that launch nothing: names of memory, or ends of what was started before.
 _SILENT = frozenset({
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "add-dependency", "opt-barrier", "partition-id",
-    "replica-id", "fusion-done", "async-update", "async-done", "copy-done",
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "add-dependency",
+    "opt-barrier", "partition-id", "replica-id", "fusion-done", "async-update", "async-done",
+    "copy-done",
 })  # fmt: skip
-# Between devices; how fast depends on what connects them, which a plan does not know.
+# Exchange between devices. Its speed depends on their links, which a plan does not know.
 _COLLECTIVE = ("all-", "reduce-scatter", "collective-", "ragged-all-to-all", "send", "recv")
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One kernel of a program, launched `count` times a step.
+    """One kernel of a program.
 
-    kind: one of `KINDS`. work: of one launch. dtype: of a product's operands, else of the result.
-    form: what sets its rate apart from others of its kind. Products are "generated" or of a "library",
-    attention is "forward" or "backward", generated reductions go by "rows".
+    Attributes:
+        name: name of its instruction.
+        kind: one of `KINDS`.
+        count: launches a step.
+        work: the work of one launch.
+        dtype: element type of a product's operands, else of the result.
+        op_name: path of the operation in the traced function.
+        form: tells apart kernels of a kind that differ in rate. Products are "generated" or come
+            from a "library", attention is "forward" or "backward", generated reductions go by
+            "rows".
     """
 
     name: str
@@ -42,137 +54,183 @@ class Kernel:
     form: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Launch:
+    """A kernel without its name and number; the fields are those of `Kernel`."""
+
+    kind: str
+    work: Work
+    dtype: str
+    form: str = ""
+
+
 def launched(program: Program, loops: int) -> list[Kernel]:
-    """All kernels of a step in the program's order; collectives are left out.
+    """Returns all kernels of a step in the program's order, without collectives.
 
     Args:
-        loops: how often a loop runs whose bound only the run knows: the microbatches of a step.
+        program: an optimised program.
+        loops: how often a loop runs if only the run knows its bound: the microbatches of a step.
     """
-    return list(_of(program, program.computations[program.entry], 1, loops))
+    return list(_launched(program, program.entry, 1, loops))
 
 
 def has_collectives(program: Program) -> bool:
-    """Whether devices exchange anything, whose time `launched` leaves out."""
+    """Returns True if devices exchange anything; `launched` leaves out the time for it."""
     for computation in program.computations.values():
         if any(instruction.opcode.startswith(_COLLECTIVE) for instruction in computation):
             return True
     return False
 
 
-def _of(program: Program, computation: Computation, count: int, loops: int) -> Iterator[Kernel]:
+def _launched(program: Program, name: str, count: int, loops: int) -> Iterator[Kernel]:
+    """Yields the kernels of the computation `name`, which runs `count` times a step."""
+    computation = program.computations[name]
     for instruction in computation:
         opcode = instruction.opcode
         if opcode == "while":
             trips = loops if instruction.trip_count is None else instruction.trip_count
-            yield from _of(
-                program, program.computations[instruction.called("body")], count * trips, loops
-            )
+            yield from _launched(program, _called(instruction, "body"), count * trips, loops)
         elif opcode in ("call", "async-start"):
-            inner = instruction.called("to_apply") or instruction.called("calls")
-            yield from _of(program, program.computations[inner], count, loops)
+            inner = _called(instruction, "to_apply", "calls")
+            yield from _launched(program, inner, count, loops)
         elif opcode == "conditional":
-            branches = [program.computations[name] for name in _branches(instruction)]
-            yield from max((list(_of(program, one, count, loops)) for one in branches), key=len)
+            # One branch runs; the one with the most kernels counts.
+            branches = [
+                list(_launched(program, branch, count, loops)) for branch in _branches(instruction)
+            ]
+            yield from max(branches, key=len)
+
         elif opcode not in _SILENT and not opcode.startswith(_COLLECTIVE):
-            yield _kernel(program, computation, instruction, count)
+            launch = _launch(program, computation, instruction)
+            yield Kernel(
+                name=instruction.name,
+                kind=launch.kind,
+                count=count,
+                work=launch.work,
+                dtype=launch.dtype,
+                op_name=instruction.op_name,
+                form=launch.form,
+            )
+
+
+def _called(instruction: Instruction, *roles: str) -> str:
+    """Returns the name of the computation that an instruction calls in the first of `roles`."""
+    for role in roles:
+        name = instruction.called(role)
+        if name is not None:
+            return name
+    raise ValueError(f"{instruction.name}: calls no computation as {' or '.join(roles)}")
 
 
 def _branches(conditional: Instruction) -> list[str]:
-    """Names of the computations of which one is run."""
+    """Returns the names of the computations among which a conditional chooses."""
     listed = conditional.find(r"branch_computations=\{(.*?)\}")
     if listed:
         return [name.strip().lstrip("%") for name in listed.split(",")]
-    return [conditional.called("true_computation"), conditional.called("false_computation")]
+    return [_called(conditional, role) for role in ("true_computation", "false_computation")]
 
 
-def _kernel(
-    program: Program, computation: Computation, instruction: Instruction, count: int
-) -> Kernel:
+def _launch(program: Program, computation: Computation, instruction: Instruction) -> _Launch:
     if instruction.opcode in ("fusion", "fusion-start"):
-        kind, work, dtype, form = _fusion(
-            instruction, program.computations[instruction.called("calls")]
-        )
-    elif instruction.target.startswith("__cublas"):
-        kind, work, dtype, form = _library_product(computation, instruction)
-    elif instruction.target.startswith("__cudnn$fmha"):
-        kind, work, dtype, form = _attention(computation, instruction)
-    elif short_attention.NAME in instruction.op_name:
-        kind, work, dtype, form = _short_attention(computation, instruction)
-    else:
-        kind, work, dtype, form = _plain(computation, instruction)
-    return Kernel(instruction.name, kind, count, work, dtype, instruction.op_name, form)
+        return _fusion(instruction, program.computations[_called(instruction, "calls")])
+    if instruction.target.startswith("__cublas"):
+        return _library_product(computation, instruction)
+    if instruction.target.startswith("__cudnn$fmha"):
+        return _attention(computation, instruction)
+    if short_attention.NAME in instruction.op_name:
+        return _short_attention(computation, instruction)
+    return _plain(computation, instruction)
 
 
-def _fusion(instruction: Instruction, fused: Computation) -> tuple[str, Work, str, str]:
+def _fusion(instruction: Instruction, fused: Computation) -> _Launch:
     work = traffic.of(fused)
     dots = [one for one in fused if one.opcode == "dot"]
     if dots:
-        return PRODUCTS, work, fused.operands(dots[0])[0].arrays[0].dtype, "generated"
+        left = fused.operands(dots[0])[0].arrays[0]
+        return _Launch(PRODUCTS, work, left.dtype, "generated")
+
     dtype = fused.instructions[fused.root].arrays[0].dtype
     if any(one.opcode in traffic.REDUCES for one in fused):
-        written_by = instruction.config.get("fusion_backend_config", {}).get("kind", "")
-        form = "rows" if written_by.startswith("__triton") else ""
-        return REDUCTIONS, work, dtype, form
+        # Generated by Triton, it keeps rows in registers; XLA's own emitter goes by columns.
+        backend = instruction.config.get("fusion_backend_config", {}).get("kind", "")
+        form = "rows" if backend.startswith("__triton") else ""
+        return _Launch(REDUCTIONS, work, dtype, form)
     kind = ELEMENTWISE if any(map(traffic.is_arithmetic, fused)) else COPIES
-    return kind, work, dtype, ""
+    return _Launch(kind, work, dtype)
 
 
-def _library_product(computation: Computation, call: Instruction) -> tuple[str, Work, str, str]:
-    """A call of cuBLAS: the first array is the result, the last may be scratch memory."""
-    operands, result = computation.operands(call), call.arrays[0]
+def _library_product(computation: Computation, call: Instruction) -> _Launch:
+    """Reads a call of cuBLAS: the first array is the result, the last may be scratch memory."""
+    operands = computation.operands(call)
+    result = call.arrays[0]
     left = operands[0].arrays[0]
     numbers = call.config["gemm_backend_config"]["dot_dimension_numbers"]
     contracted = math.prod(left.dims[int(place)] for place in numbers["lhs_contracting_dimensions"])
     work = Work(_bytes(operands), result.n_bytes, 2.0 * result.size * contracted, 0)
-    return PRODUCTS, work, left.dtype, "library"
+    return _Launch(PRODUCTS, work, left.dtype, "library")
 
 
-def _attention(computation: Computation, call: Instruction) -> tuple[str, Work, str, str]:
-    """A call of cuDNN's: two products forward and five backward.
+# FLOPs of attention by score and dimension of a head: two products forward, five backward.
+_ATTENTION_FLOPS = {"forward": 4.0, "backward": 10.0}
 
-    Backward sums gradients of the queries in float32, in scratch memory, and reads them again.
+
+def _attention(computation: Computation, call: Instruction) -> _Launch:
+    """Reads a call of cuDNN.
+
+    Backward it sums gradients of the queries in float32 in scratch memory, and reads them again.
     """
-    operands, config = computation.operands(call), call.config["cudnn_fmha_backend_config"]
+    operands = computation.operands(call)
+    config = call.config["cudnn_fmha_backend_config"]
+    queries = operands[0].arrays[0]
+    form = "backward" if "Backward" in call.target else "forward"
+
+    # Sizes of the scores: batch, heads, queries, keys.
     scores = [int(size) for size in config["intermediate_tensor_shape"]["dimensions"]]
-    queries, backward = operands[0].arrays[0], "Backward" in call.target
-    head = queries.size / math.prod(scores[:-1])
+    head_dim = queries.size / math.prod(scores[:-1])
     visible = 0.5 if "CAUSAL" in config.get("mask_type", "") else 1.0
-    flops = (10.0 if backward else 4.0) * visible * math.prod(scores) * head
+    flops = _ATTENTION_FLOPS[form] * visible * math.prod(scores) * head_dim
 
-    sums = 4.0 * queries.size if backward else 0.0
-    written = sum(array.n_bytes for array in call.arrays[:-1])  # the last is scratch memory
+    sums = 4.0 * queries.size if form == "backward" else 0.0
+    # The last array is scratch memory.
+    written = sum(array.n_bytes for array in call.arrays[:-1])
     work = Work(_bytes(operands) + sums, written + sums, flops, 0)
-    return ATTENTION, work, queries.dtype, "backward" if backward else "forward"
+    return _Launch(ATTENTION, work, queries.dtype, form)
 
 
-def _short_attention(computation: Computation, call: Instruction) -> tuple[str, Work, str, str]:
-    """A call of `models/short_attention.py`, of a fused projection [batch, length, 3, heads, head_dim].
+def _short_attention(computation: Computation, call: Instruction) -> _Launch:
+    """Reads a call of `models/short_attention.py`.
 
-    Backward it writes the gradient of the projection.
+    Its first operand is a fused projection [batch, length, 3, heads, head_dim]. Backward it writes
+    the gradient of the projection.
     """
-    operands, result = computation.operands(call), call.arrays[0]
+    operands = computation.operands(call)
+    result = call.arrays[0]
     fused = operands[0].arrays[0]
     n_rows, length, _, n_heads, head_dim = fused.dims
-    backward = result.dims == fused.dims
-    flops = (10.0 if backward else 4.0) * n_rows * n_heads * length**2 * head_dim
+    form = "backward" if result.dims == fused.dims else "forward"
+    flops = _ATTENTION_FLOPS[form] * n_rows * n_heads * length**2 * head_dim
     work = Work(_bytes(operands), result.n_bytes, flops, 0)
-    return ATTENTION, work, fused.dtype, "backward" if backward else "forward"
+    return _Launch(ATTENTION, work, fused.dtype, form)
 
 
-def _plain(computation: Computation, instruction: Instruction) -> tuple[str, Work, str, str]:
-    """An instruction that was left unfused, or a call of something else."""
-    operands, opcode = computation.operands(instruction), instruction.opcode
-    read, written = _bytes(operands), instruction.n_bytes
+def _plain(computation: Computation, instruction: Instruction) -> _Launch:
+    """Reads an instruction that is not fused, or a call of anything else."""
+    operands = computation.operands(instruction)
+    opcode = instruction.opcode
+    read = _bytes(operands)
+    written = float(instruction.n_bytes)
     if opcode in ("dynamic-slice", "slice", "gather"):
         read = written
     elif opcode == "dynamic-update-slice":
-        read = written = operands[1].n_bytes
+        # In place: the update is read and written, the rest of the array is not touched.
+        read = written = float(operands[1].n_bytes)
     elif opcode == "copy-start":
         written = read
 
     if opcode == "dot":
         flops = traffic.dot_flops(computation, instruction)
-        return PRODUCTS, Work(read, written, flops, 0), operands[0].arrays[0].dtype, "library"
+        work = Work(read, written, flops, 0)
+        return _Launch(PRODUCTS, work, operands[0].arrays[0].dtype, "library")
     if opcode in traffic.REDUCES:
         kind = REDUCTIONS
     elif opcode in traffic.PLACES or opcode == "copy-start":
@@ -180,7 +238,7 @@ def _plain(computation: Computation, instruction: Instruction) -> tuple[str, Wor
     else:
         kind = OTHER if opcode in ("custom-call", "sort") else ELEMENTWISE
     dtype = instruction.arrays[0].dtype if instruction.arrays else ""
-    return kind, Work(read, written, 0, 0), dtype, ""
+    return _Launch(kind, Work(read, written, 0, 0), dtype)
 
 
 def _bytes(instructions: list[Instruction]) -> float:

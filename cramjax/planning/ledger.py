@@ -1,8 +1,8 @@
-"""Expects the seconds of a GPU step from its kernels, by efficiencies measured on an H100.
+"""Expected seconds of a GPU step from its kernels, by efficiencies measured on an H100.
 
 Every figure here is read off profiles of seven programs, kernel by kernel (docs/benchmarks.md): one
 NVIDIA H100 80GB HBM3, 2026-11-26, jax 0.11.2. The figures are shares of the card's peaks, so other
-cards are scaled by theirs; that scaling has not been measured.
+cards are scaled by their peaks; that scaling has not been measured.
 """
 
 from __future__ import annotations
@@ -18,20 +18,23 @@ MEASURED_ON = "h100"
 
 # A product of 8192³: 770 of 989.4 TFLOP/s in bfloat16, 427 of 494.7 in TensorFloat-32.
 _PRODUCTS = {"bf16": 0.778, "f16": 0.778, "f32": 0.863}
-# What a product's result adds. Generated ones write a tile after its sums; libraries write much of it
-# beside the next tile's, so that float32 results (twice the bytes) still slow them: 20% forward.
+# The share of a product's result that takes time of its own. Generated products write a tile after
+# its sums. Libraries write much of it beside the sums of the next tile, so that float32 results
+# (twice the bytes) still slow them: 20% forward.
 _WRITTEN_AFTER = {"generated": 1.0, "library": 0.5}
 # Large element-wise kernels, reductions of columns, copies: 2.5 to 3.1 of 3.35 TB/s.
 _MEMORY = 0.87
 # Generated kernels that reduce rows (norms, softmax) and keep them in registers: 1.7 to 2.9 TB/s.
 _ROWS = 0.63
-# cuDNN's attention, heads of 64. Forward it is bound by memory at 128 tokens and reaches 370 TFLOP/s
-# at 512. Backward three kernels follow each other, so that bytes (2.1 TB/s) and products (500 TFLOP/s) add.
-# Ours for short sequences has run on no card yet: it is counted at the same rates.
-_ATTENTION_FORWARD, _ATTENTION_BACKWARD, _ATTENTION_MEMORY = 0.374, 0.505, 0.627
+# cuDNN's attention with heads of 64. Forward it is bound by memory at 128 tokens and reaches 370
+# TFLOP/s at 512. Backward three kernels follow each other, so that bytes (2.1 TB/s) and products
+# (500 TFLOP/s) add. Our kernel for short sequences has run on no card yet; it has the same rates.
+_ATTENTION_FORWARD = 0.374
+_ATTENTION_BACKWARD = 0.505
+_ATTENTION_MEMORY = 0.627
 # Random bits and GELUs, bound by instructions as `traffic` counts them: 12 to 16 of 33 T/s.
 _OPERATIONS = 0.4
-# From the end of one kernel to the end of the next, where it has nothing to do.
+# From the end of one kernel to the end of the next one, if that has nothing to do.
 _LAUNCH_S = 2e-6
 
 
@@ -39,8 +42,11 @@ _LAUNCH_S = 2e-6
 class Rates:
     """Rates of a card.
 
-    products: FLOP/s to be reached, by element type. peak, memory: FLOP/s and bytes/s at most.
-    operations: instructions/s to be reached.
+    Attributes:
+        products: FLOP/s that products reach, by element type.
+        peak: FLOP/s at most.
+        memory: bytes/s at most.
+        operations: float32 instructions/s that kernels reach.
     """
 
     products: Mapping[str, float]
@@ -51,32 +57,41 @@ class Rates:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A kernel and the seconds that all its launches of a step are expected to take."""
+    """A kernel and the expected seconds of all its launches in a step."""
 
     kernel: Kernel
     seconds: float
 
 
 def rates(card: Card) -> Rates:
-    """The rates of a GPU, by the shares of its peaks that the H100 reached."""
+    """Returns the rates of a GPU, by the shares of its peaks that the H100 reached."""
     peak = card.peak
-    tensor = {"bf16": peak.bfloat16, "f16": peak.float16, "f32": peak.float32}
-    tensor = {dtype: 1e12 * (rate or peak.float32) for dtype, rate in tensor.items()}
-    products = {dtype: share * tensor[dtype] for dtype, share in _PRODUCTS.items()}
-    memory, operations = 1e9 * peak.bandwidth, _OPERATIONS * card.instructions_per_s
-    return Rates(products, max(tensor.values()), memory, operations)
+    # A type without hardware for it runs at the rate of float32.
+    dense = {
+        "bf16": 1e12 * (peak.bfloat16 or peak.float32),
+        "f16": 1e12 * (peak.float16 or peak.float32),
+        "f32": 1e12 * peak.float32,
+    }
+    return Rates(
+        products={dtype: share * dense[dtype] for dtype, share in _PRODUCTS.items()},
+        peak=max(dense.values()),
+        memory=1e9 * peak.bandwidth,
+        operations=_OPERATIONS * card.instructions_per_s,
+    )
 
 
 def rows(launched: Sequence[Kernel], card: Card) -> list[Row]:
-    """The kernels with their expected seconds, in the order given."""
+    """Returns the kernels with their expected seconds, in the order given."""
     reached = rates(card)
-    return [
-        Row(kernel, kernel.count * (_seconds(kernel, reached) + _LAUNCH_S)) for kernel in launched
-    ]
+    ledger = []
+    for kernel in launched:
+        seconds = kernel.count * (_seconds(kernel, reached) + _LAUNCH_S)
+        ledger.append(Row(kernel, seconds))
+    return ledger
 
 
 def by_kind(ledger: Sequence[Row]) -> dict[str, float]:
-    """Expected seconds of a step by kind of kernel, the largest first."""
+    """Returns the expected seconds of a step by kind of kernel, the largest first."""
     total = dict.fromkeys(kernels.KINDS, 0.0)
     for row in ledger:
         total[row.kernel.kind] += row.seconds
@@ -84,18 +99,22 @@ def by_kind(ledger: Sequence[Row]) -> dict[str, float]:
 
 
 def _seconds(kernel: Kernel, reached: Rates) -> float:
-    """Seconds of one launch on the device."""
-    work, memory = kernel.work, _MEMORY * reached.memory
+    """Returns the expected seconds of one launch on the device, by its slowest resource."""
+    work = kernel.work
+    memory = _MEMORY * reached.memory
     n_bytes = work.read + work.written
+
     if kernel.kind == kernels.PRODUCTS:
         multiply = work.flops / reached.products.get(kernel.dtype, reached.products["f32"])
         multiply += _WRITTEN_AFTER[kernel.form] * work.written / memory
         return max(multiply, n_bytes / memory, work.operations / reached.operations)
+
     if kernel.kind == kernels.ATTENTION:
         if kernel.form == "backward":
             moved = n_bytes / (_ATTENTION_MEMORY * reached.memory)
             return moved + work.flops / (_ATTENTION_BACKWARD * reached.peak)
         return max(n_bytes / memory, work.flops / (_ATTENTION_FORWARD * reached.peak))
+
     if kernel.form == "rows":
         memory = _ROWS * reached.memory
     return max(n_bytes / memory, work.operations / reached.operations)

@@ -1,4 +1,7 @@
-"""Devices to compile for that are not here: JAX's compile-only clients, by XLA's description of a GPU or libtpu's of a TPU slice."""
+"""Compile-only JAX devices of cards that are not here.
+
+GPUs come from XLA's description of a card, TPU slices from libtpu.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,28 @@ from cramjax.errors import UserError
 from cramjax.planning import cards
 from cramjax.planning.cards import Card
 
+_CUDA_PLUGINS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
+
 
 def missing(card: Card) -> str | None:
-    """The pip line that installs the compiler for `card`; None where it is there."""
+    """Returns the pip line that installs the compiler for `card`, or None if it is installed."""
     if card.topology:
-        return (
-            None
-            if importlib.util.find_spec("libtpu")
-            else f'pip install "jax[tpu]=={jax.__version__}"'
+        extra = "tpu"
+        is_installed = importlib.util.find_spec("libtpu") is not None
+    else:
+        extra = "cuda12"
+        # Without the parent package, a look for a plugin raises.
+        is_installed = importlib.util.find_spec("jax_plugins") is not None and any(
+            map(importlib.util.find_spec, _CUDA_PLUGINS)
         )
-    plugins = importlib.util.find_spec("jax_plugins")
-    found = plugins and any(importlib.util.find_spec(f"jax_plugins.xla_cuda{n}") for n in (12, 13))
-    return None if found else f'pip install "jax[cuda12]=={jax.__version__}"'
+    return None if is_installed else f'pip install "jax[{extra}]=={jax.__version__}"'
 
 
 def devices(card: Card) -> list[jax.Device]:
-    """The devices of `card`, to compile for.
+    """Returns the devices of `card`, to compile for.
 
     Raises:
-        UserError: where the installed compiler does not know them.
+        UserError: if the installed compiler does not know them.
     """
     try:
         if card.topology:

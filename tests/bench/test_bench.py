@@ -14,45 +14,44 @@ from tools import bench as tool
 
 def test_a_round_of_the_loop_is_timed_around_a_program_that_leaves_the_state_alone(monkeypatch):
     monkeypatch.setattr(overhead, "N_ROUNDS", 4)
-    made = open_tiny("microbatch_size=4")
-    state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, 0)
-    step = jax.jit(overhead._idle)
-    same, metrics = step(state, None, jax.numpy.float32(0.5), jax.numpy.int32(2))
-    jax.tree.map(
-        lambda a, b: a.dtype == b.dtype and (a == b).all() or pytest.fail("changed"), same, state
+    session = open_tiny("microbatch_size=4")
+    state = initial_state(
+        session.task, session.optimizer, session.dynamic_scale, session.abstract, 0
     )
+
+    step = jax.jit(overhead.idle_step)
+    same, metrics = step(state, None, jax.numpy.float32(0.5), jax.numpy.int32(2))
+    assert jax.tree.structure(same) == jax.tree.structure(state)
+    for after, before in zip(jax.tree.leaves(same), jax.tree.leaves(state), strict=True):
+        assert after.dtype == before.dtype
+        assert (after == before).all()
     assert set(metrics) == {"loss", "grad_norm", "skipped", "skipped_in_row"}
-    assert 0 < overhead.host_s(made, state) < float("inf")
-    assert all(
-        leaf.is_deleted() for leaf in jax.tree.leaves(state.params)
-    )  # it is given up, as a step's is
+
+    assert 0 < overhead.host_s(session, state) < float("inf")
+    # The state is given up, as by a train step.
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def keys_named_in_help():
+    """The words with an underscore in the left column of the help, up to the keys of --peer."""
+    lines = tool.EXAMPLE.split("with --peer")[0].splitlines()
+    left = " ".join(line[2:40] for line in lines if line.startswith("  "))
+    return {word for word in re.findall(r"[a-z_0-9]+", left) if "_" in word}
 
 
 @pytest.mark.slow
 def test_a_bench_has_the_keys_that_its_help_names(tmp_path, capsys):
-    flags = [
-        f"--config.{override}"
-        for override in (*COMMON, "optimizer.name=adamw", "microbatch_size=8")
-    ]
+    overrides = (*COMMON, "optimizer.name=adamw", "microbatch_size=8")
+    flags = [f"--config.{override}" for override in overrides]
     out = tmp_path / "new" / "bench.json"
+    command = ["--config", "configs/quickstart.py", *flags, "--steps", "3", "--json", str(out)]
     with one_device():
-        assert (
-            tool.main(
-                ["--config", "configs/quickstart.py", *flags, "--steps", "3", "--json", str(out)]
-            )
-            == 0
-        )
-    found = json.loads(out.read_text())
-    assert found == json.loads(capsys.readouterr().out)
-    named = tool.EXAMPLE.split("with --peer")[0]
-    keys = {
-        key
-        for line in named.splitlines()
-        if line.startswith("  ")
-        for key in re.findall(r"[a-z_0-9]+", line[2:54])
-    }
-    words = {"of", "the", "a", "that", "median"}
-    assert {key for key in keys if "_" in key} - words <= set(found)
-    assert found["step_s_p10"] <= found["step_s"] <= found["step_s_p90"] and found["host_us"] > 0
-    assert found["tokens_per_s"] == pytest.approx(16 * 32 / found["step_s"])
-    assert found["mfu"] == pytest.approx(found["model_tflops"] / found["matmul_peak_tflops"])
+        assert tool.main(command) == 0
+
+    result = json.loads(out.read_text())
+    assert result == json.loads(capsys.readouterr().out)
+    assert keys_named_in_help() <= set(result)
+    assert result["step_s_p10"] <= result["step_s"] <= result["step_s_p90"]
+    assert result["host_us"] > 0
+    assert result["tokens_per_s"] == pytest.approx(16 * 32 / result["step_s"])
+    assert result["mfu"] == pytest.approx(result["model_tflops"] / result["matmul_peak_tflops"])
