@@ -1,21 +1,157 @@
-"""What a person watching a run sees on stderr: a live line on a terminal, plain lines elsewhere.
+"""What a person sees on stderr: lines that stay, a live line on a terminal, rates and times left.
 
-Numbers only come in through the methods; nothing here reads devices or files.
+Numbers come in through the methods alone; nothing here reads devices or files. JAX is not imported,
+and rich only on a terminal.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.progress import Progress as RichProgress
+    from rich.table import Table
+
+Announce = Callable[[str], None]
+"""Prints a line that stays."""
 
 PLAIN_INTERVAL_S = 10.0
-"""Seconds between plain lines at least, so that the log of a day stays readable."""
+"""The shortest time between plain lines of a run, so that the log of a day stays readable."""
+
+
+def announce(text: str) -> None:
+    """Print `text` to stderr as a line of its own."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def silent(text: str) -> None:
+    """Print nothing: an `Announce` for callers that want no messages."""
+
+
+def duration(seconds: float) -> str:
+    """Returns `seconds` as "M:SS", or "H:MM:SS" from an hour on."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def time_left(seconds: float) -> str:
+    """Returns "1:02 left" for 62 seconds."""
+    return f"{duration(seconds)} left"
+
+
+class Pace:
+    """Measures the rate of some work, and the time left at that rate.
+
+    Args:
+        done: the amount finished before the clock starts; it does not count for the rate.
+        now: returns seconds.
+    """
+
+    def __init__(self, done: float = 0.0, now: Callable[[], float] = time.monotonic):
+        self._before = done
+        self._now = now
+        self._started = now()
+
+    def rate(self, done: float) -> float:
+        """Returns the amount a second when `done` is finished."""
+        seconds = max(self._now() - self._started, 1e-3)
+        return (done - self._before) / seconds
+
+    def left_s(self, done: float, total: float) -> float | None:
+        """Returns the seconds from `done` to `total`, or None before anything is finished."""
+        rate = self.rate(done)
+        return (total - done) / rate if rate > 0 else None
+
+
+class Meter:
+    """Shows how far a piece of work is: a live bar on a terminal, a line now and then elsewhere.
+
+    Args:
+        announce: prints a line that stays; with None nothing is shown.
+        interval_s: seconds between lines where there is no bar.
+        has_bar: whether to draw the bar; default: stderr is a terminal.
+        now: returns seconds.
+    """
+
+    def __init__(
+        self,
+        announce: Announce | None,
+        *,
+        interval_s: float = 5.0,
+        has_bar: bool | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ):
+        self._announce = announce
+        self._interval_s = interval_s
+        self._now = now
+        self._printed_at = now()
+        self._bar: RichProgress | None = None
+
+        if has_bar is None:
+            has_bar = sys.stderr.isatty()
+        if has_bar and announce is not None:
+            self._bar = _open_bar()
+
+    def announce(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._announce is not None:
+            self._announce(text)
+
+    def update(self, text: str, fraction: float | None = None) -> None:
+        """Show `text`; `fraction` in [0, 1] fills the bar, None leaves it empty."""
+        if self._bar is not None:
+            task_id = self._bar.task_ids[0]
+            self._bar.update(task_id, description=text, completed=fraction or 0.0)
+        elif self._announce is not None and self._now() - self._printed_at >= self._interval_s:
+            self._printed_at = self._now()
+            self._announce(text)
+
+    def close(self) -> None:
+        """Take the bar off the terminal; a second call does nothing."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _open_bar() -> RichProgress:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+
+    bar = RichProgress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(24),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bar.add_task("", total=1.0)
+    bar.start()
+    return bar
 
 
 class Progress:
-    """Shows how far a run is. `update` as often as there is something new; `close` when the run ends."""
+    """Shows how far a run is: a live line on a terminal, plain lines elsewhere.
+
+    Call `update` whenever there is something new, and `close` when the run ends.
+
+    Args:
+        stream: written to; default: stderr.
+        is_terminal: whether to draw the live line; default: `stream` is a terminal.
+        time_source: returns seconds.
+    """
 
     def __init__(
         self,
@@ -24,18 +160,25 @@ class Progress:
         is_terminal: bool | None = None,
         time_source: Callable[[], float] = time.monotonic,
     ):
-        """Writes to `stream` (default stderr); live where it is a terminal."""
-        self._stream = stream if stream is not None else sys.stderr
-        is_terminal = self._stream.isatty() if is_terminal is None else is_terminal
+        self._stream = sys.stderr if stream is None else stream
         self._now = time_source
         self._printed_at: float | None = None
         self._values: dict[str, Any] = {}
         self._shown: dict[str, Any] = {}
-        self._console, self._live = None, None
+        self._console: Console | None = None
+        self._live: Live | None = None
+
+        if is_terminal is None:
+            is_terminal = self._stream.isatty()
         if is_terminal:
             from rich.console import Console
 
             self._console = Console(file=self._stream, force_terminal=True, highlight=False)
+
+    @classmethod
+    def silent(cls) -> Self:
+        """Returns a progress that shows nothing."""
+        return cls(stream=io.StringIO(), is_terminal=False)
 
     def announce(self, text: str) -> None:
         """Print a line that stays ("compiling the train step…")."""
@@ -45,20 +188,21 @@ class Progress:
             self._console.print(text, markup=False, style="dim")
 
     def update(self, **values: float | None) -> None:
-        """New values: `fraction` of the budget and `mfu` in [0, 1], `step`, `loss`, `tokens_per_s`, `eta_s`.
+        """Take in new values and show them.
 
-        What is not given keeps its last value; None hides it.
+        The known names are `fraction` of the budget and `mfu` in [0, 1], `step`, `loss`,
+        `tokens_per_s` and `eta_s`. A name that is missing keeps its last value; None hides it.
         """
         self._values |= values
         if self._console is not None:
-            self._show()
+            self._show(self._console)
         elif self._printed_at is None or self._now() - self._printed_at >= PLAIN_INTERVAL_S:
             self._print_plain()
 
     def evaluated(
         self, step: int, eval_loss: float, eval_accuracy: float, unigram_loss: float
     ) -> None:
-        """Print the outcome of an evaluation and keep it beside the training loss. Losses in nats."""
+        """Print an evaluation and keep it beside the training loss. Losses are in nats."""
         self._values |= {"eval_loss": eval_loss, "unigram_loss": unigram_loss}
         self.announce(
             f"step {step:,}: held-out loss {eval_loss:.3f} ({_against(eval_loss, unigram_loss)}), "
@@ -66,35 +210,31 @@ class Progress:
         )
 
     def close(self) -> None:
-        """Leave the last state of the line on the screen; harmless to call twice."""
+        """Leave the last state of the line on the screen; a second call does nothing."""
         if self._live is not None:
             self._live.stop()
             self._live = None
-        elif (
-            self._console is None
-            and self._values != self._shown
-            and self._values.get("step") is not None
-        ):
+            return
+
+        has_news = self._values != self._shown and self._values.get("step") is not None
+        if self._console is None and has_news:
             self._print_plain()
 
     def _print_plain(self) -> None:
         self._printed_at = self._now()
         self._shown = dict(self._values)
-        print(
-            f"{self._values.get('fraction') or 0.0:6.1%}  {describe(self._values)}",
-            file=self._stream,
-            flush=True,
-        )
+        fraction = self._values.get("fraction") or 0.0
+        print(f"{fraction:6.1%}  {describe(self._values)}", file=self._stream, flush=True)
 
-    def _show(self) -> None:
+    def _show(self, console: Console) -> None:
         from rich.live import Live
 
         if self._live is None:
-            self._live = Live(self._line(), console=self._console, refresh_per_second=4)
+            self._live = Live(self._line(), console=console, refresh_per_second=4)
             self._live.start()
         self._live.update(self._line())
 
-    def _line(self) -> Any:
+    def _line(self) -> Table:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
@@ -110,7 +250,10 @@ class Progress:
 
 
 def describe(values: dict[str, Any]) -> str:
-    """Values of `Progress.update` in one line, what must fit 80 columns first; what is missing or None is left out."""
+    """Returns the values of `Progress.update` in one line; missing ones and None are left out.
+
+    The numbers that have to fit a terminal of 80 columns come first.
+    """
     parts = []
     if (step := values.get("step")) is not None:
         parts.append(f"step {step:,}")
@@ -119,7 +262,7 @@ def describe(values: dict[str, Any]) -> str:
     if (rate := values.get("tokens_per_s")) is not None:
         parts.append(f"{_amount(rate)} tokens/s")
     if (eta_s := values.get("eta_s")) is not None:
-        parts.append(f"{_duration(eta_s)} left")
+        parts.append(time_left(eta_s))
     if (mfu := values.get("mfu")) is not None:
         parts.append(f"MFU {mfu:.0%}")
     if (eval_loss := values.get("eval_loss")) is not None:
@@ -137,9 +280,3 @@ def _amount(value: float) -> str:
         if value >= limit:
             return f"{value / limit:.3g}{unit}"
     return f"{value:.3g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -5,7 +5,8 @@ import pathlib
 import sys
 import time
 
-from cramjax.config.cli import check_output, make_parser, run_command
+from cramjax.config.cli import at_least, check_output, make_parser, run_command
+from cramjax.console import Meter, Pace, announce, time_left
 
 EXAMPLE = """a pair counts as right if the model finds the grammatical sentence more likely: pseudo-log-likelihood of a masked
 language model (every token masked in turn), and span scores of a T5. The control is the same network with random weights.
@@ -21,8 +22,6 @@ def _probe(args: argparse.Namespace) -> int:
 
     if args.suite != "blimp":
         raise UserError(f"--suite {args.suite}: unknown; there is blimp")
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit {args.limit}: must be at least 1")
     if args.out and args.out.suffix in (".md", ".png"):
         raise UserError(
             f"--out {args.out}: has to be a file of JSON, as runs/blimp.json; .md and .png are written beside it"
@@ -60,38 +59,27 @@ def _probe(args: argparse.Namespace) -> int:
 
 
 def _scores(model, pairs, name):
-    """float64 [pairs, 2] of good and bad sentences, with a line now and then on how far it is."""
+    """Returns float64 [pairs, 2], the scores of good and bad sentences; shows the progress."""
     from cramjax.probing import likelihood
 
-    started = shown = time.monotonic()
-    live = sys.stderr.isatty()
-    print(f"{name}: {len(pairs):,} pairs, compiling…", file=sys.stderr, flush=True)
+    announce(f"{name}: {len(pairs):,} pairs, compiling…")
+    sentences, places = [], []
+    for pair in pairs:
+        sentences += [pair.good, pair.bad]
+        places += [pair.where, pair.where]
 
-    def progress(fraction):
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown >= (0.5 if live else 5.0) and fraction < 1:
-            shown = now
-            minutes, seconds = divmod(round((now - started) * (1 - fraction) / fraction), 60)
-            rate = fraction * len(pairs) / (now - started)
-            text = f"  {fraction:4.0%}  {rate:,.0f} pairs/s  {minutes}:{seconds:02} left"
-            # On a terminal one line that is written over, elsewhere lines that stay.
-            print(
-                f"\r{text}\x1b[K" if live else text,
-                end="" if live else "\n",
-                file=sys.stderr,
-                flush=True,
-            )
+    with Meter(announce) as meter:
+        pace = Pace()
 
-    sentences = [sentence for pair in pairs for sentence in (pair.good, pair.bad)]
-    where = [pair.where for pair in pairs for _ in range(2)]
-    try:
-        return likelihood.sentence_scores(model, sentences, where=where, progress=progress).reshape(
-            -1, 2
-        )
-    finally:
-        if live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        def show(fraction: float) -> None:
+            left_s = pace.left_s(fraction, 1.0)
+            if left_s is not None and fraction < 1:
+                rate = pace.rate(fraction) * len(pairs)
+                text = f"  {fraction:4.0%}  {rate:,.0f} pairs/s  {time_left(left_s)}"
+                meter.update(text, fraction)
+
+        scores = likelihood.sentence_scores(model, sentences, where=places, progress=show)
+    return scores.reshape(-1, 2)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -121,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         help="accuracies as JSON, with a table and a picture beside it",
     )
     parser.add_argument(
-        "--limit", type=int, metavar="N", help="only the first N pairs of each paradigm"
+        "--limit", type=at_least(1), metavar="N", help="only the first N pairs of each paradigm"
     )
     parser.add_argument(
         "--no_control", action="store_true", help="leave out the network with random weights"

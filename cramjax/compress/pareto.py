@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cramjax import pareto
+from cramjax import figures, pareto
 
 COSTS = {"bytes": "bytes on disk", "nonzero": "parameters that are not zero"}
 _LATENCY = "latency of one example, ms (p50)"
@@ -35,17 +35,13 @@ def plot(entries: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
 
     A line in a model's colour is its own front, the best it has at so much or less; the wide grey one is that of all models.
     """
-    # matplotlib takes most of a second to import; the pyplot interface would also leave figures in memory.
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     has_loss = not better_is_lower(entries[0]["metric"]) and all(
         entry["loss"] is not None for entry in entries
     )
     scores = {"value": entries[0]["metric"]} | ({"loss": "loss, nats"} if has_loss else {})
-    figure = Figure(figsize=(18, 6 * len(scores)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.new_figure(18, 6 * len(scores), dpi=110)
     models = list(dict.fromkeys(entry["model"] for entry in entries))
     bits = sorted({entry["bits"] for entry in entries}, reverse=True)
     colours = dict(zip(models, matplotlib.colormaps["tab10"].colors * len(models), strict=False))
@@ -61,7 +57,7 @@ def plot(entries: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     for n in bits:
         legend.plot([], [], marks[n], color="#6b6b6b", label=f"{n} bits")
     legend.legend(fontsize=9, framealpha=0.9, edgecolor="none")
-    figure.savefig(path, format="png")
+    figures.save(figure, path)
 
 
 def _draw(
@@ -90,9 +86,7 @@ def _draw(
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(COSTS.get(cost, _LATENCY))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
+    figures.style_panel(axes)
 
 
 def _step(

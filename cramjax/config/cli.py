@@ -39,6 +39,21 @@ def add_config_flags(parser: argparse.ArgumentParser, *, required: bool = True) 
     )
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """Returns an argparse `type` for whole numbers that are not below `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text}: must be a whole number") from None
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
+        return number
+
+    return parse
+
+
 def check_output(flag: str, path: pathlib.Path | None) -> None:
     """Make the folder of a file that `flag` asks for; that it cannot be written is said before the work, not after it.
 

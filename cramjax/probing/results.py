@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cramjax import figures
 from cramjax.probing.blimp import Pair
 
 CHANCE = 50.0
@@ -94,11 +95,9 @@ def _cells(entry: dict[str, Any], with_control: bool) -> list[str]:
 
 def draw(found: dict[str, Any], path: pathlib.Path) -> None:
     """A bar for each paradigm, best first, coloured by field, with the control as a mark and chance as a line."""
-    from matplotlib.figure import Figure
-
     ordered = sorted(found["paradigms"].items(), key=lambda item: item[1]["accuracy"])
     fields = list(found["fields"])
-    figure = Figure(figsize=(8, 1 + 0.17 * len(ordered)), layout="constrained")
+    figure = figures.new_figure(8, 1 + 0.17 * len(ordered), dpi=120)
     axes = figure.subplots()
     for place, (_, entry) in enumerate(ordered):
         axes.barh(place, entry["accuracy"], color=f"C{fields.index(entry['field'])}", height=0.8)
@@ -117,4 +116,4 @@ def draw(found: dict[str, Any], path: pathlib.Path) -> None:
     )
     axes.set_title(f"BLiMP: {found['overall']:.1f}%", fontsize=10)
     axes.legend(fontsize=7, loc="lower right")
-    figure.savefig(path, dpi=120)
+    figures.save(figure, path)

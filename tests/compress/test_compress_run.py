@@ -254,7 +254,6 @@ def test_a_t5_and_two_models_in_one_picture(glue, tmp_path):
         (("--prune", "1.0"), "--prune 1: must be a share from 0 to below 1; at 1 nothing is left"),
         (("--prune", "0.5,0.5"), "--prune: a value stands there twice"),
         (("--scope", "layer"), "--scope layer: must be one of global, matrix"),
-        (("--seeds", "0"), "--seeds 0: must be at least 1"),
         (("--task", "rte"), "is finetuned for cola; leave --task out"),
         (("--data_dir", "nowhere"), "nowhere"),
         (("--set", "optimizer=muon"), "optimizer=muon: moves weights that are pruned"),

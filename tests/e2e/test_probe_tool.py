@@ -93,7 +93,6 @@ def test_the_control_can_be_left_out_and_pairs_limited(small_run, suite):
     ("changed", "message"),
     [
         (("--suite", "blip"), "--suite blip: unknown; there is blimp"),
-        (("--limit", "0"), "--limit 0: must be at least 1"),
         (("--data_dir", "nowhere"), "nowhere: no such folder"),
         (("--checkpoint", "docs"), "no checkpoint"),
         (("--out", "docs"), "--out docs: is a folder; give a file"),
