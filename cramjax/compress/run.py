@@ -24,8 +24,7 @@ from cramjax.compress.subjects import Subject, TaskSubject, TextSubject, setting
 from cramjax.errors import UserError
 from cramjax.files import write_json
 from cramjax.finetuning import learning
-from cramjax.finetuning.protocols import Protocol, Settings
-from cramjax.finetuning.run import choose_protocol
+from cramjax.finetuning.protocols import Protocol, Settings, choose_protocol
 from cramjax.finetuning.store import Store, digest
 from cramjax.glue import rows
 from cramjax.glue.tasks import Task, find_tasks
@@ -165,7 +164,7 @@ def _settings(request: Request, model: inference.LoadedModel, task: Task) -> Set
         protocol = own.changed(request.assignments, ())
     else:
         protocol = choose_protocol(request.protocol, model.is_t5, request.assignments, ())
-    return dataclasses.replace(protocol.settings, **protocol.of_task(task.name)[0])
+    return dataclasses.replace(protocol.settings, **protocol.points(task.name)[0])
 
 
 def _text_subject(

@@ -21,7 +21,7 @@ from cramjax.data.dataset import TokenDataset
 from cramjax.errors import UserError
 from cramjax.finetuning import learning, results, training
 from cramjax.finetuning.protocols import Settings
-from cramjax.finetuning.run import Meter
+from cramjax.finetuning.run import StepReport
 from cramjax.glue.tasks import Task
 from cramjax.inference import LoadedModel
 from cramjax.training import session
@@ -107,7 +107,7 @@ class TaskSubject:
             params,
             [seed],
             dynamic_scale=dynamic_scale,
-            report=Meter(self.task.folder, settings.batch_size, self._announce),
+            report=StepReport(self.task.folder, settings.batch_size, self._announce),
             compiling=lambda: self._announce(f"  {self.task.folder}: compiling…"),
         ).params
 

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import difflib
 import logging
 import os
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from cramjax import stop
 from cramjax.errors import RunFailed, UserError
+
+T = TypeVar("T")
 
 
 def make_parser(module: str, purpose: str, example: str) -> argparse.ArgumentParser:
@@ -52,6 +56,12 @@ def at_least(least: int) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+def from_flags(kind: type[T], args: argparse.Namespace, **values: Any) -> T:
+    """Returns a dataclass whose fields are the flags of the same names, and `values`."""
+    names = {field.name for field in dataclasses.fields(kind)} - values.keys()
+    return kind(**{name: getattr(args, name) for name in names}, **values)
 
 
 def check_output(flag: str, path: pathlib.Path | None) -> None:

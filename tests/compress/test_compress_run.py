@@ -15,6 +15,7 @@ from cramjax.compress import run
 from cramjax.errors import UserError
 from cramjax.finetuning import run as finetuning
 from cramjax.finetuning.protocols import Protocol, Settings
+from cramjax.finetuning.request import FinetuneRequest
 from cramjax.models import encoder
 from cramjax.models.int8 import Int8
 from cramjax.models.layers import FLOAT32
@@ -36,7 +37,7 @@ def finetuned(glue, tmp_path_factory):
     """A model finetuned for CoLA, as a folder."""
     out = tmp_path_factory.mktemp("finetuned")
     protocol = Protocol(name="quick", source="tests", settings=SETTINGS, n_seeds=1)
-    request = finetuning.Request(
+    request = FinetuneRequest(
         checkpoint="a/model",
         tasks=["cola"],
         data_dir=str(glue),
@@ -225,7 +226,7 @@ def test_a_t5_and_two_models_in_one_picture(glue, tmp_path):
     settings = dataclasses.replace(SETTINGS, optimizer="adafactor", batch_size=16)
     protocol = Protocol(name="quick", source="tests", settings=settings, n_seeds=1)
     for seed in range(2):
-        request = finetuning.Request(
+        request = FinetuneRequest(
             checkpoint="a/model", tasks=["cola"], data_dir=str(glue), out=folder / f"run{seed}", protocol=protocol,
             n_seeds=1, save=True,
         )  # fmt: skip
