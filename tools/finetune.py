@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import sys
 
-from cramjax.config.cli import at_least, from_flags, make_parser, run_command
+from cramjax.config.cli import at_least, comma_separated, from_flags, make_parser, run_command
 from cramjax.console import announce
 
 EXAMPLE = """protocols (results carry all settings):
@@ -73,20 +73,23 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         metavar="WORKDIR|HF_DIR",
         help="a run's folder, or a Hugging Face model's",
     )
+
     parser.add_argument(
         "--task",
         dest="tasks",
-        type=lambda text: text.split(","),
+        type=comma_separated(str, "tasks"),
         required=True,
         metavar="TASK[,TASK…]",
         help="names of tasks, glue or superglue",
     )
+
     parser.add_argument(
         "--data_dir",
         required=True,
         metavar="DIR|tfds",
         help="folder with CoLA/, RTE/, … as distributed, or tfds",
     )
+
     parser.add_argument(
         "--untrained",
         action="store_true",
@@ -96,6 +99,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def _add_protocol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", metavar="NAME", help="cramming, bert, mosaic or t5")
+
     parser.add_argument(
         "--set",
         action="append",
@@ -103,6 +107,7 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
         metavar="[TASK.]KEY=VALUE",
         help="change a setting, for all tasks or one",
     )
+
     parser.add_argument(
         "--grid",
         action="append",
@@ -110,6 +115,7 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=V1,V2,…",
         help="search a setting; the best point is reported",
     )
+
     parser.add_argument(
         "--seeds",
         dest="n_seeds",
@@ -117,12 +123,14 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="seeds 0 to N-1 (default: as many as the protocol has)",
     )
+
     parser.add_argument(
         "--together",
         type=at_least(1),
         metavar="N",
         help="seeds trained as one program (default: by device and task)",
     )
+
     parser.add_argument(
         "--hours", type=float, metavar="H", help="start no run after this many hours"
     )
@@ -132,6 +140,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=pathlib.Path, metavar="DIR", help="default: runs/finetune/CHECKPOINT-PROTOCOL"
     )
+
     parser.add_argument("--save", action="store_true", help="keep every finetuned model")
     parser.add_argument(
         "--submission",
@@ -139,6 +148,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="predict the test sets and zip them for the server",
     )
+
     parser.add_argument(
         "--compare", action="store_true", help="print published rows beside the results"
     )

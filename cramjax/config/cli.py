@@ -64,6 +64,19 @@ def from_flags(kind: type[T], args: argparse.Namespace, **values: Any) -> T:
     return kind(**{name: getattr(args, name) for name in names}, **values)
 
 
+def comma_separated(kind: Callable[[str], T], things: str) -> Callable[[str], tuple[T, ...]]:
+    """Returns an argparse `type` for values with commas between them, such as 0,0.3,0.6."""
+
+    def parse(text: str) -> tuple[T, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            message = f"{text}: must be {things} with commas between them"
+            raise argparse.ArgumentTypeError(message) from None
+
+    return parse
+
+
 def check_output(flag: str, path: pathlib.Path | None) -> None:
     """Make the folder of a file that `flag` asks for; that it cannot be written is said before the work, not after it.
 
