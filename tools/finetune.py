@@ -1,105 +1,105 @@
-"""`python -m tools.finetune`: finetune a checkpoint on GLUE or SuperGLUE and say what it scores."""
+"""`python -m tools.finetune`: finetune a checkpoint on GLUE or SuperGLUE and print its scores."""
 
 import argparse
 import pathlib
 import sys
 
-from cramjax.config.cli import at_least, make_parser, run_command
+from cramjax.config.cli import at_least, comma_separated, from_flags, make_parser, run_command
 from cramjax.console import announce
 
-EXAMPLE = """protocols (all settings stand in the results):
-  cramming   batch 16, 5 epochs, lr 4e-5, the same for every task, median of 5 seeds (encoders' default)
+EXAMPLE = """protocols (results carry all settings):
+  cramming   batch 16, 5 epochs, lr 4e-5, the same for every task, median of 5 seeds
+             (the default for encoders)
   bert       batch 32, 3 epochs, the best of four learning rates
   mosaic     settings by task; RTE, MRPC and STS-B start from the MNLI model
-  t5         text to text, Adafactor 1e-3, batch 128, the best epoch (T5s' default)
+  t5         text to text, Adafactor 1e-3, batch 128, the best epoch (the default for T5s)
 
 written to --out:
-  results.json, results.md   median, mean, std, min, max and all seeds of every metric, in percent; the settings
+  results.json, results.md   median, mean, std, min, max and all seeds of every metric, in percent;
+                             the settings
   predictions/<task>.tsv     of the seed with the median score
   submission.zip             with --submission: test sets in the form the server takes
   models/<task>/…            with --save
 
-example:
+examples:
   python -m tools.finetune --checkpoint runs/bert_1day --task glue --data_dir glue --out runs/glue
-  python -m tools.finetune --checkpoint runs/quickstart --task cola,rte --data_dir tfds --seeds 3 --set lr=1e-4 --set epochs=10
+  python -m tools.finetune --checkpoint runs/quickstart --task cola,rte --data_dir tfds \\
+      --seeds 3 --set lr=1e-4 --set epochs=10
 
 Run again with the same --out, it does only what is missing."""
 
 
 def _finetune(args: argparse.Namespace) -> int:
-    from cramjax.errors import UserError
-    from cramjax.finetuning.protocols import PROTOCOLS
+    from cramjax.finetuning.protocols import choose_protocol
 
-    if args.protocol:  # mistakes in settings are found before JAX starts
-        if args.protocol not in PROTOCOLS:
-            raise UserError(
-                f"--protocol {args.protocol}: unknown; there are {', '.join(PROTOCOLS)}"
-            )
-        PROTOCOLS[args.protocol].changed(args.set, args.grid)
+    # Mistakes in settings are found before JAX starts.
+    if args.protocol:
+        choose_protocol(args.protocol, False, args.set, args.grid)
     from cramjax import inference, start
-    from cramjax.finetuning import results, run
+    from cramjax.finetuning import request, results, run
 
     start.start()
-    tasks = args.task.split(",")
-    run.choose_tasks(tasks, args.data_dir)
+    request.choose_tasks(args.tasks, args.data_dir)
     model = inference.load(args.checkpoint, dequantize=True)
-    protocol = run.choose_protocol(args.protocol, model.is_t5, args.set, args.grid)
-    name = pathlib.Path(args.checkpoint).resolve().name + ("-untrained" if args.untrained else "")
-    request = run.Request(
-        checkpoint=str(args.checkpoint),
-        tasks=tasks,
-        data_dir=args.data_dir,
-        out=args.out or pathlib.Path("runs/finetune") / f"{name}-{protocol.name}",
-        protocol=protocol,
-        n_seeds=args.seeds or protocol.n_seeds,
-        hours=args.hours,
-        together=args.together,
-        untrained=args.untrained,
-        save=args.save,
-        submit=args.submission,
-        compare=args.compare,
-    )
-    work = run.Finetuning(request, model, announce)
-    found = work.run()
-    print(results.plain_table(results.table(work.suite, found, compare=args.compare)))
-    print(
-        f"{results.describe_seeds(found)}, protocol {protocol.name}; {request.out / 'results.md'}"
-    )
+    protocol = choose_protocol(args.protocol, model.is_t5, args.set, args.grid)
+    out = args.out or request.default_out(args.checkpoint, protocol, args.untrained)
+    n_seeds = args.n_seeds or protocol.n_seeds
+    wanted = from_flags(request.FinetuneRequest, args, protocol=protocol, out=out, n_seeds=n_seeds)
+
+    finetuning = run.Finetuning(wanted, model, announce)
+    scores = finetuning.run()
+    print(results.plain_table(results.table(finetuning.suite, scores, compare=args.compare)))
+    print(f"{results.describe_seeds(scores)}, protocol {protocol.name}; {out / 'results.md'}")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line `argv` (default: the process's own); returns the exit code."""
+    """Run the command line `argv` (default: the process's own) and return the exit code."""
     parser = make_parser(
         "tools.finetune",
         "Finetune a checkpoint on tasks of GLUE or SuperGLUE, several seeds of each.",
         EXAMPLE,
     )
+    _add_inputs(parser)
+    _add_protocol(parser)
+    _add_outputs(parser)
+    return run_command(_finetune, argv, parser)
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         required=True,
         metavar="WORKDIR|HF_DIR",
         help="a run's folder, or a Hugging Face model's",
     )
+
     parser.add_argument(
-        "--task", required=True, metavar="TASK[,TASK…]", help="names of tasks, glue or superglue"
+        "--task",
+        dest="tasks",
+        type=comma_separated(str, "tasks"),
+        required=True,
+        metavar="TASK[,TASK…]",
+        help="names of tasks, glue or superglue",
     )
+
     parser.add_argument(
         "--data_dir",
         required=True,
         metavar="DIR|tfds",
         help="folder with CoLA/, RTE/, … as distributed, or tfds",
     )
+
+    parser.add_argument(
+        "--untrained",
+        action="store_true",
+        help="fresh parameters in place of the checkpoint's: the control",
+    )
+
+
+def _add_protocol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", metavar="NAME", help="cramming, bert, mosaic or t5")
-    parser.add_argument(
-        "--seeds",
-        type=at_least(1),
-        metavar="N",
-        help="seeds 0 to N-1 (default: as many as the protocol has)",
-    )
-    parser.add_argument(
-        "--out", type=pathlib.Path, metavar="DIR", help="default: runs/finetune/CHECKPOINT-PROTOCOL"
-    )
+
     parser.add_argument(
         "--set",
         action="append",
@@ -107,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="[TASK.]KEY=VALUE",
         help="change a setting, for all tasks or one",
     )
+
     parser.add_argument(
         "--grid",
         action="append",
@@ -114,30 +115,43 @@ def main(argv: list[str] | None = None) -> int:
         metavar="KEY=V1,V2,…",
         help="search a setting; the best point is reported",
     )
+
     parser.add_argument(
-        "--hours", type=float, metavar="H", help="start no run after this many hours"
+        "--seeds",
+        dest="n_seeds",
+        type=at_least(1),
+        metavar="N",
+        help="seeds 0 to N-1 (default: as many as the protocol has)",
     )
+
     parser.add_argument(
         "--together",
         type=at_least(1),
         metavar="N",
         help="seeds trained as one program (default: by device and task)",
     )
+
     parser.add_argument(
-        "--untrained",
-        action="store_true",
-        help="fresh parameters in place of the checkpoint's: the control",
+        "--hours", type=float, metavar="H", help="start no run after this many hours"
     )
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=pathlib.Path, metavar="DIR", help="default: runs/finetune/CHECKPOINT-PROTOCOL"
+    )
+
     parser.add_argument("--save", action="store_true", help="keep every finetuned model")
     parser.add_argument(
         "--submission",
+        dest="submit",
         action="store_true",
         help="predict the test sets and zip them for the server",
     )
+
     parser.add_argument(
         "--compare", action="store_true", help="print published rows beside the results"
     )
-    return run_command(_finetune, argv, parser)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Pruning by magnitude, of single weights or of whole heads and feed-forward columns; pure functions on parameters.
+"""Pruning by magnitude, of single weights or of whole heads and feed-forward columns.
 
-The paper (Train Large, Then Compress, arXiv 2002.11794, section 4) prunes by magnitude, again and again with finetuning between; how much
-at a time, over what weights are compared, and what becomes of heads is not in the sources at hand and is ours.
+All functions are pure functions of the parameters. The paper (Train Large, Then Compress, arXiv
+2002.11794, section 4) prunes by magnitude, again and again with finetuning in between. How much at
+a time, which weights are compared, and what becomes of heads is not in the sources at hand; these
+choices are ours.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ SCOPES = ("global", "matrix")
 
 
 def check_share(share: float) -> float:
-    """`share` itself. Raises UserError where it is no share that leaves something."""
+    """Returns `share`. Raises UserError unless it is a share that leaves something."""
     if not 0 <= share < 1:
         raise UserError(
             f"--prune {share:g}: must be a share from 0 to below 1; at 1 nothing is left"
@@ -33,102 +35,118 @@ def check_share(share: float) -> float:
     return share
 
 
+def check_scope(scope: str) -> None:
+    """Raises UserError for an unknown scope."""
+    if scope not in SCOPES:
+        raise UserError(f"--scope {scope}: must be one of {', '.join(SCOPES)}")
+
+
 def prune(
     params: Params, paths: Mapping[str, Matrix], share: float, scope: str = "global"
 ) -> Params:
-    """`params` with the `share` of the smallest weights (by magnitude) of the tensors in `paths` at zero: exactly so many.
+    """Returns `params` with the smallest weights (by magnitude) of the tensors in `paths` at zero.
+
+    Exactly the `share` becomes zero.
 
     Args:
-        scope: "global" compares all weights, "matrix" those of one matrix (of one layer, of query, key or value) with each other.
+        scope: "global" compares all weights with each other, "matrix" those of one matrix (of one
+            layer; of query, key or value).
 
     Raises:
         UserError: for a share that leaves nothing, or an unknown scope.
     """
     check_share(share)
-    if scope not in SCOPES:
-        raise UserError(f"--scope {scope}: must be one of {', '.join(SCOPES)}")
+    check_scope(scope)
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
     chosen = sorted(path for path in paths if path in flat)
     if scope == "global":
-        sizes = [flat[path].size for path in chosen]
-        kept = _kept(np.concatenate([np.abs(flat[path]).ravel() for path in chosen]), share)
-        masks = {
-            path: part.reshape(flat[path].shape)
-            for path, part in zip(chosen, np.split(kept, np.cumsum(sizes)[:-1]), strict=True)
-        }
+        masks = _kept_of_all({path: np.abs(flat[path]) for path in chosen}, share)
     else:
         masks = {path: _kept_by_matrix(np.abs(flat[path]), paths[path], share) for path in chosen}
+
     for path, mask in masks.items():
         flat[path] = np.where(mask, flat[path], np.float32(0.0))
     return unflatten_dict({path: jnp.asarray(leaf) for path, leaf in flat.items()}, sep="/")
 
 
 def _kept(magnitudes: np.ndarray, share: float) -> np.ndarray:
-    """Which of [n] stay: bool [n]; of equal ones the later."""
+    """Returns bool [n], true where one of `magnitudes` [n] stays; of equal ones the later stays."""
+    n_zero = round(share * len(magnitudes))
     kept = np.ones(len(magnitudes), bool)
-    kept[np.argsort(magnitudes, kind="stable")[: round(share * len(magnitudes))]] = False
+    kept[np.argsort(magnitudes, kind="stable")[:n_zero]] = False
     return kept
 
 
+def _kept_of_all(magnitudes: Mapping[str, np.ndarray], share: float) -> dict[str, np.ndarray]:
+    """Returns masks by path after all weights are compared with each other."""
+    kept = _kept(np.concatenate([leaf.ravel() for leaf in magnitudes.values()]), share)
+    masks = {}
+    start = 0
+    for path, leaf in magnitudes.items():
+        masks[path] = kept[start : start + leaf.size].reshape(leaf.shape)
+        start += leaf.size
+    return masks
+
+
 def _kept_by_matrix(magnitudes: np.ndarray, matrix: Matrix, share: float) -> np.ndarray:
-    kept = np.stack(
-        [_kept(one.ravel(), share).reshape(one.shape) for one in fold(magnitudes, matrix)]
-    )
-    return unfold(kept, matrix, magnitudes.shape)
+    """Returns the mask of a tensor after the weights of each of its matrices are compared."""
+    masks = []
+    for one in fold(magnitudes, matrix):
+        masks.append(_kept(one.ravel(), share).reshape(one.shape))
+    return unfold(np.stack(masks), matrix, magnitudes.shape)
 
 
 def keep_zeros(params: Params, paths: Mapping[str, Matrix]) -> Params:
-    """`params` with no gradient where a weight in `paths` is zero: what is pruned stays so under every elementwise optimizer."""
+    """Returns `params` with no gradient at the zeros of the tensors in `paths`.
 
-    def held(path, leaf):
-        return (
-            jnp.where(jax.lax.stop_gradient(leaf) != 0, leaf, jnp.zeros((), leaf.dtype))
-            if path in paths
-            else leaf
-        )
-
+    A pruned weight thus stays zero under every elementwise optimizer.
+    """
     flat = flatten_dict(params, sep="/")
-    return unflatten_dict({path: held(path, leaf) for path, leaf in flat.items()}, sep="/")
+    for path in paths:
+        if path in flat:
+            leaf = flat[path]
+            is_kept = jax.lax.stop_gradient(leaf) != 0
+            flat[path] = jnp.where(is_kept, leaf, jnp.zeros((), leaf.dtype))
+    return unflatten_dict(flat, sep="/")
 
 
 def n_left(n: int, share: float) -> int:
-    """Of `n` heads or columns what is left after pruning a `share`: one at least."""
+    """Returns how many of `n` heads or columns are left after pruning a `share`, at least one."""
     return max(1, round((1 - check_share(share)) * n))
 
 
 def shrink(cfg: Any, params: Params, axes: Any, *, n_heads: int, d_ff: int) -> tuple[Any, Params]:
-    """A network of the heads and of the feed-forward columns that weigh most, in each layer as many: smaller tensors.
+    """Returns a smaller network with the heads and feed-forward columns that weigh most.
 
-    What a head or a column weighs is the norm of all weights that belong to it. The heads of a T5's self-attention share biases over
-    the layers, so they are the same ones in a stack.
+    Each layer keeps equally many. The weight of a head or a column is the norm of all parameters
+    that belong to it. The heads of a T5's self-attention share biases over the layers, so a stack
+    keeps the same heads in all its layers.
 
     Args:
-        cfg: of an encoder or a T5. params, axes: trees of the network, with a classifier or without. n_heads, d_ff: what stays.
+        cfg: configuration of an encoder or a T5.
+        params: parameters, with a classifier or without.
+        axes: axis names of the parameters.
+        n_heads: heads that stay in a layer.
+        d_ff: feed-forward columns that stay in a layer.
 
     Returns:
         The configuration and the parameters.
     """
-    names, flat = flatten_dict(axes, sep="/"), dict(flatten_dict(params, sep="/"))
+    names = flatten_dict(axes, sep="/")
+    flat = dict(flatten_dict(params, sep="/"))
     for axis, n_kept in ((ax.HEADS, n_heads), (ax.MLP, d_ff)):
         for module, paths in _modules(names, axis).items():
-            tied = [
-                path
-                for path in names
-                if path.startswith(module.partition("/layers/")[0]) and ax.BUCKET in names[path]
-            ]
-            tied = tied if axis == ax.HEADS and not module.endswith("cross_attention") else []
-            keep = _heaviest(
-                [(np.asarray(flat[path]), names[path]) for path in paths],
-                axis,
-                n_kept,
-                alike=bool(tied),
-            )
+            shared = _shared_biases(names, module) if axis == ax.HEADS else []
+            leaves = [(np.asarray(flat[path]), names[path]) for path in paths]
+            keep = _heaviest(leaves, axis, n_kept, alike=bool(shared))
+
             for path in paths:
-                flat[path] = _taken(jnp.asarray(flat[path]), names[path].index(axis), keep)
-            for path in tied:
-                flat[path] = jnp.take(
-                    jnp.asarray(flat[path]), keep[0], axis=names[path].index(axis)
-                )
+                leaf = jnp.asarray(flat[path])
+                flat[path] = _take_by_layer(leaf, names[path].index(axis), keep)
+            for path in shared:
+                leaf = jnp.asarray(flat[path])
+                flat[path] = jnp.take(leaf, keep[0], axis=names[path].index(axis))
+
     fields = {"n_heads": n_heads, "d_ff": d_ff}
     if hasattr(cfg, "pruned_heads"):
         fields["pruned_heads"] = cfg.pruned_heads + cfg.n_heads - n_heads
@@ -136,30 +154,47 @@ def shrink(cfg: Any, params: Params, axes: Any, *, n_heads: int, d_ff: int) -> t
 
 
 def _modules(names: Mapping[str, ax.Axes], axis: str) -> dict[str, list[str]]:
-    """Attentions or feed-forwards of a stack of layers → their parameters that have `axis`."""
+    """Returns attentions or feed-forwards of a stack → paths of their parameters with `axis`."""
     modules: dict[str, list[str]] = {}
-    for path, own in names.items():
-        if own[:1] == (ax.LAYER,) and axis in own:
+    for path, path_axes in names.items():
+        if path_axes[:1] == (ax.LAYER,) and axis in path_axes:
             stack, _, rest = path.partition("/layers/")
-            modules.setdefault(f"{stack}/layers/{rest.partition('/')[0]}", []).append(path)
+            module = f"{stack}/layers/{rest.partition('/')[0]}"
+            modules.setdefault(module, []).append(path)
     return modules
+
+
+def _shared_biases(names: Mapping[str, ax.Axes], module: str) -> list[str]:
+    """Returns paths of the position biases that the heads of `module` share over the layers."""
+    if module.endswith("cross_attention"):
+        return []
+    stack = module.partition("/layers/")[0]
+    return [path for path in names if path.startswith(stack) and ax.BUCKET in names[path]]
 
 
 def _heaviest(
     leaves: list[tuple[np.ndarray, ax.Axes]], axis: str, n: int, *, alike: bool
 ) -> np.ndarray:
-    """int [layers, n]: along `axis` the indices with the largest norms, in order; the same in all layers if `alike`."""
-    total = 0.0
-    for leaf, own in leaves:
-        others = tuple(i for i in range(1, leaf.ndim) if i != own.index(axis))
-        total = total + np.square(leaf.astype(np.float64)).sum(axis=others)  # [layers, size]
-    weights = np.broadcast_to(total.sum(axis=0), total.shape) if alike else total
+    """Returns int [layers, n]: the indices along `axis` with the largest norms, in order.
+
+    Args:
+        leaves: parameters and their axis names; axis 0 is the layer.
+        alike: chooses the same indices in all layers.
+    """
+    weights: Any = 0.0
+    for leaf, leaf_axes in leaves:
+        others = tuple(i for i in range(1, leaf.ndim) if i != leaf_axes.index(axis))
+        weights = weights + np.square(leaf.astype(np.float64)).sum(axis=others)  # [layers, size]
+
+    if alike:
+        weights = np.broadcast_to(weights.sum(axis=0), weights.shape)
     chosen = np.argsort(-weights, axis=1, kind="stable")[:, :n]
     return np.sort(chosen, axis=1)
 
 
-def _taken(leaf: jax.Array, axis: int, keep: np.ndarray) -> jax.Array:
-    """Of each layer (axis 0) what `keep` [layers, n] says along `axis`."""
+def _take_by_layer(leaf: jax.Array, axis: int, keep: np.ndarray) -> jax.Array:
+    """Returns the entries `keep` [layers, n] along `axis`; each layer (axis 0) has its own."""
+    # [layers, n] → [layers, 1, …, n, …, 1]
     shape = [1] * leaf.ndim
     shape[0], shape[axis] = keep.shape
     return jnp.take_along_axis(leaf, jnp.asarray(keep).reshape(shape), axis=axis)

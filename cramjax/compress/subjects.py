@@ -1,12 +1,16 @@
-"""What a compressed model is judged by: a task it is finetuned for, or held-out text where there is none."""
+"""Subjects: they train and judge compressed models.
+
+A subject is a task that the model is finetuned for, or the held-out text of the model's run.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -15,12 +19,15 @@ import numpy as np
 from cramjax.compress.learner import Compressed
 from cramjax.compress.quantize import Quantizer
 from cramjax.config import stored
+from cramjax.console import Announce
 from cramjax.data import loader as loaders
 from cramjax.data.dataset import TokenDataset
 from cramjax.errors import UserError
 from cramjax.finetuning import learning, results, training
+from cramjax.finetuning.feed import Arrays, Feed
 from cramjax.finetuning.protocols import Settings
 from cramjax.finetuning.run import StepReport
+from cramjax.finetuning.saved import pretrained_params
 from cramjax.glue.tasks import Task
 from cramjax.inference import LoadedModel
 from cramjax.training import session
@@ -29,12 +36,19 @@ from cramjax.training.evaluate import Evaluator
 LATENCY_BATCHES = {"batch_1": 1, "batch_32": 32}
 """Name in pareto.json → examples at a time."""
 
-_WARMUP, _REPETITIONS = 3, 40
+_N_WARMUP = 3
+_N_REPETITIONS = 40
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-    """`value` of the `metric`; `loss`: mean over the evaluation split in nats (of a regression its squared error), None for a T5."""
+    """The quality of a network.
+
+    Attributes:
+        value: value of `metric`.
+        loss: mean over the evaluation split, in nats, or squared error for a regression. None for
+            a finetuned T5.
+    """
 
     metric: str
     value: float
@@ -42,30 +56,42 @@ class Score:
 
 
 class Subject(Protocol):
-    """Trains and scores a network whose configuration and parameters are given; `max_length`: tokens of a text."""
+    """Trains and scores networks, given by configuration and parameters.
+
+    Attributes:
+        max_length: tokens of a text.
+    """
 
     max_length: int
 
     def start(self, seed: int) -> Any:
-        """The parameters before any compression."""
+        """Returns the parameters before any compression."""
+        ...
 
     def axes(self, config: Any) -> Any:
-        """Axis names of the parameters."""
+        """Returns the axis names of the parameters."""
+        ...
 
     def recover(
         self, config: Any, params: Any, seed: int, epochs: int, quantizer: Quantizer | None
     ) -> Any:
-        """Parameters after finetuning on, zeros where they were."""
+        """Returns parameters after more finetuning; zeros stay zeros.
+
+        With a `quantizer` the loss sees quantised weights.
+        """
+        ...
 
     def score(self, config: Any, params: Any) -> Score:
-        """How good it is."""
+        """Returns the quality of a network."""
+        ...
 
     def latency(self, config: Any, params: Any) -> dict[str, dict[str, float]]:
-        """Milliseconds for `LATENCY_BATCHES`: p50 and p99."""
+        """Returns milliseconds for each of `LATENCY_BATCHES`: p50_ms and p99_ms."""
+        ...
 
 
 class TaskSubject:
-    """A task of GLUE or SuperGLUE."""
+    """Judges by a task of GLUE or SuperGLUE, and finetunes for it."""
 
     def __init__(
         self,
@@ -73,22 +99,32 @@ class TaskSubject:
         task: Task,
         splits: learning.Splits,
         settings: Settings,
-        announce: Callable[[str], None],
+        announce: Announce,
     ):
-        """`model` is finetuned for `task` by `settings`, or is to be; `announce` is told how far training is.
+        """Takes a model that is finetuned for `task`, or is to be.
+
+        Args:
+            settings: of finetuning.
+            announce: receives the progress of training.
 
         Raises:
-            UserError: for an optimizer that moves what has no gradient.
+            UserError: for an optimizer that moves weights without a gradient.
         """
         if settings.optimizer == "muon":
             raise UserError(
-                "finetuning setting optimizer=muon: moves weights that are pruned; take adamw, adafactor, lamb or lion"
+                "finetuning setting optimizer=muon: moves weights that are pruned; take adamw, "
+                "adafactor, lamb or lion"
             )
-        self.model, self.task, self.splits, self.settings = model, task, dict(splits), settings
-        self.max_length, self._announce = settings.max_length, announce
-        self._opened: dict[Any, tuple[Any, Any]] = {}
+        self.model = model
+        self.task = task
+        self.splits = dict(splits)
+        self.settings = settings
+        self.max_length = settings.max_length
+        self._announce = announce
+        self._opened: dict[Any, tuple[Feed, Any]] = {}
 
-    def _open(self, config: Any) -> tuple[Any, Any]:
+    def _open(self, config: Any) -> tuple[Feed, Any]:
+        """Returns the feed and the learner of a network; equal networks share them."""
         if config not in self._opened:
             model = dataclasses.replace(self.model, config=config)
             self._opened[config] = learning.open_task(
@@ -97,137 +133,147 @@ class TaskSubject:
         return self._opened[config]
 
     def _train(self, config: Any, learner: Any, params: Any, settings: Settings, seed: int) -> Any:
-        feed = self._open(config)[0]
-        dynamic_scale = self.model.precision.matmul_dtype == np.float16
+        """Returns the parameters after training with the last epoch's."""
+        feed, _ = self._open(config)
         return training.train(
             feed,
             learner,
-            settings,
+            dataclasses.replace(settings, select="last"),
             params,
             [seed],
-            dynamic_scale=dynamic_scale,
+            dynamic_scale=self.model.precision.matmul_dtype == np.float16,
             report=StepReport(self.task.folder, settings.batch_size, self._announce),
             compiling=lambda: self._announce(f"  {self.task.folder}: compiling…"),
         ).params
 
     def start(self, seed: int) -> Any:
-        """The finetuned parameters; of a model that is not finetuned those after finetuning by `seed`."""
+        """Returns the finetuned parameters; a model that is not finetuned is finetuned first."""
         if self.model.finetuned:
             return self.model.params
-        extra = {name: self.model.extra[name] for name in ("pooler",) if name in self.model.extra}
-        learner = self._open(self.model.config)[1]
-        settings = dataclasses.replace(self.settings, select="last")
-        return self._train(self.model.config, learner, self.model.params | extra, settings, seed)
+        config = self.model.config
+        _, learner = self._open(config)
+        return self._train(config, learner, pretrained_params(self.model), self.settings, seed)
 
     def axes(self, config: Any) -> Any:
-        """As of `Subject`."""
-        return self._open(config)[1].axes
+        """Returns the axis names of the parameters."""
+        _, learner = self._open(config)
+        return learner.axes
 
     def recover(
         self, config: Any, params: Any, seed: int, epochs: int, quantizer: Quantizer | None
     ) -> Any:
-        """As of `Subject`; the learning rate starts anew."""
-        settings = dataclasses.replace(self.settings, epochs=epochs, max_steps=None, select="last")
-        return self._train(
-            config, Compressed(self._open(config)[1], quantizer), params, settings, seed
-        )
+        """Returns parameters after `epochs` of finetuning; the learning rate starts anew."""
+        _, learner = self._open(config)
+        settings = dataclasses.replace(self.settings, epochs=epochs, max_steps=None)
+        return self._train(config, Compressed(learner, quantizer), params, settings, seed)
 
     def score(self, config: Any, params: Any) -> Score:
-        """The task's headline in percent."""
+        """Returns the task's headline in percent."""
         feed, learner = self._open(config)
-        found, _ = learning.score(self.task, self.splits, feed, learner, params)
+        metrics, _ = learning.score(self.task, self.splits, feed, learner, params)
+        loss = None
+        if not self.model.is_t5:
+            loss = _mean_loss(learner, params, feed.eval_batches(self.task.splits[0]))
         return Score(
             metric="+".join(self.task.headline),
-            value=results.headline(self.task, found),
-            loss=None
-            if self.model.is_t5
-            else _mean_loss(learner, params, feed.eval_batches(self.task.splits[0])),
+            value=results.headline(self.task, metrics),
+            loss=loss,
         )
 
     def latency(self, config: Any, params: Any) -> dict[str, dict[str, float]]:
-        """Of the first training examples, tokenised and packed before."""
+        """Returns milliseconds for the first training examples, which are tokenised before."""
         feed, learner = self._open(config)
         predict = training.predictor(learner)
-        found = {}
-        for name, n in LATENCY_BATCHES.items():
-            plan = feed.plan(range(min(n, feed.n_train)))
-            batch = jax.device_put(feed.arrays(plan, plan.need, n))
-            found[name] = measure(lambda batch=batch: predict(params, batch))
-        return found
+        times = {}
+        for name, n_examples in LATENCY_BATCHES.items():
+            plan = feed.plan(range(min(n_examples, feed.n_train)))
+            batch = jax.device_put(feed.arrays(plan, plan.need, n_examples))
+            times[name] = measure(functools.partial(predict, params, batch))
+        return times
 
 
-def _mean_loss(learner: Any, params: Any, batches: Any) -> float:
-    total = weight = 0.0
+def _mean_loss(learner: Any, params: Any, batches: Sequence[Arrays]) -> float:
+    """Returns the mean loss of a `Classification` over the examples of `batches`."""
+    total = 0.0
+    weight = 0.0
     for batch, scores in zip(batches, training.predict(learner, params, batches), strict=True):
+        # scores: [examples, outputs]
         shifted = scores - scores.max(axis=1, keepdims=True)
-        logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-        nats = -np.take_along_axis(logs, batch["labels"][:, None], axis=1)[:, 0]
-        errors = np.square(scores[:, 0] - batch["targets"])
-        total += float(np.sum(np.where(batch["regression"] > 0, errors, nats) * batch["weights"]))
+        log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        nats = -np.take_along_axis(log_probabilities, batch["labels"][:, None], axis=1)[:, 0]
+        squared_errors = np.square(scores[:, 0] - batch["targets"])
+
+        losses = np.where(batch["regression"] > 0, squared_errors, nats)
+        total += float(np.sum(losses * batch["weights"]))
         weight += float(batch["weights"].sum())
     return total / weight
 
 
 class TextSubject:
-    """The held-out text of the run a model comes from; nothing is trained."""
+    """Judges by the held-out text of the run a model comes from. Nothing is trained."""
 
     def __init__(self, model: LoadedModel, workdir: pathlib.Path):
-        """Raises UserError where the text of the run in `workdir` is not there any more."""
+        """Opens the run in `workdir`.
+
+        Raises:
+            UserError: if the text of the run is missing.
+        """
         self.model = model
         content = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-        self._config = stored.read(content)
-        self.max_length = self._config.data.seq_len
-        self._dataset = TokenDataset.open(
-            json.loads((workdir / "environment.json").read_text(encoding="utf-8"))["dataset"]
-        )
+        config = stored.read(content)
+        environment = json.loads((workdir / "environment.json").read_text(encoding="utf-8"))
+        dataset = TokenDataset.open(environment["dataset"])
+        self.max_length = config.data.seq_len
+
         # Nothing is trained, so no microbatch is looked for.
-        self._made = session.session_on(self._config, self._dataset, jax.devices())
+        self._session = session.session_on(config, dataset, jax.devices())
         self._batches = loaders.heldout_batches(
-            self._dataset,
-            seq_len=self._made.task.eval_row_tokens,
-            batch_size=self._config.eval.batch_size,
-            n_batches=self._config.eval.batches,
-            cls_token=self._config.data.cls_token,
+            dataset,
+            seq_len=self._session.task.eval_row_tokens,
+            batch_size=config.eval.batch_size,
+            n_batches=config.eval.batches,
+            cls_token=config.data.cls_token,
         )
-        self._evaluate = Evaluator(self._made.task, self._made.mesh, self._batches)
-        self._program = jax.jit(self._made.task.evaluate)
+        self._evaluate = Evaluator(self._session.task, self._session.mesh, self._batches)
+        self._program = jax.jit(self._session.task.evaluate)
 
     def start(self, seed: int) -> Any:
-        """The run's parameters."""
+        """Returns the run's parameters."""
         return self.model.params
 
     def axes(self, config: Any) -> Any:
-        """As of `Subject`."""
-        return self._made.task.axes
+        """Returns the axis names of the parameters."""
+        return self._session.task.axes
 
     def recover(
         self, config: Any, params: Any, seed: int, epochs: int, quantizer: Quantizer | None
     ) -> Any:
-        """`params` themselves: there is nothing to learn from."""
+        """Returns `params` themselves, because there is nothing to learn from."""
         return params
 
     def score(self, config: Any, params: Any) -> Score:
-        """Held-out loss in nats a predicted token, as the run's summary has it."""
+        """Returns the held-out loss in nats for each predicted token, as in the run's summary."""
         loss = self._evaluate(jax.device_put(params)).loss
         return Score(metric="heldout_loss", value=loss, loss=loss)
 
     def latency(self, config: Any, params: Any) -> dict[str, dict[str, float]]:
-        """Of scoring held-out sequences."""
-        found = {}
+        """Returns milliseconds for scoring held-out sequences."""
         tokens, weights = self._batches[0]
-        for name, n in LATENCY_BATCHES.items():
-            rows = np.arange(n, dtype=np.int32) % len(tokens)
+        times = {}
+        for name, n_rows in LATENCY_BATCHES.items():
+            rows = np.arange(n_rows, dtype=np.int32) % len(tokens)
             batch = jax.device_put((tokens[rows], rows, weights[rows]))
-            found[name] = measure(lambda batch=batch: self._program(params, *batch)["loss"])
-        return found
+            times[name] = measure(functools.partial(self._program, params, *batch))
+        return times
 
 
-def measure(call: Callable[[], jax.Array]) -> dict[str, float]:
-    """Milliseconds of `call`, median and 99th percentile, after it has been compiled."""
-    for _ in range(_WARMUP):
+def measure(call: Callable[[], Any]) -> dict[str, float]:
+    """Returns milliseconds of `call`, median and 99th percentile, after it has been compiled."""
+    for _ in range(_N_WARMUP):
         jax.block_until_ready(call())
+
     times = []
-    for _ in range(_REPETITIONS):
+    for _ in range(_N_REPETITIONS):
         start = time.perf_counter()
         jax.block_until_ready(call())
         times.append(1e3 * (time.perf_counter() - start))
@@ -238,5 +284,5 @@ def measure(call: Callable[[], jax.Array]) -> dict[str, float]:
 
 
 def settings_of(finetuned: Mapping[str, Any]) -> Settings:
-    """The settings a finetuned model was made with."""
+    """Returns the settings a finetuned model was made with."""
     return Settings(**finetuned["settings"])

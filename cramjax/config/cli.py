@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import difflib
 import logging
 import os
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from cramjax import stop
 from cramjax.errors import RunFailed, UserError
+
+T = TypeVar("T")
 
 
 def make_parser(module: str, purpose: str, example: str) -> argparse.ArgumentParser:
@@ -50,6 +54,25 @@ def at_least(least: int) -> Callable[[str], int]:
         if number < least:
             raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
         return number
+
+    return parse
+
+
+def from_flags(kind: type[T], args: argparse.Namespace, **values: Any) -> T:
+    """Returns a dataclass whose fields are the flags of the same names, and `values`."""
+    names = {field.name for field in dataclasses.fields(kind)} - values.keys()
+    return kind(**{name: getattr(args, name) for name in names}, **values)
+
+
+def comma_separated(kind: Callable[[str], T], things: str) -> Callable[[str], tuple[T, ...]]:
+    """Returns an argparse `type` for values with commas between them, such as 0,0.3,0.6."""
+
+    def parse(text: str) -> tuple[T, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            message = f"{text}: must be {things} with commas between them"
+            raise argparse.ArgumentTypeError(message) from None
 
     return parse
 

@@ -1,12 +1,12 @@
-"""From rows of a task to arrays of batches and back to predictions, for an encoder.
+"""Turns rows of a task into batches of arrays, and outputs into predictions, for an encoder.
 
-Training and evaluation see a `Feed`: `t5_feed.py` has the one of a T5.
+Training and evaluation use the `Feed` protocol. `t5_feed.py` has the feed of a T5.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,14 +19,20 @@ from cramjax.finetuning.protocols import Settings
 from cramjax.glue import inputs
 from cramjax.glue.tasks import Row, Task
 
-# Tokens of a batch of evaluation.
 EVAL_TOKENS = 4096
+"""Tokens in a batch of evaluation."""
+
 Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Examples of a microbatch, the shape they need at least, and what `arrays` wants to know again."""
+class MicrobatchPlan:
+    """Examples of a microbatch and the shape they need.
+
+    Attributes:
+        need: the smallest shape that holds the examples, in the feed's own terms.
+        places: (row, offset) of each sequence, for a feed that packs.
+    """
 
     examples: Sequence[int]
     need: tuple[int, ...]
@@ -34,170 +40,209 @@ class Plan:
 
 
 class Feed(Protocol):
-    """The examples of a task, tokenised. Shapes: `plan` says what a microbatch needs, `arrays` makes it at least that large."""
+    """The tokenised examples of a task, as batches.
+
+    `plan` says which shape a microbatch needs, and `arrays` builds it at least that large, so that
+    several microbatches can share a shape.
+
+    Attributes:
+        n_train: number of training examples.
+        n_illegal: split → predictions that were no answer; empty if outputs always are.
+    """
 
     n_train: int
+    n_illegal: dict[str, int]
 
-    def plan(self, examples: Sequence[int]) -> Plan:
-        """What the training `examples` (numbers below `n_train`) need."""
+    def plan(self, examples: Sequence[int]) -> MicrobatchPlan:
+        """Returns what the training `examples` (numbers below `n_train`) need."""
+        ...
 
-    def arrays(self, plan: Plan, need: tuple[int, ...], size: int) -> Arrays:
-        """The batch of a plan, filled up to `size` examples with some of weight 0."""
+    def arrays(self, plan: MicrobatchPlan, need: tuple[int, ...], size: int) -> Arrays:
+        """Returns the batch of a plan, filled up to `size` examples with some of weight 0."""
+        ...
 
     def eval_batches(self, split: str) -> list[Arrays]:
-        """All examples of a split."""
+        """Returns all examples of a split as batches."""
+        ...
 
     def predictions(self, split: str, outputs: Sequence[np.ndarray]) -> list[Any]:
-        """A prediction for each row of the split, from what the model made of its batches."""
+        """Returns a prediction for each row of the split, from the outputs for its batches."""
+        ...
 
 
 class EncoderFeed:
-    """Pairs of texts packed side by side."""
+    """Feeds an encoder with texts and pairs of texts, packed side by side."""
 
     def __init__(
         self,
         task: Task,
-        splits: dict[str, list[Row]],
+        splits: Mapping[str, list[Row]],
         tokenizer: tokenizers.Tokenizer,
         pad_id: int,
         settings: Settings,
         max_positions: int | None,
     ):
-        """`splits`: rows by split, "train" among them unless nothing is trained; `max_positions`: what the model can tell apart."""
-        self._task, self._pad_id, self._rows = task, pad_id, splits
+        """Tokenises all examples.
+
+        Args:
+            splits: rows by split, with "train" among them if the task is to be trained.
+            max_positions: positions of the model; None means no limit.
+        """
+        self._task = task
+        self._pad_id = pad_id
+        self._rows = splits
         limit = min(settings.max_length, max_positions or settings.max_length)
         self._tokenizer = truncating(tokenizer, limit)
         self._as_pair = settings.single_as_pair
+        self.n_choices = 2 if task.kind == "choice" else 1
+        self.n_illegal: dict[str, int] = {}
+
         self._samples: dict[str, list[inputs.Sample]] = {}
         self._sequences: dict[str, list[packing.Encoded]] = {}
-        self._layouts: dict[str, list[Plan]] = {}
+        self._layouts: dict[str, list[MicrobatchPlan]] = {}
         for split, rows in splits.items():
-            self._samples[split] = [sample for row in rows for sample in inputs.samples(task, row)]
-            pairs = [pair for sample in self._samples[split] for pair in sample.pairs]
-            self._sequences[split] = self._encode(pairs)
+            self._samples[split] = []
+            for row in rows:
+                self._samples[split].extend(inputs.samples(task, row))
+            self._sequences[split] = self._encode(self._samples[split])
+
         self.n_train = len(self._samples.get("train", ()))
-        longest = max(
-            len(sequence.ids) for sequences in self._sequences.values() for sequence in sequences
-        )
+        longest = max(max(self._lengths(split), default=0) for split in splits)
         self._length = packing.row_length(longest)
-        self.n_choices = 2 if task.kind == "choice" else 1
 
-    def _encode(self, pairs: Sequence[tuple[str, str | None]]) -> list[packing.Encoded]:
-        texts = [(a, b) if b is not None else ((a, "") if self._as_pair else a) for a, b in pairs]
-        encodings = self._tokenizer.encode_batch(texts)
-        return [
-            packing.Encoded(
-                ids=np.asarray(found.ids, np.int32), types=np.asarray(found.type_ids, np.int32)
-            )
-            for found in encodings
-        ]
+    def _encode(self, samples: Sequence[inputs.Sample]) -> list[packing.Encoded]:
+        """Returns the tokens of all texts of `samples`, choices side by side."""
+        texts: list[Any] = []
+        for sample in samples:
+            for first, second in sample.pairs:
+                if second is not None:
+                    texts.append((first, second))
+                elif self._as_pair:
+                    texts.append((first, ""))
+                else:
+                    texts.append(first)
 
-    def sequences(self, split: str) -> list[packing.Encoded]:
-        """Returns the encoded sequences of a split in order, the choices of an example in a row."""
-        return self._sequences[split]
+        sequences = []
+        for encoding in self._tokenizer.encode_batch(texts):
+            ids = np.asarray(encoding.ids, np.int32)
+            token_types = np.asarray(encoding.type_ids, np.int32)
+            sequences.append(packing.Encoded(ids=ids, types=token_types))
+        return sequences
 
-    def _of(self, split: str, examples: Sequence[int]) -> list[packing.Encoded]:
-        """Sequences of examples, choices side by side."""
-        k = self.n_choices
-        return [
-            self._sequences[split][example * k + choice]
-            for example in examples
-            for choice in range(k)
-        ]
+    def _lengths(self, split: str) -> list[int]:
+        return [len(sequence.ids) for sequence in self._sequences[split]]
 
-    def plan(self, examples: Sequence[int]) -> Plan:
-        """Rows the sequences need."""
-        places = packing.place(
-            [len(sequence.ids) for sequence in self._of("train", examples)], self._length
-        )
-        return Plan(
-            examples=examples, need=(packing.row_count(packing.n_rows(places)),), places=places
-        )
+    def _sequences_of(self, split: str, examples: Sequence[int]) -> list[packing.Encoded]:
+        """Returns the sequences of `examples`, choices side by side."""
+        sequences = []
+        for example in examples:
+            start = example * self.n_choices
+            sequences.extend(self._sequences[split][start : start + self.n_choices])
+        return sequences
 
-    def arrays(self, plan: Plan, need: tuple[int, ...], size: int) -> Arrays:
-        """As `classification.Classification` wants a batch."""
+    def _place(self, split: str, examples: Sequence[int]) -> list[tuple[int, int]]:
+        """Returns (row, offset) of each sequence of `examples`."""
+        lengths = [len(sequence.ids) for sequence in self._sequences_of(split, examples)]
+        return packing.place(lengths, self._length)
+
+    def plan(self, examples: Sequence[int]) -> MicrobatchPlan:
+        """Returns the number of rows that the sequences need."""
+        places = self._place("train", examples)
+        n_rows = packing.row_count(packing.n_rows(places))
+        return MicrobatchPlan(examples=examples, need=(n_rows,), places=places)
+
+    def arrays(self, plan: MicrobatchPlan, need: tuple[int, ...], size: int) -> Arrays:
+        """Returns a batch as `classification.Classification` describes it."""
         return self._arrays("train", plan, need, size)
 
-    def _arrays(self, split: str, plan: Plan, need: tuple[int, ...], size: int) -> Arrays:
-        batch = packing.pack(
-            self._of(split, plan.examples), plan.places, need[0], self._length, self._pad_id
-        )
-        missing = (size - len(plan.examples)) * self.n_choices
-        batch["first"] = np.pad(batch["first"], (0, missing))
+    def _arrays(self, split: str, plan: MicrobatchPlan, need: tuple[int, ...], size: int) -> Arrays:
+        sequences = self._sequences_of(split, plan.examples)
+        batch = packing.pack(sequences, plan.places, need[0], self._length, self._pad_id)
+        # Missing examples read row 0 and have weight 0.
+        n_missing = (size - len(plan.examples)) * self.n_choices
+        batch["first"] = np.pad(batch["first"], (0, n_missing))
+
         labels = [self._samples[split][example].label for example in plan.examples]
         values = np.zeros(size, np.float32)
         values[: len(labels)] = [0 if label is None else label for label in labels]
-        regression = self._task.kind == "regression"
-        n_classes = len(self._task.labels) if self._task.kind == "choice" else self._task.n_classes
+
+        is_regression = self._task.kind == "regression"
+        if is_regression:
+            classes = np.zeros(size, np.int32)
+        else:
+            classes = values.astype(np.int32)
         return batch | {
-            "labels": np.zeros(size, np.int32) if regression else values.astype(np.int32),
+            "labels": classes,
             "targets": values,
             "weights": (np.arange(size) < len(labels)).astype(np.float32),
-            "classes": np.arange(N_OUTPUTS) < n_classes,
-            "regression": np.float32(regression),
+            "classes": np.arange(N_OUTPUTS) < self._n_outputs(),
+            "regression": np.float32(is_regression),
         }
 
+    def _n_outputs(self) -> int:
+        """Returns how many outputs of the head the task uses; choices are scored side by side."""
+        if self._task.kind == "choice" and self._task.labels:
+            return len(self._task.labels)
+        return self._task.n_classes
+
     def eval_batches(self, split: str) -> list[Arrays]:
-        """Packed batches of one shape; the last one has fewer examples and as many rows."""
+        """Returns packed batches of one shape; the last one has fewer examples and as many rows."""
+        if split not in self._layouts:
+            self._layouts[split] = self._lay_out(split)
         return [
-            self._arrays(split, plan, plan.need, self._eval_size())
-            for plan in self._layouts.setdefault(split, self._lay_out(split))
+            self._arrays(split, plan, plan.need, self._eval_size()) for plan in self._layouts[split]
         ]
 
     def _eval_size(self) -> int:
-        """Examples a batch of evaluation holds at most; a function of the row length alone, so that tasks share a program."""
+        """Returns the upper limit on examples in a batch of evaluation.
+
+        It depends on the number of choices alone, so that tasks share a program.
+        """
         return EVAL_TOKENS // packing.MIN_SHARE // 4 // self.n_choices
 
-    def _lay_out(self, split: str) -> list[Plan]:
-        """Examples by length into batches that are full in rows or in examples."""
-        rows, size = max(1, EVAL_TOKENS // self._length), self._eval_size()
-        k = self.n_choices
-        lengths = [len(sequence.ids) for sequence in self._sequences[split]]
-        order = sorted(
-            range(len(lengths) // k),
-            key=lambda example: -max(lengths[example * k : example * k + k]),
-        )
-        plans, start = [], 0
+    def _lay_out(self, split: str) -> list[MicrobatchPlan]:
+        """Returns batches of examples by length, each full in rows or in examples."""
+        n_rows = max(1, EVAL_TOKENS // self._length)
+        lengths = np.asarray(self._lengths(split), int).reshape(-1, self.n_choices)
+        shares = np.maximum(lengths, packing.MIN_SHARE).sum(axis=1)  # [examples]
+        # The longest first; a stable sort keeps the order of the file among equals.
+        order = np.argsort(-lengths.max(axis=1, initial=0), kind="stable").tolist()
+
+        plans = []
+        start = 0
         while start < len(order):
-            # As many examples as fit: a guess by their tokens, less where rows are left with holes.
-            stop = start
-            room = rows * self._length
-            while stop < len(order) and stop - start < size:
-                room -= sum(
-                    max(lengths[order[stop] * k + choice], packing.MIN_SHARE) for choice in range(k)
-                )
-                if room < 0:
-                    break
-                stop += 1
-            while True:
-                chosen = order[start:stop]
-                places = packing.place(
-                    [len(sequence.ids) for sequence in self._of(split, chosen)], self._length
-                )
-                if packing.n_rows(places) <= rows or stop - start == 1:
-                    break
+            # As many examples as fit by their tokens; rows with holes hold fewer.
+            used = np.cumsum(shares[order[start : start + self._eval_size()]])
+            stop = start + max(1, int(np.searchsorted(used, n_rows * self._length, side="right")))
+            places = self._place(split, order[start:stop])
+            while packing.n_rows(places) > n_rows and stop - start > 1:
                 stop -= max(1, (stop - start) // 16)
-            plans.append(
-                Plan(examples=chosen, need=(max(rows, packing.n_rows(places)),), places=places)
-            )
+                places = self._place(split, order[start:stop])
+
+            need = (max(n_rows, packing.n_rows(places)),)
+            plans.append(MicrobatchPlan(examples=order[start:stop], need=need, places=places))
             start = stop
         return plans
 
     def predictions(self, split: str, outputs: Sequence[np.ndarray]) -> list[Any]:
-        """From float [examples, N_OUTPUTS] of each batch."""
+        """Returns a prediction for each row, from float [examples, N_OUTPUTS] of each batch."""
         scores = np.zeros((len(self._samples[split]), N_OUTPUTS), np.float32)
         for plan, output in zip(self._layouts[split], outputs, strict=True):
             scores[list(plan.examples)] = output[: len(plan.examples)]
-        found, at = [], 0
+
+        predictions = []
+        start = 0
         for row in self._rows[split]:
-            n = len(row["entities"]) if self._task.kind == "entities" else 1
-            found.append(inputs.decide(self._task, row, scores[at : at + n]))
-            at += n
-        return found
+            # ReCoRD has one example for each entity.
+            n_samples = len(row["entities"]) if self._task.kind == "entities" else 1
+            row_scores = scores[start : start + n_samples]
+            predictions.append(inputs.decide(self._task, row, row_scores))
+            start += n_samples
+        return predictions
 
 
 def truncating(tokenizer: tokenizers.Tokenizer, limit: int) -> tokenizers.Tokenizer:
-    """A copy that cuts what is over `limit` tokens, from the longer of two texts.
+    """Returns a copy that cuts texts to `limit` tokens, the longer of two texts first.
 
     Raises:
         UserError: for a limit that leaves no room beside the special tokens.

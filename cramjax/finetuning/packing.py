@@ -1,62 +1,77 @@
-"""Short sequences side by side in rows, so that nothing is computed for padding.
+"""Packs short sequences side by side in rows, so that little is computed for padding.
 
-A batch of 16 sentences of CoLA is 180 tokens; padded to its longest it would be 380, padded to 128 it would be 2,048. Sequences of a row
-do not see each other (`segments`) and count their own places (`positions`), so the result is that of padded rows.
+A batch of 16 sentences of CoLA has 180 tokens. Padded to its longest sentence it would have 380,
+padded to 128 it would have 2,048. Sequences of a row do not see each other (`segments`) and each
+counts its own positions (`positions`), so the outputs are those of padded rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-# Lengths of rows, at least so long that a short sequence finds company: one compilation each. Longer ones are multiples of the last.
 ROW_LENGTHS = (64, 96, 128, 192, 256, 384, 512)
-# Numbers of rows of a batch: within a third of what is needed, since each is a compilation too.
+"""Tokens in a row; longer rows are multiples of the last. Each length is compiled, so there are
+few. The shortest one still has room for several short sequences."""
+
 ROW_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-# A sequence takes at least this many tokens of a row, for the bound on sequences a batch of evaluation.
+"""Rows in a batch; larger batches have multiples of 64. Each count is compiled too, so a count may
+be up to half as large again as needed."""
+
 MIN_SHARE = 4
+"""Tokens that a sequence takes of a row at least. It bounds the sequences in a batch of
+evaluation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Token ids of a text, and the type of each token (0, in a second text 1); int32 [length] each."""
+    """Token ids and token types of a text, int32 [length] each; types are 1 in a second text."""
 
     ids: np.ndarray
     types: np.ndarray
 
 
 def row_length(longest: int) -> int:
-    """Length of rows for sequences of at most `longest` tokens."""
+    """Returns the length of rows for sequences of at most `longest` tokens."""
     fitting = [length for length in ROW_LENGTHS if length >= longest]
-    return fitting[0] if fitting else -(-longest // ROW_LENGTHS[-1]) * ROW_LENGTHS[-1]
+    if fitting:
+        return fitting[0]
+    return math.ceil(longest / ROW_LENGTHS[-1]) * ROW_LENGTHS[-1]
 
 
 def row_count(needed: int) -> int:
-    """The number of rows, of those that are compiled, that holds `needed`."""
+    """Returns the smallest number of rows that is compiled and holds `needed`."""
     fitting = [count for count in ROW_COUNTS if count >= needed]
-    return fitting[0] if fitting else -(-needed // 64) * 64
+    if fitting:
+        return fitting[0]
+    return math.ceil(needed / 64) * 64
 
 
 def place(lengths: Sequence[int], length: int) -> list[tuple[int, int]]:
-    """(row, offset) of each sequence in rows of `length`: the longest first, each in the first row with room (first-fit decreasing)."""
-    used: list[int] = []
-    places: list[tuple[int, int]] = [(0, 0)] * len(lengths)
+    """Returns (row, offset) of each sequence in rows of `length`.
+
+    The longest sequence comes first, and each goes into the first row with room (first-fit
+    decreasing).
+    """
+    used: list[int] = []  # tokens of each row that are taken
+    places = [(0, 0)] * len(lengths)
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         size = max(lengths[index], MIN_SHARE)
-        row = next(
-            (number for number, taken in enumerate(used) if taken + size <= length), len(used)
-        )
+        rows_with_room = (row for row, taken in enumerate(used) if taken + size <= length)
+        row = next(rows_with_room, len(used))
         if row == len(used):
             used.append(0)
-        places[index] = row, used[row]
+
+        places[index] = (row, used[row])
         used[row] += size
     return places
 
 
 def n_rows(places: Sequence[tuple[int, int]]) -> int:
-    """Rows that `place` used."""
+    """Returns the number of rows that `place` used, at least 1."""
     return 1 + max((row for row, _ in places), default=0)
 
 
@@ -67,19 +82,32 @@ def pack(
     length: int,
     pad_id: int,
 ) -> dict[str, np.ndarray]:
-    """The arrays of a batch: tokens, positions, segments, types int32 [rows, length], and first int32 [n].
+    """Returns the arrays of a batch.
 
-    Segment 0 is padding; `first` is where each sequence begins in the flattened rows.
+    Args:
+        places: (row, offset) of each sequence.
+        rows: number of rows.
+        length: tokens in a row.
+
+    Returns:
+        tokens, positions, segments and types, int32 [rows, length], and first, int32 [sequences].
+        Segment 0 is padding. `first` is the start of each sequence in the flattened rows.
     """
     shape = (rows, length)
     tokens = np.full(shape, pad_id, np.int32)
-    positions, segments, types = (np.zeros(shape, np.int32) for _ in range(3))
-    for number, (sequence, (row, offset)) in enumerate(
-        zip(sequences, places, strict=True), start=1
-    ):
-        there = slice(offset, offset + len(sequence.ids))
-        tokens[row, there], types[row, there] = sequence.ids, sequence.types
-        positions[row, there], segments[row, there] = np.arange(len(sequence.ids)), number
+    positions = np.zeros(shape, np.int32)
+    segments = np.zeros(shape, np.int32)
+    types = np.zeros(shape, np.int32)
+
+    numbered = enumerate(zip(sequences, places, strict=True), start=1)
+    for number, (sequence, (row, offset)) in numbered:
+        n_tokens = len(sequence.ids)
+        span = slice(offset, offset + n_tokens)
+        tokens[row, span] = sequence.ids
+        types[row, span] = sequence.types
+        positions[row, span] = np.arange(n_tokens)
+        segments[row, span] = number
+
     first = np.asarray([row * length + offset for row, offset in places], np.int32)
     return {
         "tokens": tokens,

@@ -1,6 +1,7 @@
-"""How models are finetuned, by the name of who did it so: all settings of a run, where they come from, and what may change them.
+"""Finetuning protocols: settings of a run, their source, and what the command line may change.
 
-Scores of different protocols do not compare; results carry theirs in full.
+A protocol has the name of the paper that used it. Scores of different protocols do not compare,
+so results carry their protocol in full.
 """
 
 from __future__ import annotations
@@ -18,21 +19,36 @@ from cramjax.budget.schedules import multiplier
 from cramjax.errors import UserError
 from cramjax.glue.tasks import find_tasks
 
+_OPTIMIZERS = ("adamw", "adafactor", "lamb", "lion", "muon")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of one run of one task.
+    """All settings of one run of one task.
 
-    optimizer, lr, b1, b2, eps, weight_decay, clip_norm: as in `config/schema.py`; clip_norm None: no clipping.
-    schedule, warmup, final: shape of the learning rate over the run, share of linear warm-up, share of the peak at the end.
-    epochs: passes over the training rows; max_steps: optimizer steps at most. batch_size: examples a step, in parts of microbatch_size.
-    max_length: tokens of an input, what is longer is cut, the longer of two texts first; max_target: tokens a T5 generates at most.
-    dropout: on embeddings, blocks and head; attention_dropout: on attention probabilities.
-    head: of an encoder; "stock": that of the transformers class the network exports to, where there is one, else "pooler": dense and tanh.
-    head_width: of a pooler's dense layer, None: that of the encoder. pooling: what a head sees, the first token or the mean of all
-    ("mean"). single_as_pair: single sentences have an empty second.
-    select: parameters that are scored, those after the last epoch or the best on the evaluation split after any ("best").
-    start_from: the task whose finetuned encoder is the start. max_train: training rows, a sample of them if there are more.
+    Attributes:
+        optimizer, lr, b1, b2, eps, weight_decay: as in `config/schema.py`.
+        clip_norm: as in `config/schema.py`; None turns clipping off.
+        schedule: shape of the learning rate over the run.
+        warmup: share of the run with linear warm-up.
+        final: learning rate at the end, as a share of the peak.
+        epochs: passes over the training rows.
+        max_steps: upper limit on optimizer steps.
+        batch_size: examples in an optimizer step.
+        microbatch_size: examples in a forward pass; None means the whole batch.
+        max_length: tokens of an input; longer inputs are cut, the longer of two texts first.
+        max_target: upper limit on the tokens a T5 generates.
+        dropout: rate on embeddings, blocks and head.
+        attention_dropout: rate on attention probabilities.
+        head: an encoder's head. "stock" is the head of the transformers class the network exports
+            to, or "pooler" if there is no such class. "pooler" is a dense layer and tanh.
+        head_width: width of a pooler's dense layer; None means the encoder's width.
+        pooling: input of the head: the "first" token, or the "mean" of all.
+        single_as_pair: gives single sentences an empty second sentence.
+        select: parameters that are scored: after the "last" epoch, or after the epoch with the
+            "best" score on the evaluation split.
+        start_from: task whose finetuned encoder is the start.
+        max_train: training rows; a larger training set is sampled.
     """
 
     optimizer: str = "adamw"
@@ -61,45 +77,59 @@ class Settings:
     start_from: str | None = None
     max_train: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_choice("select", ("last", "best"))
+        self._check_choice("pooling", ("first", "mean"))
+        self._check_choice("head", ("stock", "pooler"))
+        self._check_choice("optimizer", _OPTIMIZERS)
+
+        size = self.microbatch_size
+        _require(
+            size is None or self.batch_size % size == 0,
+            f"microbatch_size={size}: must divide batch_size={self.batch_size}",
+        )
+        # Raises UserError for an unknown schedule, or numbers that do not fit it.
+        multiplier(self.schedule, 0.5, warmup=self.warmup, final=self.final)
+
+    def _check_numbers(self) -> None:
         for name in ("epochs", "batch_size", "max_length", "max_target"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: must be at least 1")
+            value = getattr(self, name)
+            _require(value >= 1, f"{name}={value}: must be at least 1")
+
         for name in ("microbatch_size", "max_steps", "max_train", "head_width"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name}={value}: must be at least 1, or None")
+
         for name in ("dropout", "attention_dropout", "warmup", "final", "b1", "b2"):
-            _require(
-                0 <= getattr(self, name) < 1,
-                f"{name}={getattr(self, name)}: must be a share below 1",
-            )
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"{name}={value}: must be a share below 1")
+
         _require(self.lr > 0, f"lr={self.lr}: must be over 0")
-        _require(self.select in ("last", "best"), f"select={self.select}: must be last or best")
-        _require(
-            self.pooling in ("first", "mean"), f"pooling={self.pooling}: must be first or mean"
-        )
-        _require(self.head in ("stock", "pooler"), f"head={self.head}: must be stock or pooler")
-        known = ("adamw", "adafactor", "lamb", "lion", "muon")
-        _require(
-            self.optimizer in known,
-            f"optimizer={self.optimizer}: must be one of {', '.join(known)}",
-        )
-        _require(
-            self.microbatch_size is None or self.batch_size % self.microbatch_size == 0,
-            f"microbatch_size={self.microbatch_size}: must divide batch_size={self.batch_size}",
-        )
-        multiplier(self.schedule, 0.5, warmup=self.warmup, final=self.final)
+
+    def _check_choice(self, name: str, choices: Sequence[str]) -> None:
+        value = getattr(self, name)
+        if len(choices) == 2:
+            wanted = " or ".join(choices)
+        else:
+            wanted = f"one of {', '.join(choices)}"
+        _require(value in choices, f"{name}={value}: must be {wanted}")
 
 
-def _require(holds: bool, problem: str) -> None:
-    if not holds:
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
         raise UserError(f"finetuning setting {problem}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Settings with what differs by task and what is searched: `grid` maps settings to the values tried, all combinations.
+    """Settings, with changes by task and a grid to search.
 
-    The point of the grid with the best median over the seeds on the evaluation split is reported, as the paper behind it does.
+    Attributes:
+        by_task: task name → settings that differ for it.
+        grid: setting → values to try. A run tries all combinations and reports the point with the
+            best median over seeds on the evaluation split, as the paper behind it does.
+        n_seeds: seeds of each point, unless the command line says another number.
     """
 
     name: str
@@ -109,142 +139,199 @@ class Protocol:
     grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     n_seeds: int = 5
 
-    def of_task(self, task: str) -> list[dict[str, Any]]:
-        """What differs from `settings` at each point of the grid, for `task`; one empty or per-task dict without a grid."""
-        own = dict(self.by_task.get(task, {}))
-        points = itertools.product(*self.grid.values())
-        return [own | dict(zip(self.grid, values, strict=True)) for values in points]
+    def points(self, task: str) -> list[dict[str, Any]]:
+        """Returns what differs from `settings` at each point of the grid, for `task`.
+
+        Without a grid the list has one entry, which may be empty.
+        """
+        task_settings = dict(self.by_task.get(task, {}))
+        combinations = itertools.product(*self.grid.values())
+        return [
+            task_settings | dict(zip(self.grid, values, strict=True)) for values in combinations
+        ]
+
+    def settings_at(self, point: Mapping[str, Any]) -> Settings:
+        """Returns the full settings of a point of the grid."""
+        return dataclasses.replace(self.settings, **point)
 
     def changed(self, assignments: Sequence[str], grid: Sequence[str]) -> Protocol:
-        """With KEY=VALUE `assignments` for all tasks or TASK.KEY=VALUE for one, and KEY=V1,V2,… in place of the protocol's own `grid`.
+        """Returns the protocol with other values.
+
+        Args:
+            assignments: KEY=VALUE changes a setting of all tasks, TASK.KEY=VALUE of one.
+            grid: KEY=V1,V2,… each; together they replace the protocol's own grid.
 
         Raises:
             UserError: for an unknown task or setting, or a value of another type.
         """
-        values: dict[str, Any] = {}
-        by_task = {task: dict(own) for task, own in self.by_task.items()}
-        for text in assignments:
-            if not _names_task(text):
-                key, value = _assignment(text, "--set")
-                values[key] = value
-                by_task = {
-                    task: {k: v for k, v in own.items() if k != key}
-                    for task, own in by_task.items()
-                }
-        for text in filter(
-            _names_task, assignments
-        ):  # what is said of one task goes before what is said of all
-            task, _, rest = text.partition(".")
-            key, value = _assignment(rest, "--set")
-            by_task.setdefault(find_tasks([task])[0].name, {})[key] = value
-        points = {
-            key: [_assignment(f"{key}={value}", "--grid")[1] for value in tried.split(",")]
-            for key, _, tried in (text.partition("=") for text in grid)
-        }
-        kept = {} if grid else {key: tried for key, tried in self.grid.items() if key not in values}
-        settings = dataclasses.replace(self.settings, **values)
-        made = dataclasses.replace(self, settings=settings, by_task=by_task, grid=kept | points)
-        for task in [*by_task, ""]:
-            for point in made.of_task(task):
-                dataclasses.replace(settings, **point)
-        return made
+        values = dict(_assignment(text, "--set") for text in assignments if not _has_task(text))
+        by_task = self._by_task(values, [text for text in assignments if _has_task(text)])
+
+        if grid:
+            points = dict(_tried_values(text) for text in grid)
+        else:
+            # A setting that is given a value is no longer searched.
+            points = {key: tried for key, tried in self.grid.items() if key not in values}
+
+        protocol = dataclasses.replace(
+            self,
+            settings=dataclasses.replace(self.settings, **values),
+            by_task=by_task,
+            grid=points,
+        )
+        protocol._check()
+        return protocol
+
+    def _by_task(
+        self, values: Mapping[str, Any], task_assignments: Sequence[str]
+    ) -> dict[str, dict[str, Any]]:
+        """Returns the settings by task after both kinds of assignments."""
+        by_task: dict[str, dict[str, Any]] = {}
+        for name, settings in self.by_task.items():
+            by_task[name] = {key: value for key, value in settings.items() if key not in values}
+
+        # An assignment for one task wins over one for all, so it comes second.
+        for text in task_assignments:
+            name, _, assignment = text.partition(".")
+            key, value = _assignment(assignment, "--set")
+            by_task.setdefault(find_tasks([name])[0].name, {})[key] = value
+        return by_task
+
+    def _check(self) -> None:
+        """Raises UserError if the settings of any point are wrong."""
+        # No task has the empty name: its points have the settings for all tasks.
+        for task in [*self.by_task, ""]:
+            for point in self.points(task):
+                self.settings_at(point)
 
     def describe(self) -> dict[str, Any]:
-        """All of it, for the results."""
+        """Returns the whole protocol as plain values, for the results."""
         return {
             "name": self.name,
             "source": self.source,
             "settings": dataclasses.asdict(self.settings),
-            "by_task": {task: dict(own) for task, own in self.by_task.items()},
+            "by_task": {task: dict(settings) for task, settings in self.by_task.items()},
             "grid": {key: list(values) for key, values in self.grid.items()},
         }
 
 
-_FIELDS = typing.get_type_hints(Settings)
+_FIELD_TYPES = typing.get_type_hints(Settings)
 
 
-def _names_task(text: str) -> bool:
+def _has_task(text: str) -> bool:
+    """Returns whether an assignment is TASK.KEY=VALUE."""
     return "." in text.partition("=")[0]
 
 
+def _tried_values(text: str) -> tuple[str, list[Any]]:
+    """Reads KEY=V1,V2,… of --grid."""
+    key, _, tried = text.partition("=")
+    return key, [_assignment(f"{key}={value}", "--grid")[1] for value in tried.split(",")]
+
+
 def _assignment(text: str, flag: str) -> tuple[str, Any]:
+    """Reads KEY=VALUE and checks the value against the type of the setting."""
     key, equals, word = text.partition("=")
-    if key not in _FIELDS:
-        near = difflib.get_close_matches(key, _FIELDS, 1)
-        raise UserError(
-            f"{flag} {text}: no such setting"
-            + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(_FIELDS)}")
-        )
+    if key not in _FIELD_TYPES:
+        near = difflib.get_close_matches(key, _FIELD_TYPES, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_FIELD_TYPES)}"
+        raise UserError(f"{flag} {text}: no such setting; {hint}")
     if not equals:
         raise UserError(f"{flag} {text}: a value is missing, as in {flag} {key}=VALUE")
-    hint = _FIELDS[key]
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+    annotation = _FIELD_TYPES[key]
+    is_union = isinstance(annotation, types.UnionType)
+    kinds = typing.get_args(annotation) if is_union else (annotation,)
     try:
         value = ast.literal_eval(word)
     except (ValueError, SyntaxError):
         value = word
+
+    # "1" is a float where a float is wanted, but True is not an int.
     if type(value) is int and float in kinds:
         value = float(value)
     if type(value) not in kinds:
-        wanted = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in kinds)
-        raise UserError(f"{flag} {text}: must be {wanted}")
+        names = ("None" if kind is types.NoneType else kind.__name__ for kind in kinds)
+        raise UserError(f"{flag} {text}: must be {' or '.join(names)}")
     return key, value
 
 
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            name="cramming",
-            source="Cramming (arXiv 2212.14034, section 5): the same settings for every task, last epoch, median of 5",
-            settings=Settings(
-                lr=4e-5,
-                b2=0.98,
-                schedule="cosine",
-                epochs=5,
-                batch_size=16,
-                head_width=1024,
-                single_as_pair=True,
-            ),
+_ALL = (
+    Protocol(
+        name="cramming",
+        source="Cramming (arXiv 2212.14034, section 5): the same settings for every task, "
+        "last epoch, median of 5",
+        settings=Settings(
+            lr=4e-5,
+            b2=0.98,
+            schedule="cosine",
+            epochs=5,
+            batch_size=16,
+            head_width=1024,
+            single_as_pair=True,
         ),
-        Protocol(
-            name="bert",
-            source="BERT (arXiv 1810.04805, section 4.1): 3 epochs of batch 32, the best of four learning rates on dev; last epoch",
-            settings=Settings(lr=2e-5, weight_decay=0.01, clip_norm=1.0),
-            grid={"lr": (5e-5, 4e-5, 3e-5, 2e-5)},
+    ),
+    Protocol(
+        name="bert",
+        source="BERT (arXiv 1810.04805, section 4.1): 3 epochs of batch 32, the best of four "
+        "learning rates on dev; last epoch",
+        settings=Settings(lr=2e-5, weight_decay=0.01, clip_norm=1.0),
+        grid={"lr": (5e-5, 4e-5, 3e-5, 2e-5)},
+    ),
+    Protocol(
+        name="mosaic",
+        source="MosaicBERT (arXiv 2312.17482, its code): settings by task; RTE, MRPC and "
+        "STS-B start from the MNLI model",
+        settings=Settings(
+            lr=5e-5, b2=0.98, weight_decay=5e-6, warmup=0.06, final=0.02, max_length=256
         ),
-        Protocol(
-            name="mosaic",
-            source="MosaicBERT (arXiv 2312.17482, its code): settings by task; RTE, MRPC and STS-B start from the MNLI model",
-            settings=Settings(
-                lr=5e-5, b2=0.98, weight_decay=5e-6, warmup=0.06, final=0.02, max_length=256
-            ),
-            by_task={
-                "mnli": {"batch_size": 48},
-                "rte": {"lr": 1e-5, "weight_decay": 1e-5, "batch_size": 16, "start_from": "mnli"},
-                "qqp": {"lr": 3e-5, "weight_decay": 3e-6, "batch_size": 16, "epochs": 5},
-                "cola": {"epochs": 10},
-                "mrpc": {"lr": 8e-5, "weight_decay": 8e-6, "epochs": 10, "start_from": "mnli"},
-                "qnli": {"lr": 1e-5, "weight_decay": 1e-6, "batch_size": 16, "epochs": 10},
-                "sst2": {"lr": 3e-5, "weight_decay": 3e-6, "batch_size": 16},
-                "stsb": {"lr": 3e-5, "weight_decay": 3e-6, "epochs": 10, "start_from": "mnli"},
-            },
+        by_task={
+            "mnli": {"batch_size": 48},
+            "rte": {"lr": 1e-5, "weight_decay": 1e-5, "batch_size": 16, "start_from": "mnli"},
+            "qqp": {"lr": 3e-5, "weight_decay": 3e-6, "batch_size": 16, "epochs": 5},
+            "cola": {"epochs": 10},
+            "mrpc": {"lr": 8e-5, "weight_decay": 8e-6, "epochs": 10, "start_from": "mnli"},
+            "qnli": {"lr": 1e-5, "weight_decay": 1e-6, "batch_size": 16, "epochs": 10},
+            "sst2": {"lr": 3e-5, "weight_decay": 3e-6, "batch_size": 16},
+            "stsb": {"lr": 3e-5, "weight_decay": 3e-6, "epochs": 10, "start_from": "mnli"},
+        },
+    ),
+    Protocol(
+        name="t5",
+        source="T5 (arXiv 1910.10683, section 3.1.3): Adafactor at a constant 1e-3, batch 128, "
+        "best epoch on dev; 10 epochs of each task by itself in place of 2^18 steps",
+        settings=Settings(
+            optimizer="adafactor",
+            lr=1e-3,
+            schedule="constant",
+            warmup=0.0,
+            epochs=10,
+            batch_size=128,
+            max_length=512,
+            select="best",
         ),
-        Protocol(
-            name="t5",
-            source="T5 (arXiv 1910.10683, section 3.1.3): Adafactor at a constant 1e-3, batch 128, best epoch on dev; 10 epochs of each "
-            "task by itself in place of 2^18 steps",
-            settings=Settings(
-                optimizer="adafactor",
-                lr=1e-3,
-                schedule="constant",
-                warmup=0.0,
-                epochs=10,
-                batch_size=128,
-                max_length=512,
-                select="best",
-            ),
-            n_seeds=3,
-        ),
-    )
-}
+        n_seeds=3,
+    ),
+)
+
+PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
+"""Protocols by name."""
+
+
+def choose_protocol(
+    name: str | None, is_t5: bool, assignments: Sequence[str] = (), grid: Sequence[str] = ()
+) -> Protocol:
+    """Returns the protocol `name` with changed settings.
+
+    Args:
+        name: None means "t5" for a T5 and "cramming" for an encoder.
+        assignments, grid: as in `Protocol.changed`.
+
+    Raises:
+        UserError: for an unknown protocol or setting.
+    """
+    default = "t5" if is_t5 else "cramming"
+    name = name or default
+    if name not in PROTOCOLS:
+        raise UserError(f"--protocol {name}: unknown; there are {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name].changed(assignments, grid)

@@ -1,4 +1,7 @@
-"""The folder of a finetuning: its setup, one file for each finished (task, point of the grid, seed), and who may go on in it."""
+"""The folder of a finetuning: its setup, and a file for each finished run.
+
+A run is a (task, point of the grid, seed). The setup decides who may go on in the folder.
+"""
 
 from __future__ import annotations
 
@@ -17,29 +20,36 @@ SETUP = "setup.json"
 
 
 class Store:
-    """Results of single runs as JSON, each written whole or not at all.
+    """Stores results of single runs as JSON. Each file is written whole or not at all.
 
-    A run: task, seed, point (settings that differ), metrics {task: {name: percent}}, predictions {task: {split: list}}, status ("ok",
-    "diverged"), constant (the same prediction for every row), illegal {split: count}, loss, epoch, n_steps, seconds.
+    Keys of a run:
+        task, seed: the task's name and the seed.
+        point: settings that differ at this point of the grid.
+        metrics: {task: {name: percent}}, with the diagnostics that the model answers.
+        predictions: {task: {split: list}}.
+        status: "ok" or "diverged".
+        constant: whether every row got the same prediction.
+        illegal: {split: outputs that were no answer}.
+        loss: mean training loss over the last tenth of the steps.
+        epoch: the epoch after which the model was scored.
+        n_steps: optimizer steps.
+        seconds: time for this run; seeds that are trained together share it.
     """
 
     def __init__(self, folder: pathlib.Path, setup: dict[str, Any]):
-        """`setup` is what all runs of a folder share.
+        """Opens `folder`, or makes it for runs that share `setup`.
 
         Raises:
-            UserError: where the folder holds runs of another setup, or cannot be written.
+            UserError: if the folder holds runs of another setup, or cannot be written.
         """
         self.folder = folder
         path = folder / SETUP
+        # Tuples become lists, as in the file.
         setup = json.loads(json.dumps(setup))
         if path.is_file():
-            earlier = json.loads(path.read_text())
-            differing = [key for key in setup if earlier.get(key) != setup[key]]
-            if differing:
-                raise UserError(
-                    f"--out {folder}: holds runs of another {' and '.join(differing)}; take another folder, or go on with what it has"
-                )
+            _check_setup(folder, setup, json.loads(path.read_text()))
             return
+
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -47,11 +57,11 @@ class Store:
         write_json(path, setup)
 
     def path(self, task: str, point: int, seed: int) -> pathlib.Path:
-        """The file of a run."""
+        """Returns the file of a run."""
         return self.folder / "runs" / task / f"point-{point}" / f"seed-{seed}.json"
 
     def read(self, task: str, point: int, seed: int) -> dict[str, Any] | None:
-        """A finished run; None where there is none."""
+        """Returns a finished run, or None if it is not finished."""
         path = self.path(task, point, seed)
         return json.loads(path.read_text()) if path.is_file() else None
 
@@ -62,10 +72,20 @@ class Store:
         write_json(path, run)
 
 
+def _check_setup(folder: pathlib.Path, setup: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Raises UserError if the folder was made with another setup."""
+    differing = [key for key in setup if earlier.get(key) != setup[key]]
+    if differing:
+        raise UserError(
+            f"--out {folder}: holds runs of another {' and '.join(differing)}; take another "
+            "folder, or go on with what it has"
+        )
+
+
 def digest(params: Any) -> str:
-    """Which parameters these are: a hash of names and values."""
-    found = hashlib.blake2b(digest_size=16)
+    """Returns a hash of the names and values of parameters."""
+    digester = hashlib.blake2b(digest_size=16)
     for path, leaf in jax.tree.leaves_with_path(params):
-        found.update(jax.tree_util.keystr(path).encode())
-        found.update(np.ascontiguousarray(leaf))
-    return found.hexdigest()
+        digester.update(jax.tree_util.keystr(path).encode())
+        digester.update(np.ascontiguousarray(leaf))
+    return digester.hexdigest()

@@ -1,42 +1,60 @@
-"""Predictions as files: of the development sets for people, of the test sets as the servers of GLUE and SuperGLUE take them."""
+"""Writes predictions as files.
+
+Those of the development sets are for people, those of the test sets have the form that the servers
+of GLUE and SuperGLUE take.
+"""
 
 from __future__ import annotations
 
 import json
 import pathlib
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cramjax.glue.tasks import SUITES, Row, Task
 
-# GLUE's server wants numbers where its files have numbers.
+# GLUE's server takes names of classes for these tasks, and numbers for the others.
 _NAMED = {"mnli", "qnli", "rte"}
 _GLUE_FILES = {"mnli": {"test_matched": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv"}}
 
 
 def write_predictions(
-    folder: pathlib.Path, task: Task, splits: dict[str, Sequence[Any]], rows: dict[str, list[Row]]
+    folder: pathlib.Path,
+    task: Task,
+    splits: Mapping[str, Sequence[Any]],
+    rows: Mapping[str, Sequence[Row]],
 ) -> None:
-    """predictions/<task>.tsv (a second split of MNLI: <task>_mm.tsv) with the columns index, prediction and label, in the file's order."""
-    for number, split in enumerate(name for name in task.splits if name in splits):
-        path = folder / f"{task.name}{'_mm' if number else ''}.tsv"
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Write <task>.tsv with the columns index, prediction and label, in the order of the rows.
+
+    MNLI's second split goes to <task>_mm.tsv.
+
+    Args:
+        splits: predictions by split.
+        rows: rows by split.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluated = [split for split in task.splits if split in splits]
+    for split, suffix in zip(evaluated, ("", "_mm"), strict=False):
         lines = ["index\tprediction\tlabel"]
-        for row, value in zip(rows[split], splits[split], strict=True):
-            label = (
-                " | ".join(row["label"])
-                if isinstance(row["label"], list)
-                else _text(task, row["label"])
-            )
-            lines.append(f"{_index(row)}\t{_text(task, value)}\t{label}")
+        for row, prediction in zip(rows[split], splits[split], strict=True):
+            label = _label_text(task, row["label"])
+            lines.append(f"{_index_text(row['idx'])}\t{_text(task, prediction)}\t{label}")
+        path = folder / f"{task.name}{suffix}.tsv"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _index(row: Row) -> str:
-    return (
-        "-".join(map(str, row["idx"])) if isinstance(row["idx"], tuple | list) else str(row["idx"])
-    )
+def _index_text(index: Any) -> str:
+    if isinstance(index, tuple | list):
+        return "-".join(map(str, index))
+    return str(index)
+
+
+def _label_text(task: Task, label: Any) -> str:
+    """Returns a label as text; ReCoRD's rows have several right entities."""
+    if isinstance(label, list):
+        return " | ".join(label)
+    return _text(task, label)
 
 
 def _text(task: Task, value: Any) -> str:
@@ -44,88 +62,95 @@ def _text(task: Task, value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.3f}"
-    return task.labels[value] if isinstance(value, int) and task.labels else str(value)
+    if isinstance(value, int) and task.labels:
+        return task.labels[value]
+    return str(value)
 
 
 def file_names(task: Task) -> dict[str, str]:
-    """The name of the server's file for each test split of `task`."""
+    """Returns test split → name of the server's file."""
     if task.suite == "superglue":
-        return {
-            split.replace("validation", "test"): f"{task.folder}.jsonl" for split in task.splits
-        }
+        splits = [split.replace("validation", "test") for split in task.splits]
+        return {split: f"{task.folder}.jsonl" for split in splits}
     return _GLUE_FILES.get(task.name, {"test": f"{task.folder}.tsv"})
 
 
 def server_lines(task: Task, rows: Sequence[Row], predictions: Sequence[Any]) -> list[str]:
-    """The lines of a server's file; an answer that is none is the first label, or 0."""
-    if task.suite == "glue":
-        lines = [
-            f"{row['idx']}\t{_glue_value(task, value)}"
-            for row, value in zip(rows, predictions, strict=True)
-        ]
-        return ["index\tprediction", *lines]
+    """Returns the lines of a server's file.
+
+    The server wants an answer for every row, so None becomes the first class, or 0.
+    """
     if task.kind == "answers":
         return [json.dumps(passage) for passage in _multirc(rows, predictions)]
-    return [
-        json.dumps(
-            {
-                "idx": row["idx"][-1] if isinstance(row["idx"], tuple) else row["idx"],
-                "label": _superglue_value(task, value),
-            }
-        )
-        for row, value in zip(rows, predictions, strict=True)
-    ]
+
+    lines = []
+    if task.suite == "glue":
+        lines.append("index\tprediction")
+    for row, prediction in zip(rows, predictions, strict=True):
+        index = row["idx"]
+        if task.suite == "glue":
+            lines.append(f"{index}\t{_glue_value(task, prediction)}")
+            continue
+        # ReCoRD's index is (passage, query).
+        if isinstance(index, tuple):
+            index = index[-1]
+        lines.append(json.dumps({"idx": index, "label": _superglue_value(task, prediction)}))
+    return lines
 
 
 def _glue_value(task: Task, value: Any) -> str:
     if task.kind == "regression":
+        # STS-B's scores go from 0 to 5.
         return f"{min(max(value or 0.0, 0.0), 5.0):.3f}"
-    return task.labels[value or 0] if task.name in _NAMED else str(value or 0)
+    if task.name in _NAMED and task.labels:
+        return task.labels[value or 0]
+    return str(value or 0)
 
 
 def _superglue_value(task: Task, value: Any) -> Any:
     if task.kind == "entities":
         return value or ""
-    if task.kind == "choice":
+    if task.kind == "choice" or task.labels is None:
         return value or 0
     name = task.labels[value or 0]
     return name.lower() if task.labels == ("False", "True") else name
 
 
 def _multirc(rows: Sequence[Row], predictions: Sequence[Any]) -> list[dict[str, Any]]:
+    """Returns MultiRC's passages, each with its questions and their answers."""
     passages: dict[Any, dict[Any, list[dict]]] = {}
     for row, value in zip(rows, predictions, strict=True):
         passage, question, answer = row["idx"]
         answers = passages.setdefault(passage, {}).setdefault(question, [])
         answers.append({"idx": answer, "label": value or 0})
-    return [
-        {
-            "idx": passage,
-            "passage": {
-                "questions": [
-                    {"idx": number, "answers": answers} for number, answers in questions.items()
-                ]
-            },
-        }
-        for passage, questions in passages.items()
-    ]
+
+    entries = []
+    for passage, questions in passages.items():
+        listed = [{"idx": number, "answers": answers} for number, answers in questions.items()]
+        entries.append({"idx": passage, "passage": {"questions": listed}})
+    return entries
 
 
 def write_submission(
-    folder: pathlib.Path, suite: str, files: dict[str, Iterable[str]]
+    folder: pathlib.Path, suite: str, files: Mapping[str, Iterable[str]]
 ) -> tuple[pathlib.Path, list[str]]:
-    """submission.zip in `folder` with the server's files in its order; returns it and the names the server still wants.
+    """Write submission.zip with the server's files in its order.
 
     Args:
         files: name of a server's file → its lines.
+
+    Returns:
+        The path, and the names of the files that the server wants and that are missing.
     """
-    wanted = [name for task in SUITES[suite] for name in file_names(task).values()]
+    wanted: list[str] = []
+    for task in SUITES[suite]:
+        wanted.extend(file_names(task).values())
+
     path = folder / "submission.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in wanted:
             if name in files:
-                # A fixed date: the same predictions are the same file.
-                archive.writestr(
-                    zipfile.ZipInfo(name), "\n".join(files[name]) + "\n", zipfile.ZIP_DEFLATED
-                )
+                # ZipInfo has a fixed date, so the same predictions give the same file.
+                content = "\n".join(files[name]) + "\n"
+                archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     return path, [name for name in wanted if name not in files]

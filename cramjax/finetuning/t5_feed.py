@@ -1,103 +1,124 @@
-"""From rows of a task to arrays of text-to-text batches and back to predictions, for a T5 (arXiv 1910.10683, section 2.4)."""
+"""Turns rows of a task into text-to-text batches, and outputs into predictions, for a T5.
+
+The form of the text is T5's (arXiv 1910.10683, section 2.4).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tokenizers
 
-from cramjax.finetuning.feed import Arrays, Plan, truncating
+from cramjax.finetuning.feed import Arrays, MicrobatchPlan, truncating
 from cramjax.finetuning.protocols import Settings
 from cramjax.glue import inputs
 from cramjax.glue.tasks import Row, Task
 
-# Lengths of inputs and of targets that are compiled.
+# Each length is compiled; longer inputs and targets have multiples of the last.
 INPUT_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 TARGET_LENGTHS = (4, 8, 16, 32, 64, 128)
+
 EVAL_TOKENS = 8192
+"""Input tokens in a batch of evaluation."""
 
 
 class T5Feed:
-    """Inputs and targets padded to the longest of a microbatch; a row with several right answers is trained on each of them."""
+    """Feeds a T5 with inputs and targets, padded to the longest of a microbatch.
+
+    A row with several right answers becomes a training example for each of them.
+    """
 
     def __init__(
         self,
         task: Task,
-        splits: dict[str, list[Row]],
+        splits: Mapping[str, list[Row]],
         tokenizer: tokenizers.Tokenizer,
         special: dict[str, int],
         settings: Settings,
     ):
-        self._task, self._rows, self._special, self._plain = task, splits, special, tokenizer
-        self._tokenizer = truncating(tokenizer, settings.max_length)
-        self._max_target = settings.max_target
+        """Tokenises all examples.
+
+        Args:
+            splits: rows by split, with "train" among them if the task is to be trained.
+            special: ids of the special tokens "pad" and "sep".
+        """
+        self._task = task
+        self._rows = splits
+        self._special = special
+        self._full_tokenizer = tokenizer
         self._inputs: dict[str, list[np.ndarray]] = {}
         self._targets: list[np.ndarray] = []
         self.n_illegal: dict[str, int] = {}
+
+        input_tokenizer = truncating(tokenizer, settings.max_length)
         for split, rows in splits.items():
-            encoded = self._encode([inputs.source_text(task, row) for row in rows], self._tokenizer)
-            if split == "train":
-                pairs = [
-                    (n, text)
-                    for n, row in enumerate(rows)
-                    for text in inputs.target_texts(task, row)
-                ]
-                encoded = [encoded[n] for n, _ in pairs]
-                self._targets = self._encode(
-                    [text for _, text in pairs], truncating(tokenizer, self._max_target)
-                )
-            self._inputs[split] = encoded
+            texts = [inputs.source_text(task, row) for row in rows]
+            self._inputs[split] = _encode(texts, input_tokenizer)
+        if "train" in splits:
+            self._make_training_pairs(truncating(tokenizer, settings.max_target))
+
         self.n_train = len(self._inputs.get("train", ()))
-        longest = max((len(target) for target in self._targets), default=self._max_target)
-        self.max_target = min(_fitting(TARGET_LENGTHS, longest), self._max_target)
+        longest = max(map(len, self._targets), default=settings.max_target)
+        self.max_target = min(_fitting(TARGET_LENGTHS, longest), settings.max_target)
 
-    def _encode(self, texts: Sequence[str], tokenizer: tokenizers.Tokenizer) -> list[np.ndarray]:
-        return [np.asarray(found.ids, np.int32) for found in tokenizer.encode_batch(list(texts))]
+    def _make_training_pairs(self, tokenizer: tokenizers.Tokenizer) -> None:
+        """Repeat the input of a training row for each of its targets."""
+        pairs = []  # (number of the row, target)
+        for number, row in enumerate(self._rows["train"]):
+            for target in inputs.target_texts(self._task, row):
+                pairs.append((number, target))
 
-    def plan(self, examples: Sequence[int]) -> Plan:
-        """Lengths of inputs and targets."""
-        longest = (
-            max((len(arrays[example]) for example in examples), default=1)
-            for arrays in (self._inputs["train"], self._targets)
-        )
-        lengths = zip((INPUT_LENGTHS, TARGET_LENGTHS), longest, strict=True)
-        return Plan(examples=examples, need=tuple(_fitting(known, n) for known, n in lengths))
+        encoded = self._inputs["train"]
+        self._inputs["train"] = [encoded[number] for number, _ in pairs]
+        self._targets = _encode([target for _, target in pairs], tokenizer)
 
-    def arrays(self, plan: Plan, need: tuple[int, ...], size: int) -> Arrays:
-        """As `text_to_text.TextToText` wants a batch."""
-        batch = self._padded(
-            [self._inputs["train"][example] for example in plan.examples], size, need[0]
-        )
-        targets = np.full((size, need[1]), self._special["pad"], np.int32)
-        weights = np.zeros((size, need[1]), np.float32)
+    def plan(self, examples: Sequence[int]) -> MicrobatchPlan:
+        """Returns the lengths of inputs and targets that `examples` need."""
+        longest_input = max((len(self._inputs["train"][i]) for i in examples), default=1)
+        longest_target = max((len(self._targets[i]) for i in examples), default=1)
+        need = (_fitting(INPUT_LENGTHS, longest_input), _fitting(TARGET_LENGTHS, longest_target))
+        return MicrobatchPlan(examples=examples, need=need)
+
+    def arrays(self, plan: MicrobatchPlan, need: tuple[int, ...], size: int) -> Arrays:
+        """Returns a batch as `text_to_text.TextToText` describes it."""
+        input_length, target_length = need
+        sequences = [self._inputs["train"][example] for example in plan.examples]
+        batch = self._padded(sequences, size, input_length)
+
+        targets = np.full((size, target_length), self._special["pad"], np.int32)
+        weights = np.zeros((size, target_length), np.float32)
         for row, example in enumerate(plan.examples):
             ids = self._targets[example]
-            targets[row, : len(ids)], weights[row, : len(ids)] = ids, 1.0
+            targets[row, : len(ids)] = ids
+            weights[row, : len(ids)] = 1.0
         return batch | {"targets": targets, "weights": weights}
 
     def _padded(self, sequences: Sequence[np.ndarray], size: int, length: int) -> Arrays:
-        tokens, mask = (
-            np.full((size, length), self._special["pad"], np.int32),
-            np.zeros((size, length), bool),
-        )
+        """Returns tokens and mask [size, length]; rows without a sequence are padding."""
+        tokens = np.full((size, length), self._special["pad"], np.int32)
+        mask = np.zeros((size, length), bool)
         for row, ids in enumerate(sequences):
-            tokens[row, : len(ids)], mask[row, : len(ids)] = ids, True
+            tokens[row, : len(ids)] = ids
+            mask[row, : len(ids)] = True
         return {"tokens": tokens, "mask": mask}
 
     def eval_batches(self, split: str) -> list[Arrays]:
-        """Inputs of like length together, the number of them by their length."""
-        return [
-            self._padded([self._inputs[split][example] for example in chosen], size, length)
-            for chosen, size, length in self._layout(split)
-        ]
+        """Returns batches of inputs of similar length; shorter inputs come in larger batches."""
+        batches = []
+        for examples, size, length in self._layout(split):
+            sequences = [self._inputs[split][example] for example in examples]
+            batches.append(self._padded(sequences, size, length))
+        return batches
 
     def _layout(self, split: str) -> list[tuple[list[int], int, int]]:
-        """(examples, rows, length) of each batch."""
+        """Returns (examples, rows, length) of each batch of evaluation."""
         lengths = [len(ids) for ids in self._inputs[split]]
         order = sorted(range(len(lengths)), key=lambda example: -lengths[example])
-        batches, start = [], 0
+        batches = []
+        start = 0
         while start < len(order):
             length = _fitting(INPUT_LENGTHS, lengths[order[start]])
             size = max(1, EVAL_TOKENS // length)
@@ -106,20 +127,36 @@ class T5Feed:
         return batches
 
     def predictions(self, split: str, outputs: Sequence[np.ndarray]) -> list[Any]:
-        """From generated int [examples, max_target] of each batch; what is no answer is None and is counted in `n_illegal`."""
+        """Returns a prediction for each row, from int [examples, max_target] of each batch.
+
+        The outputs are generated tokens. A text that is no answer becomes None and is counted in
+        `n_illegal`.
+        """
         texts = [""] * len(self._rows[split])
-        for (chosen, _, _), output in zip(self._layout(split), outputs, strict=True):
-            ends = output == self._special["sep"]
-            for example, ids, end in zip(chosen, output, ends, strict=False):
-                kept = ids[: int(np.argmax(end))] if end.any() else ids
-                texts[example] = self._plain.decode(kept.tolist())
-        found = [
-            inputs.parse(self._task, row, text)
-            for row, text in zip(self._rows[split], texts, strict=True)
+        for (examples, _, _), output in zip(self._layout(split), outputs, strict=True):
+            # The output has more rows than examples where a batch is not full.
+            for example, ids in zip(examples, output, strict=False):
+                texts[example] = self._full_tokenizer.decode(self._before_end(ids).tolist())
+
+        rows = self._rows[split]
+        predictions = [
+            inputs.parse(self._task, row, text) for row, text in zip(rows, texts, strict=True)
         ]
-        self.n_illegal[split] = sum(value is None for value in found)
-        return found
+        self.n_illegal[split] = sum(prediction is None for prediction in predictions)
+        return predictions
+
+    def _before_end(self, ids: np.ndarray) -> np.ndarray:
+        """Returns the tokens before the first separator, or all."""
+        is_end = ids == self._special["sep"]
+        return ids[: int(np.argmax(is_end))] if is_end.any() else ids
+
+
+def _encode(texts: Sequence[str], tokenizer: tokenizers.Tokenizer) -> list[np.ndarray]:
+    encodings = tokenizer.encode_batch(list(texts))
+    return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
 
 def _fitting(known: Sequence[int], n: int) -> int:
-    return next((length for length in known if length >= n), -(-n // known[-1]) * known[-1])
+    """Returns the first of `known` that is at least `n`, or else a multiple of the last."""
+    multiple = math.ceil(n / known[-1]) * known[-1]
+    return next((length for length in known if length >= n), multiple)

@@ -1,13 +1,15 @@
-"""Training a task for one or several seeds at once: batches, steps, evaluation.
+"""Trains a task for one or several seeds at once: batches, steps, predictions.
 
-Several seeds are one program, `vmap`ped over parameters, batches and keys: a GPU that a small model does not fill does them in the time
-of one. Programs are kept for the process, so tasks and seeds of like shapes compile once.
+Several seeds are one program, under `vmap` over parameters, batches and keys. A small model does
+not fill a GPU, which then trains them in the time of one. Programs are kept for the life of the
+process, so tasks and seeds with the same shapes compile once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -24,19 +26,24 @@ from cramjax.optim.scale import initial_loss_scale
 from cramjax.training.state import TrainState
 from cramjax.training.step import make_train_step
 
-# Updates in a row that may be skipped for gradients that are not finite; in float16 the first ones find the loss scale.
 MAX_SKIPPED = 20
-# Steps whose losses wait on the device before they are read, so that none waits for the next.
+"""Updates in a row that may be skipped because gradients are not finite. In float16 the first
+updates are skipped until the loss scale fits."""
+
 READ_EVERY = 50
+"""Steps whose losses stay on the device before they are read."""
 
 Report = Callable[[int, int, float], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Programs:
-    """Jitted functions of a learner, for one seed or `together` over a leading axis of seeds.
+    """Jitted functions of a learner, for one seed or for several along a leading axis.
 
-    init(keys, trained) → state. step(state, batch, seeds, lr, n_micro) → (state, metrics).
+    Attributes:
+        init: (key, pretrained parameters) → state.
+        step: (state, batch, seed, lr, n_micro) → (state, metrics).
+        shapes: shapes of the batches that `step` has met.
     """
 
     init: Callable[..., TrainState]
@@ -44,7 +51,7 @@ class Programs:
     shapes: set[tuple] = dataclasses.field(default_factory=set)
 
     def is_new(self, batch: Arrays) -> bool:
-        """Whether `step` meets a batch of this shape for the first time, and compiles for it."""
+        """Returns whether `step` compiles for this batch, because its shape is new."""
         shape = tuple(leaf.shape for leaf in batch.values())
         known = shape in self.shapes
         self.shapes.add(shape)
@@ -63,12 +70,15 @@ def programs(
     dynamic_scale: bool,
     together: bool,
 ) -> Programs:
-    """The programs of `learner` (a `Classification` or a `TextToText`) under an optimizer; the same ones for the same arguments."""
+    """Returns the programs of `learner` (a `Classification` or a `TextToText`) under an optimizer.
+
+    Equal arguments share programs.
+    """
     transform = make_optimizer(
         optimizer, learner.axes, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay
     )
 
-    def init(key, trained):
+    def init(key: jax.Array, trained: Any) -> TrainState:
         params = learner.init(key, trained)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -77,7 +87,9 @@ def programs(
             loss_scale=initial_loss_scale(dynamic_scale),
         )
 
-    def step(state, batch, seed, lr, n_micro):
+    def step(
+        state: TrainState, batch: Any, seed: jax.Array, lr: jax.Array, n_micro: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         update = make_train_step(
             learner, transform, seed=seed, clip_norm=clip_norm, dynamic_scale=dynamic_scale
         )
@@ -93,10 +105,14 @@ def programs(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What came of the seeds, each list one entry a seed.
+    """The result of training several seeds; each list has one entry for each seed.
 
-    params: of the leading seed axis, if there are several seeds, else of the one. diverged: training ended early or in something that is
-    no number. losses: mean training loss over the last tenth of the steps. epoch: whose parameters these are.
+    Attributes:
+        params: parameters, with a leading axis of seeds if there are several.
+        diverged: whether training ended early, or in a loss that is not finite.
+        losses: mean training loss over the last tenth of the steps.
+        epoch: the epoch after which the parameters were taken.
+        n_steps: optimizer steps.
     """
 
     params: Any
@@ -118,62 +134,67 @@ def train(
     report: Report = lambda step, n_steps, loss: None,
     compiling: Callable[[], None] = lambda: None,
 ) -> Trained:
-    """Finetune `trained` for each of `seeds`, a pure function of what is given.
+    """Finetune parameters for each of `seeds`. The result is a pure function of the arguments.
 
     Args:
-        headline: (index of a seed, its params) → score, for settings.select "best".
-        report: told (step, steps in all, mean loss of the seeds) now and then. compiling: called before a shape's first step.
+        trained: the pretrained parameters.
+        dynamic_scale: scales the loss, which float16 needs.
+        headline: (index of a seed, its parameters) → score, for settings.select "best".
+        report: receives (step, total steps, mean loss of the seeds) now and then.
+        compiling: is called before the first step with batches of a new shape.
     """
-    together = len(seeds) > 1
-    program = programs_of(learner, settings, dynamic_scale, together)
-    keys = [jax.random.key(seed) for seed in seeds]
-    seed_array = jnp.asarray(seeds, jnp.int32)
-    state = program.init(jnp.stack(keys) if together else keys[0], trained)
-    numbers = seed_array if together else seed_array[0]
-    n_micro = np.int32(settings.batch_size // (settings.microbatch_size or settings.batch_size))
+    program = programs_of(learner, settings, dynamic_scale, together=len(seeds) > 1)
+    state, seed_array = _initial(program, trained, seeds)
     per_epoch = math.ceil(feed.n_train / settings.batch_size)
     n_steps = min(settings.epochs * per_epoch, settings.max_steps or settings.epochs * per_epoch)
+    n_micro = np.int32(settings.batch_size // (settings.microbatch_size or settings.batch_size))
+
     best = _Best(len(seeds)) if settings.select == "best" and headline else None
-    losses: list[Any] = []
-    for index, batch in enumerate(_batches(feed, settings, seeds, n_steps)):
-        # The learning rate is that of the share done when the step ends, as in pretraining.
-        fraction = (index + 1) / n_steps
-        share = multiplier(
-            settings.schedule, fraction, warmup=settings.warmup, final=settings.final
-        )
+    losses = _Losses()
+    for step, batch in enumerate(_batches(feed, settings, seeds, n_steps), start=1):
         if program.is_new(batch):
             compiling()
-        state, metrics = program.step(
-            state, batch, numbers, np.float32(settings.lr * share), n_micro
+        # The learning rate is that of the share done when the step ends, as in pretraining.
+        share = multiplier(
+            settings.schedule, step / n_steps, warmup=settings.warmup, final=settings.final
         )
-        losses.append((metrics["loss"], metrics["skipped_in_row"]))
-        if len(losses) % READ_EVERY == 0 or index + 1 == n_steps:
-            # One period behind: what is read is done already.
-            _read(losses, slice(max(0, len(losses) - 2 * READ_EVERY), len(losses) - READ_EVERY))
-            read = losses[max(0, len(losses) - READ_EVERY - 1)]
-            report(index + 1, n_steps, float(np.mean(read[0])))
-            if np.all(np.asarray(read[1]) >= MAX_SKIPPED):
+        lr = np.float32(settings.lr * share)
+        state, metrics = program.step(state, batch, seed_array, lr, n_micro)
+
+        losses.add(metrics)
+        if step % READ_EVERY == 0 or step == n_steps:
+            loss, is_stuck = losses.read_earlier()
+            report(step, n_steps, loss)
+            if is_stuck:
                 break
-        if best and ((index + 1) % per_epoch == 0 or index + 1 == n_steps):
-            best.offer((index + 1) // per_epoch, state.params, headline)
-    _read(losses, slice(0, len(losses)))
-    loss_table = np.stack([np.atleast_1d(loss) for loss, _ in losses])  # [steps, seeds]
-    skipped = np.atleast_1d(losses[-1][1])
-    tail = loss_table[-max(1, len(loss_table) // 10) :].mean(axis=0)
+        if best and headline and (step % per_epoch == 0 or step == n_steps):
+            best.offer(step // per_epoch, state.params, headline)
+
+    final_losses, n_skipped = losses.final()
+    diverged = [
+        not math.isfinite(loss) or n >= MAX_SKIPPED
+        for loss, n in zip(final_losses, n_skipped, strict=True)
+    ]
+    if best:
+        params, epochs = best.params, best.epochs
+    else:
+        params, epochs = state.params, [settings.epochs] * len(seeds)
     return Trained(
-        params=best.params if best else state.params,
-        diverged=[
-            not math.isfinite(loss) or n >= MAX_SKIPPED
-            for loss, n in zip(tail, skipped, strict=True)
-        ],
-        losses=[float(loss) for loss in tail],
-        epoch=best.epochs if best else [settings.epochs] * len(seeds),
-        n_steps=n_steps,
+        params=params, diverged=diverged, losses=final_losses, epoch=epochs, n_steps=n_steps
     )
 
 
+def _initial(program: Programs, trained: Any, seeds: Sequence[int]) -> tuple[TrainState, jax.Array]:
+    """Returns the state before the first step, and the seeds as an array, a scalar for one seed."""
+    keys = [jax.random.key(seed) for seed in seeds]
+    seed_array = jnp.asarray(seeds, jnp.int32)
+    if len(seeds) > 1:
+        return program.init(jnp.stack(keys), trained), seed_array
+    return program.init(keys[0], trained), seed_array[0]
+
+
 def programs_of(learner: Any, settings: Settings, dynamic_scale: bool, together: bool) -> Programs:
-    """The programs of `learner` under the optimizer of `settings`."""
+    """Returns the programs of `learner` under the optimizer of `settings`."""
     return programs(
         learner,
         settings.optimizer,
@@ -187,75 +208,126 @@ def programs_of(learner: Any, settings: Settings, dynamic_scale: bool, together:
     )
 
 
+class _Losses:
+    """Losses of the steps, and how many updates in a row were skipped, by seed.
+
+    They stay on the device for a period of `READ_EVERY` steps: values read then are ready, and the
+    device does not wait for the host.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[Any] = []  # (losses, skipped in a row) of each step
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        self._steps.append((metrics["loss"], metrics["skipped_in_row"]))
+
+    def read_earlier(self) -> tuple[float, bool]:
+        """Read the losses of the period before.
+
+        Returns:
+            The mean loss over the seeds a period ago, and whether every seed is stuck: it skips
+            its updates because its gradients are not finite.
+        """
+        end = max(0, len(self._steps) - READ_EVERY)
+        self._fetch(slice(max(0, end - READ_EVERY), end))
+        loss, skipped = self._steps[max(0, end - 1)]
+        return float(np.mean(loss)), bool(np.all(np.asarray(skipped) >= MAX_SKIPPED))
+
+    def final(self) -> tuple[list[float], np.ndarray]:
+        """Returns the mean loss over the last tenth and the last count of skips, by seed."""
+        self._fetch(slice(0, len(self._steps)))
+        table = np.stack([np.atleast_1d(loss) for loss, _ in self._steps])  # [steps, seeds]
+        n_last = max(1, len(table) // 10)
+        means = table[-n_last:].mean(axis=0)
+        return [float(mean) for mean in means], np.atleast_1d(self._steps[-1][1])
+
+    def _fetch(self, part: slice) -> None:
+        self._steps[part] = jax.device_get(self._steps[part])
+
+
 class _Best:
     """The parameters with the best score so far, for each seed."""
 
     def __init__(self, n_seeds: int):
         self.params: Any = None
-        self.epochs, self._scores = [0] * n_seeds, [-math.inf] * n_seeds
+        self.epochs = [0] * n_seeds
+        self._scores = [-math.inf] * n_seeds
 
     def offer(self, epoch: int, params: Any, headline: Callable[[int, Any], float]) -> None:
+        """Score `params` and keep those of the seeds that got better."""
         n_seeds = len(self.epochs)
         better = np.zeros(n_seeds, bool)
         for index in range(n_seeds):
             score = headline(index, of_seed(params, index, n_seeds))
-            # A score that is no number is the worst.
+            # A score that is not a number counts as the worst.
             if self.params is None or score > self._scores[index]:
-                better[index], self._scores[index], self.epochs[index] = True, score, epoch
+                better[index] = True
+                self._scores[index] = score
+                self.epochs[index] = epoch
+
         if self.params is None or better.all():
-            self.params = jax.tree.map(
-                jnp.copy, params
-            )  # the step takes the arrays themselves away
+            # The next step donates the arrays themselves, so copies are kept.
+            self.params = jax.tree.map(jnp.copy, params)
         elif better.any():
-            self.params = jax.tree.map(
-                lambda new, old: jnp.where(better.reshape((-1,) + (1,) * (new.ndim - 1)), new, old),
-                params,
-                self.params,
-            )
+
+            def chosen(new: jax.Array, old: jax.Array) -> jax.Array:
+                # [seeds] → [seeds, 1, 1, …], to choose along the leading axis.
+                is_better = better.reshape((-1,) + (1,) * (new.ndim - 1))
+                return jnp.where(is_better, new, old)
+
+            self.params = jax.tree.map(chosen, params, self.params)
 
 
 def of_seed(params: Any, index: int, n_seeds: int) -> Any:
-    """The parameters of one seed of several, or of the only one."""
-    return params if n_seeds == 1 else jax.tree.map(lambda leaf: leaf[index], params)
+    """Returns the parameters of one of `n_seeds` seeds that were trained together."""
+    if n_seeds == 1:
+        return params
+    return jax.tree.map(lambda leaf: leaf[index], params)
 
 
 @functools.lru_cache(maxsize=16)
 def predictor(learner: Any) -> Callable[..., jax.Array]:
-    """The jitted `predict` of a learner; the same one for equal learners."""
+    """Returns the jitted `predict` of a learner; equal learners share it."""
     return jax.jit(learner.predict)
 
 
 def predict(learner: Any, params: Any, batches: Sequence[Arrays]) -> list[np.ndarray]:
-    """What the model makes of each batch, with the parameters of one seed; the device is not waited for in between."""
+    """Returns the outputs for each batch, with the parameters of one seed."""
     function = predictor(learner)
+    # All batches are dispatched before the first output is read.
     outputs = [function(params, batch) for batch in batches]
     return [np.asarray(output) for output in outputs]
-
-
-def _read(losses: list[Any], part: slice) -> None:
-    losses[part] = jax.device_get(losses[part])
 
 
 def _batches(
     feed: Feed, settings: Settings, seeds: Sequence[int], n_steps: int
 ) -> Iterator[Arrays]:
-    """The batch of each step, with a leading seed axis where there are several seeds; shapes are the largest any seed needs."""
+    """Yields the batch of each step, shaped [microbatches, …], or [seeds, microbatches, …].
+
+    All microbatches have one shape: the smallest that fits every microbatch of every seed.
+    """
     orders = [_order(feed.n_train, settings, seed) for seed in seeds]
     size = settings.microbatch_size or settings.batch_size
     for _ in range(n_steps):
-        plans = [
-            [feed.plan(part) for part in _cut(next(order), size, settings.batch_size)]
-            for order in orders
-        ]
-        need = tuple(
-            max(sizes) for sizes in zip(*(plan.need for row in plans for plan in row), strict=True)
-        )
-        rows = [_stacked([feed.arrays(plan, need, size) for plan in row]) for row in plans]
-        yield rows[0] if len(rows) == 1 else _stacked(rows)
+        plans = []  # [seeds][microbatches]
+        for order in orders:
+            parts = _cut(next(order), size, settings.batch_size)
+            plans.append([feed.plan(examples) for examples in parts])
+
+        needs = np.asarray([plan.need for plan in itertools.chain(*plans)])
+        need = tuple(needs.max(axis=0).tolist())
+        batches = []
+        for seed_plans in plans:
+            microbatches = [feed.arrays(plan, need, size) for plan in seed_plans]
+            batches.append(_stacked(microbatches))
+        yield batches[0] if len(batches) == 1 else _stacked(batches)
 
 
 def _order(n_train: int, settings: Settings, seed: int) -> Iterator[np.ndarray]:
-    """The examples of each step, a function of (seed, epoch); the last batch of an epoch is what is left."""
+    """Yields the examples of each step, a function of (seed, epoch).
+
+    The last batch of an epoch has the examples that are left.
+    """
     for epoch in range(settings.epochs):
         order = np.random.default_rng((seed, epoch)).permutation(n_train)
         for start in range(0, n_train, settings.batch_size):
@@ -263,11 +335,11 @@ def _order(n_train: int, settings: Settings, seed: int) -> Iterator[np.ndarray]:
 
 
 def _cut(examples: np.ndarray, size: int, batch_size: int) -> list[np.ndarray]:
-    """Microbatches: always as many as a full batch has, the last ones of a short batch without examples."""
-    parts = [examples[start : start + size] for start in range(0, batch_size, size)]
-    return [part for part in parts if len(part)] + [examples[:0]] * sum(
-        not len(part) for part in parts
-    )
+    """Cuts the examples of a step into microbatches of at most `size`.
+
+    There are always as many as in a full batch; the last ones of a short batch are empty.
+    """
+    return [examples[start : start + size] for start in range(0, batch_size, size)]
 
 
 def _stacked(batches: Sequence[Arrays]) -> Arrays:

@@ -11,10 +11,13 @@ from flax.traverse_util import flatten_dict
 
 import cramjax
 from cramjax.checkpoints import packed
-from cramjax.compress import run
+from cramjax.compress.candidates import load_candidates
+from cramjax.compress.plan import CompressionPlan, CompressionRequest
+from cramjax.compress.run import CompressionRun
 from cramjax.errors import UserError
 from cramjax.finetuning import run as finetuning
 from cramjax.finetuning.protocols import Protocol, Settings
+from cramjax.finetuning.request import FinetuneRequest
 from cramjax.models import encoder
 from cramjax.models.int8 import Int8
 from cramjax.models.layers import FLOAT32
@@ -36,7 +39,7 @@ def finetuned(glue, tmp_path_factory):
     """A model finetuned for CoLA, as a folder."""
     out = tmp_path_factory.mktemp("finetuned")
     protocol = Protocol(name="quick", source="tests", settings=SETTINGS, n_seeds=1)
-    request = finetuning.Request(
+    request = FinetuneRequest(
         checkpoint="a/model",
         tasks=["cola"],
         data_dir=str(glue),
@@ -51,14 +54,14 @@ def finetuned(glue, tmp_path_factory):
 
 def compressed(checkpoint, glue, out, **plan):
     said = []
-    request = run.Request(
+    request = CompressionRequest(
         checkpoints=[str(checkpoint)],
         task=None,
         data_dir=str(glue),
         out=out,
-        plan=run.Plan(**{"epochs": 1} | plan),
+        plan=CompressionPlan(**{"epochs": 1} | plan),
     )
-    found = run.Compression(request, run.candidates(request, said.append), said.append).run()
+    found = CompressionRun(request, load_candidates(request, said.append), said.append).run()
     return found, said
 
 
@@ -225,7 +228,7 @@ def test_a_t5_and_two_models_in_one_picture(glue, tmp_path):
     settings = dataclasses.replace(SETTINGS, optimizer="adafactor", batch_size=16)
     protocol = Protocol(name="quick", source="tests", settings=settings, n_seeds=1)
     for seed in range(2):
-        request = finetuning.Request(
+        request = FinetuneRequest(
             checkpoint="a/model", tasks=["cola"], data_dir=str(glue), out=folder / f"run{seed}", protocol=protocol,
             n_seeds=1, save=True,
         )  # fmt: skip
@@ -233,11 +236,11 @@ def test_a_t5_and_two_models_in_one_picture(glue, tmp_path):
     paths = [
         str(folder / f"run{seed}" / "models" / "cola" / "point-0" / "seed-0") for seed in range(2)
     ]
-    request = run.Request(
+    request = CompressionRequest(
         checkpoints=paths, task="cola", data_dir=str(glue), out=tmp_path / "out",
-        plan=run.Plan(shares=(0.0, 0.5), bits=(32, 8), structured=True, n_seeds=2),
+        plan=CompressionPlan(shares=(0.0, 0.5), bits=(32, 8), structured=True, n_seeds=2),
     )  # fmt: skip
-    found = run.Compression(request, run.candidates(request, print), print).run()
+    found = CompressionRun(request, load_candidates(request, print), print).run()
     assert (
         len({entry["model"] for entry in found}) == 2
         and len(found) == 8
@@ -250,7 +253,6 @@ def test_a_t5_and_two_models_in_one_picture(glue, tmp_path):
     ("flags", "message"),
     [
         (("--bits", "5"), "--bits 5: must be 32, or one of 2, 3, 4, 6, 8"),
-        (("--bits", "many"), "--bits many: must be numbers"),
         (("--prune", "1.0"), "--prune 1: must be a share from 0 to below 1; at 1 nothing is left"),
         (("--prune", "0.5,0.5"), "--prune: a value stands there twice"),
         (("--scope", "layer"), "--scope layer: must be one of global, matrix"),
@@ -287,3 +289,11 @@ def test_a_model_without_task_or_text_says_what_it_lacks(small_run, finetuned, t
         == 2
     )
     assert "is not finetuned and nothing would repair it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--bits", "--prune"])
+def test_lists_of_words_are_a_usage_error(finetuned, tmp_path, capsys, flag):
+    with pytest.raises(SystemExit) as ended:
+        compress.main(["--checkpoint", str(finetuned), "--out", str(tmp_path), flag, "8,many"])
+    assert ended.value.code == 2
+    assert f"{flag}: 8,many: must be numbers with commas" in capsys.readouterr().err

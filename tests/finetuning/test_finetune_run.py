@@ -10,7 +10,8 @@ import pytest
 
 from cramjax.errors import UserError
 from cramjax.finetuning import results, run, training
-from cramjax.finetuning.protocols import PROTOCOLS, Protocol, Settings
+from cramjax.finetuning.protocols import PROTOCOLS, Protocol, Settings, choose_protocol
+from cramjax.finetuning.request import FinetuneRequest, choose_tasks
 from cramjax.glue.published import GLUE
 from cramjax.glue.tasks import SUITES
 from cramjax.inference import load
@@ -33,7 +34,7 @@ def model():
 def finetune(model, glue, out, tasks=("cola",), protocol=PROTOCOL, **options):
     said = []
     options = {"n_seeds": protocol.n_seeds} | options
-    request = run.Request(
+    request = FinetuneRequest(
         checkpoint="a/model", tasks=tasks, data_dir=str(glue), out=out, protocol=protocol, **options
     )
     return run.Finetuning(request, model, said.append).run(), said
@@ -197,10 +198,10 @@ def test_the_average_is_the_one_the_published_rows_have(published):
 
 def test_unknown_protocols_and_diagnostics_alone_are_refused(glue):
     with pytest.raises(UserError, match="there are cramming, bert, mosaic, t5"):
-        run.choose_protocol("crammed", False, [], [])
-    assert run.choose_protocol(None, True, [], []) == PROTOCOLS["t5"]
+        choose_protocol("crammed", False, [], [])
+    assert choose_protocol(None, True, [], []) == PROTOCOLS["t5"]
     with pytest.raises(UserError, match="add rte"):
-        run.choose_tasks(["axb"], str(glue))
+        choose_tasks(["axb"], str(glue))
 
 
 def test_diagnostics_are_answered_by_the_model_of_rte(model, tmp_path):

@@ -14,12 +14,12 @@ def test_the_cramming_protocol_is_the_papers():
         "select": "last", "single_as_pair": True,
     }  # fmt: skip
     assert {key: getattr(settings, key) for key in wanted} == wanted
-    assert PROTOCOLS["cramming"].n_seeds == 5 and PROTOCOLS["cramming"].of_task("rte") == [{}]
+    assert PROTOCOLS["cramming"].n_seeds == 5 and PROTOCOLS["cramming"].points("rte") == [{}]
 
 
 def test_mosaic_starts_small_tasks_from_mnli():
     points = {
-        task: PROTOCOLS["mosaic"].of_task(task)[0]
+        task: PROTOCOLS["mosaic"].points(task)[0]
         for task in ("rte", "mrpc", "stsb", "mnli", "cola", "wnli")
     }
     assert [points[task].get("start_from") for task in points] == ["mnli"] * 3 + [None] * 3
@@ -28,19 +28,19 @@ def test_mosaic_starts_small_tasks_from_mnli():
 
 def test_a_grid_is_all_combinations():
     made = PROTOCOLS["bert"].changed([], ["lr=1e-4,2e-4", "epochs=2,3"])
-    assert made.of_task("cola") == [
+    assert made.points("cola") == [
         {"lr": lr, "epochs": epochs} for lr in (1e-4, 2e-4) for epochs in (2, 3)
     ]
-    assert len(PROTOCOLS["bert"].of_task("cola")) == 4
+    assert len(PROTOCOLS["bert"].points("cola")) == 4
 
 
 def test_what_is_set_wins_over_tasks_and_grids():
     mosaic = PROTOCOLS["mosaic"].changed(["lr=1", "rte.epochs=7", "start_from=None"], [])
     assert mosaic.settings.lr == 1.0 and type(mosaic.settings.lr) is float
-    assert mosaic.of_task("rte") == [{"weight_decay": 1e-5, "batch_size": 16, "epochs": 7}]
-    assert PROTOCOLS["bert"].changed(["lr=1e-3"], []).of_task("cola") == [{}]
+    assert mosaic.points("rte") == [{"weight_decay": 1e-5, "batch_size": 16, "epochs": 7}]
+    assert PROTOCOLS["bert"].changed(["lr=1e-3"], []).points("cola") == [{}]
     both = PROTOCOLS["mosaic"].changed(["SST-2.lr=3", "lr=2"], [])
-    assert both.settings.lr == 2.0 and both.of_task("sst2")[0]["lr"] == 3.0
+    assert both.settings.lr == 2.0 and both.points("sst2")[0]["lr"] == 3.0
 
 
 @pytest.mark.parametrize(

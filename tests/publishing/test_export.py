@@ -13,6 +13,7 @@ from cramjax.checkpoints import pretrained
 from cramjax.errors import RunFailed, UserError
 from cramjax.finetuning import run
 from cramjax.finetuning.protocols import Protocol, Settings
+from cramjax.finetuning.request import FinetuneRequest
 from cramjax.hub import directory
 from cramjax.models.layers import FLOAT32
 from cramjax.publishing import card
@@ -212,7 +213,7 @@ def test_a_wrong_export_never_stands_there(small_run, tmp_path, monkeypatch):
 def finetuned(kind, tasks, tmp_path, **changes):
     glue = grammar.write_glue(tmp_path / "glue")
     protocol = dataclasses.replace(PROTOCOL, settings=dataclasses.replace(SETTINGS, **changes))
-    request = run.Request(
+    request = FinetuneRequest(
         checkpoint="a/base",
         tasks=tasks,
         data_dir=str(glue),

@@ -1,0 +1,131 @@
+"""Compressed models on disk, one for each point: a model, a seed, a share and a number of bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from cramjax.checkpoints import packed, pretrained
+from cramjax.compress import matrices, quantize
+from cramjax.compress.candidates import Candidate
+from cramjax.compress.plan import CompressionPlan
+from cramjax.files import write_json
+from cramjax.models.int8 import Int8, is_faster
+
+RESULT = "result.json"
+
+
+class Network(NamedTuple):
+    """A network in memory: its configuration and parameters."""
+
+    config: Any
+    params: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A model, pruned to a share of zeros after finetuning by a seed, with weights of `bits`."""
+
+    candidate: Candidate
+    seed: int
+    share: float
+    bits: int
+
+
+class PointFolders:
+    """Writes and reads points; each has a folder with the compressed model and its result."""
+
+    def __init__(self, out: pathlib.Path, plan: CompressionPlan):
+        self._out = out
+        self._plan = plan
+
+    def folder(self, point: Point) -> pathlib.Path:
+        """Returns the folder of a point."""
+        name = f"prune-{point.share:g},bits-{point.bits}"
+        return self._out / point.candidate.name / f"seed-{point.seed}" / name
+
+    def is_done(self, point: Point) -> bool:
+        """Returns whether the point has a result that was reached over the same shares."""
+        result = self.folder(point) / RESULT
+        if not result.is_file():
+            return False
+        return json.loads(result.read_text())["path"] == self._plan.path(point.share)
+
+    def result(self, point: Point) -> dict[str, Any]:
+        """Returns the result of a point that is done."""
+        return json.loads((self.folder(point) / RESULT).read_text())
+
+    def read(self, point: Point) -> Network:
+        """Returns the network of a point that is done."""
+        model = pretrained.read(self.folder(point))
+        return Network(model.config, jax.device_put(model.params))
+
+    def write(self, point: Point, network: Network) -> dict[str, Any]:
+        """Write a compressed model, measure it as it is read from there, and return the result."""
+        folder = self.folder(point)
+        temporary = folder.with_name(f".{folder.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        n_bytes = self._save(temporary, point, network)
+        result = {"path": self._plan.path(point.share), "bytes": n_bytes}
+        result |= _measure(temporary, point, network.config)
+        write_json(temporary / RESULT, result)
+
+        # The folder appears whole, with its result.
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+        return result
+
+    def _save(self, folder: pathlib.Path, point: Point, network: Network) -> int:
+        """Write the tokenizer and the packed parameters; return the bytes of the latter."""
+        candidate = point.candidate
+        (folder / "tokenizer").mkdir(parents=True)
+        candidate.model.tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+
+        paths = matrices.find(candidate.subject.axes(network.config))
+        quantizer = self._plan.quantizer(point.bits)
+        stored = quantize.quantize(flatten_dict(network.params, sep="/"), paths, quantizer)
+
+        finetuned = None
+        if candidate.about["task"]:
+            finetuned = dict(candidate.about["task"])
+            del finetuned["rows"]
+        compression = {"prune": point.share, "bits": point.bits}
+        return packed.write(
+            folder,
+            stored,
+            network=dataclasses.replace(candidate.model, config=network.config).description(),
+            max_length=candidate.subject.max_length,
+            finetuned=finetuned,
+            compression=compression | self._plan.describe("shares", "bits"),
+        )
+
+
+def _measure(folder: pathlib.Path, point: Point, config: Any) -> dict[str, Any]:
+    """Returns score, sizes and latency of the compressed model in `folder`."""
+    subject = point.candidate.subject
+    precision = point.candidate.model.precision
+    _, stored = packed.read(folder)
+
+    # Integers stay integers if the device is faster with them, as when the model is used.
+    keeps_int8 = is_faster(jax.devices()[0], precision.matmul_dtype)
+    flat = packed.values(stored, whole=keeps_int8)
+    params = jax.device_put(unflatten_dict(flat, sep="/"))
+    score = subject.score(config, params)
+
+    weights = packed.values(stored).values()
+    return {
+        "metric": score.metric,
+        "value": score.value,
+        "loss": score.loss,
+        "params": sum(leaf.size for leaf in weights),
+        "nonzero": sum(int((leaf != 0).sum()) for leaf in weights),
+        "int8": any(isinstance(leaf, Int8) for leaf in flat.values()),
+        "latency": subject.latency(config, params),
+    }
