@@ -81,7 +81,7 @@ def specification(config: Any) -> dict[str, Any]:
     batch = {"n_rows": config.batch_size, "plain": None}
     if model.family == "t5":
         lengths = span_lengths(data.seq_len, objective.noise_density, objective.mean_span)
-        name, cfg = equivalence.find(t5_config(model, data.vocab_size))
+        name, cfg = equivalence.find_family(t5_config(model, data.vocab_size))
         return (
             {"config": families.to_json(name, cfg)}
             | batch
@@ -89,7 +89,7 @@ def specification(config: Any) -> dict[str, Any]:
         )
     cfg = encoder_config(model, data.vocab_size)
     try:
-        raw = families.to_json(*equivalence.find(cfg))
+        raw = families.to_json(*equivalence.find_family(cfg))
     except UserError:
         raw = {
             "model_type": "bert",

@@ -171,7 +171,7 @@ def _settings(request: Request, model: inference.LoadedModel, task: Task) -> Set
 def _text_subject(
     checkpoint: str, model: inference.LoadedModel, plan: Plan, announce: Announce
 ) -> TextSubject:
-    workdir = pretrained.find(checkpoint)
+    workdir = pretrained.locate(checkpoint)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(
             f"{checkpoint}: is neither finetuned nor a run with its text; give --task and --data_dir"
