@@ -1,4 +1,7 @@
-"""What a run ends with: held-out sentences with some words hidden, and what the trained model puts in their place."""
+"""Demonstrates a model at the end of its run.
+
+It hides words of held-out sentences and lets the model fill them.
+"""
 
 from __future__ import annotations
 
@@ -12,59 +15,83 @@ import numpy as np
 from cramjax.data.dataset import TokenDataset
 from cramjax.inference import LoadedModel, fill_positions, generate_ids, load, split_spans
 
-# One word (or for a T5 one span of words) in so many is hidden: enough context is left to judge the guesses.
 WORDS_A_MASK = 7
+"""One word in so many is hidden (for a T5 one span), so that enough context is left."""
 WORDS_A_SPAN = 2
 WINDOW = 128
 
-Span = tuple[int, int]
+_MIN_LENGTH, _MAX_LENGTH = 10, 40  # tokens of a readable sentence
+_MIN_WORD_SHARE = 0.6  # a sentence with fewer words is a table or a formula
+
+Span = tuple[int, int]  # first token, one past the last
 
 
 def demonstrate(workdir: str | os.PathLike, n_sentences: int) -> list[str]:
-    """`n_sentences` held-out sentences with some words hidden, each as [truth → guess] or [truth ✓], by the run in `workdir`.
+    """Returns held-out sentences with the guesses of the model of a run.
 
-    Fewer where the held-out text has no more sentences of a readable length.
+    A hidden word appears as [truth → guess], or [truth ✓] if the guess is right.
+
+    Args:
+        workdir: of the run.
+        n_sentences: sentences to return. There are fewer if the held-out text has no more
+            sentences of a readable length.
     """
     model = load(workdir)
     environment = json.loads((pathlib.Path(workdir) / "environment.json").read_text())
     dataset = TokenDataset.open(environment["dataset"])
-    lines: list[str] = []
     n_sequences = dataset.n_sequences("heldout", WINDOW)[0]
-    # The stride is prime and large: neighbouring picks come from different documents.
+
+    lines: list[str] = []
     for pick in range(min(n_sequences, 50 * n_sentences)):
-        window = dataset.read("heldout", 0, np.asarray([pick * 7919 % n_sequences]), WINDOW)[0]
+        # The stride is prime and large, so that two picks come from different documents.
+        row = np.asarray([pick * 7919 % n_sequences])
+        window = dataset.read("heldout", 0, row, WINDOW)[0]
         sentence = _first_sentence(model, window.astype(np.int32))
         if sentence is not None:
-            lines.append(_with_guesses(model, *sentence))
+            spans = _spans(model, sentence)
+            lines.append(_with_guesses(model, sentence, spans))
         if len(lines) == n_sentences:
             break
     return lines
 
 
-def _first_sentence(model: LoadedModel, ids: np.ndarray) -> tuple[np.ndarray, list[Span]] | None:
-    """The first whole sentence in `ids` and the spans to hide in it; None where there is none that reads as prose."""
+def _first_sentence(model: LoadedModel, ids: np.ndarray) -> np.ndarray | None:
+    """Returns the first whole sentence in `ids` that reads as prose, or None."""
     stops = np.flatnonzero(ids == model.tokenizer.token_to_id("."))
     special = set(model.special.values())
     for start, end in zip(stops[:-1] + 1, stops[1:] + 1, strict=True):
         sentence = ids[start:end]
-        words = [index for index, token in enumerate(sentence) if _is_word(model, int(token))]
-        if (
-            10 <= len(sentence) <= 40
-            and not special & set(sentence.tolist())
-            and len(words) > 0.6 * len(sentence)
-        ):
-            return sentence, _spans(
-                model, [index for index in words if _starts_word(model, int(sentence[index]))]
-            )
+        if not _MIN_LENGTH <= len(sentence) <= _MAX_LENGTH:
+            continue
+        if special & set(sentence.tolist()):
+            continue
+        if len(_words(model, sentence)) > _MIN_WORD_SHARE * len(sentence):
+            return sentence
     return None
 
 
-def _spans(model: LoadedModel, words: Sequence[int]) -> list[Span]:
-    """Every few words one to hide, from its first token; for a T5 with the word after it, if that follows at once."""
-    chosen = range(2, len(words) - 1, WORDS_A_MASK)
-    if not model.is_t5:
-        return [(words[i], words[i] + 1) for i in chosen]
-    return [(words[i], min(words[i] + WORDS_A_SPAN, words[i + 1] + 1)) for i in chosen]
+def _words(model: LoadedModel, sentence: np.ndarray) -> list[int]:
+    """Returns the positions of tokens that are words, or pieces of words, of three letters on."""
+    return [index for index, token in enumerate(sentence) if _is_word(model, int(token))]
+
+
+def _spans(model: LoadedModel, sentence: np.ndarray) -> list[Span]:
+    """Returns the spans to hide in `sentence`: one word in `WORDS_A_MASK`, its first token.
+
+    For a T5 the span reaches to the next word, if that follows at once.
+    """
+    words = []
+    for index in _words(model, sentence):
+        if _starts_word(model, int(sentence[index])):
+            words.append(index)
+
+    spans = []
+    for i in range(2, len(words) - 1, WORDS_A_MASK):
+        end = words[i] + 1
+        if model.is_t5:
+            end = min(words[i] + WORDS_A_SPAN, words[i + 1] + 1)
+        spans.append((words[i], end))
+    return spans
 
 
 def _is_word(model: LoadedModel, token: int) -> bool:
@@ -73,24 +100,27 @@ def _is_word(model: LoadedModel, token: int) -> bool:
 
 
 def _starts_word(model: LoadedModel, token: int) -> bool:
-    """SentencePiece marks the first piece of a word, WordPiece all others, which `_is_word` leaves out."""
-    return (
-        model.tokenizer.id_to_token(token).startswith("▁")
-        or model.tokenizer.token_to_id("▁") is None
-    )
+    """Returns whether a token for which `_is_word` holds is the first of its word.
+
+    SentencePiece marks the first piece of a word. WordPiece marks all others, which are no words
+    for `_is_word`.
+    """
+    is_sentencepiece = model.tokenizer.token_to_id("▁") is not None
+    return not is_sentencepiece or model.tokenizer.id_to_token(token).startswith("▁")
 
 
 def _with_guesses(model: LoadedModel, ids: np.ndarray, spans: Sequence[Span]) -> str:
-    guesses = _span_guesses(model, ids, spans) if model.is_t5 else _mask_guesses(model, ids, spans)
-    pieces, last = [], 0
-    for (start, end), guess in zip(spans, guesses, strict=True):
+    """Returns the sentence `ids` with the truth and the guess in place of each span."""
+    guess = _span_guesses if model.is_t5 else _mask_guesses
+    pieces: list[str] = []
+    last = 0
+    for (start, end), guessed in zip(spans, guess(model, ids, spans), strict=True):
         truth = _text(model, ids[start:end])
-        pieces += [
-            _text(model, ids[last:start]),
-            f"[{truth} ✓]" if guess == truth else f"[{truth} → {guess}]",
-        ]
+        verdict = "✓" if guessed == truth else f"→ {guessed}"
+        pieces += [_text(model, ids[last:start]), f"[{truth} {verdict}]"]
         last = end
-    return " ".join([*pieces, _text(model, ids[last:])]).strip()
+    pieces.append(_text(model, ids[last:]))
+    return " ".join(pieces).strip()
 
 
 def _text(model: LoadedModel, ids: np.ndarray) -> str:
@@ -98,18 +128,24 @@ def _text(model: LoadedModel, ids: np.ndarray) -> str:
 
 
 def _mask_guesses(model: LoadedModel, ids: np.ndarray, spans: Sequence[Span]) -> list[str]:
-    masked, positions = ids.copy(), [start for start, _ in spans]
+    """Returns the likeliest token in place of each span, which is one token."""
+    positions = [start for start, _ in spans]
+    masked = ids.copy()
     masked[positions] = model.special["mask"]
     return [best[0][0] for best in fill_positions(model, masked, positions, 1)]
 
 
 def _span_guesses(model: LoadedModel, ids: np.ndarray, spans: Sequence[Span]) -> list[str]:
+    """Returns the text that a T5 generates in place of each span."""
+    # The ids of sentinels count down.
     first = model.tokenizer.token_to_id("<extra_id_0>")
     sentinels = [first - number for number in range(len(spans))]
-    corrupted, last = [], 0
+    corrupted: list[int] = []
+    last = 0
     for (start, end), sentinel in zip(spans, sentinels, strict=True):
         corrupted += [*ids[last:start].tolist(), sentinel]
         last = end
     corrupted += [*ids[last:].tolist(), model.special["sep"]]
+
     (answer,) = generate_ids(model, [corrupted], max_len=WINDOW // 2)
     return [_text(model, np.asarray(span, np.int32)) for span in split_spans(answer, sentinels)]

@@ -1,4 +1,8 @@
-"""Trained models put to use: load a run or a Hugging Face model, fill masks with an encoder, fill spans and generate text with a T5."""
+"""Uses trained models from Python.
+
+Load a run or a Hugging Face model, fill masks with an encoder, fill spans and generate text with a
+T5.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,12 +34,21 @@ LENGTH_MULTIPLE = 32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A trained model: its shape, number format, parameters (float32), tokenizer and the ids of special tokens by role.
+    """A trained model.
 
-    `extra`: what a model of `transformers` has beside these (`hub.tables.from_hf`); {} for a run.
     It unpacks: `model, params, tokenizer = cramjax.load(path)`, where `model` is the object itself.
-    `step`: of a run's checkpoint. `finetuned`: of a finetuned model, what `tools.finetune --save` notes: task, labels, settings, seed; the
-    parameters of an encoder are then those of `models.classifier`.
+
+    Attributes:
+        config: the network.
+        precision: the number formats to compute in.
+        params: float32, or `models.int8.Int8` where `load` says so. The parameters of a finetuned
+            encoder are those of `models.classifier`.
+        tokenizer: of the model.
+        special: role → id of a special token.
+        extra: parts that our networks lack, see `hub.tables.from_hf`; {} for a run.
+        step: of a run's checkpoint; None for other models.
+        finetuned: the notes of `tools.finetune --save` about a finetuned model: task, labels,
+            settings, seed; None for others.
     """
 
     config: encoder.EncoderConfig | t5.T5Config
@@ -52,96 +65,115 @@ class LoadedModel:
 
     @property
     def is_t5(self) -> bool:
-        """Whether it is an encoder-decoder."""
+        """True for an encoder-decoder."""
         return isinstance(self.config, t5.T5Config)
 
     def description(self) -> dict[str, Any]:
-        """The network as a checkpoint has it."""
+        """Returns the network as a checkpoint describes it."""
         return dataclasses.asdict(self.config) | {"family": "t5" if self.is_t5 else "encoder"}
 
 
 def load(
     path: str | os.PathLike, step: int | None = None, *, dequantize: bool = False
 ) -> LoadedModel:
-    """The newest checkpoint of the run whose workdir is `path`, or that of a `step`; a compressed model; or one of `transformers`.
+    """Returns a trained model, ready for use on the first device.
 
-    The latter is a directory that `save_pretrained` wrote, or where there is none of this name the id of a model on the Hugging Face Hub,
-    as "answerdotai/ModernBERT-base", which is downloaded. Matrices that a compression has stored in 8 bits stay so (`models.int8.Int8`)
-    where the device is faster with them, unless `dequantize` is set, which training and exporting need.
+    Args:
+        path: the workdir of a run, the folder of a compressed model, a directory that
+            `save_pretrained` wrote, or the id of a model on the Hugging Face Hub, for example
+            "answerdotai/ModernBERT-base". A model on the Hub is downloaded.
+        step: of a run's checkpoint; None for the newest.
+        dequantize: turn all matrices of a compressed model into float32, which training and
+            exporting need. By default matrices that are stored in 8 bits stay so
+            (`models.int8.Int8`) if the device is faster with them.
 
     Raises:
-        UserError: where `path` is none of these, or holds a model that ours cannot be.
+        UserError: if there is no model at `path`, or our networks do not cover it.
     """
     start.start()
     device = jax.devices()[0]
     automatic = devices.make_precision(devices.resolve_precision("auto", device), device)
-    found = pretrained.read(
-        path, step, whole=is_faster(device, automatic.matmul_dtype) and not dequantize
-    )
-    precision = (
-        "auto"
-        if not found.is_run
-        else json.loads((found.path / "config.json").read_text())["precision"]
-    )
-    special = special_ids(found.tokenizer)
+    keep_int8 = is_faster(device, automatic.matmul_dtype) and not dequantize
+    model = pretrained.read(path, step, whole=keep_int8)
+
+    precision = automatic
+    if model.is_run:
+        setting = json.loads((model.path / "config.json").read_text())["precision"]
+        precision = devices.make_precision(devices.resolve_precision(setting, device), device)
+    special = special_ids(model.tokenizer)
     return LoadedModel(
-        config=found.config,
-        precision=devices.make_precision(devices.resolve_precision(precision, device), device),
-        params=jax.tree.map(jnp.asarray, found.params),
-        tokenizer=found.tokenizer,
+        config=model.config,
+        precision=precision,
+        params=jax.tree.map(jnp.asarray, model.params),
+        tokenizer=model.tokenizer,
         special={role: number for role, number in special.items() if number is not None},
-        extra=found.extra,
-        step=found.step,
-        finetuned=found.finetuned,
+        extra=model.extra,
+        step=model.step,
+        finetuned=model.finetuned,
     )
 
 
 def untrained(model: LoadedModel) -> LoadedModel:
-    """The same network with fresh parameters, of key 0: the control of whatever is said of `model`."""
+    """Returns the same network with fresh parameters, a function of key 0, as a control."""
     initialize = t5.init_params if model.is_t5 else encoder.init_params
     return dataclasses.replace(model, params=initialize(model.config, jax.random.key(0)), extra={})
 
 
 def fill_mask(model: LoadedModel, text: str, top_k: int = 5) -> list[list[tuple[str, float]]]:
-    """For every mask token in `text`, the `top_k` most likely tokens with their probabilities, best first.
+    """Returns the likely tokens at every mask token in `text`.
+
+    Args:
+        model: an encoder that predicts tokens.
+        text: with at least one mask token.
+        top_k: tokens to return for each mask.
+
+    Returns:
+        For each mask, `top_k` pairs (token, probability), best first.
 
     Raises:
         UserError: if `text` has no mask token, or the model is no masked language model.
     """
     if model.is_t5:
         raise UserError(
-            "fill_mask: this model is a T5; use fill_spans with <extra_id_0>, <extra_id_1>, … in the text"
+            "fill_mask: this model is a T5; "
+            "use fill_spans with <extra_id_0>, <extra_id_1>, … in the text"
         )
     if model.finetuned:
         raise UserError(
-            f"fill_mask: this model is finetuned for {model.finetuned['task']} and predicts no words; load the run before that"
+            f"fill_mask: this model is finetuned for {model.finetuned['task']} "
+            "and predicts no words; load the run before that"
         )
     ids = model.tokenizer.encode(text).ids
-    positions = [index for index, token in enumerate(ids) if token == model.special["mask"]]
+    mask = model.special["mask"]
+    positions = [index for index, token in enumerate(ids) if token == mask]
     if not positions:
-        raise UserError(
-            f"{text!r}: holds no {model.tokenizer.id_to_token(model.special['mask'])} to fill"
-        )
+        raise UserError(f"{text!r}: holds no {model.tokenizer.id_to_token(mask)} to fill")
     return fill_positions(model, np.asarray(ids, np.int32), positions, top_k)
 
 
 def fill_positions(
     model: LoadedModel, ids: np.ndarray, positions: Sequence[int], top_k: int
 ) -> list[list[tuple[str, float]]]:
-    """For each of `positions` in `ids` int32 [length], the `top_k` most likely tokens with their probabilities."""
+    """Returns the likely tokens at `positions`, each as `top_k` pairs (token, probability).
+
+    Args:
+        model: an encoder that predicts tokens.
+        ids: int32 [length], with mask tokens at `positions`.
+        positions: indices into `ids`.
+        top_k: tokens to return for each position, best first.
+    """
     hidden = encoder.encode(model.config, model.precision, model.params, jnp.asarray(ids)[None])
-    logits = encoder.head(
-        model.config, model.precision, model.params, hidden[0, jnp.asarray(list(positions))]
-    )
-    logits = logits[:, : model.tokenizer.get_vocab_size()]  # entries of padding have no token
+    at_positions = hidden[0, jnp.asarray(list(positions))]  # [positions, d_model]
+    logits = encoder.head(model.config, model.precision, model.params, at_positions)
+    # Rows that pad the vocabulary have no token.
+    logits = logits[:, : model.tokenizer.get_vocab_size()]
     probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), top_k)
-    return [
-        [
-            (model.tokenizer.id_to_token(int(token)), float(share))
-            for token, share in zip(*row, strict=True)
-        ]
-        for row in zip(np.asarray(tokens), np.asarray(probabilities), strict=True)
-    ]
+
+    guesses = []
+    for row, shares in zip(np.asarray(tokens), np.asarray(probabilities), strict=True):
+        words = [model.tokenizer.id_to_token(int(token)) for token in row]
+        guesses.append(list(zip(words, map(float, shares), strict=True)))
+    return guesses
 
 
 def generate(
@@ -152,28 +184,36 @@ def generate(
     n_beams: int = 1,
     length_penalty: float = 1.0,
 ) -> list[str]:
-    """What a T5 answers to each of `texts`, without special tokens, by greedy (`n_beams` 1) or beam search.
+    """Returns the answer of a T5 to each of `texts`, without special tokens.
+
+    Args:
+        model: a T5.
+        texts: the inputs; all are one batch.
+        max_len: tokens of an answer at most.
+        n_beams: 1 for greedy search, more for beam search.
+        length_penalty: the exponent of the length that a beam's score is divided by.
 
     Raises:
         UserError: if the model is no T5.
     """
     inputs = [encoding.ids for encoding in model.tokenizer.encode_batch(list(texts))]
-    options = {"max_len": max_len, "n_beams": n_beams, "length_penalty": length_penalty}
-    return [model.tokenizer.decode(ids) for ids in generate_ids(model, inputs, **options)]
+    answers = generate_ids(
+        model, inputs, max_len=max_len, n_beams=n_beams, length_penalty=length_penalty
+    )
+    return [model.tokenizer.decode(ids) for ids in answers]
 
 
 def fill_spans(model: LoadedModel, text: str, *, max_len: int = 64, n_beams: int = 1) -> list[str]:
-    """What a T5 puts in the place of <extra_id_0>, <extra_id_1>, … in `text`, in this order.
+    """Returns the texts that a T5 puts in place of <extra_id_0>, <extra_id_1>, … in `text`.
 
     Raises:
         UserError: if `text` has no sentinel, or the model is no T5.
     """
     ids = model.tokenizer.encode(text).ids
-    sentinels = [
-        token
-        for token in ids
-        if (model.tokenizer.id_to_token(token) or "").startswith("<extra_id_")
-    ]
+    sentinels = []
+    for token in ids:
+        if (model.tokenizer.id_to_token(token) or "").startswith("<extra_id_"):
+            sentinels.append(token)
     if not sentinels:
         raise UserError(f"{text!r}: holds no <extra_id_0> to fill")
     (answer,) = generate_ids(model, [ids], max_len=max_len, n_beams=n_beams)
@@ -181,7 +221,10 @@ def fill_spans(model: LoadedModel, text: str, *, max_len: int = 64, n_beams: int
 
 
 def split_spans(answer: Sequence[int], sentinels: Sequence[int]) -> list[list[int]]:
-    """What stands after each of `sentinels` in a T5's `answer`, up to the next one; empty where it left one out."""
+    """Returns the tokens after each of `sentinels` in a T5's `answer`, up to the next sentinel.
+
+    The span of a sentinel that the answer lacks is empty.
+    """
     spans: dict[int, list[int]] = {sentinel: [] for sentinel in sentinels}
     current: list[int] = []
     for token in answer:
@@ -200,36 +243,59 @@ def generate_ids(
     n_beams: int = 1,
     length_penalty: float = 1.0,
 ) -> list[list[int]]:
-    """Token ids generated for each of `inputs`, up to the end of the sequence, which is left out; all are one batch.
+    """Returns the token ids generated for each of `inputs`, without the end of the sequence.
+
+    Args:
+        model: a T5.
+        inputs: token ids; all are one batch.
+        max_len: tokens generated at most.
+        n_beams: 1 for greedy search, more for beam search.
+        length_penalty: the exponent of the length that a beam's score is divided by.
 
     Raises:
         UserError: if the model is no T5.
     """
     if not model.is_t5:
         raise UserError("this model is an encoder, which generates no text: use fill_mask")
+    pad, sep = model.special["pad"], model.special["sep"]
+
     length = -(-max(map(len, inputs)) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    tokens = np.full((len(inputs), length), model.special["pad"], np.int32)
+    tokens = np.full((len(inputs), length), pad, np.int32)
     mask = np.zeros((len(inputs), length), bool)
     for row, ids in enumerate(inputs):
-        tokens[row, : len(ids)], mask[row, : len(ids)] = ids, True
+        tokens[row, : len(ids)] = ids
+        mask[row, : len(ids)] = True
+
     search = _compiled(
-        model.config, model.precision, max_len, n_beams, length_penalty, *_ends(model)
+        model.config,
+        model.precision,
+        max_len,
+        n_beams,
+        length_penalty,
+        pad,
+        sep,
+        model.tokenizer.get_vocab_size(),
     )
-    decoded = np.asarray(search(model.params, tokens, mask).tokens)
-    ends = np.where(decoded == model.special["sep"], np.arange(max_len), max_len).min(axis=1)
+    decoded = np.asarray(search(model.params, tokens, mask).tokens)  # [rows, max_len]
+    ends = np.where(decoded == sep, np.arange(max_len), max_len).min(axis=1)
     return [row[:end].tolist() for row, end in zip(decoded, ends, strict=True)]
 
 
-def _ends(model: LoadedModel) -> tuple[int, int, int]:
-    return model.special["pad"], model.special["sep"], model.tokenizer.get_vocab_size()
-
-
 @functools.lru_cache(maxsize=32)
-def _compiled(cfg, precision, max_len, n_beams, length_penalty, pad, sep, vocab_size):
-    """The search with all that is static, kept so that jit knows it again."""
+def _compiled(
+    cfg: t5.T5Config,
+    precision: Precision,
+    max_len: int,
+    n_beams: int,
+    length_penalty: float,
+    pad: int,
+    sep: int,
+    vocab_size: int,
+) -> Callable[..., Any]:
+    """Returns the compiled search; the cache keeps it, so that jit compiles it once."""
 
     @jax.jit
-    def search(params, tokens, mask):
+    def search(params: dict[str, Any], tokens: jax.Array, mask: jax.Array) -> Any:
         return generate_tokens(
             cfg,
             precision,

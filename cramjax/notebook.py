@@ -1,4 +1,4 @@
-"""The loss curve of a run under the cell that trains it."""
+"""Shows the loss curve of a run under the notebook cell that trains it."""
 
 from __future__ import annotations
 
@@ -7,34 +7,36 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from cramjax.training import plots
 
-# Drawing takes no more than this share of the time: the budget is for training.
 SHARE = 0.03
+"""Drawing takes at most this share of the time: the budget is for training."""
 
 
 class LivePlot:
-    """A sink of `cramjax.train`: `cramjax.train(config, workdir, sinks=[cramjax.LivePlot(workdir)])`.
+    """A sink of `cramjax.train` that draws the loss curve.
 
-    The picture is drawn anew as the run goes on, with held-out losses and the unigram baseline.
+    Use it as `cramjax.train(config, workdir, sinks=[cramjax.LivePlot(workdir)])`. The picture has
+    held-out losses and the unigram baseline, and is drawn again while the run goes on.
     """
 
     def __init__(self, workdir: str | os.PathLike):
-        """`workdir`: that of the run."""
+        """`workdir` is the folder of the run."""
         self._metrics = pathlib.Path(workdir) / "metrics.jsonl"
         self._unigram_loss: float | None = None
-        self._handle = None
-        self._next = 0.0
+        self._handle: Any = None
+        self._next_draw = 0.0
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Draw, unless it was done a moment ago."""
+        """Draw, unless the last drawing was a moment ago."""
         self._unigram_loss = values.get("unigram_loss", self._unigram_loss)
-        if time.monotonic() >= self._next:
+        if time.monotonic() >= self._next_draw:
             self._draw()
 
     def close(self) -> None:
-        """Draw what there is at the end."""
+        """Draw the final curve."""
         self._draw()
 
     def _draw(self) -> None:
@@ -45,8 +47,11 @@ class LivePlot:
             picture = pathlib.Path(folder) / "loss.png"
             plots.plot_loss(self._metrics, picture, self._unigram_loss)
             image = display.Image(data=picture.read_bytes(), width=800)
+
         if self._handle is None:
             self._handle = display.display(image, display_id=True)
         elif self._handle:
             self._handle.update(image)
-        self._next = time.monotonic() + (time.monotonic() - started) / SHARE
+        # Wait long enough that drawing stays within its share.
+        finished = time.monotonic()
+        self._next_draw = finished + (finished - started) / SHARE

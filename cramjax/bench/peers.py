@@ -81,7 +81,7 @@ def specification(config: Any) -> dict[str, Any]:
     if model.family == "t5":
         lengths = span_lengths(data.seq_len, objective.noise_density, objective.mean_span)
         return {
-            "config": families.to_json(*equivalence.find(t5_config(model, data.vocab_size))),
+            "config": families.to_json(*equivalence.find_family(t5_config(model, data.vocab_size))),
             "n_rows": config.batch_size,
             "plain": None,
             "length": lengths.n_inputs,
@@ -90,7 +90,7 @@ def specification(config: Any) -> dict[str, Any]:
 
     network = encoder_config(model, data.vocab_size)
     try:
-        description = families.to_json(*equivalence.find(network))
+        description = families.to_json(*equivalence.find_family(network))
     except UserError:
         description = _bert(network, data.seq_len)
     return {

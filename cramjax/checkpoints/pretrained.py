@@ -1,4 +1,8 @@
-"""A model that is there already: a checkpoint of a run, or a model of `transformers`, for use and for training on."""
+"""Reads a pretrained model wherever it lies, for use or for more training.
+
+It may be a checkpoint of a run, a packed model, a directory of `transformers`, or a model on the
+Hugging Face Hub.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from cramjax.hub import directory, download
 from cramjax.models import encoder, t5
 from cramjax.parallel import mesh as meshes
 
-# What may differ between a network and the parameters it starts from.
+# Fields that may differ between a network and the parameters it starts from.
 _FREE = {
     "vocab_size",
     "dropout",
@@ -36,12 +40,19 @@ _FREE = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Origin:
-    """A network with its parameters (float32), as it lies at `path`.
+class Pretrained:
+    """A network with its parameters, as it lies at `path`.
 
     Attributes:
-        tokenizer_file: its tokenizer.json. extra: as of `hub.tables.from_hf`; {} for a run. step: of a run's checkpoint.
-        finetuned: of a finetuned model, what `tools.finetune --save` notes. is_run: it was trained here.
+        path: the folder of the model.
+        config: the network.
+        params: float32; matrices may be `models.int8.Int8` if `read` was asked for it.
+        tokenizer: of the model.
+        tokenizer_file: the path of its tokenizer.json.
+        extra: parts that our networks lack, see `hub.tables.from_hf`; {} for a run.
+        step: of a run's checkpoint; None for other models.
+        finetuned: the notes of `tools.finetune --save` about a finetuned model; None for others.
+        is_run: the path is the workdir of a run.
     """
 
     path: pathlib.Path
@@ -55,57 +66,80 @@ class Origin:
     is_run: bool = True
 
 
-def find(checkpoint: str | os.PathLike) -> pathlib.Path:
-    """The folder of a run, of a packed model or of a model of `transformers`; one on the Hub is downloaded.
+def locate(checkpoint: str | os.PathLike) -> pathlib.Path:
+    """Returns the folder of a model; a model on the Hub is downloaded.
+
+    Args:
+        checkpoint: the folder of a run, of a packed model or of a model of `transformers`, or the
+            id of a model on the Hub.
 
     Raises:
-        UserError: where `checkpoint` is neither.
+        UserError: if `checkpoint` is none of these.
     """
     path = pathlib.Path(checkpoint)
-    if (path / "checkpoints").is_dir() or packed.is_packed(path) or directory.is_hf_directory(path):
+    if _is_run(path) or packed.is_packed(path) or directory.is_hf_directory(path):
         return path
     if download.is_hub_id(str(checkpoint)):
         return download.download(str(checkpoint))
     raise UserError(
-        f"{path}: no checkpoint of a run there, nor a Hugging Face model (config.json, model.safetensors, tokenizer.json); "
-        f"train one with python -m cramjax.main --workdir {path}, or name a directory that save_pretrained wrote"
+        f"{path}: no checkpoint of a run there, nor a Hugging Face model (config.json, "
+        "model.safetensors, tokenizer.json); "
+        f"train one with python -m cramjax.main --workdir {path}, "
+        "or name a directory that save_pretrained wrote"
     )
 
 
+def _is_run(path: pathlib.Path) -> bool:
+    return (path / "checkpoints").is_dir()
+
+
 def tokenizer_file(path: pathlib.Path) -> pathlib.Path:
-    """The tokenizer.json of the run or the model in the folder `path`."""
-    is_ours = (path / "checkpoints").is_dir() or packed.is_packed(path)
-    return path / "tokenizer" / "tokenizer.json" if is_ours else path / "tokenizer.json"
+    """Returns the path of tokenizer.json for the model in the folder `path`."""
+    if _is_run(path) or packed.is_packed(path):
+        return path / "tokenizer" / "tokenizer.json"
+    return path / "tokenizer.json"
 
 
-def read(checkpoint: str | os.PathLike, step: int | None = None, *, whole: bool = False) -> Origin:
-    """The model at `checkpoint` (as of `find`): of a run its newest checkpoint, or that of a `step`.
+def read(
+    checkpoint: str | os.PathLike, step: int | None = None, *, whole: bool = False
+) -> Pretrained:
+    """Returns the model at `checkpoint`, see `locate`.
 
-    With `whole`, matrices that were stored as whole numbers of 8 bits stay such (`models.int8`): nothing can train them then.
+    Args:
+        checkpoint: the folder or the id of the model.
+        step: of a run's checkpoint; None for the newest.
+        whole: keep matrices that are stored in 8 bits as whole numbers (`models.int8`). Such a
+            model cannot be trained.
 
     Raises:
-        UserError: where there is none, or one that our networks cannot be.
+        UserError: if there is no model, or our networks do not cover it.
     """
-    path = find(checkpoint)
-    file = tokenizer_file(path)
+    path = locate(checkpoint)
     if packed.is_packed(path):
-        return _read_packed(path, file, whole)
-    if not (path / "checkpoints").is_dir():
-        found = directory.read(path)
-        return Origin(
-            path=path,
-            config=found.config,
-            params=found.params,
-            tokenizer=found.tokenizer,
-            tokenizer_file=file,
-            extra=found.extra,
-            is_run=False,
-        )
+        return _read_packed(path, whole)
+    if _is_run(path):
+        return _read_run(path, step)
+
+    imported = directory.read_model(path)
+    return Pretrained(
+        path=path,
+        config=imported.config,
+        params=imported.params,
+        tokenizer=imported.tokenizer,
+        tokenizer_file=tokenizer_file(path),
+        extra=imported.extra,
+        is_run=False,
+    )
+
+
+def _read_run(path: pathlib.Path, step: int | None) -> Pretrained:
     checkpoints = Checkpoints(path / "checkpoints", read_only=True)
     params, sidecar = checkpoints.restore_params(step)
     step = checkpoints.latest() if step is None else step
     checkpoints.close()
-    return Origin(
+
+    file = tokenizer_file(path)
+    return Pretrained(
         path=path,
         config=_network(sidecar["model"]),
         params=params,
@@ -116,9 +150,10 @@ def read(checkpoint: str | os.PathLike, step: int | None = None, *, whole: bool 
     )
 
 
-def _read_packed(path: pathlib.Path, file: pathlib.Path, whole: bool) -> Origin:
+def _read_packed(path: pathlib.Path, whole: bool) -> Pretrained:
     content, tensors = packed.read(path)
-    return Origin(
+    file = tokenizer_file(path)
+    return Pretrained(
         path=path,
         config=_network(content["network"]),
         params=unflatten_dict(packed.values(tensors, whole=whole), sep="/"),
@@ -130,74 +165,82 @@ def _read_packed(path: pathlib.Path, file: pathlib.Path, whole: bool) -> Origin:
 
 
 def _network(description: Mapping[str, Any]) -> encoder.EncoderConfig | t5.T5Config:
-    numbers = dict(description)
-    return (t5.T5Config if numbers.pop("family", "encoder") == "t5" else encoder.EncoderConfig)(
-        **numbers
-    )
+    """Returns the network that a checkpoint or a packed model describes."""
+    fields = dict(description)
+    if fields.pop("family", "encoder") == "t5":
+        return t5.T5Config(**fields)
+    return encoder.EncoderConfig(**fields)
 
 
 def with_tokenizer(config: Any) -> Any:
-    """`config` with the tokenizer of the model it starts from, if any: with another one that model's embeddings mean nothing.
+    """Returns `config` with the tokenizer of the model it starts from, if it starts from one.
+
+    The embeddings of that model mean nothing under another tokenizer.
 
     Raises:
-        UserError: where there is no such model.
+        UserError: if there is no such model, or it is of another family.
     """
     if not config.init_from:
         return config
-    file = tokenizer_file(find(config.init_from))
+    file = tokenizer_file(locate(config.init_from))
     tokenizer, _ = tokenizer_files.load(file)
-    family = "t5" if tokenizer_files.count_extra_ids(tokenizer) else "encoder"
+    extra_ids = tokenizer_files.count_extra_ids(tokenizer)
+    family = "t5" if extra_ids else "encoder"
     if family != config.model.family:
         raise UserError(
-            f"init_from={config.init_from}: is a model of family {family}, but model.family={config.model.family}; take another recipe"
+            f"init_from={config.init_from}: is a model of family {family}, "
+            f"but model.family={config.model.family}; take another recipe"
         )
+
     changed = ml_collections.ConfigDict(config.to_dict())
     changed.data.update(
         tokenizer=str(file),
-        extra_ids=tokenizer_files.count_extra_ids(tokenizer),
+        extra_ids=extra_ids,
         vocab_size=max(tokenizer.get_vocab().values()) + 1,
     )
     return ml_collections.FrozenConfigDict(changed)
 
 
 def start_from(
-    origin: Origin, description: dict[str, Any], fresh: dict[str, Any]
+    pretrained: Pretrained, description: dict[str, Any], fresh: dict[str, Any]
 ) -> dict[str, Any]:
-    """The parameters `fresh` of a new run with the values of `origin`, sharded as they are.
+    """Returns the parameters of a new run with the values of a pretrained model.
 
-    Rows of the vocabulary that `origin` lacks stay fresh; surplus ones, which no token has, are left out.
+    Rows of the vocabulary that the model lacks stay fresh. Rows beyond the new vocabulary are left
+    out: they have no token.
 
     Args:
+        pretrained: the model to start from.
         description: of the new run's network, as a checkpoint has it.
+        fresh: the parameters of the new run. The result is sharded like these.
 
     Raises:
-        UserError: where the networks differ; it names the keys and their values in `origin`.
+        UserError: if the networks differ. It names the keys and their values in the model.
     """
-    if origin.finetuned:
+    if pretrained.finetuned:
         raise UserError(
-            f"init_from={origin.path}: is finetuned for {origin.finetuned['task']}; name the run it was finetuned from"
+            f"init_from={pretrained.path}: is finetuned for {pretrained.finetuned['task']}; "
+            "name the run it was finetuned from"
         )
-    theirs = dataclasses.asdict(origin.config)
-    changes = {
-        key: value
-        for key, value in theirs.items()
-        if key not in _FREE and description.get(key) != value
-    }
-    if changes:
-        flags = " ".join(f"--config.model.{key}={value}" for key, value in changes.items())
+    flags = []
+    for key, value in dataclasses.asdict(pretrained.config).items():
+        if key not in _FREE and description.get(key) != value:
+            flags.append(f"--config.model.{key}={value}")
+    if flags:
         raise UserError(
-            f"init_from={origin.path}: is another network than the configuration's; add {flags}"
+            f"init_from={pretrained.path}: is another network than the configuration's; "
+            f"add {' '.join(flags)}"
         )
-    return jax.tree.map(_take, fresh, origin.params)
+    return jax.tree.map(_start_leaf, fresh, pretrained.params)
 
 
-def _take(fresh: jax.Array, given: Any) -> jax.Array:
+def _start_leaf(fresh: jax.Array, given: Any) -> jax.Array:
+    """Returns `given` in the shape and the sharding of `fresh`, which fills what is missing."""
     given = np.asarray(given)
     if given.shape != fresh.shape:
-        whole = np.asarray(fresh).copy()
-        shared = tuple(
-            slice(min(ours, others)) for ours, others in zip(fresh.shape, given.shape, strict=True)
-        )
-        whole[shared] = given[shared]
-        given = whole
+        sizes = [min(pair) for pair in zip(fresh.shape, given.shape, strict=True)]
+        shared = tuple(slice(size) for size in sizes)
+        filled = np.asarray(fresh).copy()
+        filled[shared] = given[shared]
+        given = filled
     return meshes.place(given, fresh.sharding)

@@ -140,7 +140,7 @@ def _text_subject(
     Raises:
         UserError: if there is no such run, or if the plan needs training.
     """
-    workdir = pretrained.find(checkpoint)
+    workdir = pretrained.locate(checkpoint)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(
             f"{checkpoint}: is neither finetuned nor a run with its text; give --task and "

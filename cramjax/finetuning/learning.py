@@ -57,7 +57,7 @@ def open_task(
     limit = model.config.max_positions if model.config.positions == "learned" else None
     feed = EncoderFeed(task, splits, model.tokenizer, model.special["pad"], settings, limit)
     head = {"pooling": settings.pooling, "width": settings.head_width}
-    if settings.head == "stock" and (family := equivalence.exports(model.config)):
+    if settings.head == "stock" and (family := equivalence.export_family(model.config)):
         head |= {"width": None, "transform": FAMILIES[family].transform}
     learner = classification(model.config, model.precision, **head, **rates)
     return feed, _with_fastest_attention(learner, feed, model.params, settings, announce)

@@ -1,7 +1,11 @@
-"""Which class of `transformers` computes what one of our networks computes, and the parameters written in its form.
+"""Finds the class of `transformers` that computes the same as one of our networks.
 
-A class may have what a network lacks where zeros leave the result alone (biases, token types, heads that were pruned), and a learned table
-of positions holds any positions that are added. `widen` writes a network so, `narrow` takes it back, bit for bit.
+A class may have parameters that a network lacks, where zeros leave the result alone (biases, token
+types, heads that were pruned). A learned table of positions holds any positions that are added.
+`widen` writes a network so, and `narrow` takes it back, bit for bit.
+
+Here the stock configuration of a network is the configuration of the class: the same function with
+these parameters added.
 """
 
 from __future__ import annotations
@@ -21,132 +25,175 @@ from cramjax.models.layers import sinusoidal_table
 
 Params = dict[str, Any]
 
-# In the order in which they are tried; a RoBERTa is a BERT whose tokenizer counts otherwise.
+# The families in the order in which they are tried. RoBERTa is a BERT whose tokenizer counts
+# positions differently.
 _ORDER = ("bert", "megatron-bert", "roberta-prelayernorm", "modernbert", "t5")
-_SWITCHED_ON = ("norm_bias", "linear_bias", "head_bias", "decoder_bias")
-_NOTED = {*_SWITCHED_ON, "token_types", "positions", "n_heads", "pruned_heads"}
+_BIASES = ("norm_bias", "linear_bias", "head_bias", "decoder_bias")
+# The key of config.json that keeps the original network, and the fields it may hold.
 _NOTE = "cramjax_network"
-_SCALE, _TABLE = "encoder/embeddings/position_scale", "encoder/embeddings/positions"
+_NOTED = {*_BIASES, "token_types", "positions", "n_heads", "pruned_heads"}
+# Scaled sinusoidal positions have one scale; a learned table holds them as rows.
+_SCALE = "encoder/embeddings/position_scale"
+_TABLE = "encoder/embeddings/positions"
 
 
-def find(cfg: families.Config) -> tuple[str, families.Config]:
-    """The family whose model computes what a network of `cfg` does, and the configuration it does so with.
+def find_family(cfg: families.Config) -> tuple[str, families.Config]:
+    """Returns the family whose model computes what a network of `cfg` does, and its configuration.
 
     Raises:
-        UserError: where there is none; it names the keys that differ from the nearest one, and their values there.
+        UserError: if there is no such family. It names the fields that differ from the nearest
+            one, and their values there.
     """
     network = families.network(cfg)
     names = [name for name in _ORDER if isinstance(network, families.FAMILIES[name].config)]
-    wide = {name: _widened(name, cfg) for name in names}
-    differences = {name: families.differences(name, wide[name]) for name in names}
-    # A feed-forward of another kind has other matrices: what shares it is nearer, whatever else differs.
-    best = min(names, key=lambda name: ("ffn" in differences[name], len(differences[name])))
-    if not differences[best]:
-        return best, wide[best]
-    now = ", ".join(f"model.{field}={getattr(network, field)}" for field in differences[best])
-    settings = " ".join(
-        f"--config.model.{field}={value}" for field, value in differences[best].items()
+    stock = {name: _stock_config(name, cfg) for name in names}
+    differences = {name: families.differences(name, stock[name]) for name in names}
+
+    def distance(name: str) -> tuple[bool, int]:
+        # Another kind of feed-forward has other matrices, so that weighs most.
+        return "ffn" in differences[name], len(differences[name])
+
+    nearest = min(names, key=distance)
+    if not differences[nearest]:
+        return nearest, stock[nearest]
+
+    now = ", ".join(f"model.{field}={getattr(network, field)}" for field in differences[nearest])
+    flags = " ".join(
+        f"--config.model.{field}={value}" for field, value in differences[nearest].items()
     )
     raise UserError(
-        f"no class of transformers computes this network ({now}); the nearest is {families.FAMILIES[best].architecture}: "
-        f"train with {settings} to export it"
+        f"no class of transformers computes this network ({now}); the nearest is "
+        f"{families.FAMILIES[nearest].architecture}: train with {flags} to export it"
     )
 
 
-def exports(cfg: families.Config) -> str | None:
-    """The family of `find`; None where there is none."""
+def export_family(cfg: families.Config) -> str | None:
+    """Returns the family of `find_family`, or None if no family computes the network."""
     try:
-        return find(cfg)[0]
+        return find_family(cfg)[0]
     except UserError:
         return None
 
 
-def _widened(name: str, cfg: families.Config) -> families.Config:
-    """`cfg` with all that costs nothing but zeros to be of the family `name`."""
-    inner = families.network(cfg)
-    if not isinstance(inner, EncoderConfig):
+def _stock_config(name: str, cfg: families.Config) -> families.Config:
+    """Returns `cfg` with everything that the family `name` has and zeros can fill."""
+    network = families.network(cfg)
+    if not isinstance(network, EncoderConfig):
         return cfg
-    fixed, fields = families.FAMILIES[name].fixed, {}
+
+    fields: dict[str, Any]
     if name == "modernbert":
-        # One key of config.json for the biases of the norms, the head's among them.
-        fields = dict.fromkeys(("norm_bias", "head_bias"), inner.norm_bias or inner.head_bias)
+        # One key of config.json says whether norms have biases, the one in the head included.
+        fields = dict.fromkeys(("norm_bias", "head_bias"), network.norm_bias or network.head_bias)
     else:
-        fields = {field: True for field in _SWITCHED_ON if fixed.get(field)}
-        fields["token_types"] = max(1, inner.token_types)
-        if inner.positions in ("none", "scaled_sinusoidal"):
+        fixed = families.FAMILIES[name].fixed
+        fields = {field: True for field in _BIASES if fixed.get(field)}
+        fields["token_types"] = max(1, network.token_types)
+        if network.positions in ("none", "scaled_sinusoidal"):
             fields["positions"] = "learned"
-    if inner.pruned_heads:
-        fields |= {"n_heads": inner.n_heads + inner.pruned_heads, "pruned_heads": 0}
-    wide = dataclasses.replace(inner, **fields)
-    return dataclasses.replace(cfg, encoder=wide) if isinstance(cfg, ClassifierConfig) else wide
+    if network.pruned_heads:
+        fields |= {"n_heads": network.n_heads + network.pruned_heads, "pruned_heads": 0}
+
+    stock = dataclasses.replace(network, **fields)
+    if isinstance(cfg, ClassifierConfig):
+        return dataclasses.replace(cfg, encoder=stock)
+    return stock
 
 
-def widen(cfg: families.Config, wide: families.Config, params: Params) -> Params:
-    """`params` of a network of `cfg` as those of the same network written as `wide` (of `find`): NumPy, float32."""
+def widen(stock: families.Config, params: Params) -> Params:
+    """Returns the parameters of a network as those of its `stock` configuration.
+
+    All are float32 NumPy arrays; the added parameters are zeros.
+    """
     flat = {
         path: np.asarray(leaf, np.float32) for path, leaf in flatten_dict(params, sep="/").items()
     }
-    shapes = families.shapes(wide)
-    full = {path: _padded(flat.get(path), shape) for path, shape in shapes.items()}
+    shapes = families.shapes(stock)
+    widened = {path: _padded(flat.get(path), shape) for path, shape in shapes.items()}
     if _SCALE in flat:
-        full[_TABLE] = _positions(shapes[_TABLE], flat[_SCALE])
-    return unflatten_dict(full, sep="/")
+        widened[_TABLE] = _positions(shapes[_TABLE], flat[_SCALE])
+    return unflatten_dict(widened, sep="/")
 
 
 def _padded(leaf: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-    """`leaf` in the beginning of zeros of `shape`."""
+    """Returns zeros of `shape` with `leaf` in their first corner."""
     if leaf is not None and leaf.shape == shape:
         return leaf
-    full = np.zeros(shape, np.float32)
+    padded = np.zeros(shape, np.float32)
     if leaf is not None:
-        full[tuple(map(slice, leaf.shape))] = leaf
-    return full
+        padded[tuple(map(slice, leaf.shape))] = leaf
+    return padded
 
 
-def note(cfg: families.Config, wide: families.Config) -> dict[str, Any]:
-    """What config.json keeps for `as_trained`: the fields in which the network of `cfg` is not the one of `wide`; {} where it is."""
-    inner, outer = families.network(cfg), families.network(wide)
-    names = [field.name for field in dataclasses.fields(inner)]
-    different = {
-        name: getattr(inner, name) for name in names if getattr(inner, name) != getattr(outer, name)
-    }
-    return {_NOTE: different} if different else {}
+def note(cfg: families.Config, stock: families.Config) -> dict[str, Any]:
+    """Returns the entry of config.json from which `as_trained` restores the network of `cfg`.
+
+    It holds the fields in which `stock` differs; {} if there are none.
+    """
+    network, widened = families.network(cfg), families.network(stock)
+    changed = {}
+    for field in dataclasses.fields(network):
+        value = getattr(network, field.name)
+        if value != getattr(widened, field.name):
+            changed[field.name] = value
+    return {_NOTE: changed} if changed else {}
 
 
 def as_trained(
-    raw: Mapping[str, Any], wide: families.Config, params: Params
-) -> tuple[families.Config, Params]:
-    """The network before `widen`, of the content `raw` of a config.json with a `note`; `wide` and `params` as they are where that fails."""
+    raw: Mapping[str, Any], stock: families.Network, params: Params
+) -> tuple[families.Network, Params]:
+    """Returns the network before `widen`, if config.json has a `note` about it.
+
+    Args:
+        raw: the content of config.json.
+        stock: the configuration read from it.
+        params: of `stock`.
+
+    Returns:
+        The network and its parameters; `stock` and `params` if there is no valid note, or the
+        parameters are no longer those of the network in it.
+    """
     fields = raw.get(_NOTE)
     if not isinstance(fields, Mapping) or not set(fields) <= _NOTED:
-        return wide, params
+        return stock, params
     try:
-        cfg = dataclasses.replace(wide, **fields)
-        kept = narrow(params, cfg)
+        cfg = dataclasses.replace(stock, **fields)
+        narrowed = narrow(params, cfg)
     except (TypeError, ValueError):  # somebody wrote something else there
-        return wide, params
-    return (wide, params) if kept is None else (cfg, kept)
+        return stock, params
+    if narrowed is None:
+        return stock, params
+    return cfg, narrowed
 
 
 def narrow(params: Params, cfg: families.Config) -> Params | None:
-    """The inverse of `widen`; None where `params` are no longer such a network, as after training on in `transformers`."""
-    flat, shapes = flatten_dict(params, sep="/"), families.shapes(cfg)
+    """Returns the parameters of a network of `cfg` from its widened `params`: undoes `widen`.
+
+    Returns None if that would lose anything, as after more training in `transformers`.
+    """
+    flat = flatten_dict(params, sep="/")
+    shapes = families.shapes(cfg)
     kept = {path: flat[path] for path in shapes if path in flat}
-    rest = {path: leaf for path, leaf in flat.items() if path not in shapes}
+    added = {path: leaf for path, leaf in flat.items() if path not in shapes}
     if _SCALE in shapes:
-        table = rest.pop(_TABLE, np.zeros((1, 2), np.float32))
+        table = added.pop(_TABLE, np.zeros((1, 2), np.float32))
         kept[_SCALE] = np.asarray(table[0, 1], np.float32)  # cos(0) times the scale
         if not np.array_equal(table, _positions(table.shape, kept[_SCALE])):
             return None
-    cut = {path: leaf[(*map(slice, shapes[path]), ...)] for path, leaf in kept.items()}
-    lost = any(np.count_nonzero(leaf) != np.count_nonzero(cut[path]) for path, leaf in kept.items())
-    fits = {path: leaf.shape for path, leaf in cut.items()} == dict(shapes)
-    return (
-        unflatten_dict(cut, sep="/")
-        if fits and not lost and not any(leaf.any() for leaf in rest.values())
-        else None
-    )
+
+    narrowed = {}
+    for path, leaf in kept.items():
+        corner = (*map(slice, shapes[path]), ...)
+        narrowed[path] = leaf[corner]
+        if np.count_nonzero(leaf) != np.count_nonzero(narrowed[path]):
+            return None
+    if any(leaf.any() for leaf in added.values()):
+        return None
+    if {path: leaf.shape for path, leaf in narrowed.items()} != dict(shapes):
+        return None
+    return unflatten_dict(narrowed, sep="/")
 
 
 def _positions(shape: tuple[int, ...], scale: np.ndarray) -> np.ndarray:
+    """Returns the scaled sinusoidal table [positions, d_model]."""
     return sinusoidal_table(*shape) * scale

@@ -1,8 +1,11 @@
-"""Which tensor of `transformers` is which of our parameters: one table a family, and the two directions that follow from it.
+"""Translates tensors of `transformers` to our parameters and back: one table for each family.
 
-A dense layer of theirs is [out, in]; ours has its inputs first, heads as axes of their own, what is multiplied at once in one array, and
-the layers of a stack on axis 0. An `Entry` says how these differ; nothing else in the project knows it. NumPy alone, and no copy is made
-twice: tensors are asked for one at a time.
+Their dense layers are [out, in]. Ours have the inputs first, heads as axes of their own, and one
+array for kernels that are multiplied at once; the layers of a stack are on axis 0. An `Entry` says
+how the two differ, and nothing else in the project knows it.
+
+This needs NumPy only. Tensors are asked for one at a time, so that no second copy of a model is in
+memory.
 """
 
 from __future__ import annotations
@@ -29,10 +32,14 @@ class Entry:
     """One of our parameters and the tensors it is made of.
 
     Attributes:
-        path: of ours, joined by "/". names: theirs; "{i}" is the layer.
-        inputs: leading axes of ours (without layer) that are the inputs of a dense layer, whose tensor is [out, in]; 0: no dense layer.
-        fuse: the axis of ours (without layer) on which the tensors of `names` are stacked; None: there is one.
-        first: the first layer that has it. offset: theirs has rows in front that are no positions.
+        path: of our parameter, joined by "/".
+        names: of their tensors; "{i}" stands for the layer.
+        inputs: how many leading axes of ours (without the layer) are inputs of a dense layer,
+            whose tensor is [out, in]; 0 if it is no dense layer.
+        fuse: the axis of ours (without the layer) on which the tensors of `names` are stacked;
+            None if there is only one.
+        first: the first layer that has it.
+        offset: their tensor starts with rows that are no positions.
     """
 
     path: str
@@ -43,33 +50,40 @@ class Entry:
     offset: bool = False
 
     @property
-    def stacked(self) -> bool:
-        """Whether axis 0 of ours is the layer."""
+    def is_stacked(self) -> bool:
+        """True if axis 0 of ours is the layer."""
         return "{i}" in self.names[0]
 
     def rows(self, shape: Shape) -> Iterator[tuple[Any, str]]:
-        """(index into ours, their name) of every tensor that ours, of `shape`, is made of."""
-        for layer in range(shape[0]) if self.stacked else (None,):
+        """Yields (index into ours, their name) for every tensor that ours, of `shape`, holds."""
+        layers = range(shape[0]) if self.is_stacked else (None,)
+        for layer in layers:
             for part, name in enumerate(self.names):
                 index: tuple = () if layer is None else (layer,)
                 if self.fuse is not None:
                     index += (slice(None),) * self.fuse + (part,)
                 yield index, name if layer is None else name.format(i=layer + self.first)
 
-    def theirs(self, part: Shape) -> Shape:
-        """The shape of their tensor for a `part` of ours; biases are flat."""
+    def their_shape(self, shape: Shape) -> Shape:
+        """Returns the shape of their tensor for a part of ours of `shape`; biases are flat."""
         if self.inputs:
-            return math.prod(part[self.inputs :]), math.prod(part[: self.inputs])
-        return (math.prod(part),) if self.path.endswith("/bias") else part
+            return math.prod(shape[self.inputs :]), math.prod(shape[: self.inputs])
+        if self.path.endswith("/bias"):
+            return (math.prod(shape),)
+        return shape
 
-    def to_ours(self, tensor: np.ndarray, part: Shape) -> np.ndarray:
-        """Their tensor as a part of ours."""
-        return (tensor.T if self.inputs else tensor).reshape(part)
+    def to_ours(self, tensor: np.ndarray, shape: Shape) -> np.ndarray:
+        """Returns their tensor as a part of ours, of `shape`."""
+        if self.inputs:
+            tensor = tensor.T  # [out, in] → [in, out]
+        return tensor.reshape(shape)
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `to_ours`."""
-        shape = self.theirs(array.shape)
-        return array.reshape(shape[::-1]).T if self.inputs else array.reshape(shape)
+        """Returns a part of ours as their tensor: the inverse of `to_ours`."""
+        shape = self.their_shape(array.shape)
+        if self.inputs:
+            return array.reshape(shape[::-1]).T  # [in, out] → [out, in]
+        return array.reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,11 +91,12 @@ class Table:
     """The names of a family.
 
     Attributes:
-        entries: of all parameters. pooler: of the dense layer on the first position, which our networks lack.
-        prefix: in front of the names, where the model has a head.
-        head: a tensor that is there if the head is; "": it cannot be missing.
-        copies: tied tensors, which files may hold as well → what they are copies of.
-        instead: tensor → the one that stands in for it where a file lacks it.
+        entries: of all parameters, the token embedding first.
+        pooler: of the dense layer on the first position, which our networks lack.
+        prefix: in front of the names, if the model has a head.
+        head: a tensor that exists if the head does; "" if the head cannot be missing.
+        copies: tied tensor, which files may hold as well → the tensor it is a copy of.
+        instead: tensor → the one that replaces it in files that lack it.
     """
 
     entries: tuple[Entry, ...]
@@ -116,15 +131,18 @@ def _bert(
     final_norm: str | None = None,
     offset: bool = False,
 ) -> Table:
-    """BERT and its kin, which differ in where the norms stand and what they and the head (dense, norm, logits) are called."""
-    layer, embeddings, tokens = (
-        "encoder/layers",
-        f"{prefix}embeddings",
-        f"{prefix}embeddings.word_embeddings.weight",
-    )
-    theirs = f"{prefix}encoder.layer.{{i}}"
+    """Returns the table of BERT or one of its kin.
+
+    They differ in the place of the norms, and in the names of the norms and of the head (dense,
+    norm, logits).
+    """
+    embeddings = f"{prefix}embeddings"
+    tokens = f"{embeddings}.word_embeddings.weight"
+    layer, theirs = "encoder/layers", f"{prefix}encoder.layer.{{i}}"
     qkv = [f"{theirs}.attention.self.{part}" for part in ("query", "key", "value")]
-    dense, norm, logits = head
+    kernels = tuple(f"{part}.weight" for part in qkv)
+    biases = tuple(f"{part}.bias" for part in qkv)
+
     entries = [
         Entry("encoder/embeddings/tokens", (tokens,)),
         Entry(
@@ -133,20 +151,21 @@ def _bert(
             offset=offset,
         ),
         Entry("encoder/embeddings/token_types", (f"{embeddings}.token_type_embeddings.weight",)),
-        Entry(
-            f"{layer}/attention/qkv/kernel",
-            tuple(f"{part}.weight" for part in qkv),
-            inputs=1,
-            fuse=1,
-        ),
-        Entry(f"{layer}/attention/qkv/bias", tuple(f"{part}.bias" for part in qkv), fuse=0),
+        Entry(f"{layer}/attention/qkv/kernel", kernels, inputs=1, fuse=1),
+        Entry(f"{layer}/attention/qkv/bias", biases, fuse=0),
         *_dense(f"{layer}/attention/out", f"{theirs}.attention.output.dense", inputs=2),
         *_norm(f"{layer}/attention_norm", f"{theirs}.{attention_norm}"),
         *_norm(f"{layer}/mlp_norm", f"{theirs}.{mlp_norm}"),
         *_dense(f"{layer}/mlp/wi", f"{theirs}.intermediate.dense"),
         *_dense(f"{layer}/mlp/wo", f"{theirs}.output.dense"),
-        *(_norm("encoder/embeddings/norm", prefix + embedding_norm) if embedding_norm else ()),
-        *(_norm("encoder/final_norm", prefix + final_norm) if final_norm else ()),
+    ]
+    if embedding_norm:
+        entries += _norm("encoder/embeddings/norm", prefix + embedding_norm)
+    if final_norm:
+        entries += _norm("encoder/final_norm", prefix + final_norm)
+
+    dense, norm, logits = head
+    entries += [
         *_dense("head/dense", dense),
         *_norm("head/norm", norm),
         Entry("head/bias", (f"{logits}.bias",)),
@@ -192,11 +211,10 @@ _BERTS = {
 
 
 def _classifier(dense: str, out: str, norm: str = "") -> tuple[Entry, ...]:
-    return (
-        *_dense("classifier/dense", dense),
-        *(_norm("classifier/norm", norm) if norm else ()),
-        *_dense("classifier/out", out),
-    )
+    entries = _dense("classifier/dense", dense)
+    if norm:
+        entries += _norm("classifier/norm", norm)
+    return (*entries, *_dense("classifier/out", out))
 
 
 _CLASSIFIERS = {
@@ -209,14 +227,12 @@ _CLASSIFIERS = {
 
 
 def _modernbert(cfg: encoder.EncoderConfig) -> Table:
-    layer, theirs, tokens = (
-        "encoder/layers",
-        "model.layers.{i}",
-        "model.embeddings.tok_embeddings.weight",
-    )
+    layer, theirs = "encoder/layers", "model.layers.{i}"
+    tokens = "model.embeddings.tok_embeddings.weight"
     entries = [
         Entry("encoder/embeddings/tokens", (tokens,)),
         *_norm("encoder/embeddings/norm", "model.embeddings.norm"),
+        # The first layer reads the norm of the embeddings.
         *_norm(f"{layer}/attention_norm", f"{theirs}.attn_norm", first=1),
         *_dense(f"{layer}/attention/qkv", f"{theirs}.attn.Wqkv"),
         *_dense(f"{layer}/attention/out", f"{theirs}.attn.Wo", inputs=2),
@@ -228,127 +244,146 @@ def _modernbert(cfg: encoder.EncoderConfig) -> Table:
         *_norm("head/norm", "head.norm"),
         Entry("head/bias", ("decoder.bias",)),
     ]
+
+    # A classifier has the dense layer of the head too, tuned for another purpose: the bias of the
+    # logits tells the two apart, where there is one.
+    head = "decoder.bias" if cfg.decoder_bias else "head.dense.weight"
     return Table(
-        entries=tuple(entries),
-        prefix="model.",
-        # A classifier has the dense layer of the head too, tuned for other ends.
-        head="decoder.bias" if cfg.decoder_bias else "head.dense.weight",
-        copies={"decoder.weight": tokens},
+        entries=tuple(entries), prefix="model.", head=head, copies={"decoder.weight": tokens}
     )
 
 
 def _t5(cfg: t5.T5Config) -> Table:
     entries = [Entry("embeddings/tokens", ("shared.weight",))]
-    for side in ("encoder", "decoder"):
-        theirs, ours = f"{side}.block.{{i}}.layer", f"{side}/layers"
-        bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        mlp = f"{theirs}.{1 if side == 'encoder' else 2}"
-        halves = ("wi_0", "wi_1") if cfg.ffn.startswith("geglu") else ("wi",)
-        wi = tuple(f"{mlp}.DenseReluDense.{half}.weight" for half in halves)
-        entries += [
-            Entry(f"{side}/relative_bias/table", (bias,)),
-            Entry(f"{ours}/attention_norm/scale", (f"{theirs}.0.layer_norm.weight",)),
-            _projections(f"{ours}/attention/qkv", f"{theirs}.0.SelfAttention", "qkv"),
-            Entry(
-                f"{ours}/attention/out/kernel", (f"{theirs}.0.SelfAttention.o.weight",), inputs=2
-            ),
-            Entry(f"{ours}/mlp_norm/scale", (f"{mlp}.layer_norm.weight",)),
-            Entry(f"{ours}/mlp/wi/kernel", wi, inputs=1, fuse=1 if len(wi) > 1 else None),
-            Entry(f"{ours}/mlp/wo/kernel", (f"{mlp}.DenseReluDense.wo.weight",), inputs=1),
-            Entry(f"{side}/final_norm/scale", (f"{side}.final_layer_norm.weight",)),
-        ]
-    theirs, ours = "decoder.block.{i}.layer.1", "decoder/layers"
+    entries += _t5_stack(cfg, "encoder", mlp=1)
+    # In a block of the decoder, cross-attention stands between self-attention and feed-forward.
+    entries += _t5_stack(cfg, "decoder", mlp=2)
+    ours, theirs = "decoder/layers", "decoder.block.{i}.layer.1"
+    attention = f"{theirs}.EncDecAttention"
     entries += [
         Entry(f"{ours}/cross_norm/scale", (f"{theirs}.layer_norm.weight",)),
-        _projections(f"{ours}/cross_attention/query", f"{theirs}.EncDecAttention", "q"),
-        _projections(f"{ours}/cross_attention/kv", f"{theirs}.EncDecAttention", "kv"),
-        Entry(
-            f"{ours}/cross_attention/out/kernel", (f"{theirs}.EncDecAttention.o.weight",), inputs=2
-        ),
+        _projections(f"{ours}/cross_attention/query", attention, "q"),
+        _projections(f"{ours}/cross_attention/kv", attention, "kv"),
+        Entry(f"{ours}/cross_attention/out/kernel", (f"{attention}.o.weight",), inputs=2),
         Entry("head/kernel", ("lm_head.weight",)),
     ]
-    tied = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"] + [
-        "lm_head.weight"
-    ] * cfg.tie_embeddings
-    # transformers 5 can have the two forms mixed: logits from the embedding, not scaled.
-    instead = {} if cfg.tie_embeddings else {"lm_head.weight": "shared.weight"}
+
+    tied = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
+    instead = {}
+    if cfg.tie_embeddings:
+        tied.append("lm_head.weight")
+    else:
+        # transformers 5 can mix the two forms: logits from the embedding, but not scaled.
+        instead["lm_head.weight"] = "shared.weight"
     return Table(
         entries=tuple(entries), copies=dict.fromkeys(tied, "shared.weight"), instead=instead
     )
 
 
+def _t5_stack(cfg: t5.T5Config, side: str, mlp: int) -> list[Entry]:
+    """Returns the entries of the encoder or the decoder, without cross-attention.
+
+    `mlp` is the number of the feed-forward among the layers of a block.
+    """
+    ours, theirs = f"{side}/layers", f"{side}.block.{{i}}.layer"
+    bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    dense = f"{theirs}.{mlp}.DenseReluDense"
+    wi: tuple[str, ...] = (f"{dense}.wi.weight",)
+    fuse = None
+    if cfg.ffn.startswith("geglu"):
+        wi = (f"{dense}.wi_0.weight", f"{dense}.wi_1.weight")
+        fuse = 1
+    return [
+        Entry(f"{side}/relative_bias/table", (bias,)),
+        Entry(f"{ours}/attention_norm/scale", (f"{theirs}.0.layer_norm.weight",)),
+        _projections(f"{ours}/attention/qkv", f"{theirs}.0.SelfAttention", "qkv"),
+        Entry(f"{ours}/attention/out/kernel", (f"{theirs}.0.SelfAttention.o.weight",), inputs=2),
+        Entry(f"{ours}/mlp_norm/scale", (f"{theirs}.{mlp}.layer_norm.weight",)),
+        Entry(f"{ours}/mlp/wi/kernel", wi, inputs=1, fuse=fuse),
+        Entry(f"{ours}/mlp/wo/kernel", (f"{dense}.wo.weight",), inputs=1),
+        Entry(f"{side}/final_norm/scale", (f"{side}.final_layer_norm.weight",)),
+    ]
+
+
 def _projections(path: str, name: str, letters: str) -> Entry:
-    return Entry(
-        f"{path}/kernel", tuple(f"{name}.{letter}.weight" for letter in letters), inputs=1, fuse=1
-    )
+    names = tuple(f"{name}.{letter}.weight" for letter in letters)
+    return Entry(f"{path}/kernel", names, inputs=1, fuse=1)
 
 
-def table(family: str, cfg: families.Config) -> Table:
-    """The names for a network of `family`: those whose parameters `cfg` has.
+def family_table(family: str, cfg: families.Config) -> Table:
+    """Returns the names for a network of `family`, for the parameters that `cfg` has.
 
     Raises:
-        UserError: where no model of the family is such a network.
+        UserError: if no model of the family is such a network.
     """
     families.check(family, cfg)
-    shapes = families.shapes(cfg)
     network = families.network(cfg)
-    full = (
-        _t5(network)
-        if family == "t5"
-        else _modernbert(network)
-        if family == "modernbert"
-        else _BERTS[family]
-    )
+    if isinstance(network, t5.T5Config):
+        table = _t5(network)
+    elif family == "modernbert":
+        table = _modernbert(network)
+    else:
+        table = _BERTS[family]
     if isinstance(cfg, classifier.ClassifierConfig):
-        full = Table(entries=(*full.entries, *_CLASSIFIERS[family]), prefix=full.prefix)
-    entries = tuple(entry for entry in full.entries if entry.path in shapes)
+        table = Table(entries=(*table.entries, *_CLASSIFIERS[family]), prefix=table.prefix)
+
+    shapes = families.shapes(cfg)
+    entries = tuple(entry for entry in table.entries if entry.path in shapes)
     unknown = set(shapes) - {entry.path for entry in entries}
     if unknown:
         raise UserError(
             f"model: no {family} has the parameter {min(unknown)}; choose another family"
         )
-    return dataclasses.replace(full, entries=entries)
+    return dataclasses.replace(table, entries=entries)
 
 
 def from_hf(
     family: str, cfg: families.Config, state: Mapping[str, np.ndarray], *, pad_id: int | None = None
 ) -> tuple[Params, Extra]:
-    """Our parameters, float32 NumPy arrays in a tree as of `init_params`, from tensors by the names of `transformers`.
+    """Returns our parameters from tensors with the names of `transformers`.
 
-    Tensors of other heads than that of `cfg` are left alone. Old names (`LayerNorm.gamma`) and those of models without a head (no prefix)
-    are known.
+    It ignores tensors of other heads than the one of `cfg`. It knows old names
+    (`LayerNorm.gamma`), and the names of models without a head (no prefix).
 
     Args:
-        family: a key of `families.FAMILIES`. cfg: as of `families.from_json`.
-        state: name → array of floats of any width; each is asked for once.
-        pad_id: the id of the padding token, which positions are counted from; None: the family's usual one.
+        family: a key of `families.FAMILIES`.
+        cfg: the network, see `families.from_json`.
+        state: name → array of floats of any width. Each is asked for once.
+        pad_id: the id of the padding token, from which positions are counted; None for the
+            family's usual one.
 
     Returns:
-        The parameters, and what our networks have no place for: `pooler` {"kernel" [d_model (in), d_model (out)], "bias" [d_model]} if
-        there is one, and `head_missing` True if there is no head for tokens: that of the parameters is a fresh one then.
+        The parameters, float32 NumPy arrays in the tree of `init_params`, and parts that our
+        networks lack: `pooler` {"kernel" [d_model (in), d_model (out)], "bias" [d_model]} if the
+        model has one, and `head_missing` True if it has no head for tokens. Then the head in the
+        parameters is a fresh one.
 
     Raises:
-        UserError: for a tensor that is missing, of another shape or not of floats, or tied here but of other values there.
+        UserError: if a tensor is missing, has another shape, holds no floats, or differs from one
+            that is tied to it here.
     """
-    names, shapes = table(family, cfg), families.shapes(cfg)
-    tensors = _Tensors(names, state)
+    table = family_table(family, cfg)
+    shapes = families.shapes(cfg)
+    tensors = _Tensors(table, state)
     offset = _offset(family, pad_id)
-    headless = bool(names.head) and names.head not in tensors
+    is_headless = bool(table.head) and table.head not in tensors
+
     flat = {}
-    for entry in names.entries:
+    for entry in table.entries:
         shape = shapes[entry.path]
-        missing = headless and entry.path.startswith("head/")
-        flat[entry.path] = (
-            _fresh(entry.path, shape, cfg) if missing else _read(entry, shape, tensors, offset)
-        )
-    _check_copies(names, tensors)
-    extra: Extra = {"head_missing": True} if headless else {}
-    if names.pooler and all(entry.names[0] in tensors for entry in names.pooler):
+        if is_headless and entry.path.startswith("head/"):
+            flat[entry.path] = _fresh(entry.path, shape, cfg)
+        else:
+            flat[entry.path] = _read_entry(entry, shape, tensors, offset)
+    _check_copies(table, tensors)
+
+    extra: Extra = {"head_missing": True} if is_headless else {}
+    if table.pooler and all(entry.names[0] in tensors for entry in table.pooler):
         sizes = _pooler_shapes(cfg)
-        extra |= unflatten_dict(
-            {entry.path: _read(entry, sizes[entry.path], tensors, 0) for entry in names.pooler},
-            sep="/",
-        )
+        pooler = {
+            entry.path: _read_entry(entry, sizes[entry.path], tensors, 0) for entry in table.pooler
+        }
+        extra |= unflatten_dict(pooler, sep="/")
     return unflatten_dict(flat, sep="/"), extra
 
 
@@ -360,21 +395,33 @@ def to_hf(
     *,
     pad_id: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Tensors by the names of the family's model with the head of `cfg`, contiguous float32: the inverse of `from_hf`, bit for bit.
+    """Returns tensors with the names of the family's model: the inverse of `from_hf`, bit for bit.
 
-    Tied tensors stand there once, as `save_pretrained` writes them. Rows of a table of positions that are no positions are 0.
+    They are contiguous float32, with the head of `cfg`. Tied tensors appear once, as
+    `save_pretrained` writes them. Rows in a table of positions that are no positions are 0.
 
     Args:
-        params: as of `init_params`. extra: as of `from_hf`; None: {}. pad_id: as of `from_hf`.
+        family: a key of `families.FAMILIES`.
+        cfg: the network.
+        params: in the tree of `init_params`.
+        extra: the second result of `from_hf`; None for {}.
+        pad_id: see `from_hf`.
 
     Raises:
-        UserError: where no model of the family is such a network.
+        UserError: if no model of the family is such a network.
     """
-    names, shapes, extra = table(family, cfg), dict(families.shapes(cfg)), extra or {}
-    flat = flatten_dict({key: extra[key] for key in ("pooler",) if key in extra} | params, sep="/")
-    shapes |= _pooler_shapes(cfg) if "pooler" in extra else {}
+    table = family_table(family, cfg)
+    shapes = dict(families.shapes(cfg))
+    entries = table.entries
+    extra = extra or {}
+    if "pooler" in extra:
+        params = {"pooler": extra["pooler"]} | params
+        shapes |= _pooler_shapes(cfg)
+        entries += table.pooler
+
+    flat = flatten_dict(params, sep="/")
     state = {}
-    for entry in names.entries + (names.pooler if "pooler" in extra else ()):
+    for entry in entries:
         if extra.get("head_missing") and entry.path.startswith("head/"):
             continue
         ours = np.asarray(flat[entry.path], np.float32)
@@ -391,92 +438,109 @@ def to_hf(
 
 
 class _Tensors:
-    """`state` by the names of a table, whichever of the known forms it has them in; tensors as float32."""
+    """The tensors of a file by the names of a table, whichever known form the file has.
 
-    def __init__(self, names: Table, state: Mapping[str, np.ndarray]):
-        self.state, self.actual = state, {}
-        self.stand_ins = [
-            *names.instead.items(),
-            *((original, copy) for copy, original in names.copies.items()),
-        ]
-        bare = not any(name.startswith(names.prefix) for name in state)
-        heads = tuple(
-            {entry.names[0].split(".")[0] + "." for entry in names.entries} - {names.prefix}
-        )
+    Tensors come out as float32.
+    """
+
+    def __init__(self, table: Table, state: Mapping[str, np.ndarray]):
+        self.state = state
+        # A missing tensor may be there under another name: (missing, other).
+        self.stand_ins = list(table.instead.items())
+        self.stand_ins += [(original, copy) for copy, original in table.copies.items()]
+
+        # The names of a model without a head have no prefix.
+        is_bare = not any(name.startswith(table.prefix) for name in state)
+        modules = {entry.names[0].split(".")[0] + "." for entry in table.entries}
+        heads = tuple(modules - {table.prefix})
+        self.actual: dict[str, str] = {}  # name in the table → name in the file
         for name in state:
-            known = _modern(name)
-            if bare and not known.startswith(heads):
-                known = names.prefix + known
+            known = _modern_name(name)
+            if is_bare and not known.startswith(heads):
+                known = table.prefix + known
             self.actual.setdefault(known, name)
 
     def __contains__(self, name: str) -> bool:
         return name in self.actual
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.actual:
-            name = next(
-                (other for wanted, other in self.stand_ins if wanted == name and other in self),
-                name,
-            )
-        if name not in self.actual:
+        actual = self._find(name)
+        if actual is None:
             raise UserError(
-                f"the tensor {name} is missing; take the weights of the model that config.json describes"
+                f"the tensor {name} is missing; "
+                "take the weights of the model that config.json describes"
             )
-        tensor = self.state[self.actual[name]]
+        tensor = self.state[actual]
         if tensor.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
             raise UserError(
                 f"the tensor {name} is of {tensor.dtype}, not of floats; save the model unquantized"
             )
         return np.asarray(tensor, np.float32)
 
+    def _find(self, name: str) -> str | None:
+        """Returns the name in the file, or None."""
+        if name in self.actual:
+            return self.actual[name]
+        for missing, other in self.stand_ins:
+            if missing == name and other in self.actual:
+                return self.actual[other]
+        return None
 
-def _modern(name: str) -> str:
-    """Files from before 2019's end say gamma and beta."""
+
+def _modern_name(name: str) -> str:
+    """Returns the name that transformers uses since the end of 2019; gamma and beta are older."""
     for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
         if name.endswith(old):
             return name.removesuffix(old) + new
     return name
 
 
-def _read(entry: Entry, shape: Shape, tensors: _Tensors, offset: int) -> np.ndarray:
+def _read_entry(entry: Entry, shape: Shape, tensors: _Tensors, offset: int) -> np.ndarray:
+    """Returns our parameter, of `shape`, from the tensors it is made of."""
     ours = np.empty(shape, np.float32)
     for index, name in entry.rows(shape):
         part = ours[index].shape
-        expected = entry.theirs(part)
+        expected = entry.their_shape(part)
         if entry.offset:
             expected = (expected[0] + offset, *expected[1:])
         tensor = tensors[name]
         if tensor.shape != expected:
             raise UserError(
-                f"the tensor {name} has shape {list(tensor.shape)}, but config.json says {list(expected)}; "
-                "take both from the same model"
+                f"the tensor {name} has shape {list(tensor.shape)}, "
+                f"but config.json says {list(expected)}; take both from the same model"
             )
-        ours[index] = entry.to_ours(tensor[offset:] if entry.offset else tensor, part)
+        if entry.offset:
+            tensor = tensor[offset:]
+        ours[index] = entry.to_ours(tensor, part)
     return ours
 
 
-def _check_copies(names: Table, tensors: _Tensors) -> None:
-    for copy, original in names.copies.items():
-        if (
-            copy in tensors
-            and original in tensors
-            and not np.array_equal(tensors[copy], tensors[original])
-        ):
+def _check_copies(table: Table, tensors: _Tensors) -> None:
+    """Raises UserError if a file holds two tensors that are tied here, with different values."""
+    for copy, original in table.copies.items():
+        if copy not in tensors or original not in tensors:
+            continue
+        if not np.array_equal(tensors[copy], tensors[original]):
             raise UserError(
-                f"the tensors {copy} and {original} differ, but are one here; untied models are not supported"
+                f"the tensors {copy} and {original} differ, but are one here; "
+                "untied models are not supported"
             )
 
 
-def _fresh(path: str, shape: Shape, cfg: encoder.EncoderConfig) -> np.ndarray:
-    """A head as before training."""
+def _fresh(path: str, shape: Shape, cfg: families.Config) -> np.ndarray:
+    """Returns a parameter of an encoder's head as it is before training."""
     if path.endswith("/kernel"):
+        assert isinstance(cfg, encoder.EncoderConfig)  # only files of encoders lack a head
         return np.random.default_rng(0).normal(0.0, cfg.init_std, shape).astype(np.float32)
-    return np.full(shape, 1.0 if path.endswith("/scale") else 0.0, np.float32)
+    value = 1.0 if path.endswith("/scale") else 0.0
+    return np.full(shape, value, np.float32)
 
 
 def _offset(family: str, pad_id: int | None) -> int:
+    """Returns the number of rows in front of the positions of a fairseq table."""
     return (families.FAMILIES[family].pad_id if pad_id is None else pad_id) + 1
 
 
-def _pooler_shapes(cfg: encoder.EncoderConfig) -> dict[str, Shape]:
-    return {"pooler/kernel": (cfg.d_model, cfg.d_model), "pooler/bias": (cfg.d_model,)}
+def _pooler_shapes(cfg: families.Config) -> dict[str, Shape]:
+    d_model = families.network(cfg).d_model
+    return {"pooler/kernel": (d_model, d_model), "pooler/bias": (d_model,)}

@@ -1,8 +1,14 @@
-"""What `transformers` expects of config.json and the tensors of its classes: `classes.json`, read off the classes themselves.
+"""Checks config.json and the tensors against the classes of `transformers`.
 
-It knows nothing of our networks, so that an export is held against a second source; the tests hold it against the classes. There,
-"{num_layers}" in a name counts 0, 1, … below that key of config.json, "{1:num_layers}" from 1; a shape is a product of keys on each axis;
-what stands before a colon is the condition under which the tensor exists.
+`classes.json` was read off the classes themselves and knows nothing of our networks: it is a second
+source to hold an export against. The tests compare it with the classes.
+
+For each class it lists the keys of config.json and the tensors, name → shape:
+
+- "{num_layers}" in a name counts 0, 1, … below that key of config.json, "{1:num_layers}" counts
+  from 1.
+- A shape has a product of keys for each axis.
+- Before ": " stands the condition under which the tensor exists.
 """
 
 from __future__ import annotations
@@ -12,14 +18,16 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cramjax.errors import RunFailed
 
 _FILE = pathlib.Path(__file__).with_name("classes.json")
 _COUNTED = re.compile(r"\{(?:(\d+):)?(\w+)\}")
-_KINDS = {
+
+# Kind of a value in config.json → whether a value (with the whole content) is of this kind.
+_KINDS: Mapping[str, Callable[[Any, Mapping[str, Any]], bool]] = {
     "size": lambda value, _: type(value) is int and value >= 1,
     "id": lambda value, raw: (
         value is None or (type(value) is int and 0 <= value < raw["vocab_size"])
@@ -34,63 +42,80 @@ _KINDS = {
 
 
 @functools.cache
-def known() -> Mapping[str, Any]:
-    """Class → {"config": key → kind or the values possible, "tensors": name → shape}."""
+def known_classes() -> Mapping[str, Any]:
+    """Returns class → {"config": key → kind or list of values, "tensors": name → shape}."""
     return json.loads(_FILE.read_text(encoding="utf-8"))
 
 
 def check_config(raw: Mapping[str, Any]) -> None:
-    """Raises RunFailed where `raw` is no config.json of its class: a key is missing, or its value of another kind."""
+    """Raises RunFailed if `raw` lacks a key of its class, or has a value of another kind there."""
     (name,) = raw["architectures"]
-    for key, kind in known()[name]["config"].items():
+    for key, kind in known_classes()[name]["config"].items():
         if key not in raw:
             raise RunFailed(
-                f"config.json: {name} needs {key}, which is missing; this is a mistake of cramjax, please report it"
+                f"config.json: {name} needs {key}, which is missing; "
+                "this is a mistake of cramjax, please report it"
             )
         fits = raw[key] in kind if isinstance(kind, list) else _KINDS[kind](raw[key], raw)
         if not fits:
             raise RunFailed(
-                f"config.json: {key}={raw[key]!r} is no {kind} of {name}; please report this mistake of cramjax"
+                f"config.json: {key}={raw[key]!r} is no {kind} of {name}; "
+                "this is a mistake of cramjax, please report it"
             )
 
 
 def check_tensors(raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises RunFailed where `shapes` (name → shape) are not those of the class and sizes in config.json `raw`."""
-    wanted = expected(raw)
+    """Raises RunFailed if `shapes` are not those of the class and the sizes in config.json.
+
+    Args:
+        raw: the content of config.json.
+        shapes: name → shape of the tensors to be written.
+    """
+    expected = expected_tensors(raw)
     (name,) = raw["architectures"]
-    for tensor in sorted(wanted.keys() | shapes.keys()):
-        if wanted.get(tensor) != shapes.get(tensor):
-            described = [tensors.get(tensor, "no such tensor") for tensors in (wanted, shapes)]
+    for tensor in sorted(expected.keys() | shapes.keys()):
+        theirs = expected.get(tensor, "no such tensor")
+        ours = shapes.get(tensor, "no such tensor")
+        if theirs != ours:
             raise RunFailed(
-                f"{tensor}: {name} has {described[0]}, this model {described[1]}; this is a mistake of cramjax, please report it"
+                f"{tensor}: {name} has {theirs}, this model {ours}; "
+                "this is a mistake of cramjax, please report it"
             )
 
 
-def expected(raw: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name → shape of all tensors of the model that config.json `raw` describes; tied ones once."""
+def expected_tensors(raw: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Returns name → shape of all tensors of a model; tied tensors appear once.
+
+    Args:
+        raw: the content of its config.json.
+    """
     (name,) = raw["architectures"]
+    is_gated = str(raw.get("feed_forward_proj")).startswith("gated")
     values = dict(raw) | {
         "num_labels": len(raw.get("id2label", ())),
-        "gated": str(raw.get("feed_forward_proj")).startswith("gated"),
+        "gated": is_gated,
+        "plain": not is_gated,
         "untied": not raw.get("tie_word_embeddings", True),
     }
-    values["plain"] = not values["gated"]
-    found = {}
-    for pattern, described in known()[name]["tensors"].items():
+
+    shapes = {}
+    for pattern, described in known_classes()[name]["tensors"].items():
         condition, _, axes = described.rpartition(": ")
-        if not condition or values[condition]:
-            shape = tuple(_product(axis, values) for axis in axes.split())
-            found |= dict.fromkeys(_names(pattern, values), shape)
-    return found
+        if condition and not values[condition]:
+            continue
+        shape = tuple(_product(axis, values) for axis in axes.split())
+        shapes |= dict.fromkeys(_names(pattern, values), shape)
+    return shapes
 
 
 def _product(axis: str, values: Mapping[str, Any]) -> int:
-    return math.prod(
-        int(factor) if factor.isdigit() else values[factor] for factor in axis.split("*")
-    )
+    """Returns the length of an axis, for example "2*hidden_size"."""
+    factors = axis.split("*")
+    return math.prod(int(factor) if factor.isdigit() else values[factor] for factor in factors)
 
 
 def _names(pattern: str, values: Mapping[str, Any]) -> list[str]:
+    """Returns the names that a pattern stands for."""
     counted = _COUNTED.search(pattern)
     if not counted:
         return [pattern]

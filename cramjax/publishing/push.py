@@ -1,4 +1,7 @@
-"""Pushing an exported directory to the Hugging Face Hub as one commit, with new attempts while the network or the Hub is in trouble."""
+"""Pushes an exported directory to the Hugging Face Hub as one commit.
+
+Trouble of the network or of the Hub is waited for and tried again.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,22 @@ from cramjax.errors import RunFailed, UserError
 
 ATTEMPTS = 6
 FIRST_PAUSE_S = 2.0  # doubled from one attempt to the next
-PATIENCE_S = 360.0  # all waits together; the Hub counts requests in windows of 300 s
-_TIMEOUT_S = (10.0, 60.0, 60.0, None)  # to connect, read, write, and get a connection of the pool
+PATIENCE_S = 360.0  # all pauses together; the Hub counts requests in windows of 300 s
+
+_TIMEOUT_S = (10.0, 60.0, 60.0, None)  # to connect, read, write, and wait for a pooled connection
 _TOKENS = "https://huggingface.co/settings/tokens"
 _BUSY = (408, 429)  # and all from 500 on
 _CONFLICT = (409, 412)
 _REFUSED = (401, 403)
-# Of Xet, the Hub's storage of large files, whose client is by itself as patient as all of our attempts together: minutes an upload.
+# Xet stores the Hub's large files. Its client repeats requests for minutes by itself, which would
+# multiply with our attempts.
 _XET = {
     "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1",
     "HF_XET_CLIENT_CONNECT_TIMEOUT": "10s",
     "HF_XET_CLIENT_READ_TIMEOUT": "60s",
 }
-# Classes of the HTTP library, which is httpx or httpx2 by the release of huggingface_hub.
+# Names of classes: the release of huggingface_hub decides whether its HTTP library is
+# httpx or httpx2.
 _NETWORK = {"TimeoutException", "NetworkError", "RemoteProtocolError", "ProxyError"}
 
 
@@ -40,52 +46,64 @@ def push(
     message: str,
     tell: Callable[[str], None],
 ) -> str:
-    """Push all files of `directory` in one commit; what the Hub already has is not sent again, so that a failed push can be repeated.
+    """Push all files of `directory` in one commit.
+
+    Files that the Hub has are not sent again, so a failed push can be repeated.
 
     Args:
-        directory: an export, with its config.json. repo_id: USER/NAME, created where it does not exist.
-        private: whether a repository that is created is private; one that exists stays as it is.
-        revision: the branch, created where it does not exist; the main one if None. message: of the commit.
-        tell: gets a line when there is to be another attempt, and where the repository is public though `private` is set.
+        directory: an export, with its config.json.
+        repo_id: USER/NAME; created if it does not exist.
+        private: make a new repository private. An existing one stays as it is.
+        revision: the branch, created if it does not exist; None for the main one.
+        message: of the commit.
+        tell: gets a line before each new attempt, and one if `private` is set but the repository
+            is public.
 
     Returns:
-        The address of the commit; of the branch's last commit if nothing has changed.
+        The address of the commit, or of the branch's last commit if nothing changed.
 
     Raises:
-        UserError: for a wrong name or directory, and where HF_TOKEN is missing or the Hub refuses.
-        RunFailed: when the last attempt has failed.
+        UserError: if the name, the directory or HF_TOKEN is wrong, or the Hub refuses.
+        RunFailed: if the last attempt failed.
     """
-    token, files = check(repo_id), _files(directory)
+    token = check(repo_id)
+    files = _files(directory)
     from huggingface_hub import HfApi
 
-    api, notice = (
-        HfApi(token=token),
-        functools.cache(tell),
-    )  # cached: the same notice once, however many attempts
+    api = HfApi(token=token)
+    tell_once = functools.cache(tell)  # attempts repeat the same notice
     pause_s, waited_s = FIRST_PAUSE_S, 0.0
     with _single_requests():
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                _prepare(api, repo_id, private, revision, notice)
+                _prepare(api, repo_id, private, revision, tell_once)
                 return _commit(api, repo_id, files, revision, message)
-            except Exception as error:  # of the library, its HTTP library, and its Rust half: too many kinds to list
+            except Exception as error:  # three libraries raise too many kinds to list
                 trouble, asked_s = _diagnosis(error, repo_id, directory, token)
+
             wait_s = pause_s if asked_s is None else asked_s
             if attempt == ATTEMPTS or waited_s + wait_s > PATIENCE_S:
-                asked = "" if asked_s is None else f", asks for a pause of {asked_s:.0f} s"
-                raise _failed(
-                    repo_id, f"{trouble}{asked} (attempt {attempt} of {ATTEMPTS})", directory
-                )
+                if asked_s is not None:
+                    trouble += f", asks for a pause of {asked_s:.0f} s"
+                trouble += f" (attempt {attempt} of {ATTEMPTS})"
+                raise _failure(repo_id, trouble, directory)
+
             tell(
-                f"{repo_id}: {trouble}; trying again in {wait_s:.0f} s (attempt {attempt + 1} of {ATTEMPTS})"
+                f"{repo_id}: {trouble}; trying again in {wait_s:.0f} s "
+                f"(attempt {attempt + 1} of {ATTEMPTS})"
             )
             time.sleep(wait_s)
-            pause_s, waited_s = 2 * pause_s, waited_s + wait_s
+            pause_s *= 2
+            waited_s += wait_s
     raise AssertionError("the last attempt returns or raises")
 
 
 def check(repo_id: str) -> str:
-    """The token to push with, from the environment. Raises UserError where there is none, or `repo_id` is no name of a repository."""
+    """Returns the token from the environment.
+
+    Raises:
+        UserError: if there is no token, or `repo_id` cannot name a repository.
+    """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -98,29 +116,12 @@ def check(repo_id: str) -> str:
     return _token()
 
 
-def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Name in the repository → file, without the folders that the Hub takes no files in."""
-    from huggingface_hub.utils import FORBIDDEN_FOLDERS
-
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such directory; name one that holds an export")
-    if not (directory / "config.json").is_file():
-        raise UserError(f"{directory}: holds no config.json; name a directory that holds an export")
-    found = {
-        path.relative_to(directory): path for path in sorted(directory.rglob("*")) if path.is_file()
-    }
-    return {
-        name.as_posix(): path
-        for name, path in found.items()
-        if not set(FORBIDDEN_FOLDERS) & set(name.parts)
-    }
-
-
 def _token() -> str:
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
         raise UserError(
-            f"HF_TOKEN is not set; make a token with write permission under {_TOKENS} and set HF_TOKEN to it"
+            f"HF_TOKEN is not set; make a token with write permission under {_TOKENS} "
+            "and set HF_TOKEN to it"
         )
     # An HTTP library that refuses such a header shows it.
     if not (token.isascii() and token.isprintable()) or " " in token:
@@ -130,62 +131,79 @@ def _token() -> str:
     return token
 
 
+def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Returns name in the repository → file, without the folders that the Hub refuses."""
+    from huggingface_hub.utils import FORBIDDEN_FOLDERS
+
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory; name one that holds an export")
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{directory}: holds no config.json; name a directory that holds an export")
+
+    files = {}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory)
+        if path.is_file() and not set(FORBIDDEN_FOLDERS) & set(name.parts):
+            files[name.as_posix()] = path
+    return files
+
+
 @contextlib.contextmanager
 def _single_requests() -> Iterator[None]:
-    """Let every request be made once (of Xet, twice), and end in time.
+    """Within the block each request is made once (twice by Xet), and ends in time.
 
-    huggingface_hub repeats some requests up to five times, silently, pausing as long as the server likes, which multiplies with our
-    attempts; and it waits for an answer without end.
+    huggingface_hub repeats some requests up to five times, silently, and pauses as long as the
+    server likes. That would multiply with our attempts. It also waits for an answer without end.
     """
-    from huggingface_hub import set_client_factory
-    from huggingface_hub.utils import _http, hf_raise_for_status
+    from huggingface_hub import get_session
 
     for name, value in _XET.items():
         os.environ.setdefault(name, value)
-    before = _http._GLOBAL_CLIENT_FACTORY  # no public name gives what set_client_factory replaces
 
-    def factory() -> Any:
-        client = before()
-        client.timeout, request = _TIMEOUT_S, client.request
-
-        def once(*args: Any, **kwargs: Any) -> Any:
-            if "timeout" in kwargs and kwargs["timeout"] is None:
-                kwargs["timeout"] = _TIMEOUT_S
-            try:
-                response = request(*args, **kwargs)
-            except Exception as error:
-                if _NETWORK & {kind.__name__ for kind in type(error).__mro__}:
-                    raise ConnectionError(
-                        f"{type(error).__name__}: {error}"
-                    ) from error  # a kind that is not repeated
-                raise
-            # The last is repeated without end or pause by create_repo.
-            endless = (
-                response.status_code == 409
-                and "another conflicting operation is in progress" in response.text
-            )
-            if response.status_code in _BUSY or response.status_code >= 500 or endless:
-                hf_raise_for_status(response)
-            return response
-
-        client.request = once
-        return client
-
-    set_client_factory(factory)
+    # All requests of the library go through this one client.
+    client = get_session()
+    timeout = client.timeout
+    client.timeout = _TIMEOUT_S
+    client.request = functools.partial(_request_once, client.request)
     try:
         yield
     finally:
-        set_client_factory(before)
+        del client.request  # the method of its class again
+        client.timeout = timeout
+
+
+def _request_once(request: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Make a request, and raise trouble as a kind of error that huggingface_hub does not repeat."""
+    from huggingface_hub.utils import hf_raise_for_status
+
+    if "timeout" in kwargs and kwargs["timeout"] is None:
+        kwargs["timeout"] = _TIMEOUT_S
+    try:
+        response = request(*args, **kwargs)
+    except Exception as error:
+        if _NETWORK & {kind.__name__ for kind in type(error).__mro__}:
+            raise ConnectionError(f"{type(error).__name__}: {error}") from error
+        raise
+
+    # create_repo repeats this answer without end or pause.
+    is_contended = (
+        response.status_code == 409
+        and "another conflicting operation is in progress" in response.text
+    )
+    if response.status_code in _BUSY or response.status_code >= 500 or is_contended:
+        hf_raise_for_status(response)
+    return response
 
 
 def _prepare(
-    api: Any, repo_id: str, private: bool, revision: str | None, notice: Callable[[str], None]
+    api: Any, repo_id: str, private: bool, revision: str | None, tell: Callable[[str], None]
 ) -> None:
-    """The repository and the branch, created where they do not exist."""
+    """Create the repository and the branch if they do not exist."""
     api.create_repo(repo_id, private=private, exist_ok=True)
     if private and api.repo_info(repo_id).private is False:
-        notice(
-            f"{repo_id}: exists and stays public; make it private under {api.endpoint}/{repo_id}/settings"
+        tell(
+            f"{repo_id}: exists and stays public; "
+            f"make it private under {api.endpoint}/{repo_id}/settings"
         )
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -194,77 +212,94 @@ def _prepare(
 def _commit(
     api: Any, repo_id: str, files: dict[str, pathlib.Path], revision: str | None, message: str
 ) -> str:
-    """One commit, by create_commit: upload_folder makes several of a slow or large upload."""
+    """Make one commit; upload_folder would make several of a slow or large upload."""
     from huggingface_hub import CommitOperationAdd
 
     operations = [CommitOperationAdd(name, path) for name, path in files.items()]
-    return api.create_commit(
-        repo_id, operations, commit_message=message, revision=revision
-    ).commit_url
+    commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+    return commit.commit_url
 
 
 def _diagnosis(
     error: Exception, repo_id: str, directory: pathlib.Path, token: str
 ) -> tuple[str, float | None]:
-    """What is the matter, in words, and the pause in seconds that the Hub asks for; trouble that does not pass is raised.
+    """Returns passing trouble in words, and the pause in seconds that the Hub asks for (or None).
 
-    Raised without the error as its cause, whose message may hold the token.
+    Raises:
+        UserError: if the Hub refuses.
+        RunFailed: for any other trouble that does not pass.
+
+    Both are raised without `error` as their cause: its message may hold the token.
     """
     from huggingface_hub import errors
 
     causes = list(_causes(error))
-    response = next(
-        (cause.response for cause in causes if getattr(cause, "response", None) is not None), None
-    )
-    network = next(
-        (cause for cause in causes if isinstance(cause, ConnectionError | TimeoutError)), None
-    )
-    status = response.status_code if response is not None else _xet_status(network)
+    response, network = None, None
+    for cause in causes:
+        if response is None:
+            response = getattr(cause, "response", None)
+        if network is None and isinstance(cause, ConnectionError | TimeoutError):
+            network = cause
+    status = _xet_status(network) if response is None else response.status_code
     said = _plain(getattr(error, "server_message", None) or error, hide=token)
+
     if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
         raise UserError(f"{repo_id}: HF_HUB_OFFLINE is set; unset it to push") from None
-    if status in _BUSY or (status or 0) >= 500:
-        return f"the Hub answered {status}", None if response is None else _asked_s(response)
+    if status is None:
+        if network is None:
+            raise _failure(repo_id, f"{type(error).__name__}: {said}", directory) from None
+        return f"the connection failed ({_plain(network, hide=token)})", None
+
+    if status in _BUSY or status >= 500:
+        asked_s = None if response is None else _asked_s(response)
+        return f"the Hub answered {status}", asked_s
     if status in _CONFLICT:
         return f"another change got in between ({status})", None
+    raise _refusal(repo_id, status, said, directory) from None
+
+
+def _refusal(repo_id: str, status: int, said: str, directory: pathlib.Path) -> UserError:
+    """Returns the error for a status that does not pass."""
     if status in _REFUSED:
-        raise UserError(
-            f"{repo_id}: the token in HF_TOKEN is not accepted or may not write there ({status}: {said}); "
-            f"make one with write permission under {_TOKENS} and set HF_TOKEN to it"
-        ) from None
+        return UserError(
+            f"{repo_id}: the token in HF_TOKEN is not accepted or may not write there "
+            f"({status}: {said}); make one with write permission under {_TOKENS} "
+            "and set HF_TOKEN to it"
+        )
     if status == 404:
-        raise UserError(
+        return UserError(
             f"{repo_id}: the Hub finds no such repository or branch ({said}); check the name"
-        ) from None
-    if status is not None:
-        raise UserError(
-            f"{repo_id}: the Hub does not take the export in {directory} ({status}: {said})"
-        ) from None
-    if network is None:
-        raise _failed(repo_id, f"{type(error).__name__}: {said}", directory) from None
-    return f"the connection failed ({_plain(network, hide=token)})", None
+        )
+    return UserError(
+        f"{repo_id}: the Hub does not take the export in {directory} ({status}: {said})"
+    )
 
 
-def _failed(repo_id: str, why: str, directory: pathlib.Path) -> RunFailed:
+def _failure(repo_id: str, reason: str, directory: pathlib.Path) -> RunFailed:
     return RunFailed(
-        f"{repo_id}: not pushed, {why}; the export is kept in {directory}, and the same command goes on where it stopped"
+        f"{repo_id}: not pushed, {reason}; the export is kept in {directory}, "
+        "and the same command goes on where it stopped"
     )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what stands behind it; a file's trouble is wrapped by the library."""
+    """Yields the error and its causes; the library wraps the trouble with a single file."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def _xet_status(error: BaseException | None) -> int | None:
-    """The status in an error of Xet's client, whose kind is the same for a refusal and for a broken connection."""
+    """Returns the status in an error of Xet's client, or None.
+
+    That client raises the same kind for a refusal and for a broken connection.
+    """
     match = re.search(r"HTTP status (?:client|server) error \((\d{3})", str(error))
     return int(match[1]) if match else None
 
 
 def _asked_s(response: Any) -> float | None:
+    """Returns the seconds that an answer of the Hub asks to wait, or None."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
     limit = parse_ratelimit_headers(response.headers)
@@ -277,5 +312,5 @@ def _asked_s(response: Any) -> float | None:
 
 
 def _plain(said: Any, *, hide: str) -> str:
-    """A message of the library in one line of bearable length, without the token."""
+    """Returns a message of the library in one line of at most 300 characters, without the token."""
     return " ".join(str(said).replace(hide, "***").split())[:300]

@@ -1,70 +1,121 @@
-"""A model as the directory that `transformers` loads: config.json, weights in safetensors (in parts if they are large), tokenizer."""
+"""Writes a model as the directory that `transformers` loads, and reads it back.
+
+The directory holds config.json, the weights in safetensors (several files if they are large) and
+the tokenizer.
+"""
 
 from __future__ import annotations
 
+import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
-import tokenizers
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
 from cramjax.data import tokenizers as tokenizer_files
-from cramjax.errors import UserError
+from cramjax.errors import RunFailed, UserError
 from cramjax.files import write_json
+from cramjax.hub import directory as hf_directory
 from cramjax.hub import equivalence, families, tables
+from cramjax.models import classifier
 from cramjax.publishing import classes
+from cramjax.publishing.stock import StockModel
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+WEIGHTS = "model*.safetensors*"
+"""Matches the files of the weights and their index."""
+
 _PATTERN = "model{suffix}.safetensors"
 _INDEX = "model.safetensors.index.json"
+_T5_ENDS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
+_MAX_NEW_TOKENS = 64
 
 
 def save(
     directory: pathlib.Path,
-    cfg: families.Config,
-    params: tables.Params,
-    tokenizer: tokenizers.Tokenizer,
+    model: StockModel,
     *,
-    labels: Sequence[str] | None = None,
-    max_length: int,
     dtype: str = "float32",
     max_shard_size: str = "5GB",
 ) -> dict[str, Any]:
-    """Write the model into `directory`, which exists, and check what is written against `classes.json`; returns config.json.
+    """Write `model` into `directory`, which exists, and check names and shapes against its class.
 
     Args:
-        cfg: the network. params: as of its `init_params`.
-        labels: of a classifier, the name of each output. max_length: tokens of a text the tokenizer tells users to cut at.
-        dtype: of the weights, one of `DTYPES`. max_shard_size: of a file, as "5GB".
+        directory: the folder to write into.
+        model: the network with its parameters and tokenizer.
+        dtype: of the weights, a key of `DTYPES`.
+        max_shard_size: the largest file of weights, for example "5GB".
+
+    Returns:
+        The content of config.json.
 
     Raises:
-        UserError: where no class of `transformers` computes this network, or `dtype` cannot hold its weights.
+        UserError: if no class of `transformers` computes this network, or `dtype` cannot hold its
+            weights.
+        RunFailed: if config.json or the tensors are not as the class has them.
     """
-    family, wide = equivalence.find(cfg)
+    family, stock = equivalence.find_family(model.config)
     special = {
         role: number
-        for role, number in tokenizer_files.special_ids(tokenizer).items()
+        for role, number in tokenizer_files.special_ids(model.tokenizer).items()
         if number is not None
     }
-    raw = families.to_json(family, wide, special=special, labels=labels) | {"dtype": dtype}
-    raw |= equivalence.note(cfg, wide)
+    raw = families.to_json(family, stock, special=special, labels=model.labels)
+    raw |= {"dtype": dtype}
+    raw |= equivalence.note(model.config, stock)
     tensors = tables.to_hf(
-        family, wide, equivalence.widen(cfg, wide, params), pad_id=special["pad"]
+        family, stock, equivalence.widen(stock, model.params), pad_id=special["pad"]
     )
+
     classes.check_config(raw)
     classes.check_tensors(raw, {name: tensor.shape for name, tensor in tensors.items()})
+
     write_json(directory / "config.json", raw)
     _save_tensors(directory, tensors, DTYPES[dtype], max_shard_size)
+    # ModernBERT has no token types; its config.json does not count them.
     types = family != "modernbert" and raw.get("type_vocab_size", 1) > 1
-    tokenizer_files.save(tokenizer, directory, types=types, max_length=max_length)
+    tokenizer_files.save(model.tokenizer, directory, types=types, max_length=model.max_length)
     if family == "t5":
-        ends = {key: raw[key] for key in ("decoder_start_token_id", "eos_token_id", "pad_token_id")}
-        write_json(directory / "generation_config.json", ends | {"max_new_tokens": 64})
+        generation = {key: raw[key] for key in _T5_ENDS} | {"max_new_tokens": _MAX_NEW_TOKENS}
+        write_json(directory / "generation_config.json", generation)
     return raw
+
+
+def read_back(
+    directory: pathlib.Path, model: StockModel, *, exact: bool
+) -> tuple[families.Config, dict[str, Any]]:
+    """Returns the network and the parameters that the files in `directory` hold.
+
+    Raises:
+        RunFailed: if these are not the parameters of `model`: bit for bit if `exact`, by shape
+            otherwise.
+    """
+    written = model.params
+    if isinstance(model.config, classifier.ClassifierConfig):
+        # `hub.directory` reads networks with the head that predicts tokens only.
+        family, config = equivalence.find_family(model.config)
+        raw = json.loads((directory / "config.json").read_text())
+        with hf_directory.open_weights(directory) as tensors:
+            params, _ = tables.from_hf(family, config, tensors, pad_id=raw["pad_token_id"])
+        written = equivalence.widen(config, written)
+    else:
+        imported = hf_directory.read_model(directory)
+        config, params = imported.config, imported.params
+
+    def is_same(read: np.ndarray, expected: np.ndarray) -> bool:
+        return read.shape == expected.shape and (not exact or np.array_equal(read, expected))
+
+    if not all(jax.tree.leaves(jax.tree.map(is_same, params, written))):
+        raise RunFailed(
+            f"{directory}: does not hold the parameters that were written; "
+            "check the disk and export again"
+        )
+    return config, params
 
 
 def _save_tensors(
@@ -76,17 +127,15 @@ def _save_tensors(
         filename_pattern=_PATTERN,
         max_shard_size=max_shard_size,
     )
+
     for file, names in split.filename_to_tensors.items():
-        save_file(
-            {name: _cast(name, tensors[name], dtype) for name in names},
-            directory / file,
-            {"format": "pt"},
-        )
-        (directory / file).chmod(0o644)  # the library lets nobody else read it
+        shard = {name: _cast(name, tensors[name], dtype) for name in names}
+        save_file(shard, directory / file, {"format": "pt"})
+        (directory / file).chmod(0o644)  # the library gives nobody else the right to read
+
     if split.is_sharded:
-        write_json(
-            directory / _INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        )
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(directory / _INDEX, index)
 
 
 def _cast(name: str, tensor: np.ndarray, dtype: Any) -> np.ndarray:
@@ -94,6 +143,7 @@ def _cast(name: str, tensor: np.ndarray, dtype: Any) -> np.ndarray:
         cast = tensor.astype(dtype)
     if not np.isfinite(cast.astype(np.float32)).all() and np.isfinite(tensor).all():
         raise UserError(
-            f"--dtype {np.dtype(dtype)}: {name} holds numbers up to {np.abs(tensor).max():g}; take bfloat16 or float32"
+            f"--dtype {np.dtype(dtype)}: {name} holds numbers up to {np.abs(tensor).max():g}; "
+            "take bfloat16 or float32"
         )
     return cast

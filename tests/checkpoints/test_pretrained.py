@@ -23,7 +23,7 @@ CONFIG = encoder.EncoderConfig(
 
 def made(**changes):
     cfg = dataclasses.replace(CONFIG, **changes)
-    return pretrained.Origin(
+    return pretrained.Pretrained(
         path="here",
         config=cfg,
         params=jax.tree.map(

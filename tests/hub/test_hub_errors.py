@@ -61,14 +61,14 @@ def path(tmp_path):
     save_file(tables.to_hf(family, cfg, random_params(cfg)), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(BERT))
     tokenizer().save(str(tmp_path / "tokenizer.json"))
-    directory.read(tmp_path)
+    directory.read_model(tmp_path)
     return tmp_path
 
 
 def refused(path, *parts):
     """Reading is refused in one sentence with all of `parts`."""
     with pytest.raises(UserError) as caught:
-        directory.read(path)
+        directory.read_model(path)
     message = str(caught.value)
     assert "\n" not in message and all(part in message for part in parts), message
 
@@ -236,6 +236,6 @@ def test_networks_that_no_family_has():
         ("megatron-bert", bert),
     ):
         with pytest.raises(UserError, match=f"no {name}"):
-            tables.table(name, cfg)
+            tables.family_table(name, cfg)
     with pytest.raises(UserError, match="local_window"):
         families.to_json("bert", dataclasses.replace(bert, local_window=8))

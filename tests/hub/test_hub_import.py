@@ -33,7 +33,7 @@ def saved(tmp_path_factory):
     def get(case):
         if case not in made:
             path = tmp_path_factory.mktemp("saved")
-            made[case] = path, savedmodels.save(case, path), directory.read(path)
+            made[case] = path, savedmodels.save(case, path), directory.read_model(path)
         return made[case]
 
     return get
@@ -153,7 +153,7 @@ def test_the_tokenizer_and_the_rest(saved, case):
 )
 def test_without_a_head_there_is_a_fresh_one_and_the_pooler_is_kept(tmp_path, case, suffix):
     model = savedmodels.save(case, tmp_path, savedmodels.build(case, suffix))
-    imported = directory.read(tmp_path)
+    imported = directory.read_model(tmp_path)
     assert imported.extra["head_missing"] is True
     head = imported.params["head"]
     assert (
@@ -178,7 +178,7 @@ def test_without_a_head_there_is_a_fresh_one_and_the_pooler_is_kept(tmp_path, ca
 def test_modernbert_without_its_head(tmp_path, suffix):
     case = "modernbert, biases"
     model = savedmodels.save(case, tmp_path, savedmodels.build(case, suffix))
-    imported = directory.read(tmp_path)
+    imported = directory.read_model(tmp_path)
     assert imported.extra == {"head_missing": True} and not imported.params["head"]["bias"].any()
     weight = dict(model.named_parameters())
     (name,) = [name for name in weight if name.endswith("layers.1.attn.Wo.weight")]
@@ -192,7 +192,7 @@ def test_a_t5_of_transformers_5_that_is_tied_but_does_not_scale(tmp_path):
         "t5 v1.1", tmp_path, transformers.T5ForConditionalGeneration(config).eval()
     )
     assert "lm_head.weight" not in safetensors_torch.load_file(tmp_path / "model.safetensors")
-    imported = directory.read(tmp_path)
+    imported = directory.read_model(tmp_path)
     tokens, _, _ = batch(9, False)
     with torch.no_grad():
         expected = model(
@@ -206,7 +206,7 @@ def test_a_t5_of_transformers_5_that_is_tied_but_does_not_scale(tmp_path):
 def test_narrow_weights_become_float32(saved, tmp_path, dtype):
     model = savedmodels.build("bert").to(dtype)
     savedmodels.save("bert", tmp_path, model)
-    params = directory.read(tmp_path).params
+    params = directory.read_model(tmp_path).params
     tokens = model.state_dict()["bert.embeddings.word_embeddings.weight"].float().numpy()
     np.testing.assert_array_equal(params["encoder"]["embeddings"]["tokens"], tokens)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
@@ -219,12 +219,12 @@ def test_weights_in_several_files(saved, tmp_path):
         not (tmp_path / "model.safetensors").exists()
         and len(list(tmp_path.glob("model-*.safetensors"))) > 2
     )
-    jax.tree.map(np.testing.assert_array_equal, directory.read(tmp_path).params, whole.params)
+    jax.tree.map(np.testing.assert_array_equal, directory.read_model(tmp_path).params, whole.params)
     next(tmp_path.glob("model-00002-*")).unlink()
     with pytest.raises(
         directory.UserError, match="model-00002-.*no such file, but the index names it"
     ):
-        directory.read(tmp_path)
+        directory.read_model(tmp_path)
 
 
 def test_old_names_and_copies_of_tied_tensors(saved, tmp_path):
@@ -242,13 +242,15 @@ def test_old_names_and_copies_of_tied_tensors(saved, tmp_path):
         (tmp_path / file).write_bytes((path / file).read_bytes())
     del renamed["cls.predictions.bias"]  # the copy is there
     safetensors_torch.save_file(renamed, tmp_path / "model.safetensors")
-    jax.tree.map(np.testing.assert_array_equal, directory.read(tmp_path).params, imported.params)
+    jax.tree.map(
+        np.testing.assert_array_equal, directory.read_model(tmp_path).params, imported.params
+    )
     renamed["cls.predictions.decoder.weight"] += 1
     safetensors_torch.save_file(renamed, tmp_path / "model.safetensors")
     with pytest.raises(
         directory.UserError, match=r"cls.predictions.decoder.weight and bert.* differ"
     ):
-        directory.read(tmp_path)
+        directory.read_model(tmp_path)
 
 
 def test_rows_that_config_json_does_not_count(saved, tmp_path):
@@ -257,7 +259,7 @@ def test_rows_that_config_json_does_not_count(saved, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     raw = json.loads((path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw | {"vocab_size": 120}))
-    assert directory.read(tmp_path).config.vocab_size == savedmodels.VOCAB_SIZE
+    assert directory.read_model(tmp_path).config.vocab_size == savedmodels.VOCAB_SIZE
 
 
 def test_positions_start_after_the_padding_token(saved):
@@ -319,7 +321,7 @@ def test_the_configuration_of_modernbert_base_in_both_spellings():
 def test_there_and_back_again(saved, case, tmp_path):
     """Bit for bit; every tensor of the class is there, and transformers loads what comes out."""
     path, model, imported = saved(case)
-    names = tables.table(imported.family, imported.config)
+    names = tables.family_table(imported.family, imported.config)
     original = {
         name: tensor.numpy()
         for name, tensor in model.state_dict().items()

@@ -16,7 +16,7 @@ from cramjax.finetuning.protocols import Protocol, Settings
 from cramjax.finetuning.request import FinetuneRequest
 from cramjax.hub import directory
 from cramjax.models.layers import FLOAT32
-from cramjax.publishing import card
+from cramjax.publishing import card, facts
 from cramjax.publishing.export import Options, export
 from tests.e2e import test_main as cli
 from tests.finetuning import grammar
@@ -165,7 +165,7 @@ def test_an_export_is_replaced_and_other_files_stay(small_run, tmp_path):
     export(small_run, out, tell=lambda _: None)
     assert not list(out.glob("model-*")) and not (out / "model.safetensors.index.json").exists()
     assert (out / "notes.txt").read_text() == "mine" and not list(tmp_path.glob(".out*"))
-    assert directory.read(out).config.n_layers == 2
+    assert directory.read_model(out).config.n_layers == 2
 
 
 @pytest.mark.parametrize(
@@ -286,12 +286,12 @@ def test_an_unfinished_run_is_described_by_its_metrics(small_run, tmp_path):
     folder.mkdir()
     for name in ("config.json", "environment.json", "metrics.jsonl"):
         (folder / name).write_bytes((small_run / name).read_bytes())
-    facts = card.read_facts(folder, None, 10)
+    noted = facts.read_facts(folder, None, 10)
     last = [entry for entry in cli.lines(folder) if entry["step"] <= 10][-1]
-    assert facts.spent["steps"] == last["step"] and facts.spent["tokens"] == last["tokens"]
+    assert noted.spent["steps"] == last["step"] and noted.spent["tokens"] == last["tokens"]
     (tmp_path / "out").mkdir()
     raw = {"architectures": ["BertForMaskedLM"], "model_type": "bert"}
-    card.write(tmp_path / "out", facts, raw, name="me/x", license="mit", language="de")
+    card.write(tmp_path / "out", noted, raw, name="me/x", license="mit", language="de")
     assert "10 steps" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -330,7 +330,7 @@ def test_to_the_hub_and_back(small_run, tmp_path, monkeypatch):
 def test_a_name_that_is_nowhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no such directory, and the Hub cannot be reached"):
-        pretrained.find("nobody/nothing")
+        pretrained.locate("nobody/nothing")
     (tmp_path / "runs").mkdir()
     with pytest.raises(UserError, match="no checkpoint of a run there"):
-        pretrained.find("runs/mine")
+        pretrained.locate("runs/mine")

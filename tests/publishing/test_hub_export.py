@@ -1,4 +1,7 @@
-"""Networks written as classes of `transformers`: random shapes of every family, loaded there, and read back bit for bit."""
+"""Networks are written as classes of `transformers`, loaded there, and read back bit for bit.
+
+Random shapes of every family.
+"""
 
 import dataclasses
 import json
@@ -20,6 +23,7 @@ from cramjax.errors import RunFailed, UserError  # noqa: E402
 from cramjax.hub import directory, equivalence, families  # noqa: E402
 from cramjax.models import classifier, encoder, t5  # noqa: E402
 from cramjax.publishing import classes, parity, saving  # noqa: E402
+from cramjax.publishing.stock import StockModel  # noqa: E402
 from tests import networks  # noqa: E402
 
 WORDS = [
@@ -43,7 +47,7 @@ def t5_tokenizer():
     )[0]
 
 
-# What a recipe of each family fixes, and what may be anything there.
+# The fields that a recipe of each family fixes. Biases may be anything.
 BIASES = ("norm_bias", "linear_bias", "head_bias", "decoder_bias")
 FAMILIES = {
     "bert": {"norm_position": "post", "final_norm": False, "ffn": "gelu"},
@@ -69,13 +73,10 @@ def encoders(draw):
         **{bias: draw(st.booleans()) for bias in BIASES},
     }
     if name == "modernbert":
-        local = {
-            "local_window": draw(st.sampled_from([0, 6])),
-            "global_every": draw(st.integers(1, 3)),
-        }
-        numbers |= {"rotary_base": draw(st.sampled_from([10000.0, 160000.0]))} | (
-            local if local["global_every"] > 1 else {}
-        )
+        window, every = draw(st.sampled_from([0, 6])), draw(st.integers(1, 3))
+        numbers["rotary_base"] = draw(st.sampled_from([10000.0, 160000.0]))
+        if every > 1:
+            numbers |= {"local_window": window, "global_every": every}
     else:
         numbers["positions"] = draw(st.sampled_from(["learned", "scaled_sinusoidal", "none"]))
         numbers["token_types"] = draw(st.integers(0, 2))
@@ -99,7 +100,7 @@ def t5s(draw):
 
 
 def random_params(cfg, seed=0):
-    """Parameters of `cfg` in which nothing is 0 or 1, so that nothing is right by chance."""
+    """Returns parameters of `cfg`; none is 0 or 1, so that nothing is right by chance."""
     numbers = np.random.default_rng(seed)
     flat = {
         path: (numbers.normal(size=shape) * 0.3 + path.endswith("scale")).astype(np.float32)
@@ -109,9 +110,17 @@ def random_params(cfg, seed=0):
 
 
 def equal(a, b):
-    return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        jax.tree.leaves(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b))
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
+
+
+def save(path, cfg, params, tokenizer, *, labels=None, max_length=128, **options):
+    """Writes a network as the export does; returns config.json."""
+    model = StockModel(
+        config=cfg, params=params, labels=labels, tokenizer=tokenizer, max_length=max_length
     )
+    return saving.save(path, model, **options)
 
 
 # Every example compiles a network and loads torch's.
@@ -123,11 +132,11 @@ settings = hypothesis.settings(max_examples=6, suppress_health_check=list(hypoth
 def test_an_encoder_is_a_stock_class_and_comes_back(drawn, tokenizer, tmp_path_factory):
     name, cfg = drawn
     path, params = tmp_path_factory.mktemp("export"), random_params(cfg)
-    raw = saving.save(path, cfg, params, tokenizer, max_length=128)
-    assert raw["model_type"] == name and raw["architectures"] == [
-        families.FAMILIES[name].architecture
-    ]
-    imported = directory.read(path)
+    raw = save(path, cfg, params, tokenizer)
+    assert raw["model_type"] == name
+    assert raw["architectures"] == [families.FAMILIES[name].architecture]
+
+    imported = directory.read_model(path)
     assert equal(imported.params, params)
     assert parity.compare(path, imported.config, imported.params, tokenizer) < parity.TOLERANCE
 
@@ -136,16 +145,14 @@ def test_an_encoder_is_a_stock_class_and_comes_back(drawn, tokenizer, tmp_path_f
 @hypothesis.given(cfg=t5s())
 def test_a_t5_is_a_stock_class_and_comes_back(cfg, t5_tokenizer, tmp_path_factory):
     path, params = tmp_path_factory.mktemp("export"), random_params(cfg)
-    saving.save(path, cfg, params, t5_tokenizer, max_length=128)
-    imported = directory.read(path)
+    save(path, cfg, params, t5_tokenizer)
+    imported = directory.read_model(path)
     assert equal(imported.params, params)
     assert parity.compare(path, imported.config, imported.params, t5_tokenizer) < parity.TOLERANCE
+
     generation = transformers.GenerationConfig.from_pretrained(path)
-    assert (
-        generation.decoder_start_token_id,
-        generation.eos_token_id,
-        generation.pad_token_id,
-    ) == (0, 1, 0)
+    assert generation.decoder_start_token_id == generation.pad_token_id == 0
+    assert generation.eos_token_id == 1
 
 
 @settings
@@ -158,12 +165,13 @@ def test_a_classifier_is_a_stock_class(drawn, n_outputs, mean, tokenizer, tmp_pa
         encoder=cfg, width=cfg.d_model, n_outputs=n_outputs, pooling=pooling, transform=transform
     )
     params = random_params(head)
-    path, labels = tmp_path_factory.mktemp("export"), ["no", "yes", "perhaps"][:n_outputs]
-    raw = saving.save(path, head, params, tokenizer, labels=labels, max_length=128)
-    assert raw["architectures"] == [
-        families.FAMILIES[name].architecture.replace("MaskedLM", "SequenceClassification")
-    ]
+    path = tmp_path_factory.mktemp("export")
+    labels = ("no", "yes", "perhaps")[:n_outputs]
+    raw = save(path, head, params, tokenizer, labels=labels)
+    predicting = families.FAMILIES[name].architecture
+    assert raw["architectures"] == [predicting.replace("MaskedLM", "SequenceClassification")]
     assert parity.compare(path, head, params, tokenizer) < parity.TOLERANCE
+
     model = transformers.AutoModelForSequenceClassification.from_pretrained(path)
     assert model.config.id2label == dict(enumerate(labels)) and model.num_labels == n_outputs
 
@@ -173,31 +181,28 @@ def test_a_classifier_is_a_stock_class(drawn, n_outputs, mean, tokenizer, tmp_pa
     drawn=st.one_of(encoders(), t5s().map(lambda cfg: ("t5", cfg))), classifies=st.booleans()
 )
 def test_the_list_of_tensors_is_that_of_the_class(drawn, classifies):
-    """`classes.json` against the classes, whatever the sizes."""
+    """`classes.json` agrees with the classes, whatever the sizes."""
     name, cfg = drawn
-    special, wide = {"pad": 0, "cls": 2, "sep": 1}, equivalence.find(cfg)[1]
+    _, stock = equivalence.find_family(cfg)
     if classifies and name != "t5":
         transform = families.FAMILIES[name].transform
-        wide = classifier.ClassifierConfig(
-            encoder=wide, width=cfg.d_model, n_outputs=3, transform=transform
+        stock = classifier.ClassifierConfig(
+            encoder=stock, width=cfg.d_model, n_outputs=3, transform=transform
         )
-    raw = families.to_json(name, wide, special=special)
+    raw = families.to_json(name, stock, special={"pad": 0, "cls": 2, "sep": 1})
+
+    kind = getattr(transformers, raw["architectures"][0])
+    keys = {key: value for key, value in raw.items() if key != "architectures"}
     with torch.device("meta"):
-        kind = getattr(transformers, raw["architectures"][0])
-        model = kind(
-            kind.config_class(
-                **{key: value for key, value in raw.items() if key != "architectures"}
-            )
-        )
+        model = kind(kind.config_class(**keys))
     tied = [re.compile(pattern) for pattern in model._tied_weights_keys or ()]
     untied = name == "t5" and not cfg.tie_embeddings  # the class ties it, until a file has it
-    shapes = {
-        key: tuple(tensor.shape)
-        for key, tensor in model.state_dict().items()
-        if not any(pattern.fullmatch(key) for pattern in tied)
-        or (untied and key == "lm_head.weight")
-    }
-    assert classes.expected(raw) == shapes
+    shapes = {}
+    for key, tensor in model.state_dict().items():
+        is_tied = any(pattern.fullmatch(key) for pattern in tied)
+        if not is_tied or (untied and key == "lm_head.weight"):
+            shapes[key] = tuple(tensor.shape)
+    assert classes.expected_tensors(raw) == shapes
 
 
 @pytest.mark.parametrize(
@@ -210,24 +215,33 @@ def test_the_list_of_tensors_is_that_of_the_class(drawn, classifies):
     ],
 )
 def test_which_recipes_have_a_class(name, family):
-    assert equivalence.exports(networks.named(name)) == family
+    assert equivalence.export_family(networks.named(name)) == family
 
 
 def test_a_network_without_a_class_is_refused_with_the_keys_to_change():
     cfg = encoder.EncoderConfig(
         vocab_size=90, n_layers=2, d_model=8, n_heads=2, d_ff=8, ffn="geglu"
     )
-    with pytest.raises(
-        UserError,
-        match="model.positions=scaled_sinusoidal.*ModernBertForMaskedLM.*positions=rotary",
-    ):
-        equivalence.find(cfg)
-    assert equivalence.exports(cfg) is None
+    message = "model.positions=scaled_sinusoidal.*ModernBertForMaskedLM.*positions=rotary"
+    with pytest.raises(UserError, match=message):
+        equivalence.find_family(cfg)
+    assert equivalence.export_family(cfg) is None
+
     changed = dataclasses.replace(cfg, positions="rotary", first_norm=False, head_transform=True)
-    assert equivalence.exports(changed) == "modernbert"
+    assert equivalence.export_family(changed) == "modernbert"
 
 
-def test_a_head_without_a_class_is_refused(tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 9}, "finetune with --set head=stock"),
+        (
+            {"width": 8, "pooling": "mean"},
+            "reads the first token; finetune with --set pooling=first",
+        ),
+    ],
+)
+def test_a_head_without_a_class_is_refused(tokenizer, tmp_path, options, message):
     cfg = encoder.EncoderConfig(
         vocab_size=90,
         n_layers=2,
@@ -237,17 +251,9 @@ def test_a_head_without_a_class_is_refused(tokenizer, tmp_path):
         positions="learned",
         head_transform=True,
     )
-    for options, message in (
-        ({"width": 9}, "finetune with --set head=stock"),
-        (
-            {"width": 8, "pooling": "mean"},
-            "reads the first token; finetune with --set pooling=first",
-        ),
-    ):
-        head = classifier.ClassifierConfig(encoder=cfg, n_outputs=2, **options)
-        params = random_params(head)
-        with pytest.raises(UserError, match=message):
-            saving.save(tmp_path, head, params, tokenizer, max_length=128)
+    head = classifier.ClassifierConfig(encoder=cfg, n_outputs=2, **options)
+    with pytest.raises(UserError, match=message):
+        save(tmp_path, head, random_params(head), tokenizer)
 
 
 SMALL = encoder.EncoderConfig(
@@ -264,13 +270,14 @@ SMALL = encoder.EncoderConfig(
 
 def test_a_network_trained_on_in_transformers_stays_what_it_became(tokenizer, tmp_path):
     params = random_params(SMALL)
-    saving.save(tmp_path, SMALL, params, tokenizer, max_length=32)
+    save(tmp_path, SMALL, params, tokenizer)
     model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
     with torch.no_grad():
         model.roberta_prelayernorm.embeddings.position_embeddings.weight[7] += 1
     model.save_pretrained(tmp_path)
+
     assert "cramjax_network" in json.loads((tmp_path / "config.json").read_text())
-    imported = directory.read(tmp_path)
+    imported = directory.read_model(tmp_path)
     assert imported.config.positions == "learned" and imported.config.token_types == 1
     assert parity.compare(tmp_path, imported.config, imported.params, tokenizer) < parity.TOLERANCE
 
@@ -278,37 +285,30 @@ def test_a_network_trained_on_in_transformers_stays_what_it_became(tokenizer, tm
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_weights_and_several_files(tokenizer, tmp_path, dtype):
     params = random_params(SMALL)
-    saving.save(
-        tmp_path, SMALL, params, tokenizer, max_length=32, dtype=dtype, max_shard_size="3KB"
-    )
-    assert (
-        len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
-        and not (tmp_path / "model.safetensors").exists()
-    )
+    save(tmp_path, SMALL, params, tokenizer, dtype=dtype, max_shard_size="3KB")
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
+    assert not (tmp_path / "model.safetensors").exists()
+
     model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, dtype="auto")
     assert {weight.dtype for weight in model.parameters()} == {getattr(torch, dtype)}
-    imported = directory.read(tmp_path)
-    rounded = jax.tree.map(
-        lambda leaf: leaf.astype(saving.DTYPES[dtype]).astype(np.float32), params
-    )
-    assert equal(imported.params, rounded)
+
+    def rounded(leaf):
+        return leaf.astype(saving.DTYPES[dtype]).astype(np.float32)
+
+    assert equal(directory.read_model(tmp_path).params, jax.tree.map(rounded, params))
 
 
 def test_numbers_beyond_float16_are_refused(tokenizer, tmp_path):
     params = random_params(SMALL)
     params["head"]["dense"]["kernel"][0, 0] = 1e5
-    with pytest.raises(
-        UserError, match="--dtype float16: lm_head.dense.weight holds numbers up to 100000"
-    ):
-        saving.save(tmp_path, SMALL, params, tokenizer, max_length=32, dtype="float16")
+    message = "--dtype float16: lm_head.dense.weight holds numbers up to 100000"
+    with pytest.raises(UserError, match=message):
+        save(tmp_path, SMALL, params, tokenizer, dtype="float16")
 
 
-def test_what_is_not_as_the_class_has_it_is_found(tokenizer, tmp_path):
-    params = random_params(SMALL)
-    raw = saving.save(tmp_path, SMALL, params, tokenizer, max_length=32)
-    wanted = classes.expected(raw)
+def test_a_config_that_its_class_does_not_take_is_found(tokenizer, tmp_path):
+    raw = save(tmp_path, SMALL, random_params(SMALL), tokenizer)
     classes.check_config(raw)
-    classes.check_tensors(raw, wanted)
     for changes, message in (
         ({"hidden_size": "12"}, "hidden_size='12' is no size"),
         ({"pad_token_id": 96}, "pad_token_id=96 is no id"),
@@ -316,26 +316,35 @@ def test_what_is_not_as_the_class_has_it_is_found(tokenizer, tmp_path):
     ):
         with pytest.raises(RunFailed, match=message):
             classes.check_config(raw | changes)
+
+    del raw["layer_norm_eps"]
     with pytest.raises(RunFailed, match="needs layer_norm_eps"):
-        classes.check_config({key: value for key, value in raw.items() if key != "layer_norm_eps"})
-    with pytest.raises(RunFailed, match=r"lm_head.bias: .* has \(96,\), this model no such tensor"):
-        classes.check_tensors(
-            raw, {key: shape for key, shape in wanted.items() if key != "lm_head.bias"}
-        )
+        classes.check_config(raw)
+
+
+def test_tensors_that_the_class_lacks_or_needs_are_found(tokenizer, tmp_path):
+    raw = save(tmp_path, SMALL, random_params(SMALL), tokenizer)
+    shapes = classes.expected_tensors(raw)
+    classes.check_tensors(raw, shapes)
     with pytest.raises(RunFailed, match="lm_head.more: .* has no such tensor"):
-        classes.check_tensors(raw, wanted | {"lm_head.more": (1,)})
+        classes.check_tensors(raw, shapes | {"lm_head.more": (1,)})
+
+    del shapes["lm_head.bias"]
+    with pytest.raises(RunFailed, match=r"lm_head.bias: .* has \(96,\), this model no such tensor"):
+        classes.check_tensors(raw, shapes)
 
 
 def test_parity_finds_a_wrong_weight_and_a_wrong_tokenizer(tokenizer, tmp_path):
     params = random_params(SMALL)
-    saving.save(tmp_path, SMALL, params, tokenizer, max_length=32)
+    save(tmp_path, SMALL, params, tokenizer)
     wrong = jax.tree.map(np.copy, params)
     wrong["encoder"]["layers"]["attention"]["qkv"]["kernel"][1, 3, 2, 0] += 0.5
     with pytest.raises(RunFailed, match="logits of RobertaPreLayerNormForMaskedLM differ"):
         parity.compare(tmp_path, SMALL, wrong, tokenizer)
-    other = tokenizer_files.train(
+
+    other, _ = tokenizer_files.train(
         "wordpiece", WORDS, vocab_size=60, lowercase=True, ascii_only=True
-    )[0]
+    )
     with pytest.raises(RunFailed, match="AutoTokenizer gives other ids"):
         parity.compare(tmp_path, SMALL, params, other)
 
@@ -343,11 +352,11 @@ def test_parity_finds_a_wrong_weight_and_a_wrong_tokenizer(tokenizer, tmp_path):
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
 @pytest.mark.parametrize("extra_ids", [0, 9])
 def test_the_tokenizer_gives_the_same_ids(tmp_path, kind, extra_ids):
-    made, _ = tokenizer_files.train(
+    ours, _ = tokenizer_files.train(
         kind, WORDS, vocab_size=80, lowercase=False, ascii_only=False, extra_ids=extra_ids
     )
-    tokenizer_files.save(made, tmp_path, types=False, max_length=77)
-    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer_files.save(ours, tmp_path, types=False, max_length=77)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     texts = [
         "anna reads  books",
         " Boris, 12 écrits…\n№ ",
@@ -355,18 +364,21 @@ def test_the_tokenizer_gives_the_same_ids(tmp_path, kind, extra_ids):
         "[MASK] x <extra_id_0> </s>",
         "in the " * 40,
     ]
-    assert [loaded(text)["input_ids"] for text in texts] == [
-        made.encode(text).ids for text in texts
+    assert [theirs(text)["input_ids"] for text in texts] == [
+        ours.encode(text).ids for text in texts
     ]
-    assert loaded("anna", "boris")["input_ids"] == made.encode("anna", "boris").ids
-    assert loaded.model_max_length == 77 and "token_type_ids" not in loaded("anna")
-    pad = loaded(["anna", "anna reads books"], padding=True)
-    assert pad["input_ids"][0][-1] == loaded.pad_token_id == 0 and pad["attention_mask"][0][-1] == 0
+    assert theirs("anna", "boris")["input_ids"] == ours.encode("anna", "boris").ids
+    assert theirs.model_max_length == 77
+    assert "token_type_ids" not in theirs("anna")
+
+    padded = theirs(["anna", "anna reads books"], padding=True)
+    assert padded["input_ids"][0][-1] == theirs.pad_token_id == 0
+    assert padded["attention_mask"][0][-1] == 0
 
 
 def test_a_single_text_may_be_read_as_a_pair_with_an_empty_one(tokenizer, t5_tokenizer):
-    for made in (tokenizer, t5_tokenizer):
-        twin = tokenizer_files.with_empty_second(made)
-        single, pair = twin.encode("anna reads"), made.encode("anna reads", "")
+    for original in (tokenizer, t5_tokenizer):
+        twin = tokenizer_files.with_empty_second(original)
+        single, pair = twin.encode("anna reads"), original.encode("anna reads", "")
         assert single.ids == pair.ids and single.type_ids == pair.type_ids
-        assert twin.encode("anna", "reads").ids == made.encode("anna", "reads").ids
+        assert twin.encode("anna", "reads").ids == original.encode("anna", "reads").ids

@@ -18,8 +18,8 @@ import json, os, pathlib, sys, time, traceback
 from cramjax.errors import RunFailed, UserError
 import cramjax.publishing.push as pushing
 assert "huggingface_hub" not in sys.modules, "importing the module is not cheap"
-from huggingface_hub.utils import _http
-slept, factory = [], _http._GLOBAL_CLIENT_FACTORY
+from huggingface_hub import get_session
+slept, timeout = [], get_session().timeout
 time.sleep = slept.append
 
 def answer(directory=None, repo_id=None, token=None, download=None, timeout_s=60.0, **options):
@@ -37,7 +37,9 @@ def answer(directory=None, repo_id=None, token=None, download=None, timeout_s=60
     except (RunFailed, UserError) as error:
         traceback.print_exc()  # as of a caller who hides nothing
         result = {"error": type(error).__name__, "message": str(error)}
-    assert _http._GLOBAL_CLIENT_FACTORY is factory, "the client of the push is left behind"
+    client = get_session()
+    assert "request" not in vars(client), "the request of the push is left behind"
+    assert client.timeout == timeout, "the timeout of the push is left behind"
     return {"told": told, "slept": slept, **result}
 
 for line in sys.stdin:

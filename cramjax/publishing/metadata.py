@@ -1,0 +1,126 @@
+"""Makes the metadata of a model card: the YAML block that the Hugging Face Hub reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from cramjax.glue.tasks import SUITES
+from cramjax.publishing.facts import Facts
+
+SUITE_TITLES = {"glue": "GLUE", "superglue": "SuperGLUE"}
+_METRIC_TYPES = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
+_DATASETS = {"glue": "nyu-mll/glue", "superglue": "aps/super_glue"}
+
+# The Hub's name of a metric → (key in summary.json, its title on the card).
+_HELD_OUT = {
+    "loss": ("eval_loss", "held-out cross-entropy in nats per predicted token"),
+    "accuracy": ("eval_accuracy", "held-out accuracy"),
+}
+
+
+def metadata(
+    facts: Facts, raw: Mapping[str, Any], *, model_name: str, license: str, language: str
+) -> ModelCardData:
+    """Returns the metadata of a model card.
+
+    Args:
+        facts: about the model.
+        raw: the content of its config.json.
+        model_name: its name without the owner.
+        license: the Hub's name of a license.
+        language: the code of the text's language.
+    """
+    subject = facts.finetuned["task"] if facts.finetuned else "pretraining"
+    return ModelCardData(
+        language=language,
+        license=license,
+        library_name="transformers",
+        pipeline_tag=pipeline_tag(raw),
+        tags=["cramjax", raw["model_type"], subject],
+        datasets=_datasets(facts) or None,
+        model_name=model_name,
+        eval_results=list(_evaluations(facts, raw)) or None,
+    )
+
+
+def pipeline_tag(raw: Mapping[str, Any]) -> str:
+    """Returns the Hub's name for the use of the class in a config.json."""
+    (architecture,) = raw["architectures"]
+    if architecture.endswith("ForMaskedLM"):
+        return "fill-mask"
+    if architecture.endswith("ForSequenceClassification"):
+        return "text-classification"
+    return "text2text-generation"
+
+
+def sources(facts: Facts) -> list[str]:
+    """Returns the sources of the training text, as data.source names them; [] without a run."""
+    source = facts.config.get("data", {}).get("source", [])
+    if isinstance(source, str):
+        return [source]
+    # A mixture lists (source, weight).
+    return [part[0] for part in source]
+
+
+def task_scores(facts: Facts) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
+    """Yields (suite, task, metric, its spread over seeds) from results.json.
+
+    A finetuned model has the rows of its own task.
+    """
+    if not facts.results:
+        return
+    suite = facts.results["suite"]
+    only = facts.finetuned["task"] if facts.finetuned else None
+    for task in SUITES[suite]:
+        if task.name not in facts.results or only not in (None, task.name):
+            continue
+        for metric, spread in facts.results[task.name].items():
+            # Beside the metrics stand n_train and n_eval.
+            if isinstance(spread, dict) and "median" in spread:
+                yield suite, task.name, metric, spread
+
+
+def _datasets(facts: Facts) -> list[str]:
+    """Returns the ids of datasets on the Hub."""
+    if facts.finetuned:
+        return [_DATASETS[facts.finetuned["suite"]]]
+    matches = [re.match(r"hf:([^:@]+)", source) for source in sources(facts)]
+    return [match[1] for match in matches if match]
+
+
+def _evaluations(facts: Facts, raw: Mapping[str, Any]) -> Iterator[EvalResult]:
+    if facts.spent.get("eval_loss") is not None:
+        for metric, (key, title) in _HELD_OUT.items():
+            yield EvalResult(
+                task_type=pipeline_tag(raw),
+                dataset_type=(_datasets(facts) or ["text"])[0],
+                dataset_name="held-out documents of the training corpus",
+                metric_type=metric,
+                metric_name=title,
+                metric_value=round(facts.spent[key], 4),
+            )
+
+    if facts.finetuned:
+        suite, task = facts.finetuned["suite"], facts.finetuned["task"]
+        for metric, value in facts.scores.items():
+            yield _task_result(suite, task, metric, value)
+    else:
+        for suite, task, metric, spread in task_scores(facts):
+            yield _task_result(suite, task, metric, spread["median"])
+
+
+def _task_result(suite: str, task: str, metric: str, value: float) -> EvalResult:
+    return EvalResult(
+        task_type="text-classification",
+        dataset_type=_DATASETS[suite],
+        dataset_name=f"{SUITE_TITLES[suite]} {task}",
+        dataset_config=task,
+        dataset_split="validation",
+        metric_type=_METRIC_TYPES.get(metric, metric),
+        metric_name=metric,
+        metric_value=round(value, 2),
+    )

@@ -1,0 +1,120 @@
+"""Turns a model of this project into the one that a stock class of `transformers` holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import tokenizers
+
+from cramjax.checkpoints import packed
+from cramjax.data import tokenizers as tokenizer_files
+from cramjax.glue.tasks import Task, find_tasks
+from cramjax.hub import families
+from cramjax.inference import LoadedModel
+from cramjax.models import classifier, lowrank
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StockModel:
+    """A network with the head that it was trained for.
+
+    Attributes:
+        config: the network.
+        params: float32 NumPy arrays in the tree of its `init_params`.
+        labels: the names of a classifier's outputs; None for other heads.
+        tokenizer: gives a text the special tokens that it had in training.
+        max_length: tokens at which a text should be cut.
+    """
+
+    config: families.Config
+    params: dict[str, Any]
+    labels: tuple[str, ...] | None
+    tokenizer: tokenizers.Tokenizer
+    max_length: int
+
+
+def stock_model(folder: pathlib.Path, model: LoadedModel) -> StockModel:
+    """Returns the `model` that was loaded from `folder` as a class of `transformers` holds it."""
+    model = _without_factors(model)
+    max_length = _max_length(folder, model)
+    if not model.finetuned or model.is_t5:
+        # A finetuned T5 answers in text: its head is the one it had before.
+        return StockModel(
+            config=model.config,
+            params=jax.tree.map(np.asarray, model.params),
+            labels=None,
+            tokenizer=model.tokenizer,
+            max_length=max_length,
+        )
+
+    (task,) = find_tasks([model.finetuned["task"]], prefer=model.finetuned["suite"])
+    settings = model.finetuned["settings"]
+    config, params = _classifier(model, task, settings)
+    tokenizer = model.tokenizer
+    if settings["single_as_pair"] and len(task.fields) == 1:
+        tokenizer = tokenizer_files.with_empty_second(tokenizer)
+    return StockModel(
+        config=config,
+        params=params,
+        labels=_labels(task),
+        tokenizer=tokenizer,
+        max_length=max_length,
+    )
+
+
+def _without_factors(model: LoadedModel) -> LoadedModel:
+    """Returns `model` with each pair of low-rank factors multiplied: no class has factors."""
+    if not model.config.ffn_rank:
+        return model
+    config = dataclasses.replace(model.config, ffn_rank=0)
+    return dataclasses.replace(model, config=config, params=lowrank.merged(model.params))
+
+
+def _classifier(
+    model: LoadedModel, task: Task, settings: Mapping[str, Any]
+) -> tuple[classifier.ClassifierConfig, dict[str, Any]]:
+    """Returns the classifier that `settings` finetuned from an encoder, and its parameters."""
+    params = jax.tree.map(np.asarray, model.params)
+    head = params["classifier"]
+    transform = "prediction" if "norm" in head else "pooler"
+    network = dataclasses.replace(
+        model.config, dropout=settings["dropout"], attention_dropout=settings["attention_dropout"]
+    )
+    config = classifier.ClassifierConfig(
+        encoder=network,
+        width=head["dense"]["kernel"].shape[1],
+        n_outputs=task.n_classes,
+        dropout=settings["dropout"],
+        pooling=settings["pooling"],
+        transform=transform,
+    )
+
+    # Finetuning uses one head for all tasks. The outputs beyond this task's classes are untrained.
+    out = {name: leaf[..., : task.n_classes] for name, leaf in head["out"].items()}
+    return config, params | {"classifier": head | {"out": out}}
+
+
+def _labels(task: Task) -> tuple[str, ...] | None:
+    """Returns the name of each output of the classifier for `task`."""
+    if task.n_classes == 1:
+        return ("score",)
+    if task.kind in ("classification", "answers"):
+        return task.labels
+    return ("no", "yes")
+
+
+def _max_length(folder: pathlib.Path, model: LoadedModel) -> int:
+    """Returns the number of tokens of a text that the model has seen, or has positions for."""
+    if getattr(model.config, "positions", None) in ("learned", "scaled_sinusoidal"):
+        return model.config.max_positions
+    if model.finetuned:
+        return model.finetuned["settings"]["max_length"]
+    if packed.is_packed(folder):
+        return packed.read_index(folder)["max_length"]
+    return json.loads((folder / "config.json").read_text())["data"]["seq_len"]
