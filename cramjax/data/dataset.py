@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import numbers
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -247,7 +246,7 @@ def _contradictions(manifest: dict[str, Any]) -> Iterator[str]:
 
     for number, source in enumerate(manifest["sources"]):
         weight = source.get("weight") if isinstance(source, dict) else None
-        if not isinstance(weight, numbers.Real) or not 0 <= weight < math.inf:
+        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             yield f"sources[{number}].weight is {weight!r}, not a number of at least 0"
 
     n_sources = len(manifest["sources"])

@@ -117,10 +117,11 @@ def signatures(texts: Iterable[str]) -> np.ndarray:
     Returns:
         uint16 [n, N_HASHES].
     """
-    import rensa
+    # A compiled module without types.
+    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]
 
     shingles = [_shingles(text) for text in texts]
-    matrix = rensa.RMinHash.digest_matrix_from_token_sets(shingles, N_HASHES, _SEED)
+    matrix = RMinHash.digest_matrix_from_token_sets(shingles, N_HASHES, _SEED)
     hashes = np.array(matrix.to_rows(), np.uint32)
     return hashes.reshape(-1, N_HASHES).astype(np.uint16)
 
