@@ -1,7 +1,11 @@
-"""Documents to token ids: in bounded memory, on all cores, and without special tokens whatever a document says."""
+"""Encodes documents to token ids in bounded memory, on all cores.
+
+The text of a document never becomes a special token, whatever it says.
+"""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -16,48 +20,70 @@ _BATCH_CHARS = 1 << 22
 def encode_documents(
     tokenizer: Tokenizer, texts: list[str], piece_chars: int = 1 << 14
 ) -> list[np.ndarray]:
-    """Token ids of each text, uint32 [n_tokens]: text only, "[MASK]" in a text is six characters and no special token.
+    """Encode each text without special tokens: "[MASK]" in a text is six characters.
 
-    On all cores, the GIL released meanwhile. Texts are encoded in pieces of at most `piece_chars`, cut before white
-    space where there is any: the library needs some 100 bytes of memory a character, and one core, for each piece.
+    Runs on all cores and releases the GIL. Texts are cut before white space where possible, and
+    encoded piece by piece: the library needs about 100 bytes of memory per character, and one
+    core, for each piece.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: n documents.
+        piece_chars: The most characters in a piece.
+
+    Returns:
+        n arrays uint32 [n_tokens].
     """
-    names = [
-        token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
-    ]
-    pieces = [_pieces(text, piece_chars, names) for text in texts]
-    flat = [piece for cuts in pieces for piece in cuts]
-    encoded: list[np.ndarray] = []
+    added_tokens = tokenizer.get_added_tokens_decoder().values()
+    special_names = [token.content for token in added_tokens if token.special]
+    pieces = [_cut_pieces(text, piece_chars, special_names) for text in texts]
+
     # One long document is many pieces: all at once they would need gigabytes.
-    for batch in _batches(flat, _BATCH_CHARS):
+    encoded: list[np.ndarray] = []
+    for batch in _batches(itertools.chain.from_iterable(pieces)):
         encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
         encoded += [np.array(encoding.ids, np.uint32) for encoding in encodings]
-    ends = np.cumsum([len(cuts) for cuts in pieces]).tolist()
-    return [
-        encoded[end - 1] if len(cuts) == 1 else np.concatenate(encoded[end - len(cuts) : end])
-        for cuts, end in zip(pieces, ends, strict=True)
-    ]
+
+    documents = []
+    start = 0
+    for document_pieces in pieces:
+        end = start + len(document_pieces)
+        if end - start == 1:
+            documents.append(encoded[start])
+        else:
+            documents.append(np.concatenate(encoded[start:end]))
+        start = end
+    return documents
 
 
-def _batches(pieces: list[str], max_chars: int) -> Iterator[list[str]]:
-    """`pieces` in order, in batches that exceed `max_chars` by a piece at most."""
-    batch, n_chars = [], 0
+def _batches(pieces: Iterator[str]) -> Iterator[list[str]]:
+    """Yield pieces in order, in batches that exceed `_BATCH_CHARS` by at most one piece."""
+    batch = []
+    n_chars = 0
     for piece in pieces:
         batch.append(piece)
         n_chars += len(piece)
-        if n_chars >= max_chars:
+        if n_chars >= _BATCH_CHARS:
             yield batch
-            batch, n_chars = [], 0
+            batch = []
+            n_chars = 0
     if batch:
         yield batch
 
 
-def _pieces(text: str, piece_chars: int, special: list[str]) -> list[str]:
-    """`text` cut into pieces, within the name of every special token too, so that no piece holds one."""
+def _cut_pieces(text: str, piece_chars: int, special_names: list[str]) -> list[str]:
+    """Cut `text` into pieces, also within the name of each special token: no piece holds one."""
     parts = [text]
-    # A hundred sentinels are looked for as one.
-    if any(name in text for name in {name.rstrip("0123456789>") or name for name in special}):
-        names = re.compile(
-            "|".join(rf"(?<={re.escape(name[:-1])})(?={re.escape(name[-1])})" for name in special)
-        )
-        parts = names.split(text)
-    return [piece for part in parts for piece in cut(part, piece_chars)]
+    # The hundred sentinels <extra_id_N> are looked for as one, because searching takes time.
+    stems = {name.rstrip("0123456789>") or name for name in special_names}
+    if any(stem in text for stem in stems):
+        # The place before the last character of each name.
+        places = [
+            rf"(?<={re.escape(name[:-1])})(?={re.escape(name[-1])})" for name in special_names
+        ]
+        parts = re.split("|".join(places), text)
+
+    pieces = []
+    for part in parts:
+        pieces += cut(part, piece_chars)
+    return pieces

@@ -1,4 +1,4 @@
-"""Files of a Hugging Face dataset: listed once and pinned to a commit, downloaded part by part as they are needed."""
+"""Reads files of a Hugging Face dataset: pinned to a commit, downloaded when they are needed."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
+from cramjax.data.formats import FORMATS, file_format, read_file
 from cramjax.data.source import Drop, Part
-from cramjax.data.text_source import FORMATS, file_format, read_file
 from cramjax.errors import UserError
 
 _LOG = logging.getLogger("cramjax")
 ATTEMPTS = 7
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 120.0
+# HTTP answers of a server that may answer otherwise a little later.
 _BUSY = (408, 429, 500, 502, 503, 504)
-# Nothing that another attempt, or the Hub, could mend.
+# Errors of this machine, which no other attempt and nothing on the Hub could mend.
 _LOCAL_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _ALTERNATIVES = (
     "text on this machine is read with --config.data.source=installed-docs or text:PATH_OR_GLOB, "
     "data prepared elsewhere with prepared:DIR"
 )
+_ADDRESS = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?:(?P<glob>.+)")
 Result = TypeVar("Result")
 
 
@@ -42,7 +44,17 @@ class HubPart(Part):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HubFiles:
-    """`files` (name, bytes) of the dataset `repo` at the commit `revision`."""
+    """Some files of a dataset on the Hub.
+
+    Attributes:
+        spec: See `TextSource`.
+        weight: See `TextSource`.
+        index: Index of this source in the mixture.
+        repo: "OWNER/NAME" of the dataset.
+        revision: Commit of the dataset.
+        files: (name, bytes or None) of each file.
+        field: Field of a record that holds its text.
+    """
 
     spec: str
     weight: float
@@ -53,87 +65,104 @@ class HubFiles:
     field: str
 
     def parts(self) -> list[HubPart]:
-        """A part a file; nothing is downloaded."""
-        return [
-            HubPart(
+        """Make each file a part; nothing is downloaded."""
+        parts = []
+        for name, n_bytes in self.files:
+            part = HubPart(
                 source=self.index,
                 name=f"hf:{self.repo}/{name}",
                 key=f"{self.revision}:{name}",
-                n_bytes=size,
+                n_bytes=n_bytes,
                 file=name,
             )
-            for name, size in self.files
-        ]
+            parts.append(part)
+        return parts
 
     def read(self, part: HubPart, drop: Drop) -> Iterator[str]:
-        """Download the file (a broken download is resumed), then read it like a local one."""
+        """Download the file, and read it like a local one; a broken download is resumed."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import disable_progress_bars
 
-        disable_progress_bars()  # several processes download at once, and the preparation shows how far it is
-        path = _patiently(
-            lambda: hf_hub_download(
+        # Several processes download at once, and the preparation shows how far it is.
+        disable_progress_bars()
+
+        def download() -> str:
+            return hf_hub_download(
                 self.repo, part.file, repo_type="dataset", revision=self.revision
-            ),
-            part.name,
-        )
-        return read_file(path, self.field, drop)
+            )
+
+        return read_file(_patiently(download, part.name), self.field, drop)
 
 
 def open_hub(
     *, spec: str, weight: float, index: int, address: str, field: str, cache_dir: str
 ) -> HubFiles:
-    """The files that `address` ("OWNER/NAME:GLOB", optionally "OWNER/NAME@REVISION:GLOB") names.
+    """List the files that `address` names.
 
-    The listing is kept in `cache_dir`: the same commit is used from then on, and a prepared dataset is found without a network.
+    The list is kept in `cache_dir`: the same commit is used from then on, and a prepared dataset
+    is found without a network.
+
+    Args:
+        spec: The specification in `data.source`.
+        weight: Share of the mixture.
+        index: Index of this source in the mixture.
+        address: "OWNER/NAME:GLOB" or "OWNER/NAME@REVISION:GLOB".
+        field: Field of a record that holds its text.
+        cache_dir: Where prepared data are.
 
     Raises:
-        UserError: for an address of another form, no such dataset or file, no permission, or no network.
+        UserError: for an address of another form, an unknown dataset or file, missing permission,
+            or no network.
     """
-    match = re.fullmatch(
-        r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?:(?P<glob>.+)", address
-    )
+    match = _ADDRESS.fullmatch(address)
     if not match:
         raise UserError(
-            f"data.source={spec}: must have the form hf:OWNER/NAME:GLOB, as in hf:allenai/c4:en/*.json.gz"
+            f"data.source={spec}: must have the form hf:OWNER/NAME:GLOB, as in "
+            "hf:allenai/c4:en/*.json.gz"
         )
-    listing = (
-        pathlib.Path(cache_dir)
-        / "hub"
-        / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}.json"
-    )
-    if listing.exists():
-        found = json.loads(listing.read_text())
+
+    digest = hashlib.sha256(address.encode()).hexdigest()[:16]
+    path = pathlib.Path(cache_dir) / "hub" / f"{digest}.json"
+    if path.exists():
+        listing = json.loads(path.read_text())
     else:
-        found = _list_files(match["repo"], match["revision"], match["glob"], spec)
-        listing.parent.mkdir(parents=True, exist_ok=True)
-        temporary = listing.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"address": address, **found}, indent=1))
-        temporary.replace(listing)
-    files = tuple((name, size) for name, size in found["files"])
+        listing = _list_files(match["repo"], match["revision"], match["glob"], spec)
+        # Renamed when it is whole: other processes may be listing too.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({"address": address, **listing}, indent=1))
+        temporary.replace(path)
+
     return HubFiles(
         spec=spec,
         weight=weight,
         index=index,
         repo=match["repo"],
-        revision=found["revision"],
-        files=files,
+        revision=listing["revision"],
+        files=tuple((name, n_bytes) for name, n_bytes in listing["files"]),
         field=field,
     )
 
 
 def _list_files(repo: str, revision: str | None, pattern: str, spec: str) -> dict[str, Any]:
-    """The commit, and names and bytes of the files that match; of large datasets only the folder in question is listed."""
+    """List the files that match a pattern.
+
+    Returns:
+        "revision": the commit; "files": sorted (name, bytes).
+    """
     from huggingface_hub import HfApi, RepoFile, errors
 
-    api, folder = HfApi(), re.split(r"[*?[]", pattern)[0].rpartition("/")[0] or None
-    commit = _patiently(
-        lambda: api.dataset_info(repo, revision=revision, expand=["sha"]).sha,
-        f"hf:{repo}",
-        first_contact=True,
-    )
+    api = HfApi()
 
-    def tree() -> list[Any]:
+    def find_commit() -> str | None:
+        return api.dataset_info(repo, revision=revision, expand=["sha"]).sha
+
+    commit = _patiently(find_commit, f"hf:{repo}", first_contact=True)
+
+    # Only the folder before the first wildcard, because large datasets have many others.
+    folder = re.split(r"[*?[]", pattern)[0].rpartition("/")[0] or None
+
+    def list_folder() -> list[Any]:
         try:
             return list(
                 api.list_repo_tree(
@@ -143,24 +172,30 @@ def _list_files(repo: str, revision: str | None, pattern: str, spec: str) -> dic
         except errors.EntryNotFoundError:
             return []
 
-    files = sorted(
-        (entry.path, entry.size)
-        for entry in _patiently(tree, f"hf:{repo}")
-        if isinstance(entry, RepoFile)
-        and fnmatch.fnmatchcase(entry.path, pattern)
-        and file_format(entry.path)[0] in FORMATS
-    )
+    files = []
+    for entry in _patiently(list_folder, f"hf:{repo}"):
+        is_text_file = isinstance(entry, RepoFile) and file_format(entry.path)[0] in FORMATS
+        if is_text_file and fnmatch.fnmatchcase(entry.path, pattern):
+            files.append((entry.path, entry.size))
     if not files:
         raise UserError(
-            f"data.source={spec}: the dataset has no {', '.join(FORMATS)} file that matches {pattern}"
+            f"data.source={spec}: the dataset has no {', '.join(FORMATS)} file that matches "
+            f"{pattern}"
         )
-    return {"revision": commit, "files": files}
+    return {"revision": commit, "files": sorted(files)}
 
 
 def _patiently(action: Callable[[], Result], what: str, *, first_contact: bool = False) -> Result:
-    """`action()`, repeated with growing pauses while the Hub is busy or the connection breaks.
+    """Repeat an action with growing pauses while the Hub is busy or the connection breaks.
 
-    At `first_contact` a connection that cannot be made at all means a machine without a network: no second attempt.
+    Args:
+        action: The action.
+        what: Its object, for messages.
+        first_contact: Give up at once if no connection can be made at all: then the machine has
+            no network.
+
+    Raises:
+        UserError: if the trouble will not pass, or after `ATTEMPTS`.
     """
     from huggingface_hub import errors
 
@@ -168,25 +203,29 @@ def _patiently(action: Callable[[], Result], what: str, *, first_contact: bool =
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
-        except Exception as error:  # the Hub's errors, and those of its HTTP library, which changes with its releases
+        except Exception as error:
+            # Not only the Hub's errors: those of its HTTP library change with its releases.
             if getattr(error, "errno", None) in _LOCAL_TROUBLE:
                 raise
-            # Of a download this is what any trouble becomes; what it was stands behind it.
-            hidden = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else None
-            cause = hidden or error
-            why, temporary = _diagnosis(cause)
-            hopeless = first_contact and type(cause).__name__ == "ConnectError"
-            if not temporary or hopeless or attempt == ATTEMPTS:
-                _refuse(what, why, error)
+            # A download raises this error for any trouble; the trouble itself is its cause.
+            cause: BaseException = error
+            if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+                cause = error.__cause__
+
+            problem, may_pass = _diagnosis(cause)
+            has_no_network = first_contact and type(cause).__name__ == "ConnectError"
+            if not may_pass or has_no_network or attempt == ATTEMPTS:
+                _refuse(what, problem, error)
             wait_s = min(_retry_after_s(cause) or pause_s, LONGEST_PAUSE_S)
-        _LOG.warning("%s: %s; trying again in %.0f s", what, why, wait_s)
+
+        _LOG.warning("%s: %s; trying again in %.0f s", what, problem, wait_s)
         time.sleep(wait_s)
         pause_s *= 2
     raise AssertionError("the last attempt returns or raises")
 
 
 def _diagnosis(error: BaseException) -> tuple[str, bool]:
-    """What is the matter, in words, and whether it may pass."""
+    """Describe an error in words, and tell if it may pass."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
@@ -195,15 +234,15 @@ def _diagnosis(error: BaseException) -> tuple[str, bool]:
         return "not a name that a dataset can have", False
     if isinstance(error, errors.GatedRepoError):
         return "access is gated; accept its conditions on its page and set HF_TOKEN", False
-    if isinstance(
-        error,
-        (
-            errors.RepositoryNotFoundError,
-            errors.RevisionNotFoundError,
-            errors.RemoteEntryNotFoundError,
-        ),
-    ):
+    # After the gated one, which is a kind of these.
+    not_found = (
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+        errors.RemoteEntryNotFoundError,
+    )
+    if isinstance(error, not_found):
         return "there is no such dataset or file, or it is private and HF_TOKEN is not set", False
+
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return f"access is refused ({status}); set HF_TOKEN to a token that may read it", False
@@ -211,15 +250,17 @@ def _diagnosis(error: BaseException) -> tuple[str, bool]:
         return "there is no such dataset or file", False
     if status is not None:
         return f"the Hub answered {status}", status in _BUSY
-    first = str(error).strip().partition("\n")[0]
-    return f"the Hugging Face Hub cannot be reached ({type(error).__name__}: {first})", True
+
+    first_line = str(error).strip().partition("\n")[0]
+    return f"the Hugging Face Hub cannot be reached ({type(error).__name__}: {first_line})", True
 
 
-def _refuse(what: str, why: str, error: Exception) -> NoReturn:
-    raise UserError(f"{what}: {why}; {_ALTERNATIVES}") from error
+def _refuse(what: str, problem: str, error: Exception) -> NoReturn:
+    raise UserError(f"{what}: {problem}; {_ALTERNATIVES}") from error
 
 
 def _retry_after_s(error: Any) -> float | None:
+    """Return the pause that a busy server asks for, in seconds."""
     try:
         return max(0.0, float(error.response.headers.get("Retry-After")))
     except (AttributeError, TypeError, ValueError):

@@ -253,7 +253,7 @@ class DevicePrefetch:
     def __enter__(self) -> DevicePrefetch:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _fill(self, n_units: int) -> Any:

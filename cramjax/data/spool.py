@@ -1,8 +1,9 @@
-"""Parts of the corpus, read and cleaned by worker processes into compressed files from which a killed job goes on.
+"""Reads and cleans parts of the corpus in worker processes, into files that a killed job keeps.
 
-A spooled part is `<stem>.text.zst` (documents one after the other), `<stem>.rows` (a record each, `ROW`), with MinHash
-`<stem>.signatures`, and `<stem>.json`, written last: it alone says that the part is whole. Workers import neither JAX
-nor the user's main program.
+A spooled part is four files: `<stem>.text.zst` (documents one after the other), `<stem>.rows` (a
+record `ROW` for each), `<stem>.signatures` (MinHash, if it is used), and `<stem>.json`, which is
+written last: only with it the part is whole. Workers import neither JAX nor the user's main
+program.
 """
 
 from __future__ import annotations
@@ -22,25 +23,27 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import zstandard
 
 from cramjax.data import dedup
 from cramjax.data.clean import CleanRules, clean
+from cramjax.data.source import Part, TextSource
 from cramjax.errors import RunFailed
 
 ROW = np.dtype(
     [("n_bytes", "<u8"), ("n_chars", "<u4"), ("piece", "<u4"), ("hash", "<u8"), ("split", "<u8")]
 )
-"""A kept piece: its size, its number within its document, and the two hashes of the document."""
+"""A kept piece: its size, its number within its document, and the document's two hashes."""
 
 _BLOCK_ROWS = 1 << 15
 _SIGNATURE_BATCH_CHARS = 1 << 22
-_MAX_WORKERS = (
-    8  # eight clean more than the tokenizer takes on any machine, and keep memory bounded
-)
+_TEXT_BUFFER_BYTES = 1 << 20
+# Eight clean more than the tokenizer takes on any machine, and keep memory bounded.
+_MAX_WORKERS = 8
+# Records of each reason for which a dropped record is named.
 _EXAMPLES = 3
 _WAIT_S = 1.0
 
@@ -51,10 +54,19 @@ class Damaged(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """One part to spool. `limit_bytes`: cleaned text after which the rest of the part cannot be needed."""
+    """One part to spool.
 
-    source: Any
-    part: Any
+    Attributes:
+        source: Its source.
+        part: The part.
+        stem: Path of its files, without their endings.
+        rules: How to clean.
+        with_signatures: Compute MinHash signatures.
+        limit_bytes: Cleaned text after which the rest of the part cannot be needed, or None.
+    """
+
+    source: TextSource
+    part: Part
     stem: pathlib.Path
     rules: CleanRules
     with_signatures: bool
@@ -62,64 +74,89 @@ class Job:
 
 
 def spool_part(job: Job) -> dict[str, Any]:
-    """Read and clean `job.part` into files; returns (and writes) counts: documents, bytes, dropped, examples."""
-    dropped, examples = collections.Counter(), []
+    """Read and clean `job.part` into files.
+
+    Returns:
+        The summary that `<stem>.json` holds: documents, bytes, dropped (reason → count), examples.
+    """
+    dropped: collections.Counter[str] = collections.Counter()
+    examples: list[str] = []
 
     def drop(reason: str, where: str) -> None:
         dropped[reason] += 1
         if dropped[reason] <= _EXAMPLES:
             examples.append(f"{reason}: {where}")
 
+    # Two processes may write the same part, if the first one's parent was killed.
     temporary = {
-        end: job.stem.with_name(f"{job.stem.name}.{end}.{os.getpid()}.tmp")
-        for end in ("text.zst", "rows", "signatures")
+        ending: job.stem.with_name(f"{job.stem.name}.{ending}.{os.getpid()}.tmp")
+        for ending in ("text.zst", "rows", "signatures")
     }
-    n_documents = n_bytes = 0
-    compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
     with contextlib.ExitStack() as stack:
-        raw = {end: stack.enter_context(path.open("wb")) for end, path in temporary.items()}
-        text_file = stack.enter_context(compressor.stream_writer(raw["text.zst"], closefd=False))
-        signer = _Signer(raw["signatures"]) if job.with_signatures else None
+        files = {end: stack.enter_context(path.open("wb")) for end, path in temporary.items()}
+        compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
+        text_file = stack.enter_context(compressor.stream_writer(files["text.zst"], closefd=False))
+        signer = _Signer(files["signatures"]) if job.with_signatures else None
+        writer = _PartWriter(text_file, files["rows"], signer)
+
         for text in job.source.read(job.part, drop):
             pieces, reason = clean(text, job.rules)
             if reason:
                 dropped[reason] += 1
                 continue
-            n_documents += 1
-            whole = "".join(pieces)
-            hashes = dedup.document_hashes(whole)
-            if signer:
-                signer.add(whole)
-            for number, piece in enumerate(pieces):
-                encoded = piece.encode("utf-8")
-                text_file.write(encoded)
-                raw["rows"].write(
-                    np.array((len(encoded), len(piece), number, *hashes), ROW).tobytes()
-                )
-                n_bytes += len(encoded)
-            if job.limit_bytes is not None and n_bytes >= job.limit_bytes:
+            writer.add(pieces)
+            if job.limit_bytes is not None and writer.n_bytes >= job.limit_bytes:
                 break
         if signer:
             signer.flush()
-    for end, path in temporary.items():
-        path.replace(job.stem.with_name(f"{job.stem.name}.{end}"))
+
+    for ending, path in temporary.items():
+        path.replace(job.stem.with_name(f"{job.stem.name}.{ending}"))
     summary = {
-        "documents": n_documents,
-        "bytes": n_bytes,
+        "documents": writer.n_documents,
+        "bytes": writer.n_bytes,
         "dropped": dict(dropped),
         "examples": examples,
     }
-    whole_mark = job.stem.with_name(f"{job.stem.name}.json.{os.getpid()}.tmp")
-    whole_mark.write_text(json.dumps(summary))
-    whole_mark.replace(job.stem.with_name(f"{job.stem.name}.json"))
+    unfinished_summary = job.stem.with_name(f"{job.stem.name}.json.{os.getpid()}.tmp")
+    unfinished_summary.write_text(json.dumps(summary))
+    unfinished_summary.replace(job.stem.with_name(f"{job.stem.name}.json"))
     return summary
+
+
+class _PartWriter:
+    """Writes documents to the text and the rows of a part, and counts them."""
+
+    def __init__(self, text_file: Any, rows_file: BinaryIO, signer: _Signer | None):
+        self._text_file = text_file
+        self._rows_file = rows_file
+        self._signer = signer
+        self.n_documents = 0
+        self.n_bytes = 0
+
+    def add(self, pieces: list[str]) -> None:
+        """Write one document, which is cut into `pieces`."""
+        document = "".join(pieces)
+        hashes = dedup.document_hashes(document)
+        if self._signer:
+            self._signer.add(document)
+
+        self.n_documents += 1
+        for number, piece in enumerate(pieces):
+            encoded = piece.encode("utf-8")
+            self._text_file.write(encoded)
+            row = np.array((len(encoded), len(piece), number, *hashes), ROW)
+            self._rows_file.write(row.tobytes())
+            self.n_bytes += len(encoded)
 
 
 class _Signer:
     """Writes MinHash signatures in batches, so that few shingles are in memory."""
 
-    def __init__(self, file: Any):
-        self._file, self._texts, self._n_chars = file, [], 0
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._texts: list[str] = []
+        self._n_chars = 0
 
     def add(self, text: str) -> None:
         self._texts.append(text)
@@ -130,18 +167,35 @@ class _Signer:
     def flush(self) -> None:
         if self._texts:
             self._file.write(dedup.signatures(self._texts).tobytes())
-        self._texts, self._n_chars = [], 0
+        self._texts = []
+        self._n_chars = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpooledPart:
-    """A finished part on disk."""
+    """A whole part on disk.
+
+    Attributes:
+        stem: Path of its files, without their endings.
+        summary: See `spool_part`.
+    """
 
     stem: pathlib.Path
     summary: dict[str, Any]
 
     def blocks(self, with_signatures: bool) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Rows (`ROW` [n]) and signatures of the documents that begin among them (uint16 [m, N_HASHES]), in order."""
+        """Yield the part in blocks, in order.
+
+        Args:
+            with_signatures: Read the signatures too.
+
+        Yields:
+            Rows (`ROW` [n]), and the signatures of the documents that begin among them (uint16
+            [m, N_HASHES]), or None.
+
+        Raises:
+            Damaged: if the files do not fit the summary.
+        """
         with contextlib.ExitStack() as stack:
             rows_file = stack.enter_context(self.path("rows").open("rb"))
             signature_file = stack.enter_context(self.path("signatures").open("rb"))
@@ -150,29 +204,39 @@ class SpooledPart:
                 n_bytes += int(rows["n_bytes"].sum())
                 signatures = None
                 if with_signatures:
-                    n_values = int((rows["piece"] == 0).sum()) * dedup.N_HASHES
-                    signatures = np.fromfile(signature_file, np.uint16, n_values)
-                    if len(signatures) != n_values:
-                        raise Damaged(str(self.stem))
-                    signatures = signatures.reshape(-1, dedup.N_HASHES)
+                    n_documents = int((rows["piece"] == 0).sum())
+                    signatures = self._read_signatures(signature_file, n_documents)
                 yield rows, signatures
+
         if n_bytes != self.summary["bytes"]:
             raise Damaged(str(self.stem))
 
+    def _read_signatures(self, file: BinaryIO, n_documents: int) -> np.ndarray:
+        """Read the next signatures, uint16 [n_documents, N_HASHES]."""
+        n_values = n_documents * dedup.N_HASHES
+        values = np.fromfile(file, np.uint16, n_values)
+        if len(values) != n_values:
+            raise Damaged(str(self.stem))
+        return values.reshape(-1, dedup.N_HASHES)
+
     def open_text(self) -> io.BufferedReader:
-        """The text of all documents, one after the other; read it with `read_text`."""
+        """Open the text of all documents, one after the other; read it with `read_text`."""
         reader = zstandard.ZstdDecompressor().stream_reader(
             self.path("text.zst").open("rb"), closefd=True
         )
-        return io.BufferedReader(reader, 1 << 20)
+        return io.BufferedReader(reader, _TEXT_BUFFER_BYTES)
 
-    def path(self, end: str) -> pathlib.Path:
-        """The file of this part with that ending."""
-        return self.stem.with_name(f"{self.stem.name}.{end}")
+    def path(self, ending: str) -> pathlib.Path:
+        """Return the path of the part's file with that ending."""
+        return self.stem.with_name(f"{self.stem.name}.{ending}")
 
 
 def read_text(file: io.BufferedReader, n_bytes: int) -> str:
-    """The next document of `SpooledPart.open_text`. Raises Damaged."""
+    """Read the next document of `SpooledPart.open_text`.
+
+    Raises:
+        Damaged: if the file is damaged or ends before.
+    """
     try:
         content = file.read(n_bytes)
     except zstandard.ZstdError as error:
@@ -183,16 +247,21 @@ def read_text(file: io.BufferedReader, n_bytes: int) -> str:
 
 
 class Spool:
-    """Hands out parts in any order, reading ahead in the order of `jobs` with all cores.
-
-    `jobs`: (source, part number) → Job, in the order in which they are going to be asked for. Use as a context.
-    """
+    """Hands out parts in any order, and reads ahead on all cores. Use it as a context."""
 
     def __init__(self, jobs: dict[tuple[int, int], Job], n_workers: int | None = None):
-        self._jobs, self._order = jobs, list(jobs)
+        """Start no process yet.
+
+        Args:
+            jobs: (source, part number) → job, in the order in which they will be asked for.
+            n_workers: Processes (None: one per core, at most 8).
+        """
+        self._jobs = jobs
+        self._order = list(jobs)
         self._place = {key: place for place, key in enumerate(self._order)}
         self._n_workers = n_workers or min(_n_cores(), _MAX_WORKERS)
         self._futures: dict[tuple[int, int], Future] = {}
+        # Cleaned bytes of each part that was handed out.
         self._bytes: dict[tuple[int, int], int] = {}
         self._finished_sources: set[int] = set()
         self._pool: ProcessPoolExecutor | None = None
@@ -200,15 +269,17 @@ class Spool:
     def __enter__(self) -> Spool:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        if self._pool is not None:
-            processes = list((self._pool._processes or {}).values())
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:  # what they read is not needed, or will be read again
-                process.terminate()
+    def __exit__(self, *_: object) -> None:
+        if self._pool is None:
+            return
+        processes = list((self._pool._processes or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        # What they read is not needed, or will be read again.
+        for process in processes:
+            process.terminate()
 
     def finish_source(self, source: int) -> None:
-        """No further part of `source` is going to be asked for."""
+        """Stop reading ahead in `source`: no further part of it will be asked for."""
         self._finished_sources.add(source)
         for key, future in self._futures.items():
             if key[0] == source:
@@ -217,24 +288,33 @@ class Spool:
     def get(
         self, key: tuple[int, int], on_wait: Callable[[str, int], None] | None = None
     ) -> SpooledPart:
-        """The part, once it is whole; `on_wait(name, compressed bytes so far)` is called every second until then.
+        """Return a part, once it is whole.
+
+        Args:
+            key: (source, part number).
+            on_wait: Called every second until then, with the part's name and the compressed bytes
+                so far.
 
         Raises:
-            UserError, RunFailed: what reading it raised; RunFailed where the disk is full or a worker was killed.
+            UserError, RunFailed: what reading the part raised.
+            RunFailed: if the disk is full or a worker was killed.
         """
-        if (found := self._on_disk(key)) is None:
+        # Submitted before those ahead, so that it is read first.
+        summary = self._on_disk(key)
+        if summary is None:
             self._submit(key)
         self._read_ahead(key)
-        if found is None:
+
+        if summary is None:
             try:
-                found = self._wait(key, on_wait)
+                summary = self._wait(key, on_wait)
             except BrokenProcessPool as error:
                 raise RunFailed(
-                    f"a process that read {self._jobs[key].part.name} was killed, probably for memory; what was "
-                    "finished is kept: run the command again"
+                    f"a process that read {self._jobs[key].part.name} was killed, probably for "
+                    "memory; what was finished is kept: run the command again"
                 ) from error
-        self._bytes[key] = found["bytes"]
-        return SpooledPart(stem=self._jobs[key].stem, summary=found)
+        self._bytes[key] = summary["bytes"]
+        return SpooledPart(stem=self._jobs[key].stem, summary=summary)
 
     def _wait(
         self, key: tuple[int, int], on_wait: Callable[[str, int], None] | None
@@ -243,25 +323,30 @@ class Spool:
         while True:
             with contextlib.suppress(TimeoutError):
                 return self._futures[key].result(timeout=_WAIT_S)
-            if self._futures[key].done():  # a TimeoutError of the source's own
+            # Reading may itself have raised a TimeoutError.
+            if self._futures[key].done():
                 return self._futures[key].result()
+
             if on_wait is not None:
                 unfinished = job.stem.parent.glob(f"{job.stem.name}.text.zst.*.tmp")
-                on_wait(
-                    job.part.name, sum(path.stat().st_size for path in unfinished if path.exists())
-                )
+                n_bytes = sum(path.stat().st_size for path in unfinished if path.exists())
+                on_wait(job.part.name, n_bytes)
 
     def _read_ahead(self, key: tuple[int, int]) -> None:
+        """Submit the parts that come after `key`, two for each worker."""
         place = self._place[key] + 1
         for ahead in self._order[place : place + 2 * self._n_workers]:
             if not self._has_enough(ahead) and self._on_disk(ahead) is None:
                 self._submit(ahead)
 
     def _has_enough(self, ahead: tuple[int, int]) -> bool:
-        """Whether what is read of a source makes its later parts superfluous."""
-        source, limit = ahead[0], self._jobs[ahead].limit_bytes
-        known = sum(n_bytes for (owner, _), n_bytes in self._bytes.items() if owner == source)
-        return source in self._finished_sources or (limit is not None and known >= limit)
+        """Return True if the parts read so far make the part `ahead` superfluous."""
+        source = ahead[0]
+        if source in self._finished_sources:
+            return True
+        limit = self._jobs[ahead].limit_bytes
+        n_read = sum(n_bytes for (owner, _), n_bytes in self._bytes.items() if owner == source)
+        return limit is not None and n_read >= limit
 
     def _submit(self, key: tuple[int, int]) -> None:
         if key in self._futures and not self._futures[key].cancelled():
@@ -275,6 +360,7 @@ class Spool:
             self._futures[key] = self._pool.submit(spool_part, self._jobs[key])
 
     def _on_disk(self, key: tuple[int, int]) -> dict[str, Any] | None:
+        """Return the summary of a part that is whole, else None."""
         stem = self._jobs[key].stem
         try:
             return json.loads(stem.with_name(f"{stem.name}.json").read_text())
@@ -285,13 +371,18 @@ class Spool:
 
 
 def _n_cores() -> int:
-    # The cores this process may use, where the system can tell.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Count the cores that this process may use, or all if the system cannot tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager
 def _without_main_program() -> Iterator[None]:
-    """Workers started meanwhile do not import the main program, which may import JAX or lack a __main__ guard."""
+    """Start workers that do not import the main program.
+
+    It may import JAX or lack a `__main__` guard.
+    """
     main = sys.modules["__main__"]
     hidden = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
     try:
@@ -305,7 +396,8 @@ def _without_main_program() -> Iterator[None]:
 
 
 def _start_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C for all
+    """Prepare a worker: the parent answers Ctrl-C for all, and a worker ends with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def leave_with_parent() -> None:
         while os.getppid() == parent:

@@ -1,4 +1,7 @@
-"""Datasets of TensorFlow Datasets; the only file that imports it. TensorFlow sees no GPU from here."""
+"""Reads datasets of TensorFlow Datasets; the only file that imports it.
+
+TensorFlow sees no GPU from here.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from cramjax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TfdsPart(Part):
-    """Examples `first` to `last` (exclusive) of the split."""
+    """The examples `first` to `last` (exclusive) of the split."""
 
     first: int
     last: int
@@ -22,7 +25,18 @@ class TfdsPart(Part):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TfdsSplit:
-    """The examples of a prepared split; `shard_lengths` in their order, `revision` the dataset's version."""
+    """The examples of a built split.
+
+    Attributes:
+        spec: See `TextSource`.
+        weight: See `TextSource`.
+        index: Index of this source in the mixture.
+        name: "NAME/CONFIG" or "NAME/CONFIG:VERSION".
+        split: Name of the split.
+        revision: The dataset's version.
+        shard_lengths: Examples in each shard, in order.
+        field: Field of an example that holds its text.
+    """
 
     spec: str
     weight: float
@@ -34,36 +48,36 @@ class TfdsSplit:
     field: str
 
     def parts(self) -> list[TfdsPart]:
-        """A part a shard."""
-        parts, first = [], 0
+        """Make each shard that is not empty a part."""
+        parts = []
+        first = 0
         for number, length in enumerate(self.shard_lengths):
-            parts.append(
-                TfdsPart(
-                    source=self.index,
-                    name=f"tfds:{self.name}:{self.split}/{number}",
-                    key=f"{self.name}:{self.revision}:{self.split}:{first}+{length}",
-                    n_bytes=None,
-                    first=first,
-                    last=first + length,
-                )
+            part = TfdsPart(
+                source=self.index,
+                name=f"tfds:{self.name}:{self.split}/{number}",
+                key=f"{self.name}:{self.revision}:{self.split}:{first}+{length}",
+                n_bytes=None,
+                first=first,
+                last=first + length,
             )
+            if length:
+                parts.append(part)
             first += length
-        return [part for part in parts if part.last > part.first]
+        return parts
 
     def read(self, part: TfdsPart, drop: Drop) -> Iterator[str]:
-        """The text field of each example."""
+        """Yield the text field of each example."""
         tfds = _tfds()
         wanted = f"{self.split}[{part.first}:{part.last}]"
         builder = tfds.builder(self.name)
         if builder.info.file_format.value == "array_record":
             examples = builder.as_data_source(split=wanted)
         else:
-            config = tfds.ReadConfig(
-                try_autocache=False
-            )  # read once: a copy in memory would be for nothing
-            examples = tfds.as_numpy(
-                builder.as_dataset(split=wanted, shuffle_files=False, read_config=config)
-            )
+            # Read once: a copy in memory would be useless.
+            config = tfds.ReadConfig(try_autocache=False)
+            dataset = builder.as_dataset(split=wanted, shuffle_files=False, read_config=config)
+            examples = tfds.as_numpy(dataset)
+
         for number, example in enumerate(examples):
             text = example[self.field]
             if not isinstance(text, bytes):
@@ -79,10 +93,20 @@ class TfdsSplit:
 def open_tfds(
     *, spec: str, weight: float, index: int, name: str, field: str, allow_build: bool
 ) -> TfdsSplit:
-    """The dataset `name` ("NAME/CONFIG", "NAME/CONFIG:VERSION", either with "@SPLIT"; the split is train if not given).
+    """Open a split of a dataset that is on disk, or build it.
+
+    Args:
+        spec: The specification in `data.source`.
+        weight: Share of the mixture.
+        index: Index of this source in the mixture.
+        name: "NAME/CONFIG" or "NAME/CONFIG:VERSION", either with "@SPLIT"; the default split is
+            train.
+        field: Field of an example that holds its text.
+        allow_build: Build the dataset if it is not on disk.
 
     Raises:
-        UserError: for an unknown dataset, split or field, and for one that is not on disk unless `allow_build`.
+        UserError: for an unknown dataset, split or field, and for a dataset that is not on disk
+            unless `allow_build`.
     """
     name, _, split = name.partition("@")
     split = split or "train"
@@ -90,19 +114,24 @@ def open_tfds(
     if not builder.is_prepared():
         if not allow_build:
             raise UserError(
-                f"data.source={spec}: not on disk ({builder.data_dir}), and TensorFlow Datasets would build it from "
-                f"{_size(builder)}; set --config.data.allow_build=True to let it, or TFDS_DATA_DIR to where it is"
+                f"data.source={spec}: not on disk ({builder.data_dir}), and TensorFlow Datasets "
+                f"would build it from {download_size(builder)}; set "
+                "--config.data.allow_build=True to let it, or TFDS_DATA_DIR to where it is"
             )
-        _build(builder, spec)
-    if split not in builder.info.splits:
+        build(builder, spec)
+
+    splits = builder.info.splits
+    if split not in splits:
         raise UserError(
-            f"data.source={spec}: no split {split!r}; there are {', '.join(sorted(builder.info.splits))}"
+            f"data.source={spec}: no split {split!r}; there are {', '.join(sorted(splits))}"
         )
-    if field not in builder.info.features:
+    features = builder.info.features
+    if field not in features:
         raise UserError(
-            f"data.source={spec}: examples have no field {field!r} (found: {', '.join(sorted(builder.info.features))}); "
-            "set --config.data.text_field"
+            f"data.source={spec}: examples have no field {field!r} (found: "
+            f"{', '.join(sorted(features))}); set --config.data.text_field"
         )
+
     return TfdsSplit(
         spec=spec,
         weight=weight,
@@ -110,56 +139,64 @@ def open_tfds(
         name=name,
         split=split,
         revision=str(builder.version),
-        shard_lengths=tuple(builder.info.splits[split].shard_lengths),
+        shard_lengths=tuple(splits[split].shard_lengths),
         field=field,
     )
 
 
 def _builder(name: str, spec: str) -> Any:
+    """Return the builder of a dataset; UserError if TFDS does not know it."""
     tfds = _tfds()
     try:
         return tfds.builder(name)
     except tfds.core.DatasetNotFoundError as error:
-        first = str(error).strip().splitlines()[0]
+        first_line = str(error).strip().splitlines()[0]
         raise UserError(
-            f"data.source={spec}: TensorFlow Datasets knows no {name} ({first})"
+            f"data.source={spec}: TensorFlow Datasets knows no {name} ({first_line})"
         ) from error
     except (AssertionError, ValueError) as error:
-        raise UserError(f"data.source={spec}: {str(error).strip().splitlines()[0]}") from error
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"data.source={spec}: {first_line}") from error
 
 
-def _build(builder: Any, spec: str) -> None:
+def build(builder: Any, spec: str) -> None:
+    """Build a dataset; UserError if that fails for another reason than a full disk."""
     try:
         builder.download_and_prepare()
-    except Exception as error:  # whatever the dataset's own code raises: no network, a missing package, another checksum
+    except Exception as error:
+        # The dataset's own code raises anything: no network, a missing package, another checksum.
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
-        first = str(error).strip().partition("\n")[0]
+        first_line = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"data.source={spec}: TensorFlow Datasets cannot build it ({type(error).__name__}: {first}); "
-            "set TFDS_DATA_DIR to where it is built, or name another data.source, as installed-docs or text:GLOB"
+            f"data.source={spec}: TensorFlow Datasets cannot build it "
+            f"({type(error).__name__}: {first_line}); set TFDS_DATA_DIR to where it is built, or "
+            "name another data.source, as installed-docs or text:GLOB"
         ) from error
 
 
-def _size(builder: Any) -> str:
-    """What building downloads, as far as TFDS knows: this configuration's size, or that of all files on its record.
+def download_size(builder: Any) -> str:
+    """Describe what building downloads, as far as TFDS knows.
 
-    The record is of files fetched once by name; of c4 it holds 0.04 GB, and building that crawl takes terabytes.
+    That is this configuration's size, or the size of all files on its record. The record has files
+    fetched once by name. For c4 it holds 0.04 GB, and building that crawl takes terabytes.
     """
     if n_bytes := int(builder.info.download_size or 0):
         return f"{n_bytes / 1e9:.2f} GB of downloads, and about as much disk again"
-    recorded = sum(
-        entry.size or 0 for entry in (getattr(builder, "url_infos", None) or {}).values()
+
+    files = (getattr(builder, "url_infos", None) or {}).values()
+    n_recorded = sum(file.size or 0 for file in files)
+    recorded = "nothing"
+    if n_recorded:
+        recorded = f"{n_recorded / 1e9:.2f} GB for all configurations of {builder.name}"
+    return (
+        f"downloads of unknown size ({recorded} on record; what is gathered by crawling, as c4, "
+        "takes terabytes)"
     )
-    known = (
-        f"{recorded / 1e9:.2f} GB for all configurations of {builder.name}"
-        if recorded
-        else "nothing"
-    )
-    return f"downloads of unknown size ({known} on record; what is gathered by crawling, as c4, takes terabytes)"
 
 
 def _tfds() -> Any:
+    """Import TensorFlow Datasets, with a quiet TensorFlow that leaves GPUs alone."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow

@@ -11,6 +11,11 @@ KEYS = st.integers(0, 2**64 - 1)
 SEEDS = st.integers(0, 2**70)
 
 
+def rows(seed, first_row, n_rows, sizes, weights):
+    """(source, sequence) of `n_rows` consecutive rows."""
+    return index.rows_at(seed, first_row + np.arange(n_rows), sizes, weights)
+
+
 @hypothesis.settings(deadline=None)
 @hypothesis.given(st.one_of(st.sampled_from([1, 2, 3, 4, 97, 65537]), st.integers(1, 20000)), KEYS)
 def test_permutation_is_a_bijection(size, key):
@@ -74,7 +79,7 @@ MIXTURES = st.lists(st.tuples(st.integers(1, 300), st.floats(0.05, 10)), min_siz
 @hypothesis.given(SEEDS, MIXTURES)
 def test_every_epoch_of_every_source_is_covered_exactly(seed, mixture):
     sizes, weights = zip(*mixture, strict=True)
-    source, sequence = index.rows(seed, 0, 4000, sizes, weights)
+    source, sequence = rows(seed, 0, 4000, sizes, weights)
     for number, size in enumerate(sizes):
         drawn = sequence[source == number]
         for epoch in range(len(drawn) // size):
@@ -87,16 +92,16 @@ def test_every_epoch_of_every_source_is_covered_exactly(seed, mixture):
 @hypothesis.given(SEEDS, MIXTURES, st.integers(0, 2**40), st.integers(1, 200), st.integers(0, 199))
 def test_any_row_alone_equals_the_row_in_sequence(seed, mixture, first_row, n_rows, offset):
     sizes, weights = zip(*mixture, strict=True)
-    source, sequence = index.rows(seed, first_row, n_rows, sizes, weights)
+    source, sequence = rows(seed, first_row, n_rows, sizes, weights)
     offset %= n_rows
-    alone = index.rows(seed, first_row + offset, 1, sizes, weights)
+    alone = rows(seed, first_row + offset, 1, sizes, weights)
     assert (alone[0][0], alone[1][0]) == (source[offset], sequence[offset])
 
 
 def test_epochs_seeds_and_sources_have_orders_of_their_own():
     size = 200
-    orders = [index.rows(seed, 0, 2 * size, [size], [1.0])[1].reshape(2, size) for seed in (0, 1)]
-    source, sequence = index.rows(0, 0, 8 * size, [size, size], [1, 1])
+    orders = [rows(seed, 0, 2 * size, [size], [1.0])[1].reshape(2, size) for seed in (0, 1)]
+    source, sequence = rows(0, 0, 8 * size, [size, size], [1, 1])
     orders += [np.stack([sequence[source == s][:size] for s in (0, 1)])]
     flat = [order for pair in orders for order in pair]
     # Two random permutations agree in one place on average.
@@ -112,7 +117,7 @@ def test_epochs_seeds_and_sources_have_orders_of_their_own():
 def test_mixture_shares_are_exact_in_a_block_and_close_in_any_window():
     weights = [0.5, 0.3, 0.2, 0.0]
     for block in (0, 3):
-        source, _ = index.rows(
+        source, _ = rows(
             1, block * index.MIXTURE_BLOCK, index.MIXTURE_BLOCK, [10**6, 7, 100, 0], weights
         )
         assert (
@@ -138,4 +143,4 @@ def test_slot_counts_are_whole_and_forget_nobody(weights, n_slots):
 )
 def test_impossible_mixtures_are_refused(sizes, weights):
     with pytest.raises(ValueError):
-        index.rows(0, 0, 4, sizes, weights)
+        rows(0, 0, 4, sizes, weights)

@@ -93,4 +93,4 @@ def test_every_folder_of_packages_is_scanned_once_and_this_project_is_left_out(
 
 
 def test_a_folder_that_cannot_be_listed_is_passed_over(tmp_path):
-    assert list(installed_docs._walk(str(tmp_path / "gone"))) == []
+    assert list(installed_docs.walk(str(tmp_path / "gone"))) == []

@@ -47,7 +47,8 @@ def take(dataset, n_units, *, first_row=0, unit_rows=8, loader="numpy", **option
 
 def test_batches_are_the_rows_of_the_index(dataset):
     found = take(dataset, 40).reshape(-1, SEQ_LEN)
-    source, sequence = index.rows(1, 0, 320, dataset.n_sequences("train", SEQ_LEN), dataset.weights)
+    sizes = dataset.n_sequences("train", SEQ_LEN)
+    source, sequence = index.rows_at(1, np.arange(320), sizes, dataset.weights)
     rows = zip(source, sequence, strict=True)
     assert np.array_equal(
         found, [dataset.read("train", s, np.array([q]), SEQ_LEN)[0] for s, q in rows]

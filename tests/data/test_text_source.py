@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cramjax.data import text_source
+from cramjax.data import formats, text_source
 from cramjax.data.sources import open_sources
 from cramjax.errors import UserError
 
@@ -174,8 +174,8 @@ def ranged(tmp_path, monkeypatch, name, content, size):
 def test_a_line_over_many_ranges_is_counted_once_and_loses_no_neighbour(
     tmp_path, monkeypatch, name, end
 ):
-    monkeypatch.setattr(text_source, "MAX_LINE_BYTES", 3000)
-    monkeypatch.setattr(text_source, "_BLOCK_BYTES", 256)
+    monkeypatch.setattr(formats, "MAX_LINE_BYTES", 3000)
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 256)
     texts = [f"document {number}" if number != 5 else "x" * 8000 for number in range(20)]
     lines = [json.dumps({"text": text}) for text in texts] if name.endswith("jsonl") else texts
     kept, dropped = read(ranged(tmp_path, monkeypatch, name, end.join(lines), 1000))
@@ -188,16 +188,16 @@ def test_a_line_over_many_ranges_is_counted_once_and_loses_no_neighbour(
 def test_ranges_that_hold_no_beginning_are_not_read_to_the_end_of_the_file(
     tmp_path, monkeypatch, line
 ):
-    monkeypatch.setattr(text_source, "_BLOCK_BYTES", 100)
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 100)
     path = ranged(tmp_path, monkeypatch, "a.txt", line * 2000, 2000)
-    n_blocks, blocks = [], text_source._blocks
+    n_blocks, blocks = [], formats.read_blocks
 
     def counted(*arguments):
         for block in blocks(*arguments):
             n_blocks.append(1)
             yield block
 
-    monkeypatch.setattr(text_source, "_blocks", counted)
+    monkeypatch.setattr(formats, "read_blocks", counted)
     texts, _ = read(path)
     assert "".join(texts).strip() == (line * 2000).strip()
     assert (
@@ -243,7 +243,7 @@ def test_a_line_of_fifty_megabytes_is_a_document_and_a_longer_one_is_skipped(tmp
     path = tmp_path / "long.txt"
     path.write_bytes(b"before\n\n" + b"x" * 50_000_000 + b"\n\nafter")
     assert [len(text) for text in read(path)[0]] == [6, 50_000_000, 5]
-    monkeypatch.setattr(text_source, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(formats, "MAX_LINE_BYTES", 1 << 20)
     texts, dropped = read(path)
     assert texts == ["before", "after"] and dropped == {"line_too_long": [f"{path}:3"]}
 
@@ -257,7 +257,7 @@ def test_a_line_of_fifty_megabytes_is_a_document_and_a_longer_one_is_skipped(tmp
 def test_ranges_of_a_text_file_give_every_document_once(tmp_path_factory, documents, size, end):
     path = tmp_path_factory.mktemp("ranges") / "corpus.txt"
     path.write_bytes((end * 2).join(end.join(lines) for lines in documents).encode())
-    whole = list(text_source.read_file(str(path), "text", lambda *_: None))
+    whole = list(formats.read_file(str(path), "text", lambda *_: None))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_source, "RANGE_BYTES", size)
         assert read(path)[0] == whole

@@ -104,9 +104,9 @@ def test_a_build_that_fails_is_a_sentence_and_a_full_disk_stays_one():
     with pytest.raises(
         UserError, match="tfds:a/b.*cannot build it .ConnectionError: no route.*installed-docs"
     ):
-        tfds_source._build(failing(ConnectionError("no route\nto host")), "tfds:a/b")
+        tfds_source.build(failing(ConnectionError("no route\nto host")), "tfds:a/b")
     with pytest.raises(OSError, match="No space"):
-        tfds_source._build(failing(OSError(errno.ENOSPC, "No space left")), "tfds:a/b")
+        tfds_source.build(failing(OSError(errno.ENOSPC, "No space left")), "tfds:a/b")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_size_of_a_build_is_not_made_small(known, recorded, words):
     builder = types.SimpleNamespace(
         name="c4", info=types.SimpleNamespace(download_size=known), url_infos=urls
     )
-    assert re.search(words, tfds_source._size(builder))
+    assert re.search(words, tfds_source.download_size(builder))
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 from text_source import document
 
 from cramjax.data import encode, tokenizers
+from cramjax.data.sentencepiece_model import to_tokenizer
 from cramjax.errors import UserError
 
 TEXTS = [document(0, number) + " Café naïve. Ünder ``quoted''" for number in range(300)]
@@ -116,7 +117,7 @@ def test_sentencepiece_gives_the_same_ids(trained, tmp_path):
         else str
     )
     plain = ["", "   ", " two  spaces ", "x" * 500, "漢字 kana かな", "ＡＢＣ ①"]
-    tokenizer = tokenizers.from_sentencepiece(model)
+    tokenizer = to_tokenizer(model)
     for text in [*plain, *TEXTS]:
         text = chain(text)
         assert tokenizer.encode(text, add_special_tokens=False).ids == processor.encode(text)
