@@ -15,9 +15,10 @@ from cramjax.budget.clock import Clock
 from cramjax.console import Progress
 from cramjax.data.loader import DevicePrefetch
 from cramjax.parallel import mesh as meshes
+from cramjax.parallel.coordinator import OneProcess
 from cramjax.stop import StopSignal
 from cramjax.training import records, session
-from cramjax.training.loop import Hooks, run_steps
+from cramjax.training.loop import StepSchedule, run_steps
 from cramjax.training.metrics import Silence
 from cramjax.training.state import TrainState
 
@@ -55,6 +56,7 @@ def _idle(
 def _timed(
     made: session.Session, step: Callable[..., Any], state: TrainState, batch: jax.Array
 ) -> tuple[float, TrainState]:
+    """Returns the mean seconds of `N_ROUNDS` rounds, and the last state."""
     clock = Clock(hours=1.0, steps=N_ROUNDS)
     recorder = records.Recorder(
         writer=Silence(),
@@ -63,6 +65,13 @@ def _timed(
         spent=records.Spent(),
         every_steps=made.config.log.every_steps,
         peak_flops=made.peak_flops,
+        unigram_loss=0.0,
+        started=time.monotonic(),
+    )
+    schedule = StepSchedule(
+        config=made.config,
+        microbatch_size=made.microbatch_size,
+        flops_per_sequence=made.task.flops,
     )
     unit = np.zeros((made.microbatch_size, 1), made.token_dtype)
     with DevicePrefetch(
@@ -71,18 +80,13 @@ def _timed(
         clock.start()
         start = time.perf_counter()
         outcome = run_steps(
-            step_fn=step,
-            state=state,
-            prefetch=prefetch,
+            step,
+            state,
+            prefetch,
+            schedule=schedule,
             clock=clock,
-            config=made.config,
-            microbatch_size=made.microbatch_size,
-            flops_per_sequence=made.task.flops,
-            hooks=Hooks(
-                evaluate_if_due=lambda state, fraction: None,
-                save_if_due=lambda state: None,
-                record=recorder.record,
-            ),
-            stop=StopSignal(),
+            coordinator=OneProcess(StopSignal()),
+            before_step=lambda state: None,
+            record=recorder.record,
         )
         return (time.perf_counter() - start) / N_ROUNDS, outcome.state
