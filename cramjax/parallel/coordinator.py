@@ -6,6 +6,7 @@ process. With several processes the clock is process 0's, and a signal to any of
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -109,7 +110,7 @@ class SeveralProcesses(Stop):
         self._pending = self._combine(placed)
         if before is not None:
             self._milliseconds, signum = (int(value) for value in jax.device_get(before))
-            self.signum = signum or None
+            self.signum = signal.Signals(signum) if signum else None
 
 
 def _combine(numbers: jax.Array) -> jax.Array:
