@@ -1,4 +1,7 @@
-"""`python -m cramjax.main --config configs/NAME.py[:ARG]`: prepare the data, pretrain inside the budget, write the summary."""
+"""`python -m cramjax.main --config configs/NAME.py[:ARG]`: pretrain inside a budget.
+
+Prepares the data, trains, and writes the summary.
+"""
 
 import argparse
 import pathlib
@@ -24,12 +27,14 @@ def _train(args: argparse.Namespace) -> int:
         for line in preview(config, args.show_batch):
             print(line)
         return 0
-    from cramjax.training import (
-        run,
-    )  # imports JAX: only once the configuration is known to be sound
+
+    # These import JAX, so they wait until the configuration is known to be sound.
+    from cramjax.parallel import processes
+    from cramjax.training import run
 
     code = run.train_until_stopped(config, workdir)
-    if code == 0 and config.log.fill_masks and not run.is_shared():
+    # One process of several cannot load the model alone.
+    if code == 0 and config.log.fill_masks and processes.count() == 1:
         from cramjax.demonstration import demonstrate
 
         print("held-out sentences, hidden words as [truth → guess]:")
@@ -42,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code."""
     parser = make_parser(
         "cramjax.main",
-        "Pretrain a model inside a budget (hours, steps, tokens or FLOPs); resume in the same workdir.",
+        "Pretrain a model inside a budget (hours, steps, tokens or FLOPs); "
+        "resume in the same workdir.",
         EXAMPLE,
     )
     add_config_flags(parser)
@@ -53,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         "--show_batch",
         type=at_least(1),
         metavar="N",
-        help="print the first N training examples as the model reads them, with what it is to predict, and exit",
+        help="print the first N training examples, the model's inputs and targets, and exit",
     )
     return run_command(_train, argv, parser)
 

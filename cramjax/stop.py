@@ -1,9 +1,10 @@
-"""SIGTERM and SIGINT: a request to stop after the current step, or where there is nothing to save,
-the end at once.
+"""SIGTERM and SIGINT: a request to stop after the current step.
+
+If there is nothing to save, a signal ends the command at once.
 
 Python runs a signal's handler between two lines of the main thread, and a compilation is one line
-that takes a minute. So a command watches its signals from a second thread as well, which ends the
-process when the main thread does not.
+that takes a minute. So a second thread watches the signals of a command as well. It ends the process
+if the main thread does not.
 """
 
 from __future__ import annotations
@@ -15,28 +16,30 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any, Self
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 GRACE_S = 1.0
-"""Seconds the main thread has to leave by itself; a signal is answered within two."""
+"""Seconds that the main thread has to leave by itself; a signal is answered within two seconds."""
 _FLUSH_S = 0.3
 
 
 def exit_code(reason: str | None) -> int:
-    """Returns the exit code of a run with this `stop_reason`: 128 + the signal it names, 0 where it
-    names none.
-    """
-    return next((code for signum, code in EXIT_CODES.items() if signum.name.lower() == reason), 0)
+    """Returns the exit code for a run's stop reason: 128 + signal number, or 0 without a signal."""
+    for signum, code in EXIT_CODES.items():
+        if signum.name.lower() == reason:
+            return code
+    return 0
 
 
 class Stopped(SystemExit):
-    """A signal has ended the command, and there was nothing to save."""
+    """Raised in the main thread by a signal that comes while there is nothing to save."""
 
 
 class Stop:
-    """A request to stop: the number of the signal, None before one arrives."""
+    """A request to stop; `signum` is the signal, or None before one arrives."""
 
-    signum: int | None = None
+    signum: signal.Signals | None = None
 
     @property
     def requested(self) -> bool:
@@ -46,61 +49,65 @@ class Stop:
     @property
     def reason(self) -> str | None:
         """The signal's name in lower case, as in the summary's `stop_reason`."""
-        return signal.Signals(self.signum).name.lower() if self.signum else None
+        return self.signum.name.lower() if self.signum else None
 
     @property
     def exit_code(self) -> int:
-        """128 + signal number, as shells count; 0 where none arrived."""
+        """128 + signal number, as in a shell; 0 without a signal."""
         return EXIT_CODES[self.signum] if self.signum else 0
 
 
 class StopSignal(Stop):
-    """A context in which the first SIGTERM or SIGINT is remembered and a second one ends the
-    process at once.
+    """A context that remembers the first SIGTERM or SIGINT; a second one ends the process at once.
 
-    Contexts nest; the innermost one answers. Outside the main thread (a notebook's server) signals
-    belong to somebody else and nothing is installed.
+    Contexts nest, and the innermost one answers. Outside the main thread (a notebook's server)
+    signals belong to other code, and no handler is installed.
     """
 
     _innermost: StopSignal | None = None
 
-    def __init__(self):
-        self._previous: dict[int, object] = {}
+    def __init__(self) -> None:
+        self._previous: dict[int, Any] = {}
         self._outer: StopSignal | None = None
         self._at_once = False
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._outer, StopSignal._innermost = StopSignal._innermost, self
+            self._outer = StopSignal._innermost
+            StopSignal._innermost = self
             for signum in EXIT_CODES:
                 self._previous[signum] = signal.signal(signum, self._remember)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         if StopSignal._innermost is self:
             StopSignal._innermost = self._outer
 
-    def _remember(self, signum, _frame):
+    def _remember(self, signum: int, _frame: object) -> None:
         if self._at_once:
-            # Noted as well: code in between may swallow the exception, as a destructor does.
-            self.signum = signum
-            raise Stopped(EXIT_CODES[signum])
+            # The number is noted as well: a destructor may swallow the exception.
+            self.signum = signal.Signals(signum)
+            raise Stopped(self.exit_code)
+
+        # The second signal: the default handlers end the process.
         if self.signum is not None:
             for number in self._previous:
                 signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(signum)
-        self.signum = signum
+        self.signum = signal.Signals(signum)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a signal ends the command by `Stopped`, one that came before as well: there is no
-        state to save.
+        """Inside, a signal raises `Stopped`, because there is no state to save.
+
+        A signal that came before raises it on entry.
         """
         if self.requested:
             raise Stopped(self.exit_code)
-        before, self._at_once = self._at_once, True
+        before = self._at_once
+        self._at_once = True
         try:
             yield
         finally:
@@ -108,23 +115,23 @@ class StopSignal(Stop):
 
     @classmethod
     def ends_at_once(cls) -> bool:
-        """Whether a signal that comes now ends the command, because there is nothing to save."""
+        """Returns whether a signal ends the command now, because there is nothing to save."""
         return cls._innermost is not None and cls._innermost._at_once
 
 
 @contextlib.contextmanager
 def answered() -> Iterator[None]:
-    """Inside, a signal ends this process within two seconds, but where an inner `StopSignal`
-    remembers it.
+    """Inside, a signal ends this process within two seconds, unless an inner `StopSignal` remembers it.
 
-    For a command line, whose process is its own. The exit code is 128 + the number of the signal.
+    This is for a command line, which owns its process. The exit code is 128 + signal number.
     """
     with StopSignal() as stop, _watched():
         try:
             with stop.at_once():
                 yield
         except Stopped as stopped:
-            leave(stopped.code, f"stopped by {_name(stopped.code)}")
+            code = int(stopped.code or 0)
+            leave(code, f"stopped by {_name(code)}")
         if stop.requested:
             leave(stop.exit_code, f"stopped by {_name(stop.exit_code)}")
 
@@ -135,6 +142,8 @@ def _watched() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+
+    # Python writes the number of each signal into the pipe at once.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -147,28 +156,29 @@ def _watched() -> Iterator[None]:
 
 
 def _watch(reader: int) -> None:
-    """End the process for the first signal that comes where there is nothing to save; until
-    `reader` is closed.
+    """End the process for the first signal that comes while there is nothing to save.
+
+    Returns when the other end of `reader` is closed.
     """
     while numbers := os.read(reader, 64):
         for number in numbers:
             if number in EXIT_CODES and StopSignal.ends_at_once():
-                # From here on the process ends, whatever the main thread goes on to do.
+                # The process ends now, whatever the main thread does.
                 time.sleep(GRACE_S)
-                leave(EXIT_CODES[number], f"stopped by {_name(EXIT_CODES[number])}")
+                code = 128 + number
+                leave(code, f"stopped by {_name(code)}")
     os.close(reader)
 
 
 def leave(code: int, line: str = "") -> None:
-    """End this process now, with a last `line` on stderr: a thread inside XLA would hold up
-    Python's farewell or crash in it.
+    """End this process now, with a last `line` on stderr.
 
-    Locks end with the process, and files are written so that a killed process leaves none half
-    done.
+    Python's own exit would wait for a thread inside XLA, or crash in it. Locks end with the process,
+    and a killed process leaves no half-written file.
     """
     flushing = threading.Thread(target=_flush, args=(line,), daemon=True)
     flushing.start()
-    # A stream that nobody reads, or that the main thread is writing to, is not waited for.
+    # Do not wait for a stream that nobody reads or that the main thread is writing to.
     flushing.join(_FLUSH_S)
     os._exit(code)
 
@@ -183,4 +193,4 @@ def _flush(line: str) -> None:
 
 
 def _name(code: int) -> str:
-    return next(signum.name for signum, of_signal in EXIT_CODES.items() if of_signal == code)
+    return next(signum.name for signum, value in EXIT_CODES.items() if value == code)

@@ -15,9 +15,10 @@ from cramjax.budget.clock import Clock
 from cramjax.console import Progress
 from cramjax.data.loader import DevicePrefetch
 from cramjax.parallel import mesh as meshes
+from cramjax.parallel.coordinator import OneProcess
 from cramjax.stop import StopSignal
 from cramjax.training import records
-from cramjax.training.loop import Hooks, run_steps
+from cramjax.training.loop import StepSchedule, run_steps
 from cramjax.training.metrics import Silence
 from cramjax.training.session import Session
 from cramjax.training.state import TrainState
@@ -68,11 +69,13 @@ def _timed(
         spent=records.Spent(),
         every_steps=session.config.log.every_steps,
         peak_flops=session.peak_flops,
+        unigram_loss=0.0,
+        started=time.monotonic(),
     )
-    hooks = Hooks(
-        evaluate_if_due=lambda state, fraction: None,
-        save_if_due=lambda state: None,
-        record=recorder.record,
+    schedule = StepSchedule(
+        config=session.config,
+        microbatch_size=session.microbatch_size,
+        flops_per_sequence=session.task.flops,
     )
     units = itertools.repeat(np.zeros((session.microbatch_size, 1), session.token_dtype))
 
@@ -82,14 +85,13 @@ def _timed(
         clock.start()
         started = time.perf_counter()
         outcome = run_steps(
-            step_fn=step,
-            state=state,
-            prefetch=prefetch,
+            step,
+            state,
+            prefetch,
+            schedule=schedule,
             clock=clock,
-            config=session.config,
-            microbatch_size=session.microbatch_size,
-            flops_per_sequence=session.task.flops,
-            hooks=hooks,
-            stop=StopSignal(),
+            coordinator=OneProcess(StopSignal()),
+            before_step=lambda state: None,
+            record=recorder.record,
         )
         return (time.perf_counter() - started) / N_ROUNDS, outcome.state

@@ -1,18 +1,18 @@
 """One clock for every kind of budget: hours, steps, tokens and FLOPs; the first limit reached ends the run.
 
-Hours count from the first step of the first start and go on over restarts. Compilation, evaluation and
-checkpoints count, preparing data does not (`paused`), as in Cramming (arXiv 2212.14034, section 2) and
-24hBERT (arXiv 2104.07705). What follows the share spent (learning rate, batch ramp) is in `schedules.py`.
+Hours count from the first step of the first start and go on over restarts. Compilation, evaluation
+and checkpoints count. Preparing data does not, because `start` comes after it, as in Cramming
+(arXiv 2212.14034, section 2) and 24hBERT (arXiv 2104.07705). Learning rate and batch ramp follow
+the share that is spent: `schedules.py`.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from cramjax.errors import UserError
@@ -28,7 +28,7 @@ class Clock:
 
         clock.start()
         while not clock.done():
-            fraction = clock.fraction_after_next(n_tokens, n_flops)   # → learning rate of this step
+            fraction = clock.plan_step(n_tokens, n_flops)   # → learning rate of this step
             ...one optimizer step...
             clock.advance(n_tokens, n_flops, n_rows)
 
@@ -86,26 +86,17 @@ class Clock:
     @property
     def elapsed_s(self) -> float:
         """Seconds counted, over all starts; never decreases, whatever the time source does."""
-        if self._read_at is not None:
-            now = self._now()
-            if math.isfinite(now):
-                self._elapsed_s += max(0.0, now - self._read_at)
-                self._read_at = now
+        self._tick()
         return self._elapsed_s
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Seconds inside do not count. For preparing data only: evaluations and checkpoints are part of the
-        budget.
-        """
-        was_running = self._read_at is not None
-        _ = self.elapsed_s
-        self._read_at = None
-        try:
-            yield
-        finally:
-            if was_running:
-                self._read_at = self._now()
+    def _tick(self) -> None:
+        """Count the seconds since the latest reading of the time source, if the clock runs."""
+        if self._read_at is None:
+            return
+        now = self._now()
+        if math.isfinite(now):
+            self._elapsed_s += max(0.0, now - self._read_at)
+            self._read_at = now
 
     def advance(self, n_tokens: int, n_flops: float, n_rows: int = 0) -> None:
         """Count one finished optimizer step of `n_tokens` tokens, `n_flops` model FLOPs and `n_rows` training
@@ -140,11 +131,16 @@ class Clock:
             max(self._shares(self.elapsed_s, self.n_steps, self.n_tokens, self.n_flops).values()),
         )
 
-    def fraction_after_next(self, n_tokens: int, n_flops: float) -> float:
-        """Share of the budget spent when the step about to start, of this size, will have ended.
+    def plan_step(self, n_tokens: int, n_flops: float) -> float:
+        """Plan the step about to start; returns the share of the budget spent at its end.
 
-        Exact for steps, tokens and FLOPs, an estimate for hours. 1.0 makes that step the last one: `done()`
-        is true after the next `advance`. Never below the value of a step that has run.
+        The share is exact for steps, tokens and FLOPs, and an estimate for hours. It is never below
+        that of a step that has run. A planned share of 1.0 makes this step the last one: `done()` is
+        true after the next `advance`.
+
+        Args:
+            n_tokens: tokens of the step.
+            n_flops: model FLOPs of the step.
         """
         elapsed_s = self.elapsed_s
         step_s = self._per_unit_s("tokens") * n_tokens

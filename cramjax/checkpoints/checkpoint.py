@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 
 from cramjax.errors import RunFailed, UserError
 from cramjax.files import write_json
+from cramjax.parallel import processes
 
 MAX_FAILURES = 3
 """Saves that may fail in a row before the run ends."""
@@ -248,7 +249,7 @@ class Checkpoints:
         try:
             if self._error is None:
                 self._manager.wait_until_finished()
-                if jax.process_index() == 0:
+                if processes.is_first():
                     _seal(self._directory / str(step))
                 self._remove_leftovers()
         except Exception as error:  # the thread's only way to tell
@@ -256,7 +257,7 @@ class Checkpoints:
 
     def _remove_leftovers(self) -> None:
         """Delete what the keep policy dropped and what a failed or killed save left. Not during a save."""
-        if jax.process_index() == 0:
+        if processes.is_first():
             for path in (
                 self._directory / _DELETED,
                 *self._directory.glob("*.orbax-checkpoint-tmp*"),
@@ -299,7 +300,7 @@ class Checkpoints:
         for step, reason in damaged.items():
             folder = self._directory / str(step)
             _log.warning("%s: damaged (%s); going on from step %d instead", folder, reason, used)
-            if not self._read_only and jax.process_index() == 0:
+            if not self._read_only and processes.is_first():
                 aside = folder.with_name(f"damaged-{step}")
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cramjax.errors import UserError
+from cramjax.parallel import processes
 
 DATA = "data"
 AXES = (DATA, "fsdp", "tensor")
@@ -62,7 +63,7 @@ def rows_of_sharded(mesh: Mesh) -> NamedSharding | None:
 
 def place(value: np.ndarray | np.generic, sharding: NamedSharding) -> jax.Array:
     """`value`, the same in every process, as an array of all devices; unlike `device_put` it does not have the processes compare."""
-    if jax.process_count() == 1:
+    if processes.count() == 1:
         return jax.device_put(value, sharding)
     with jax.transfer_guard_host_to_device(
         "allow"

@@ -94,6 +94,16 @@ def _is_tpu_host() -> bool:
     return several and has_chips and importlib.util.find_spec("libtpu") is not None
 
 
+def count() -> int:
+    """Returns the number of processes of this run."""
+    return jax.process_count()
+
+
+def index() -> int:
+    """Returns the number of this process, from 0."""
+    return jax.process_index()
+
+
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
-    return jax.process_index() == 0
+    """Returns whether this is process 0, the only one that writes files and prints."""
+    return index() == 0

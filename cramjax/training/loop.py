@@ -1,4 +1,4 @@
-"""The training loop and the order of what happens in it."""
+"""The training loop and the order of its parts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from cramjax.budget import schedules
 from cramjax.budget.clock import Clock
 from cramjax.data.loader import DevicePrefetch
 from cramjax.errors import RunFailed
-from cramjax.stop import Stop
+from cramjax.parallel.coordinator import Coordinator
 from cramjax.training.state import TrainState
+
+StepFn = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+"""A compiled step: (state, batch, learning rate, microbatches) → (state, metrics)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """A finished step on the host: device metrics read one step late, and what the schedules asked for."""
+    """A finished step on the host: its metrics, read one step late, and its scheduled values."""
 
     step: int
     fraction: float
@@ -28,106 +31,158 @@ class StepRecord:
     metrics: dict[str, float]
 
 
-@dataclasses.dataclass(kw_only=True)
-class Hooks:
-    """What a run does between steps; each is called with the state as it is before the next step.
-
-    evaluate_if_due(state, fraction), save_if_due(state): may block. record(StepRecord): cheap.
-    """
-
-    evaluate_if_due: Callable[[TrainState, float], None]
-    save_if_due: Callable[[TrainState], None]
-    record: Callable[[StepRecord], None]
-
-
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a loop ended: the last state, why (None: at the share of the budget it was given), and the seconds it waited for data."""
+    """The end of a loop.
+
+    Attributes:
+        state: the last state.
+        stop_reason: a limit of the budget, a signal or "early_termination"; None at the end of a
+            stage that is not the last.
+        data_wait_s: seconds that the loop waited for batches.
+    """
 
     state: TrainState
     stop_reason: str | None
     data_wait_s: float
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepSchedule:
+    """Sizes and learning rates of a stage's steps, by the share of the budget that is spent.
+
+    Attributes:
+        config: the configuration of the stage.
+        microbatch_size: sequences in a microbatch.
+        flops_per_sequence: model FLOPs for one sequence.
+        since: the share at which the network grew to its size; 0.0 if it did not grow.
+        until: the share at which the stage ends.
+    """
+
+    config: Any
+    microbatch_size: int
+    flops_per_sequence: float
+    since: float = 0.0
+    until: float = 1.0
+
+    def n_microbatches(self, fraction: float) -> int:
+        """Returns the number of microbatches for a step that starts at `fraction`."""
+        config = self.config
+        ramp = config.schedule.batch_ramp
+        return schedules.n_microbatches(fraction, ramp, config.batch_size, self.microbatch_size)
+
+    def learning_rate(self, fraction: float) -> float:
+        """Returns the learning rate for a step that ends at `fraction`."""
+        config = self.config
+        lr = schedules.learning_rate(config.schedule, config.optimizer.lr, fraction)
+        return lr * schedules.rewarm(fraction, self.since, config.growth.rewarm)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Dispatched:
+    """A step that the device may still be computing; `metrics` are on the device."""
+
+    step: int
+    fraction: float
+    lr: float
+    n_rows: int
+    metrics: dict[str, jax.Array]
+
+
 def run_steps(
-    *,
-    step_fn: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+    step_fn: StepFn,
     state: TrainState,
     prefetch: DevicePrefetch,
+    *,
+    schedule: StepSchedule,
     clock: Clock,
-    config: Any,
-    microbatch_size: int,
-    flops_per_sequence: float,
-    hooks: Hooks,
-    stop: Stop,
-    agree: Callable[[], None] = lambda: None,
-    since: float = 0.0,
-    until: float = 1.0,
+    coordinator: Coordinator,
+    before_step: Callable[[TrainState], None],
+    record: Callable[[StepRecord], None],
 ) -> Outcome:
-    """Train until the budget or the share `until` of it is spent, a signal arrives or the run has failed.
+    """Train until the stage or the budget ends, a signal arrives or the run has failed.
 
-    `since`: share of the budget at which the network grew to what it is; 0 where it did not. `agree`: called once a step, with several
-    processes `Agreement.advance`.
+    The order of a round must not change: evaluate and save (`before_step`), then take the batch,
+    step, and read the metrics of the step before. So a checkpoint holds a state together with the
+    rows and the clock that produced it, and a resumed run draws the same next batch.
 
-    Order of a round, not to be changed: evaluate, save, *then* take the batch, step, read the metrics of the step before. What is
-    saved is therefore a state together with the rows and the clock that produced it, and a resumed run draws the same next batch.
+    Args:
+        step_fn: the compiled step; it takes over `state`.
+        state: the state before the first step.
+        prefetch: the stream of batches, at the row of the first step.
+        schedule: sizes and learning rates.
+        clock: counts steps, tokens and FLOPs; it runs.
+        coordinator: the request to stop; advanced once a step.
+        before_step: called with the state before each step; may wait for the device.
+        record: called with each finished step, one step late; must be cheap.
 
     Raises:
-        RunFailed: when gradients stay non-finite.
+        RunFailed: if gradients stay non-finite.
     """
-    size = _batch_sizes(config, microbatch_size)
-    pending: tuple[int, float, float, int, dict] | None = None
-    wait_s, reason = 0.0, None
-    n_micro = size(clock.fraction())
+    pending: _Dispatched | None = None
+    wait_s = 0.0
+    reason: str | None = None
+    n_micro = schedule.n_microbatches(clock.fraction())
     prefetch.request(n_micro)
-    while reason is None and not clock.done() and not stop.requested:
+
+    while reason is None and not clock.done() and not coordinator.requested:
         # The whole budget ends with the step that is planned to end it, not between two steps.
-        if until < 1.0 and clock.fraction() >= until:
+        if schedule.until < 1.0 and clock.fraction() >= schedule.until:
             break
-        hooks.evaluate_if_due(state, clock.fraction())
-        hooks.save_if_due(state)
-        rows = n_micro * microbatch_size
-        n_tokens, n_flops = rows * config.data.seq_len, rows * flops_per_sequence
-        fraction = clock.fraction_after_next(n_tokens, n_flops)
-        lr = schedules.learning_rate(config.schedule, config.optimizer.lr, fraction)
-        lr *= schedules.rewarm(fraction, since, config.growth.rewarm)
+        before_step(state)
+
+        n_rows = n_micro * schedule.microbatch_size
+        n_tokens = n_rows * schedule.config.data.seq_len
+        n_flops = n_rows * schedule.flops_per_sequence
+        fraction = clock.plan_step(n_tokens, n_flops)
+        lr = schedule.learning_rate(fraction)
         batch, waited_s = prefetch.get()
         wait_s += waited_s
-        # The next batch is asked for while this step runs; its size follows the share spent when it starts.
-        n_next = size(fraction)
+
+        # The next batch is requested before this step runs. Its size follows the share at its start.
+        n_next = schedule.n_microbatches(fraction)
         prefetch.request(n_next)
-        # Transfers that are meant: by `device_put` the two numbers would cost the host five times the call of the step.
+
+        # These two transfers are intended. Two `device_put` calls would cost the host five times
+        # the call of the step.
         with jax.transfer_guard_host_to_device("allow"):
             state, metrics = step_fn(state, batch, np.float32(lr), np.int32(n_micro))
-        agree()
+        coordinator.advance()
+
+        # Only now are the metrics of the step before read, so the device never waits for the host.
         if pending is not None:
-            reason = _finish(pending, config, hooks)
-        clock.advance(n_tokens, n_flops, rows)
-        pending = (clock.n_steps, fraction, lr, rows, metrics)
+            reason = _finish(pending, schedule.config, record)
+        clock.advance(n_tokens, n_flops, n_rows)
+        pending = _Dispatched(
+            step=clock.n_steps, fraction=fraction, lr=lr, n_rows=n_rows, metrics=metrics
+        )
         n_micro = n_next
+
     if pending is not None:
-        reason = _finish(pending, config, hooks) or reason
-    return Outcome(
-        state=state, stop_reason=reason or clock.which() or stop.reason, data_wait_s=wait_s
+        reason = _finish(pending, schedule.config, record) or reason
+    reason = reason or clock.which() or coordinator.reason
+    return Outcome(state=state, stop_reason=reason, data_wait_s=wait_s)
+
+
+def _finish(pending: _Dispatched, config: Any, record: Callable[[StepRecord], None]) -> str | None:
+    """Wait for a step and record its metrics; returns the reason to stop, if they are one."""
+    metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
+    record(
+        StepRecord(
+            step=pending.step,
+            fraction=pending.fraction,
+            lr=pending.lr,
+            batch_size=pending.n_rows,
+            metrics=metrics,
+        )
     )
 
-
-def _batch_sizes(config: Any, microbatch_size: int) -> Callable[[float], int]:
-    return lambda fraction: schedules.n_microbatches(
-        fraction, config.schedule.batch_ramp, config.batch_size, microbatch_size
-    )
-
-
-def _finish(pending: tuple[int, float, float, int, dict], config: Any, hooks: Hooks) -> str | None:
-    """Read a step's metrics (waits for that step), record them; the reason to stop, if they are one."""
-    step, fraction, lr, rows, device_metrics = pending
-    metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
-    hooks.record(StepRecord(step=step, fraction=fraction, lr=lr, batch_size=rows, metrics=metrics))
     if metrics["skipped_in_row"] >= config.optimizer.max_skipped:
         raise RunFailed(
-            f"the gradient was not finite for {int(metrics['skipped_in_row'])} steps in a row (up to step {step}); "
-            "the last checkpoint is kept; lower optimizer.lr or set optimizer.clip_norm, or precision=float32"
+            f"the gradient was not finite for {int(metrics['skipped_in_row'])} steps in a row "
+            f"(up to step {pending.step}); the last checkpoint is kept; "
+            "lower optimizer.lr or set optimizer.clip_norm, or precision=float32"
         )
-    if schedules.stops_early(config.schedule, fraction, metrics["loss"]):
+    if schedules.stops_early(config.schedule, pending.fraction, metrics["loss"]):
         return "early_termination"
     return None

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: metrics lines, the progress display, and the accounting of its seconds."""
+"""The record of a run: metrics lines, the progress display, the seconds spent, and the summary."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from cramjax.budget.clock import Clock
 from cramjax.console import Progress
 from cramjax.training.evaluate import EvalResult
 from cramjax.training.loop import StepRecord
-from cramjax.training.metrics import MetricsWriter
+from cramjax.training.metrics import MetricsWriter, Silence
+from cramjax.training.session import Session
 
-# Steps over which the summary's training loss is averaged.
 LOSS_WINDOW = 50
-# Steps over which the gradient noise scale is averaged, about: single ones say little.
+"""The latest steps that the summary's training loss averages."""
 NOISE_WINDOW = 100
+"""About the number of steps that the gradient noise scale averages: single ones say little."""
 
 
 @dataclasses.dataclass
 class Spent:
-    """Seconds of the budget that were not training steps, by cause; kept in the checkpoint."""
+    """Seconds of the budget that were no training steps, by cause; kept in the checkpoint."""
 
     compile_s: float = 0.0
     eval_s: float = 0.0
@@ -31,132 +34,192 @@ class Spent:
     growth_s: float = 0.0
 
     @contextlib.contextmanager
-    def on(self, cause: str):
-        """Count the seconds inside under `cause` ("compile_s", …)."""
+    def on(self, cause: str) -> Iterator[None]:
+        """Count the seconds inside under `cause`, the name of a field."""
         start = time.monotonic()
         try:
             yield
         finally:
             setattr(self, cause, getattr(self, cause) + time.monotonic() - start)
 
+    def load_state_dict(self, seconds: Mapping[str, float]) -> None:
+        """Go on from the fields of an earlier start."""
+        for cause, value in seconds.items():
+            setattr(self, cause, value)
+
     def total_s(self) -> float:
-        """All of it."""
+        """Returns the sum over all causes."""
         return sum(dataclasses.astuple(self))
 
 
 class Recorder:
-    """Turns step records into metrics lines and the live line; knows the latest losses for the summary.
+    """Turns finished steps and evaluations into metrics lines, the live line and the summary.
 
-    `every_steps`: steps between lines; `peak_flops`: FLOP/s of all devices together, for MFU.
+    Args:
+        writer: takes the metrics lines.
+        progress: the display.
+        clock: the run's clock.
+        spent: the seconds that were no training steps.
+        every_steps: steps between two lines.
+        peak_flops: FLOP/s of all devices together, for the MFU.
+        unigram_loss: held-out loss of the unigram baseline, in nats.
+        started: `time.monotonic()` when the command started.
+        resumed_from: the step of the checkpoint that this start goes on from, or None.
     """
 
     def __init__(
         self,
         *,
-        writer: MetricsWriter,
+        writer: MetricsWriter | Silence,
         progress: Progress,
         clock: Clock,
         spent: Spent,
         every_steps: int,
         peak_flops: float,
+        unigram_loss: float,
+        started: float,
+        resumed_from: int | None = None,
     ):
-        self._writer, self._progress, self._clock, self._spent = writer, progress, clock, spent
-        self._every_steps, self._peak_flops = every_steps, peak_flops
+        self.unigram_loss = unigram_loss
+        self._writer = writer
+        self._progress = progress
+        self._clock = clock
+        self._spent = spent
+        self._every_steps = every_steps
+        self._peak_flops = peak_flops
+        self._started = started
+        self._resumed_from = resumed_from
+
         self._window: list[StepRecord] = []
         self._recent: collections.deque[float] = collections.deque(maxlen=LOSS_WINDOW)
         self._mark = self._reading()
         self._rates = {"tokens_per_s": 0.0, "mfu": 0.0}
         self._noise: tuple[float, float] | None = None
-        self.last_eval: EvalResult | None = None
-        self.skipped = 0
+        self._last_eval: EvalResult | None = None
+        self._skipped = 0
+        self._first_step_s: float | None = None
 
     def record(self, step: StepRecord) -> None:
         """Take in a finished step; writes a line every `every_steps`."""
+        if self._first_step_s is None:
+            self._first_step_s = time.monotonic() - self._started
         self._window.append(step)
         self._recent.append(step.metrics["loss"])
-        self.skipped = int(step.metrics["skipped"])
+        self._skipped = int(step.metrics["skipped"])
         self._take_noise(step.metrics)
         if step.step % self._every_steps == 0 or step.fraction >= 1.0:
             self._flush()
 
-    def _take_noise(self, metrics: dict[str, float]) -> None:
-        """Running means of noise and signal, of steps of several microbatches."""
-        if not metrics.get("noise") or not math.isfinite(
-            metrics["noise"]
-        ):  # in float16 a first gradient may be infinite
-            return
-        found = metrics["noise"], metrics["signal"]
-        share = 1.0 / NOISE_WINDOW
-        self._noise = (
-            found
-            if self._noise is None
-            else tuple(
-                old + share * (new - old) for old, new in zip(self._noise, found, strict=True)
-            )
-        )
-
-    def evaluated(self, result: EvalResult, unigram_loss: float) -> None:
-        """Write an evaluation's line."""
-        self.last_eval = result
+    def evaluated(self, result: EvalResult) -> None:
+        """Take in an evaluation and write its line."""
+        self._last_eval = result
         step = self._clock.n_steps
-        clock = self._clock
         values = {
-            "elapsed_s": round(clock.elapsed_s, 3),
-            "tokens": clock.n_tokens,
-            "flops": clock.n_flops,
-        }
-        found = {
+            "elapsed_s": round(self._clock.elapsed_s, 3),
+            "tokens": self._clock.n_tokens,
+            "flops": self._clock.n_flops,
             "eval_loss": result.loss,
             "eval_accuracy": result.accuracy,
-            "unigram_loss": unigram_loss,
+            "unigram_loss": self.unigram_loss,
         }
-        self._writer.write(step, values | found)
-        self._progress.evaluated(step, result.loss, result.accuracy, unigram_loss)
+        self._writer.write(step, values)
+        self._progress.evaluated(step, result.loss, result.accuracy, self.unigram_loss)
 
-    def close(self) -> None:
-        """Finish what the writer has open."""
-        self._writer.close()
+    def summary(self, session: Session, stop_reason: str | None) -> dict[str, Any]:
+        """Returns the content of summary.json; `session` is that of the last stage."""
+        clock = self._clock
+        spent = self._spent
+        elapsed_s = max(clock.elapsed_s, 1e-9)
+        evaluated = self._last_eval
+        return {
+            "steps": clock.n_steps,
+            "tokens": clock.n_tokens,
+            "flops": clock.n_flops,
+            "params": session.task.n_params,
+            "elapsed_s": round(elapsed_s, 3),
+            "progress": clock.fraction(),
+            "train_loss": self.train_loss,
+            "eval_loss": evaluated.loss if evaluated else None,
+            "eval_accuracy": evaluated.accuracy if evaluated else None,
+            "unigram_loss": self.unigram_loss,
+            "tokens_per_s": clock.n_tokens / elapsed_s,
+            "mfu": clock.n_flops / elapsed_s / self._peak_flops,
+            "compile_s": round(spent.compile_s, 3),
+            "time_to_first_step_s": self._first_step_s,
+            "data_wait_fraction": spent.data_wait_s / elapsed_s,
+            "growth_s": round(spent.growth_s, 3),
+            "goodput": max(0.0, 1 - spent.total_s() / elapsed_s),
+            "skipped_updates": self._skipped,
+            "stop_reason": stop_reason,
+            "resumed_from": self._resumed_from,
+            "precision": session.precision,
+            "microbatch_size": session.microbatch_size,
+        }
 
     @property
     def train_loss(self) -> float | None:
-        """Mean training loss of the latest steps, in nats a predicted token."""
+        """Mean training loss of the latest steps, in nats per predicted token."""
         return sum(self._recent) / len(self._recent) if self._recent else None
 
+    def close(self) -> None:
+        """Finish the open files of the writer."""
+        self._writer.close()
+
+    def _take_noise(self, metrics: dict[str, float]) -> None:
+        """Update the running means of noise and signal; only steps of several microbatches count."""
+        # In float16 a first gradient may be infinite.
+        if not metrics.get("noise") or not math.isfinite(metrics["noise"]):
+            return
+        latest = (metrics["noise"], metrics["signal"])
+        if self._noise is None:
+            self._noise = latest
+            return
+
+        share = 1.0 / NOISE_WINDOW
+        noise, signal = self._noise
+        noise += share * (latest[0] - noise)
+        signal += share * (latest[1] - signal)
+        self._noise = (noise, signal)
+
     def _reading(self) -> tuple[float, int, float]:
-        # Evaluations, saves and compilation are taken out: the rate of a metrics line is that of the steps.
-        return (
-            self._clock.elapsed_s - self._spent.total_s(),
-            self._clock.n_tokens,
-            self._clock.n_flops,
-        )
+        """Returns seconds of training steps alone, tokens and FLOPs up to now."""
+        # Without evaluations, saves and compilation: the rate of a line is that of the steps.
+        seconds = self._clock.elapsed_s - self._spent.total_s()
+        return seconds, self._clock.n_tokens, self._clock.n_flops
 
     def _flush(self) -> None:
+        """Write a line for the steps of the window, and show it."""
         reading = self._reading()
-        seconds, tokens, flops = (now - then for now, then in zip(reading, self._mark, strict=True))
-        if (
-            seconds > 0
-        ):  # the clock that several processes agree on is a step late, and an evaluation is not in it yet
+        seconds, tokens, flops = (
+            now - before for now, before in zip(reading, self._mark, strict=True)
+        )
+        # The clock of several processes is a step late, and may not count an evaluation yet that
+        # is already in `spent`. Then the rates stay as they were.
+        if seconds > 0:
             self._mark = reading
             self._rates = {
                 "tokens_per_s": round(tokens / seconds, 1),
                 "mfu": round(flops / seconds / self._peak_flops, 4),
             }
+
         last = self._window[-1]
+        losses = [step.metrics["loss"] for step in self._window]
         values = {
             "elapsed_s": round(self._clock.elapsed_s, 3),
             "progress": round(last.fraction, 6),
             "tokens": self._clock.n_tokens,
-            "loss": sum(r.metrics["loss"] for r in self._window) / len(self._window),
+            "loss": sum(losses) / len(losses),
             "lr": last.lr,
             "grad_norm": last.metrics["grad_norm"],
             "batch_size": last.batch_size,
             **self._rates,
-            "skipped": self.skipped,
+            "skipped": self._skipped,
         }
         if self._noise and self._noise[1] > 0:
-            values["noise_scale"] = round(self._noise[0] / self._noise[1], 1)
+            noise, signal = self._noise
+            values["noise_scale"] = round(noise / signal, 1)
+
         self._window.clear()
         self._writer.write(last.step, values)
-        self._progress.update(
-            step=last.step, fraction=last.fraction, eta_s=self._clock.remaining_s(), **values
-        )
+        eta_s = self._clock.remaining_s()
+        self._progress.update(step=last.step, fraction=last.fraction, eta_s=eta_s, **values)

@@ -23,6 +23,7 @@ from cramjax.objectives.objective import Task, Vocabulary
 from cramjax.objectives.span_corruption import span_corruption
 from cramjax.optim.build import make_optimizer
 from cramjax.parallel import mesh as meshes
+from cramjax.parallel import processes
 from cramjax.training.state import TrainState, abstract_state
 from cramjax.training.step import make_train_step
 from cramjax.tuning import answers, attention_choice, devices, footprint, microbatch
@@ -124,9 +125,9 @@ def open_session(
             raise UserError(
                 f"{key}={value}: must be a multiple of the {shards} devices along the batch"
             )
-    if shards % jax.process_count():
+    if shards % processes.count():
         raise UserError(
-            f"mesh.tensor={config.mesh.tensor}: spans processes; each of the {jax.process_count()} must hold whole sequences"
+            f"mesh.tensor={config.mesh.tensor}: spans processes; each of the {processes.count()} must hold whole sequences"
         )
     peak = devices.peak_flops(jax.local_devices()[0], made.precision) * len(local)
     return dataclasses.replace(made, microbatch_size=size, peak_flops=peak, program=program)
@@ -143,7 +144,7 @@ def _choose_microbatch(
     if limit is None:
         return microbatch.cpu_microbatch(sizes, shards=shards, seq_len=config.data.seq_len), None
     # Several processes share their autotuning: all have to compile the same, whatever each of them remembers.
-    question = _question(session, limit) if jax.process_count() == 1 else None
+    question = _question(session, limit) if processes.count() == 1 else None
     return microbatch.choose_microbatch(
         lambda n: lower_train_step(dataclasses.replace(session, microbatch_size=n)),
         sizes,

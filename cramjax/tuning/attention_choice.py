@@ -26,6 +26,7 @@ from cramjax.models import attention, kernels
 from cramjax.models.kernels import AttentionCall
 from cramjax.models.layers import Precision, rotary_tables
 from cramjax.models.module import bind, params_of
+from cramjax.parallel import processes
 from cramjax.tuning.answers import Answer
 
 SECONDS = 1.0
@@ -50,7 +51,7 @@ def fastest(
         precision: number formats of the network, and a device of this process.
         announce: is told what is timed and what came out.
     """
-    is_alone = jax.process_count() == 1
+    is_alone = processes.count() == 1
     chosen = {}
     for call in sorted(calls, key=repr):
         names = kernels.candidates(call, precision.device)
@@ -74,7 +75,7 @@ def fastest(
 
 def _agreed(name: str, names: list[str]) -> str:
     """The first process's `name`."""
-    if jax.process_count() == 1:
+    if processes.count() == 1:
         return name
     return names[int(multihost_utils.broadcast_one_to_all(np.int32(names.index(name))))]
 
@@ -91,7 +92,7 @@ def _words(call: AttentionCall) -> str:
 def _time(call: AttentionCall, names: list[str], precision: Precision, announce: Announce) -> str:
     """The kernel with the lowest median; what fails or computes something else is left out."""
     # Several processes share their autotuning: they compile in the same order.
-    n_workers = len(names) if jax.process_count() == 1 else 1
+    n_workers = len(names) if processes.count() == 1 else 1
     with concurrent.futures.ThreadPoolExecutor(n_workers) as pool:
         programs = {name: pool.submit(_programs, call, name, precision) for name in names}
 

@@ -39,7 +39,14 @@ def run():
     clock.start()
     writer, spent = Writer(), Spent()
     recorder = Recorder(
-        writer=writer, progress=Silent(), clock=clock, spent=spent, every_steps=5, peak_flops=2000.0
+        writer=writer,
+        progress=Silent(),
+        clock=clock,
+        spent=spent,
+        every_steps=5,
+        peak_flops=2000.0,
+        unigram_loss=5.0,
+        started=0.0,
     )
 
     def step(number, seconds, loss=1.0):
@@ -68,10 +75,11 @@ def test_evaluations_and_saves_do_not_count_into_the_rate(run):
         step(number, 0.5)
     time.now += 30
     spent.eval_s += 30
-    recorder.evaluated(EvalResult(2.0, 0.25), 5.0)
+    recorder.evaluated(EvalResult(2.0, 0.25))
     for number in range(6, 11):
         step(number, 0.5)
     assert writer.lines[1]["eval_loss"] == 2.0 and writer.lines[1]["eval_accuracy"] == 0.25
+    assert writer.lines[1]["unigram_loss"] == 5.0
     assert writer.lines[2]["tokens_per_s"] == 200.0 and writer.lines[2]["elapsed_s"] == 35.0
 
 

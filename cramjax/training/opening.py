@@ -1,0 +1,201 @@
+"""Everything of a run before its first step: stage, checkpoint, files, programs, state, batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from cramjax.checkpoints import pretrained
+from cramjax.checkpoints.checkpoint import Restored
+from cramjax.data import tokenizers
+from cramjax.data.loader import DevicePrefetch
+from cramjax.errors import UserError
+from cramjax.files import write_json
+from cramjax.parallel import processes
+from cramjax.training import remedies
+from cramjax.training import session as sessions
+from cramjax.training.metrics import MetricsWriter, Silence, Sink
+from cramjax.training.parts import Run
+from cramjax.training.records import Recorder
+from cramjax.training.session import Session
+from cramjax.training.stage import Stage, open_batches
+from cramjax.training.state import TrainState, initial_state
+from cramjax.training.workdir import environment
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opening:
+    """The stage at which a run starts or goes on.
+
+    Attributes:
+        number: of the stage, from 0.
+        session: its network on the devices.
+        restored: the newest checkpoint, or None in a fresh workdir.
+    """
+
+    number: int
+    session: Session
+    restored: Restored | None
+
+    @property
+    def resumed_from(self) -> int | None:
+        """The checkpoint's step, or None."""
+        return self.restored.step if self.restored else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ready:
+    """All that the first step needs."""
+
+    stage: Stage
+    state: TrainState
+    batches: DevicePrefetch
+    unigram_loss: float
+
+
+def open_stage(run: Run) -> Opening:
+    """Open the stage of the newest checkpoint, or the first one; clock and counts go on from there.
+
+    Raises:
+        UserError: if the checkpoint is another configuration's, or memory or mesh do not fit.
+        RunFailed: if there are checkpoints, and all are damaged.
+    """
+    opened: dict[int, Session] = {}
+
+    def expected(sidecar: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
+        """Returns the shapes to restore into, and the entries that must agree."""
+        number = _stage_number(run, sidecar)
+        opened[number] = run.stages.open(number)
+        return opened[number].abstract, run.identity(opened[number])
+
+    restored = run.checkpoints.restore(expected)
+    if restored is None:
+        return Opening(number=0, session=run.stages.open(0), restored=None)
+
+    run.clock.load_state_dict(restored.sidecar["clock"])
+    run.spent.load_state_dict(restored.sidecar["spent"])
+    number = _stage_number(run, restored.sidecar)
+    return Opening(number=number, session=opened[number], restored=restored)
+
+
+def _stage_number(run: Run, sidecar: Mapping[str, Any]) -> int:
+    # A configuration may have fewer stages now. Checkpoints from before there were stages have none.
+    return min(sidecar.get("stage", 0), len(run.stages) - 1)
+
+
+def finished_summary(run: Run, opening: Opening) -> dict[str, Any] | None:
+    """Returns the summary of a run that has come to its end, or None if it is to be trained."""
+    path = run.workdir / "summary.json"
+    if opening.restored is None or not path.exists():
+        return None
+    summary = json.loads(path.read_text())
+    # A run that has a summary may go on with a larger budget, unless it failed.
+    is_over = run.clock.done() or summary["stop_reason"] == "early_termination"
+    return summary if is_over else None
+
+
+def describe_run(run: Run) -> None:
+    """Write config.json, environment.json and the tokenizer into the workdir."""
+    write_json(run.workdir / "config.json", run.config.to_dict())
+    kinds = [device.device_kind for device in jax.devices()]
+    described = environment(kinds) | {"dataset": str(run.dataset.directory)}
+    write_json(run.workdir / "environment.json", described)
+    tokenizer = run.dataset.directory / "tokenizer"
+    shutil.copytree(tokenizer, run.workdir / "tokenizer", dirs_exist_ok=True)
+
+
+def make_ready(run: Run, opening: Opening) -> Ready:
+    """Compile step and evaluation, make the state and open the batches; starts the budget's clock.
+
+    Threads compile. Meanwhile the main thread makes the state, reads, and answers signals.
+
+    Raises:
+        UserError: if data or the model of `init_from` do not fit.
+        RunFailed: if the step does not fit the device's memory.
+    """
+    session = opening.session
+    evaluator = run.stages.evaluator(opening.number, session)
+
+    run.clock.start()
+    if session.program is None:
+        run.progress.announce("compiling the train step…")
+    program = run.compiler.submit(sessions.compile_train_step, session)
+    if run.config.eval.every_fraction:
+        evaluator.compile_by(run.compiler, session.abstract.params)
+
+    state = opening.restored.state if opening.restored else _fresh_state(run, session)
+    unigram_loss = evaluator.unigram_loss(run.dataset.unigram_counts)
+    batches = open_batches(run, session)
+    with remedies.explained(session, run.dataset):
+        step_fn, compile_s = program.result()
+
+    run.spent.compile_s += compile_s
+    run.progress.announce(
+        f"compiled in {compile_s:.1f} s; the first step starts after {run.since_start_s():.1f} s"
+    )
+    stage = Stage(number=opening.number, session=session, step_fn=step_fn, evaluator=evaluator)
+    return Ready(stage=stage, state=state, batches=batches, unigram_loss=unigram_loss)
+
+
+def _fresh_state(run: Run, session: Session) -> TrainState:
+    """Returns the state at step 0, with the parameters of `init_from` if that is set."""
+    state = initial_state(
+        session.task,
+        session.optimizer,
+        session.dynamic_scale,
+        session.abstract,
+        run.config.seed,
+    )
+    if not run.config.init_from:
+        return state
+    params = _params_of(run.config.init_from, run, session, state.params)
+    return dataclasses.replace(state, params=params)
+
+
+def _params_of(
+    checkpoint: str, run: Run, session: Session, params: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns `params` with the values of another model."""
+    origin = pretrained.read(checkpoint)
+    tokenizer_file = run.dataset.directory / "tokenizer" / "tokenizer.json"
+    vocabulary = tokenizers.load(tokenizer_file)[0].get_vocab()
+    if vocabulary != tokenizers.load(origin.tokenizer_file)[0].get_vocab():
+        raise UserError(
+            f"init_from={checkpoint}: has another tokenizer than {run.dataset.directory}; "
+            f"prepare the text with --config.data.tokenizer={origin.tokenizer_file}"
+        )
+
+    at_step = f" at step {origin.step}" if origin.is_run else ""
+    run.progress.announce(f"starting from the parameters of {origin.path}{at_step}")
+    return pretrained.start_from(origin, session.task.description, params)
+
+
+def open_recorder(run: Run, opening: Opening, ready: Ready, sinks: Sequence[Sink]) -> Recorder:
+    """Returns the recorder; metrics lines after the step of the checkpoint are cut off."""
+    log = run.config.log
+    writer: MetricsWriter | Silence = Silence()
+    if processes.is_first():
+        writer = MetricsWriter(
+            run.workdir,
+            resumed_step=opening.resumed_from or 0,
+            tensorboard=log.tensorboard,
+            wandb_project=log.wandb,
+            config=run.config.to_dict(),
+            sinks=sinks,
+        )
+    return Recorder(
+        writer=writer,
+        progress=run.progress,
+        clock=run.clock,
+        spent=run.spent,
+        every_steps=log.every_steps,
+        peak_flops=opening.session.peak_flops,
+        unigram_loss=ready.unigram_loss,
+        started=run.started,
+        resumed_from=opening.resumed_from,
+    )

@@ -1,0 +1,60 @@
+"""The switch of a run from one stage to the next: its network grows."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from concurrent.futures import Future
+
+from cramjax.training.growing import Prepared
+from cramjax.training.milestones import Milestones
+from cramjax.training.parts import Run
+from cramjax.training.stage import Stage
+from cramjax.training.state import TrainState
+
+
+def wait_for(following: Future[Prepared], run: Run) -> None:
+    """Wait until the next stage is prepared or a signal arrives."""
+    with run.spent.on("growth_s"):
+        while not following.done() and not run.coordinator.requested:
+            # Short waits: a compilation must not delay the answer to a signal.
+            concurrent.futures.wait([following], timeout=0.1)
+
+
+def grow(
+    run: Run,
+    stage: Stage,
+    state: TrainState,
+    following: Future[Prepared],
+    milestones: Milestones,
+) -> tuple[Stage, TrainState]:
+    """Returns the next stage and its first state, grown from `state`; evaluates before and after.
+
+    If the next stage cannot be prepared, `state` is saved and the error raised.
+    """
+    before = milestones.evaluate(stage, state)
+    with run.spent.on("growth_s"):
+        try:
+            prepared = following.result()
+        except Exception:
+            # What this stage has learned is kept.
+            milestones.save(stage, state, block=True)
+            raise
+        grown = prepared.grow(state)
+
+    next_stage = Stage(
+        number=stage.number + 1,
+        session=prepared.session,
+        step_fn=prepared.step_fn,
+        evaluator=prepared.evaluator,
+    )
+    after = milestones.evaluate(next_stage, grown)
+
+    n_before = stage.session.task.n_params
+    n_after = next_stage.session.task.n_params
+    shape = run.stages.stages[next_stage.number].describe()
+    run.progress.announce(
+        f"step {run.clock.n_steps:,}: grown from {n_before / 1e6:.1f}M to {n_after / 1e6:.1f}M "
+        f"parameters ({shape}); held-out loss {before.loss:.3f} → {after.loss:.3f} "
+        f"({after.loss - before.loss:+.3f})"
+    )
+    return next_stage, grown

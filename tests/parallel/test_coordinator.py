@@ -1,0 +1,31 @@
+"""The coordinator of one process; that of several is tested with real processes (e2e)."""
+
+import signal
+
+from cramjax.parallel.coordinator import OneProcess, SeveralProcesses, coordinate
+from cramjax.stop import Stop
+
+
+def test_a_process_without_others_follows_its_own_clock_and_signals():
+    stop = Stop()
+    coordinator = coordinate(stop)
+    assert isinstance(coordinator, OneProcess)
+    assert not coordinator.requested and coordinator.reason is None
+
+    stop.signum = signal.SIGTERM
+    assert coordinator.requested and coordinator.reason == "sigterm"
+    assert coordinator.now() <= coordinator.now()
+
+
+def test_the_clock_and_signals_of_several_processes_are_one_step_late():
+    # A group of one process runs the same collective as a larger one.
+    stop, seconds = Stop(), iter([100.0, 101.5, 103.0, 104.0])
+    coordinator = SeveralProcesses(stop, now=lambda: next(seconds))
+    coordinator.advance()
+    assert coordinator.now() == 0.0
+
+    stop.signum = signal.SIGINT
+    coordinator.advance()
+    assert coordinator.now() == 1.5 and not coordinator.requested
+    coordinator.advance()
+    assert coordinator.now() == 3.0 and coordinator.reason == "sigint"

@@ -1,0 +1,200 @@
+"""The training loop alone, with a step that computes nothing on the device."""
+
+import types
+
+import numpy as np
+import pytest
+
+from cramjax.budget.clock import Clock
+from cramjax.errors import RunFailed
+from cramjax.training.loop import StepSchedule, run_steps
+
+SEQ_LEN = 8
+MICROBATCH = 2
+
+
+def make_config(*, batch_ramp=0.0, rewarm=0.0, stop_loss=None):
+    return types.SimpleNamespace(
+        batch_size=8,
+        data=types.SimpleNamespace(seq_len=SEQ_LEN),
+        optimizer=types.SimpleNamespace(lr=1.0, max_skipped=3),
+        schedule=types.SimpleNamespace(
+            name="linear",
+            warmup=0.0,
+            cooldown=0.0,
+            final=0.0,
+            batch_ramp=batch_ramp,
+            stop_loss=stop_loss,
+            stop_after=0.0,
+        ),
+        growth=types.SimpleNamespace(rewarm=rewarm),
+    )
+
+
+class FakeCoordinator:
+    """Requests a stop after `stop_after` steps."""
+
+    def __init__(self, stop_after=None):
+        self._stop_after = stop_after
+        self.n_steps = 0
+
+    @property
+    def requested(self):
+        return self._stop_after is not None and self.n_steps >= self._stop_after
+
+    @property
+    def reason(self):
+        return "sigterm" if self.requested else None
+
+    def now(self):
+        return 0.0
+
+    def advance(self):
+        self.n_steps += 1
+
+
+class Loop:
+    """Runs the loop with stand-ins for everything around it, and notes what happens in order.
+
+    The state is the number of steps it has seen. `metrics(step)` gives entries of a step's metrics.
+    """
+
+    def __init__(self, metrics=lambda step: {}):
+        self.events = []
+        self.records = []
+        self._metrics = metrics
+
+    def request(self, n_units):
+        self.events.append(("request", n_units))
+
+    def get(self):
+        self.events.append(("get",))
+        return "batch", 0.5
+
+    def before_step(self, state):
+        self.events.append(("before", state))
+
+    def record(self, step):
+        self.events.append(("record", step.step))
+        self.records.append(step)
+
+    def step(self, state, batch, lr, n_micro):
+        assert batch == "batch" and lr.dtype == np.float32 and n_micro.dtype == np.int32
+        self.events.append(("step", int(n_micro)))
+        metrics = {"loss": 4.0, "skipped_in_row": 0} | self._metrics(state + 1)
+        return state + 1, {name: np.float32(value) for name, value in metrics.items()}
+
+    def run(self, steps=3, *, coordinator=None, since=0.0, until=1.0, **settings):
+        self.clock = Clock(steps=steps)
+        self.clock.start()
+        schedule = StepSchedule(
+            config=make_config(**settings),
+            microbatch_size=MICROBATCH,
+            flops_per_sequence=10.0,
+            since=since,
+            until=until,
+        )
+        return run_steps(
+            self.step,
+            0,
+            self,
+            schedule=schedule,
+            clock=self.clock,
+            coordinator=coordinator or FakeCoordinator(),
+            before_step=self.before_step,
+            record=self.record,
+        )
+
+
+def test_a_round_is_milestones_batch_step_and_the_record_of_the_step_before():
+    loop = Loop()
+    outcome = loop.run(steps=3)
+    assert loop.events == [
+        ("request", 4),
+        ("before", 0), ("get",), ("request", 4), ("step", 4),
+        ("before", 1), ("get",), ("request", 4), ("step", 4), ("record", 1),
+        ("before", 2), ("get",), ("request", 4), ("step", 4), ("record", 2),
+        ("record", 3),
+    ]  # fmt: skip
+    assert outcome.state == 3
+    assert outcome.stop_reason == "steps"
+    assert outcome.data_wait_s == 1.5
+
+
+def test_the_clock_counts_rows_tokens_and_flops_of_each_step():
+    loop = Loop()
+    loop.run(steps=3)
+    assert loop.clock.n_steps == 3
+    assert loop.clock.n_rows == 3 * 8
+    assert loop.clock.n_tokens == 3 * 8 * SEQ_LEN
+    assert loop.clock.n_flops == 3 * 8 * 10.0
+
+
+def test_learning_rates_follow_the_share_at_the_end_of_each_step():
+    loop = Loop()
+    loop.run(steps=4)
+    assert [step.fraction for step in loop.records] == [0.25, 0.5, 0.75, 1.0]
+    assert [step.lr for step in loop.records] == [0.75, 0.5, 0.25, 0.0]
+    assert [step.metrics["loss"] for step in loop.records] == [4.0] * 4
+
+
+def test_each_step_takes_the_microbatches_that_were_requested_for_it():
+    loop = Loop()
+    loop.run(steps=10, batch_ramp=1.0)
+    requested = [event[1] for event in loop.events if event[0] == "request"]
+    stepped = [event[1] for event in loop.events if event[0] == "step"]
+    assert stepped == requested[:-1]
+    assert stepped == sorted(stepped) and stepped[0] == 1 and stepped[-1] == 4
+    assert [step.batch_size for step in loop.records] == [MICROBATCH * n for n in stepped]
+
+
+def test_a_signal_stops_after_the_current_step_which_is_recorded():
+    loop = Loop()
+    outcome = loop.run(steps=10, coordinator=FakeCoordinator(stop_after=2))
+    assert outcome.state == loop.clock.n_steps == 2
+    assert outcome.stop_reason == "sigterm"
+    assert [step.step for step in loop.records] == [1, 2]
+
+
+def test_a_signal_before_the_first_step_changes_nothing():
+    loop = Loop()
+    outcome = loop.run(coordinator=FakeCoordinator(stop_after=0))
+    assert outcome.state == 0 and outcome.stop_reason == "sigterm"
+    assert loop.events == [("request", 4)]
+
+
+def test_the_end_of_the_budget_is_the_reason_even_if_a_signal_comes_with_the_last_step():
+    outcome = Loop().run(steps=3, coordinator=FakeCoordinator(stop_after=3))
+    assert outcome.stop_reason == "steps"
+
+
+def test_a_stage_ends_at_its_share_without_a_reason():
+    loop = Loop()
+    outcome = loop.run(steps=10, until=0.5)
+    assert outcome.state == 5
+    assert outcome.stop_reason is None
+    assert [step.step for step in loop.records] == [1, 2, 3, 4, 5]
+
+
+def test_after_a_growth_the_learning_rate_warms_up_again():
+    loop = Loop()
+    loop.run(steps=4, since=0.25, rewarm=0.5)
+    # Twice the share since the growth, and never more than 1.
+    assert [step.lr for step in loop.records] == [0.0, 0.5 * 0.5, 0.25 * 1.0, 0.0]
+
+
+def test_gradients_that_stay_non_finite_fail_the_run():
+    loop = Loop(metrics=lambda step: {"skipped_in_row": max(0, step - 1)})
+    with pytest.raises(RunFailed, match=r"not finite for 3 steps in a row \(up to step 4\)"):
+        loop.run(steps=20)
+    assert [step.step for step in loop.records] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("loss", [9.5, float("nan")])
+def test_a_loss_above_the_limit_ends_the_run_one_step_later(loss):
+    loop = Loop(metrics=lambda step: {"loss": loss if step >= 3 else 4.0})
+    outcome = loop.run(steps=20, stop_loss=9.0)
+    assert outcome.stop_reason == "early_termination"
+    # Step 3 is read after step 4 is dispatched.
+    assert outcome.state == 4
+    assert [step.step for step in loop.records] == [1, 2, 3, 4]
