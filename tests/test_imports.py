@@ -26,7 +26,7 @@ BELOW = {
     "growth": {"models"},
     "hub": {"errors", "data", "models"},
     "start": {"parallel"},
-    "checkpoints": {"errors", "files", "data", "models", "parallel", "hub"},
+    "checkpoints": {"errors", "files", "data", "models", "parallel", "objectives", "hub"},
     "tuning": {"errors", "files", "budget", "models"},
     "training": {
         "errors",

@@ -22,7 +22,7 @@ from cramjax.finetuning.feed import EncoderFeed, truncating
 from cramjax.finetuning.protocols import PROTOCOLS
 from cramjax.glue import inputs, rows
 from cramjax.glue.tasks import Task, find_tasks
-from cramjax.models import encoder
+from cramjax.models import network
 from cramjax.objectives.masked_lm import encoder_config
 from cramjax.tuning import devices
 
@@ -130,7 +130,7 @@ class _Ours:
         self._n_classes = task.n_classes
         pad_id = tokenizers.special_ids(tokenizer)["pad"]
         self._feed = EncoderFeed(task, splits, tokenizer, pad_id, self.settings, None)
-        self._trained = encoder.init_params(self._config, jax.random.key(0))
+        self._trained = network.init_params(self._config, jax.random.key(0))
         # What the feed makes of them, for the peer.
         self._encoded = truncating(tokenizer, self.settings.max_length).encode_batch(
             [(a, b) if b is not None else a for a, b in pairs]

@@ -32,7 +32,7 @@ def host_s(made: session.Session, state: TrainState) -> float:
     `state` is given up.
     """
     rows = np.zeros(
-        (made.max_microbatches, made.microbatch_size, made.task.row_tokens), made.token_dtype
+        (made.max_microbatches, made.microbatch_size, made.objective.row_tokens), made.token_dtype
     )
     batch = jax.device_put(rows, meshes.batch_sharding(made.mesh, 3, 1))
     scalars = np.float32(0.0), np.int32(made.max_microbatches)
@@ -78,7 +78,7 @@ def _timed(
             clock=clock,
             config=made.config,
             microbatch_size=made.microbatch_size,
-            flops_per_sequence=made.task.flops,
+            flops_per_sequence=made.objective.flops,
             hooks=Hooks(
                 evaluate_if_due=lambda state, fraction: None,
                 save_if_due=lambda state: None,

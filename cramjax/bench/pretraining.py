@@ -49,18 +49,18 @@ def bench(config: Any, n_steps: int) -> dict[str, Any]:
         * jax.device_count()
     )
     rows = made.max_microbatches * made.microbatch_size
-    flops = rows * made.task.flops
+    flops = rows * made.objective.flops
     cost = compiled.cost_analysis() or {}
     analysis = compiled.memory_analysis()
     return {
         "recipe": config.name,
         "device": f"{jax.device_count()} x {device.device_kind}",
         "precision": made.precision,
-        "params": made.task.n_params,
+        "params": made.n_params,
         "batch_size": rows,
         "microbatch_size": made.microbatch_size,
         "seq_len": config.data.seq_len,
-        "n_predicted": made.task.n_predicted,
+        "n_predicted": made.objective.n_predicted,
         "compile_s": compile_s,
         "step_s": median_s,
         "step_s_p10": float(np.percentile(seconds, 10)),
@@ -79,7 +79,8 @@ def bench(config: Any, n_steps: int) -> dict[str, Any]:
         "temporary_bytes": analysis.temp_size_in_bytes if analysis else None,
         "peak_memory_bytes": devices.peak_memory_bytes(device),
         "input_tokens_per_s": {
-            name: _pipeline_rate(config, made.task.row_tokens, name) for name in ("numpy", "tfdata")
+            name: _pipeline_rate(config, made.objective.row_tokens, name)
+            for name in ("numpy", "tfdata")
         },
     }
 
@@ -98,8 +99,10 @@ def _step_seconds(
 ) -> tuple[list[float], float, float]:
     """Of steps, each waited for; the median until a call returns; of a round of the loop that computes nothing."""
     config = made.config
-    state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed)
-    shape = (made.max_microbatches, made.microbatch_size, made.task.row_tokens)
+    state = initial_state(
+        made.objective, made.optimizer, made.dynamic_scale, made.abstract, config.seed
+    )
+    shape = (made.max_microbatches, made.microbatch_size, made.objective.row_tokens)
     tokens = (
         np.random.default_rng(0).integers(5, config.data.vocab_size, shape).astype(made.token_dtype)
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from cramjax.checkpoints.checkpoint import Checkpoints
 from cramjax.data import tokenizers as tokenizer_files
 from cramjax.errors import UserError
 from cramjax.hub import directory, download
-from cramjax.models import encoder, t5
+from cramjax.objectives.families import network_of
 from cramjax.parallel import mesh as meshes
 
 # What may differ between a network and the parameters it starts from.
@@ -45,7 +44,7 @@ class Origin:
     """
 
     path: pathlib.Path
-    config: encoder.EncoderConfig | t5.T5Config
+    config: Any
     params: dict[str, Any]
     tokenizer: tokenizers.Tokenizer
     tokenizer_file: pathlib.Path
@@ -107,7 +106,7 @@ def read(checkpoint: str | os.PathLike, step: int | None = None, *, whole: bool 
     checkpoints.close()
     return Origin(
         path=path,
-        config=_network(sidecar["model"]),
+        config=network_of(sidecar["model"]),
         params=params,
         tokenizer=tokenizers.Tokenizer.from_file(str(file)),
         tokenizer_file=file,
@@ -120,19 +119,12 @@ def _read_packed(path: pathlib.Path, file: pathlib.Path, whole: bool) -> Origin:
     content, tensors = packed.read(path)
     return Origin(
         path=path,
-        config=_network(content["network"]),
+        config=network_of(content["network"]),
         params=unflatten_dict(packed.values(tensors, whole=whole), sep="/"),
         tokenizer=tokenizers.Tokenizer.from_file(str(file)),
         tokenizer_file=file,
         finetuned=content["finetuned"],
         is_run=False,
-    )
-
-
-def _network(description: Mapping[str, Any]) -> encoder.EncoderConfig | t5.T5Config:
-    numbers = dict(description)
-    return (t5.T5Config if numbers.pop("family", "encoder") == "t5" else encoder.EncoderConfig)(
-        **numbers
     )
 
 

@@ -24,6 +24,7 @@ from cramjax.finetuning.protocols import Settings
 from cramjax.finetuning.run import Meter
 from cramjax.glue.tasks import Task
 from cramjax.inference import LoadedModel
+from cramjax.models import network
 from cramjax.training import session
 from cramjax.training.evaluate import Evaluator
 
@@ -186,13 +187,13 @@ class TextSubject:
         self._made = session.session_on(self._config, self._dataset, jax.devices())
         self._batches = loaders.heldout_batches(
             self._dataset,
-            seq_len=self._made.task.eval_row_tokens,
+            seq_len=self._made.objective.eval_row_tokens,
             batch_size=self._config.eval.batch_size,
             n_batches=self._config.eval.batches,
             cls_token=self._config.data.cls_token,
         )
-        self._evaluate = Evaluator(self._made.task, self._made.mesh, self._batches)
-        self._program = jax.jit(self._made.task.evaluate)
+        self._evaluate = Evaluator(self._made.objective, self._made.mesh, self._batches)
+        self._program = jax.jit(self._made.objective.evaluate)
 
     def start(self, seed: int) -> Any:
         """The run's parameters."""
@@ -200,7 +201,7 @@ class TextSubject:
 
     def axes(self, config: Any) -> Any:
         """As of `Subject`."""
-        return self._made.task.axes
+        return network.param_axes(self._made.objective.network)
 
     def recover(
         self, config: Any, params: Any, seed: int, epochs: int, quantizer: Quantizer | None

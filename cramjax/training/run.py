@@ -194,7 +194,7 @@ class Run:
             f"starting from the parameters of {found.path}"
             + (f" at step {found.step}" if found.is_run else "")
         )
-        params = pretrained.start_from(found, self.session.task.description, state.params)
+        params = pretrained.start_from(found, self.session.objective.description, state.params)
         return dataclasses.replace(state, params=params)
 
     def _enter(self, sidecar: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
@@ -258,7 +258,7 @@ class Run:
         """The state at step 0, with the parameters of another model where the configuration names one."""
         made, config = self.session, self.config
         state = initial_state(
-            made.task, made.optimizer, made.dynamic_scale, made.abstract, config.seed
+            made.objective, made.optimizer, made.dynamic_scale, made.abstract, config.seed
         )
         return self._started_from(config.init_from, state) if config.init_from else state
 
@@ -275,7 +275,7 @@ class Run:
                     clock=self.clock,
                     config=made.config,
                     microbatch_size=made.microbatch_size,
-                    flops_per_sequence=made.task.flops,
+                    flops_per_sequence=made.objective.flops,
                     hooks=Hooks(
                         evaluate_if_due=self._evaluate_if_due,
                         save_if_due=self._save_if_due,
@@ -296,7 +296,7 @@ class Run:
         with self.spent.on("eval_s"):
             before = self.evaluator(state.params)
         self.recorder.evaluated(before, self.unigram_loss)
-        n_params = self.session.task.n_params
+        n_params = self.session.n_params
         with self.spent.on("growth_s"):
             try:
                 prepared = following.result()
@@ -315,7 +315,7 @@ class Run:
             after = self.evaluator(self.state.params)
         self.recorder.evaluated(after, self.unigram_loss)
         self.progress.announce(
-            f"step {self.clock.n_steps:,}: grown from {n_params / 1e6:.1f}M to {self.session.task.n_params / 1e6:.1f}M parameters "
+            f"step {self.clock.n_steps:,}: grown from {n_params / 1e6:.1f}M to {self.session.n_params / 1e6:.1f}M parameters "
             f"({self.stages.stages[self.stage].describe()}); "
             f"held-out loss {before.loss:.3f} → {after.loss:.3f} ({after.loss - before.loss:+.3f})"
         )
@@ -383,7 +383,7 @@ class Run:
         source = loaders.open_loader(
             self.dataset,
             seed=config.seed,
-            seq_len=made.task.row_tokens,
+            seq_len=made.objective.row_tokens,
             cls_token=config.data.cls_token,
             order=config.data.order,
             loader=config.data.loader,
@@ -439,7 +439,7 @@ class Run:
         """What a checkpoint must agree on with the run that restores it, beside the shapes of its arrays."""
         return {
             "tokenizer_sha256": self.dataset.manifest["tokenizer_sha256"],
-            "model": self.session.task.description,
+            "model": self.session.objective.description,
             "optimizer": self.config.optimizer.name,
         }
 
@@ -450,7 +450,7 @@ class Run:
             "steps": clock.n_steps,
             "tokens": clock.n_tokens,
             "flops": clock.n_flops,
-            "params": self.session.task.n_params,
+            "params": self.session.n_params,
             "elapsed_s": round(elapsed_s, 3),
             "progress": clock.fraction(),
             "train_loss": self.recorder.train_loss,

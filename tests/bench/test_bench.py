@@ -15,7 +15,7 @@ from tools import bench as tool
 def test_a_round_of_the_loop_is_timed_around_a_program_that_leaves_the_state_alone(monkeypatch):
     monkeypatch.setattr(overhead, "N_ROUNDS", 4)
     made = open_tiny("microbatch_size=4")
-    state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, 0)
+    state = initial_state(made.objective, made.optimizer, made.dynamic_scale, made.abstract, 0)
     step = jax.jit(overhead._idle)
     same, metrics = step(state, None, jax.numpy.float32(0.5), jax.numpy.int32(2))
     jax.tree.map(

@@ -8,8 +8,7 @@ import pytest
 
 from cramjax.bench import peers
 from cramjax.config.resolve import get_config
-from cramjax.models import encoder
-from cramjax.models import t5 as t5_network
+from cramjax.models import network
 from cramjax.objectives.masked_lm import encoder_config
 from cramjax.objectives.span_corruption import t5_config
 
@@ -84,11 +83,11 @@ def test_a_peer_is_measured_in_a_process_of_its_own(family):
         )
         assert result["step_s_p10"] <= result["step_s"] <= result["step_s_p90"]
     if family == "t5":
-        assert found[0]["params"] == t5_network.count_params(
+        assert found[0]["params"] == network.count_params(
             t5_config(config.model, config.data.vocab_size)
         )
     else:
-        assert found[2]["params"] == encoder.count_params(
+        assert found[2]["params"] == network.count_params(
             encoder_config(config.model, config.data.vocab_size)
         )
 
