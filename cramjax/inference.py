@@ -22,7 +22,7 @@ from cramjax import start
 from cramjax.checkpoints import pretrained
 from cramjax.data.tokenizers import special_ids
 from cramjax.errors import UserError
-from cramjax.models import encoder, t5
+from cramjax.models import encoder, network, t5
 from cramjax.models.generation import generate as generate_tokens
 from cramjax.models.int8 import is_faster
 from cramjax.models.layers import Precision
@@ -70,7 +70,7 @@ class LoadedModel:
 
     def description(self) -> dict[str, Any]:
         """Returns the network as a checkpoint describes it."""
-        return dataclasses.asdict(self.config) | {"family": "t5" if self.is_t5 else "encoder"}
+        return dataclasses.asdict(self.config) | {"family": self.config.family}
 
 
 def load(
@@ -115,8 +115,8 @@ def load(
 
 def untrained(model: LoadedModel) -> LoadedModel:
     """Returns the same network with fresh parameters, a function of key 0, as a control."""
-    initialize = t5.init_params if model.is_t5 else encoder.init_params
-    return dataclasses.replace(model, params=initialize(model.config, jax.random.key(0)), extra={})
+    params = network.init_params(model.config, jax.random.key(0))
+    return dataclasses.replace(model, params=params, extra={})
 
 
 def fill_mask(model: LoadedModel, text: str, top_k: int = 5) -> list[list[tuple[str, float]]]:

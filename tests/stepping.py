@@ -51,7 +51,7 @@ def batches(n, rows=16, seed=0, length=32):
 def losses(made, data, lr=1e-2, n_micro=None):
     compiled, _ = session.compile_train_step(made)
     state = initial_state(
-        made.task, made.optimizer, made.dynamic_scale, made.abstract, made.config.seed
+        made.objective, made.optimizer, made.dynamic_scale, made.abstract, made.config.seed
     )
     values = []
     for tokens in data:

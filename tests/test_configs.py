@@ -24,13 +24,13 @@ def test_recipe_traces(path, variant):
     )
     made = session.open_session(config, vocabulary)
     step = make_train_step(
-        made.task,
+        made.objective,
         made.optimizer,
         seed=config.seed,
         clip_norm=config.optimizer.clip_norm,
         dynamic_scale=False,
     )
-    batch = jax.ShapeDtypeStruct((made.max_microbatches, 8, made.task.row_tokens), jnp.uint16)
+    batch = jax.ShapeDtypeStruct((made.max_microbatches, 8, made.objective.row_tokens), jnp.uint16)
     scalars = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
     state, metrics = jax.eval_shape(step, made.abstract, batch, *scalars)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == jax.tree.map(
@@ -49,8 +49,8 @@ def test_recipe_says_what_it_is(path):
 
 
 def test_crammed_bert_has_the_published_number_of_parameters():
-    from cramjax.models import encoder
+    from cramjax.models import network
     from cramjax.objectives.masked_lm import encoder_config
 
     config = resolve(str(RECIPES[0].parent / "bert_1day.py"))
-    assert encoder.count_params(encoder_config(config.model, 32768)) == 119_589_889
+    assert network.count_params(encoder_config(config.model, 32768)) == 119_589_889

@@ -27,7 +27,16 @@ BELOW = {
     "growth": {"models"},
     "hub": {"errors", "data", "models"},
     "start": {"parallel"},
-    "checkpoints": {"errors", "files", "config", "data", "models", "parallel", "hub"},
+    "checkpoints": {
+        "errors",
+        "files",
+        "config",
+        "data",
+        "models",
+        "objectives",
+        "parallel",
+        "hub",
+    },
     "tuning": {"errors", "files", "console", "config", "budget", "models", "parallel"},
     "training": {
         "errors",

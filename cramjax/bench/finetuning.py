@@ -23,7 +23,7 @@ from cramjax.finetuning.feed import EncoderFeed
 from cramjax.finetuning.protocols import PROTOCOLS
 from cramjax.glue import inputs, rows
 from cramjax.glue.tasks import Task, find_tasks
-from cramjax.models import encoder
+from cramjax.models import network
 from cramjax.objectives.masked_lm import encoder_config
 from cramjax.tuning import devices
 
@@ -167,7 +167,7 @@ class TimedFinetuning:
         self.mean_tokens = statistics.mean(len(sequence.ids) for sequence in self._sequences)
 
         self._config = encoder_config(config.model, vocab_size)
-        self._trained = encoder.init_params(self._config, jax.random.key(0))
+        self._trained = network.init_params(self._config, jax.random.key(0))
         self.n_params = sum(leaf.size for leaf in jax.tree.leaves(self._trained["encoder"]))
         self._compile_s: dict[str, float] = {}
 

@@ -35,7 +35,7 @@ def host_s(session: Session, state: TrainState) -> float:
     A round is the clock, the schedules, the hand-over of a batch, the call with `state` and the
     scalars, the metrics on their way back, and the records. `state` is given up.
     """
-    shape = (session.max_microbatches, session.microbatch_size, session.task.row_tokens)
+    shape = (session.max_microbatches, session.microbatch_size, session.objective.row_tokens)
     rows = np.zeros(shape, session.token_dtype)
     batch = jax.device_put(rows, meshes.batch_sharding(session.mesh, 3, 1))
     scalars = (np.float32(0.0), np.int32(session.max_microbatches))
@@ -75,7 +75,7 @@ def _timed(
     schedule = StepSchedule(
         config=session.config,
         microbatch_size=session.microbatch_size,
-        flops_per_sequence=session.task.flops,
+        flops_per_sequence=session.objective.flops,
     )
     units = itertools.repeat(np.zeros((session.microbatch_size, 1), session.token_dtype))
 

@@ -56,7 +56,7 @@ def bench(config: Any, n_steps: int) -> dict[str, Any]:
     peak = devices.measure_matmul_flops(device, session.precision, size=2048, seconds=2.0)
     peak *= jax.device_count()
     rows = session.max_microbatches * session.microbatch_size
-    flops = rows * session.task.flops
+    flops = rows * session.objective.flops
 
     # XLA counts the body of a loop once, so the two counts compare only without loops: with one
     # microbatch and all layers unrolled.
@@ -67,11 +67,11 @@ def bench(config: Any, n_steps: int) -> dict[str, Any]:
         "recipe": config.name,
         "device": f"{jax.device_count()} x {device.device_kind}",
         "precision": session.precision,
-        "params": session.task.n_params,
+        "params": session.n_params,
         "batch_size": rows,
         "microbatch_size": session.microbatch_size,
         "seq_len": config.data.seq_len,
-        "n_predicted": session.task.n_predicted,
+        "n_predicted": session.objective.n_predicted,
         "compile_s": compile_s,
         "step_s": step_s,
         "step_s_p10": float(np.percentile(times.steps_s, 10)),
@@ -87,7 +87,7 @@ def bench(config: Any, n_steps: int) -> dict[str, Any]:
         "temporary_bytes": memory.temp_size_in_bytes if memory else None,
         "peak_memory_bytes": devices.peak_memory_bytes(device),
         "input_tokens_per_s": {
-            name: _pipeline_rate(config, session.task.row_tokens, name)
+            name: _pipeline_rate(config, session.objective.row_tokens, name)
             for name in ("numpy", "tfdata")
         },
     }
@@ -118,9 +118,9 @@ class _StepTimes:
 def _time_steps(session: Session, compiled: jax.stages.Compiled, n_steps: int) -> _StepTimes:
     config = session.config
     state = initial_state(
-        session.task, session.optimizer, session.dynamic_scale, session.abstract, config.seed
+        session.objective, session.optimizer, session.dynamic_scale, session.abstract, config.seed
     )
-    shape = (session.max_microbatches, session.microbatch_size, session.task.row_tokens)
+    shape = (session.max_microbatches, session.microbatch_size, session.objective.row_tokens)
     random = np.random.default_rng(0)
     tokens = random.integers(5, config.data.vocab_size, shape).astype(session.token_dtype)
     batch = jax.device_put(tokens, meshes.batch_sharding(session.mesh, 3, 1))

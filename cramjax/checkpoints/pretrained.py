@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,7 +22,7 @@ from cramjax.checkpoints.checkpoint import Checkpoints
 from cramjax.data import tokenizers as tokenizer_files
 from cramjax.errors import UserError
 from cramjax.hub import directory, download
-from cramjax.models import encoder, t5
+from cramjax.objectives.families import network_of
 from cramjax.parallel import mesh as meshes
 
 # Fields that may differ between a network and the parameters it starts from.
@@ -56,7 +55,7 @@ class Pretrained:
     """
 
     path: pathlib.Path
-    config: encoder.EncoderConfig | t5.T5Config
+    config: Any
     params: dict[str, Any]
     tokenizer: tokenizers.Tokenizer
     tokenizer_file: pathlib.Path
@@ -141,7 +140,7 @@ def _read_run(path: pathlib.Path, step: int | None) -> Pretrained:
     file = tokenizer_file(path)
     return Pretrained(
         path=path,
-        config=_network(sidecar["model"]),
+        config=network_of(sidecar["model"]),
         params=params,
         tokenizer=tokenizers.Tokenizer.from_file(str(file)),
         tokenizer_file=file,
@@ -155,21 +154,13 @@ def _read_packed(path: pathlib.Path, whole: bool) -> Pretrained:
     file = tokenizer_file(path)
     return Pretrained(
         path=path,
-        config=_network(content["network"]),
+        config=network_of(content["network"]),
         params=unflatten_dict(packed.values(tensors, whole=whole), sep="/"),
         tokenizer=tokenizers.Tokenizer.from_file(str(file)),
         tokenizer_file=file,
         finetuned=content["finetuned"],
         is_run=False,
     )
-
-
-def _network(description: Mapping[str, Any]) -> encoder.EncoderConfig | t5.T5Config:
-    """Returns the network that a checkpoint or a packed model describes."""
-    fields = dict(description)
-    if fields.pop("family", "encoder") == "t5":
-        return t5.T5Config(**fields)
-    return encoder.EncoderConfig(**fields)
 
 
 def with_tokenizer(config: Any) -> Any:

@@ -30,6 +30,7 @@ from cramjax.finetuning.run import StepReport
 from cramjax.finetuning.saved import pretrained_params
 from cramjax.glue.tasks import Task
 from cramjax.inference import LoadedModel
+from cramjax.models import network
 from cramjax.training import session
 from cramjax.training.evaluate import Evaluator
 
@@ -229,13 +230,13 @@ class TextSubject:
         self._session = session.session_on(config, dataset, jax.devices())
         self._batches = loaders.heldout_batches(
             dataset,
-            seq_len=self._session.task.eval_row_tokens,
+            seq_len=self._session.objective.eval_row_tokens,
             batch_size=config.eval.batch_size,
             n_batches=config.eval.batches,
             cls_token=config.data.cls_token,
         )
-        self._evaluate = Evaluator(self._session.task, self._session.mesh, self._batches)
-        self._program = jax.jit(self._session.task.evaluate)
+        self._evaluate = Evaluator(self._session.objective, self._session.mesh, self._batches)
+        self._program = jax.jit(self._session.objective.evaluate)
 
     def start(self, seed: int) -> Any:
         """Returns the run's parameters."""
@@ -243,7 +244,7 @@ class TextSubject:
 
     def axes(self, config: Any) -> Any:
         """Returns the axis names of the parameters."""
-        return self._session.task.axes
+        return network.param_axes(self._session.objective.network)
 
     def recover(
         self, config: Any, params: Any, seed: int, epochs: int, quantizer: Quantizer | None

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cramjax.models import classifier, encoder
+from cramjax.models import classifier, encoder, network
 from cramjax.models.layers import Precision
 
 # The most any task has; COPA's two choices are scored one by one.
@@ -39,12 +39,12 @@ class Classification:
 
     def init(self, key: jax.Array, trained: Params) -> Params:
         """Parameters to start from: the encoder of `trained` and a fresh head."""
-        return classifier.init_params(self.config, key, trained)
+        return classifier.init_from(self.config, key, trained)
 
     @property
     def axes(self) -> Params:
         """Logical axes of the parameters."""
-        return classifier.param_axes(self.config)
+        return network.param_axes(self.config)
 
     def scores(self, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
         """float32 [examples, N_OUTPUTS]: of classes, or of choices, impossible ones at -1e9."""

@@ -54,8 +54,9 @@ def open_task(
             "max_target": feed.max_target,
         }
         return feed, text_to_text(model.config, model.precision, **options, **rates)
-    limit = model.config.max_positions if model.config.positions == "learned" else None
-    feed = EncoderFeed(task, splits, model.tokenizer, model.special["pad"], settings, limit)
+    feed = EncoderFeed(
+        task, splits, model.tokenizer, model.special["pad"], settings, model.config.max_length
+    )
     head = {"pooling": settings.pooling, "width": settings.head_width}
     if settings.head == "stock" and (family := equivalence.export_family(model.config)):
         head |= {"width": None, "transform": FAMILIES[family].transform}

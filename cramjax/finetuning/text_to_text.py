@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cramjax.models import generation, t5
+from cramjax.models import generation, network, t5
 from cramjax.models.layers import Precision
 from cramjax.objectives import losses
 
@@ -42,7 +42,7 @@ class TextToText:
     @property
     def axes(self) -> Params:
         """Logical axes of the parameters."""
-        return t5.param_axes(self.config)
+        return network.param_axes(self.config)
 
     def loss(
         self, params: Params, key: jax.Array, batch: Batch, rows: jax.Array

@@ -15,9 +15,9 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from cramjax.errors import UserError
-from cramjax.models import classifier, encoder, t5
 from cramjax.models.classifier import ClassifierConfig
 from cramjax.models.encoder import EncoderConfig
+from cramjax.models.network import abstract_params
 from cramjax.models.t5 import T5Config
 
 Network = EncoderConfig | T5Config
@@ -294,12 +294,9 @@ def network(cfg: Config) -> Network:
 
 @functools.lru_cache(maxsize=16)
 def shapes(cfg: Config) -> Mapping[str, tuple[int, ...]]:
-    """Returns path, joined by "/", → shape for all parameters of `cfg`."""
-    module = {EncoderConfig: encoder, T5Config: t5, ClassifierConfig: classifier}[type(cfg)]
-    return {
-        path: leaf.shape
-        for path, leaf in flatten_dict(module.abstract_params(cfg), sep="/").items()
-    }
+    """Path joined by "/" → shape of all parameters of `cfg`."""
+    leaves = flatten_dict(abstract_params(cfg), sep="/")
+    return {path: leaf.shape for path, leaf in leaves.items()}
 
 
 def check(name: str, cfg: Config) -> None:

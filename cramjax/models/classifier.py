@@ -1,13 +1,15 @@
-"""A classifier on an encoder: the first token's hidden state or the mean of all, a transform, dropout, scores.
+"""A classifier on an encoder: the first token's hidden state or the mean of all, a transform, scores.
 
-The transform is BERT's pooler (arXiv 1810.04805, section 3.2), whose width is free (Cramming's is 1,024), or the one in front of the
-decoder of masked language modelling, tuned on as in ModernBERT (arXiv 2412.13663).
+The transform is BERT's pooler (arXiv 1810.04805, section 3.2), whose width is free (Cramming's is
+1,024), or the one before the decoder of masked language modelling, trained further as in ModernBERT
+(arXiv 2412.13663).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,11 +27,15 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """`encoder` with a head that gives `n_outputs` scores.
+    """The numbers of an encoder with a head that gives `n_outputs` scores (`network.Buildable`).
 
     Attributes:
-        transform: "pooler" (dense, tanh) or "prediction" (dense, GELU, norm). width: of its dense layer; of "prediction" the encoder's.
-        dropout: before the scores. pooling: what the head sees, "first" or "mean".
+        encoder: the network below the head.
+        width: columns of the head's dense layer; with a "prediction" transform the encoder's width.
+        n_outputs: scores of a sequence.
+        dropout: rate before the scores.
+        pooling: the hidden states that the head reads, "first" or "mean".
+        transform: "pooler" (dense, tanh) or "prediction" (dense, GELU, norm).
 
     Raises:
         ValueError: for a "prediction" of another width.
@@ -46,65 +52,69 @@ class ClassifierConfig:
         if self.transform == "prediction" and self.width != self.encoder.d_model:
             raise ValueError(f"a prediction head is {self.encoder.d_model} wide, not {self.width}")
 
+    def build(self, precision: Precision) -> Callable[[nnx.Rngs], Classifier]:
+        """Returns the constructor of the modules."""
+        return functools.partial(Classifier, self, precision)
 
-class Classifier(nnx.Module):
-    """dense [embed, width] and tanh, or GELU and norm; dropout; out [width, n_outputs]. Biases, but where the encoder's head has none."""
+
+class ClassifierHead(nnx.Module):
+    """A dense layer [embed, width], tanh, or GELU and norm; dropout; the scores.
+
+    Layers have biases, except where the encoder's head has none and its transform is taken.
+    """
 
     def __init__(self, cfg: ClassifierConfig, precision: Precision, rngs: nnx.Rngs):
         self.cfg = cfg
         init = jax.nn.initializers.normal(cfg.encoder.init_std)
-        common = {"bias": True, "init": init, "precision": precision, "rngs": rngs}
         predicts = cfg.transform == "prediction"
         bias = cfg.encoder.head_bias or not predicts
         shape, axes = (cfg.encoder.d_model, cfg.width), (ax.EMBED, ax.EMBED_OUT)
-        self.dense = Linear("te,ef->tf", shape, axes, **common | {"bias": bias})
+        common = {"init": init, "rngs": rngs}
+        self.dense = Linear("te,ef->tf", shape, axes, bias=bias, precision=precision, **common)
         self.norm = Norm(cfg.encoder, precision, bias=bias, rngs=rngs) if predicts else None
+
         # The scores of a handful of classes in float32: nothing is gained by less.
         wide = dataclasses.replace(FLOAT32, matmul_dtype=precision.matmul_dtype)
-        self.out = Linear(
-            "te,ef->tf",
-            (cfg.width, cfg.n_outputs),
-            (ax.EMBED, None),
-            **common | {"precision": wide},
-        )
+        shape, axes = (cfg.width, cfg.n_outputs), (ax.EMBED, None)
+        self.out = Linear("te,ef->tf", shape, axes, bias=True, precision=wide, **common)
 
     def __call__(self, hidden: jax.Array, key: jax.Array | None) -> jax.Array:
         """[n, embed] → float32 [n, n_outputs]; dropout if there is a key."""
-        hidden = self.dense(hidden)
+        hidden = self.dense(hidden)  # [n, width]
         hidden = jnp.tanh(hidden) if self.norm is None else self.norm(gelu(hidden))
         return self.out(dropout(hidden, self.cfg.dropout, key))
 
 
-def _build(cfg: ClassifierConfig, precision: Precision = FLOAT32):
-    return functools.partial(Classifier, cfg, precision)
+class Classifier(nnx.Module):
+    """Encoder and head: the whole tree of parameters."""
+
+    def __init__(self, cfg: ClassifierConfig, precision: Precision, rngs: nnx.Rngs):
+        self.encoder = encoder.Encoder(cfg.encoder, precision, rngs)
+        self.classifier = ClassifierHead(cfg, precision, rngs)
 
 
-def init_params(cfg: ClassifierConfig, key: jax.Array, trained: Params) -> Params:
-    """{"encoder", "classifier"}: the encoder of `trained` (as of `encoder.init_params`) and a fresh head, a function of `key`.
+def init_from(cfg: ClassifierConfig, key: jax.Array, trained: Params) -> Params:
+    """Returns {"encoder", "classifier"}: the encoder of `trained` and a head that is new.
 
-    A `pooler` in `trained` (BERT's, of the sentence prediction it was pretrained with) is the dense layer of a head of its width; the
-    transform of a masked language model's head is that of a "prediction".
+    Parts of the head may be trained as well. A `pooler` in `trained` (BERT's, of the sentence
+    prediction it was pretrained with) is the dense layer of a head of its width. The transform of a
+    masked language model's head is that of a "prediction".
+
+    Args:
+        cfg: the network.
+        key: what is fresh in the head is a function of it.
+        trained: parameters of an encoder, as from `network.init_params`.
     """
-    head = module.params_of(_build(cfg)(nnx.Rngs(params=key)))
+    build = functools.partial(ClassifierHead, cfg, FLOAT32)
+    head = module.params_of(build(nnx.Rngs(params=key)))
     if cfg.transform == "prediction":
         head |= {name: part for name, part in trained.get("head", {}).items() if name in head}
         return {"encoder": trained["encoder"], "classifier": head}
+
     pooler = trained.get("pooler")
     if pooler is not None and pooler["kernel"].shape == head["dense"]["kernel"].shape:
         head["dense"] = pooler
     return {"encoder": trained["encoder"], "classifier": head}
-
-
-def abstract_params(cfg: ClassifierConfig) -> Params:
-    """The tree of `init_params` with a ShapeDtypeStruct at each leaf."""
-    head = module.params_of(module.abstract(_build(cfg)))
-    return {"encoder": encoder.abstract_params(cfg.encoder)["encoder"], "classifier": head}
-
-
-def param_axes(cfg: ClassifierConfig) -> Params:
-    """The tree of `init_params` with a tuple of logical axis names at each leaf."""
-    head = module.axes_of(module.abstract(_build(cfg)))
-    return {"encoder": encoder.param_axes(cfg.encoder)["encoder"], "classifier": head}
 
 
 def classify(
@@ -119,12 +129,18 @@ def classify(
     token_types: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Scores of sequences packed in rows: float32 [n, n_outputs].
+    """Returns the scores of sequences packed in rows: float32 [n, n_outputs].
 
     Args:
-        cfg: the network. precision: its number formats. params: as from `init_params`.
-        tokens: int [rows, length]; `segment_ids`, `positions` and `token_types` as for `encoder.encode`.
-        first: int [n], where in the flattened rows each sequence begins; with pooling "mean" sequence i is segment i + 1.
+        cfg: the network.
+        precision: its number formats.
+        params: as from `init_from`.
+        tokens: int [rows, length].
+        first: int [n], where in the flattened rows each sequence begins. With pooling "mean",
+            sequence i is segment i + 1.
+        segment_ids: as for `encoder.encode`.
+        positions: as for `encoder.encode`.
+        token_types: as for `encoder.encode`.
         key: dropout is on if given.
     """
     encoder_key, head_key = (None, None) if key is None else jax.random.split(key)
@@ -138,14 +154,17 @@ def classify(
         token_types=token_types,
         key=encoder_key,
     )
-    hidden = hidden.reshape((-1, cfg.encoder.d_model))
+    hidden = hidden.reshape((-1, cfg.encoder.d_model))  # [rows * length, embed]
+
     if cfg.pooling == "first":
-        hidden = hidden[first]
+        hidden = hidden[first]  # [n, embed]
     else:
-        own = (segment_ids.reshape(1, -1) == jnp.arange(1, len(first) + 1)[:, None]).astype(
-            jnp.float32
-        )
-        total = product("nt,te->ne", own, hidden, precision.matmul_dtype, jnp.dtype(jnp.float32))
-        hidden = total / jnp.maximum(jnp.sum(own, axis=1, keepdims=True), 1.0)
-        hidden = hidden.astype(precision.activation_dtype)
-    return module.bind(_build(cfg, precision), params["classifier"])(hidden, head_key)
+        numbers = jnp.arange(1, len(first) + 1)[:, None]
+        belongs = (segment_ids.reshape(1, -1) == numbers).astype(jnp.float32)  # [n, rows * length]
+        float32 = jnp.dtype(jnp.float32)
+        total = product("nt,te->ne", belongs, hidden, precision.matmul_dtype, float32)
+        hidden = total / jnp.maximum(jnp.sum(belongs, axis=1, keepdims=True), 1.0)
+        hidden = hidden.astype(precision.activation_dtype)  # [n, embed]
+
+    build = functools.partial(ClassifierHead, cfg, precision)
+    return module.bind(build, params["classifier"])(hidden, head_key)

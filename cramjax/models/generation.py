@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from cramjax.models import decoding, module
 from cramjax.models.layers import Precision
-from cramjax.models.t5 import Params, T5Config, bound, encode, head
+from cramjax.models.t5 import Params, T5Config, encode, head
 
 
 def generate(
@@ -63,11 +63,11 @@ def init_cache(
 
     Axis 0 of every array is the layer (1 for the mask), axis 1 the row of `encoded` [n, kv_length, embed].
     """
-    model = bound(cfg, precision, params)
+    model = module.bind(cfg.build(precision), params)
     n, kv_length = encoded.shape[:2]
 
     def cross(_, params):
-        attention = module.bind(model.decoder._build, params).cross_attention
+        attention = module.bind(model.decoder.build_block, params).cross_attention
         return None, attention.keys_and_values(encoded)
 
     _, (cross_key, cross_value) = jax.lax.scan(cross, None, module.params_of(model.decoder.layers))
@@ -92,6 +92,6 @@ def decode_step(
     index: jax.Array,
 ) -> tuple[jax.Array, dict]:
     """float32 logits [n, vocab] of what follows `tokens` int [n] at position `index` (int32 scalar), and the cache with them."""
-    model = bound(cfg, precision, params)
+    model = module.bind(cfg.build(precision), params)
     hidden, cache = model.decoder.step(model.embed(tokens[:, None]), cache, index)
     return head(cfg, precision, params, hidden[:, 0]), cache

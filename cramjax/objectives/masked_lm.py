@@ -1,10 +1,9 @@
-"""Masked language modelling with an encoder, as a `Task`."""
+"""Masked language modelling with an encoder."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,68 +12,157 @@ import numpy as np
 from cramjax.budget import flops
 from cramjax.errors import UserError
 from cramjax.models import encoder, pooling
+from cramjax.models.layers import Precision
+from cramjax.models.network import describe
 from cramjax.objectives import losses, masking
-from cramjax.objectives.objective import Task, Vocabulary, unrolled
+from cramjax.objectives.objective import (
+    Params,
+    Vocabulary,
+    eval_key,
+    padded_vocab_size,
+    unrolled,
+)
 
-# Evaluation is the same for every recipe, whatever rate training uses: 15% of the positions, all of them masked.
+# Evaluation is the same for every recipe, whatever rate training uses: 15% of the positions, all of
+# them masked.
 EVAL_MASK_RATE = 0.15
 
 
-def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision) -> Task:
-    """The task of `config` over a vocabulary.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedLM:
+    """Predicts masked tokens with an encoder (`PretrainingObjective`).
 
-    Raises:
-        UserError: for a vocabulary without a mask token.
+    Attributes:
+        described: the network as the configuration and checkpoints have it.
+        network: the same with its `unroll` decided.
+        precision: the number formats.
+        corruption: how training rows are masked.
+        eval_corruption: how held-out rows are masked.
+        seq_len: tokens of a row.
+        sep_id: the token that ends a document of a packed row.
+        pool: tokens of a mean of embeddings (`encoder.encode_pooled`); 1 for none.
+        z_loss: coefficient of `losses.cross_entropy`.
     """
-    special_tokens = vocabulary.special_tokens
-    if "mask" not in special_tokens:
-        raise UserError(
-            "the prepared data has sentinels and no mask token, as span corruption needs it: prepare data with data.extra_ids=0, or "
-            "train a T5 on it"
+
+    network_class: ClassVar[type[encoder.EncoderConfig]] = encoder.EncoderConfig
+
+    described: encoder.EncoderConfig
+    network: encoder.EncoderConfig
+    precision: Precision
+    corruption: masking.Masking
+    eval_corruption: masking.Masking
+    seq_len: int
+    sep_id: int
+    pool: int
+    z_loss: float
+
+    @classmethod
+    def from_config(cls, config: Any, vocabulary: Vocabulary, precision: Precision) -> MaskedLM:
+        """Returns the objective of `config` over a vocabulary.
+
+        Raises:
+            UserError: for a vocabulary without a mask token.
+        """
+        special_tokens = vocabulary.special_tokens
+        if "mask" not in special_tokens:
+            raise UserError(
+                "the prepared data has sentinels and no mask token, as span corruption needs it: "
+                "prepare data with data.extra_ids=0, or train a T5 on it"
+            )
+        described = encoder_config(config.model, vocabulary.vocab_size)
+        objective = config.objective
+        common = {
+            "mask_id": special_tokens["mask"],
+            "special_ids": tuple(sorted(set(special_tokens.values()))),
+            "vocab_size": vocabulary.vocab_size,
+        }
+        return cls(
+            described=described,
+            network=unrolled(described, config.budget.hours),
+            precision=precision,
+            corruption=masking.Masking(
+                mask_rate=objective.mask_rate,
+                mask_share=objective.mask_share,
+                random_share=objective.random_share,
+                **common,
+            ),
+            eval_corruption=masking.Masking(
+                mask_rate=EVAL_MASK_RATE, mask_share=1.0, random_share=0.0, **common
+            ),
+            seq_len=config.data.seq_len,
+            sep_id=special_tokens["sep"],
+            pool=objective.pool,
+            z_loss=float(objective.z_loss),
         )
-    described = encoder_config(config.model, vocabulary.vocab_size)
-    model = unrolled(described, described.n_layers, config.budget.hours)
-    special_ids = tuple(sorted(set(special_tokens.values())))
-    trained, evaluated = _maskings(
-        config.objective, special_tokens["mask"], special_ids, vocabulary.vocab_size
-    )
-    eval_key = jax.random.key(0, impl="threefry2x32")
-    uses_dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
 
-    logits_of = functools.partial(encoder.head, model, precision)
-    # An evaluation's program is divided among devices by XLA, which cannot divide kernels of ours.
-    dividable = dataclasses.replace(precision, kernels=())
+    @property
+    def n_predicted(self) -> int:
+        """Positions of a training row that reach the loss."""
+        return self.corruption.n_predicted(self.seq_len)
 
-    def states(precision, params, batch, tokens, key, pool=1):
-        segments = (
-            _documents(tokens, special_tokens["sep"]) if config.model.document_attention else None
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a training row."""
+        return self.seq_len
+
+    @property
+    def eval_row_tokens(self) -> int:
+        """Tokens of a held-out row."""
+        return self.seq_len
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of one training row, forward and backward."""
+        n_pooled = None
+        if self.pool > 1:
+            n_pooled = pooling.n_pooled(self.seq_len, self.n_predicted, self.pool)
+        return flops.encoder_training_flops(
+            n_layers=self.network.n_layers,
+            d_model=self.network.d_model,
+            d_ff=self.network.d_ff,
+            gated=self.network.ffn in ("geglu", "geglu_tanh"),
+            ffn_rank=self.network.ffn_rank,
+            n_pooled=n_pooled,
+            vocab_size=self.network.vocab_size,
+            seq_len=self.seq_len,
+            n_predicted=self.n_predicted,
+            head_transform=self.network.head_transform,
         )
-        return _states(model, precision, params, batch, segments, key, pool)
 
-    def loss(params, key, tokens, rows):
+    @property
+    def description(self) -> dict[str, Any]:
+        """The network's numbers by name, as checkpoints store them."""
+        return describe(self.described)
+
+    def loss(
+        self, params: Params, key: jax.Array, tokens: jax.Array, rows: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns (sum in nats, weight); see `Objective.loss`. tokens int [rows, seq_len]."""
         tokens = tokens.astype(jnp.int32)
         mask_key, dropout_key = jax.random.split(key)
-        batch = masking.mask_tokens(trained, mask_key, tokens, rows)
-        if uses_dropout:
+        batch = masking.mask_tokens(self.corruption, mask_key, tokens, rows)
+        if self.network.dropout > 0 or self.network.attention_dropout > 0:
             # Rows of a microbatch share one key: fold in the first, so that microbatches differ.
             dropout_key = jax.random.fold_in(dropout_key, rows[0])
-        dropout_key = dropout_key if uses_dropout else None
-        hidden = states(precision, params, batch, tokens, dropout_key, config.objective.pool)
+        else:
+            dropout_key = None
+
+        hidden = self._states(self.precision, params, batch, tokens, dropout_key, self.pool)
+        head_params = encoder.head_params(params)
         predicted = hidden, batch.labels, batch.weights
-        z_loss = float(config.objective.z_loss)
-        total = losses.predicted_cross_entropy(
-            logits_of, encoder.head_params(params), *predicted, z_loss
-        )
+        total = losses.predicted_cross_entropy(self._logits, head_params, *predicted, self.z_loss)
         return total, jnp.sum(batch.weights)
 
-    def predicted(tokens, rows):
-        batch = masking.mask_tokens(evaluated, eval_key, tokens.astype(jnp.int32), rows)
-        return batch.labels, batch.weights
-
-    def evaluate(params, tokens, rows, row_weights):
+    def evaluate(
+        self, params: Params, tokens: jax.Array, rows: jax.Array, row_weights: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Returns the sums "loss", "weight" and "correct"; see `PretrainingObjective.evaluate`."""
         tokens = tokens.astype(jnp.int32)
-        batch = masking.mask_tokens(evaluated, eval_key, tokens, rows)
-        logits = logits_of(params, states(dividable, params, batch, tokens, None))
+        batch = masking.mask_tokens(self.eval_corruption, eval_key(), tokens, rows)
+        # XLA divides this program among devices, and it cannot divide kernels of ours.
+        dividable = dataclasses.replace(self.precision, kernels=())
+        hidden = self._states(dividable, params, batch, tokens, None)
+        logits = self._logits(params, hidden)  # float32 [rows, predicted, vocab]
         weights = batch.weights * row_weights[:, None]
         hits = jnp.argmax(logits, axis=-1).astype(jnp.int32) == batch.labels
         return {
@@ -83,98 +171,71 @@ def masked_lm(config: Any, vocabulary: Vocabulary, precision: encoder.Precision)
             "correct": jnp.sum(jnp.where(hits, weights, 0.0)),
         }
 
-    def preview(key, tokens, rows):
-        batch = masking.mask_tokens(
-            trained, jax.random.split(key)[0], tokens.astype(jnp.int32), rows
-        )
+    def predicted(self, tokens: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the labels and weights [rows, predicted] of the positions `evaluate` scores."""
+        tokens = tokens.astype(jnp.int32)
+        batch = masking.mask_tokens(self.eval_corruption, eval_key(), tokens, rows)
+        return batch.labels, batch.weights
+
+    def frequencies(self, counts: np.ndarray) -> np.ndarray:
+        """Returns the distribution of labels: words in their shares of the corpus.
+
+        Special tokens are never predicted.
+        """
+        smoothed = counts.astype(np.float64) + 1.0
+        smoothed[list(self.corruption.special_ids)] = 0.0
+        return smoothed / smoothed.sum()
+
+    def preview(
+        self, key: jax.Array, tokens: jax.Array, rows: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the masked rows, and the tokens behind the masks in their order."""
+        mask_key = jax.random.split(key)[0]
+        batch = masking.mask_tokens(self.corruption, mask_key, tokens.astype(jnp.int32), rows)
         in_order = jnp.argsort(batch.positions, axis=1)
         return batch.inputs, jnp.take_along_axis(batch.labels, in_order, axis=1)
 
-    return Task(
-        init=lambda key: encoder.init_params(model, key),
-        abstract=encoder.abstract_params(model),
-        axes=encoder.param_axes(model),
-        loss=loss,
-        evaluate=evaluate,
-        predicted=predicted,
-        frequencies=lambda counts: _frequencies(counts, special_ids),
-        preview=preview,
-        n_params=encoder.count_params(model),
-        n_predicted=trained.n_predicted(config.data.seq_len),
-        row_tokens=config.data.seq_len,
-        eval_row_tokens=config.data.seq_len,
-        flops=training_flops(
-            model,
-            config.data.seq_len,
-            trained.n_predicted(config.data.seq_len),
-            config.objective.pool,
-        ),
-        description=dataclasses.asdict(described),
-    )
+    def _states(
+        self,
+        precision: Precision,
+        params: Params,
+        batch: masking.MaskedBatch,
+        tokens: jax.Array,
+        key: jax.Array | None,
+        pool: int = 1,
+    ) -> jax.Array:
+        """Returns hidden states of the positions to be predicted: [rows, predicted, embed]."""
+        segments = None
+        if self.network.document_attention:
+            segments = _documents(tokens, self.sep_id)
+        common = (self.network, precision, params, batch.inputs)
+        if pool > 1:
+            return encoder.encode_pooled(*common, batch.positions, size=pool, key=key)
+        hidden = encoder.encode(*common, segment_ids=segments, key=key)  # [rows, seq_len, embed]
+        return jnp.take_along_axis(hidden, batch.positions[..., None], axis=1)
 
-
-def _frequencies(counts: np.ndarray, special_ids: tuple[int, ...]) -> np.ndarray:
-    """The distribution of labels: words in their shares of the corpus; special ones are never predicted."""
-    smoothed = counts.astype(np.float64) + 1.0
-    smoothed[list(special_ids)] = 0.0
-    return smoothed / smoothed.sum()
-
-
-def _states(model, precision, params, batch, segments, key, pool):
-    """Hidden states of the positions to be predicted: [rows, predicted, embed]."""
-    if pool > 1:
-        return encoder.encode_pooled(
-            model, precision, params, batch.inputs, batch.positions, size=pool, key=key
-        )
-    hidden = encoder.encode(model, precision, params, batch.inputs, segment_ids=segments, key=key)
-    return jnp.take_along_axis(hidden, batch.positions[..., None], axis=1)
-
-
-def training_flops(
-    model: encoder.EncoderConfig, seq_len: int, n_predicted: int, pool: int = 1
-) -> int:
-    """FLOPs of one sequence, forward and backward (`budget/flops.py`); `pool`: tokens of a mean, as of `objective.pool`."""
-    return flops.encoder_training_flops(
-        n_layers=model.n_layers,
-        d_model=model.d_model,
-        d_ff=model.d_ff,
-        gated=model.ffn in ("geglu", "geglu_tanh"),
-        ffn_rank=model.ffn_rank,
-        n_pooled=pooling.n_pooled(seq_len, n_predicted, pool) if pool > 1 else None,
-        vocab_size=model.vocab_size,
-        seq_len=seq_len,
-        n_predicted=n_predicted,
-        head_transform=model.head_transform,
-    )
-
-
-def _maskings(
-    objective: Any, mask_id: int, special_ids: tuple[int, ...], vocab_size: int
-) -> tuple[masking.Masking, masking.Masking]:
-    """How sequences are masked in training and in evaluation."""
-    common = {"mask_id": mask_id, "special_ids": special_ids, "vocab_size": vocab_size}
-    trained = masking.Masking(
-        mask_rate=objective.mask_rate,
-        mask_share=objective.mask_share,
-        random_share=objective.random_share,
-        **common,
-    )
-    return trained, masking.Masking(
-        mask_rate=EVAL_MASK_RATE, mask_share=1.0, random_share=0.0, **common
-    )
+    def _logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """[rows, predicted, embed] → float32 [rows, predicted, vocab]."""
+        return encoder.head(self.network, self.precision, params, hidden)
 
 
 def encoder_config(model: Any, vocab_size: int) -> encoder.EncoderConfig:
-    """The encoder a `config.model` describes, its embedding padded to `vocab_multiple`."""
-    padded = -(-vocab_size // model.vocab_multiple) * model.vocab_multiple
-    names = {field.name for field in dataclasses.fields(encoder.EncoderConfig)} - {
-        "vocab_size",
-        "pruned_heads",
-    }
-    return encoder.EncoderConfig(vocab_size=padded, **{name: model[name] for name in names})
+    """Returns the encoder that `config.model` describes.
+
+    Its embedding has `vocab_size` rows, padded to a multiple of `vocab_multiple`.
+    """
+    names = {field.name for field in dataclasses.fields(encoder.EncoderConfig)}
+    names -= {"vocab_size", "pruned_heads"}
+    return encoder.EncoderConfig(
+        vocab_size=padded_vocab_size(vocab_size, model.vocab_multiple),
+        **{name: model[name] for name in names},
+    )
 
 
 def _documents(tokens: jax.Array, sep_id: int) -> jax.Array:
-    """Number of the document each token of a packed sequence belongs to: int32 [rows, seq_len]; [SEP] ends its own."""
+    """Returns the number of the document each token belongs to: int32 [rows, seq_len].
+
+    [SEP] ends a document and is a part of it.
+    """
     ends = (tokens == sep_id).astype(jnp.int32)
     return jnp.cumsum(ends, axis=1) - ends

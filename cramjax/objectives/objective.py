@@ -1,25 +1,34 @@
-"""What a step, an evaluation and the accounting need to know of a model with its objective.
+"""The protocols of an objective: what the train step needs, and what pretraining and finetuning need.
 
-The rest of `training` sees a `Task` and neither a network nor a corruption; another family of models is another function that returns
-one (`masked_lm.py`, `span_corruption.py`).
+An objective is a frozen dataclass: a network, its number formats, and the corruption or task that it
+learns. Its methods are pure functions. The training loop sees an objective and neither a network nor
+a corruption, so another family of models is another class (`families.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
 
 from cramjax.budget import compilation
+from cramjax.models.network import Network, Stacked
 
 Params = dict[str, Any]
+S = TypeVar("S", bound=Stacked)
 
 
 class Vocabulary(Protocol):
-    """What is read of a dataset: entries, ids of its special tokens by role, sentinels at the top, and the dtype of its tokens."""
+    """What an objective reads of a dataset.
+
+    Attributes:
+        vocab_size: entries of the tokenizer.
+        special_tokens: ids of special tokens by role, such as "pad", "mask" and "sep".
+        extra_ids: sentinels, which are the last entries.
+        dtype: of tokens.
+    """
 
     vocab_size: int
     special_tokens: dict[str, int]
@@ -27,40 +36,127 @@ class Vocabulary(Protocol):
     dtype: np.dtype
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
-    """Pure functions of a model and its objective.
+class Objective(Protocol):
+    """What the train step needs."""
 
-    init(key) → params float32. abstract, axes: its tree of shapes and of logical axis names.
-    loss(params, key, tokens, rows) → (sum in nats, weight): tokens int [rows, row_tokens]; rows int32 [rows], numbers in the batch.
-    evaluate(params, tokens, rows, row_weights) → {"loss", "weight", "correct"} sums; tokens int [rows, eval_row_tokens].
-    predicted(tokens, rows) → (labels, weights) of the positions `evaluate` scores.
-    frequencies(counts int64 [vocab]) → float64 [vocab], the distribution over labels of a model that knows only the corpus's counts.
-    preview(key, tokens, rows) → (what the model reads, what it is to predict), int32 [rows, …] each, as `loss` would make them.
-    n_predicted: positions of a training row that reach the loss; flops: of one training row, forward and backward.
+    @property
+    def n_predicted(self) -> int:
+        """Positions of a training row that reach the loss."""
+        ...
+
+    def loss(
+        self, params: Params, key: jax.Array, batch: Any, rows: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns (sum in nats, weight) of a microbatch; the loss is their quotient.
+
+        Args:
+            params: float32 parameters of the network.
+            key: of the step; dropout and corruption are functions of it and `rows`.
+            batch: int tokens [rows, row_tokens], or a tree of arrays that has them as "tokens".
+            rows: int32 [rows], numbers of the rows in the whole batch.
+        """
+        ...
+
+
+class PretrainingObjective(Objective, Protocol):
+    """What pretraining needs besides: fresh parameters, evaluation and accounting."""
+
+    @property
+    def network(self) -> Network:
+        """The numbers of the network; its parameters follow from them (`models.network`)."""
+        ...
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a training row."""
+        ...
+
+    @property
+    def eval_row_tokens(self) -> int:
+        """Tokens of a held-out row."""
+        ...
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of one training row, forward and backward (`budget/flops.py`)."""
+        ...
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The network's numbers by name, as checkpoints store them."""
+        ...
+
+    def evaluate(
+        self, params: Params, tokens: jax.Array, rows: jax.Array, row_weights: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Returns the sums "loss" (nats), "weight" and "correct" over held-out rows.
+
+        Args:
+            params: float32 parameters of the network.
+            tokens: int [rows, eval_row_tokens].
+            rows: int32 [rows], numbers of the rows in the held-out set.
+            row_weights: float32 [rows]; 0 leaves a row out.
+        """
+        ...
+
+    def predicted(self, tokens: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the labels and weights [rows, predicted] of the positions `evaluate` scores."""
+        ...
+
+    def frequencies(self, counts: np.ndarray) -> np.ndarray:
+        """Returns the distribution of labels that follows from the corpus alone, float64 [vocab].
+
+        `counts` int64 [vocab] are the tokens of the corpus.
+        """
+        ...
+
+    def preview(
+        self, key: jax.Array, tokens: jax.Array, rows: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns what the model reads and what it is to predict, int32 [rows, …] each.
+
+        Arguments and corruption are those of `loss`.
+        """
+        ...
+
+
+class FinetuningObjective(Objective, Protocol):
+    """What finetuning needs besides: parameters to start from, and predictions.
+
+    Equal objectives are equal objects, which `jax.jit` recognises.
     """
 
-    init: Callable[[jax.Array], Params]
-    abstract: Params
-    axes: Params
-    loss: Callable[..., tuple[jax.Array, jax.Array]]
-    evaluate: Callable[..., dict[str, jax.Array]]
-    predicted: Callable[..., tuple[jax.Array, jax.Array]]
-    frequencies: Callable[[np.ndarray], np.ndarray]
-    preview: Callable[..., tuple[jax.Array, jax.Array]]
-    n_params: int
-    n_predicted: int
-    row_tokens: int
-    eval_row_tokens: int
-    flops: float
-    description: dict[str, Any]
+    @property
+    def axes(self) -> Params:
+        """Logical axis names of the parameters."""
+        ...
+
+    def init(self, key: jax.Array, trained: Params) -> Params:
+        """Returns the parameters to start from: `trained` ones, and fresh ones made from `key`."""
+        ...
+
+    def predict(self, params: Params, batch: Any) -> jax.Array:
+        """Returns scores float32 [examples, outputs], or generated tokens int32 [examples, …]."""
+        ...
 
 
-def unrolled(model: Any, n_layers: int, hours: float | None) -> Any:
-    """Returns the network's config with its blocks compiled one by one, if the budget affords it and `unroll` is "auto".
+def unrolled(network: S, hours: float | None) -> S:
+    """Returns the network with its blocks compiled one by one, if a budget of `hours` affords it.
 
-    A loop over blocks copies what each block leaves for the backward pass: 14% of a step of BERT-large on an H100.
+    This applies where `unroll` is "auto". A loop over blocks copies the activations that each block
+    keeps for the backward pass: 14% of a step of BERT-large on an H100.
     """
-    if model.unroll == "auto" and compilation.affords_unrolling(n_layers, hours):
-        return dataclasses.replace(model, unroll=True)
-    return model
+    if network.unroll == "auto" and compilation.affords_unrolling(network.n_blocks, hours):
+        return dataclasses.replace(network, unroll=True)
+    return network
+
+
+def eval_key() -> jax.Array:
+    """Returns the key that corrupts held-out rows, a constant also inside of a trace."""
+    with jax.ensure_compile_time_eval():
+        return jax.random.key(0, impl="threefry2x32")
+
+
+def padded_vocab_size(vocab_size: int, multiple: int) -> int:
+    """Returns the rows of an embedding for `vocab_size` entries: the next multiple."""
+    return -(-vocab_size // multiple) * multiple

@@ -1,10 +1,9 @@
-"""Span corruption with an encoder-decoder, as a `Task`."""
+"""Span corruption with an encoder-decoder."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,70 +14,133 @@ from cramjax.config.span_lengths import span_lengths
 from cramjax.errors import UserError
 from cramjax.models import t5
 from cramjax.models.layers import Precision
+from cramjax.models.network import describe
 from cramjax.objectives import losses, spans
-from cramjax.objectives.objective import Task, Vocabulary, unrolled
+from cramjax.objectives.objective import (
+    Params,
+    Vocabulary,
+    eval_key,
+    padded_vocab_size,
+    unrolled,
+)
 
 # Evaluation is the same for every recipe, whatever corruption training uses: T5's own.
-EVAL_NOISE_DENSITY, EVAL_MEAN_SPAN = 0.15, 3.0
+EVAL_NOISE_DENSITY = 0.15
+EVAL_MEAN_SPAN = 3.0
 
 
-def span_corruption(config: Any, vocabulary: Vocabulary, precision: Precision) -> Task:
-    """The task of `config` over a vocabulary.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpanCorruption:
+    """Predicts the spans that sentinels hide, with a T5 (`PretrainingObjective`).
 
-    In float16 the residual stream stays float32: a T5's is too large for it (huggingface/transformers#4586).
-
-    Raises:
-        UserError: for a vocabulary with fewer sentinels than an example has spans.
+    Attributes:
+        described: the network as the configuration and checkpoints have it.
+        network: the same with its `unroll` decided.
+        precision: the number formats.
+        corruption: how training rows are corrupted.
+        eval_corruption: how held-out rows are corrupted.
+        start_id: the token that the decoder reads first.
+        z_loss: coefficient of `losses.cross_entropy`.
     """
-    described, objective = t5_config(config.model, vocabulary.vocab_size), config.objective
-    model = unrolled(
-        described, described.n_layers + described.n_decoder_layers, config.budget.hours
-    )
-    corruption = _corruption(config, vocabulary, objective.noise_density, objective.mean_span)
-    eval_corruption = _corruption(config, vocabulary, EVAL_NOISE_DENSITY, EVAL_MEAN_SPAN)
-    eval_key = jax.random.key(0, impl="threefry2x32")
-    uses_dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
-    start_id = vocabulary.special_tokens["pad"]
-    if precision.matmul_dtype == jnp.float16:
-        precision = dataclasses.replace(precision, activation_dtype=jnp.dtype(jnp.float32))
 
-    logits_of = functools.partial(t5.head, model, precision)
+    network_class: ClassVar[type[t5.T5Config]] = t5.T5Config
 
-    def states(params, batch, key):
-        keys = (None, None) if key is None else jax.random.split(key)
-        encoded = t5.encode(model, precision, params, batch.inputs, key=keys[0])
-        shifted = t5.shift_right(batch.targets, start_id)
-        return t5.decode(model, precision, params, encoded, shifted, key=keys[1])
+    described: t5.T5Config
+    network: t5.T5Config
+    precision: Precision
+    corruption: spans.Corruption
+    eval_corruption: spans.Corruption
+    start_id: int
+    z_loss: float
 
-    def corrupt(key, tokens, rows):
-        corruption_key, dropout_key = jax.random.split(key)
-        return spans.corrupt_spans(
-            corruption, corruption_key, tokens.astype(jnp.int32), rows
-        ), dropout_key
+    @classmethod
+    def from_config(
+        cls, config: Any, vocabulary: Vocabulary, precision: Precision
+    ) -> SpanCorruption:
+        """Returns the objective of `config` over a vocabulary.
 
-    def loss(params, key, tokens, rows):
-        batch, dropout_key = corrupt(key, tokens, rows)
-        # Rows of a microbatch share one key: fold in the first, so that microbatches differ.
-        dropout_key = jax.random.fold_in(dropout_key, rows[0]) if uses_dropout else None
-        weights = jnp.ones(batch.targets.shape, jnp.float32)
-        predicted = states(params, batch, dropout_key), batch.targets, weights
-        z_loss = float(objective.z_loss)
-        total = losses.predicted_cross_entropy(
-            logits_of, t5.head_params(model, params), *predicted, z_loss
+        In float16 the residual stream stays float32: a T5's is too large for it
+        (huggingface/transformers#4586).
+
+        Raises:
+            UserError: for a vocabulary with fewer sentinels than an example has spans.
+        """
+        described = t5_config(config.model, vocabulary.vocab_size)
+        objective, seq_len = config.objective, config.data.seq_len
+        rates = objective.noise_density, objective.mean_span
+        if precision.matmul_dtype == jnp.float16:
+            precision = dataclasses.replace(precision, activation_dtype=jnp.dtype(jnp.float32))
+        return cls(
+            described=described,
+            network=unrolled(described, config.budget.hours),
+            precision=precision,
+            corruption=_corruption(seq_len, vocabulary, *rates),
+            eval_corruption=_corruption(seq_len, vocabulary, EVAL_NOISE_DENSITY, EVAL_MEAN_SPAN),
+            start_id=vocabulary.special_tokens["pad"],
+            z_loss=float(objective.z_loss),
         )
+
+    @property
+    def n_predicted(self) -> int:
+        """Target tokens of a training row."""
+        return self.corruption.n_targets
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a training row."""
+        return self.corruption.n_raw
+
+    @property
+    def eval_row_tokens(self) -> int:
+        """Tokens of a held-out row."""
+        return self.eval_corruption.n_raw
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of one training row, forward and backward."""
+        return flops.t5_training_flops(
+            n_layers=self.network.n_layers,
+            n_decoder_layers=self.network.n_decoder_layers,
+            d_model=self.network.d_model,
+            n_heads=self.network.n_heads,
+            head_dim=self.network.head_dim,
+            d_ff=self.network.d_ff,
+            gated=self.network.ffn in ("geglu", "geglu_tanh"),
+            ffn_rank=self.network.ffn_rank,
+            vocab_size=self.network.vocab_size,
+            n_inputs=self.corruption.n_inputs,
+            n_targets=self.corruption.n_targets,
+        )
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The network's numbers by name, as checkpoints store them."""
+        return describe(self.described)
+
+    def loss(
+        self, params: Params, key: jax.Array, tokens: jax.Array, rows: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns (sum in nats, weight); see `Objective.loss`. tokens int [rows, row_tokens]."""
+        batch, dropout_key = self._corrupt(key, tokens, rows)
+        if self.network.dropout > 0 or self.network.attention_dropout > 0:
+            # Rows of a microbatch share one key: fold in the first, so that microbatches differ.
+            dropout_key = jax.random.fold_in(dropout_key, rows[0])
+        else:
+            dropout_key = None
+
+        weights = jnp.ones(batch.targets.shape, jnp.float32)
+        predicted = self._states(params, batch, dropout_key), batch.targets, weights
+        head_params = t5.head_params(self.network, params)
+        total = losses.predicted_cross_entropy(self._logits, head_params, *predicted, self.z_loss)
         return total, jnp.sum(weights)
 
-    def preview(key, tokens, rows):
-        batch, _ = corrupt(key, tokens, rows)
-        return batch.inputs, batch.targets
-
-    def predicted(tokens, rows):
-        batch = spans.corrupt_spans(eval_corruption, eval_key, tokens.astype(jnp.int32), rows)
-        return batch.targets, jnp.ones(batch.targets.shape, jnp.float32)
-
-    def evaluate(params, tokens, rows, row_weights):
-        batch = spans.corrupt_spans(eval_corruption, eval_key, tokens.astype(jnp.int32), rows)
-        logits = logits_of(params, states(params, batch, None))
+    def evaluate(
+        self, params: Params, tokens: jax.Array, rows: jax.Array, row_weights: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Returns the sums "loss", "weight" and "correct"; see `PretrainingObjective.evaluate`."""
+        batch = self._corrupt_for_evaluation(tokens, rows)
+        hidden = self._states(params, batch, None)
+        logits = self._logits(params, hidden)  # float32 [rows, targets, vocab]
         weights = jnp.broadcast_to(row_weights[:, None], batch.targets.shape)
         hits = jnp.argmax(logits, axis=-1).astype(jnp.int32) == batch.targets
         return {
@@ -87,29 +149,65 @@ def span_corruption(config: Any, vocabulary: Vocabulary, precision: Precision) -
             "correct": jnp.sum(jnp.where(hits, weights, 0.0)),
         }
 
-    return Task(
-        init=lambda key: t5.init_params(model, key),
-        abstract=t5.abstract_params(model),
-        axes=t5.param_axes(model),
-        loss=loss,
-        evaluate=evaluate,
-        predicted=predicted,
-        frequencies=lambda counts: _target_frequencies(counts, eval_corruption),
-        preview=preview,
-        n_params=t5.count_params(model),
-        n_predicted=corruption.n_targets,
-        row_tokens=corruption.n_raw,
-        eval_row_tokens=eval_corruption.n_raw,
-        flops=training_flops(model, corruption.n_inputs, corruption.n_targets),
-        description={"family": "t5"} | dataclasses.asdict(described),
-    )
+    def predicted(self, tokens: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the targets of `evaluate` and their weights, [rows, targets] each."""
+        batch = self._corrupt_for_evaluation(tokens, rows)
+        return batch.targets, jnp.ones(batch.targets.shape, jnp.float32)
+
+    def frequencies(self, counts: np.ndarray) -> np.ndarray:
+        """Returns the distribution of labels: words in their shares of the corpus.
+
+        Each sentinel and the end stand once in an example's targets.
+        """
+        corruption = self.eval_corruption
+        smoothed = counts.astype(np.float64) + 1.0
+        sentinels = np.arange(corruption.n_spans) * -1 + corruption.first_sentinel_id
+        smoothed[sentinels] = 0.0
+        shares = smoothed / smoothed.sum() * corruption.n_noise
+        shares[sentinels] = 1.0
+        shares[corruption.eos_id] += 1.0
+        return shares / corruption.n_targets
+
+    def preview(
+        self, key: jax.Array, tokens: jax.Array, rows: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns inputs and targets."""
+        batch, _ = self._corrupt(key, tokens, rows)
+        return batch.inputs, batch.targets
+
+    def _corrupt(
+        self, key: jax.Array, tokens: jax.Array, rows: jax.Array
+    ) -> tuple[spans.SpanBatch, jax.Array]:
+        """Returns training rows corrupted, and the key of dropout."""
+        corruption_key, dropout_key = jax.random.split(key)
+        tokens = tokens.astype(jnp.int32)
+        batch = spans.corrupt_spans(self.corruption, corruption_key, tokens, rows)
+        return batch, dropout_key
+
+    def _corrupt_for_evaluation(self, tokens: jax.Array, rows: jax.Array) -> spans.SpanBatch:
+        tokens = tokens.astype(jnp.int32)
+        return spans.corrupt_spans(self.eval_corruption, eval_key(), tokens, rows)
+
+    def _states(self, params: Params, batch: spans.SpanBatch, key: jax.Array | None) -> jax.Array:
+        """Returns the decoder's hidden states: [rows, targets, embed]."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        common = (self.network, self.precision, params)
+        encoded = t5.encode(*common, batch.inputs, key=keys[0])  # [rows, inputs, embed]
+        shifted = t5.shift_right(batch.targets, self.start_id)
+        return t5.decode(*common, encoded, shifted, key=keys[1])
+
+    def _logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """[rows, targets, embed] → float32 [rows, targets, vocab]."""
+        return t5.head(self.network, self.precision, params, hidden)
 
 
 def t5_config(model: Any, vocab_size: int) -> t5.T5Config:
-    """The network a `config.model` describes, its embedding padded to `vocab_multiple`."""
-    padded = -(-vocab_size // model.vocab_multiple) * model.vocab_multiple
+    """Returns the T5 that `config.model` describes.
+
+    Its embedding has `vocab_size` rows, padded to a multiple of `vocab_multiple`.
+    """
     derived = {
-        "vocab_size": padded,
+        "vocab_size": padded_vocab_size(vocab_size, model.vocab_multiple),
         "n_decoder_layers": model.n_decoder_layers or model.n_layers,
         "head_dim": model.head_dim or model.d_model // model.n_heads,
     }
@@ -117,47 +215,19 @@ def t5_config(model: Any, vocab_size: int) -> t5.T5Config:
     return t5.T5Config(**derived, **{name: model[name] for name in names})
 
 
-def training_flops(model: t5.T5Config, n_inputs: int, n_targets: int) -> int:
-    """FLOPs of one example, forward and backward (`budget/flops.py`)."""
-    return flops.t5_training_flops(
-        n_layers=model.n_layers,
-        n_decoder_layers=model.n_decoder_layers,
-        d_model=model.d_model,
-        n_heads=model.n_heads,
-        head_dim=model.head_dim,
-        d_ff=model.d_ff,
-        gated=model.ffn in ("geglu", "geglu_tanh"),
-        ffn_rank=model.ffn_rank,
-        vocab_size=model.vocab_size,
-        n_inputs=n_inputs,
-        n_targets=n_targets,
-    )
-
-
 def _corruption(
-    config: Any, vocabulary: Vocabulary, noise_density: float, mean_span: float
-) -> spans.SpanCorruption:
-    lengths = span_lengths(config.data.seq_len, noise_density, mean_span)
+    seq_len: int, vocabulary: Vocabulary, noise_density: float, mean_span: float
+) -> spans.Corruption:
+    lengths = span_lengths(seq_len, noise_density, mean_span)
     if lengths.n_spans > vocabulary.extra_ids:
         raise UserError(
-            f"the prepared data has {vocabulary.extra_ids} sentinels and {config.data.seq_len} input tokens take {lengths.n_spans}: "
-            "prepare it with data.extra_ids=100, or lower data.seq_len"
+            f"the prepared data has {vocabulary.extra_ids} sentinels and {seq_len} input tokens "
+            f"take {lengths.n_spans}: prepare it with data.extra_ids=100, or lower data.seq_len"
         )
-    return spans.SpanCorruption(
+    return spans.Corruption(
         n_raw=lengths.n_raw,
         n_noise=lengths.n_noise,
         n_spans=lengths.n_spans,
         eos_id=vocabulary.special_tokens["sep"],
         first_sentinel_id=vocabulary.vocab_size - 1,
     )
-
-
-def _target_frequencies(counts: np.ndarray, corruption: spans.SpanCorruption) -> np.ndarray:
-    """Words in their shares of the corpus, each sentinel and the end once in an example's targets."""
-    smoothed = counts.astype(np.float64) + 1.0
-    sentinels = np.arange(corruption.n_spans) * -1 + corruption.first_sentinel_id
-    smoothed[sentinels] = 0.0
-    shares = smoothed / smoothed.sum() * corruption.n_noise
-    shares[sentinels] = 1.0
-    shares[corruption.eos_id] += 1.0
-    return shares / corruption.n_targets

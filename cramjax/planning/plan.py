@@ -121,7 +121,7 @@ def make(config: Any, card: Card, announce: Announce) -> Plan:
         source="analytic" if line else "compiled",
         precision=made.precision,
         attention=made.attention,
-        n_params=made.task.n_params,
+        n_params=made.n_params,
         batch_size=config.batch_size,
         microbatch_size=searched.largest,
         configured_microbatch_size=config.microbatch_size,
@@ -174,7 +174,7 @@ def _with_program(plan: Plan, made: session.Session, compiler: Compiler) -> Plan
         tokens_per_s=tokens_per_s,
         mfu=plan.flops / (step_s * plan.peak_flops),
         note="; ".join(filter(None, (compiler.note, left_out))),
-        **_bought(config, made.task.flops, size, tokens_per_s),
+        **_bought(config, made.objective.flops, size, tokens_per_s),
     )
     return dataclasses.replace(plan, expected=expected)
 
@@ -221,7 +221,7 @@ def _rates(
     """
     config, n_params = made.config, memory["parameters"] // 4
     peak = getattr(card.peak, made.precision) or card.peak.float32
-    flops = config.batch_size * made.task.flops
+    flops = config.batch_size * made.objective.flops
     one_pass = (3 * jnp.dtype(made.precision).itemsize + 8) * n_params + 2 * size * memory[
         "activations"
     ]
@@ -236,7 +236,7 @@ def _rates(
         "peak_flops": peak * 1e12,
         "step_s": step_s,
         "tokens_per_s": tokens_per_s,
-    } | _bought(config, made.task.flops, size, tokens_per_s)
+    } | _bought(config, made.objective.flops, size, tokens_per_s)
 
 
 def _bought(

@@ -12,8 +12,8 @@ import numpy as np
 
 from cramjax.errors import UserError
 from cramjax.inference import LoadedModel
-from cramjax.models import encoder, t5
 from cramjax.models.layers import FLOAT32
+from cramjax.models.network import Network
 
 # Tokens of a batch of masked copies.
 BATCH_TOKENS = 4096
@@ -68,7 +68,7 @@ def sentence_scores(
             n_done += len(owners)
             progress(n_done / n_copies)
 
-    longest = _n_positions(model)
+    longest = model.config.max_length
     for owners, batch in _batches(tokens, scored, model.special["pad"], batch_tokens, longest):
         waiting.append((owners, score(model.params, **batch)))
         read(UNDER_WAY)
@@ -88,20 +88,13 @@ def _hidden_id(model: LoadedModel) -> int:
     return found
 
 
-def _n_positions(model: LoadedModel) -> int | None:
-    """Rows of the learned table of positions; None where there is none, and no limit."""
-    return (
-        None if model.is_t5 or model.config.positions != "learned" else model.config.max_positions
-    )
-
-
 def _check_lengths(
     model: LoadedModel,
     sentences: Sequence[str],
     tokens: Sequence[np.ndarray],
     places: dict[str, str],
 ) -> None:
-    limit = _n_positions(model)
+    limit = model.config.max_length
     for sentence, ids in zip(sentences, tokens, strict=True):
         if limit is not None and len(ids) > limit:
             name = f"{places[sentence]}: " if sentence in places else ""
@@ -151,7 +144,7 @@ def _bucket(n: int, longest: int | None) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _scorer(cfg: Any, hidden_id: int, vocab_size: int, pad_id: int) -> Callable[..., jax.Array]:
+def _scorer(cfg: Network, hidden_id: int, vocab_size: int, pad_id: int) -> Callable[..., jax.Array]:
     """The jitted (params, tokens [n, length], sizes [n], places [n]) → log p of the hidden tokens, float32 [n]."""
 
     @jax.jit
@@ -162,19 +155,8 @@ def _scorer(cfg: Any, hidden_id: int, vocab_size: int, pad_id: int) -> Callable[
         everywhere = jnp.arange(tokens.shape[1])[None]
         mask = everywhere < sizes[:, None]
         hidden_tokens = jnp.where(everywhere == index, jnp.int32(hidden_id), tokens)
-        common = (cfg, FLOAT32, params)
-        if isinstance(cfg, t5.T5Config):
-            encoded = t5.encode(*common, hidden_tokens, padding_mask=mask)
-            read = jnp.broadcast_to(
-                jnp.asarray([[pad_id, hidden_id]], jnp.int32), (tokens.shape[0], 2)
-            )
-            hidden = t5.decode(*common, encoded, read, padding_mask=mask)[:, 1]
-            logits = t5.head(*common, hidden)
-        else:
-            hidden = encoder.encode(*common, hidden_tokens, padding_mask=mask)
-            # The head is the most of a small model: only where something is hidden.
-            hidden = jnp.take_along_axis(hidden, index[..., None], axis=1)[:, 0]
-            logits = encoder.head(*common, hidden)
+        ids = {"gap_id": hidden_id, "pad_id": pad_id}
+        logits = cfg.gap_logits(FLOAT32, params, hidden_tokens, places, padding_mask=mask, **ids)
         real = jnp.where(jnp.arange(logits.shape[1])[None] < vocab_size, logits, -jnp.inf)
         picked = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
         return picked - jax.nn.logsumexp(real, axis=1)

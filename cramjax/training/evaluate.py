@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cramjax.objectives.objective import Task
+from cramjax.objectives.objective import PretrainingObjective
 from cramjax.parallel import mesh as meshes
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -25,54 +26,71 @@ class EvalResult:
 
 
 class Evaluator:
-    """Scores parameters on fixed held-out batches; compiles on its first use, where that is not done before.
+    """Scores parameters on fixed held-out batches.
 
-    Args:
-        batches: (tokens [rows, seq_len], row weights float32 [rows]) pairs of one shape.
+    The program compiles at the first call, or before by `compile` or `compile_by`.
     """
 
-    def __init__(self, task: Task, mesh: Mesh, batches: Sequence[Batch]):
-        tokens_sharding = meshes.batch_sharding(mesh, 2, 0)
-        rows_sharding = meshes.batch_sharding(mesh, 1, 0)
-        self._task = task
+    def __init__(self, objective: PretrainingObjective, mesh: Mesh, batches: Sequence[Batch]):
+        """Places the batches on the devices.
+
+        Args:
+            objective: scores a batch.
+            mesh: the devices.
+            batches: (tokens [rows, eval_row_tokens], row weights float32 [rows]) of one shape.
+        """
+        by_rows = meshes.batch_sharding(mesh, 1, 0)
+        self._objective = objective
         self._batches = []
         for number, (tokens, weights) in enumerate(batches):
             rows = np.arange(len(tokens), dtype=np.int32) + number * len(tokens)
-            shardings = tokens_sharding, rows_sharding, rows_sharding
-            self._batches.append(tuple(map(meshes.place, (tokens, rows, weights), shardings)))
-        # Whole in every process, which each of them can read.
-        self._whole = meshes.replicated(mesh)
-        self._evaluate = jax.jit(task.evaluate, out_shardings=self._whole)
+            batch = (
+                meshes.place(tokens, meshes.batch_sharding(mesh, 2, 0)),
+                meshes.place(rows, by_rows),
+                meshes.place(weights, by_rows),
+            )
+            self._batches.append(batch)
+
+        # Every process holds the result, and can read it.
+        self._replicated = meshes.replicated(mesh)
+        self._evaluate: Any = jax.jit(objective.evaluate, out_shardings=self._replicated)
         self._compiling: Future[None] | None = None
 
-    def compile(self, params: dict) -> None:
-        """Compile now what the first use would, for `params` as ShapeDtypeStructs with shardings."""
+    def compile(self, params: dict[str, Any]) -> None:
+        """Compiles the program for `params`, ShapeDtypeStructs with shardings."""
         self._evaluate = self._evaluate.lower(params, *self._batches[0]).compile()
 
-    def compile_by(self, executor: Executor, params: dict) -> None:
-        """`compile` in a thread of `executor`; the first use waits for it."""
+    def compile_by(self, executor: Executor, params: dict[str, Any]) -> None:
+        """Compiles in a thread of `executor`; the first call waits for it."""
         self._compiling = executor.submit(self.compile, params)
 
-    def __call__(self, params: dict) -> EvalResult:
-        """Mean loss and accuracy of `params` over all batches; waits for the device."""
+    def __call__(self, params: dict[str, Any]) -> EvalResult:
+        """Returns mean loss and accuracy of `params` over all batches; waits for the device."""
         if self._compiling is not None:
             self._compiling.result()
         sums = [self._evaluate(params, *batch) for batch in self._batches]
-        total = {name: sum(float(jax.device_get(part[name])) for part in sums) for name in sums[0]}
-        return EvalResult(total["loss"] / total["weight"], total["correct"] / total["weight"])
+        loss = sum(float(jax.device_get(part["loss"])) for part in sums)
+        correct = sum(float(jax.device_get(part["correct"])) for part in sums)
+        weight = sum(float(jax.device_get(part["weight"])) for part in sums)
+        return EvalResult(loss / weight, correct / weight)
 
     def unigram_loss(self, counts: np.ndarray) -> float:
-        """Mean loss in nats at the same positions of a model that knows only `counts` int64 [vocab] of the training tokens."""
+        """Returns the mean loss in nats of a model that knows only the counts of training tokens.
+
+        It is taken at the same positions. `counts` int64 [vocab].
+        """
         with np.errstate(divide="ignore"):
-            log_probability = np.log(self._task.frequencies(counts))
-        loss = weight = 0.0
+            log_probability = np.log(self._objective.frequencies(counts))
         predicted = jax.jit(
-            lambda tokens, rows, of_rows: (*self._task.predicted(tokens, rows), of_rows),
-            out_shardings=self._whole,
+            lambda tokens, rows, of_rows: (*self._objective.predicted(tokens, rows), of_rows),
+            out_shardings=self._replicated,
         )
+
+        loss = weight = 0.0
         for batch in self._batches:
             labels, weights, of_rows = jax.device_get(predicted(*batch))
             weights = weights * of_rows[:, None]
-            loss -= float(np.sum(np.where(weights > 0, log_probability[labels] * weights, 0.0)))
+            nats = np.where(weights > 0, log_probability[labels] * weights, 0.0)
+            loss -= float(np.sum(nats))
             weight += float(np.sum(weights))
         return loss / weight

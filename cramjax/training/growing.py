@@ -1,6 +1,7 @@
-"""Progressive training: the session of each stage, and the program that turns the state of one into that of the next.
+"""Progressive training: the session of each stage, and the program that grows one state to the next.
 
-Both are made in the background while the stage before trains, so that a switch costs a copy of the state and no compilation.
+Both are made in the background while the stage before trains, so that a switch costs a copy of the
+state and no compilation.
 """
 
 from __future__ import annotations
@@ -16,21 +17,30 @@ from cramjax.config import stages
 from cramjax.config.resolve import changed
 from cramjax.data import loader as loaders
 from cramjax.data.dataset import TokenDataset
-from cramjax.growth.operators import Compound, Depth, SharedWidth, ZeroWidth, grow
-from cramjax.models import kernels
+from cramjax.growth.operators import Compound, Depth, Operator, SharedWidth, ZeroWidth, grow
+from cramjax.models import kernels, network
 from cramjax.training import session
 from cramjax.training.evaluate import Evaluator
 from cramjax.training.state import TrainState, initial
 
+Grow = Callable[[TrainState], TrainState]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A stage ready to train: its session, step and evaluator, compiled, and from the state of the stage before to its own."""
+    """A stage ready to train.
+
+    Attributes:
+        session: of the stage.
+        step_fn: the compiled train step.
+        evaluator: compiled.
+        grow: returns the stage's first state, from the last state of the stage before.
+    """
 
     session: session.Session
     step_fn: Callable[..., Any]
     evaluator: Evaluator
-    grow: Callable[[TrainState], TrainState]
+    grow: Grow
 
 
 class Stages:
@@ -49,24 +59,27 @@ class Stages:
         return len(self.stages)
 
     def until(self, number: int) -> float:
-        """Share of the budget at which a stage ends."""
+        """Returns the share of the budget at which a stage ends."""
         return self.stages[number].until
 
     def config_of(self, number: int, *, whole_sequences: bool = False) -> Any:
-        """The configuration of a stage; with `whole_sequences` at the length the last one has, for evaluations that compare."""
+        """Returns the configuration of a stage.
+
+        With `whole_sequences` they have the length of the last stage, so that evaluations compare.
+        """
         overrides = dict(self.stages[number].overrides)
         if whole_sequences:
             overrides["data.seq_len"] = self.stages[-1].seq_len
         return changed(self.config, overrides)
 
     def open(self, number: int) -> session.Session:
-        """The session of a stage."""
+        """Returns the session of a stage."""
         return session.open_session(
             self.config_of(number), self._dataset, self._announce, self._fastest_kernels()
         )
 
     def _fastest_kernels(self) -> kernels.Choices:
-        """Those of all stages, timed before the first one trains: later the card is busy."""
+        """Returns those of all stages, timed before the first one trains: later the card is busy."""
         if self._kernels is None:
             self._kernels = {}
             for number in range(len(self)):
@@ -75,65 +88,76 @@ class Stages:
                 )
         return self._kernels
 
-    def evaluator(self, number: int, made: session.Session) -> Evaluator:
-        """What evaluates a stage, on the same sequences in all stages."""
+    def evaluator(self, number: int, of_stage: session.Session) -> Evaluator:
+        """Returns the evaluator of a stage, which takes the same sequences in all stages."""
         config = self.config_of(number, whole_sequences=True)
-        is_whole = config.data.seq_len == made.config.data.seq_len
-        task = (
-            made.task
-            if is_whole
-            else session.build_task(config, self._dataset, made.precision, made.mesh)
-        )
+        objective = of_stage.objective
+        if config.data.seq_len != of_stage.config.data.seq_len:
+            objective = session.build_objective(
+                config, self._dataset, of_stage.precision, of_stage.mesh
+            )
         batches = loaders.heldout_batches(
             self._dataset,
-            seq_len=task.eval_row_tokens,
+            seq_len=objective.eval_row_tokens,
             batch_size=config.eval.batch_size,
             n_batches=config.eval.batches,
             cls_token=config.data.cls_token,
         )
-        return Evaluator(task, made.mesh, batches)
+        return Evaluator(objective, of_stage.mesh, batches)
 
     def prepare(
         self, number: int, before: session.Session
     ) -> concurrent.futures.Future[Prepared] | None:
-        """Stage `number` in the background, to follow the session `before`; None where there is no such stage."""
+        """Prepares stage `number` in the background, to follow the session `before`.
+
+        Returns None after the last stage.
+        """
         if number >= len(self):
             return None
         return self._background.submit(self._prepare, number, before)
 
     def _prepare(self, number: int, before: session.Session) -> Prepared:
-        made = self.open(number)
-        step_fn, _ = session.compile_train_step(made)
-        evaluator = self.evaluator(number, made)
-        evaluator.compile(made.abstract.params)
-        grow_fn = self._compile_growth(number, before, made)
-        return Prepared(session=made, step_fn=step_fn, evaluator=evaluator, grow=grow_fn)
+        after = self.open(number)
+        step_fn, _ = session.compile_train_step(after)
+        evaluator = self.evaluator(number, after)
+        evaluator.compile(after.abstract.params)
+        grow_fn = self._compile_growth(number, before, after)
+        return Prepared(session=after, step_fn=step_fn, evaluator=evaluator, grow=grow_fn)
 
-    def _compile_growth(
-        self, number: int, before: session.Session, made: session.Session
-    ) -> Callable[[TrainState], TrainState]:
+    def _operators(self, number: int, tied_norms: tuple[str, ...]) -> tuple[Operator, ...]:
+        """Returns the rules that make a network of stage `number` from one of the stage before."""
         settings = self.config.growth
         small, big = self.stages[number - 1], self.stages[number]
-        operators = [SharedWidth(settings.noise, seed=number)] if big.d_ff != small.d_ff else []
-        operators += [Depth(settings.depth)]
+        operators: list[Operator] = [Depth(settings.depth)]
+        if big.d_ff != small.d_ff:
+            operators.insert(0, SharedWidth(settings.noise, seed=number))
         if big.n_heads != small.n_heads:
-            tied = self.config.model.family == "t5" and self.config.model.tie_embeddings
-            operators += [ZeroWidth(tied=("decoder/final_norm",) if tied else ())]
+            operators.append(ZeroWidth(tied=tied_norms))
+        return tuple(operators)
+
+    def _compile_growth(self, number: int, before: session.Session, after: session.Session) -> Grow:
+        grown = after.objective.network
+        rule = Compound(self._operators(number, grown.unscaled_norms))
+        keeps_moments = self.config.growth.moments != "reset"
 
         def next_state(state: TrainState) -> TrainState:
             key = jax.random.fold_in(jax.random.key(self.config.seed), number)
-            fresh = initial(made.task, made.optimizer, made.dynamic_scale, key)
-            moments = {"opt_state": state.opt_state, "fresh_state": fresh.opt_state}
+            fresh = initial(after.objective, after.optimizer, after.dynamic_scale, key)
             params, opt_state = grow(
-                state.params, made.task.axes, fresh.params, Compound(tuple(operators)), **moments
+                state.params,
+                network.param_axes(grown),
+                fresh.params,
+                rule,
+                opt_state=state.opt_state,
+                fresh_state=fresh.opt_state,
             )
-            if settings.moments == "reset":
+            if not keeps_moments:
                 opt_state = fresh.opt_state
             return dataclasses.replace(state, params=params, opt_state=opt_state)
 
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, made.abstract)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, after.abstract)
         return jax.jit(next_state, out_shardings=shardings).lower(before.abstract).compile()
 
     def close(self) -> None:
-        """Let go of what is still being prepared."""
+        """Lets go of what is still being prepared."""
         self._background.shutdown(wait=False, cancel_futures=True)

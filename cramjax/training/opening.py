@@ -145,7 +145,7 @@ def make_ready(run: Run, opening: Opening) -> Ready:
 def _fresh_state(run: Run, session: Session) -> TrainState:
     """Returns the state at step 0, with the parameters of `init_from` if that is set."""
     state = initial_state(
-        session.task,
+        session.objective,
         session.optimizer,
         session.dynamic_scale,
         session.abstract,
@@ -172,7 +172,7 @@ def _params_of(
 
     at_step = f" at step {origin.step}" if origin.is_run else ""
     run.progress.announce(f"starting from the parameters of {origin.path}{at_step}")
-    return pretrained.start_from(origin, session.task.description, params)
+    return pretrained.start_from(origin, session.objective.description, params)
 
 
 def open_recorder(run: Run, opening: Opening, ready: Ready, sinks: Sequence[Sink]) -> Recorder:

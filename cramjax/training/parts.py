@@ -54,7 +54,7 @@ class Run:
         """Returns what a checkpoint and the run that restores it must agree on, beside shapes."""
         return {
             "tokenizer_sha256": self.dataset.manifest["tokenizer_sha256"],
-            "model": session.task.description,
+            "model": session.objective.description,
             "optimizer": self.config.optimizer.name,
         }
 

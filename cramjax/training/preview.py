@@ -1,4 +1,4 @@
-"""The first training examples as text: what the model reads and what it is to predict, before any training."""
+"""The first training examples as text: what the model reads and what it is to predict."""
 
 from __future__ import annotations
 
@@ -16,36 +16,38 @@ from cramjax.console import Progress
 from cramjax.data import loader as loaders
 from cramjax.data import prepare
 from cramjax.models.layers import FLOAT32
-from cramjax.training import session
+from cramjax.objectives import families
 
 
 def preview(config: Any, n_examples: int) -> Iterator[str]:
-    """Lines with the first `n_examples` rows of step 0 of `config`, corrupted with the keys of that step.
+    """Yields lines with the first `n_examples` rows of step 0, corrupted with the keys of that step.
 
-    Prepares the data if that is not done yet. The targets of masked language modelling are the words behind the masks in their order.
+    It prepares the data first if that is not done yet. The targets of masked language modelling are
+    the words behind the masks in their order.
     """
     start.start()
     with contextlib.closing(Progress()) as progress:
         config = pretrained.with_tokenizer(config)
         dataset = prepare.open_data(config.data, progress.announce)
-    task = session.TASKS[config.model.family](config, dataset, FLOAT32)
+
+    objective = families.build(config, dataset, FLOAT32)
     source = loaders.open_loader(
         dataset,
         seed=config.seed,
-        seq_len=task.row_tokens,
+        seq_len=objective.row_tokens,
         cls_token=config.data.cls_token,
         order=config.data.order,
         loader="numpy",
     )
     tokens = next(source.stream(0, n_examples))
     source.close()
+
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    inputs, targets = jax.device_get(
-        jax.jit(task.preview)(key, tokens, np.arange(n_examples, dtype=np.int32))
-    )
-    tokenizer = tokenizers.Tokenizer.from_file(
-        str(dataset.directory / "tokenizer" / "tokenizer.json")
-    )
+    rows = np.arange(n_examples, dtype=np.int32)
+    inputs, targets = jax.device_get(jax.jit(objective.preview)(key, tokens, rows))
+
+    file = dataset.directory / "tokenizer" / "tokenizer.json"
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
     for row in range(n_examples):
         yield f"example {row}: {inputs.shape[1]} tokens in, {targets.shape[1]} to predict"
         for name, ids in (("inputs ", inputs[row]), ("targets", targets[row])):

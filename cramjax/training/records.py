@@ -135,7 +135,7 @@ class Recorder:
             "steps": clock.n_steps,
             "tokens": clock.n_tokens,
             "flops": clock.n_flops,
-            "params": session.task.n_params,
+            "params": session.n_params,
             "elapsed_s": round(elapsed_s, 3),
             "progress": clock.fraction(),
             "train_loss": self.train_loss,

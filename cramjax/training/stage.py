@@ -38,7 +38,7 @@ class Stage:
         return StepSchedule(
             config=session.config,
             microbatch_size=session.microbatch_size,
-            flops_per_sequence=session.task.flops,
+            flops_per_sequence=session.objective.flops,
             since=since,
             until=run.stages.until(self.number),
         )
@@ -50,7 +50,7 @@ def open_batches(run: Run, session: Session) -> loaders.DevicePrefetch:
     source = loaders.open_loader(
         run.dataset,
         seed=config.seed,
-        seq_len=session.task.row_tokens,
+        seq_len=session.objective.row_tokens,
         cls_token=config.data.cls_token,
         order=config.data.order,
         loader=config.data.loader,

@@ -1,4 +1,7 @@
-"""The state of training: plain nested dicts of arrays, born sharded; nothing of a model class is in it or on disk."""
+"""The state of training: plain nested dicts of arrays, born sharded.
+
+Neither the state nor a checkpoint holds anything of a model class.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cramjax.objectives.objective import Task
+from cramjax.models import network
+from cramjax.objectives.objective import PretrainingObjective
 from cramjax.optim.scale import LossScale, initial_loss_scale
 from cramjax.parallel import mesh as meshes
 from cramjax.parallel import rules
@@ -19,7 +23,14 @@ from cramjax.parallel import rules
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """`step` int32 scalar; `params` float32; `opt_state` of the optimizer; `loss_scale` with the count of skipped updates."""
+    """Everything that a step changes.
+
+    Attributes:
+        step: int32 scalar, the steps done.
+        params: float32.
+        opt_state: the optimizer's.
+        loss_scale: also counts skipped updates.
+    """
 
     step: jax.Array
     params: dict[str, Any]
@@ -28,10 +39,13 @@ class TrainState:
 
 
 def initial(
-    task: Task, optimizer: optax.GradientTransformation, dynamic_scale: bool, key: jax.Array
+    objective: PretrainingObjective,
+    optimizer: optax.GradientTransformation,
+    dynamic_scale: bool,
+    key: jax.Array,
 ) -> TrainState:
-    """The state at step 0, a pure function of `key`."""
-    params = task.init(key)
+    """Returns the state at step 0, a pure function of `key`."""
+    params = network.init_params(objective.network, key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -41,19 +55,26 @@ def initial(
 
 
 def abstract_state(
-    task: Task, optimizer: optax.GradientTransformation, dynamic_scale: bool, mesh: Mesh
+    objective: PretrainingObjective,
+    optimizer: optax.GradientTransformation,
+    dynamic_scale: bool,
+    mesh: Mesh,
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state, as ShapeDtypeStructs: what init makes and a checkpoint is restored into."""
+    """Returns shapes, dtypes and shardings of the state, as ShapeDtypeStructs.
+
+    A checkpoint is restored into it.
+    """
     shapes = jax.eval_shape(
-        lambda key: initial(task, optimizer, dynamic_scale, key), jax.random.key(0)
+        lambda key: initial(objective, optimizer, dynamic_scale, key), jax.random.key(0)
     )
-    whole = meshes.replicated(mesh)
-    params = rules.param_shardings(task.axes, shapes.params, mesh)
+    replicated = meshes.replicated(mesh)
+    axes = network.param_axes(objective.network)
+    params = rules.param_shardings(axes, shapes.params, mesh)
     shardings = TrainState(
-        step=whole,
+        step=replicated,
         params=params,
         opt_state=rules.optimizer_shardings(optimizer, shapes.params, params, mesh),
-        loss_scale=jax.tree.map(lambda _: whole, shapes.loss_scale),
+        loss_scale=jax.tree.map(lambda _: replicated, shapes.loss_scale),
     )
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -63,16 +84,19 @@ def abstract_state(
 
 
 def initial_state(
-    task: Task,
+    objective: PretrainingObjective,
     optimizer: optax.GradientTransformation,
     dynamic_scale: bool,
     abstract: TrainState,
     seed: int,
 ) -> TrainState:
-    """The state at step 0, a function of `seed` alone; each device makes only its own shards."""
+    """Returns the state at step 0, a function of `seed` alone; each device makes only its shards.
+
+    `abstract` is as from `abstract_state`.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     make = jax.jit(
-        lambda: initial(task, optimizer, dynamic_scale, jax.random.key(seed)),
+        lambda: initial(objective, optimizer, dynamic_scale, jax.random.key(seed)),
         out_shardings=shardings,
     )
     return make()

@@ -49,8 +49,8 @@ def grow(
     )
     after = milestones.evaluate(next_stage, grown)
 
-    n_before = stage.session.task.n_params
-    n_after = next_stage.session.task.n_params
+    n_before = stage.session.n_params
+    n_after = next_stage.session.n_params
     shape = run.stages.stages[next_stage.number].describe()
     run.progress.announce(
         f"step {run.clock.n_steps:,}: grown from {n_before / 1e6:.1f}M to {n_after / 1e6:.1f}M "

@@ -16,7 +16,7 @@ def test_a_round_of_the_loop_is_timed_around_a_program_that_leaves_the_state_alo
     monkeypatch.setattr(overhead, "N_ROUNDS", 4)
     session = open_tiny("microbatch_size=4")
     state = initial_state(
-        session.task, session.optimizer, session.dynamic_scale, session.abstract, 0
+        session.objective, session.optimizer, session.dynamic_scale, session.abstract, 0
     )
 
     step = jax.jit(overhead.idle_step)

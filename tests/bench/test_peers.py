@@ -10,8 +10,7 @@ import pytest
 
 from cramjax.bench import peers
 from cramjax.config.resolve import get_config
-from cramjax.models import encoder
-from cramjax.models import t5 as t5_network
+from cramjax.models import network
 from cramjax.objectives.masked_lm import encoder_config
 from cramjax.objectives.span_corruption import t5_config
 
@@ -72,8 +71,8 @@ def test_a_peer_is_measured_in_a_process_of_its_own(family):
         config = t5()
         names = ["T5ForConditionalGeneration"]
     else:
-        network = ("model.n_layers=1", "model.positions=learned", "model.max_positions=32")
-        config = get_config("bert_1day", *TINY, *network)
+        shape = ("model.n_layers=1", "model.positions=learned", "model.max_positions=32")
+        config = get_config("bert_1day", *TINY, *shape)
         names = ["BertForMaskedLM", "TorchEncoder"]
     modes = ("float32 eager", "bfloat16 eager")
     results = peers.measure_peers(config, 3, modes)
@@ -86,9 +85,9 @@ def test_a_peer_is_measured_in_a_process_of_its_own(family):
         assert result["step_s_p10"] <= result["step_s"] <= result["step_s_p90"]
     vocab_size = config.data.vocab_size
     if family == "t5":
-        n_params = t5_network.count_params(t5_config(config.model, vocab_size))
+        n_params = network.count_params(t5_config(config.model, vocab_size))
     else:
-        n_params = encoder.count_params(encoder_config(config.model, vocab_size))
+        n_params = network.count_params(encoder_config(config.model, vocab_size))
     assert results[-1]["params"] == n_params
 
 

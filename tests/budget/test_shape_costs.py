@@ -6,12 +6,12 @@ import pytest
 
 from cramjax.budget.shapes import cost
 from cramjax.config import shapes
-from cramjax.models import t5
+from cramjax.models import network, t5
 from cramjax.optim.build import make_optimizer
 from tools import shapes as tool
 
 
-def network(shape, vocab_size):
+def t5_of(shape, vocab_size):
     form = (
         {"ffn": "relu"}
         if shape.version == "1.0"
@@ -23,19 +23,19 @@ def network(shape, vocab_size):
 @pytest.mark.parametrize("name", ["tiny-nl2", "small-el3-dl2", "tiny-dm96-nl1", "v1_1-small"])
 def test_the_cost_is_that_of_the_real_network_and_optimizer(name):
     shape = shapes.parse(name)
-    cfg = network(shape, 1000)
+    cfg = t5_of(shape, 1000)
     n_params, flops, adafactor_bytes = cost(
         shape, vocab_size=1000, seq_len=128, optimizer="adafactor"
     )
-    assert n_params == t5.count_params(cfg)
+    assert n_params == network.count_params(cfg)
     # A forward and backward pass is at least 6 FLOPs for each parameter of the encoder a token sees.
     assert flops > 6 * 0.5 * (n_params - 2000 * shape.d_model)
 
     def state_bytes(optimizer):
         made = make_optimizer(
-            optimizer, t5.param_axes(cfg), b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0
+            optimizer, network.param_axes(cfg), b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0
         )
-        abstract = t5.abstract_params(cfg)
+        abstract = network.abstract_params(cfg)
         leaves = jax.tree.leaves((abstract, jax.eval_shape(made.init, abstract)))
         return sum(4 * math.prod(leaf.shape) for leaf in leaves)
 

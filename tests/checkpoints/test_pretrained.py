@@ -12,7 +12,7 @@ import cramjax
 from cramjax.checkpoints import pretrained
 from cramjax.data import tokenizers
 from cramjax.errors import UserError
-from cramjax.models import encoder
+from cramjax.models import encoder, network
 from cramjax.publishing.export import export
 from tests.e2e import test_main as cli
 
@@ -27,7 +27,7 @@ def made(**changes):
         path="here",
         config=cfg,
         params=jax.tree.map(
-            lambda leaf: np.asarray(leaf) + 1, encoder.init_params(cfg, jax.random.key(1))
+            lambda leaf: np.asarray(leaf) + 1, network.init_params(cfg, jax.random.key(1))
         ),
         tokenizer=None,
         tokenizer_file="here/tokenizer.json",
@@ -37,7 +37,7 @@ def made(**changes):
 @pytest.mark.parametrize("vocab_size", [16, 20, 24])
 def test_rows_of_the_vocabulary_are_those_there_are(vocab_size):
     own = dataclasses.replace(CONFIG, vocab_size=vocab_size, dropout=0.3)
-    fresh = jax.tree.map(jnp.asarray, encoder.init_params(own, jax.random.key(0)))
+    fresh = jax.tree.map(jnp.asarray, network.init_params(own, jax.random.key(0)))
     given = made()
     started = pretrained.start_from(given, dataclasses.asdict(own), fresh)
     assert jax.tree.map(jnp.shape, started) == jax.tree.map(jnp.shape, fresh)

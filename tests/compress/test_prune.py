@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cramjax.compress import matrices, prune
 from cramjax.errors import UserError
 from cramjax.models import axes as ax
-from cramjax.models import encoder, t5
+from cramjax.models import encoder, network, t5
 from cramjax.models.layers import FLOAT32
 from cramjax.optim.build import make_optimizer
 
@@ -44,18 +44,14 @@ T5 = t5.T5Config(
 TOKENS = np.random.default_rng(0).integers(1, 40, (2, 9)).astype(np.int32)
 
 
-def module(cfg):
-    return t5 if isinstance(cfg, t5.T5Config) else encoder
-
-
 def random_params(cfg, seed=0):
     numbers = np.random.default_rng(seed)
-    shapes = module(cfg).abstract_params(cfg)
+    shapes = network.abstract_params(cfg)
     return jax.tree.map(lambda leaf: numbers.normal(size=leaf.shape).astype(np.float32), shapes)
 
 
 def paths_of(cfg, embeddings=False):
-    return matrices.find(module(cfg).param_axes(cfg), embeddings=embeddings)
+    return matrices.find(network.param_axes(cfg), embeddings=embeddings)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -121,7 +117,7 @@ def test_zeros_stay_zeros_through_training(name):
     paths = paths_of(CFG)
     params = prune.prune(random_params(CFG), paths, 0.5)
     optimizer = make_optimizer(
-        name, encoder.param_axes(CFG), b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.1
+        name, network.param_axes(CFG), b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.1
     )
 
     def loss(params):
@@ -146,7 +142,7 @@ def test_zeros_stay_zeros_through_training(name):
 def heads_and_columns_at_zero(cfg, params, n_heads, d_ff):
     """`params` with all but some heads and columns at zero, other ones in each layer where a layer may have its own."""
     names, flat = (
-        flatten_dict(module(cfg).param_axes(cfg), sep="/"),
+        flatten_dict(network.param_axes(cfg), sep="/"),
         dict(flatten_dict(params, sep="/")),
     )
     for path, own in names.items():
@@ -167,16 +163,16 @@ def heads_and_columns_at_zero(cfg, params, n_heads, d_ff):
 @pytest.mark.parametrize("cfg", [CFG, MODERN, T5], ids=["encoder", "ModernBERT", "T5"])
 def test_a_network_without_its_zero_heads_and_columns_computes_the_same(cfg):
     params = heads_and_columns_at_zero(cfg, random_params(cfg), 2, 6)
-    small, fewer = prune.shrink(cfg, params, module(cfg).param_axes(cfg), n_heads=2, d_ff=6)
+    small, fewer = prune.shrink(cfg, params, network.param_axes(cfg), n_heads=2, d_ff=6)
     assert (small.n_heads, small.d_ff, small.head_dim) == (2, 6, cfg.head_dim)
-    shapes = jax.tree.map(jnp.shape, module(small).abstract_params(small))
+    shapes = jax.tree.map(jnp.shape, network.abstract_params(small))
     assert jax.tree.map(jnp.shape, fewer) == shapes
     before = np.asarray(logits(cfg, params))
     np.testing.assert_allclose(
         logits(small, fewer), before, rtol=1e-4, atol=1e-4 * np.abs(before).max()
     )
     # Again: what was taken out stays out.
-    smaller, _ = prune.shrink(small, fewer, module(small).param_axes(small), n_heads=1, d_ff=1)
+    smaller, _ = prune.shrink(small, fewer, network.param_axes(small), n_heads=1, d_ff=1)
     assert smaller.n_heads == 1 and getattr(smaller, "pruned_heads", 3) == 3
 
 

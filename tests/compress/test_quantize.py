@@ -16,7 +16,7 @@ from cramjax.checkpoints.packed import BITS, Quantized
 from cramjax.compress import matrices, quantize
 from cramjax.compress.quantize import Quantizer
 from cramjax.errors import UserError
-from cramjax.models import classifier, encoder, t5
+from cramjax.models import classifier, encoder, network, t5
 
 CFG = encoder.EncoderConfig(
     vocab_size=48, n_layers=2, d_model=16, n_heads=2, d_ff=24, ffn="geglu", linear_bias=True
@@ -84,7 +84,7 @@ def test_all_zeros_stay_zeros():
     assert not np.asarray(found).any() and np.isfinite(scale).all()
 
 
-def network(kind):
+def tiny(kind):
     """(parameters by path, what is compressed) of a tiny network."""
     if kind == "t5":
         cfg = t5.T5Config(
@@ -96,22 +96,21 @@ def network(kind):
             head_dim=8,
             d_ff=24,
         )
-        module = t5
     else:
-        cfg, module = CFG, encoder
+        cfg = CFG
     if kind == "classifier":
-        cfg, module = classifier.ClassifierConfig(encoder=CFG, width=20, n_outputs=3), classifier
-    shapes = flatten_dict(module.abstract_params(cfg), sep="/")
+        cfg = classifier.ClassifierConfig(encoder=CFG, width=20, n_outputs=3)
+    shapes = flatten_dict(network.abstract_params(cfg), sep="/")
     numbers = np.random.default_rng(0)
     params = {
         path: numbers.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()
     }
-    return params, matrices.find(module.param_axes(cfg))
+    return params, matrices.find(network.param_axes(cfg))
 
 
 @pytest.mark.parametrize("kind", ["encoder", "classifier", "t5"])
 def test_matrices_and_the_vocabulary_are_quantised_and_nothing_else(kind):
-    params, paths = network(kind)
+    params, paths = tiny(kind)
     small = [path for path in params if path not in paths]
     kinds = ("bias", "scale", "classifier/out/kernel")
     assert all(path.endswith(kinds) or "relative_bias" in path for path in small), small
@@ -131,7 +130,7 @@ def test_matrices_and_the_vocabulary_are_quantised_and_nothing_else(kind):
     ["group", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tensor", "channel"))],
 )
 def test_what_training_sees_is_what_is_stored(granularity):
-    params, paths = network("encoder")
+    params, paths = tiny("encoder")
     quantizer = Quantizer(bits=3, granularity=granularity, group_size=8)
     stored = packed.values(quantize.quantize(params, paths, quantizer))
     for path in (

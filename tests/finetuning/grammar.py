@@ -6,7 +6,7 @@ import jax
 
 from cramjax.data import tokenizers
 from cramjax.inference import LoadedModel
-from cramjax.models import encoder, t5
+from cramjax.models import network, t5
 from cramjax.models.layers import FLOAT32
 from tests import networks
 
@@ -67,7 +67,7 @@ def model(kind="encoder"):
             head_dim=16,
             d_ff=48,
         )
-        params = t5.init_params(config, jax.random.key(1))
+        params = network.init_params(config, jax.random.key(1))
     else:
         config = networks.named(
             "modernbert-crammed",
@@ -78,7 +78,7 @@ def model(kind="encoder"):
             vocab_size=n,
             init_std=0.1,
         )
-        params = encoder.init_params(config, jax.random.key(1))
+        params = network.init_params(config, jax.random.key(1))
     special = tokenizers.special_ids(tokenizer)
     return LoadedModel(
         config=config, precision=FLOAT32, params=params, tokenizer=tokenizer, special=special

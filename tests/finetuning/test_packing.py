@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cramjax.finetuning import packing
 from cramjax.finetuning.classification import N_OUTPUTS, classification
-from cramjax.models import encoder
+from cramjax.models import encoder, network
 from cramjax.models.layers import FLOAT32
 from tests import networks
 
@@ -71,7 +71,7 @@ def test_scores_of_packed_sequences_are_those_of_each_alone(name, pooling):
     learner = classification(
         config, FLOAT32, width=None, pooling=pooling, dropout=0.1, attention_dropout=0.1
     )
-    params = learner.init(jax.random.key(0), encoder.init_params(config, jax.random.key(1)))
+    params = learner.init(jax.random.key(0), network.init_params(config, jax.random.key(1)))
     params = jax.tree.map(
         lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(2), leaf.shape), params
     )
@@ -91,7 +91,7 @@ def test_local_attention_counts_places_within_a_sequence():
     learner = classification(
         config, FLOAT32, width=None, pooling="first", dropout=0.0, attention_dropout=0.0
     )
-    params = learner.init(jax.random.key(0), encoder.init_params(config, jax.random.key(1)))
+    params = learner.init(jax.random.key(0), network.init_params(config, jax.random.key(1)))
     found = sequences([20, 12])
     predict = jax.jit(learner.predict)
     packed, alone = ([(0, 0), (0, 20)], [(0, 0), (1, 0)])
@@ -107,7 +107,7 @@ def test_the_window_is_seen():
         "modernbert-crammed", **SHRINK | {"n_layers": 3}, local_window=6, global_every=3
     )
     everywhere = dataclasses.replace(config, local_window=0)
-    params = encoder.init_params(config, jax.random.key(0))
+    params = network.init_params(config, jax.random.key(0))
     for length, same in ((4, True), (12, False)):
         tokens = jnp.asarray(np.random.default_rng(0).integers(3, 97, (1, length)), jnp.int32)
         near, far = (
@@ -122,7 +122,7 @@ def test_gradients_do_not_see_what_is_no_example():
     learner = classification(
         config, FLOAT32, width=16, pooling="first", dropout=0.0, attention_dropout=0.0
     )
-    params = learner.init(jax.random.key(0), encoder.init_params(config, jax.random.key(1)))
+    params = learner.init(jax.random.key(0), network.init_params(config, jax.random.key(1)))
     found = sequences([9, 14])
 
     def gradient(batch):

@@ -159,7 +159,7 @@ def _flops(plain, corpus):
     from cramjax.training import session
 
     vocabulary = session.AssumedVocabulary(vocab_size=256)
-    return session.session_on(plain, vocabulary, jax.devices()).task.flops
+    return session.session_on(plain, vocabulary, jax.devices()).objective.flops
 
 
 @pytest.mark.slow

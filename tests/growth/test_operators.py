@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from cramjax.growth.operators import Compound, Depth, SharedWidth, ZeroWidth, grow
-from cramjax.models import encoder, t5
+from cramjax.models import encoder, network, t5
 from cramjax.models.layers import FLOAT32
 from cramjax.optim.build import make_optimizer
 
@@ -47,13 +47,9 @@ T5 = t5.T5Config(
 TOKENS = np.random.default_rng(0).integers(1, 40, (3, 9)).astype(np.int32)
 
 
-def network(cfg):
-    return t5 if isinstance(cfg, t5.T5Config) else encoder
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def initial(cfg, seed):
-    return network(cfg).init_params(cfg, jax.random.key(seed))
+    return network.init_params(cfg, jax.random.key(seed))
 
 
 def trained(cfg, seed=0):
@@ -84,7 +80,7 @@ def grown(small, operator, **changes):
     """(small network's parameters, large configuration, its parameters)."""
     big = dataclasses.replace(small, **changes)
     params, fresh = trained(small), initial(big, 9)
-    axes = network(big).param_axes(big)
+    axes = network.param_axes(big)
     return (
         params,
         big,
@@ -95,7 +91,7 @@ def grown(small, operator, **changes):
 def jump(small, operator, **changes):
     """How far logits move."""
     params, big, more = grown(small, operator, **changes)
-    shapes = jax.tree.map(jnp.shape, network(big).abstract_params(big))
+    shapes = jax.tree.map(jnp.shape, network.abstract_params(big))
     assert jax.tree.map(jnp.shape, more) == shapes
     before = np.asarray(logits(small, params))
     assert before.std() > 0.1
@@ -255,7 +251,7 @@ def test_copies_stay_alike_without_noise_and_part_with_it():
 def test_moments_grow_as_gradients_do():
     """The moments of copies are those that gradients after the growth would have."""
     params, big, more = grown(ENCODER, SharedWidth(noise=0.0), d_ff=30)
-    axes, fresh = encoder.param_axes(big), initial(big, 9)
+    axes, fresh = network.param_axes(big), initial(big, 9)
     optimizer = optax.scale_by_adam(
         0.0, 0.0
     )  # a memory of one step: mu is the gradient, nu its square
@@ -315,7 +311,7 @@ def test_noise_between_copies_lets_the_loss_fall_further():
     big = dataclasses.replace(small, d_ff=24)
     fresh, found = initial(big, 9), {}
     for noise in (0.0, 0.1):
-        wider = grow(start, encoder.param_axes(big), fresh, SharedWidth(noise=noise))[0]
+        wider = grow(start, network.param_axes(big), fresh, SharedWidth(noise=noise))[0]
         found[noise] = fit(big, wider, 1500)[1]
     assert found[0.1] < 0.7 * found[0.0] and found[0.0] > 0.5 * plateau, (plateau, found)
 
@@ -333,12 +329,12 @@ def test_every_optimizer_goes_on_after_growth(name):
     big = dataclasses.replace(ENCODER, n_layers=4, d_ff=20)
     params, fresh = trained(ENCODER), initial(big, 9)
     optimizer = make_optimizer(
-        name, encoder.param_axes(ENCODER), b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.01
+        name, network.param_axes(ENCODER), b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.01
     )
     with jax.numpy_dtype_promotion("standard"):
         update, init = jax.jit(optimizer.update), jax.jit(optimizer.init)
         state = update(jax.tree.map(lambda leaf: 0.1 + leaf, params), init(params), params)[1]
-        axes, fresh_state = encoder.param_axes(big), init(fresh)
+        axes, fresh_state = network.param_axes(big), init(fresh)
         more, found = grow(params, axes, fresh, operator, opt_state=state, fresh_state=fresh_state)
         shapes = [jax.tree.map(jnp.shape, tree) for tree in (found, fresh_state)]
         assert shapes[0] == shapes[1]
@@ -360,7 +356,7 @@ def test_moments_of_a_matrix_that_was_two_factors_start_anew():
     ones = state._replace(mu=jax.tree.map(jnp.ones_like, state.mu), count=state.count + 7)
     _, found = grow(
         params,
-        encoder.param_axes(ENCODER),
+        network.param_axes(ENCODER),
         fresh,
         Compound(()),
         opt_state=ones,

@@ -11,7 +11,7 @@ from tokenizers import models
 
 from cramjax.errors import UserError
 from cramjax.hub import directory, families, tables
-from cramjax.models import encoder
+from cramjax.models import network
 from tests import networks
 
 BERT = {
@@ -44,7 +44,7 @@ def random_params(cfg):
     numbers = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: numbers.normal(size=leaf.shape).astype(np.float32),
-        encoder.abstract_params(cfg),
+        network.abstract_params(cfg),
     )
 
 

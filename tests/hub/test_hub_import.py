@@ -16,7 +16,7 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 torch.set_num_threads(1)
 
 from cramjax.hub import directory, families, tables  # noqa: E402
-from cramjax.models import encoder, t5  # noqa: E402
+from cramjax.models import encoder, network, t5  # noqa: E402
 from cramjax.models.layers import FLOAT32  # noqa: E402
 from tests.hub import savedmodels  # noqa: E402
 
@@ -161,7 +161,7 @@ def test_without_a_head_there_is_a_fresh_one_and_the_pooler_is_kept(tmp_path, ca
         and (head["norm"]["scale"] == 1).all()
         and not head["bias"].any()
     )
-    shapes = jax.tree.map(lambda leaf: leaf.shape, encoder.abstract_params(imported.config))
+    shapes = jax.tree.map(lambda leaf: leaf.shape, network.abstract_params(imported.config))
     assert jax.tree.map(np.shape, imported.params) == shapes
     tokens, _, _ = batch(20, False)
     base = model if suffix == "Model" else model.base_model
@@ -314,7 +314,7 @@ def test_the_configuration_of_modernbert_base_in_both_spellings():
     assert families.from_json(json.loads(config.to_json_string(use_diff=False))) == (name, cfg)
     with torch.device("meta"):
         model = transformers.ModernBertForMaskedLM(config)
-    assert encoder.count_params(cfg) == sum(weight.numel() for weight in model.parameters())
+    assert network.count_params(cfg) == sum(weight.numel() for weight in model.parameters())
 
 
 @pytest.mark.parametrize("case", savedmodels.CASES)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from cramjax.models import encoder
+from cramjax.models import encoder, network
 from cramjax.models.activations import gated_gelu
 from cramjax.models.attention import einsum_attention
 from cramjax.models.encoder import EncoderConfig, Precision
@@ -24,7 +24,7 @@ def small(name="modernbert-crammed", **changes) -> EncoderConfig:
 
 
 # Compiled once for a network and a shape, however many tests ask.
-_init = jax.jit(encoder.init_params, static_argnums=0)
+_init = jax.jit(network.init_params, static_argnums=0)
 
 
 def init(cfg, seed=0):
@@ -63,13 +63,13 @@ def logits_of(cfg, params, tokens, precision=FLOAT32, **kwargs):
     ],
 )
 def test_parameter_counts(name, n_params):
-    assert encoder.count_params(networks.named(name)) == n_params
+    assert network.count_params(networks.named(name)) == n_params
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_axes_and_shapes_fit_init(name):
     cfg = small(name)
-    params, axes, abstract = init(cfg), encoder.param_axes(cfg), encoder.abstract_params(cfg)
+    params, axes, abstract = init(cfg), network.param_axes(cfg), network.abstract_params(cfg)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), abstract
     )
@@ -262,7 +262,7 @@ def test_products_have_narrow_operands_forward_and_backward():
             encoder.head(cfg, BFLOAT16, params, encoder.encode(cfg, BFLOAT16, params, tokens))
         )
 
-    text = jax.jit(jax.grad(loss)).lower(encoder.abstract_params(cfg)).as_text()
+    text = jax.jit(jax.grad(loss)).lower(network.abstract_params(cfg)).as_text()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     # Forward six of a block (query-key-value, scores, mix, output, two of the feed-forward) and the decoder's; more backward.
     assert len(products) > 14

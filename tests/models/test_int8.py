@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cramjax.checkpoints import packed
 from cramjax.compress import matrices
 from cramjax.compress.quantize import Quantizer, quantize
-from cramjax.models import encoder, int8, t5
+from cramjax.models import encoder, int8, network, t5
 from cramjax.models.int8 import Int8
 from cramjax.models.layers import FLOAT32, product
 
@@ -60,8 +60,7 @@ NETWORKS = {
 
 
 def stored(cfg, params, granularity):
-    family = t5 if isinstance(cfg, t5.T5Config) else encoder
-    paths = matrices.find(family.param_axes(cfg))
+    paths = matrices.find(network.param_axes(cfg))
     return quantize(
         flatten_dict(params, sep="/"), paths, Quantizer(bits=8, granularity=granularity)
     ), paths
@@ -87,7 +86,7 @@ def outputs(cfg, params):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_of_whole_numbers_is_near_that_of_floats(name, granularity):
     cfg = NETWORKS[name]
-    params = (t5 if "T5" in name else encoder).init_params(cfg, jax.random.key(0))
+    params = network.init_params(cfg, jax.random.key(0))
     tensors, paths = stored(cfg, params, granularity)
     whole = {path: leaf.whole() if path in paths else leaf for path, leaf in tensors.items()}
     for path in paths:
@@ -100,8 +99,8 @@ def test_a_network_of_whole_numbers_is_near_that_of_floats(name, granularity):
 
 def test_groups_other_bits_and_small_matrices_become_floats(monkeypatch):
     cfg = dataclasses.replace(NETWORKS["encoder"], n_layers=2)
-    params = flatten_dict(encoder.init_params(cfg, jax.random.key(0)), sep="/")
-    paths = matrices.find(encoder.param_axes(cfg))
+    params = flatten_dict(network.init_params(cfg, jax.random.key(0)), sep="/")
+    paths = matrices.find(network.param_axes(cfg))
     eight = Quantizer(bits=8)
 
     def n_whole(quantizer):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from cramjax.budget import flops
-from cramjax.models import encoder, pooling
+from cramjax.models import encoder, network, pooling
 from cramjax.models.layers import FLOAT32
 
 CFG = encoder.EncoderConfig(vocab_size=40, n_layers=3, d_model=16, n_heads=2, d_ff=12, unroll=1)
@@ -64,7 +64,7 @@ def test_every_embedding_is_in_one_place(length, n_targets, size, seed):
 
 def random_params(cfg):
     numbers = np.random.default_rng(0)
-    params = jax.jit(lambda: encoder.init_params(cfg, jax.random.key(0)))()
+    params = jax.jit(lambda: network.init_params(cfg, jax.random.key(0)))()
     return jax.tree.map(
         lambda leaf: leaf + 0.3 * numbers.normal(size=leaf.shape).astype(np.float32), params
     )

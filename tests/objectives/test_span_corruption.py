@@ -31,7 +31,7 @@ def whole():
 
 
 def test_rows_are_exactly_as_long_as_fills_the_inputs():
-    task = open_t5().task
+    task = open_t5().objective
     assert (task.row_tokens, task.n_predicted) == (N_RAW, N_TARGETS)
     inputs, targets = task.preview(jax.random.key(0), jnp.asarray(texts(1)[0]), jnp.arange(16))
     assert inputs.shape == (16, 32) and targets.shape == (16, N_TARGETS)
@@ -85,27 +85,27 @@ def test_evaluation_is_the_same_whatever_corruption_training_uses():
     heavy = open_t5(
         "objective.noise_density=0.3", "objective.mean_span=2.0", "objective.z_loss=0.1"
     )
-    params = initial_state(plain.task, plain.optimizer, False, plain.abstract, 0).params
+    params = initial_state(plain.objective, plain.optimizer, False, plain.abstract, 0).params
     tokens, weights = texts(1)[0], np.ones(16, np.float32)
-    assert heavy.task.eval_row_tokens == N_RAW and heavy.task.row_tokens != N_RAW
+    assert heavy.objective.eval_row_tokens == N_RAW and heavy.objective.row_tokens != N_RAW
     results = [
-        Evaluator(made.task, made.mesh, [(tokens, weights)])(params) for made in (plain, heavy)
+        Evaluator(made.objective, made.mesh, [(tokens, weights)])(params) for made in (plain, heavy)
     ]
     assert results[0] == results[1]
     half = np.where(np.arange(16) < 8, weights, 0.0).astype(np.float32)
-    assert Evaluator(plain.task, plain.mesh, [(tokens, half)])(params).loss != results[0].loss
+    assert Evaluator(plain.objective, plain.mesh, [(tokens, half)])(params).loss != results[0].loss
 
 
 def test_unigram_loss_is_that_of_the_best_constant_distribution():
     made = open_t5()
     data = texts(40).reshape(-1, N_RAW)
     counts = np.bincount(data.ravel(), minlength=64)
-    shares = made.task.frequencies(counts)
+    shares = made.objective.frequencies(counts)
     assert shares.sum() == pytest.approx(1.0) and shares[62] == shares[63] == pytest.approx(
         1 / N_TARGETS
     )
     batch = data[:512], np.ones(512, np.float32)
-    loss = Evaluator(made.task, made.mesh, [batch]).unigram_loss(counts)
+    loss = Evaluator(made.objective, made.mesh, [batch]).unigram_loss(counts)
     # 5 of 8 targets are words, uniform over 53 of them; the others are 2 sentinels and the end.
     entropy = 5 / 8 * np.log(53 * 8 / 5) + 3 / 8 * np.log(8)
     assert loss == pytest.approx(entropy, abs=0.02)
@@ -130,7 +130,7 @@ def test_the_program_does_little_more_than_the_products_of_the_model():
         compiled, _ = session.compile_train_step(made)
     counted = compiled.cost_analysis()["flops"]
     optimizer = (
-        20 * made.task.n_params
+        20 * made.n_params
     )  # element-wise work on parameters, which a batch of 8 does not dwarf
-    assert counted - optimizer < 1.05 * 8 * made.task.flops
-    assert counted > 0.98 * 8 * made.task.flops
+    assert counted - optimizer < 1.05 * 8 * made.objective.flops
+    assert counted > 0.98 * 8 * made.objective.flops

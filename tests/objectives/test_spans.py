@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cramjax.config.span_lengths import span_lengths
-from cramjax.objectives.spans import SpanCorruption, corrupt_spans
+from cramjax.objectives.spans import Corruption, corrupt_spans
 
 EOS, FIRST = 1, 999
 
 
 def corruption(n_raw, n_noise, n_spans):
-    return SpanCorruption(
+    return Corruption(
         n_raw=n_raw, n_noise=n_noise, n_spans=n_spans, eos_id=EOS, first_sentinel_id=FIRST
     )
 

@@ -50,7 +50,7 @@ def main(device, recipe, *overrides):
             leaf.sharding.shard_shape(leaf.shape) != () and _count(leaf) * leaf.dtype.itemsize
             for leaf in jax.tree.leaves(made.abstract)
         ),
-        "n_params": made.task.n_params,
+        "n_params": made.n_params,
         "largest_param": max(leaf.size for leaf in jax.tree.leaves(made.abstract.params)),
     }
     print(json.dumps(found))

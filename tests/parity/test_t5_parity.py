@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 torch.set_num_threads(1)
 
 from cramjax.hub import tables  # noqa: E402
-from cramjax.models import generation, relative, t5  # noqa: E402
+from cramjax.models import generation, network, relative, t5  # noqa: E402
 from cramjax.models.layers import FLOAT32  # noqa: E402
 from cramjax.objectives.losses import cross_entropy  # noqa: E402
 
@@ -40,7 +40,7 @@ SHAPES = {
 }
 
 
-def network(name):
+def tiny(name):
     return t5.T5Config(vocab_size=131, d_model=72, d_ff=104, unroll=1, **SHAPES[name])
 
 
@@ -83,10 +83,10 @@ def from_peer(cfg, tensors):
 
 @pytest.fixture(params=SHAPES)
 def pair(request):
-    cfg = network(request.param)
+    cfg = tiny(request.param)
     model = peer(cfg)
     params = from_peer(cfg, model.state_dict())
-    abstract = t5.abstract_params(cfg)
+    abstract = network.abstract_params(cfg)
     assert jax.tree.map(lambda a: a.shape, params) == jax.tree.map(lambda a: a.shape, abstract)
     return cfg, model, params
 

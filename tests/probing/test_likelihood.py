@@ -10,7 +10,7 @@ import pytest
 from cramjax.data import tokenizers
 from cramjax.errors import UserError
 from cramjax.inference import LoadedModel
-from cramjax.models import encoder, t5
+from cramjax.models import encoder, network, t5
 from cramjax.models.layers import FLOAT32, Precision
 from cramjax.probing import likelihood
 from tests import networks
@@ -40,8 +40,8 @@ def models():
         vocab_size=80, n_layers=1, n_decoder_layers=1, d_model=32, n_heads=2, head_dim=16, d_ff=48
     )
     return {
-        "encoder": loaded(config, random(encoder.abstract_params(config)), wordpiece),
-        "t5": loaded(seq2seq, random(t5.abstract_params(seq2seq)), unigram),
+        "encoder": loaded(config, random(network.abstract_params(config)), wordpiece),
+        "t5": loaded(seq2seq, random(network.abstract_params(seq2seq)), unigram),
     }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cramjax.config.resolve import get_config
+from cramjax.objectives.objective import Objective
 from cramjax.parallel import mesh as meshes
 from cramjax.training import session
 from cramjax.training.state import initial_state
@@ -88,12 +89,9 @@ def test_narrow_formats_train_to_the_loss_of_float32(precision):
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
     made = open_tiny("microbatch_size=16")
-    bad = dataclasses.replace(
-        made.task,
-        loss=lambda params, key, tokens, rows: _poisoned(made.task, params, key, tokens, rows),
-    )
+    bad = _Poisoned(made.objective)
     step = jax.jit(make_train_step(bad, made.optimizer, seed=0, clip_norm=0.5, dynamic_scale=False))
-    state = initial_state(made.task, made.optimizer, False, made.abstract, 0)
+    state = initial_state(made.objective, made.optimizer, False, made.abstract, 0)
     lr, one = jnp.float32(1e-2), jnp.int32(1)
     good, poisoned = jnp.asarray(batches(1)), jnp.zeros((1, 16, 32), jnp.uint16).at[:].set(9)
     after_good, metrics = step(state, good, lr, one)
@@ -106,15 +104,25 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
     assert metrics["skipped"] == 1 and metrics["skipped_in_row"] == 0
 
 
-def _poisoned(task, params, key, tokens, rows):
-    loss, weight = task.loss(params, key, tokens, rows)
-    return jnp.where(jnp.all(tokens == 9), jnp.nan, 1.0) * loss, weight
+@dataclasses.dataclass(frozen=True)
+class _Poisoned:
+    """An objective whose loss is not a number for a batch of nines."""
+
+    objective: Objective
+
+    @property
+    def n_predicted(self):
+        return self.objective.n_predicted
+
+    def loss(self, params, key, tokens, rows):
+        loss, weight = self.objective.loss(params, key, tokens, rows)
+        return jnp.where(jnp.all(tokens == 9), jnp.nan, 1.0) * loss, weight
 
 
 def test_the_step_donates_its_state_and_moves_nothing_behind_its_back():
     made = open_tiny("microbatch_size=16")
     compiled, _ = session.compile_train_step(made)
-    state = initial_state(made.task, made.optimizer, made.dynamic_scale, made.abstract, 0)
+    state = initial_state(made.objective, made.optimizer, made.dynamic_scale, made.abstract, 0)
     batch = jax.device_put(batches(1), meshes.batch_sharding(made.mesh, 3, 1))
     scalars = jax.device_put((np.float32(1e-2), np.int32(1)), meshes.replicated(made.mesh))
     leaf = (
@@ -140,7 +148,7 @@ def test_the_program_does_little_more_than_the_products_of_the_model(recipe):
         compiled, _ = session.compile_train_step(made)
     counted = compiled.cost_analysis()["flops"]
     optimizer = (
-        20 * made.task.n_params
+        20 * made.n_params
     )  # element-wise work on parameters, which a batch of 8 does not dwarf
-    assert counted - optimizer < 1.05 * 8 * made.task.flops
-    assert counted > 0.98 * 8 * made.task.flops
+    assert counted - optimizer < 1.05 * 8 * made.objective.flops
+    assert counted > 0.98 * 8 * made.objective.flops

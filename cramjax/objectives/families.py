@@ -1,0 +1,50 @@
+"""The families of networks, and the objective that pretrains each.
+
+A new family is one class with `network_class` and `from_config`, and one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from cramjax.models.layers import Precision
+from cramjax.models.network import DEFAULT_FAMILY, Network
+from cramjax.objectives.masked_lm import MaskedLM
+from cramjax.objectives.objective import PretrainingObjective, Vocabulary
+from cramjax.objectives.span_corruption import SpanCorruption
+
+
+class Family(Protocol):
+    """The class of a pretraining objective."""
+
+    @property
+    def network_class(self) -> Callable[..., Network]:
+        """The class of its networks, made from the numbers of a description."""
+        ...
+
+    def from_config(
+        self, config: Any, vocabulary: Vocabulary, precision: Precision
+    ) -> PretrainingObjective:
+        """Returns the objective of a whole configuration over a vocabulary.
+
+        Raises:
+            UserError: if the vocabulary does not suit the objective.
+        """
+        ...
+
+
+OBJECTIVES: dict[str, Family] = {"encoder": MaskedLM, "t5": SpanCorruption}
+"""The objective by `model.family`."""
+
+
+def build(config: Any, vocabulary: Vocabulary, precision: Precision) -> PretrainingObjective:
+    """Returns the objective of `config`; see `Family.from_config`."""
+    return OBJECTIVES[config.model.family].from_config(config, vocabulary, precision)
+
+
+def network_of(description: Mapping[str, Any]) -> Network:
+    """Returns the network that a checkpoint describes: the inverse of `models.network.describe`."""
+    numbers = dict(description)
+    family = numbers.pop("family", DEFAULT_FAMILY)
+    return OBJECTIVES[family].network_class(**numbers)
