@@ -88,8 +88,8 @@ def keep_freed_memory() -> bool:
     faults, almost half of its time; without them it went from 13,000 to 22,300 tokens/s
     (docs/benchmarks.md).
 
-    All threads share one heap then, and queue for its lock. When compiling for a GPU, the threads of
-    two cores already switch 10 times as often, and lose up to a fifth.
+    All threads share one heap then, and queue for its lock. When compiling for a GPU, the threads
+    of two cores already switch 10 times as often, and lose up to a fifth.
     """
     if not sys.platform.startswith("linux"):
         return False
