@@ -58,8 +58,10 @@ def computes_on_cpu() -> bool:
 
     The platform that the user asks for decides, or else the devices and plugins of this machine.
     """
-    if jax.config.jax_platforms:
-        return jax.config.jax_platforms.split(",")[0] == "cpu"
+    # JAX defines its options at run time.
+    platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    if platforms:
+        return platforms.split(",")[0] == "cpu"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return True
     has_files = any(next(_DEVICES.glob(pattern), None) for pattern in _DEVICE_FILES)

@@ -16,8 +16,8 @@ import pathlib
 import shutil
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import jax
 import orbax.checkpoint as ocp
@@ -35,6 +35,10 @@ MAX_LISTED = 10
 _CHECKSUMS = "checksums.json"
 _DELETED = ".deleted"
 _log = logging.getLogger("cramjax")
+
+
+Expect = Callable[[dict[str, Any]], tuple[Any, Mapping[str, Any]]]
+"""A function from a checkpoint's sidecar to (abstract state, entries that must match)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,7 +151,7 @@ class Checkpoints:
 
         Args:
             abstract_state: a pytree of `jax.ShapeDtypeStruct` with shardings on the devices of this
-                process; or a function from the checkpoint's sidecar to it and `must_match`.
+                process; or an `Expect`, which gives it and `must_match`.
             must_match: the entries of the sidecar that must be as given here.
 
         Raises:
@@ -309,7 +313,8 @@ class Checkpoints:
         _verify(folder)
         sidecar = self._sidecar(step)
         if callable(abstract_state):
-            abstract_state, must_match = abstract_state(sidecar)
+            expect = cast(Expect, abstract_state)
+            abstract_state, must_match = expect(sidecar)
 
         # An entry that an old checkpoint does not have is not compared.
         expected = _as_read_back(must_match)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 
 from cramjax.budget import schedules
 from cramjax.budget.clock import Clock
+from cramjax.config.views import Config
 from cramjax.data.loader import DevicePrefetch
 from cramjax.errors import RunFailed
 from cramjax.parallel.coordinator import Coordinator
@@ -71,7 +71,7 @@ class StepSchedule:
         until: the share at which the stage ends.
     """
 
-    config: Any
+    config: Config
     microbatch_size: int
     flops_per_sequence: float
     since: float = 0.0
@@ -178,7 +178,9 @@ def run_steps(
     return Outcome(state=state, stop_reason=reason, data_wait_s=wait_s)
 
 
-def _finish(pending: _Dispatched, config: Any, record: Callable[[StepRecord], None]) -> str | None:
+def _finish(
+    pending: _Dispatched, config: Config, record: Callable[[StepRecord], None]
+) -> str | None:
     """Wait for a step and record its metrics; returns the reason to stop, if they are one."""
     metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
     record(

@@ -21,6 +21,11 @@ from typing import Any, Protocol
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+# These classes are generated at run time, so a type checker does not see them.
+Event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
+SessionLog = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+Summary = summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
+
 _log = logging.getLogger("cramjax")
 
 
@@ -119,27 +124,22 @@ class TensorBoard:
         seconds = time.time_ns() // 10**9
         name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.0"
         self._writer = RecordWriter((directory / name).open("ab"))
-        self._add(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
-        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._add(
-            event_pb2.Event(wall_time=time.time(), step=resumed_step + 1, session_log=restart)
-        )
+        restart = SessionLog(status=SessionLog.START)
+        self._add(Event(wall_time=time.time(), step=resumed_step + 1, session_log=restart))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write one event with all numbers of a step."""
-        scalars = [
-            summary_pb2.Summary.Value(tag=name, simple_value=value)
-            for name, value in values.items()
-        ]
-        summary = summary_pb2.Summary(value=scalars)
-        self._add(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        summary = Summary(value=scalars)
+        self._add(Event(wall_time=time.time(), step=step, summary=summary))
 
     def close(self) -> None:
         """Close the event file."""
         self._writer.close()
 
-    def _add(self, event: event_pb2.Event) -> None:
+    def _add(self, event: Event) -> None:
         self._writer.write(event.SerializeToString())
         self._writer.flush()
 
@@ -159,7 +159,8 @@ class Wandb:
 
     def __init__(self, project: str, workdir: str | os.PathLike, config: Mapping[str, Any]):
         """Start the run that is named after the workdir, or go on with it."""
-        import wandb
+        # An extra, which need not be installed.
+        import wandb  # pyright: ignore[reportMissingImports]
 
         path = pathlib.Path(workdir).resolve()
         # The same folder is the same run, so that a restart goes on in it.

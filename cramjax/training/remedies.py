@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from cramjax.config.resolve import changed
+from cramjax.config.views import Config
 from cramjax.errors import RunFailed, UserError
 from cramjax.objectives.objective import Vocabulary
 from cramjax.parallel import mesh as meshes
@@ -44,7 +45,7 @@ class Remedy:
 
 
 def find(
-    config: Any,
+    config: Config,
     vocabulary: Vocabulary,
     on: Sequence[jax.Device],
     *,
@@ -82,7 +83,11 @@ def find(
 
 
 def _smaller(
-    config: Any, vocabulary: Vocabulary, on: Sequence[jax.Device], microbatch_size: int, room: float
+    config: Config,
+    vocabulary: Vocabulary,
+    on: Sequence[jax.Device],
+    microbatch_size: int,
+    room: float,
 ) -> list[Remedy]:
     """Returns the largest microbatch below `microbatch_size` that fits, if there is one."""
     session = sessions.session_on(config, vocabulary, on)
@@ -108,7 +113,7 @@ def _smaller(
 
 
 def _fitting(
-    config: Any,
+    config: Config,
     overrides: Mapping[str, Any],
     vocabulary: Vocabulary,
     on: Sequence[jax.Device],

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jaxlib
+import jaxlib.version
 
 from cramjax.errors import UserError
 from cramjax.files import write_json
@@ -28,9 +28,13 @@ class Answer:
         Args:
             question: values of JSON, all that the answer depends on, beside the versions of JAX.
         """
-        asked = dict(question or {}) | {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
+        asked = dict(question or {}) | {
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.version.__version__,
+        }
         name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-        folder = jax.config.jax_compilation_cache_dir
+        # JAX defines its options at run time.
+        folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
         self._path = None
         if folder and question is not None:
             self._path = pathlib.Path(folder) / "cramjax" / f"{name}.json"

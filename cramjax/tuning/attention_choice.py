@@ -53,14 +53,16 @@ def fastest(
         precision: number formats of the network, and a device of this process.
         announce: is told the kernels that are timed and the results.
     """
+    device = precision.device
+    assert device is not None, "kernels are timed on a device"
     chosen = {}
     for call in sorted(calls, key=repr):
-        names = kernels.candidates(call, precision.device)
+        names = kernels.candidates(call, device)
         if len(names) < 2:
             continue
         question = {
             "call": dataclasses.asdict(call),
-            "device": precision.device.device_kind,
+            "device": device.device_kind,
             "kernels": names,
         }
         if processes.count() > 1:

@@ -114,7 +114,7 @@ def _remembered(
     """
     known = answer.read() or {}
     size = known.get("microbatch_size")
-    if size not in sizes:
+    if not isinstance(size, int) or size not in sizes:
         return None
     lowered = lower(size)
     if fingerprint(lowered) != known.get("program"):
@@ -363,6 +363,8 @@ def needed_bytes(compile_step: Callable[[], jax.stages.Compiled]) -> int:
         wanted = re.search(r"Used ([\d.]+)([KMG]) of", str(error))
         return round(float(wanted[1]) * _UNITS[wanted[2]]) if wanted else sys.maxsize
 
+    if memory is None:
+        raise RuntimeError("this backend cannot say how much memory a program needs")
     # Donated arguments are counted once.
     return (
         memory.argument_size_in_bytes
