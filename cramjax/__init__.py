@@ -1,15 +1,17 @@
 """cramjax: a good BERT or T5 of your own, on one GPU, in one day.
 
-`import cramjax` imports neither JAX nor TensorFlow; each public name brings in what it needs when first used.
+`import cramjax` imports neither JAX nor TensorFlow. A public name imports its module on first use.
 """
 
 import importlib
 import os
 import signal
 import sys
+from typing import Any
 
 if sys.argv[:1] == ["-m"]:
-    # A command of ours is about to be imported: Ctrl-C ends it without a traceback, until `run_command` takes over.
+    # A command of ours is about to be imported. Until `run_command` takes over, Ctrl-C ends it
+    # without a traceback.
     signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
 
 __version__ = "0.1.0"
@@ -26,11 +28,10 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 
-def __getattr__(name: str):
-    if name in _PUBLIC:
-        value = getattr(importlib.import_module(_PUBLIC[name]), name)
-        globals()[name] = (
-            value  # the package attribute `train` must stay the function, not the subpackage
-        )
-        return value
-    raise AttributeError(f"module 'cramjax' has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'cramjax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    # The import has set attributes for subpackages, and a public name must not become one of them.
+    globals()[name] = value
+    return value

@@ -1,4 +1,4 @@
-"""What a person sees on stderr: lines that stay, a live line on a terminal, rates and times left.
+"""The output on stderr: lines that stay, a live line on a terminal, rates and times left.
 
 Numbers come in through the methods alone; nothing here reads devices or files. JAX is not imported,
 and rich only on a terminal.

@@ -22,7 +22,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     """
     path = pathlib.Path(path)
 
-    # The temporary file lies in the same folder, because a rename is atomic on one file system only.
+    # The temporary file lies in the same folder: a rename is atomic on one file system only.
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:

@@ -58,8 +58,10 @@ def computes_on_cpu() -> bool:
 
     The platform that the user asks for decides, or else the devices and plugins of this machine.
     """
-    if jax.config.jax_platforms:
-        return jax.config.jax_platforms.split(",")[0] == "cpu"
+    # JAX defines its options at run time.
+    platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    if platforms:
+        return platforms.split(",")[0] == "cpu"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return True
     has_files = any(next(_DEVICES.glob(pattern), None) for pattern in _DEVICE_FILES)
@@ -88,8 +90,8 @@ def keep_freed_memory() -> bool:
     faults, almost half of its time; without them it went from 13,000 to 22,300 tokens/s
     (docs/benchmarks.md).
 
-    All threads share one heap then, and queue for its lock. When compiling for a GPU, the threads of
-    two cores already switch 10 times as often, and lose up to a fifth.
+    All threads share one heap then, and queue for its lock. When compiling for a GPU, the threads
+    of two cores already switch 10 times as often, and lose up to a fifth.
     """
     if not sys.platform.startswith("linux"):
         return False

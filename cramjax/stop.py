@@ -3,8 +3,8 @@
 If there is nothing to save, a signal ends the command at once.
 
 Python runs a signal's handler between two lines of the main thread, and a compilation is one line
-that takes a minute. So a second thread watches the signals of a command as well. It ends the process
-if the main thread does not.
+that takes a minute. So a second thread watches the signals of a command as well. It ends the
+process if the main thread does not.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has arrived."""
+        """True once a signal has arrived."""
         return self.signum is not None
 
     @property
@@ -121,9 +121,10 @@ class StopSignal(Stop):
 
 @contextlib.contextmanager
 def answered() -> Iterator[None]:
-    """Inside, a signal ends this process within two seconds, unless an inner `StopSignal` remembers it.
+    """Inside, a signal ends this process within two seconds; the exit code is 128 + signal number.
 
-    This is for a command line, which owns its process. The exit code is 128 + signal number.
+    An inner `StopSignal` may remember the signal instead. This is for a command line, which owns
+    its process.
     """
     with StopSignal() as stop, _watched():
         try:
@@ -138,7 +139,7 @@ def answered() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watched() -> Iterator[None]:
-    """Inside, a thread sees each signal that Python handles, also while the main thread is in C++."""
+    """Inside, a thread sees each signal, also while the main thread is in C++."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -173,8 +174,8 @@ def _watch(reader: int) -> None:
 def leave(code: int, line: str = "") -> None:
     """End this process now, with a last `line` on stderr.
 
-    Python's own exit would wait for a thread inside XLA, or crash in it. Locks end with the process,
-    and a killed process leaves no half-written file.
+    Python's own exit would wait for a thread inside XLA, or crash in it. Locks end with the
+    process, and a killed process leaves no half-written file.
     """
     flushing = threading.Thread(target=_flush, args=(line,), daemon=True)
     flushing.start()

@@ -1,11 +1,10 @@
-"""Measures the start of a run on a card that is absent, beside the bare compilation of the same
-step.
+"""Measures the start of a run on an absent card, beside the bare compilation of the same step.
 
     python -m tests.startup bare|main CARD FILE[:ARG] [KEY=VALUE …]
 
-"bare" compiles the train step for the card and says how long that takes. "main" goes the way of
-`cramjax.main` on prepared data to where the first step would start; what would run on the card is
-compiled for it and not run. Both need the wheels of jax[cuda12] and say seconds, seconds of the
+"bare" compiles the train step for the card and prints how long that takes. "main" does all that
+`cramjax.main` does on prepared data until the first step would start; programs for the card are
+compiled and not run. Both need the wheels of jax[cuda12]. They print seconds, seconds of the
 processors, and voluntary context switches.
 """
 
@@ -20,7 +19,7 @@ os.environ["XLA_FLAGS"] = "--xla_gpu_autotune_level=0"
 
 
 def used():
-    """(seconds since the process started, seconds of the processors, voluntary context switches)."""
+    """Returns seconds since the process started, seconds of processors, voluntary switches."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     ticks = int(pathlib.Path("/proc/self/stat").read_text().rsplit(")")[-1].split()[19])
     uptime_s = float(pathlib.Path("/proc/uptime").read_text().split()[0])
@@ -40,7 +39,7 @@ def say(name, before=(0.0, 0.0, 0)):
 
 
 def on_card(card):
-    """Put the devices of an absent card in the place of those that are here; returns them."""
+    """Put the devices of an absent card in the place of the present ones; returns them."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # read by `start`, not yet by JAX
@@ -73,25 +72,28 @@ def main(card, config):
 
     prepare, start.start = start.start, lambda **_: (prepare(), on_card(card))
     from cramjax.parallel import mesh as meshes
-    from cramjax.training import evaluate, run
+    from cramjax.training import evaluate, opening, run
     from cramjax.training import state as states
 
     def shapes(value, sharding):
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
 
     def compiled_state(task, optimizer, dynamic_scale, abstract, seed):
+        def make():
+            return states.initial(task, optimizer, dynamic_scale, jax.random.key(seed))
+
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        make = lambda: states.initial(task, optimizer, dynamic_scale, jax.random.key(seed))  # noqa: E731
         jax.jit(make, out_shardings=shardings).lower().compile()
         return abstract
 
-    def until_first_step(recorder):
+    def until_first_step(*_):
         say("command to first step")
         os._exit(0)
 
-    meshes.place, run.initial_state = shapes, compiled_state
+    meshes.place = shapes
+    opening.initial_state = compiled_state
     evaluate.Evaluator.unigram_loss = lambda self, counts: 0.0
-    run.Run._recorder = until_first_step
+    opening.open_recorder = until_first_step
     with tempfile.TemporaryDirectory() as folder:
         run.train(config, pathlib.Path(folder) / "run")
 

@@ -1,4 +1,4 @@
-"""What a person sees: plain lines at intervals off a terminal, a live line on one."""
+"""The output for a person: a live line on a terminal, plain lines at intervals elsewhere."""
 
 import io
 

@@ -1,8 +1,10 @@
-"""The start of a process: every command that computes prepares it first, and what is for XLA:CPU
-stays there.
+"""The start of a process: every computing command prepares it first.
+
+The settings for XLA:CPU are made for XLA:CPU alone.
 """
 
 import importlib
+import json
 import os
 import pathlib
 import subprocess
@@ -48,12 +50,12 @@ COMMANDS = {
 
 
 class Started(BaseException):
-    """What the start of these tests raises, which no command catches."""
+    """Raised by `start` in these tests; no command catches it."""
 
 
 @pytest.fixture
 def started(monkeypatch):
-    """Any call of `start` ends the command; whoever asks for a device before is found out."""
+    """Makes any call of `start` end the command; asking for a device before is an error."""
 
     def stop_here(**_):
         raise Started
@@ -71,9 +73,15 @@ def started(monkeypatch):
 def test_every_command_that_computes_starts_first(started, name, tmp_path, root, monkeypatch):
     monkeypatch.chdir(root)
     (tmp_path / "blimp").mkdir()
-    (tmp_path / "blimp" / "a.jsonl").write_text(
-        '{"sentence_good": "a", "sentence_bad": "b", "field": "f", "linguistics_term": "t", "UID": "u", "pairID": "0"}\n'
-    )
+    pair = {
+        "sentence_good": "a",
+        "sentence_bad": "b",
+        "field": "f",
+        "linguistics_term": "t",
+        "UID": "u",
+        "pairID": "0",
+    }
+    (tmp_path / "blimp" / "a.jsonl").write_text(json.dumps(pair) + "\n")
     module, *arguments = COMMANDS[name]
     with pytest.raises(Started):
         importlib.import_module(module).main([text.format(tmp=tmp_path) for text in arguments])
@@ -104,7 +112,7 @@ def test_sweeps_and_studies_leave_it_to_the_commands_they_start(tmp_path):
 
 @pytest.fixture
 def tuned(monkeypatch):
-    """Whether the allocator is told anything."""
+    """A list that gets an entry when the allocator is changed."""
     calls = []
     monkeypatch.setattr(start, "keep_freed_memory", lambda: calls.append(True))
     monkeypatch.setattr(start, "keep_programs", lambda: None)

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: Orbax, asynchronous, complete or absent; what may be restored into what.
+"""Checkpoints of a run: written by Orbax in the background, complete or absent.
 
-A checkpoint is `<directory>/<step>/`: item `state` (the arrays), item `sidecar` (JSON: clock, tokenizer hash,
-model, configuration) and, from shortly after it is complete, `checksums.json`. When to save is the loop's
-business.
+A checkpoint is the folder `<directory>/<step>/`. It holds the item `state` (the arrays), the item
+`sidecar` (JSON: clock, tokenizer hash, model, configuration) and, shortly after it is complete,
+`checksums.json`. The loop decides when to save.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import pathlib
 import shutil
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import jax
 import orbax.checkpoint as ocp
@@ -27,19 +27,23 @@ from cramjax.files import write_json
 from cramjax.parallel import processes
 
 MAX_FAILURES = 3
-"""Saves that may fail in a row before the run ends."""
+"""The number of failed saves in a row that ends the run."""
 
 MAX_LISTED = 10
-"""Differing entries named when a checkpoint does not fit."""
+"""The most differing entries that the error for a checkpoint that does not fit names."""
 
 _CHECKSUMS = "checksums.json"
 _DELETED = ".deleted"
 _log = logging.getLogger("cramjax")
 
 
+Expect = Callable[[dict[str, Any]], tuple[Any, Mapping[str, Any]]]
+"""A function from a checkpoint's sidecar to (abstract state, entries that must match)."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restored:
-    """A checkpoint read back: its step, the arrays on their devices, and the JSON saved beside them."""
+    """A checkpoint read back: its step, the arrays on their devices, and the JSON beside them."""
 
     step: int
     state: Any
@@ -49,12 +53,19 @@ class Restored:
 class Checkpoints:
     """The checkpoints of one workdir. Call `close()` at the end: it waits for the save in progress.
 
-    A failed save (disk full, …) is a warning and is made up for by the next `save`; after `MAX_FAILURES` in a
-    row `save` and `wait` raise RunFailed. One thread uses an instance.
+    A failed save (disk full, …) is a warning, and the next `save` makes up for it. After
+    `MAX_FAILURES` failures in a row `save` and `wait` raise RunFailed. Only one thread may use an
+    instance.
     """
 
     def __init__(self, directory: str | pathlib.Path, *, keep: int = 2, read_only: bool = False):
-        """`keep`: newest checkpoints kept; `read_only`: change nothing, the run may be going on."""
+        """Open the checkpoints in `directory`.
+
+        Args:
+            directory: the folder, made if it is missing.
+            keep: how many of the newest checkpoints to keep.
+            read_only: whether to change nothing, because the run may be going on.
+        """
         self._directory = pathlib.Path(directory).resolve()
         self._keep = keep
         self._read_only = read_only
@@ -66,7 +77,7 @@ class Checkpoints:
         self._manager = self._open()
 
     def latest(self) -> int | None:
-        """Step of the newest complete checkpoint, None without one. Does not block."""
+        """Returns the step of the newest complete checkpoint, or None. Does not block."""
         complete = set(self._manager.all_steps())
         if self._saving is not None and (self._saving.is_alive() or self.save_failed):
             complete.discard(self._saving_step)
@@ -74,16 +85,22 @@ class Checkpoints:
 
     @property
     def save_failed(self) -> bool:
-        """Whether the latest save is known to have failed, so that another is due. Does not block."""
+        """True if the latest save has failed, as far as is known without waiting."""
         return self._error is not None
 
     def save(
         self, step: int, state: Any, sidecar: Mapping[str, Any], *, block: bool = False
     ) -> None:
-        """Write `state` (a pytree of arrays, which may be donated afterwards) and `sidecar` (JSON) as `step`.
+        """Save a checkpoint in the background; do nothing if `step` is saved.
 
-        Returns once the arrays are safe from changes and writes in the background; `block=True` returns when
-        the checkpoint is complete, trying again where it fails. A saved `step` is left alone.
+        The method returns as soon as the arrays may change.
+
+        Args:
+            step: the number of the step.
+            state: a pytree of arrays; they may be donated afterwards.
+            sidecar: values of JSON.
+            block: whether to return only when the checkpoint is complete, after new attempts if
+                the first one fails.
 
         Raises:
             RunFailed: after `MAX_FAILURES` failed saves in a row.
@@ -99,7 +116,7 @@ class Checkpoints:
             self._start(step, state, sidecar)
 
     def wait(self) -> None:
-        """Block until no save is in progress. Warns where it failed; raises RunFailed as `save` does."""
+        """Wait for the save in progress; warns if it failed, raises RunFailed as `save` does."""
         if self._saving is None:
             return
         self._saving.join()
@@ -107,16 +124,19 @@ class Checkpoints:
         if self._error is None:
             self._n_failures = 0
             return
+
         self._n_failures += 1
-        # A manager whose save failed refuses every later call; opening another also clears what it left.
-        with contextlib.suppress(Exception):  # it raises the same error once more
+        # A manager whose save failed refuses every later call. A new one also clears the leftovers.
+        # Closing the old one raises the same error once more.
+        with contextlib.suppress(Exception):
             self._manager.close()
         self._manager = self._open()
+
         reason = _reason(self._error)
         if self._n_failures >= MAX_FAILURES:
             raise RunFailed(
-                f"{self._directory}: {self._n_failures} checkpoints in a row could not be saved ({reason}); "
-                f"the newest complete one is step {self.latest()}"
+                f"{self._directory}: {self._n_failures} checkpoints in a row could not be saved "
+                f"({reason}); the newest complete one is step {self.latest()}"
             ) from self._error
         _log.warning(
             "%s: a checkpoint could not be saved, trying again (%s)", self._directory, reason
@@ -125,15 +145,18 @@ class Checkpoints:
     def restore(
         self, abstract_state: Any, must_match: Mapping[str, Any] | None = None
     ) -> Restored | None:
-        """The newest readable checkpoint, None where there is none.
+        """Returns the newest readable checkpoint, or None without checkpoints.
 
-        `abstract_state` is a pytree of `jax.ShapeDtypeStruct` with shardings, of whatever devices this
-        process has, or a function from the checkpoint's sidecar to it and `must_match`. Damaged checkpoints
-        newer than the one returned are warned of and moved to `damaged-<step>`.
+        A damaged checkpoint that is newer is warned of and moved to `damaged-<step>`.
+
+        Args:
+            abstract_state: a pytree of `jax.ShapeDtypeStruct` with shardings on the devices of this
+                process; or an `Expect`, which gives it and `must_match`.
+            must_match: the entries of the sidecar that must be as given here.
 
         Raises:
-            UserError: entries of `must_match`, or names, shapes or dtypes of arrays, are not as saved.
-            RunFailed: checkpoints exist and none can be read.
+            UserError: if entries of `must_match`, or names, shapes or dtypes of arrays, differ.
+            RunFailed: if there are checkpoints and none can be read.
         """
         self.wait()
         damaged: dict[int, str] = {}
@@ -142,57 +165,74 @@ class Checkpoints:
                 restored = self._restore_step(step, abstract_state, must_match or {})
             except UserError:
                 raise
-            except (
-                Exception
-            ) as error:  # Orbax, TensorStore and JSON raise what they like on damaged files
+            # Orbax, TensorStore and JSON raise any kind of error for damaged files.
+            except Exception as error:
                 damaged[step] = _reason(error)
                 continue
             self._set_aside(damaged, restored.step)
             return restored
+
         if damaged:
-            listed = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+            reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
             raise RunFailed(
-                f"{self._directory}: no checkpoint can be read, move the folder away to start over ({listed})"
+                f"{self._directory}: no checkpoint can be read, "
+                f"move the folder away to start over ({reasons})"
             )
         return None
 
     def restore_params(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Parameters (arrays on the first device) and sidecar of the newest checkpoint or of `step`; the rest of the state is not read.
+        """Read the parameters of a checkpoint, without the rest of its state.
+
+        Args:
+            step: the step of the checkpoint; the newest one if None.
+
+        Returns:
+            The parameters, as arrays on the first device, and the sidecar.
 
         Raises:
-            UserError: there is no such checkpoint. RunFailed: its files changed since they were written.
+            UserError: if there is no such checkpoint.
+            RunFailed: if its files have changed since they were written.
         """
-        saved = sorted(self._manager.all_steps())
-        if not saved:
+        step = self._existing(step)
+        folder = self._directory / str(step)
+        try:
+            _verify(folder)
+        except ValueError as error:
+            raise RunFailed(f"{folder}: damaged ({error})") from error
+
+        # The saved shapes, on one device, whatever devices the run had.
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        saved = self._manager.item_metadata(step)["state"].tree["params"]
+        wanted = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved
+        )
+        restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+        only_params = ocp.args.PyTreeRestore(
+            {"params": wanted}, restore_args={"params": restore_args}, partial_restore=True
+        )
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            params = reader.restore(folder / "state", args=only_params)["params"]
+        return params, self._sidecar(step)
+
+    def _existing(self, step: int | None) -> int:
+        """Returns `step`, or the newest for None; raises UserError if that is not there."""
+        newest = self.latest()
+        if newest is None:
             raise UserError(
                 f"{self._directory}: no complete checkpoint there; train until one is saved"
             )
-        if step is not None and step not in saved:
-            raise UserError(
-                f"{self._directory}: no checkpoint of step {step}; there are {', '.join(map(str, saved))}"
-            )
-        step = self.latest() if step is None else step
-        try:
-            _verify(self._directory / str(step))
-        except ValueError as error:
-            raise RunFailed(f"{self._directory / str(step)}: damaged ({error})") from error
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        saved = self._manager.item_metadata(step)["state"].tree["params"]
-        wanted = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved
-        )
-        arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
-        only_params = ocp.args.PyTreeRestore(
-            {"params": wanted}, restore_args={"params": arguments}, partial_restore=True
-        )
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            params = reader.restore(self._directory / str(step) / "state", args=only_params)[
-                "params"
-            ]
-        sidecar = self._manager.restore(
-            step, args=ocp.args.Composite(sidecar=ocp.args.JsonRestore())
-        )["sidecar"]
-        return params, sidecar
+        if step is None:
+            return newest
+
+        saved = sorted(self._manager.all_steps())
+        if step not in saved:
+            steps = ", ".join(map(str, saved))
+            raise UserError(f"{self._directory}: no checkpoint of step {step}; there are {steps}")
+        return step
+
+    def _sidecar(self, step: int) -> dict[str, Any]:
+        args = ocp.args.Composite(sidecar=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args)["sidecar"]
 
     def close(self) -> None:
         """Wait for the save in progress and release threads. Raises RunFailed as `wait` does."""
@@ -209,9 +249,10 @@ class Checkpoints:
         if self._read_only:
             options = ocp.CheckpointManagerOptions(read_only=True)
             return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
-            # Old checkpoints are renamed first and deleted here: a kill in between leaves no half of one.
+            # Old checkpoints are renamed first and deleted there: a kill in between leaves no half.
             todelete_subdir=_DELETED,
         )
         try:
@@ -226,7 +267,7 @@ class Checkpoints:
         return manager
 
     def _start(self, step: int, state: Any, sidecar: Mapping[str, Any]) -> None:
-        """Begin a save and a thread that waits for its end; errors of either go to `_error`."""
+        """Begin a save, and a thread that waits for its end; errors of both go to `_error`."""
         self._error = None
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
@@ -234,69 +275,68 @@ class Checkpoints:
         )
         self._saving_step = step
         try:
-            # The loop forbids transfers; this one, device to host, is meant.
+            # The loop forbids transfers. This one, device to host, is intended.
             with jax.transfer_guard("allow"):
                 self._manager.save(step, args=items, force=True)
         except OSError as error:
             self._error = error
+
         self._saving = threading.Thread(
             target=self._finish, args=(step,), name="cramjax-checkpoint"
         )
         self._saving.start()
 
     def _finish(self, step: int) -> None:
-        """In the background: wait for the files, seal them, delete what the keep policy dropped."""
+        """In the background, wait for the files, seal them and delete old checkpoints."""
         try:
             if self._error is None:
                 self._manager.wait_until_finished()
                 if processes.is_first():
                     _seal(self._directory / str(step))
                 self._remove_leftovers()
-        except Exception as error:  # the thread's only way to tell
+        except Exception as error:
+            # The main thread reads it: a thread cannot raise there.
             self._error = error
 
     def _remove_leftovers(self) -> None:
-        """Delete what the keep policy dropped and what a failed or killed save left. Not during a save."""
-        if processes.is_first():
-            for path in (
-                self._directory / _DELETED,
-                *self._directory.glob("*.orbax-checkpoint-tmp*"),
-            ):
-                shutil.rmtree(path, ignore_errors=True)
+        """Delete old checkpoints and the files of failed or killed saves. Not during a save."""
+        if not processes.is_first():
+            return
+        unfinished = self._directory.glob("*.orbax-checkpoint-tmp*")
+        for path in (self._directory / _DELETED, *unfinished):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _restore_step(
         self, step: int, abstract_state: Any, must_match: Mapping[str, Any]
     ) -> Restored:
         folder = self._directory / str(step)
         _verify(folder)
-        sidecar = self._manager.restore(
-            step, args=ocp.args.Composite(sidecar=ocp.args.JsonRestore())
-        )["sidecar"]
+        sidecar = self._sidecar(step)
         if callable(abstract_state):
-            abstract_state, must_match = abstract_state(sidecar)
+            expect = cast(Expect, abstract_state)
+            abstract_state, must_match = expect(sidecar)
+
+        # An entry that an old checkpoint does not have is not compared.
+        expected = _as_read_back(must_match)
+        noted = {key: sidecar[key] for key in expected if key in sidecar}
         saved = self._manager.item_metadata(step)["state"].tree
-        must_match = _as_read_back(must_match)
-        differences = list(
-            _differences(must_match, {key: sidecar[key] for key in must_match if key in sidecar})
-        )
+        differences = list(_differences(expected, noted))
         differences += _array_differences(abstract_state, saved)
         if differences:
-            more = (
-                f"; and {len(differences) - MAX_LISTED} more"
-                if len(differences) > MAX_LISTED
-                else ""
-            )
+            n_more = len(differences) - MAX_LISTED
+            more = f"; and {n_more} more" if n_more > 0 else ""
             raise UserError(
                 f"{folder}: this checkpoint belongs to another configuration or tokenizer: "
                 f"{'; '.join(differences[:MAX_LISTED])}{more}; "
                 "use the configuration it was made with, or another --workdir"
             )
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        return Restored(
-            step=step, state=self._manager.restore(step, args=items)["state"], sidecar=sidecar
-        )
+
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        state = self._manager.restore(step, args=args)["state"]
+        return Restored(step=step, state=state, sidecar=sidecar)
 
     def _set_aside(self, damaged: Mapping[int, str], used: int) -> None:
+        """Warn of damaged checkpoints and move them away; `used` is the step restored instead."""
         for step, reason in damaged.items():
             folder = self._directory / str(step)
             _log.warning("%s: damaged (%s); going on from step %d instead", folder, reason, used)
@@ -309,35 +349,41 @@ class Checkpoints:
 
 
 def _seal(folder: pathlib.Path) -> None:
-    """Note size and CRC-32 of every file: TensorStore reads array data with a flipped bit without a word."""
+    """Write size and CRC-32 of every file: TensorStore does not notice a flipped bit."""
     write_json(folder / _CHECKSUMS, dict(_checksums(folder)))
 
 
 def _verify(folder: pathlib.Path) -> None:
-    """Raise ValueError where a file is not as `_seal` found it; a run killed before sealing is let pass."""
+    """Raise ValueError if a file has changed since `_seal`.
+
+    A checkpoint that was never sealed, because its run was killed just before, passes.
+    """
     if not (folder / _CHECKSUMS).exists():
         return
-    noted = json.loads((folder / _CHECKSUMS).read_text())
-    found = dict(_checksums(folder))
-    wrong = sorted(name for name, checksum in noted.items() if found.get(name) != checksum)
-    if wrong:
+    sealed = json.loads((folder / _CHECKSUMS).read_text())
+    present = dict(_checksums(folder))
+    changed = sorted(name for name, checksum in sealed.items() if present.get(name) != checksum)
+    if changed:
         raise ValueError(
-            f"{len(wrong)} of {len(noted)} files changed since they were written, first {wrong[0]}"
+            f"{len(changed)} of {len(sealed)} files changed since they were written, "
+            f"first {changed[0]}"
         )
 
 
 def _checksums(folder: pathlib.Path) -> Iterator[tuple[str, list[int]]]:
+    """Yields (name, [bytes, CRC-32]) of every file below `folder`."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != _CHECKSUMS:
-            crc = 0
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    crc = zlib.crc32(block, crc)
-            yield path.relative_to(folder).as_posix(), [path.stat().st_size, crc]
+        if not path.is_file() or path.name == _CHECKSUMS:
+            continue
+        crc = 0
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                crc = zlib.crc32(block, crc)
+        yield path.relative_to(folder).as_posix(), [path.stat().st_size, crc]
 
 
 def _array_differences(now: Any, saved: Any) -> list[str]:
-    """Names, shapes and dtypes that differ between an abstract state and the metadata of a saved one."""
+    """Returns the names, shapes and dtypes that differ between a state and saved metadata."""
 
     def described(tree: Any) -> dict[str, str]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -350,7 +396,7 @@ def _array_differences(now: Any, saved: Any) -> list[str]:
 def _differences(
     now: Mapping[str, Any], saved: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[str]:
-    """One phrase for each entry that differs between two nested mappings."""
+    """Yields one phrase for each entry that differs between two nested mappings."""
     for key in sorted(now.keys() | saved.keys()):
         if key not in saved:
             yield f"{prefix}{key} is not in the checkpoint"
@@ -363,12 +409,12 @@ def _differences(
 
 
 def _reason(error: Exception) -> str:
-    """One line of an error; Orbax's run over pages."""
+    """Returns one line for an error; Orbax's own messages fill pages."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _as_read_back(value: Mapping[str, Any]) -> dict[str, Any]:
-    """`value` as JSON returns it (tuples become lists, keys strings); a copy later changes do not reach."""
+    """Returns a copy of `value` as JSON reads it back: tuples become lists, keys strings."""
     return json.loads(json.dumps(dict(value)))
 
 
@@ -378,7 +424,7 @@ def _short(value: Any) -> str:
 
 
 def _quieten_orbax() -> None:
-    """Drop what Orbax logs through absl: errors reach the user through the exceptions above."""
+    """Drop Orbax's log lines in absl: errors reach the user through the exceptions above."""
     logger = logging.getLogger("absl")
     if not any(isinstance(known, _NotFromOrbax) for known in logger.filters):
         logger.addFilter(_NotFromOrbax())

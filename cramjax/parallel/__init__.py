@@ -1,1 +1,4 @@
-"""Devices: the mesh, and which array axis lies on which mesh axis. Sees axis names only, never a model."""
+"""Devices and processes: the mesh, and the mesh axis of each array axis.
+
+Only names of axes come in, never a model.
+"""

@@ -25,7 +25,7 @@ class Coordinator(Protocol):
 
     @property
     def requested(self) -> bool:
-        """Whether the run is to stop after the current step."""
+        """True if the run is to stop after the current step."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class OneProcess:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has arrived."""
+        """True once a signal has arrived."""
         return self._stop.requested
 
     @property

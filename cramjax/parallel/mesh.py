@@ -1,4 +1,4 @@
-"""The device mesh of a run and how a batch lies on it."""
+"""The device mesh of a run, and the shardings of its batches."""
 
 from __future__ import annotations
 
@@ -31,48 +31,56 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device]) 
     if math.prod(sizes) != len(devices):
         asked = " × ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
         raise UserError(
-            f"{asked} needs {math.prod(sizes)} devices, this process group has {len(devices)}; set one to -1"
+            f"{asked} needs {math.prod(sizes)} devices, "
+            f"this process group has {len(devices)}; set one to -1"
         )
-    # Rows of a batch go to processes in their order, which the order of a slice's chips need not be.
+
+    # Rows of a batch go to the processes in order; the chips of a slice may have another order.
     devices = sorted(devices, key=lambda device: device.process_index)
-    # Auto axis types: XLA propagates shardings, so the model code stays free of them (jax 0.10 would default to Explicit).
-    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    # With Auto axes XLA propagates shardings, so models need none. jax 0.10 defaults to Explicit.
+    axis_types = (AxisType.Auto,) * len(AXES)
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=axis_types)
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts the rows of a microbatch are cut."""
+    """Returns the number of parts into which the rows of a microbatch are divided."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh, rank: int, row_axis: int) -> NamedSharding:
-    """Sharding of an array of `rank` axes whose axis `row_axis` counts sequences."""
-    spec = [None] * rank
+    """Returns the sharding of an array of `rank` axes whose axis `row_axis` counts sequences."""
+    spec: list[tuple[str, ...] | None] = [None] * rank
     spec[row_axis] = BATCH_AXES
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def is_of_copies(mesh: Mesh) -> bool:
-    """Whether every device has the whole network, and only sequences are divided among them."""
+    """Returns whether each device holds the whole network and only sequences are divided."""
     return mesh.size == mesh.shape[DATA]
 
 
 def rows_of_sharded(mesh: Mesh) -> NamedSharding | None:
-    """The sharding of sequences where the network is sharded as well; None where every device has all of it."""
+    """Returns the sharding of sequences if the network is sharded as well.
+
+    None if every device holds the whole network.
+    """
     return None if is_of_copies(mesh) else NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def place(value: np.ndarray | np.generic, sharding: NamedSharding) -> jax.Array:
-    """`value`, the same in every process, as an array of all devices; unlike `device_put` it does not have the processes compare."""
+    """Returns `value`, the same in every process, as an array of all devices.
+
+    Unlike `device_put` it does not make the processes compare their values.
+    """
     if processes.count() == 1:
         return jax.device_put(value, sharding)
-    with jax.transfer_guard_host_to_device(
-        "allow"
-    ):  # it is meant, which this function cannot say otherwise
+    # The loop forbids transfers. This one is intended, and its function has no other way to say so.
+    with jax.transfer_guard_host_to_device("allow"):
         return jax.make_array_from_callback(
             np.shape(value), sharding, lambda index: np.asarray(value)[index]
         )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of a scalar or of any array every device holds whole."""
+    """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

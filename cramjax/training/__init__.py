@@ -1,1 +1,1 @@
-"""Training: state, step, loop, evaluation, records, checkpoints, and the run that puts them together."""
+"""Training: state, step, loop, evaluation, records, and the run that puts them together."""

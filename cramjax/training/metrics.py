@@ -1,8 +1,8 @@
-"""Where a run's numbers go: metrics.jsonl always, TensorBoard and Weights & Biases on top.
+"""The outputs for a run's numbers: metrics.jsonl, TensorBoard and Weights & Biases.
 
-Takes plain floats; reading device values, one step late so that the device never waits, is the loop's
-business. The TensorBoard files are written through the `tensorboard` package's record writer, which imports
-no TensorFlow.
+All take plain floats. The loop reads device values, one step late so that the device never waits.
+The TensorBoard files are written with the `tensorboard` package's record writer, which imports no
+TensorFlow.
 """
 
 from __future__ import annotations
@@ -21,25 +21,38 @@ from typing import Any, Protocol
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+# These classes are generated at run time, so a type checker does not see them.
+Event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
+SessionLog = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+Summary = summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
+
 _log = logging.getLogger("cramjax")
 
 
 class Sink(Protocol):
-    """Something numbers are sent to; allowed to fail."""
+    """A receiver of a run's numbers; one that raises is dropped, and the run goes on."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Take the numbers of one step."""
         ...
 
     def close(self) -> None:
-        """Finish."""
+        """Finish: there are no more numbers."""
         ...
 
 
 class MetricsWriter:
-    """Writes lines of numbers to `<workdir>/metrics.jsonl` and hands them to the optional sinks.
+    """Writes numbers to `<workdir>/metrics.jsonl` and passes them to the sinks.
 
     A sink that raises is dropped with one warning: it never stops a run.
+
+    Args:
+        workdir: the folder of the run.
+        resumed_step: lines of later steps are cut from an existing file, because they come again.
+        tensorboard: whether to write TensorBoard's files, in the folder tb.
+        wandb_project: a project of Weights & Biases, or None.
+        config: the configuration, for Weights & Biases.
+        sinks: further receivers.
     """
 
     def __init__(
@@ -52,101 +65,102 @@ class MetricsWriter:
         config: Mapping[str, Any] | None = None,
         sinks: Sequence[Sink] = (),
     ):
-        """Lines of steps after `resumed_step` are cut from an existing file: they are about to come again. `sinks`: more of them."""
         self._path = pathlib.Path(workdir) / "metrics.jsonl"
         _cut_after(self._path, resumed_step)
         self._file = self._path.open("a", encoding="utf-8")
         self._sinks: list[Sink] = list(sinks)
+
         if tensorboard:
-            self._try(
-                "TensorBoard",
-                lambda: self._sinks.append(TensorBoard(pathlib.Path(workdir) / "tb", resumed_step)),
-            )
+            folder = pathlib.Path(workdir) / "tb"
+            self._open("TensorBoard", lambda: TensorBoard(folder, resumed_step))
         if wandb_project:
-            self._try(
-                "Weights & Biases",
-                lambda: self._sinks.append(Wandb(wandb_project, workdir, config or {})),
-            )
+            self._open("Weights & Biases", lambda: Wandb(wandb_project, workdir, config or {}))
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Add one line: `step` and `values`. What is not finite becomes null, so that every line is JSON.
+        """Add one line with `step` and `values`; sinks get the values that are not None.
 
-        Sinks get the values that are not None.
+        Infinity and NaN become null in the file, so that every line is JSON.
         """
         line = {"step": step} | {name: _jsonable(value) for name, value in values.items()}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
+
         known = {name: value for name, value in values.items() if value is not None}
         for sink in list(self._sinks):
-            if not self._try(type(sink).__name__, lambda sink=sink: sink.write(step, known)):
+            try:
+                sink.write(step, known)
+            # A logging service may raise any kind of error.
+            except Exception as error:
+                _warn(type(sink).__name__, error)
                 self._sinks.remove(sink)
 
     def close(self) -> None:
         """Close the file and the sinks."""
         self._file.close()
         for sink in self._sinks:
-            self._try(type(sink).__name__, sink.close)
+            try:
+                sink.close()
+            except Exception as error:
+                _warn(type(sink).__name__, error)
         self._sinks = []
 
-    def _try(self, name: str, action: Callable[[], object]) -> bool:
+    def _open(self, name: str, make: Callable[[], Sink]) -> None:
         try:
-            action()
-        except Exception as error:  # whatever a logging service raises
-            _log.warning(
-                "%s is off for the rest of this run: %s: %s", name, type(error).__name__, error
-            )
-            return False
-        return True
+            self._sinks.append(make())
+        except Exception as error:
+            _warn(name, error)
+
+
+def _warn(name: str, error: Exception) -> None:
+    _log.warning("%s is off for the rest of this run: %s: %s", name, type(error).__name__, error)
 
 
 class TensorBoard:
-    """Event files for TensorBoard in `directory`."""
+    """Writes event files for TensorBoard into a folder."""
 
     def __init__(self, directory: pathlib.Path, resumed_step: int):
-        """Tell TensorBoard to forget what an earlier start wrote after `resumed_step`."""
+        """Open a file; TensorBoard drops the steps after `resumed_step` of an earlier start."""
         directory.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.0"
+        seconds = time.time_ns() // 10**9
+        name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.0"
         self._writer = RecordWriter((directory / name).open("ab"))
-        self._add(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
-        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._add(
-            event_pb2.Event(wall_time=time.time(), step=resumed_step + 1, session_log=restart)
-        )
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+        restart = SessionLog(status=SessionLog.START)
+        self._add(Event(wall_time=time.time(), step=resumed_step + 1, session_log=restart))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One event holding every number of a step."""
-        scalars = [
-            summary_pb2.Summary.Value(tag=name, simple_value=value)
-            for name, value in values.items()
-        ]
-        summary = summary_pb2.Summary(value=scalars)
-        self._add(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+        """Write one event with all numbers of a step."""
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        summary = Summary(value=scalars)
+        self._add(Event(wall_time=time.time(), step=step, summary=summary))
 
     def close(self) -> None:
         """Close the event file."""
         self._writer.close()
 
-    def _add(self, event: event_pb2.Event) -> None:
+    def _add(self, event: Event) -> None:
         self._writer.write(event.SerializeToString())
         self._writer.flush()
 
 
 class Silence:
-    """What a process writes that is not the first one of its run: nothing."""
+    """A writer that discards; for all processes but process 0."""
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
+    def write(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Discard the numbers."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class Wandb:
     """A Weights & Biases run; the package is an extra (`pip install cramjax[wandb]`)."""
 
     def __init__(self, project: str, workdir: str | os.PathLike, config: Mapping[str, Any]):
-        """Start, or go on with, the run named after the workdir."""
-        import wandb
+        """Start the run that is named after the workdir, or go on with it."""
+        # An extra, which need not be installed.
+        import wandb  # pyright: ignore[reportMissingImports]
 
         path = pathlib.Path(workdir).resolve()
         # The same folder is the same run, so that a restart goes on in it.
@@ -170,7 +184,10 @@ class Wandb:
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; one that a crash cut short is left out. Empty where there is no file."""
+    """Returns the lines of a metrics.jsonl, without one that a crash cut short.
+
+    A missing file has no lines.
+    """
     path = pathlib.Path(path)
     if not path.exists():
         return []
@@ -186,7 +203,7 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def _cut_after(path: pathlib.Path, step: int) -> None:
-    """Rewrite the file with its lines up to `step`; a crash leaves the old file or the new one."""
+    """Rewrite a file with its lines up to `step`; a crash leaves the old file or the new one."""
     if not path.exists():
         return
     kept = [json.dumps(line) + "\n" for line in read(path) if line["step"] <= step]

@@ -84,7 +84,7 @@ def open_stage(run: Run) -> Opening:
 
 
 def _stage_number(run: Run, sidecar: Mapping[str, Any]) -> int:
-    # A configuration may have fewer stages now. Checkpoints from before there were stages have none.
+    # A configuration may have fewer stages now. Old checkpoints have no number of a stage.
     return min(sidecar.get("stage", 0), len(run.stages) - 1)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 from cramjax import start
 from cramjax.budget.clock import Clock
 from cramjax.checkpoints.checkpoint import Checkpoints
+from cramjax.config.views import Config
 from cramjax.console import Progress
 from cramjax.data.dataset import TokenDataset
 from cramjax.parallel import processes
@@ -38,7 +39,7 @@ class Run:
         started: `time.monotonic()` when the command started.
     """
 
-    config: Any
+    config: Config
     workdir: pathlib.Path
     dataset: TokenDataset
     progress: Progress
@@ -72,7 +73,7 @@ class Run:
 
 
 def open_run(
-    config: Any,
+    config: Config,
     workdir: pathlib.Path,
     dataset: TokenDataset,
     *,

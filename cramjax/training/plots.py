@@ -26,17 +26,24 @@ _UNITS = {
 def plot_loss(
     metrics_path: str | os.PathLike, out_png: str | os.PathLike, unigram_loss: float | None = None
 ) -> None:
-    """Draw train and held-out loss (nats) over tokens and over time, with the unigram baseline, to `out_png`.
+    """Draw train and held-out loss (nats) over tokens and over time to `out_png`.
 
-    Reads a metrics.jsonl as far as it is intact; a run without any line gives an empty frame.
+    A damaged line of the metrics is left out; a run without lines gives an empty frame.
+
+    Args:
+        metrics_path: a metrics.jsonl.
+        out_png: the picture.
+        unigram_loss: the loss of the unigram baseline, or None to leave it out.
     """
     train, held_out = _split(metrics.read(metrics_path))
+
     figure = figures.new_figure(10, 4, dpi=130)
     over_tokens, over_time = figure.subplots(1, 2, sharey=True)
     for axes, key in ((over_tokens, "tokens"), (over_time, "elapsed_s")):
         scale, unit = _unit(key, [line[key] for line in train + held_out])
         axes.set_xlabel(unit)
         _draw(axes, train, held_out, key, scale, unigram_loss)
+
     over_tokens.set_ylabel("loss, nats per predicted token")
     over_tokens.set_ylim(*_limits(train, held_out, unigram_loss))
     if train or held_out or unigram_loss is not None:
@@ -45,7 +52,10 @@ def plot_loss(
 
 
 def smoothed(values: Sequence[float], share: float = 0.03) -> list[float]:
-    """Centred mean of `values` over a window of about `share` of them, narrower towards both ends."""
+    """Returns the centred mean of `values` over a window of about `share` of them.
+
+    The window narrows towards both ends.
+    """
     half = max(1, round(len(values) * share / 2))
     means = []
     for centre in range(len(values)):
@@ -56,56 +66,64 @@ def smoothed(values: Sequence[float], share: float = 0.03) -> list[float]:
 
 
 def _split(lines: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Train lines and held-out lines; the latter get the tokens read by their step from the former."""
+    """Returns train lines and held-out lines.
+
+    A held-out line without tokens gets those that the train lines have at its step.
+    """
     train = [line for line in lines if _numbers(line, "loss", "tokens", "elapsed_s")]
     held_out = []
     for line in lines:
         if _numbers(line, "eval_loss", "elapsed_s"):
-            held_out.append(line | {"tokens": line.get("tokens", _tokens_at(line["step"], train))})
+            tokens = line.get("tokens", _tokens_at(line["step"], train))
+            held_out.append(line | {"tokens": tokens})
     return train, held_out
 
 
 def _tokens_at(step: int, train: list[dict[str, Any]]) -> float:
-    """Tokens read by `step`, in a line between the train lines around it (0 at step 0)."""
-    before, tokens = 0, 0.0
+    """Returns the tokens read by `step`, interpolated between train lines; 0 at step 0."""
+    before = 0
+    tokens = 0.0
     for line in train:
         if line["step"] >= step:
-            return tokens + (line["tokens"] - tokens) * (step - before) / max(
-                1, line["step"] - before
-            )
-        before, tokens = line["step"], line["tokens"]
+            share = (step - before) / max(1, line["step"] - before)
+            return tokens + share * (line["tokens"] - tokens)
+        before = line["step"]
+        tokens = line["tokens"]
     return tokens
 
 
 def _numbers(line: dict[str, Any], *keys: str) -> bool:
+    """Returns whether all `keys` of a line are numbers."""
     return all(isinstance(line.get(key), int | float) for key in keys)
 
 
 def _draw(
     axes: Any, train: list, held_out: list, key: str, scale: float, unigram_loss: float | None
 ) -> None:
+    """Draw one panel; positions are the lines' `key` divided by `scale`."""
     if train:
-        at, loss = [line[key] / scale for line in train], [line["loss"] for line in train]
+        at = [line[key] / scale for line in train]
+        loss = [line["loss"] for line in train]
         axes.plot(at, loss, color=TRAIN, alpha=0.25, linewidth=0.8)
         axes.plot(at, smoothed(loss), color=TRAIN, linewidth=1.6, label="train")
+
     if held_out:
-        at, loss = (
-            [line[key] / scale for line in held_out],
-            [line["eval_loss"] for line in held_out],
-        )
-        axes.plot(
-            at, loss, color=HELD_OUT, linewidth=1.6, marker="o", markersize=3.5, label="held-out"
-        )
+        at = [line[key] / scale for line in held_out]
+        loss = [line["eval_loss"] for line in held_out]
+        style = {"linewidth": 1.6, "marker": "o", "markersize": 3.5}
+        axes.plot(at, loss, color=HELD_OUT, label="held-out", **style)
+        # The last loss stands in the margin, where no line crosses it.
         axes.annotate(
             f"{loss[-1]:.2f}",
             (at[-1], loss[-1]),
-            xytext=(6, 0),  # in the margin, where no line crosses it
+            xytext=(6, 0),
             textcoords="offset points",
             ha="left",
             va="center",
             annotation_clip=False,
             color=HELD_OUT,
         )
+
     if unigram_loss is not None:
         axes.axhline(
             unigram_loss,
@@ -114,12 +132,13 @@ def _draw(
             linestyle=(0, (4, 3)),
             label="unigram baseline",
         )
+
     axes.set_xlim(left=0)
     figures.style_panel(axes, grid="y")
 
 
 def _unit(key: str, values: list[float]) -> tuple[float, str]:
-    """Divisor and axis label that keep the numbers of an axis short."""
+    """Returns the divisor and the label that keep the numbers of an axis short."""
     largest = max(values, default=0.0)
     return next((scale, label) for least, scale, label in _UNITS[key] if largest >= least)
 
@@ -127,11 +146,16 @@ def _unit(key: str, values: list[float]) -> tuple[float, str]:
 def _limits(
     train: list, held_out: list, unigram_loss: float | None
 ) -> tuple[float | None, float | None]:
-    """Losses shown: all but the highest hundredth, where a run that diverged would flatten the rest."""
+    """Returns the lowest and highest loss to show.
+
+    The highest hundredth is left out: the start of a run that diverged would flatten the rest.
+    """
     losses = [line["loss"] for line in train] + [line["eval_loss"] for line in held_out]
-    losses += [] if unigram_loss is None else [unigram_loss]
+    if unigram_loss is not None:
+        losses.append(unigram_loss)
     if not losses:
         return None, None
+
     top = max(sorted(losses)[int(0.99 * (len(losses) - 1))], unigram_loss or 0.0)
     low = min(losses)
     margin = max(0.06 * (top - low), 0.05)

@@ -131,6 +131,7 @@ class Recorder:
         spent = self._spent
         elapsed_s = max(clock.elapsed_s, 1e-9)
         evaluated = self._last_eval
+
         return {
             "steps": clock.n_steps,
             "tokens": clock.n_tokens,
@@ -166,7 +167,7 @@ class Recorder:
         self._writer.close()
 
     def _take_noise(self, metrics: dict[str, float]) -> None:
-        """Update the running means of noise and signal; only steps of several microbatches count."""
+        """Update the running means of noise and signal with a step of several microbatches."""
         # In float16 a first gradient may be infinite.
         if not metrics.get("noise") or not math.isfinite(metrics["noise"]):
             return

@@ -1,4 +1,4 @@
-"""What to change when a train step does not fit a device: settings that were compiled for it and do."""
+"""Remedies for a train step that does not fit a device: settings whose compiled step does fit."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from typing import Any
 import jax
 
 from cramjax.config.resolve import changed
+from cramjax.config.views import Config
 from cramjax.errors import RunFailed, UserError
 from cramjax.objectives.objective import Vocabulary
 from cramjax.parallel import mesh as meshes
-from cramjax.training import session
+from cramjax.training import session as sessions
 from cramjax.tuning import devices, microbatch
 
-# By how little they change: the same updates in another order of work, the same in more devices' memory, another optimizer.
+# In the order of how little they change. First come the same updates by other work, then the same
+# updates in the memory of more devices, then another optimizer.
 _CHANGES: tuple[dict[str, Any], ...] = (
     {"model.remat": "dots"},
     {"model.remat": "full"},
@@ -25,13 +27,14 @@ _CHANGES: tuple[dict[str, Any], ...] = (
     {"optimizer.name": "adafactor"},
     {"model.remat": "full", "optimizer.name": "adafactor"},
 )
-# Of what a step that ran out of memory needed: a setting has to be below it by more than the difference that is not accounted for.
+# A remedy may need this share of the step that ran out of memory. The rest is for memory that the
+# compiler's analysis does not count.
 _LESS = 0.85
 
 
 @dataclasses.dataclass(frozen=True)
 class Remedy:
-    """Overrides of a configuration with which a step needs `used_bytes` a device."""
+    """Overrides of a configuration whose step needs `used_bytes` on a device."""
 
     overrides: Mapping[str, Any]
     used_bytes: int
@@ -42,7 +45,7 @@ class Remedy:
 
 
 def find(
-    config: Any,
+    config: Config,
     vocabulary: Vocabulary,
     on: Sequence[jax.Device],
     *,
@@ -50,92 +53,119 @@ def find(
     room: float,
     most: int = 3,
 ) -> list[Remedy]:
-    """The nearest settings whose step needs at most `room` bytes of each device of `on`: a smaller microbatch, then `_CHANGES`.
+    """Returns the nearest settings whose step fits: a smaller microbatch first, then `_CHANGES`.
 
-    At most so many; each one is compiled.
+    Each of them is compiled.
+
+    Args:
+        config: the configuration whose step does not fit.
+        vocabulary: the vocabulary of its data.
+        on: the devices, which need not be this process's.
+        microbatch_size: the microbatch that does not fit.
+        room: bytes that a step may take on each device.
+        most: the largest number of remedies.
     """
-    found = _smaller(config, vocabulary, on, microbatch_size, room)
+    remedies = _smaller(config, vocabulary, on, microbatch_size, room)
     for change in _CHANGES:
-        if len(found) == most:
+        if len(remedies) == most:
             break
         is_new = any(operator.attrgetter(key)(config) != value for key, value in change.items())
-        if is_new and (len(on) > 1 or "mesh.fsdp" not in change):
-            remedy = _fitting(
-                config, change | {"microbatch_size": microbatch_size}, vocabulary, on, room
-            )
-            if remedy:
-                found.append(dataclasses.replace(remedy, overrides=change))
-    return found
+        is_possible = len(on) > 1 or "mesh.fsdp" not in change
+        if not (is_new and is_possible):
+            continue
+
+        overrides = change | {"microbatch_size": microbatch_size}
+        remedy = _fitting(config, overrides, vocabulary, on, room)
+        if remedy:
+            # The size is the one that the user has, so it is not named.
+            remedies.append(dataclasses.replace(remedy, overrides=change))
+    return remedies
 
 
 def _smaller(
-    config: Any, vocabulary: Vocabulary, on: Sequence[jax.Device], microbatch_size: int, room: float
+    config: Config,
+    vocabulary: Vocabulary,
+    on: Sequence[jax.Device],
+    microbatch_size: int,
+    room: float,
 ) -> list[Remedy]:
-    """The largest microbatch below `microbatch_size` that fits, if one does."""
-    made = session.session_on(config, vocabulary, on)
-    shards = meshes.batch_shards(made.mesh)
-    sizes = [
-        n
-        for n in microbatch.microbatch_sizes(session.most_sequences(config), shards)
-        if n < microbatch_size
-    ]
+    """Returns the largest microbatch below `microbatch_size` that fits, if there is one."""
+    session = sessions.session_on(config, vocabulary, on)
+    shards = meshes.batch_shards(session.mesh)
+    sizes = microbatch.microbatch_sizes(sessions.most_sequences(config), shards)
+    sizes = [n for n in sizes if n < microbatch_size]
     if not sizes:
         return []
 
     def measure(n: int) -> int | None:
-        return microbatch.fitting_bytes(
-            lambda: session.compile_train_step(dataclasses.replace(made, microbatch_size=n))[0]
-        )
+        smaller = dataclasses.replace(session, microbatch_size=n)
+        return microbatch.fitting_bytes(lambda: sessions.compile_train_step(smaller)[0])
 
+    def formula(n: int) -> int:
+        return session.step_bytes(n // shards)
+
+    # `search` takes a device's memory, and leaves headroom itself.
     limit = round(room / microbatch.HEADROOM)
-    searched = microbatch.search(measure, sizes, limit, lambda n: made.step_bytes(n // shards))
+    searched = microbatch.search(measure, sizes, limit, formula)
     if searched.largest is None:
         return []
     return [Remedy({"microbatch_size": searched.largest}, searched.used[searched.largest])]
 
 
 def _fitting(
-    config: Any,
+    config: Config,
     overrides: Mapping[str, Any],
     vocabulary: Vocabulary,
     on: Sequence[jax.Device],
     room: float,
 ) -> Remedy | None:
+    """Returns `overrides` as a remedy if their step fits `room`, or None."""
     try:
-        made = session.session_on(changed(config, overrides), vocabulary, on)
-    except UserError:  # these devices cannot be arranged so
+        session = sessions.session_on(changed(config, overrides), vocabulary, on)
+    except UserError:
+        # These devices cannot be arranged in this way.
         return None
-    n_local = made.microbatch_size // meshes.batch_shards(made.mesh)
-    if made.step_bytes(n_local) > microbatch.FORMULA_ERROR * room:
+
+    # The formula saves compilations that are hopeless.
+    n_local = session.microbatch_size // meshes.batch_shards(session.mesh)
+    if session.step_bytes(n_local) > microbatch.FORMULA_ERROR * room:
         return None
-    used = microbatch.needed_bytes(lambda: session.compile_train_step(made)[0])
+    used = microbatch.needed_bytes(lambda: sessions.compile_train_step(session)[0])
     return Remedy(overrides, used) if used <= room else None
 
 
 @contextlib.contextmanager
-def explained(made: session.Session, vocabulary: Vocabulary) -> Iterator[None]:
-    """Inside, running out of a device's memory is a `RunFailed` that says what the step needs, what there is, and what would fit."""
+def explained(session: sessions.Session, vocabulary: Vocabulary) -> Iterator[None]:
+    """Inside, running out of a device's memory raises a `RunFailed` that says what would fit.
+
+    Its sentence has the bytes that the step needs and the bytes of the device.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if not microbatch.is_out_of_memory(error):
             raise
-        raise RunFailed(_sentence(made, vocabulary)) from error
+        raise RunFailed(_sentence(session, vocabulary)) from error
 
 
-def _sentence(made: session.Session, vocabulary: Vocabulary) -> str:
-    on = list(made.mesh.devices.flat)
-    needed = microbatch.needed_bytes(lambda: session.compile_train_step(made)[0])
+def _sentence(session: sessions.Session, vocabulary: Vocabulary) -> str:
+    on = list(session.mesh.devices.flat)
+    size = session.microbatch_size
+    needed = microbatch.needed_bytes(lambda: sessions.compile_train_step(session)[0])
+
+    # Some devices do not say how much memory they have.
     limit = devices.memory_bytes(on[0])
-    room = min(_LESS * needed, microbatch.HEADROOM * limit if limit else _LESS * needed)
-    remedies = find(made.config, vocabulary, on, microbatch_size=made.microbatch_size, room=room)
-    has = (
-        f"{on[0].device_kind} has {limit / 2**30:.1f} GiB"
-        if limit
-        else f"{on[0].device_kind} had less"
-    )
-    fitting = f"these fit: {', '.join(map(str, remedies))}" if remedies else "take a smaller model"
+    room = _LESS * needed
+    has = f"{on[0].device_kind} had less"
+    if limit:
+        room = min(room, microbatch.HEADROOM * limit)
+        has = f"{on[0].device_kind} has {limit / 2**30:.1f} GiB"
+
+    remedies = find(session.config, vocabulary, on, microbatch_size=size, room=room)
+    advice = "take a smaller model"
+    if remedies:
+        advice = f"these fit: {', '.join(map(str, remedies))}"
     return (
-        f"out of memory: a step of {made.microbatch_size} sequence(s) a pass needs {needed / 2**30:.1f} GiB, {has}; {fitting}; "
-        "checkpoints are kept, run again in the same workdir"
+        f"out of memory: a step of {size} sequence(s) a pass needs {needed / 2**30:.1f} GiB, "
+        f"{has}; {advice}; checkpoints are kept, run again in the same workdir"
     )

@@ -15,6 +15,7 @@ import jax
 
 from cramjax import start
 from cramjax.checkpoints import pretrained
+from cramjax.config.views import Config
 from cramjax.console import Progress
 from cramjax.data import prepare
 from cramjax.parallel import processes
@@ -32,7 +33,9 @@ from cramjax.training.stage import Stage, open_batches
 from cramjax.training.workdir import Workdir
 
 
-def train(config: Any, workdir: str | os.PathLike, *, sinks: Sequence[Sink] = ()) -> dict[str, Any]:
+def train(
+    config: Config, workdir: str | os.PathLike, *, sinks: Sequence[Sink] = ()
+) -> dict[str, Any]:
     """Train a configuration until its budget is spent; returns the summary.
 
     A workdir with a checkpoint is resumed. A finished one is left alone, and its summary returned.
@@ -50,7 +53,7 @@ def train(config: Any, workdir: str | os.PathLike, *, sinks: Sequence[Sink] = ()
         return _train(config, pathlib.Path(workdir), stop, sinks)
 
 
-def train_until_stopped(config: Any, workdir: str | os.PathLike) -> int:
+def train_until_stopped(config: Config, workdir: str | os.PathLike) -> int:
     """Train as a command does; returns the exit code.
 
     The code is 0 when the budget is spent, 143 after SIGTERM and 130 after SIGINT.
@@ -65,7 +68,7 @@ def train_until_stopped(config: Any, workdir: str | os.PathLike) -> int:
 
 
 def _train(
-    config: Any, path: pathlib.Path, stop: StopSignal, sinks: Sequence[Sink] = ()
+    config: Config, path: pathlib.Path, stop: StopSignal, sinks: Sequence[Sink] = ()
 ) -> dict[str, Any]:
     started = time.monotonic()
     start.start(together=True)

@@ -37,11 +37,11 @@ PACKAGES = (
 class Workdir:
     """A run's folder, locked while the object is open: `with Workdir("runs/mine") as workdir`.
 
-    A lock ends with its process, so the next run takes over the folder of a dead one without asking.
+    A lock ends with its process, so a run takes over the folder of a dead one without asking.
     """
 
     def __init__(self, path: str | os.PathLike):
-        """Make and lock `path`. Raises UserError if it cannot be written or another run holds it."""
+        """Make and lock `path`; raises UserError if it cannot be written or a run holds it."""
         self.path = pathlib.Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Finds the fastest kernel of attention on the card at hand, by timing each one that can do a call.
+"""Finds the fastest kernel of attention on this card, by timing each one that can do a call.
 
-Which kernel is fastest is no property of a kind of card alone: cuDNN's is twice as fast as others
-on Hopper and slower than they are on an A100, and sizes matter. So each is timed for a second at
-the start, for the calls at hand, and the answer is remembered.
+The kind of card does not decide which kernel is fastest: cuDNN's is twice as fast as others on
+Hopper and slower than others on an A100, and sizes matter. So each kernel is timed for a second at
+the start, for the calls of the network, and the answer is remembered.
 """
 
 from __future__ import annotations
@@ -30,39 +30,45 @@ from cramjax.parallel import processes
 from cramjax.tuning.answers import Answer
 
 SECONDS = 1.0
-"""For which a kernel is timed, compilation aside."""
+"""The duration of a kernel's timing, without its compilation."""
 TOKENS = 16_384
-"""Of a pass that is timed: enough to fill a card."""
+"""The tokens of a pass that is timed: enough to fill a card."""
 TOLERANCE = 0.05
-"""Share of the largest number by which results in 16 bits may differ from plain ones."""
+"""The share of the largest number by which results in 16 bits may differ from plain ones."""
 
 Pass = Callable[..., tuple[jax.Array, Any]]
+"""A compiled forward and backward pass: inputs → (value, gradients)."""
 
 
 def fastest(
     calls: Collection[AttentionCall], precision: Precision, announce: Announce
 ) -> dict[AttentionCall, str]:
-    """Returns the fastest kernel for each of `calls`, of those that agree with plain operations.
+    """Returns the fastest kernel for each of `calls`, among those that agree with plain operations.
 
-    Several processes take what the first one finds; nothing is remembered then, since all must
+    Several processes take the answer of process 0. Nothing is remembered then, because all must
     compile the same.
 
     Args:
+        calls: the calls of attention in the network.
         precision: number formats of the network, and a device of this process.
-        announce: is told what is timed and what came out.
+        announce: is told the kernels that are timed and the results.
     """
-    is_alone = processes.count() == 1
+    device = precision.device
+    assert device is not None, "kernels are timed on a device"
     chosen = {}
     for call in sorted(calls, key=repr):
-        names = kernels.candidates(call, precision.device)
+        names = kernels.candidates(call, device)
         if len(names) < 2:
             continue
         question = {
             "call": dataclasses.asdict(call),
-            "device": precision.device.device_kind,
+            "device": device.device_kind,
             "kernels": names,
         }
-        answer = Answer(question if is_alone else None)
+        if processes.count() > 1:
+            question = None
+        answer = Answer(question)
+
         name = (answer.read() or {}).get("kernel")
         if name not in names:
             announce(f"attention {_words(call)}: timing {', '.join(names)}…")
@@ -74,36 +80,42 @@ def fastest(
 
 
 def _agreed(name: str, names: list[str]) -> str:
-    """The first process's `name`."""
+    """Returns the `name` of process 0."""
     if processes.count() == 1:
         return name
-    return names[int(multihost_utils.broadcast_one_to_all(np.int32(names.index(name))))]
+    number = multihost_utils.broadcast_one_to_all(np.int32(names.index(name)))
+    return names[int(number)]
 
 
 def _words(call: AttentionCall) -> str:
-    """The call as a person would put it."""
+    """Returns the call in words."""
     extras = [name for name in ("bias", "mask") if getattr(call, f"has_{name}")]
     extras += ["causal"] if call.is_causal else []
     extras += [f"dropout {call.dropout_rate}"] if call.dropout_rate else []
     ending = f" with {', '.join(extras)}" if extras else ""
-    return f"of {call.length} × {call.kv_length} tokens, {call.n_heads} heads of {call.head_dim}{ending}"
+    sizes = f"{call.length} × {call.kv_length} tokens, {call.n_heads} heads of {call.head_dim}"
+    return f"of {sizes}{ending}"
 
 
 def _time(call: AttentionCall, names: list[str], precision: Precision, announce: Announce) -> str:
-    """The kernel with the lowest median; what fails or computes something else is left out."""
-    # Several processes share their autotuning: they compile in the same order.
+    """Returns the kernel with the lowest median; those that fail or disagree are left out."""
+    # Several processes share their autotuning, so they must compile in the same order.
     n_workers = len(names) if processes.count() == 1 else 1
     with concurrent.futures.ThreadPoolExecutor(n_workers) as pool:
         programs = {name: pool.submit(_programs, call, name, precision) for name in names}
 
+    # Plain kernels come first: the first result is what the others must agree with.
     plain = (kernels.XLA, kernels.EINSUM)
-    expected, seconds, problems = None, {}, []
+    expected: Any = None
+    seconds: dict[str, float] = {}
+    problems: list[str] = []
     for name in sorted(names, key=lambda name: name not in plain):
         try:
             compared, timed = programs[name].result()
-            found = _outcome(*compared)
-            expected = found if expected is None else expected
-            if _agree(found, expected):
+            outcome = _outcome(*compared)
+            if expected is None:
+                expected = outcome
+            if _agree(outcome, expected):
                 seconds[name] = _median_s(*timed)
             else:
                 problems.append(f"{name} computes something else, and is left out")
@@ -121,28 +133,33 @@ def _time(call: AttentionCall, names: list[str], precision: Precision, announce:
 def _programs(
     call: AttentionCall, name: str, precision: Precision
 ) -> tuple[tuple[Pass, tuple], tuple[Pass, tuple]]:
-    """What is compared and what is timed: kernels draw their dropout in ways of their own."""
+    """Returns the pass to compare and the pass to time.
+
+    The pass to compare has no dropout, because each kernel draws its dropout in its own way.
+    """
     compared = _pass(dataclasses.replace(call, dropout_rate=0.0), name, precision)
-    return compared, _pass(call, name, precision) if call.dropout_rate else compared
+    timed = _pass(call, name, precision) if call.dropout_rate else compared
+    return compared, timed
 
 
 def _outcome(run: Pass, arguments: tuple) -> Any:
-    """Value and gradients on the host, float32."""
+    """Returns value and gradients on the host, in float32."""
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), run(*arguments))
 
 
-def _agree(found: Any, expected: Any) -> bool:
-    """Whether all numbers are near those expected."""
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+def _agree(outcome: Any, expected: Any) -> bool:
+    """Returns whether all numbers are near the expected ones."""
+    for ours, theirs in zip(jax.tree.leaves(outcome), jax.tree.leaves(expected), strict=True):
         if not np.all(np.abs(ours - theirs) <= TOLERANCE * np.max(np.abs(theirs)) + 1e-6):
             return False
     return True
 
 
 def _median_s(run: Pass, arguments: tuple) -> float:
-    """Median seconds of a pass, over `SECONDS`."""
+    """Returns the median seconds of a pass, over `SECONDS`."""
     jax.block_until_ready(run(*arguments))
-    times, end = [], time.monotonic() + SECONDS
+    times: list[float] = []
+    end = time.monotonic() + SECONDS
     while not times or time.monotonic() < end:
         started = time.perf_counter()
         jax.block_until_ready(run(*arguments))
@@ -151,31 +168,41 @@ def _median_s(run: Pass, arguments: tuple) -> float:
 
 
 def _pass(call: AttentionCall, name: str, precision: Precision) -> tuple[Pass, tuple]:
-    """A compiled forward and backward pass by kernel `name`, and what to call it with."""
+    """Returns a compiled forward and backward pass by kernel `name`, and its arguments."""
     precision = dataclasses.replace(precision, kernels=((call, name),))
     n_rows = max(1, TOKENS // call.length)
     keys = jax.random.split(jax.random.key(0), 6)
     mask = None
     if call.has_mask:
+        # Three documents in each row, as [rows, 1, length, length].
         documents = jnp.arange(call.length) * 3 // call.length
-        mask = jnp.broadcast_to(
-            documents[:, None] == documents[None], (n_rows, 1, call.length, call.length)
-        )
+        mask = documents[:, None] == documents[None]
+        mask = jnp.broadcast_to(mask, (n_rows, 1, call.length, call.length))
+
     build = _within if call.is_fused else _between
     mixture, inputs = build(call, name, precision, n_rows, mask, keys)
 
-    def value_and_gradients(*inputs):
-        # The sum of squares: its gradient is no constant.
+    def value_and_gradients(*inputs: Any) -> tuple[jax.Array, Any]:
+        # The gradient of half the sum of squares: it is no constant, as that of the sum would be.
         mixed, back = jax.vjp(mixture, *inputs)
         return mixed, back(mixed)
 
-    return jax.jit(value_and_gradients).lower(*inputs).compile(), jax.device_put(
-        inputs, precision.device
-    )
+    program = jax.jit(value_and_gradients).lower(*inputs).compile()
+    return program, jax.device_put(inputs, precision.device)
 
 
-def _within(call, name, precision, n_rows, mask, keys):
-    """Attention of a sequence to itself, with its projections, whose number depends on the kernel."""
+def _within(
+    call: AttentionCall,
+    name: str,
+    precision: Precision,
+    n_rows: int,
+    mask: jax.Array | None,
+    keys: jax.Array,
+) -> tuple[Callable[..., jax.Array], tuple]:
+    """Returns attention of a sequence to itself, and its inputs.
+
+    The projections belong to it, because their number depends on the kernel.
+    """
     cfg = SimpleNamespace(
         n_heads=call.n_heads,
         head_dim=call.head_dim,
@@ -186,33 +213,41 @@ def _within(call, name, precision, n_rows, mask, keys):
         attention_dropout=call.dropout_rate,
     )
 
-    def build(rngs):
+    def build(rngs: nnx.Rngs) -> attention.Attention:
         return attention.Attention(cfg, precision, rngs)
 
     rotary = rotary_tables(call.length, call.head_dim, 10000.0) if call.is_rotary else None
     key = keys[0] if call.dropout_rate else None
 
-    def mixture(params, x):
+    def mixture(params: Any, x: jax.Array) -> jax.Array:
         return bind(build, params)(x, mask, rotary, key)
 
     x = jax.random.normal(keys[1], (n_rows, call.length, cfg.d_model), precision.activation_dtype)
-    return mixture, (params_of(build(nnx.Rngs(params=keys[2]))), x)
+    params = params_of(build(nnx.Rngs(params=keys[2])))
+    return mixture, (params, x)
 
 
-def _between(call, name, precision, n_rows, mask, keys):
-    """Attention of given queries to given keys and values."""
-    sizes = (call.length, call.kv_length, call.kv_length)
-    query, key_, value = (
-        jax.random.normal(
-            key, (n_rows, size, call.n_heads, call.head_dim), precision.activation_dtype
-        )
-        for key, size in zip(keys, sizes, strict=False)
-    )
-    inputs = [query, key_, value]
+def _between(
+    call: AttentionCall,
+    name: str,
+    precision: Precision,
+    n_rows: int,
+    mask: jax.Array | None,
+    keys: jax.Array,
+) -> tuple[Callable[..., jax.Array], tuple]:
+    """Returns attention of given queries to given keys and values, and its inputs."""
+    # Query, key and value: [rows, length, heads, head_dim].
+    inputs = []
+    lengths = (call.length, call.kv_length, call.kv_length)
+    for key, length in zip(keys, lengths, strict=False):
+        shape = (n_rows, length, call.n_heads, call.head_dim)
+        inputs.append(jax.random.normal(key, shape, precision.activation_dtype))
     if call.has_bias:
         inputs.append(jax.random.normal(keys[3], (1, call.n_heads, call.length, call.kv_length)))
 
-    def mixture(query, key_, value, bias=None):
+    def mixture(
+        query: jax.Array, key_: jax.Array, value: jax.Array, bias: jax.Array | None = None
+    ) -> jax.Array:
         options = {"mask": mask, "bias": bias, "causal": call.is_causal, "rate": call.dropout_rate}
         key = keys[4] if call.dropout_rate else None
         return attention.mix(name, precision, query, key_, value, key=key, **options)

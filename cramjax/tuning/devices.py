@@ -1,4 +1,4 @@
-"""What the devices of this process can do: number formats, peak rate, memory."""
+"""The abilities of this process's devices: number formats, peak rate, memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from cramjax.models.encoder import Precision
 
 
 def resolve_precision(name: str, device: jax.Device) -> str:
-    """`name`, or for "auto" the format of matrix products that is fast on `device`: float32, bfloat16 or float16."""
+    """Returns the format of matrix products: `name`, or for "auto" the fast one on `device`.
+
+    That is float32, bfloat16 or float16.
+    """
     if name != "auto":
         return name
     if device.platform == "tpu":
         return "bfloat16"
     if device.platform == "cpu":
-        # Emulated bfloat16 is slower than float32; with the AVX-512 or AMX instructions it is faster (docs/benchmarks.md).
+        # Emulated bfloat16 is slower than float32. With the instructions of AVX-512 or AMX it is
+        # faster (docs/benchmarks.md).
         return "bfloat16" if _cpu_flags() & {"avx512_bf16", "amx_bf16"} else "float32"
+
     capability = float(getattr(device, "compute_capability", "0") or 0)
     if capability >= 8.0:
         return "bfloat16"
@@ -28,14 +33,22 @@ def resolve_precision(name: str, device: jax.Device) -> str:
 
 
 def make_precision(name: str, device: jax.Device) -> Precision:
-    """The dtypes behind a format name on `device`; on CPU only the operands of products are narrow, activations stay float32."""
-    dtype = jnp.dtype(name)
-    activations = jnp.dtype("float32") if device.platform == "cpu" and name == "bfloat16" else dtype
-    return Precision(activation_dtype=activations, matmul_dtype=dtype, device=device)
+    """Returns the dtypes of a format on `device`.
+
+    On a CPU, bfloat16 narrows only the operands of products; activations stay float32.
+    """
+    matmul_dtype = jnp.dtype(name)
+    activation_dtype = matmul_dtype
+    if device.platform == "cpu" and name == "bfloat16":
+        activation_dtype = jnp.dtype("float32")
+    return Precision(activation_dtype=activation_dtype, matmul_dtype=matmul_dtype, device=device)
 
 
 def peak_flops(device: jax.Device, precision: str) -> float:
-    """FLOP/s of dense products on one `device`: from the table of cards, else measured on a 1024-wide product in half a second."""
+    """Returns the peak FLOP/s of dense products on one device.
+
+    A card that is not in the table is measured, on a product of width 1024, in half a second.
+    """
     known = peaks.peak_flops(device.device_kind, precision)
     return known if known else measure_matmul_flops(device, precision)
 
@@ -43,11 +56,20 @@ def peak_flops(device: jax.Device, precision: str) -> float:
 def measure_matmul_flops(
     device: jax.Device, precision: str, size: int = 1024, seconds: float = 0.3
 ) -> float:
-    """Best FLOP/s of size³ products with operands in `precision` and float32 accumulation, over `seconds` of repeats."""
+    """Returns the best FLOP/s of matrix products over some seconds of repeats.
+
+    Args:
+        device: computes the products.
+        precision: format of the operands; the accumulation is in float32.
+        size: length of each side.
+        seconds: duration of the measurement.
+    """
     operand = jax.device_put(jnp.ones((size, size), precision), device)
     multiply = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
     multiply(operand, operand).block_until_ready()
-    best, end = float("inf"), time.monotonic() + seconds
+
+    best = float("inf")
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         start = time.perf_counter()
         multiply(operand, operand).block_until_ready()
@@ -56,13 +78,16 @@ def measure_matmul_flops(
 
 
 def memory_bytes(device: jax.Device) -> int | None:
-    """Bytes this process may use on `device`; None on CPU, where the host's memory is shared with everything else."""
+    """Returns the bytes this process may use on `device`.
+
+    None on a CPU, whose memory is shared with all other programs.
+    """
     stats = device.memory_stats() if device.platform != "cpu" else None
     return stats.get("bytes_limit") if stats else None
 
 
 def peak_memory_bytes(device: jax.Device) -> int | None:
-    """Most bytes in use on `device` so far; None where the backend does not say."""
+    """Returns the most bytes in use on `device` so far, or None if the backend does not say."""
     stats = device.memory_stats() if device.platform != "cpu" else None
     return stats.get("peak_bytes_in_use") if stats else None
 

@@ -1,5 +1,7 @@
-"""The largest microbatch that fits the device, from compiled memory analysis instead of from a
-crash.
+"""The largest microbatch that fits the device, found by the compiler's memory analysis.
+
+No step has to run out of memory for it. The words: `limit_bytes` is a device's memory, and the room
+is the share `HEADROOM` of it.
 """
 
 from __future__ import annotations
@@ -18,18 +20,18 @@ from cramjax.console import Announce
 from cramjax.errors import UserError
 from cramjax.tuning.answers import Answer
 
-# Left free for the allocator's fragmentation and for what the run puts beside the step (evaluation,
-# prefetched batches).
+# A step may take this share of a device. The rest is for the allocator's fragmentation, evaluations
+# and prefetched batches.
 HEADROOM = 0.9
-# On CPU a larger forward pass is not faster, it only falls out of the caches.
+# On a CPU a larger forward pass is not faster: it only falls out of the caches.
 CPU_TOKENS = 4096
-# The formula is never as wrong as this: what needs so many times the room by it is not compiled at
-# all.
+# The formula is never wrong by this factor. A size that needs this factor times the room, by the
+# formula, is not compiled at all.
 FORMULA_ERROR = 2.0
-# A second compilation in full, for a larger size than one that fits, has to be sure to fit.
+# With one size that fits, a larger one is compiled only if its prediction leaves this margin.
 SURE = 0.97
-# A probe is asked for memory alone. Without timing kernels, some products of generated ones find no
-# tiles that fit.
+# A probe is asked for memory alone. Without autotuning, generated kernels may find no fitting tiles
+# for some matrix products, so they are off as well.
 PROBE_OPTIONS = {
     "xla_gpu_autotune_level": 0,
     "xla_gpu_enable_triton_gemm": False,
@@ -40,12 +42,20 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 _GIB = 2**30
 
 Program = tuple[jax.stages.Compiled, float]
-"""A compiled step and the seconds that took."""
+"""A compiled step, and the seconds that its compilation took."""
 
 
 def cpu_microbatch(sizes: Sequence[int], *, shards: int, seq_len: int) -> int:
-    """The largest of `sizes` whose tokens stay in the caches of a CPU; nothing is compiled."""
-    return max([n for n in sizes if n * seq_len <= CPU_TOKENS * shards] or sizes[:1])
+    """Returns the largest of `sizes` whose tokens stay in a CPU's caches; nothing is compiled.
+
+    The smallest size if none does.
+    """
+    return _largest(sizes, lambda n: n * seq_len <= CPU_TOKENS * shards)
+
+
+def _largest(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
+    """Returns the largest of the ascending `sizes` that fits, or the smallest if none does."""
+    return max([n for n in sizes if fits(n)], default=sizes[0])
 
 
 def choose_microbatch(
@@ -58,30 +68,35 @@ def choose_microbatch(
     answer: Answer,
     announce: Announce,
 ) -> tuple[int, Program]:
-    """The largest of `sizes` whose step fits `limit_bytes` of a device, and that step, compiled to
-    be trained with.
+    """Returns the largest of `sizes` whose step fits a device, and that step, compiled.
 
     Args:
-        lower: microbatch size → lowered train step.
-        formula: microbatch size → bytes of a device by formula.
+        lower: lowers the train step of a microbatch size.
+        sizes: the sizes, ascending.
+        limit_bytes: memory of a device.
+        formula: returns the bytes of a size on a device, by formula.
         platform: of the devices; a probe on GPUs is compiled without autotuning.
-        answer: of an earlier search; where it still holds there is none.
+        answer: the answer of an earlier search, which saves this one if it still holds.
+        announce: is told each compilation and its result.
 
     Raises:
-        UserError: if not even the smallest fits.
+        UserError: if the smallest size does not fit.
     """
     if program := _remembered(lower, sizes, limit_bytes, answer, announce):
         return program
+
     candidates = _Candidates(lower, limit_bytes, formula, platform, announce)
-    found = search(candidates.compile, sizes, limit_bytes, formula, candidates.probe)
-    if found.largest is None:
+    searched = search(candidates.compile, sizes, limit_bytes, formula, candidates.probe)
+    if searched.largest is None:
         small = sizes[0]
         raise UserError(
-            f"the train step needs {found.used[small] / _GIB:.1f} GiB with {small} sequence(s) a pass, the device has "
-            f"{limit_bytes / _GIB:.1f} GiB; set --config.model.remat=full, a smaller model, or --config.mesh.fsdp=-1 "
+            f"the train step needs {searched.used[small] / _GIB:.1f} GiB with {small} sequence(s) "
+            f"a pass, the device has {limit_bytes / _GIB:.1f} GiB; "
+            "set --config.model.remat=full, a smaller model, or --config.mesh.fsdp=-1 "
             "on more devices; tools.plan says what fits"
         )
-    size = found.largest
+
+    size = searched.largest
     answer.write({"microbatch_size": size, "program": candidates.fingerprints[size]})
     return size, candidates.programs[size]
 
@@ -93,14 +108,18 @@ def _remembered(
     answer: Answer,
     announce: Announce,
 ) -> tuple[int, Program] | None:
-    """The size and step that an earlier search has chosen; None where its program was another one."""
+    """Returns the size and step that an earlier search has chosen.
+
+    None if there was no search, or if the program or the room have changed since.
+    """
     known = answer.read() or {}
     size = known.get("microbatch_size")
-    if size not in sizes:
+    if not isinstance(size, int) or size not in sizes:
         return None
     lowered = lower(size)
     if fingerprint(lowered) != known.get("program"):
         return None
+
     announce(f"microbatch: {size:,} sequences a pass, as found before; compiling the train step…")
     started = time.monotonic()
     compiled = lowered.compile()
@@ -110,7 +129,7 @@ def _remembered(
 
 
 class _Candidates:
-    """Compiles steps of several sizes, and says which and what they need."""
+    """Compiles steps of several sizes; announces each and the memory it needs."""
 
     def __init__(
         self,
@@ -120,19 +139,23 @@ class _Candidates:
         platform: str,
         announce: Announce,
     ):
-        self._lower, self._formula, self._announce = lower, formula, announce
+        self._lower = lower
+        self._formula = formula
+        self._announce = announce
         self._room = f"{HEADROOM * limit_bytes / _GIB:.1f} GiB"
         self._probe_options = PROBE_OPTIONS if platform in ("gpu", "cuda", "rocm") else {}
         self.programs: dict[int, Program] = {}
         self.fingerprints: dict[int, str] = {}
 
     def probe(self, sizes: Sequence[int]) -> list[int | None]:
-        """Bytes of the steps of small sizes, side by side: a compilation leaves most cores idle
-        most of the time.
+        """Returns the bytes of each of `sizes`, compiled cheaply and side by side.
+
+        A compilation leaves most cores idle most of the time.
         """
-        shown = " and ".join(f"{n:,}" for n in sizes)
+        names = " and ".join(f"{n:,}" for n in sizes)
         self._announce(
-            f"microbatch: asking the compiler what {shown} sequence(s) a pass need, of {self._room}…"
+            f"microbatch: asking the compiler what {names} sequence(s) a pass need, "
+            f"of {self._room}…"
         )
         with concurrent.futures.ThreadPoolExecutor(len(sizes)) as pool:
             return list(pool.map(self._probe, sizes))
@@ -152,11 +175,11 @@ class _Candidates:
         except jax.errors.JaxRuntimeError as error:
             if is_out_of_memory(error):
                 raise
-        # The next XLA may not know these options, or not be able to do without autotuning.
+        # Another version of XLA may not know these options, or may need autotuning.
         return lowered.compile()
 
     def compile(self, size: int) -> int | None:
-        """Bytes of the step as it is going to be trained with; it is kept."""
+        """Returns the bytes of the step as it will train; keeps its program."""
         self._announce(f"microbatch: compiling the train step for {size:,} sequence(s) a pass…")
 
         def compile_step() -> jax.stages.Compiled:
@@ -175,21 +198,21 @@ class _Candidates:
     def _tell(self, size: int, n_bytes: int | None, seconds: float) -> None:
         needs = "too much" if n_bytes is None else f"{n_bytes / _GIB:.1f} GiB"
         self._announce(
-            f"microbatch: {size:,} sequence(s) a pass need {needs}, of {self._room} ({seconds:.0f} s)"
+            f"microbatch: {size:,} sequence(s) a pass need {needs}, "
+            f"of {self._room} ({seconds:.0f} s)"
         )
 
 
 def fingerprint(lowered: jax.stages.Lowered) -> str:
-    """A hash of a program before it is compiled."""
+    """Returns a hash of a program before it is compiled."""
     return hashlib.sha256(lowered.as_text().encode()).hexdigest()
 
 
 def microbatch_sizes(batch_size: int, shards: int) -> list[int]:
-    """The sequences a pass may have, ascending: divisors of `batch_size` of which each of `shards`
-    parts has as many rows.
+    """Returns the possible microbatches, ascending: divisors of the batch, multiples of `shards`.
 
     Raises:
-        UserError: if there are none.
+        UserError: if there is no such size.
     """
     sizes = [n for n in range(shards, batch_size + 1, shards) if batch_size % n == 0]
     if not sizes:
@@ -200,9 +223,12 @@ def microbatch_sizes(batch_size: int, shards: int) -> list[int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """`largest`: the microbatch, None where not even the smallest fits; `used`: bytes a device by
-    the sizes that were compiled.
+class Searched:
+    """The result of a search.
+
+    Attributes:
+        largest: the microbatch, or None if the smallest does not fit.
+        used: bytes a device needs, by each size that was compiled.
     """
 
     largest: int | None
@@ -210,10 +236,9 @@ class Found:
 
     @property
     def per_sequence(self) -> float:
-        """Bytes that each further sequence takes, from the smallest and the largest size that were
-        compiled; 0 from one alone.
-        """
-        first, last = min(self.used), max(self.used)
+        """Bytes that each further sequence takes; 0 if only one size was compiled."""
+        first = min(self.used)
+        last = max(self.used)
         return (self.used[last] - self.used[first]) / max(1, last - first)
 
 
@@ -223,36 +248,41 @@ def search(
     limit_bytes: int,
     formula: Callable[[int], int],
     probe: Callable[[Sequence[int]], list[int | None]] | None = None,
-) -> Found:
-    """The largest of `sizes`, ascending, whose step needs at most `HEADROOM` of `limit_bytes`.
+) -> Searched:
+    """Find the largest of `sizes` whose step needs at most `HEADROOM` of `limit_bytes`.
 
-    Memory grows linearly with the microbatch: two small sizes predict the rest, and the compiler
-    never meets one that is much too large, for which it would recompute by itself for minutes. The
-    formula says how small is small.
+    Memory grows linearly with the microbatch, so two small sizes predict the rest. The compiler
+    never meets a size that is much too large; for such a size it would recompute by itself, for
+    minutes. The formula says which sizes are small.
 
     Args:
-        measure: bytes of the step of a size, compiled in full; None where it cannot fit as it is.
-        formula: bytes by formula.
-        probe: bytes of small sizes, in a cheaper way than `measure`.
+        measure: returns the bytes of a size, compiled in full; None if it cannot fit as it is.
+        sizes: the sizes, ascending.
+        limit_bytes: memory of a device.
+        formula: returns the bytes of a size, by formula.
+        probe: returns the bytes of several small sizes in a cheaper way than `measure`.
     """
     room = HEADROOM * limit_bytes
-    # What the formula rules out is not compiled.
+    # Sizes that the formula rules out are not compiled.
     sizes = [n for n in sizes if formula(n) <= FORMULA_ERROR * room] or sizes[:1]
-    guess = max([n for n in sizes if formula(n) <= room] or sizes[:1])
-    small = sorted({max([n for n in sizes if n <= guess / part] or sizes[:1]) for part in (16, 4)})
+    guess = _largest(sizes, lambda n: formula(n) <= room)
+    sixteenth = _largest(sizes, lambda n: n <= guess / 16)
+    quarter = _largest(sizes, lambda n: n <= guess / 4)
+    small = sorted({sixteenth, quarter})
+
+    # Bytes by size: `used` of whatever could be compiled, `measured` by a compilation in full.
     answers = probe(small) if probe else [measure(n) for n in small]
     used = {n: n_bytes for n, n_bytes in zip(small, answers, strict=True) if n_bytes is not None}
     measured = {} if probe else dict(zip(small, answers, strict=True))
 
-    largest, too_large = None, min([n for n in small if n not in used], default=sys.maxsize)
+    largest: int | None = None
+    too_large = min([n for n in small if n not in used], default=sys.maxsize)
     while True:
+        # The next candidate: the largest size that is predicted to fit.
         margin = 1.0 if largest is None else SURE
-        fitting = [
-            n
-            for n in sizes
-            if (largest or 0) < n < too_large and _predicted(n, used, formula) <= margin * room
-        ]
-        # That nothing fits is said of the smallest step itself, not of a prediction.
+        possible = [n for n in sizes if (largest or 0) < n < too_large]
+        fitting = [n for n in possible if _predicted(n, used, formula) <= margin * room]
+        # A prediction is not enough to say that nothing fits: the smallest step is compiled first.
         if not fitting and largest is None and sizes[0] < too_large and sizes[0] not in measured:
             fitting = sizes[:1]
         if not fitting:
@@ -271,15 +301,19 @@ def search(
 
     if largest is None:
         used.setdefault(sizes[0], sys.maxsize)
-    return Found(largest, used)
+    return Searched(largest, used)
 
 
 def _predicted(size: int, used: dict[int, int], formula: Callable[[int], int]) -> float:
-    """Bytes of a step of `size`: on the line through the two largest sizes that are known, or
-    through one and the formula.
+    """Returns the predicted bytes of `size`.
+
+    It lies on the line through the two largest sizes in `used`. With one size in `used`, the line
+    goes through it and the formula's size 0, but is never much flatter than the formula. With no
+    size in `used`, the formula predicts.
     """
     if not used:
         return formula(size)
+
     known = sorted(used)
     last = known[-1]
     if len(known) > 1:
@@ -291,8 +325,9 @@ def _predicted(size: int, used: dict[int, int], formula: Callable[[int], int]) -
 
 
 def fitting_bytes(compile_step: Callable[[], jax.stages.Compiled]) -> int | None:
-    """Bytes a device needs for a program; None where the compiler recomputes parts of it to save
-    memory, which is slower.
+    """Returns the bytes a device needs for a program.
+
+    None if the compiler recomputes parts of the program to save memory, because that is slower.
     """
     programs: list[jax.stages.Compiled] = []
 
@@ -305,19 +340,20 @@ def fitting_bytes(compile_step: Callable[[], jax.stages.Compiled]) -> int | None
 
 
 def is_rematerialised(compiled: jax.stages.Compiled) -> bool:
-    """Whether XLA itself recomputes instructions of the program, because it did not fit otherwise."""
+    """Returns whether XLA recomputes instructions of the program, which it does to make it fit."""
     try:
         text = compiled.as_text()
-    except (
-        jax.errors.JaxRuntimeError
-    ):  # not every backend knows the text of a program from the cache
+    except jax.errors.JaxRuntimeError:
+        # Not every backend knows the text of a program from the cache.
         return False
     return _REMATERIALISED.search(text or "") is not None
 
 
 def needed_bytes(compile_step: Callable[[], jax.stages.Compiled]) -> int:
-    """Bytes a device needs for a program and what it is given; also where the compiler refuses it
-    for lack of memory, as a TPU's does.
+    """Returns the bytes a device needs for a program and its arguments.
+
+    If the compiler refuses the program for lack of memory, as a TPU's does, its error names the
+    bytes; without a number in it the result is `sys.maxsize`.
     """
     try:
         memory = compile_step().memory_analysis()
@@ -326,6 +362,9 @@ def needed_bytes(compile_step: Callable[[], jax.stages.Compiled]) -> int:
             raise
         wanted = re.search(r"Used ([\d.]+)([KMG]) of", str(error))
         return round(float(wanted[1]) * _UNITS[wanted[2]]) if wanted else sys.maxsize
+
+    if memory is None:
+        raise RuntimeError("this backend cannot say how much memory a program needs")
     # Donated arguments are counted once.
     return (
         memory.argument_size_in_bytes
@@ -336,5 +375,5 @@ def needed_bytes(compile_step: Callable[[], jax.stages.Compiled]) -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device, or the compiler for it, has run out of memory."""
+    """Returns whether a device, or the compiler for it, has run out of memory."""
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)

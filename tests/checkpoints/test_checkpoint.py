@@ -1,4 +1,4 @@
-"""Checkpoints: round trips over device counts, the keep policy, what is refused, damage and failing disks."""
+"""Checkpoints: round trips over device counts, old ones, refusals, damage and failing disks."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from cramjax.checkpoints import checkpoint
 from cramjax.checkpoints.checkpoint import Checkpoints
 from cramjax.errors import RunFailed, UserError
 
-# Orbax leaves an event loop behind when a read or write fails; Python notes it whenever it collects garbage.
+# Orbax leaves an event loop behind when a read or write fails. Python's garbage collector notes it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -43,9 +43,14 @@ def make_state(seed=0, width=16, step=0):
 
 
 def sharded(n_devices):
-    """A function that gives a leaf its sharding: rows over the devices where there are rows."""
+    """Returns a function from a leaf to its sharding: rows of a matrix over the devices."""
     mesh = Mesh(np.array(jax.devices()[:n_devices]), ("data",))
-    return lambda leaf: NamedSharding(mesh, P("data") if leaf.ndim == 2 else P())
+
+    def sharding(leaf):
+        spec = P("data") if leaf.ndim == 2 else P()
+        return NamedSharding(mesh, spec)
+
+    return sharding
 
 
 def place(state, n_devices):
@@ -208,11 +213,11 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder, caplog, damage
         checkpoints.save(step, make_state(step), {"step": step})
     checkpoints.close()
     files = [path for path in (folder / "2").rglob("*") if path.is_file()]
-    damage(
-        max(files, key=lambda path: path.stat().st_size)
-        if name == "largest"
-        else folder / "2" / name
-    )
+    path = folder / "2" / name
+    if name == "largest":
+        path = max(files, key=lambda path: path.stat().st_size)
+    damage(path)
+
     checkpoints = Checkpoints(folder)
     with caplog.at_level(logging.WARNING, "cramjax"):
         restored = checkpoints.restore(abstract(make_state()))
@@ -259,7 +264,7 @@ def test_reading_a_run_that_goes_on_touches_nothing(folder):
 
 @contextlib.contextmanager
 def full_disk():
-    """No file may grow over 100 kB in here: the operating system refuses the arrays of a larger state."""
+    """Inside, no file may grow over 100 kB, so the arrays of a larger state cannot be written."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:

@@ -1,4 +1,7 @@
-"""One run by several real processes over loopback: what one process learns, two and four learn; kills and signals reach all."""
+"""One run by several real processes over loopback.
+
+Two and four processes learn the same as one. Kills and signals reach all of them.
+"""
 
 import json
 import os
@@ -16,55 +19,70 @@ from cramjax.parallel import processes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = (
-    "--config.data.vocab_size=256", "--config.data.seq_len=32", "--config.data.heldout_fraction=0.1", "--config.data.loader=numpy",
-    "--config.model.d_model=32", "--config.model.d_ff=64", "--config.budget.hours=None", "--config.eval.batch_size=16",
-    "--config.eval.batches=2", "--config.log.every_steps=1", "--config.log.tensorboard=False", "--config.log.fill_masks=0",
-    "--config.batch_size=16", "--config.microbatch_size=8", "--config.precision=float32", "--config.optimizer.name=adamw",
-    "--config.optimizer.lr=5e-3", "--config.eval.every_fraction=0.5",
-)  # fmt: skip
+    "--config.data.vocab_size=256",
+    "--config.data.seq_len=32",
+    "--config.data.heldout_fraction=0.1",
+    "--config.data.loader=numpy",
+    "--config.model.d_model=32",
+    "--config.model.d_ff=64",
+    "--config.budget.hours=None",
+    "--config.eval.batch_size=16",
+    "--config.eval.batches=2",
+    "--config.eval.every_fraction=0.5",
+    "--config.log.every_steps=1",
+    "--config.log.tensorboard=False",
+    "--config.log.fill_masks=0",
+    "--config.batch_size=16",
+    "--config.microbatch_size=8",
+    "--config.precision=float32",
+    "--config.optimizer.name=adamw",
+    "--config.optimizer.lr=5e-3",
+)
 
 
 def start(corpus, workdir, *flags, n=1, devices=1):
-    """`n` processes with so many devices each, as somebody would start them by hand."""
+    """Start `n` processes with so many devices each, as a person would by hand."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    source = (
-        f"--config.data.source=text:{corpus}",
-        f"--config.data.cache_dir={corpus.parent / 'prepared'}",
-    )
+
     command = [
         sys.executable,
         "-m",
         "cramjax.main",
-        "--config",
-        "configs/quickstart.py",
-        "--workdir",
-        str(workdir),
+        "--config=configs/quickstart.py",
+        f"--workdir={workdir}",
+        f"--config.data.source=text:{corpus}",
+        f"--config.data.cache_dir={corpus.parent / 'prepared'}",
+        *SMALL,
+        *flags,
     ]
+    xla_flags = (
+        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    )
     children = []
     for number in range(n):
-        shared = {
-            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-            "JAX_NUM_PROCESSES": str(n),
-            "JAX_PROCESS_ID": str(number),
-        }
-        environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
-            "PYTHONPATH": str(ROOT),
-            **(shared if n > 1 else {}),
-        }
-        children.append(
-            subprocess.Popen(
-                [*command, *source, *SMALL, *flags], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True,
-            )
-        )  # fmt: skip
+        environment = os.environ | {"XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT)}
+        if n > 1:
+            environment |= {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(n),
+                "JAX_PROCESS_ID": str(number),
+            }
+        child = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        children.append(child)
     return children
 
 
 def end(children, timeout_s=240):
-    """Exit codes and what was said."""
+    """Wait for the children; returns their exit codes and outputs."""
     try:
         said = [child.communicate(timeout=timeout_s)[0] for child in children]
     finally:
@@ -74,8 +92,9 @@ def end(children, timeout_s=240):
 
 
 def losses(workdir):
-    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in found if "loss" in line}
+    text = (workdir / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
 def wait_for_step(workdir, step, children, timeout_s=180):
@@ -125,7 +144,7 @@ def test_one_that_is_killed_takes_the_others_down_with_a_message(corpus, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 4])
 def test_other_numbers_of_processes_go_on_from_a_checkpoint(corpus, tmp_path, n):
-    """Two processes are killed after a checkpoint; so many go on, to the same end as one that was left alone."""
+    """Two processes are killed after a checkpoint; `n` go on, to the end of one undisturbed."""
     steps, often = "--config.budget.steps=40", "--config.checkpoint.every_steps=5"
     codes, said = end(start(corpus, tmp_path / "whole", steps))
     assert codes == [0], said
@@ -164,12 +183,13 @@ def test_a_budget_of_time_ends_all_processes_at_the_same_step(corpus, tmp_path):
 @pytest.mark.parametrize(
     "given, wanted",
     [
-        ({}, False),
+        ({}, None),
         (
             {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
-            "by hand",
+            {"coordinator_address": "a:1", "num_processes": 2, "process_id": 1},
         ),
-        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, False),  # in a batch script, before srun
+        # In a batch script, before srun.
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, None),
         (
             {
                 "SLURM_JOB_ID": "7",
@@ -177,7 +197,7 @@ def test_a_budget_of_time_ends_all_processes_at_the_same_step(corpus, tmp_path):
                 "SLURM_PROCID": "1",
                 "SLURM_NTASKS": "2",
             },
-            True,
+            {},
         ),
         (
             {
@@ -186,10 +206,10 @@ def test_a_budget_of_time_ends_all_processes_at_the_same_step(corpus, tmp_path):
                 "SLURM_PROCID": "0",
                 "SLURM_NTASKS": "1",
             },
-            False,
+            None,
         ),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, {}),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
     ],
 )
 def test_others_are_looked_for_where_there_are_any(monkeypatch, given, wanted):
@@ -198,11 +218,7 @@ def test_others_are_looked_for_where_there_are_any(monkeypatch, given, wanted):
             monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    found = processes._arguments()
-    if wanted == "by hand":
-        assert found == {"coordinator_address": "a:1", "num_processes": 2, "process_id": 1}
-    else:
-        assert bool(found) == wanted
+    assert processes.arguments() == wanted
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,7 @@ def started(arguments, wanted, **extra):
 
 
 def stopped(child, signum, after_s=0.0):
-    """What `child` says to a signal that comes after so many seconds, its exit code, and the
-    seconds it takes to end.
-    """
+    """Send `child` a signal; returns its output, its exit code, and the seconds until its end."""
     time.sleep(after_s)
     assert child.poll() is None
     sent = time.monotonic()
@@ -71,8 +69,9 @@ def check(child, signum, code, after_s=0.0):
     "blocks",
     [
         SLEEP,
-        # Whoever catches everything does not keep the process.
-        f"[0 for _ in range(60) if _try()]\ndef _try():\n    try:\n        {SLEEP}\n    except BaseException:\n        return 1",
+        # Code that catches everything does not keep the process.
+        "[0 for _ in range(60) if _try()]\n"
+        f"def _try():\n    try:\n        {SLEEP}\n    except BaseException:\n        return 1",
         "import time; time.sleep(60)",
         # A stream that nobody reads.
         "[print('x' * 4096) for _ in range(10**6)]",
@@ -97,7 +96,7 @@ def test_a_command_that_is_blocked_ends(blocks, signum, code):
 
 @pytest.mark.parametrize("signum, code", CODES)
 def test_a_signal_that_a_library_swallows_is_no_success(signum, code):
-    # As a destructor or an import does; the command is over before the second thread loses its patience.
+    # A destructor or an import may do so. The command ends before the second thread ends it.
     caught = "    try:\n        time.sleep(60)\n    except BaseException:\n        pass"
     script = "import time\ndef _swallow():\n" + caught + "\n" + BLOCKED.format(blocks="_swallow()")
     child, _ = started([sys.executable, "-c", script], "blocked")

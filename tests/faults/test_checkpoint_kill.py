@@ -1,4 +1,4 @@
-"""kill -9 in the middle of asynchronous saves: what is left is complete, the next start goes on from it."""
+"""kill -9 in the middle of asynchronous saves: a complete checkpoint is left to go on from."""
 
 import pathlib
 import random
@@ -34,7 +34,7 @@ while True:
 
 
 def kill_while_saving(folder, chooser):
-    """Start a child, let it save a few times, kill it in a save; the newest step it called complete."""
+    """Start a child, kill it in one of its saves; returns the newest step it called complete."""
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""Preparations killed with SIGKILL at several moments, and two at once: the dataset is that of an undisturbed one."""
+"""Preparations killed at several moments, and two at once: the dataset is as if undisturbed."""
 
 import os
 import pathlib
@@ -18,7 +18,8 @@ from cramjax.config import schema
 from cramjax import console
 from cramjax.data import prepare
 data = schema.defaults().data
-data.update(cache_dir={cache!r}, vocab_size=300, heldout_fraction=0.1, max_shard_tokens=2048, tokenizer_sample_mb=0.01)
+data.update(cache_dir={cache!r}, vocab_size=300, heldout_fraction=0.1)
+data.update(max_shard_tokens=2048, tokenizer_sample_mb=0.01)
 source = FakeSource(parts_n=12, documents_n=30, log={log!r}, pause_s={pause!r})
 print(prepare.prepare(data, [source], announce=console.announce, n_workers={workers}))
 """
@@ -60,6 +61,7 @@ def test_killed_again_and_again_it_gives_the_same_dataset_and_reads_no_finished_
     tmp_path, undisturbed
 ):
     cache, log = tmp_path / "data", tmp_path / "log"
+
     n_kills = 0
     for n_parts_before_kill in (1, 4, 7, 9, 11):
         process = start(cache, log)
@@ -74,11 +76,12 @@ def test_killed_again_and_again_it_gives_the_same_dataset_and_reads_no_finished_
         process.communicate(timeout=60)
         assert not list(cache.glob("*/manifest.json")) or process.returncode == 0
     assert n_kills >= 3
+
     process = start(cache, log)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert content(out) == undisturbed
-    # A worker may have been past the end of its part, but before it was whole on disk, at each kill: two workers.
+    # At each kill, each of the two workers may have read its part, but not have written it yet.
     reads = [path.name.split(".")[0] for path in log.iterdir()]
     assert set(reads) == {f"part-{number:03d}" for number in range(12)}
     assert len(reads) <= 12 + 2 * n_kills

@@ -1,4 +1,6 @@
-"""Compiles a train step for a device that is not here and prints what is in the program, as JSON; a process of its own for the flags.
+"""Compiles a train step for an absent device and prints the content of the program, as JSON.
+
+It is a process of its own, because of the compiler's flags.
 
 python tests/parallel/programs.py v5e-8 mesh.data=1 mesh.fsdp=8
 """
@@ -10,8 +12,9 @@ import sys
 from cramjax.planning import cards, environment
 
 SMALL = (
-    "model.n_layers=2", "model.d_model=128", "model.n_heads=2", "model.d_ff=256", "model.unroll=True", "data.vocab_size=1024",
-    "data.seq_len=128", "batch_size=16", "microbatch_size=16", "precision=bfloat16",
+    "model.n_layers=2", "model.d_model=128", "model.n_heads=2", "model.d_ff=256",
+    "model.unroll=True", "data.vocab_size=1024", "data.seq_len=128", "batch_size=16",
+    "microbatch_size=16", "precision=bfloat16",
 )  # fmt: skip
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 
@@ -57,16 +60,21 @@ def main(device, recipe, *overrides):
 
 
 def operand_types(text):
-    """Element types of the operands of all products of a program, two for each."""
+    """Returns the element types of the operands of all products in a program, two for each."""
     types = dict(re.findall(r"%([\w.\-]+) = (\w+)\[", text))
-    # Products of older cards are calls of cuBLAS; those with batches name these first.
-    product = r"(?:dot|custom-call)\(%([\w.\-]+), %([\w.\-]+)\)(?:, custom_call_target=\"__cublas|, lhs_(?:batch|contracting))"
-    return [types.get(name, "?") for pair in re.findall(product, text) for name in pair]
+    # Products of older cards are calls of cuBLAS. Those with batches name the batch axes first.
+    operands = r"(?:dot|custom-call)\(%([\w.\-]+), %([\w.\-]+)\)"
+    ending = r"(?:, custom_call_target=\"__cublas|, lhs_(?:batch|contracting))"
+    found = []
+    for left, right in re.findall(operands + ending, text):
+        found += [types.get(left, "?"), types.get(right, "?")]
+    return found
 
 
 def _gradients_of_attention(text):
-    """How many gradients each backward pass of cuDNN's attention writes; its last result is scratch memory."""
+    """Yields the number of gradients that each backward pass of cuDNN's attention writes."""
     call = r"= \((.*?)\) custom-call\(.*?custom_call_target=\"__cudnn\$fmha\w*Backward"
+    # The last result is scratch memory.
     for results in re.findall(call, text):
         yield len(re.findall(r"\w+\[", results)) - 1
 

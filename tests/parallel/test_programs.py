@@ -1,4 +1,7 @@
-"""What compilers make of the train step for TPUs and GPUs that are not here: collectives, kernels, donated memory, narrow products."""
+"""Programs of the train step for absent TPUs and GPUs.
+
+Checked are collectives, kernels, donated memory and narrow products.
+"""
 
 import importlib.util
 import json
@@ -19,7 +22,7 @@ PLUGINS = importlib.util.find_spec("jax_plugins")
 CUDA = PLUGINS and any(importlib.util.find_spec(f"jax_plugins.xla_cuda{n}") for n in (12, 13))
 needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu")
 needs_cuda = pytest.mark.skipif(not CUDA, reason="needs the wheels of jax[cuda12]")
-# Tokens of all activations of the program, at any width: nothing of this many elements may be gathered.
+# The elements of the activations of the program. Nothing of this size may be gathered.
 ACTIVATIONS = 16 * 128 * 128
 
 
@@ -53,9 +56,8 @@ def test_on_a_tpu_slice_copies_exchange_gradients_alone(root):
     found = program(
         root, "v5e-8", "quickstart", "mesh.data=8", "optimizer.name=adamw", "microbatch_size=8"
     )
-    assert [kind for kind, _ in found["collectives"]] == [
-        "all-reduce"
-    ]  # once a step, however many microbatches it has
+    # Once a step, for any number of microbatches.
+    assert [kind for kind, _ in found["collectives"]] == ["all-reduce"]
     assert max(size for _, size in found["collectives"]) <= found["largest_param"]
     assert found["donated"] >= 0.99 * found["state"] and not found["host"]
 

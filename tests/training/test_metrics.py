@@ -1,4 +1,4 @@
-"""Where numbers go: lines, what a restart cuts, TensorBoard without TensorFlow, services that fail."""
+"""The outputs for numbers: lines, the cut at a restart, TensorBoard and services that fail."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The gradient noise scale: that of a loss whose gradients have a known mean and covariance."""
+"""The gradient noise scale, for a loss whose gradients have a known mean and covariance."""
 
 import json
 
@@ -46,16 +46,17 @@ def test_it_is_the_covariance_over_the_square_of_the_gradient():
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optax.scale(0.0).init(params),
         loss_scale=initial_loss_scale(False),
     )  # fmt: skip
+
     noise, signal = [], []
     for _ in range(300):
-        batch = numbers.integers(90, 111, (N_MICRO, ROWS, DIM)).astype(
-            np.uint16
-        )  # mean 100, variance 110 / 3
+        # The numbers have mean 100 and variance 110 / 3.
+        batch = numbers.integers(90, 111, (N_MICRO, ROWS, DIM)).astype(np.uint16)
         _, metrics = step(state, batch, np.float32(0.0), np.int32(N_MICRO))
         noise.append(float(metrics["noise"]))
         signal.append(float(metrics["signal"]))
     np.testing.assert_allclose(np.mean(noise), DIM * 110 / 3, rtol=0.05)
     np.testing.assert_allclose(np.mean(signal), DIM * 3.0**2, rtol=0.1)
+
     _, metrics = step(state, batch, np.float32(0.0), np.int32(1))
     assert float(metrics["noise"]) == float(metrics["signal"]) == 0.0
 
@@ -73,7 +74,8 @@ def test_a_run_logs_it_on_request(corpus, tmp_path):
     lines = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
-    found = [line["noise_scale"] for line in lines if "noise_scale" in line]
-    assert found and all(np.isfinite(found))
+    scales = [line["noise_scale"] for line in lines if "noise_scale" in line]
+    assert scales and all(np.isfinite(scales))
+
     with pytest.raises(UserError, match="set microbatch_size to at most half of batch_size=16"):
         get_config("quickstart", *small, "log.noise_scale=True", "microbatch_size=16")

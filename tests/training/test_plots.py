@@ -20,13 +20,20 @@ def eval_line(step):
     }
 
 
+def long_run():
+    lines = []
+    for step in range(10, 500, 10):
+        lines += [train_line(step), eval_line(step + 5)]
+    return lines
+
+
 @pytest.mark.parametrize(
     "lines",
     [
         [],
         [train_line(1)],
         [eval_line(0)],
-        [line for step in range(10, 500, 10) for line in (train_line(step), eval_line(step + 5))],
+        long_run(),
         [train_line(1) | {"loss": None}, {"step": 2, "skipped": 1}, train_line(3)],
     ],
 )

@@ -1,3 +1,5 @@
+import types
+
 import pytest
 
 from cramjax.budget.clock import Clock
@@ -86,6 +88,37 @@ def test_evaluations_and_saves_do_not_count_into_the_rate(run):
 def test_the_summary_loss_is_that_of_the_latest_steps(run):
     *_, recorder, step = run
     assert recorder.train_loss is None
-    for number in range(1, 61):
-        step(number, 0.1, loss=9.0 if number <= 10 else 2.0)
+    for number in range(1, 11):
+        step(number, 0.1, loss=9.0)
+    for number in range(11, 61):
+        step(number, 0.1, loss=2.0)
     assert recorder.train_loss == 2.0
+
+
+def test_the_summary_has_counts_losses_and_shares_of_the_time(run):
+    time, _, spent, recorder, step = run
+    for number in range(1, 11):
+        step(number, 0.5)
+    time.now += 5
+    spent.eval_s += 2
+    spent.save_s += 1
+    spent.data_wait_s += 2
+    recorder.evaluated(EvalResult(2.0, 0.25))
+
+    session = types.SimpleNamespace(
+        task=types.SimpleNamespace(n_params=7), precision="float32", microbatch_size=4
+    )
+    summary = recorder.summary(session, "steps")
+    assert summary["steps"] == 10 and summary["tokens"] == 1000 and summary["flops"] == 10_000
+    assert summary["elapsed_s"] == 10.0 and summary["tokens_per_s"] == 100.0
+    assert summary["mfu"] == 0.5 and summary["data_wait_fraction"] == 0.2
+    assert summary["goodput"] == 0.5
+    assert summary["eval_loss"] == 2.0 and summary["unigram_loss"] == 5.0
+    assert summary["stop_reason"] == "steps" and summary["resumed_from"] is None
+    assert summary["params"] == 7 and summary["microbatch_size"] == 4
+
+
+def test_seconds_spent_go_on_from_a_checkpoint():
+    spent = Spent(compile_s=1.0)
+    spent.load_state_dict({"compile_s": 5.0, "eval_s": 2.0})
+    assert spent.total_s() == 7.0

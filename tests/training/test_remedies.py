@@ -1,4 +1,4 @@
-"""Running out of memory: one sentence with what is needed, what there is, and settings that were compiled and do fit."""
+"""Running out of memory: one sentence with the bytes needed and settings that fit."""
 
 import types
 
@@ -27,13 +27,11 @@ def needed(made, *overrides):
 def test_settings_that_fit_are_found_nearest_first(made):
     vocabulary, on = session.AssumedVocabulary(vocab_size=64), jax.devices()[:1]
     room = 0.9 * needed(made)
-    found = remedies.find(made.config, vocabulary, on, microbatch_size=16, room=room)
-    assert (
-        1 <= len(found) <= 3
-        and set(found[0].overrides) == {"microbatch_size"}
-        and found[0].overrides["microbatch_size"] < 16
-    )
-    for remedy in found:
+    fitting = remedies.find(made.config, vocabulary, on, microbatch_size=16, room=room)
+    assert 1 <= len(fitting) <= 3
+    assert set(fitting[0].overrides) == {"microbatch_size"}
+    assert fitting[0].overrides["microbatch_size"] < 16
+    for remedy in fitting:
         flags = [f"{key}={value}" for key, value in remedy.overrides.items()]
         assert remedy.used_bytes == needed(made, *flags) <= room
         assert "mesh.fsdp" not in remedy.overrides  # there is one device
@@ -41,7 +39,7 @@ def test_settings_that_fit_are_found_nearest_first(made):
 
 
 def compiled(made):
-    """As `session.compile_train_step`, of a device on which a sequence takes what its blocks keep."""
+    """Stands for `session.compile_train_step`: a sequence takes the memory that its blocks keep."""
     kept = {"none": 64, "dots": 32, "full": 8}[made.config.model.remat]
     used = (16 + kept * made.microbatch_size) * 2**20
     sizes = {
@@ -65,8 +63,8 @@ def test_running_out_of_memory_is_explained(made, monkeypatch):
         raise jax.errors.JaxRuntimeError(MESSAGE)
     assert str(raised.value) == (
         "out of memory: a step of 16 sequence(s) a pass needs 1.0 GiB, cpu has 1.0 GiB; these fit: "
-        "--config.microbatch_size=8 (0.5 GiB), --config.model.remat=dots (0.5 GiB), --config.model.remat=full (0.1 GiB); "
-        "checkpoints are kept, run again in the same workdir"
+        "--config.microbatch_size=8 (0.5 GiB), --config.model.remat=dots (0.5 GiB), "
+        "--config.model.remat=full (0.1 GiB); checkpoints are kept, run again in the same workdir"
     )
 
 
@@ -81,7 +79,8 @@ def test_other_errors_pass(made):
 def test_a_compiler_that_refuses_says_how_much_it_wanted():
     def refuse():
         raise jax.errors.JaxRuntimeError(
-            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 19.50G of 15.75G hbm. Exceeded hbm capacity by 3.76G."
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. "
+            "Used 19.50G of 15.75G hbm. Exceeded hbm capacity by 3.76G."
         )
 
     assert microbatch.needed_bytes(refuse) == round(19.5 * 2**30)

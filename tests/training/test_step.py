@@ -1,4 +1,4 @@
-"""The train step: accumulation equals the big batch, devices do not matter, bad gradients are skipped."""
+"""The train step: accumulation equals the big batch on any devices; bad gradients are skipped."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def test_it_learns(whole):
 def test_accumulation_equals_the_big_batch(whole, microbatch_size):
     values, state = losses(open_tiny(f"microbatch_size={microbatch_size}"), batches(4))
     np.testing.assert_allclose(values, whole[0], rtol=1e-5)
-    # Adam's first steps divide tiny gradients by themselves: compare the parameters loosely, the losses tightly.
+    # Adam's first steps divide tiny gradients by themselves, so parameters are compared loosely.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), state.params, whole[1].params
     )
@@ -125,11 +125,7 @@ def test_the_step_donates_its_state_and_moves_nothing_behind_its_back():
     state = initial_state(made.objective, made.optimizer, made.dynamic_scale, made.abstract, 0)
     batch = jax.device_put(batches(1), meshes.batch_sharding(made.mesh, 3, 1))
     scalars = jax.device_put((np.float32(1e-2), np.int32(1)), meshes.replicated(made.mesh))
-    leaf = (
-        state.params["embeddings"]["tokens"]
-        if "embeddings" in state.params
-        else jax.tree.leaves(state.params)[0]
-    )
+    leaf = state.params["embeddings"]["tokens"]
     with jax.transfer_guard("disallow"):
         compiled(state, batch, *scalars)
     assert leaf.is_deleted()
@@ -138,17 +134,22 @@ def test_the_step_donates_its_state_and_moves_nothing_behind_its_back():
 @pytest.mark.parametrize("recipe", ["bert_1day", "bert_1day_modern", "bert_24h_academic"])
 def test_the_program_does_little_more_than_the_products_of_the_model(recipe):
     overrides = (
-        "model.n_layers=2", "data.vocab_size=4096", "batch_size=8", "microbatch_size=8", "precision=float32",
-        "eval.batch_size=8", "model.dropout=0.0", "model.attention_dropout=0.0",
-    )  # fmt: skip
+        "model.n_layers=2",
+        "data.vocab_size=4096",
+        "batch_size=8",
+        "microbatch_size=8",
+        "precision=float32",
+        "eval.batch_size=8",
+        "model.dropout=0.0",
+        "model.attention_dropout=0.0",
+    )
     with one_device():
         made = session.open_session(
             get_config(recipe, *overrides), session.AssumedVocabulary(vocab_size=4096)
         )
         compiled, _ = session.compile_train_step(made)
     counted = compiled.cost_analysis()["flops"]
-    optimizer = (
-        20 * made.n_params
-    )  # element-wise work on parameters, which a batch of 8 does not dwarf
+    # Element-wise work on parameters, which a batch of 8 does not dwarf.
+    optimizer = 20 * made.n_params
     assert counted - optimizer < 1.05 * 8 * made.objective.flops
     assert counted > 0.98 * 8 * made.objective.flops
