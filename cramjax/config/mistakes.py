@@ -1,4 +1,4 @@
-"""Finds every mistake in a configuration: unknown keys, wrong values, and keys that do not go together."""
+"""Finds the mistakes in a configuration: unknown keys, wrong values, keys that do not fit together."""
 
 from __future__ import annotations
 

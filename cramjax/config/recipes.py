@@ -1,4 +1,4 @@
-"""Helpers of recipe files: where they start, their variants after the colon, and the toy size of `:smoke`."""
+"""Helpers of recipe files: their start, variants after the colon, and the toy size of `:smoke`."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ def get_config(recipe: str, *overrides: str) -> Config:
     path = pathlib.Path(name)
     if path.suffix != ".py":
         path = RECIPES / f"{name}.py"
-    return resolve(f"{path}:{arg}" if arg else str(path), overrides)
+    spec = f"{path}:{arg}" if arg else str(path)
+    return resolve(spec, overrides)
 
 
 def changed(config: Config, values: Mapping[str, Any]) -> Config:

@@ -1,8 +1,8 @@
 """Every configuration key, once: default, type, unit, choices and a line of help.
 
-Recipes (`configs/*.py`) start from `defaults()` and set the keys they are about. `mistakes.py` refuses
-every key that is not here. The keys of `model` depend on its family and stand in `families.py`.
-Nothing here imports JAX or TensorFlow: a wrong key is reported before either starts.
+Recipes (`configs/*.py`) start from `defaults()` and set the keys they are about. `mistakes.py`
+refuses every key that is not here. The keys of `model` depend on its family and stand in
+`families.py`. Nothing here imports JAX or TensorFlow: a wrong key is reported before either starts.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ DATA = {
     ),
     "order": text(
         "shuffled",
-        "shuffled (a permutation of (seed, epoch)), or sentence_length (Cramming: short ones first)",
+        "shuffled (a permutation of (seed, epoch)); sentence_length (Cramming: short ones first)",
         ("shuffled", "sentence_length"),
     ),
     "cls_token": flag(
@@ -101,7 +101,7 @@ DATA = {
     ),
     "loader": text(
         "auto",
-        "tfdata, numpy (needs no TensorFlow), auto: tfdata if TensorFlow is installed; same batches",
+        "tfdata; numpy (needs no TensorFlow); auto: tfdata if it is installed; same batches",
         ("auto", "tfdata", "numpy"),
     ),
     "extra_ids": count(

@@ -1,8 +1,8 @@
 """Types of a configuration's sections, for code that takes a configuration apart.
 
-At run time a configuration is a frozen `ml_collections.ConfigDict`. These protocols name its keys and
-their types for readers and type checkers; nothing may be assigned. `schema.py` says what each key
-means, and a test holds the two files together.
+At run time a configuration is a frozen `ml_collections.ConfigDict`. These protocols name its keys
+and their types for readers and type checkers; nothing may be assigned. `schema.py` and `families.py`
+say what each key means, and a test holds the files together.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class EvalConfig(Section, Protocol):
 
 
 class LogConfig(Section, Protocol):
-    """What a run writes about itself."""
+    """The records that a run writes of itself."""
 
     every_steps: int
     noise_scale: bool
