@@ -1,9 +1,9 @@
 """Model FLOPs, counted by hand: the matrix products of the forward and the backward pass.
 
 A multiply-add is two FLOPs. Element-wise work, softmax, norms, the optimizer and recomputation are
-left out: the count is what the model needs, not what a program does. MFU divides by it. Attention is
-bidirectional (every score counts), and the head reads the predicted positions only. All arguments and
-results are plain numbers; `peaks.py` has the peak rates of devices.
+left out: the count is what the model needs, not what a program does. MFU divides by it. Attention
+is bidirectional (every score counts), and the head reads the predicted positions only. All
+arguments and results are plain numbers; `peaks.py` has the peak rates of devices.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def _exit_code(
 
 
 def _overrides(parser: argparse.ArgumentParser, rest: list[str]) -> list[str]:
-    """Returns `--config.a.b=1` and `--config.a.b 1` as "a.b=1"; any other word is a mistyped flag."""
+    """Returns `--config.a.b=1` and `--config.a.b 1` as "a.b=1"; other words are mistyped flags."""
     overrides = []
     words = iter(rest)
     for word in words:

@@ -8,7 +8,7 @@ refuses every key that is not here. The keys of `model` depend on its family and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import ml_collections
 
@@ -25,6 +25,7 @@ from cramjax.config.fields import (
     share,
     text,
 )
+from cramjax.config.views import Config
 
 
 def _check_max_mb(value: Any) -> str | None:
@@ -285,13 +286,14 @@ def walk(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Fi
             yield from walk(entry, f"{prefix}{key}.")
 
 
-def defaults(family: str = "encoder") -> ml_collections.ConfigDict:
+def defaults(family: str = "encoder") -> Config:
     """Returns the whole configuration at its defaults, for recipes to change.
 
-    It is not locked and stores a recipe's and the command line's values as they come.
-    `mistakes.find` judges them afterwards, so that all mistakes are reported at once.
+    It stores a recipe's and the command line's values as they come. `mistakes.find` judges them
+    afterwards, so that all mistakes are reported at once.
     """
-    return ml_collections.ConfigDict(default_values(sections(family)), type_safe=False)
+    values = default_values(sections(family))
+    return cast(Config, ml_collections.ConfigDict(values, type_safe=False))
 
 
 def default_values(entries: Mapping[str, Any]) -> dict[str, Any]:

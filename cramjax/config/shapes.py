@@ -93,7 +93,7 @@ def _size(
     )
 
 
-# The cards print 32 dimensions a head for tiny, mini and small; weights and parameter counts have 64.
+# The cards print 32 dimensions a head for tiny, mini and small; the weights have 64.
 SIZES = {
     shape.name: shape
     for shape in (

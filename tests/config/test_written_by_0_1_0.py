@@ -1,10 +1,10 @@
 """Workdirs that version 0.1.0 wrote are read, and their training goes on to the same figures.
 
-`written_by_0_1_0.tar.xz` holds three workdirs after 4 steps and the two prepared datasets they read:
-an encoder (2 layers of width 8, by configs/quickstart.py), a growing one (2 layers, then 4) and a T5
-(1 + 1 layers, by configs/t5_1day.py). Their config.json has the keys of both families in `model`.
-Pictures, environment.json and the copies of the tokenizers are left out. The figures are those of
-version 0.1.0 on the same files.
+`written_by_0_1_0.tar.xz` holds three workdirs after 4 steps and the two prepared datasets they
+read: an encoder (2 layers of width 8, by configs/quickstart.py), a growing one (2 layers, then 4)
+and a T5 (1 + 1 layers, by configs/t5_1day.py). Their config.json has the keys of both families in
+`model`. Pictures, environment.json and the copies of the tokenizers are left out. The figures are
+those of version 0.1.0 on the same files.
 """
 
 import json
