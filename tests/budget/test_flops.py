@@ -10,9 +10,8 @@ CRAMMED = dict(
 
 
 def test_training_costs_six_flops_a_weight_and_position_plus_attention():
-    block_weights = (
-        94_420_992 - 16 * 2 * 2 * 768
-    )  # matrices only: two norms with weight and bias a block
+    # Matrices only: a block has two norms with weight and bias.
+    block_weights = 94_420_992 - 16 * 2 * 2 * 768
     attention = 16 * 128 * 128 * 768 * 2
     head = 32 * 768 * 32768
     assert flops.encoder_training_flops(**CRAMMED) == 6 * (128 * block_weights + attention + head)
