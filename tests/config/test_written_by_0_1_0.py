@@ -19,6 +19,7 @@ import pytest
 import cramjax
 from cramjax.config import families, stored
 from cramjax.config.resolve import changed
+from cramjax.sweeps import grid, sweep
 
 ARCHIVE = pathlib.Path(__file__).with_name("written_by_0_1_0.tar.xz")
 DATASETS = {"encoder": "encoder-data", "grown": "encoder-data", "t5": "t5-data"}
@@ -78,6 +79,14 @@ def test_the_model_is_loaded(written, name):
         assert [share for _, share in filled] == pytest.approx(
             [share for _, share in FILLED[name]], rel=1e-4
         )
+
+
+def test_a_sweep_takes_a_finished_run(written):
+    content = json.loads((written / "t5" / "config.json").read_text())
+    config = json.loads(json.dumps(stored.read(content).to_dict()))
+    point = grid.Point(name="t5", values={}, spec="", overrides=(), config=config)
+    (result,) = sweep.find_results([point], written)
+    assert result.status == "finished" and result.summary["steps"] == 4
 
 
 @pytest.mark.parametrize("name", AFTER)
