@@ -1,14 +1,16 @@
 """Crammed BERT: the best published one-GPU-day masked language model.
 
-Cramming (arXiv 2212.14034): architecture of section 4.2, training of 4.3, data of 4.4, at the numbers of the authors'
-code of 2023 (crammed-bert with bert-o4): 119,589,889 parameters, 25% predicted, batch 8192 after a ramp over 60% of
-the budget.
+Cramming (arXiv 2212.14034): architecture of section 4.2, training of 4.3, data of 4.4, at the
+numbers of the authors' code of 2023 (crammed-bert with bert-o4). It has 119,589,889 parameters,
+predicts 25% of the tokens, and trains with batch 8192 after a ramp over 60% of the budget.
 
-Cost: one GPU for 24 hours, and 39 GB of C4 text (15 GB of downloads) at most. The paper's score with this recipe:
-GLUE 80.4 on an RTX A6000, 79.2 on an RTX A4000 (development sets, median of 5 finetunings). Ours is not measured yet.
+Cost: one GPU for 24 hours, and 39 GB of C4 text (15 GB of downloads) at most. The paper's score
+with this recipe is GLUE 80.4 on an RTX A6000 and 79.2 on an RTX A4000 (development sets, median of
+5 finetunings). Ours is not measured yet.
 
     python -m cramjax.main --config configs/bert_1day.py
-    python -m cramjax.main --config configs/bert_1day.py --config.budget.hours=12 --config.data.source='text:mine/*.jsonl.zst'
+    python -m cramjax.main --config configs/bert_1day.py --config.budget.hours=12 \\
+      --config.data.source='text:mine/*.jsonl.zst'
     python -m cramjax.main --config configs/bert_1day.py:smoke
 """
 

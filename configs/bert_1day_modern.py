@@ -1,10 +1,12 @@
 """Crammed BERT with rotary positions, in a form that `transformers` loads as a stock ModernBERT.
 
-The budget, data and schedule of `bert_1day` (Cramming, arXiv 2212.14034) on the network of ModernBERT (arXiv
-2412.13663, section 2.1) at crammed size: rotary positions, GeGLU, no biases but the decoder's, no norm before the
-first attention. Global attention everywhere: at 128 tokens a window saves nothing.
+Budget, data and schedule are those of `bert_1day` (Cramming, arXiv 2212.14034). The network is
+ModernBERT's (arXiv 2412.13663, section 2.1) at crammed size: rotary positions, GeGLU, no biases but
+the decoder's, no norm before the first attention. Attention is global everywhere: at 128 tokens a
+window saves nothing.
 
-Cost: one GPU for 24 hours, and 39 GB of C4 text (15 GB of downloads) at most. No published score at this budget.
+Cost: one GPU for 24 hours, and 39 GB of C4 text (15 GB of downloads) at most. There is no published
+score at this budget.
 
     python -m cramjax.main --config configs/bert_1day_modern.py
     python -m cramjax.main --config configs/bert_1day_modern.py:smoke

@@ -1,12 +1,13 @@
 """24hBERT: pre-norm BERT-large in a day on a small server of 8 cards.
 
-"How to Train BERT with an Academic Budget" (arXiv 2104.07705), at the numbers of its README's best configuration:
-short sequences, a big model, sparse prediction, a learning rate that follows the clock (6% warm-up, then linear to
-0), batch 4096, and a run that is killed when its loss is still above 6 after three hours. Departures: packed
-sequences split by [SEP] instead of one document each with padding, masks drawn anew in every epoch, and C4.
+"How to Train BERT with an Academic Budget" (arXiv 2104.07705), at the numbers of the best
+configuration in its README: short sequences, a big model, sparse prediction, a learning rate that
+follows the clock (6% warm-up, then linear to 0), batch 4096. The run ends early if its loss is
+still above 6 after three hours. Three departures: sequences are packed and split by [SEP] instead
+of one padded document each, masks are drawn anew in every epoch, and the text is C4.
 
-Cost: 8 cards of 12 GB (Titan V class) for 24 hours, and 39 GB of C4 text at most. The paper's score: GLUE test 78.5
-(mean of nine; BERT-base 79.6 by the same count), about 22,500 steps.
+Cost: 8 cards of 12 GB (Titan V class) for 24 hours, and 39 GB of C4 text at most. The paper's score
+is GLUE test 78.5 (mean of nine; BERT-base 79.6 by the same count), after about 22,500 steps.
 
     python -m cramjax.main --config configs/bert_24h_academic.py
     python -m cramjax.main --config configs/bert_24h_academic.py:smoke

@@ -1,11 +1,14 @@
-"""CompoundGrow under a day's budget: the crammed ModernBERT, shallower, narrower and on shorter sequences at first.
+"""CompoundGrow under a day's budget: a crammed ModernBERT that grows in three dimensions.
 
-CompoundGrow (arXiv 2010.12562), with the operators of its base model: layers stacked from a quarter to a half to all, feed-forwards
-of half the width whose halves are then shared, and embeddings averaged in pairs, the predicted ones apart. Full width
-and length come together at 70% of the budget, as in the paper's study of single operators (700 of 1,000
-thousand steps; recalled, not checked); that the first doubling of the depth stands half way there is our
-choice. `:control` is the run that does not grow, `bert_1day_modern` by another name. Which of the two is better at this budget is not
-measured yet; docs/studies/growth.md has what was measured in miniature.
+CompoundGrow (arXiv 2010.12562), with the operators of its base model. Layers are stacked from a
+quarter to a half to all, feed-forwards of half the width share their halves when they grow, and
+embeddings are averaged in pairs at first, except at predicted positions. Full width and length come
+together at 70% of the budget, as in the paper's study of single operators (700 of 1,000 thousand
+steps; recalled, not checked). The first doubling of the depth at half that time is our choice.
+
+`:control` is the run that does not grow: `bert_1day_modern` by another name. Nobody has measured
+yet which of the two is better at this budget; docs/studies/growth.md has the measurements in
+miniature.
 
 Cost: one GPU for 24 hours, and 39 GB of C4 text (15 GB of downloads) at most.
 
@@ -34,6 +37,5 @@ def _control(config):
 
 def _smoke(config):
     recipes.smoke(config)
-    config.model.n_layers = (
-        8  # a quarter of which is the least that a network without a first norm can have
-    )
+    # A quarter of 8 layers is the least that a network without a first norm can have.
+    config.model.n_layers = 8

@@ -1,12 +1,13 @@
-"""BERT-base by its original recipe under the same budget: the control that the other recipes are measured against.
+"""BERT-base by its original recipe under the same budget: the control for the other recipes.
 
-BERT (arXiv 1810.04805, section 3.1 and appendix A.2) without next-sentence prediction, as Cramming runs it for
-comparison (arXiv 2212.14034, section 4.1; `bert-original` in its code): post-norm, biases, learned positions, dropout
-0.1, 15% masked, Adam at 1e-4 with linear decay, batch 512. Two departures: weight decay is decoupled, and sequences
-are packed from documents split by [SEP].
+BERT (arXiv 1810.04805, section 3.1 and appendix A.2) without next-sentence prediction, as Cramming
+runs it for comparison (arXiv 2212.14034, section 4.1; `bert-original` in its code): post-norm,
+biases, learned positions, dropout 0.1, 15% masked, Adam at 1e-4 with linear decay, batch 512. Two
+departures: weight decay is decoupled, and sequences are packed from documents split by [SEP].
 
-Cost: one GPU for 24 hours, and 39 GB of C4 text (15 GB of downloads) at most. The paper's score under one day on an
-RTX 2080 Ti: GLUE 52.1 (recalled, not checked): it hardly leaves the plateau, which is the point of the control.
+Cost: one GPU for 24 hours, and 39 GB of C4 text (15 GB of downloads) at most. The paper's score
+under one day on an RTX 2080 Ti is GLUE 52.1 (recalled, not checked). The run hardly leaves the
+plateau, which is the point of the control.
 
     python -m cramjax.main --config configs/bert_original.py
     python -m cramjax.main --config configs/bert_original.py:smoke

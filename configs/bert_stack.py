@@ -1,9 +1,11 @@
-"""Progressive stacking under a day's budget: the crammed ModernBERT, of 4 layers at first, then 8, then 16.
+"""Progressive stacking under a day's budget: a crammed ModernBERT of 4, then 8, then 16 layers.
 
-Gong et al. (ICML 2019): the trained stack is copied on top of itself and training goes on; here the optimizer's moments
-are copied with it. Stages end at 12.5% and 30%
-of the budget, as in No Train No Gain (arXiv 2307.06440), which finds no gain from stacking over a run with a fully decayed learning rate:
-`:control` is that run, `bert_1day_modern` by another name. Which of the two is better at this budget is not measured yet.
+Gong et al. (ICML 2019) copy the trained stack on top of itself and train on. Here the optimizer's
+moments are copied with it. Stages end at 12.5% and 30% of the budget, as in No Train No Gain (arXiv
+2307.06440). That paper finds no gain from stacking over a run with a fully decayed learning rate.
+
+`:control` is that run: `bert_1day_modern` by another name. Nobody has measured yet which of the two
+is better at this budget.
 
 Cost: one GPU for 24 hours, and 39 GB of C4 text (15 GB of downloads) at most.
 
@@ -29,6 +31,5 @@ def _control(config):
 
 def _smoke(config):
     recipes.smoke(config)
-    config.model.n_layers = (
-        8  # a quarter of which is the least that a network without a first norm can have
-    )
+    # A quarter of 8 layers is the least that a network without a first norm can have.
+    config.model.n_layers = 8

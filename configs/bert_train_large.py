@@ -1,17 +1,22 @@
-"""Train large: one recipe, sizes from 6 layers of width 256 to 24 of 1,024, all for the same time; then compress.
+"""Train large, then compress: sizes from 6 layers of width 256 to 24 of 1,024 for the same time.
 
-Train Large, Then Compress (arXiv 2002.11794): for a fixed time, train a model that is larger than what would converge in it, stop
-by the clock rather than by convergence, and prune and quantise what comes out. Here the clock is the budget and
-decays the learning rate with it, so that every size stops at the same second with a schedule of its own. The network
-is that of `bert_1day_modern` (Cramming's training, ModernBERT's layers), with heads of 64 dimensions and a feed-forward
-of twice the width; the paper's is a RoBERTa's. Which size is best for the budget is what the sweep says:
+Train Large, Then Compress (arXiv 2002.11794): for a fixed time, train a model that is too large to
+converge in it, stop by the clock, then prune and quantise it. Here the clock is the budget, and the
+learning rate decays with it: every size stops at the same second with a schedule of its own. The
+network is that of `bert_1day_modern` (Cramming's training, ModernBERT's layers), with heads of 64
+dimensions and a feed-forward of twice the width; the paper's is a RoBERTa's.
 
-    python -m tools.sweep --config configs/bert_train_large.py --out runs/sizes --config.budget.hours=6 \\
-      --grid variant=L6-H256,L12-H256,L6-H512,L12-H512,L6-H768,L12-H768,L24-H768,L12-H1024,L24-H1024
+A sweep says which size is best for the budget:
 
-The best batch grows with the size and with the time; `--config.log.noise_scale=True` logs the gradient noise scale, the batch at which
-more of it begins to pay less. Cost: one GPU for 24 hours a size, and 39 GB of C4 text (15 GB of downloads) at
-most. Not measured yet.
+    python -m tools.sweep --config configs/bert_train_large.py --out runs/sizes \\
+      --config.budget.hours=6 --grid \\
+      variant=L6-H256,L12-H256,L6-H512,L12-H512,L6-H768,L12-H768,L24-H768,L12-H1024,L24-H1024
+
+The best batch grows with the size and with the time. `--config.log.noise_scale=True` logs the
+gradient noise scale: larger batches than that begin to pay less.
+
+Cost: one GPU for 24 hours a size, and 39 GB of C4 text (15 GB of downloads) at most. Not measured
+yet.
 
     python -m cramjax.main --config configs/bert_train_large.py
     python -m cramjax.main --config configs/bert_train_large.py:L12-H768
@@ -19,10 +24,11 @@ most. Not measured yet.
 """
 
 import functools
+import itertools
 
 from cramjax.config import recipes
 
-SIZES = [(n_layers, width) for n_layers in (6, 12, 18, 24) for width in (256, 512, 768, 1024)]
+SIZES = tuple(itertools.product((6, 12, 18, 24), (256, 512, 768, 1024)))
 
 
 def get_config(arg=None):

@@ -1,18 +1,22 @@
 """Does growing pay? Ways to train one network at one budget, in miniature, for a CPU or any card.
 
-The network is the quickstart's with half the width and 8 layers. `control` trains all of it from the first step to
-the last with a learning rate that decays in full, the comparison of No Train No Gain (arXiv 2307.06440); `stack`
-doubles its depth twice at the shares of that paper; `depth`, `width` and `length` grow one dimension by the schedule of
-`compound`, which grows all three (CompoundGrow, arXiv 2010.12562). `pool` is `length` by means of two embeddings,
-`tied` is `width` without noise between the copies, `late` is `compound` with later switches and new layers that change
-nothing at first, and `small` is a network of 2 layers that stays one.
+The network is the quickstart's with half the width and 8 layers. The variants:
 
-Cost of one run: what its budget says, two minutes; docs/studies/growth.md has the sweeps and what they found.
+- `control` trains all of it from the first step to the last with a learning rate that decays in
+  full, the comparison of No Train No Gain (arXiv 2307.06440).
+- `stack` doubles its depth twice at the shares of that paper.
+- `compound` grows depth, width and length (CompoundGrow, arXiv 2010.12562); `depth`, `width` and
+  `length` grow one of them by the same schedule.
+- `pool` is `length` by means of two embeddings, `tied` is `width` without noise between the copies.
+- `late` is `compound` with later switches and new layers that change nothing at first.
+- `small` is a network of 2 layers that stays one.
+
+Cost of one run: its budget, two minutes. docs/studies/growth.md has the sweeps and their results.
 
     python -m cramjax.main --config configs/growth_small.py:compound
     python -m cramjax.main --config configs/growth_small.py:smoke
-    python -m tools.sweep --config configs/growth_small.py --grid variant=control,stack,compound --grid seed=0,1 \\
-      --out runs/growth
+    python -m tools.sweep --config configs/growth_small.py --out runs/growth \\
+      --grid variant=control,stack,compound --grid seed=0,1
 """
 
 import functools
@@ -44,10 +48,8 @@ def get_config(arg=None):
     config.model.update(n_layers=8, d_model=64, d_ff=128)
     config.checkpoint.every_minutes = 5.0
     config.log.update(tensorboard=False, fill_masks=0)
-    variants = {name: functools.partial(_grow, name) for name in STAGES} | {
-        "small": _stay_small,
-        "tied": _grow_tied,
-    }
+    variants = {name: functools.partial(_grow, name) for name in STAGES}
+    variants |= {"small": _stay_small, "tied": _grow_tied}
     return recipes.apply_variant(config, arg, variants)
 
 

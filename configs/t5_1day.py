@@ -1,15 +1,20 @@
 """T5 v1.1 in one day on one GPU: nanoT5's recipe with a schedule that follows the clock.
 
-The model is T5 v1.1-base (arXiv 1910.10683 and its released checkpoints): 12 + 12 layers, gated GELU, 248 million parameters. The
-optimizer is nanoT5's (arXiv 2309.02373): AdamW whose update is scaled by the RMS of each matrix, at 2e-2 with a cosine to nearly zero,
-which in that paper beats Adafactor (held-out loss 1.953 against 1.993) where plain AdamW diverges. nanoT5 reaches 40.7 Rouge-L on
-Super-Natural Instructions in 16 hours of an A100, google/t5-v1_1-base 40.9. Ours is not measured yet.
+The model is T5 v1.1-base (arXiv 1910.10683 and its released checkpoints): 12 + 12 layers, gated
+GELU, 248 million parameters. The optimizer is nanoT5's (arXiv 2309.02373): AdamW with an update
+that is scaled by the RMS of each matrix, at 2e-2 with a cosine to nearly zero. In that paper it
+beats Adafactor (held-out loss 1.953 against 1.993), and plain AdamW diverges. nanoT5 reaches 40.7
+Rouge-L on Super-Natural Instructions in 16 hours of an A100, google/t5-v1_1-base 40.9. Ours is not
+measured yet.
 
-Cost: one GPU for 24 hours, and 43 GB of C4 text (17 GB of downloads) at most. `:adafactor` is T5's own optimizer (rsqrt schedule),
-`:small` the 77 million of v1.1-small for cards under 16 GB.
+`:adafactor` is T5's own optimizer (rsqrt schedule). `:small` has the 77 million parameters of
+v1.1-small, for cards under 16 GB.
+
+Cost: one GPU for 24 hours, and 43 GB of C4 text (17 GB of downloads) at most.
 
     python -m cramjax.main --config configs/t5_1day.py
-    python -m cramjax.main --config configs/t5_1day.py:small --config.budget.hours=4 --config.data.source='text:mine/*.jsonl.zst'
+    python -m cramjax.main --config configs/t5_1day.py:small --config.budget.hours=4 \\
+      --config.data.source='text:mine/*.jsonl.zst'
     python -m cramjax.main --config configs/t5_1day.py:smoke
 """
 

@@ -1,13 +1,17 @@
 """A T5 of any shape: those of Scale Efficiently by name, `small-nl16` (DeepNarrow) by default.
 
-Scale Efficiently (arXiv 2109.10686): small with 16 + 16 layers, 134 million parameters, is as good as T5-base with 223 million at
-63% of its FLOPs (its table 4); depth is what to scale first, up to 32 to 36 layers. The colon takes every released name
-(`base-nl36`, `small-el16-dl4`, `tiny-ff2000`) and any other of sizes and knobs, also T5 v1.1's (`v1_1-base`);
-`python -m tools.shapes` lists them and recommends one under a limit. Pretraining as in the paper: C4, 512 tokens, batch 128,
-524,288 steps at most, Adafactor with an inverse square root, no dropout; here the budget is a day, and the schedule follows it.
+Scale Efficiently (arXiv 2109.10686): small with 16 + 16 layers, 134 million parameters, is as good
+as T5-base with 223 million at 63% of its FLOPs (its table 4). Depth is the first dimension to
+scale, up to 32 to 36 layers. Pretraining is the paper's: C4, 512 tokens, batch 128, 524,288 steps
+at most, Adafactor with an inverse square root, no dropout. Here the budget is a day, and the
+schedule follows it.
 
-Cost: one GPU for 24 hours, and 43 GB of C4 text (17 GB of downloads) at most. Ours is not measured on a GPU yet. For what speaks
-against depth at a fixed time, see docs/studies/scale_efficiently.md.
+The colon takes every released name (`base-nl36`, `small-el16-dl4`, `tiny-ff2000`) and any other of
+sizes and knobs, also T5 v1.1's (`v1_1-base`). `python -m tools.shapes` lists them and recommends
+one under a limit.
+
+Cost: one GPU for 24 hours, and 43 GB of C4 text (17 GB of downloads) at most. Ours is not measured
+on a GPU yet. docs/studies/scale_efficiently.md has the case against depth at a fixed time.
 
     python -m cramjax.main --config configs/t5_efficient.py
     python -m cramjax.main --config configs/t5_efficient.py:small-nl24 --config.budget.hours=12
@@ -24,7 +28,8 @@ def get_config(arg=None):
     config = recipes.start("t5_efficient")
     config.budget.update(hours=24.0, steps=524_288)
 
-    shape = shapes.parse(DEFAULT if arg in (None, "smoke") else arg)
+    is_default = arg in (None, "smoke")
+    shape = shapes.parse(DEFAULT) if is_default else shapes.parse(arg)
     recipes.t5(config, shape.version)
     config.model.update(shape.model())
     config.data.update(
@@ -36,9 +41,10 @@ def get_config(arg=None):
     config.batch_size = 128
     config.eval.batch_size = 32  # every target has its logits, 32,128 of them
     config.optimizer.update(name="adafactor", lr=1e-2, weight_decay=0.0, clip_norm=None)
-    # Flat for the first hundredth, then 1 over the root of the share spent; the last tenth goes to 0 as in Mesh TensorFlow's T5.
+    # Flat for the first hundredth, then 1 over the root of the share spent. The last tenth goes to
+    # 0, as in Mesh TensorFlow's T5.
     config.schedule.update(name="inverse_sqrt", cooldown=0.1)
-    if arg not in (None, "smoke"):
+    if not is_default:
         config.name = f"{config.name}-{shape.name}"
         return config
     return recipes.apply_variant(config, arg)

@@ -1,8 +1,11 @@
-"""A T5 that grows under a day's budget: 3 + 3 layers with half the feed-forward, then 6 + 6, then all 12 + 12.
+"""A T5 that grows under a day's budget: 3 + 3 layers at first, then 6 + 6, then all 12 + 12.
 
-Depth by stacking at 12.5% and 30% of the budget (No Train No Gain, arXiv 2307.06440, which finds that the gain vanishes beside a fully
-decayed learning rate), width by the parameter sharing of CompoundGrow (arXiv 2010.12562). `:control` is the run that does
-not grow, `t5_1day` by another name. Which of the two is better at this budget is not measured yet.
+The first stage has half the feed-forward. Depth grows by stacking at 12.5% and 30% of the budget
+(No Train No Gain, arXiv 2307.06440, which finds no gain beside a fully decayed learning rate).
+Width grows by the parameter sharing of CompoundGrow (arXiv 2010.12562).
+
+`:control` is the run that does not grow: `t5_1day` by another name. Nobody has measured yet which
+of the two is better at this budget.
 
 Cost: one GPU for 24 hours, and 43 GB of C4 text (17 GB of downloads) at most.
 

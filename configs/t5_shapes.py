@@ -1,15 +1,18 @@
-"""Which shape of T5 learns most, in miniature: networks from shallow and wide to deep and narrow, for a CPU or any card.
+"""Shapes of T5 in miniature, from shallow and wide to deep and narrow.
 
-Scale Efficiently (arXiv 2109.10686) asks that of T5s from 16 million to 11 billion parameters; here they are small enough that a
-sweep over all of them at one budget, in FLOPs or in hours, is a matter of minutes. docs/studies/scale_efficiently.md says what came out.
-`nl2-dm256` is 2 + 2 layers of width 256; heads have 32 dimensions, feed-forwards 4 times the width. The blocks of each family take
-about the same FLOPs a token.
+Scale Efficiently (arXiv 2109.10686) asks which shape learns most, of T5s from 16 million to 11
+billion parameters. Here they are small enough for a CPU or any card: a sweep over all of them at
+one budget, in FLOPs or in hours, takes minutes. docs/studies/scale_efficiently.md has the results.
 
-Cost of one run: what its budget says; a sweep of one family on two CPU cores, a quarter of an hour.
+`nl2-dm256` is 2 + 2 layers of width 256. Heads have 32 dimensions, feed-forwards 4 times the width.
+The blocks of each family take about the same FLOPs a token.
+
+Cost of one run: its budget. A sweep of one family on two CPU cores takes a quarter of an hour.
 
     python -m cramjax.main --config configs/t5_shapes.py:nl4-dm96
     python -m cramjax.main --config configs/t5_shapes.py:smoke
-    python -m tools.sweep --config configs/t5_shapes.py --grid variant=nl1-dm192,nl2-dm128,nl4-dm96 --out runs/shapes
+    python -m tools.sweep --config configs/t5_shapes.py --out runs/shapes \\
+      --grid variant=nl1-dm192,nl2-dm128,nl4-dm96
 """
 
 import functools
@@ -44,7 +47,8 @@ def get_config(arg=None):
         source="installed-docs", max_mb=32.0, seq_len=128, vocab_size=4096, tokenizer_sample_mb=8.0
     )
     config.data.loader = "numpy"  # importing TensorFlow takes longer than reading this corpus
-    config.batch_size = config.microbatch_size = 16
+    config.batch_size = 16
+    config.microbatch_size = 16
     config.optimizer.update(
         name="adamw",
         parameter_scale="on",
@@ -59,12 +63,11 @@ def get_config(arg=None):
     config.checkpoint.every_minutes = 5.0
     config.eval.update(every_fraction=0.1, batches=8, batch_size=64)
     config.log.update(tensorboard=False)
-    _shape(config, *SMALL["nl4-dm96"])
-    known = SMALL | LARGE | BETWEEN
-    shapes = {
-        name: functools.partial(_shape, n_layers=n, width=width)
-        for name, (n, width) in known.items()
-    }
+
+    shapes = {}
+    for name, (n_layers, width) in (SMALL | LARGE | BETWEEN).items():
+        shapes[name] = functools.partial(_shape, n_layers=n_layers, width=width)
+    shapes["nl4-dm96"](config)
     return recipes.apply_variant(config, arg, shapes)
 
 

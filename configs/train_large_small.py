@@ -1,15 +1,16 @@
-"""Train large, then compress, in miniature: five sizes for the same minutes on a CPU, to be finetuned and compressed.
+"""Train large, then compress, in miniature: five sizes for the same minutes on a CPU.
 
-The recipe of the quickstart on networks of 2 to 6 layers (Train Large, Then Compress, arXiv 2002.11794, asks which of
-them is best at equal time, and again at equal bytes after `tools.compress`; docs/studies/train_large_compress.md has the
-answer here). L2-H128 is the quickstart's.
+The recipe is the quickstart's, on networks of 2 to 6 layers. Train Large, Then Compress (arXiv
+2002.11794) asks which of them is best at equal time, and again at equal bytes after
+`tools.compress`. docs/studies/train_large_compress.md has the answer at this size. L2-H128 is the
+quickstart's.
 
-Cost of one run: what its budget says, eight minutes.
+Cost of one run: its budget, eight minutes.
 
     python -m cramjax.main --config configs/train_large_small.py:L4-H192
     python -m cramjax.main --config configs/train_large_small.py:smoke
-    python -m tools.sweep --config configs/train_large_small.py --grid variant=L2-H32,L2-H64,L2-H128,L4-H192,L6-H256 \\
-      --out runs/sizes
+    python -m tools.sweep --config configs/train_large_small.py --out runs/sizes \\
+      --grid variant=L2-H32,L2-H64,L2-H128,L4-H192,L6-H256
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Every recipe: resolved, validated, built abstractly and its train step traced, at full size and as :smoke."""
+"""Every recipe resolves and its train step traces, at full size and as :smoke."""
 
 import pathlib
 

@@ -1,1 +1,1 @@
-"""The budget: one clock, what follows the share of it that is spent, and FLOPs. Pure Python."""
+"""The budget: one clock, schedules over the share that is spent, and FLOPs. Pure Python."""

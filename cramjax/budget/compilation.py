@@ -1,4 +1,4 @@
-"""How much of a budget compiling may take."""
+"""The share of a budget that compiling may take."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ LAYER_S = 4.0
 """
 
 SHARE = 0.01
-"""Of the budget's time that compiling blocks apart may take: it gains 10% and more of each step."""
+"""Share of the budget's time for compiling blocks one by one, which gains 10% and more of each step."""
 
 
 def affords_unrolling(n_layers: int, hours: float | None) -> bool:
-    """Whether a budget of `hours` affords to compile `n_layers` blocks one by one.
+    """Tells if a budget of `hours` affords to compile `n_layers` blocks one by one.
 
-    Without a limit in hours it does not.
+    A budget without a limit in hours does not.
     """
     return hours is not None and n_layers * LAYER_S <= SHARE * 3600 * hours

@@ -1,10 +1,10 @@
 """Estimates the memory of a train step by formula, if the compiler of a device is not installed.
 
-The result is an order of magnitude and is marked as one. Activations are what the backward pass of a
-pre-norm block reads, as counted in Korthikanti et al. (arXiv 2205.05198, section 4) for blocks without
-dropout: inputs and outputs of norms, queries, keys and values before and after rotation, the
-attention's output, and both sides of the feed-forward's activation. Attention probabilities count too
-if no fused kernel spares them.
+The result is an order of magnitude and is marked as one. Activations are what the backward pass of
+a pre-norm block reads, as counted in Korthikanti et al. (arXiv 2205.05198, section 4) for blocks
+without dropout: inputs and outputs of norms, queries, keys and values before and after rotation,
+the attention's output, and both sides of the feed-forward's activation. Attention probabilities
+count too if no fused kernel spares them.
 """
 
 from __future__ import annotations

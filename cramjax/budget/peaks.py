@@ -1,13 +1,13 @@
-"""Peak rates of devices: what MFU divides by and what a roofline is drawn from.
+"""Peak rates of devices: MFU divides by them, and rooflines are drawn from them.
 
-Dense rates (no 2:4 sparsity) of matrix products that accumulate in float32, as training does: on GeForce
-cards these are half of the float16-accumulate figures that are often quoted, and dividing by the wrong one is
-why MFU of consumer cards is so often wrong. `float32` is the rate at JAX's default precision: TensorFloat-32
-on GPUs that have it, one bfloat16 pass on TPUs. Rates are at the vendor's stated boost clock; a card can
-measure a few per cent above.
+The rates are dense (no 2:4 sparsity), for matrix products that accumulate in float32, as training
+does. On GeForce cards they are half of the float16-accumulate figures that are often quoted; MFU of
+consumer cards is often wrong because it divides by those. `float32` is the rate at JAX's default
+precision: TensorFloat-32 on GPUs that have it, one bfloat16 pass on TPUs. Rates are at the vendor's
+stated boost clock; a card can measure a few per cent above.
 
-The comments name where a figure is published; most figures were recalled rather than read there, so check before
-quoting one.
+The comments name the publication of a figure. Most figures were recalled rather than read there, so
+check before you quote one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """Dense peaks of one JAX device: TFLOP/s by dtype (None: no hardware for it) and memory bandwidth in
-    GB/s.
+    """Dense peaks of one JAX device.
+
+    TFLOP/s by dtype (None: no hardware for it), and `bandwidth` of the memory in GB/s.
     """
 
     bfloat16: float | None
@@ -29,12 +30,12 @@ class Peak:
 
 
 def _gpu(tensor: float, float32: float, bandwidth: float) -> Peak:
-    """Ampere and later: bfloat16 runs at the rate of float16."""
+    """Ampere and later, with bfloat16 at the rate of float16."""
     return Peak(tensor, tensor, float32, bandwidth)
 
 
 def _old_gpu(float16: float, float32: float, bandwidth: float) -> Peak:
-    """Volta and Turing: tensor cores for float16 only."""
+    """Volta and Turing, with tensor cores for float16 only."""
     return Peak(None, float16, float32, bandwidth)
 
 
@@ -42,10 +43,10 @@ def _tpu(bfloat16: float, bandwidth: float) -> Peak:
     return Peak(bfloat16, None, bfloat16, bandwidth)
 
 
-# The longest key that stands as whole words in the lower-case `device_kind` counts.
+# `find` takes the longest key that stands in the lower-case `device_kind` as whole words.
 PEAKS: dict[str, Peak] = {
-    # NVIDIA Tesla P100 and V100 datasheets. P100 has no tensor cores: float16 into float32 runs at the
-    # float32 rate.
+    # NVIDIA Tesla P100 and V100 datasheets. P100 has no tensor cores: float16 into float32 runs at
+    # the float32 rate.
     "p100-pcie": Peak(None, 9.3, 9.3, 732),
     "p100-sxm2": Peak(None, 10.6, 10.6, 732),
     # NVIDIA GTX 1080 Ti product page: no tensor cores, and float16 at a 64th of the rate.
@@ -111,8 +112,8 @@ PEAKS: dict[str, Peak] = {
     "rtx 5080": _gpu(112.6, 56.3, 960),
     "rtx 5090": _gpu(209.5, 104.8, 1792),
     "b200": _gpu(2250, 1125, 8000),
-    # cloud.google.com/tpu/docs/system-architecture-tpu-vm. A JAX device is a core on v2 and v3, a chip from
-    # v4 on.
+    # cloud.google.com/tpu/docs/system-architecture-tpu-vm. A JAX device is a core on v2 and v3, and
+    # a chip from v4 on.
     "tpu v2": _tpu(22.5, 350),
     "tpu v3": _tpu(61.5, 450),
     "tpu v4": _tpu(275, 1228),
@@ -129,7 +130,7 @@ _OTHER_CHIPS = re.compile(r"\b(laptop|max-q|mobile|mig|d)\b")
 
 
 def find(device_kind: str) -> Peak | None:
-    """The peaks of a `jax.Device.device_kind` ("NVIDIA H100 PCIe", "TPU v5 lite"); None where unknown."""
+    """Returns the peaks of a `jax.Device.device_kind` such as "NVIDIA H100 PCIe", or None."""
     kind = device_kind.lower()
     if _OTHER_CHIPS.search(kind):
         return None
@@ -138,13 +139,12 @@ def find(device_kind: str) -> Peak | None:
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """Dense FLOP/s of one device in `dtype` ("bfloat16", "float16", "float32"); None where unknown or not in
-    hardware.
+    """Returns the dense FLOP/s of one device, or None if unknown or not in hardware.
+
+    `dtype` is "bfloat16", "float16" or "float32".
     """
     peak = find(device_kind)
-    tflops = (
-        getattr(peak, dtype)
-        if peak is not None and dtype in ("bfloat16", "float16", "float32")
-        else None
-    )
+    if peak is None or dtype not in ("bfloat16", "float16", "float32"):
+        return None
+    tflops = getattr(peak, dtype)
     return None if tflops is None else tflops * 1e12

@@ -1,7 +1,7 @@
-"""What follows the share of the budget that is spent: learning rate, batch ramp and early termination.
+"""Schedules over the share of the budget spent: learning rate, batch ramp, early termination.
 
-Pure functions of a fraction in [0, 1] (`clock.py`). Shapes by name are those of Cramming (arXiv 2212.14034,
-section 4.3 and its released code) and 24hBERT (arXiv 2104.07705, section 3.3).
+All are pure functions of a fraction in [0, 1] (`clock.py`). The shapes are those of Cramming (arXiv
+2212.14034, section 4.3 and its released code) and 24hBERT (arXiv 2104.07705, section 3.3).
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from cramjax.config.views import ScheduleConfig
 from cramjax.errors import UserError
 
 INVERSE_SQRT_PLATEAU = 0.01
-"""Share of the budget at the peak before an inverse square root without warm-up decays (T5: 10^4 of 10^6
-steps).
+"""Share of the budget at the peak before an inverse square root without warm-up decays.
+
+T5 takes 10^4 of 10^6 steps.
 """
 
 
 def learning_rate(schedule: ScheduleConfig, peak: float, fraction: float) -> float:
-    """Learning rate at `fraction` of the budget: `peak` times the shape `schedule.name`; never below 0."""
+    """Returns the learning rate at `fraction` of the budget: `peak` times the schedule's shape.
+
+    It is never below 0.
+    """
     return peak * multiplier(
         schedule.name,
         fraction,
@@ -32,11 +36,17 @@ def learning_rate(schedule: ScheduleConfig, peak: float, fraction: float) -> flo
 def multiplier(
     name: str, fraction: float, *, warmup: float = 0.0, cooldown: float = 0.0, final: float = 0.0
 ) -> float:
-    """Share of the peak learning rate, in [0, 1], at `fraction` of the budget (clamped to [0, 1]).
+    """Returns the share of the peak learning rate, in [0, 1].
 
-    `warmup`, `cooldown` (shares of the budget) and `final` (share of the peak) as in the `schedule` section
-    of the configuration; triangle2 and one_cycle are fixed shapes and read none of them. Raises UserError for
-    another name.
+    Args:
+        name: the shape; triangle2 and one_cycle are fixed and read no other argument.
+        fraction: share of the budget that is spent, clamped to [0, 1].
+        warmup: share of the budget with a linear rise from 0.
+        cooldown: share of the budget with a linear fall to `final`.
+        final: learning rate at the end, as a share of the peak.
+
+    Raises:
+        UserError: no shape has this name.
     """
     f = min(max(fraction, 0.0), 1.0)
     if name == "triangle2":
@@ -55,12 +65,14 @@ def multiplier(
 def n_microbatches(
     fraction: float, ramp_share: float, batch_size: int, microbatch_size: int
 ) -> int:
-    """Microbatches of the step that starts at `fraction`: from one to batch_size/microbatch_size over
-    `ramp_share`.
+    """Returns the microbatches of the step that starts at `fraction` of the budget.
 
-    The linear batch ramp of Cramming's final recipe (0.6 of the budget, arXiv 2212.14034, section 4.3);
-    `ramp_share` 0 means full batches from the start. Raises UserError where the microbatch does not divide
-    the batch.
+    They rise in a line from one to batch_size / microbatch_size over `ramp_share`, as in Cramming's
+    final recipe (0.6 of the budget, arXiv 2212.14034, section 4.3). A `ramp_share` of 0 means full
+    batches from the start.
+
+    Raises:
+        UserError: the microbatch does not divide the batch.
     """
     n_full, rest = divmod(batch_size, microbatch_size)
     if rest:
@@ -73,15 +85,20 @@ def n_microbatches(
 
 
 def stops_early(schedule: ScheduleConfig, fraction: float, loss: float) -> bool:
-    """Whether the run has failed: `loss` is over `stop_loss`, or not a number, once `stop_after` is spent."""
+    """Tells if the run has failed: after `stop_after`, `loss` is over `stop_loss` or NaN."""
     if schedule.stop_loss is None or fraction < schedule.stop_after:
         return False
-    return not loss <= schedule.stop_loss
+    return math.isnan(loss) or loss > schedule.stop_loss
 
 
 def rewarm(fraction: float, start: float, share: float) -> float:
-    """What multiplies the learning rate after a network grew at the share `start` of the budget: from 0 to 1 over another `share`."""
-    return min(1.0, (fraction - start) / share) if share and start else 1.0
+    """Returns the factor of the learning rate after the network grew at `start` of the budget.
+
+    It rises from 0 to 1 over another `share` of the budget.
+    """
+    if not share or not start:
+        return 1.0
+    return min(1.0, (fraction - start) / share)
 
 
 def _linear(f: float, warmup: float, cooldown: float, final: float) -> float:
@@ -93,18 +110,23 @@ def _cosine(f: float, warmup: float, cooldown: float, final: float) -> float:
 
 
 def _constant(f: float, warmup: float, cooldown: float, final: float) -> float:
-    return _cooled(lambda _: 1.0, f, max(1 - cooldown, warmup), final)
+    def flat(_: float) -> float:
+        return 1.0
+
+    return _cooled(flat, f, max(1 - cooldown, warmup), final)
 
 
 def _inverse_sqrt(f: float, warmup: float, cooldown: float, final: float) -> float:
     plateau = warmup or INVERSE_SQRT_PLATEAU
-    return _cooled(
-        lambda at: math.sqrt(plateau / max(at, plateau)), f, max(1 - cooldown, warmup), final
-    )
+
+    def decay(at: float) -> float:
+        return math.sqrt(plateau / max(at, plateau))
+
+    return _cooled(decay, f, max(1 - cooldown, warmup), final)
 
 
 def _cooled(shape: Callable[[float], float], f: float, start: float, final: float) -> float:
-    """`shape` until `start`, from its value there in a line to `final` at the end of the budget."""
+    """Returns `shape` until `start`, and from there a line to `final` at the end of the budget."""
     if f <= start:
         return shape(f)
     top = shape(start)
@@ -112,7 +134,7 @@ def _cooled(shape: Callable[[float], float], f: float, start: float, final: floa
 
 
 def _since(start: float, f: float) -> float:
-    """Share of the way from `start` to the end of the budget."""
+    """Returns the share of the way from `start` to the end of the budget."""
     return (f - start) / (1 - start) if start < 1 else 0.0
 
 

@@ -1,1 +1,1 @@
-"""Configuration: the schema of all keys, recipes resolved against it, and what every command line shares."""
+"""Configuration: the schema of all keys, resolved recipes, and the parts of every command line."""

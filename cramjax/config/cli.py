@@ -1,6 +1,6 @@
-"""What every command line shares: --config with overrides, --debug, signals, and exit codes.
+"""The parts of every command line: --config with overrides, --debug, signals, and exit codes.
 
-0 done, 1 failed, 2 the user's mistake, 128 + n stopped by signal n.
+The exit code is 0 when done, 1 for a failure, 2 for the user's mistake, and 128 + n after signal n.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ T = TypeVar("T")
 
 
 def make_parser(module: str, purpose: str, example: str) -> argparse.ArgumentParser:
-    """The parser of `python -m module`: one line of `purpose`, then the flags, then `example` as it is written."""
+    """Returns the parser of `python -m module`.
+
+    Its help shows one line of `purpose`, the flags, and `example` as it is written.
+    """
     return argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=purpose,
@@ -34,12 +37,16 @@ def make_parser(module: str, purpose: str, example: str) -> argparse.ArgumentPar
 
 
 def add_config_flags(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add `--config FILE[:ARG]`; `--config.KEY=VALUE` overrides are collected by `run_command` into `args.overrides`."""
+    """Adds `--config FILE[:ARG]` to `parser`.
+
+    `run_command` collects the overrides `--config.KEY=VALUE` in `args.overrides`.
+    """
     parser.add_argument(
         "--config",
         required=required,
         metavar="FILE[:ARG]",
-        help="recipe, with its variant after a colon (every recipe has :smoke); --config.KEY=VALUE overrides a key",
+        help="recipe, with its variant after a colon (every recipe has :smoke); "
+        "--config.KEY=VALUE overrides a key",
     )
 
 
@@ -78,10 +85,10 @@ def comma_separated(kind: Callable[[str], T], things: str) -> Callable[[str], tu
 
 
 def check_output(flag: str, path: pathlib.Path | None) -> None:
-    """Make the folder of a file that `flag` asks for; that it cannot be written is said before the work, not after it.
+    """Makes the folder of the file that `flag` names, before the work that fills the file.
 
     Raises:
-        UserError: where it cannot.
+        UserError: the file cannot be written there.
     """
     if path is None:
         return
@@ -102,10 +109,11 @@ def run_command(
     argv: list[str] | None,
     parser: argparse.ArgumentParser,
 ) -> int:
-    """Parse `argv`, run `command(args)` and return the exit code; a user's mistake becomes one sentence on stderr.
+    """Parses `argv`, runs `command(args)` and returns the exit code.
 
-    Without `argv` the process is this command's: SIGTERM and Ctrl-C end it within two seconds wherever it is, but where
-    `command` opens a `StopSignal` of its own to save first, and a stopped command does not return.
+    A user's mistake becomes one sentence on stderr. Without `argv` the process belongs to this
+    command: SIGTERM and Ctrl-C end it within two seconds, and a stopped command does not return. A
+    command that saves first opens a `StopSignal` of its own.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
     args, rest = parser.parse_known_args(argv)
@@ -117,7 +125,7 @@ def run_command(
     with stop.answered():
         code = _exit_code(command, args)
         if code:
-            # What was to be saved is saved; a compilation in the background is not waited for.
+            # Everything is saved by now; nobody waits for a compilation in the background.
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
             stop.leave(code)
@@ -140,16 +148,15 @@ def _exit_code(
 
 
 def _overrides(parser: argparse.ArgumentParser, rest: list[str]) -> list[str]:
-    """`--config.a.b=1` and `--config.a.b 1` as "a.b=1"; anything else is a mistyped flag."""
-    overrides, words = [], iter(rest)
+    """Returns `--config.a.b=1` and `--config.a.b 1` as "a.b=1"; other words are mistyped flags."""
+    overrides = []
+    words = iter(rest)
     for word in words:
         if not word.startswith("--config."):
-            flags = [flag for action in parser._actions for flag in action.option_strings]
-            near = difflib.get_close_matches(word.split("=")[0], flags, 1)
-            parser.error(
-                f"unknown argument {word}"
-                + (f"; did you mean {near[0]}?" if near else "; see --help")
-            )
+            near = difflib.get_close_matches(word.split("=")[0], _flags(parser), 1)
+            hint = f"did you mean {near[0]}?" if near else "see --help"
+            parser.error(f"unknown argument {word}; {hint}")
+
         key = word.removeprefix("--config.")
         if "=" not in key:
             value = next(words, None)
@@ -158,3 +165,10 @@ def _overrides(parser: argparse.ArgumentParser, rest: list[str]) -> list[str]:
             key = f"{key}={value}"
         overrides.append(key)
     return overrides
+
+
+def _flags(parser: argparse.ArgumentParser) -> list[str]:
+    flags: list[str] = []
+    for action in parser._actions:  # argparse has no public list
+        flags += action.option_strings
+    return flags

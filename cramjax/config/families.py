@@ -1,6 +1,6 @@
 """The families of networks: the keys of `model` that each one has, and the rules between them.
 
-`model.family` chooses an entry of `FAMILIES`. Another family is another entry here, and a network in
+`model.family` chooses an entry of `FAMILIES`. Another family is another entry here and a network in
 `cramjax/models`. Tests compare the keys with the fields of the network's own config class.
 """
 

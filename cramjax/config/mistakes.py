@@ -1,12 +1,10 @@
-"""Finds every mistake in a configuration: unknown keys, wrong values, and keys that do not go together."""
+"""Finds the mistakes in a configuration: unknown keys, wrong values, keys that do not fit."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
-
-import ml_collections
+from typing import Any
 
 from cramjax.config import schema, stages
 from cramjax.config.families import FAMILIES, family_key, model_keys
@@ -16,7 +14,7 @@ from cramjax.config.views import Config
 _MISSING = object()
 
 
-def find(config: ml_collections.ConfigDict) -> list[str]:
+def find(config: Config) -> list[str]:
     """Returns every mistake in `config` as one sentence each, an empty list for a sound one."""
     values = config.to_dict()
     entries = dict(schema.SCHEMA)
@@ -36,11 +34,11 @@ def find(config: ml_collections.ConfigDict) -> list[str]:
         problems += _value_problems(key, field, _lookup(values, key))
 
     # Relations between keys are worth a check only if each value is sound.
-    return problems or list(_relation_problems(cast(Config, config)))
+    return problems or list(_relation_problems(config))
 
 
-def find_in_family(config: ml_collections.ConfigDict) -> list[str]:
-    """Returns the reasons why the section `model` belongs to no family; an empty list if it does."""
+def find_in_family(config: Config) -> list[str]:
+    """Returns the reasons why the section `model` belongs to no family, [] if it does."""
     model = config.to_dict().get("model")
     if not isinstance(model, Mapping):
         return ["model: must be a section; recipes start from cramjax.config.recipes.start"]

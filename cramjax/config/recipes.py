@@ -1,4 +1,4 @@
-"""Helpers of recipe files: where they start, their variants after the colon, and the toy size of `:smoke`."""
+"""Helpers of recipe files: their start, variants after the colon, and the toy size of `:smoke`."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import difflib
 import pathlib
 import runpy
 from collections.abc import Callable
-
-import ml_collections
+from typing import cast
 
 from cramjax.config import schema
 from cramjax.config.families import model_keys
+from cramjax.config.views import Config, EncoderModelConfig, ModelConfig
 from cramjax.errors import UserError
 
 RECIPES = pathlib.Path(__file__).resolve().parents[2] / "configs"
-Variant = Callable[[ml_collections.ConfigDict], None]
+Variant = Callable[[Config], None]
 
 
-def start(name: str, family: str = "encoder") -> ml_collections.ConfigDict:
+def start(name: str, family: str = "encoder") -> Config:
     """Returns all keys of a family of networks at their defaults, under the recipe's `name`."""
     config = schema.defaults(family)
     config.name = name
     return config
 
 
-def like(name: str, other: str) -> ml_collections.ConfigDict:
+def like(name: str, other: str) -> Config:
     """Returns the configuration of the recipe `other`, under the recipe's own `name`."""
     config = runpy.run_path(str(RECIPES / f"{other}.py"))["get_config"]()
     config.name = name
@@ -32,8 +32,8 @@ def like(name: str, other: str) -> ml_collections.ConfigDict:
 
 
 def apply_variant(
-    config: ml_collections.ConfigDict, arg: str | None, variants: dict[str, Variant] | None = None
-) -> ml_collections.ConfigDict:
+    config: Config, arg: str | None, variants: dict[str, Variant] | None = None
+) -> Config:
     """Changes `config` by the variant named `arg` and returns it.
 
     Args:
@@ -58,7 +58,7 @@ def apply_variant(
     return config
 
 
-def t5(config: ml_collections.ConfigDict, version: str) -> None:
+def t5(config: Config, version: str) -> None:
     """Makes `config` a T5 with its objective and tokenizer; the recipe sets the shape.
 
     1.0 (arXiv 1910.10683, section 2.1) has ReLU and one matrix for both embeddings and logits.
@@ -76,13 +76,13 @@ def t5(config: ml_collections.ConfigDict, version: str) -> None:
         ascii_only=False,
         seq_len=512,
     )
-    config.model = schema.default_values(model_keys("t5"))
+    config.model = cast(ModelConfig, schema.default_values(model_keys("t5")))
     if version == "1.1":
         config.model.update(ffn="geglu_tanh", tie_embeddings=False)
     config.objective.update(name="span_corruption", noise_density=0.15, mean_span=3.0)
 
 
-def smoke(config: ml_collections.ConfigDict) -> None:
+def smoke(config: Config) -> None:
     """Makes `config` a toy that runs the same code in under a minute on 2 CPU cores.
 
     It reads text that is already on the machine.
@@ -100,8 +100,9 @@ def smoke(config: ml_collections.ConfigDict) -> None:
     if config.model.family == "t5":
         config.model.update(n_decoder_layers=None, head_dim=32)
     elif config.model.family == "encoder":
-        if config.model.positions in ("learned", "scaled_sinusoidal"):
-            config.model.max_positions = max(64, min(config.model.max_positions, 128))
+        model = cast(EncoderModelConfig, config.model)
+        if model.positions in ("learned", "scaled_sinusoidal"):
+            model.max_positions = max(64, min(model.max_positions, 128))
         config.optimizer.lr = min(config.optimizer.lr, 1e-3)
 
     config.schedule.stop_loss = None  # nothing has learned enough after a few steps

@@ -43,7 +43,8 @@ def get_config(recipe: str, *overrides: str) -> Config:
     path = pathlib.Path(name)
     if path.suffix != ".py":
         path = RECIPES / f"{name}.py"
-    return resolve(f"{path}:{arg}" if arg else str(path), overrides)
+    spec = f"{path}:{arg}" if arg else str(path)
+    return resolve(spec, overrides)
 
 
 def changed(config: Config, values: Mapping[str, Any]) -> Config:
@@ -79,7 +80,7 @@ def resolve(spec: str, overrides: Iterable[str] = ()) -> Config:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"{spec}: {len(problems)} mistake(s) in the configuration:\n{listed}")
     if config.data.max_mb == "budget":
-        config.data.max_mb = _text_for_budget(cast(Config, config))
+        config.data.max_mb = _text_for_budget(config)
     return freeze(config.to_dict())
 
 
@@ -106,7 +107,7 @@ def _text_for_budget(config: Config) -> float | None:
     return round(min(limits) * n_raw / n_read * _BYTES_PER_TOKEN / 1e6, 2)
 
 
-def _load_recipe(spec: str) -> ml_collections.ConfigDict:
+def _load_recipe(spec: str) -> Config:
     """Returns the configuration that the recipe FILE[:ARG] makes.
 
     Raises:
@@ -145,7 +146,7 @@ def _import(path: pathlib.Path, file: str) -> types.ModuleType:
     return module
 
 
-def _override(config: ml_collections.ConfigDict, text: str) -> str | None:
+def _override(config: Config, text: str) -> str | None:
     """Sets "key.sub=value" in place; returns the mistake if it cannot be set."""
     key, equals, value = text.partition("=")
     if not equals:
@@ -160,7 +161,7 @@ def _override(config: ml_collections.ConfigDict, text: str) -> str | None:
     fields = dict(schema.walk(schema.sections(family)))
     if key not in fields:
         return mistakes.unknown_key(key, family)
-    node = config
+    node: Any = config
     *parents, leaf = key.split(".")
     for parent in parents:
         node = node[parent]

@@ -1,14 +1,14 @@
 """Every configuration key, once: default, type, unit, choices and a line of help.
 
-Recipes (`configs/*.py`) start from `defaults()` and set the keys they are about. `mistakes.py` refuses
-every key that is not here. The keys of `model` depend on its family and stand in `families.py`.
-Nothing here imports JAX or TensorFlow: a wrong key is reported before either starts.
+Recipes (`configs/*.py`) start from `defaults()` and set the keys they are about. `mistakes.py`
+refuses every key that is not here. The keys of `model` depend on its family and stand in
+`families.py`. Nothing here imports JAX or TensorFlow: a wrong key is reported before either starts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import ml_collections
 
@@ -25,6 +25,7 @@ from cramjax.config.fields import (
     share,
     text,
 )
+from cramjax.config.views import Config
 
 
 def _check_max_mb(value: Any) -> str | None:
@@ -93,7 +94,7 @@ DATA = {
     ),
     "order": text(
         "shuffled",
-        "shuffled (a permutation of (seed, epoch)), or sentence_length (Cramming: short ones first)",
+        "shuffled (a permutation of (seed, epoch)); sentence_length (Cramming: short ones first)",
         ("shuffled", "sentence_length"),
     ),
     "cls_token": flag(
@@ -101,7 +102,7 @@ DATA = {
     ),
     "loader": text(
         "auto",
-        "tfdata, numpy (needs no TensorFlow), auto: tfdata if TensorFlow is installed; same batches",
+        "tfdata; numpy (needs no TensorFlow); auto: tfdata if it is installed; same batches",
         ("auto", "tfdata", "numpy"),
     ),
     "extra_ids": count(
@@ -285,13 +286,14 @@ def walk(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Fi
             yield from walk(entry, f"{prefix}{key}.")
 
 
-def defaults(family: str = "encoder") -> ml_collections.ConfigDict:
+def defaults(family: str = "encoder") -> Config:
     """Returns the whole configuration at its defaults, for recipes to change.
 
-    It is not locked and stores a recipe's and the command line's values as they come.
-    `mistakes.find` judges them afterwards, so that all mistakes are reported at once.
+    It stores a recipe's and the command line's values as they come. `mistakes.find` judges them
+    afterwards, so that all mistakes are reported at once.
     """
-    return ml_collections.ConfigDict(default_values(sections(family)), type_safe=False)
+    values = default_values(sections(family))
+    return cast(Config, ml_collections.ConfigDict(values, type_safe=False))
 
 
 def default_values(entries: Mapping[str, Any]) -> dict[str, Any]:

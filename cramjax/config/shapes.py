@@ -1,7 +1,7 @@
 """The shapes of T5 by name: those of Scale Efficiently (arXiv 2109.10686), and of T5 v1.1.
 
-A name is a size with knobs, like the names of the released `t5-efficient-*` checkpoints: `small-nl24` is
-small with 24 + 24 layers.
+A name is a size with knobs, as in the released `t5-efficient-*` checkpoints: `small-nl24` is small
+with 24 + 24 layers.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ class Shape:
     version: str = "1.0"
 
     def arrays(self, vocab_size: int = VOCAB_SIZE) -> list[Arrays]:
-        """Returns the parameters with an embedding of `vocab_size` rows (and as many logits if untied)."""
-        inner = self.n_heads * self.head_dim
-        is_gated = self.version == "1.1"
-        is_tied = self.version == "1.0"
-        n_layers, n_decoder_layers = self.n_layers, self.n_decoder_layers
-        n_blocks = n_layers + n_decoder_layers
+        """Returns the parameters with `vocab_size` rows in each embedding."""
+        # A gated feed-forward has a third matrix, and untied logits a matrix of their own.
+        is_v11 = self.version == "1.1"
+        n_feed_forward = 3 if is_v11 else 2
+        n_embeddings = 2 if is_v11 else 1
 
         # A decoder block attends twice: to itself and to the encoder.
-        n_attentions = n_layers + 2 * n_decoder_layers
-        n_norms = 2 * n_layers + 3 * n_decoder_layers + 2
+        n_blocks = self.n_layers + self.n_decoder_layers
+        n_attentions = self.n_layers + 2 * self.n_decoder_layers
+        n_norms = 2 * self.n_layers + 3 * self.n_decoder_layers + 2
         return [
-            Arrays(4 * n_attentions, self.d_model, inner),
-            Arrays((3 if is_gated else 2) * n_blocks, self.d_model, self.d_ff),
+            Arrays(4 * n_attentions, self.d_model, self.n_heads * self.head_dim),
+            Arrays(n_feed_forward * n_blocks, self.d_model, self.d_ff),
             Arrays(n_norms, self.d_model, 1),
             Arrays(2, RELATIVE_BUCKETS, self.n_heads),
-            Arrays(1 if is_tied else 2, vocab_size, self.d_model),
+            Arrays(n_embeddings, vocab_size, self.d_model),
         ]
 
     def count_params(self, vocab_size: int = VOCAB_SIZE) -> int:
@@ -93,7 +93,7 @@ def _size(
     )
 
 
-# The cards print 32 dimensions a head for tiny, mini and small; weights and parameter counts have 64.
+# The cards print 32 dimensions a head for tiny, mini and small; the weights have 64.
 SIZES = {
     shape.name: shape
     for shape in (
@@ -131,7 +131,8 @@ def _names(variants: dict[str, str]) -> tuple[str, ...]:
     names = []
     for size, words in variants.items():
         for word in words.split():
-            names.append(size if word == "|" else f"{size}-{word}")
+            name = size if word == "|" else f"{size}-{word}"
+            names.append(name)
     return tuple(names)
 
 

@@ -1,4 +1,4 @@
-"""Lengths of span corruption: the tokens of text that fill inputs of a given length, and their targets."""
+"""Lengths of span corruption: the text that fills inputs of a given length, and its targets."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Stages of progressive training, by arithmetic on the configuration alone.
 
 `growth.stages` lists the stages before the network that the configuration describes:
-[{"until": 0.3, "depth": 0.25, "width": 0.5, "length": 0.5}, …]. Each one trains until that share of the
-budget is spent; then the whole network trains to the end. CompoundGrow (arXiv 2010.12562) grows depth,
-width and length at once.
+[{"until": 0.3, "depth": 0.25, "width": 0.5, "length": 0.5}, …]. Each one trains until that share of
+the budget is spent; then the whole network trains to the end. CompoundGrow (arXiv 2010.12562) grows
+depth, width and length at once.
 
 Keys of a stage beside `until`; a dimension without a key is whole:
 
@@ -16,8 +16,8 @@ Keys of a stage beside `until`; a dimension without a key is whole:
 - batch: sequences
 - lr: factor of the schedule's learning rate
 
-An int is a number of its own (`"depth": 1` is one layer), a float a share of the whole (`"depth": 1.0` is
-all layers).
+An int is a number of its own (`"depth": 1` is one layer), a float a share of the whole
+(`"depth": 1.0` is all layers).
 """
 
 from __future__ import annotations
@@ -137,7 +137,10 @@ def frozen(listed: Any) -> Any:
 
 
 def mistakes(config: Config) -> list[str]:
-    """Returns the mistakes in `config.growth.stages`, one sentence each; the other keys are sound."""
+    """Returns the mistakes in `config.growth.stages`, one sentence each.
+
+    The values of all other keys are sound.
+    """
     problems = []
     for number, entry in enumerate(config.growth.stages or ()):
         problems += _entry_problems(f"growth.stages[{number}]", entry)

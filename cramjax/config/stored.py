@@ -24,7 +24,9 @@ def current(content: Mapping[str, Any]) -> dict[str, Any]:
     model = content["model"]
     if model["family"] not in FAMILIES:
         return dict(content)  # of a later version
-    own = model_keys(model["family"])
-    foreign = {key for family in FAMILIES for key in model_keys(family)} - own.keys()
+    foreign: set[str] = set()
+    for family in FAMILIES:
+        foreign |= model_keys(family).keys()
+    foreign -= model_keys(model["family"]).keys()
     kept = {key: value for key, value in model.items() if key not in foreign}
     return {**content, "model": kept}

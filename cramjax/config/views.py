@@ -1,13 +1,14 @@
 """Types of a configuration's sections, for code that takes a configuration apart.
 
-At run time a configuration is a frozen `ml_collections.ConfigDict`. These protocols name its keys and
-their types for readers and type checkers; nothing may be assigned. `schema.py` says what each key
-means, and a test holds the two files together.
+At run time a configuration is an `ml_collections.ConfigDict`. Recipes change it; `resolve` returns
+it frozen, and an assignment raises then. These protocols name its keys and their types for readers
+and type checkers. `schema.py` and `families.py` say what each key means, and a test holds the
+files together.
 """
 
 from __future__ import annotations
 
-from collections.abc import ItemsView
+from collections.abc import ItemsView, Mapping
 from typing import Any, Protocol
 
 
@@ -24,6 +25,10 @@ class Section(Protocol):
 
     def items(self) -> ItemsView[str, Any]:
         """Returns the pairs of keys and values."""
+        ...
+
+    def update(self, values: Mapping[str, Any] = ..., /, **more: Any) -> None:
+        """Sets keys, in a recipe."""
         ...
 
     def to_dict(self) -> dict[str, Any]:
@@ -189,7 +194,7 @@ class EvalConfig(Section, Protocol):
 
 
 class LogConfig(Section, Protocol):
-    """What a run writes about itself."""
+    """The records that a run writes of itself."""
 
     every_steps: int
     noise_scale: bool

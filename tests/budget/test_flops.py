@@ -10,30 +10,25 @@ CRAMMED = dict(
 
 
 def test_training_costs_six_flops_a_weight_and_position_plus_attention():
-    block_weights = (
-        94_420_992 - 16 * 2 * 2 * 768
-    )  # matrices only: two norms with weight and bias a block
+    # Matrices only: a block has two norms with weight and bias.
+    block_weights = 94_420_992 - 16 * 2 * 2 * 768
     attention = 16 * 128 * 128 * 768 * 2
     head = 32 * 768 * 32768
     assert flops.encoder_training_flops(**CRAMMED) == 6 * (128 * block_weights + attention + head)
 
 
 def test_bert_base_costs_what_the_field_reports():
-    # 0.5615 GFLOP a token at 128 and 0.6115 at 512: 12 layers, 32,768 entries, head on a quarter of the
-    # positions.
+    # 0.5615 GFLOP a token at 128 and 0.6115 at 512: 12 layers, 32,768 entries, and the head on a
+    # quarter of the positions.
     base = dict(n_layers=12, d_model=768, d_ff=3072, gated=False, vocab_size=32768)
     for seq_len, gflop in [(128, 0.5615), (512, 0.6115)]:
-        per_token = (
-            flops.encoder_training_flops(**base, seq_len=seq_len, n_predicted=seq_len // 4)
-            / seq_len
-        )
-        assert per_token / 1e9 == pytest.approx(gflop, rel=0.03)
+        row = flops.encoder_training_flops(**base, seq_len=seq_len, n_predicted=seq_len // 4)
+        assert row / seq_len / 1e9 == pytest.approx(gflop, rel=0.03)
 
 
 def test_the_head_transform_is_one_more_matrix():
-    more = flops.encoder_forward_flops(
-        **CRAMMED, head_transform=True
-    ) - flops.encoder_forward_flops(**CRAMMED)
+    without = flops.encoder_forward_flops(**CRAMMED)
+    more = flops.encoder_forward_flops(**CRAMMED, head_transform=True) - without
     assert more == 2 * 32 * 768 * 768
 
 

@@ -28,18 +28,17 @@ def test_the_cost_is_that_of_the_real_network_and_optimizer(name):
         shape, vocab_size=1000, seq_len=128, optimizer="adafactor"
     )
     assert n_params == network.count_params(cfg)
-    # A forward and backward pass is at least 6 FLOPs for each parameter of the encoder a token sees.
+    # A forward and backward pass is at least 6 FLOPs for each parameter that a token meets.
     assert flops > 6 * 0.5 * (n_params - 2000 * shape.d_model)
 
-    def state_bytes(optimizer):
-        made = make_optimizer(
-            optimizer, network.param_axes(cfg), b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0
-        )
+    def state_bytes(name):
+        numbers = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
+        optimizer = make_optimizer(name, network.param_axes(cfg), **numbers)
         abstract = network.abstract_params(cfg)
-        leaves = jax.tree.leaves((abstract, jax.eval_shape(made.init, abstract)))
+        leaves = jax.tree.leaves((abstract, jax.eval_shape(optimizer.init, abstract)))
         return sum(4 * math.prod(leaf.shape) for leaf in leaves)
 
-    # Step counters and the placeholders of what is not factored are all there is beside.
+    # Step counters and placeholders of moments that are not factored make up the rest.
     assert adafactor_bytes == pytest.approx(state_bytes("adafactor"), rel=2e-3)
     assert cost(shape, vocab_size=1000, seq_len=128, optimizer="adamw")[2] == pytest.approx(
         state_bytes("adamw"), rel=1e-5

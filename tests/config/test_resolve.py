@@ -44,7 +44,11 @@ def test_a_misspelt_key_in_the_file_is_refused_like_one_on_the_command_line(tmp_
     recipe.write_text(
         "from cramjax.config import recipes\n"
         "def get_config():\n"
-        "    c = recipes.start('mine')\n    c.budget.steps = 1\n    c.model.n_layer = 3\n    c.modle = {'a': 1}\n    return c\n"
+        "    c = recipes.start('mine')\n"
+        "    c.budget.steps = 1\n"
+        "    c.model.n_layer = 3\n"
+        "    c.modle = {'a': 1}\n"
+        "    return c\n"
     )
     with pytest.raises(UserError) as error:
         resolve(str(recipe))

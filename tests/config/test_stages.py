@@ -16,18 +16,18 @@ def config(listed, *more, recipe="bert_original"):
 
 
 def test_shares_and_numbers():
-    made = config(
+    grown = config(
         [{"until": 0.25, "depth": 0.25, "width": 0.5, "length": 64}, {"until": 0.5, "depth": 6}]
     )
-    found = stages.of(made)
-    assert [(stage.until, stage.n_layers, stage.d_ff, stage.seq_len) for stage in found] == [
+    listed = stages.of(grown)
+    assert [(stage.until, stage.n_layers, stage.d_ff, stage.seq_len) for stage in listed] == [
         (0.25, 3, 1536, 64),
         (0.5, 6, 3072, 128),
         (1.0, 12, 3072, 128),
     ]
-    assert all(stage.n_decoder_layers is None for stage in found)
+    assert all(stage.n_decoder_layers is None for stage in listed)
     # As config.json has it, which a resumed run reads.
-    assert stages.frozen(made.growth.stages) == made.growth.stages
+    assert stages.frozen(grown.growth.stages) == grown.growth.stages
 
 
 def test_heads_keep_their_dimensions():
@@ -42,8 +42,8 @@ def test_without_growth_there_is_one_stage():
 
 def test_a_decoder_grows_with_its_encoder():
     overrides = ("model.n_layers=8", "model.n_decoder_layers=4", "data.seq_len=128")
-    made = get_config("t5_1day", *overrides, "growth.stages=[{'until': 0.5, 'depth': 0.5}]")
-    assert [(stage.n_layers, stage.n_decoder_layers) for stage in stages.of(made)] == [
+    grown = get_config("t5_1day", *overrides, "growth.stages=[{'until': 0.5, 'depth': 0.5}]")
+    assert [(stage.n_layers, stage.n_decoder_layers) for stage in stages.of(grown)] == [
         (4, 2),
         (8, 4),
     ]
@@ -81,7 +81,8 @@ def test_a_decoder_grows_with_its_encoder():
         ([{"until": 0.5, "length": 4}], "growth.stages[0].length: 4 tokens are too few"),
         (
             [7],
-            "growth.stages[0]=7: must be a dict of until, depth, width, rank, length, pool, hidden, batch, lr",
+            "growth.stages[0]=7: must be a dict of until, depth, width, rank, length, pool, hidden, "
+            "batch, lr",
         ),
         ([{"until": 0.5, "lr": 0}], "growth.stages[0].lr=0: must be a factor of the learning rate"),
         (
@@ -109,21 +110,21 @@ def test_mistakes_are_named(listed, message):
 
 
 def test_a_stage_may_have_a_batch_and_a_learning_rate_of_its_own():
-    made = config(
+    grown = config(
         [{"until": 0.2, "batch": 0.5, "lr": 2.0}, {"until": 0.4, "batch": 128}], "optimizer.lr=0.01"
     )
-    found = [(stage.batch_size, stage.lr) for stage in stages.of(made)]
-    assert found == [(32, 0.02), (128, 0.01), (64, 0.01)]
+    numbers = [(stage.batch_size, stage.lr) for stage in stages.of(grown)]
+    assert numbers == [(32, 0.02), (128, 0.01), (64, 0.01)]
 
 
 def test_factors_and_means():
-    made = config([{"until": 0.25, "rank": 0.25, "pool": 2}, {"until": 0.5, "rank": 0.25}])
-    assert [(stage.ffn_rank, stage.pool) for stage in stages.of(made)] == [
+    grown = config([{"until": 0.25, "rank": 0.25, "pool": 2}, {"until": 0.5, "rank": 0.25}])
+    assert [(stage.ffn_rank, stage.pool) for stage in stages.of(grown)] == [
         (192, 2),
         (192, 1),
         (0, 1),
     ]
-    assert stages.of(made)[0].describe() == (
+    assert stages.of(grown)[0].describe() == (
         "12 layers, width 768, feed-forward 3072 of rank 192, 128 tokens in means of 2, batch 64"
     )
 
