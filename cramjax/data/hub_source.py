@@ -91,7 +91,7 @@ class HubFiles:
                 self.repo, part.file, repo_type="dataset", revision=self.revision
             )
 
-        return read_file(_patiently(download, part.name), self.field, drop)
+        return read_file(patiently(download, part.name), self.field, drop)
 
 
 def open_hub(
@@ -157,7 +157,7 @@ def _list_files(repo: str, revision: str | None, pattern: str, spec: str) -> dic
     def find_commit() -> str | None:
         return api.dataset_info(repo, revision=revision, expand=["sha"]).sha
 
-    commit = _patiently(find_commit, f"hf:{repo}", first_contact=True)
+    commit = patiently(find_commit, f"hf:{repo}", first_contact=True)
 
     # Only the folder before the first wildcard, because large datasets have many others.
     folder = re.split(r"[*?[]", pattern)[0].rpartition("/")[0] or None
@@ -173,7 +173,7 @@ def _list_files(repo: str, revision: str | None, pattern: str, spec: str) -> dic
             return []
 
     files = []
-    for entry in _patiently(list_folder, f"hf:{repo}"):
+    for entry in patiently(list_folder, f"hf:{repo}"):
         is_text_file = isinstance(entry, RepoFile) and file_format(entry.path)[0] in FORMATS
         if is_text_file and fnmatch.fnmatchcase(entry.path, pattern):
             files.append((entry.path, entry.size))
@@ -185,7 +185,7 @@ def _list_files(repo: str, revision: str | None, pattern: str, spec: str) -> dic
     return {"revision": commit, "files": sorted(files)}
 
 
-def _patiently(action: Callable[[], Result], what: str, *, first_contact: bool = False) -> Result:
+def patiently(action: Callable[[], Result], what: str, *, first_contact: bool = False) -> Result:
     """Repeat an action with growing pauses while the Hub is busy or the connection breaks.
 
     Args:

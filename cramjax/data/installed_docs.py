@@ -109,7 +109,7 @@ class InstalledDocs:
             except OSError:
                 drop("unreadable_file", path)
                 continue
-            text = _docstrings(content) if path.endswith(".py") else _document(path, content)
+            text = docstrings_of(content) if path.endswith(".py") else prose_of(path, content)
             if len(text) >= MIN_CHARS:
                 yield text
 
@@ -157,7 +157,7 @@ def _may_hold_prose(name: str) -> bool:
     return suffix in _PROSE_SUFFIXES and not _NOT_PROSE.search(stem)
 
 
-def _docstrings(code: str) -> str:
+def docstrings_of(code: str) -> str:
     """Join the long docstrings of a module, found by pattern: parsing is thirty times as slow."""
     texts = []
     for match in _DOCSTRING.finditer(code):
@@ -167,7 +167,7 @@ def _docstrings(code: str) -> str:
     return "\n\n".join(texts)
 
 
-def _document(path: str, content: str) -> str:
+def prose_of(path: str, content: str) -> str:
     """Return the prose of a file, or nothing if it is mostly something else."""
     if path.endswith("METADATA"):
         _, _, content = content.partition("\n\n")  # the description follows the headers

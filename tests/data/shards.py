@@ -1,4 +1,4 @@
-"""Tiny prepared datasets (format 1) of random tokens for tests, not written by the code under test."""
+"""Writes tiny prepared datasets (format 1) of random tokens, without the code under test."""
 
 import hashlib
 import json
@@ -11,7 +11,11 @@ MEAN_DOCUMENT = 40
 
 
 def random_documents(rng: np.random.Generator, n_tokens: int, vocab_size: int, dtype):
-    """(tokens [n_tokens], offsets uint64 [documents]): documents of random length, each ended by sep."""
+    """Documents of random length, each ended by sep.
+
+    Returns:
+        tokens [n_tokens] and offsets uint64 [n_documents].
+    """
     tokens = rng.integers(len(SPECIAL), vocab_size, n_tokens).astype(dtype)
     ends = np.flatnonzero(rng.random(n_tokens) < 1 / MEAN_DOCUMENT)
     ends = np.union1d(ends, [n_tokens - 1]) if n_tokens else ends
@@ -31,7 +35,18 @@ def write_dataset(
     seed=0,
     sentence_order_seq_len=None,
 ) -> Path:
-    """Write a dataset; `train` and `heldout` give the tokens of each shard of each source."""
+    """Write a dataset, and return its directory.
+
+    Args:
+        directory: Where it goes.
+        train: Tokens of each shard of each source.
+        heldout: The same for the held-out split.
+        weights: Weight of each source (None: all 1).
+        vocab_size: Ids are below it.
+        dtype: Type of the tokens.
+        seed: Seed of the tokens.
+        sentence_order_seq_len: Write a random sentence order for sequences of this length.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     counts = np.zeros(vocab_size, np.int64)
@@ -39,50 +54,64 @@ def write_dataset(
     for split, sources in (("train", train), ("heldout", heldout)):
         for source, shards in enumerate(sources):
             for number, n_tokens in enumerate(shards):
-                tokens, offsets = random_documents(
-                    rng, n_tokens, vocab_size, np.dtype(dtype).newbyteorder("<")
-                )
-                name = f"{split}-{source}-{number:05d}"
-                (directory / f"{name}.bin").write_bytes(tokens.tobytes())
-                np.save(directory / f"{name}.docs.npy", offsets)
+                little_endian = np.dtype(dtype).newbyteorder("<")
+                tokens, offsets = random_documents(rng, n_tokens, vocab_size, little_endian)
+                stem = f"{split}-{source}-{number:05d}"
+                entries.append(write_shard(directory, stem, tokens, offsets))
                 if split == "train":
                     counts += np.bincount(tokens, minlength=vocab_size)
-                entries.append(
-                    {
-                        "file": f"{name}.bin",
-                        "split": split,
-                        "source": source,
-                        "tokens": n_tokens,
-                        "documents": len(offsets),
-                        "sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
-                        "boundaries": f"{name}.docs.npy",
-                    }
-                )
     np.save(directory / "unigram.npy", counts)
+
     if sentence_order_seq_len:
         for source, shards in enumerate(train):
             n_sequences = sum(n_tokens // sentence_order_seq_len for n_tokens in shards)
             order = rng.permutation(n_sequences).astype(np.uint32)
             np.save(directory / f"sentence_order-{sentence_order_seq_len}-{source}.npy", order)
-    weights = weights or [1.0] * len(train)
-    manifest = {
-        "format": 1,
+
+    facts = {
         "fingerprint": f"random-{seed}",
-        "tokenizer_sha256": "0" * 64,
         "vocab_size": vocab_size,
         "dtype": dtype,
-        "special_tokens": SPECIAL,
-        "documents": sum(entry["documents"] for entry in entries),
-        "tokens": sum(entry["tokens"] for entry in entries),
-        "train_tokens": sum(entry["tokens"] for entry in entries if entry["split"] == "train"),
-        "heldout_tokens": sum(entry["tokens"] for entry in entries if entry["split"] == "heldout"),
-        "source": "random",
-        "sources": [
-            {"spec": f"random:{i}", "weight": w, "revision": None} for i, w in enumerate(weights)
-        ],
-        "filters": {},
-        "dropped": {},
         "shards": entries,
     }
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(directory, facts, weights or [1.0] * len(train))
     return directory
+
+
+def write_shard(directory: Path, stem: str, tokens: np.ndarray, offsets: np.ndarray) -> dict:
+    """Write a shard's two files, and return its entry in the manifest."""
+    split, source, _ = stem.split("-")
+    (directory / f"{stem}.bin").write_bytes(tokens.tobytes())
+    np.save(directory / f"{stem}.docs.npy", offsets)
+    return {
+        "file": f"{stem}.bin",
+        "split": split,
+        "source": int(source),
+        "tokens": len(tokens),
+        "documents": len(offsets),
+        "sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
+        "boundaries": f"{stem}.docs.npy",
+    }
+
+
+def write_manifest(directory: Path, facts: dict, weights: list[float]) -> None:
+    """Write the manifest: `facts`, and everything that follows from its shards."""
+    shards = facts["shards"]
+    sources = [
+        {"spec": f"random:{number}", "weight": weight, "revision": None}
+        for number, weight in enumerate(weights)
+    ]
+    manifest = facts | {
+        "format": 1,
+        "tokenizer_sha256": "0" * 64,
+        "special_tokens": SPECIAL,
+        "documents": sum(entry["documents"] for entry in shards),
+        "tokens": sum(entry["tokens"] for entry in shards),
+        "train_tokens": sum(entry["tokens"] for entry in shards if entry["split"] == "train"),
+        "heldout_tokens": sum(entry["tokens"] for entry in shards if entry["split"] == "heldout"),
+        "source": "random",
+        "sources": sources,
+        "filters": {},
+        "dropped": {},
+    }
+    (directory / "manifest.json").write_text(json.dumps(manifest))

@@ -1,4 +1,4 @@
-"""A prepared dataset is read back as written, and refused with the file's name where it is not whole."""
+"""A prepared dataset is read back as written; a damaged one is refused by the file's name."""
 
 import json
 
@@ -22,12 +22,13 @@ def dataset(tmp_path_factory):
 
 
 def sequences_by_hand(dataset, split, source, seq_len):
-    found = []
+    sequences = []
     for entry in dataset.manifest["shards"]:
         if (entry["split"], entry["source"]) == (split, source):
             tokens = np.fromfile(dataset.directory / entry["file"], dataset.manifest["dtype"])
-            found += [tokens[i : i + seq_len] for i in range(0, len(tokens) - seq_len + 1, seq_len)]
-    return np.array(found)
+            for start in range(0, len(tokens) - seq_len + 1, seq_len):
+                sequences.append(tokens[start : start + seq_len])
+    return np.array(sequences)
 
 
 @hypothesis.settings(deadline=None, max_examples=30)
@@ -47,14 +48,13 @@ def test_sequences_never_straddle_shards_and_come_in_any_order(
 
 
 def test_what_the_manifest_says(dataset, tmp_path):
-    assert (
-        dataset.special_tokens == SPECIAL
-        and dataset.vocab_size == 500
-        and dataset.weights == (1.0, 1.0)
-    )
+    assert dataset.special_tokens == SPECIAL
+    assert dataset.vocab_size == 500
+    assert dataset.weights == (1.0, 1.0)
     assert dataset.unigram_counts.sum() == sum(map(sum, TRAIN))
-    wide = TokenDataset.open(write_dataset(tmp_path, vocab_size=70000, dtype="uint32"))
-    assert wide.read("train", 0, np.arange(20), 128).max() > 65536
+
+    large = TokenDataset.open(write_dataset(tmp_path, vocab_size=70000, dtype="uint32"))
+    assert large.read("train", 0, np.arange(20), 128).max() > 65536
 
 
 def test_numbers_outside_are_refused(dataset):
@@ -79,9 +79,13 @@ def test_verify_finds_a_flipped_byte(tmp_path):
 def test_a_file_that_is_not_whole_is_named(tmp_path, name, damage):
     path = write_dataset(tmp_path) / name
     content = path.read_bytes()
-    path.unlink()
-    if damage != "missing":
-        path.write_bytes(content[: len(content) - 6] if damage == "cut" else b"")
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[:-6])
+    else:
+        path.write_bytes(b"")
+
     with pytest.raises(UserError, match=name) as caught:
         TokenDataset.open(tmp_path)
     assert "tools.prepare_data" in str(caught.value)

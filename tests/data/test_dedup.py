@@ -9,14 +9,18 @@ HELDOUT_WITNESS = 3256
 
 
 def test_seen_hashes_equals_a_set(monkeypatch):
-    monkeypatch.setattr(
-        dedup.SeenHashes, "_MAX_RECENT", 50
-    )  # so that most are in the sorted buckets
+    # So that most are in the sorted buckets.
+    monkeypatch.setattr(dedup.SeenHashes, "_MAX_RECENT", 50)
     rng = np.random.default_rng(0)
     values = rng.choice(rng.integers(0, 2**64, 900, np.uint64), 4000)
-    seen, known = dedup.SeenHashes(), set()
+
+    seen = dedup.SeenHashes()
+    known = set()
     for block in np.array_split(values, 37):
-        expected = [not (value in known or known.add(value)) for value in block.tolist()]
+        expected = []
+        for value in block.tolist():
+            expected.append(value not in known)
+            known.add(value)
         assert seen.add(block).tolist() == expected
 
 
@@ -24,9 +28,10 @@ def test_document_hashes_are_fixed_and_differ():
     assert dedup.document_hashes("a document") == dedup.document_hashes("a document")
     # Written down once: another machine or version must split alike.
     assert dedup.document_hashes("a document")[1] % 10_000 == HELDOUT_WITNESS
-    hashes = {
-        half for number in range(1000) for half in dedup.document_hashes(f"document {number}")
-    }
+
+    hashes = set()
+    for number in range(1000):
+        hashes.update(dedup.document_hashes(f"document {number}"))
     assert len(hashes) == 2000
 
 
@@ -42,7 +47,7 @@ def test_heldout_share():
 
 
 def texts_of_similarity(rng, n, share):
-    """`n` pairs of texts of 300 words, the first `share` of which they have in common."""
+    """Make `n` pairs of texts of 300 words, with the first `share` of the words in common."""
     words = rng.integers(0, 50_000, (n, 2, 300)).astype(str)
     n_same = round(300 * share)
     words[:, 1, :n_same] = words[:, 0, :n_same]
@@ -53,13 +58,13 @@ def texts_of_similarity(rng, n, share):
     "share, low, high", [(0.97, 0.99, 1.0), (0.75, 0.0, 0.05), (0.0, 0.0, 0.0)]
 )
 def test_near_duplicates_found(share, low, high):
-    """Of shingles, the first `share` of the words in common is a Jaccard similarity of share / (2 - share)."""
+    """A share of common words is a Jaccard similarity of share / (2 - share) of the shingles."""
     rng = np.random.default_rng(1)
     originals, others = texts_of_similarity(rng, 300, share)
     index = dedup.NearDuplicates(0.8)
     assert index.add(dedup.signatures(originals)).all()
-    found = 1 - index.add(dedup.signatures(others)).mean()
-    assert low <= found <= high
+    share_found = 1 - index.add(dedup.signatures(others)).mean()
+    assert low <= share_found <= high
 
 
 def test_near_duplicates_do_not_depend_on_the_blocks():
@@ -67,11 +72,11 @@ def test_near_duplicates_do_not_depend_on_the_blocks():
     originals, others = texts_of_similarity(rng, 600, 0.9)  # over 1,024 kept: the tables grow
     fresh, _ = texts_of_similarity(rng, 600, 0.0)
     signatures = dedup.signatures([*originals, *fresh, *others])
-    whole, blocks = dedup.NearDuplicates(0.8), dedup.NearDuplicates(0.8)
-    expected = whole.add(signatures)
-    assert (
-        np.concatenate([blocks.add(block) for block in np.array_split(signatures, 9)]) == expected
-    ).all()
+
+    expected = dedup.NearDuplicates(0.8).add(signatures)
+    index = dedup.NearDuplicates(0.8)
+    in_blocks = [index.add(block) for block in np.array_split(signatures, 9)]
+    assert (np.concatenate(in_blocks) == expected).all()
     assert 0 < (~expected).sum() < 600
 
 

@@ -215,7 +215,7 @@ def test_a_full_disk_is_no_network_trouble(monkeypatch):
     attempts = []
     monkeypatch.setattr(hub_source, "FIRST_PAUSE_S", 0.0)
     with pytest.raises(OSError, match="No space left"):
-        hub_source._patiently(full, "hf:a/b")
+        hub_source.patiently(full, "hf:a/b")
     assert attempts == [1]
 
 

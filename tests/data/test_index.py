@@ -1,5 +1,7 @@
 """Properties of the stateless order of training rows."""
 
+import itertools
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -37,9 +39,9 @@ def test_permutation_of_big_ranges_stays_inside_and_repeats_nothing(size, key):
 def test_a_key_for_each_position_equals_the_keys_one_by_one():
     keys = np.array([5, 7, 2**64 - 1], np.uint64)
     together = index.permute(np.array([3, 3, 9]), 100, keys)
-    alone = [
-        index.permute(np.array([p]), 100, int(k))[0] for p, k in zip([3, 3, 9], keys, strict=True)
-    ]
+    alone = []
+    for position, key in zip([3, 3, 9], keys, strict=True):
+        alone.append(index.permute(np.array([position]), 100, int(key))[0])
     assert together.tolist() == alone
 
 
@@ -55,9 +57,11 @@ def chi2_a_degree(counts: np.ndarray) -> float:
 
 
 def test_every_pair_of_images_is_about_equally_likely():
-    size, n_keys = 17, 60000
+    size = 17
+    n_keys = 60000
     keys = np.random.default_rng(0).integers(0, 2**64, n_keys, np.uint64)
-    first, second = (index.permute(np.full(n_keys, p), size, keys).astype(int) for p in (0, 1))
+    first = index.permute(np.full(n_keys, 0), size, keys).astype(int)
+    second = index.permute(np.full(n_keys, 1), size, keys).astype(int)
     pairs = np.bincount(first * size + second, minlength=size * size).reshape(size, size)
     assert np.trace(pairs) == 0
     assert chi2_a_degree(pairs[~np.eye(size, dtype=bool)]) < 1.5
@@ -83,9 +87,8 @@ def test_every_epoch_of_every_source_is_covered_exactly(seed, mixture):
     for number, size in enumerate(sizes):
         drawn = sequence[source == number]
         for epoch in range(len(drawn) // size):
-            assert np.array_equal(
-                np.sort(drawn[epoch * size : (epoch + 1) * size]), np.arange(size)
-            )
+            in_epoch = drawn[epoch * size : (epoch + 1) * size]
+            assert np.array_equal(np.sort(in_epoch), np.arange(size))
 
 
 @hypothesis.settings(deadline=None, max_examples=50)
@@ -100,30 +103,30 @@ def test_any_row_alone_equals_the_row_in_sequence(seed, mixture, first_row, n_ro
 
 def test_epochs_seeds_and_sources_have_orders_of_their_own():
     size = 200
-    orders = [rows(seed, 0, 2 * size, [size], [1.0])[1].reshape(2, size) for seed in (0, 1)]
+    # Two epochs of one source under two seeds.
+    orders = []
+    for seed in (0, 1):
+        _, sequence = rows(seed, 0, 2 * size, [size], [1.0])
+        orders += [sequence[:size], sequence[size:]]
+    # The first epoch of two sources in a mixture.
     source, sequence = rows(0, 0, 8 * size, [size, size], [1, 1])
-    orders += [np.stack([sequence[source == s][:size] for s in (0, 1)])]
-    flat = [order for pair in orders for order in pair]
+    orders += [sequence[source == number][:size] for number in (0, 1)]
+
     # Two random permutations agree in one place on average.
-    agreements = [
-        int((a == b).sum()) for i, a in enumerate(flat) for b in flat[i + 1 :] if a is not b
-    ]
-    same_stream = (
-        1  # seed 0, epoch 0 of source 0 stands in the list twice: alone and in the mixture
-    )
-    assert sum(n > 10 for n in agreements) == same_stream
+    agreements = [int((a == b).sum()) for a, b in itertools.combinations(orders, 2)]
+    # Seed 0, epoch 0 of source 0 is in the list twice: alone and in the mixture.
+    assert sum(n_equal > 10 for n_equal in agreements) == 1
 
 
 def test_mixture_shares_are_exact_in_a_block_and_close_in_any_window():
     weights = [0.5, 0.3, 0.2, 0.0]
+    sizes = [10**6, 7, 100, 0]
     for block in (0, 3):
-        source, _ = rows(
-            1, block * index.MIXTURE_BLOCK, index.MIXTURE_BLOCK, [10**6, 7, 100, 0], weights
-        )
-        assert (
-            np.bincount(source, minlength=4).tolist()
-            == index.slot_counts(weights, len(source)).tolist()
-        )
+        first_row = block * index.MIXTURE_BLOCK
+        source, _ = rows(1, first_row, index.MIXTURE_BLOCK, sizes, weights)
+        expected = index.slot_counts(weights, len(source))
+        assert np.bincount(source, minlength=4).tolist() == expected.tolist()
+
     windows = source[: 256 * 200].reshape(200, 256)
     for number, weight in enumerate(weights):
         assert np.abs((windows == number).sum(1) - 256 * weight).max() <= 3

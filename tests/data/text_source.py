@@ -1,6 +1,7 @@
-"""A source of documents made from numbers, for tests: picklable, counts on disk which parts were read."""
+"""Sources of documents made from numbers; they can be pickled, and count on disk what was read."""
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import random
@@ -8,11 +9,9 @@ import time
 
 from cramjax.errors import UserError
 
-WORDS = [
-    a + b
-    for a in ("ka", "mo", "ti", "sul", "re", "ban", "pol", "ge")
-    for b in ("ra", "nis", "to", "lem", "du", "shi")
-]
+FIRST_SYLLABLES = ("ka", "mo", "ti", "sul", "re", "ban", "pol", "ge")
+LAST_SYLLABLES = ("ra", "nis", "to", "lem", "du", "shi")
+WORDS = [first + last for first, last in itertools.product(FIRST_SYLLABLES, LAST_SYLLABLES)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +23,7 @@ class FakePart:
 
 
 def document(seed: int, number: int) -> str:
+    """Make the document of this number; every number gives another one."""
     chooser = random.Random(seed * 1_000_003 + number)
     sentences = [
         " ".join(chooser.choices(WORDS, k=chooser.randint(3, 12))).capitalize() + " ."
@@ -34,7 +34,22 @@ def document(seed: int, number: int) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FakeSource:
-    """`parts_n` parts of `documents_n` documents; `log`: a folder that gets a file for every part read to its end."""
+    """A small source in parts.
+
+    Attributes:
+        spec: See `TextSource`.
+        weight: See `TextSource`.
+        revision: See `TextSource`.
+        seed: Other seeds have other documents.
+        parts_n: Number of parts.
+        documents_n: Documents in each part.
+        texts: Documents that every part has besides.
+        bad: Records that each part drops.
+        log: A folder that gets a file for every part that is read to its end.
+        pause_s: Seconds to sleep before each document.
+        reverse: List the parts in reverse order.
+        mistake: Message of the UserError that reading the fourth part raises.
+    """
 
     spec: str = "fake:docs"
     weight: float = 1.0
@@ -73,7 +88,10 @@ class FakeSource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BigSource:
-    """`n_mb` MB of distinct documents of some 2,000 characters, made quickly; a line of 50 MB among them."""
+    """A source of `n_mb` MB, made quickly.
+
+    Its documents have about 2,000 characters, and one of them is a line of 50 MB.
+    """
 
     n_mb: int
     spec: str = "fake:big"
