@@ -160,7 +160,7 @@ def _batches(
     """
     buckets: dict[int, list[int]] = {}
     for number, ids in enumerate(tokens):
-        buckets.setdefault(_bucket(len(ids), longest), []).append(number)
+        buckets.setdefault(padded_length(len(ids), longest), []).append(number)
 
     for length, numbers in sorted(buckets.items()):
         padded = np.full((len(numbers), length), pad_id, np.int32)
@@ -185,7 +185,7 @@ def _batches(
             yield np.asarray(numbers)[chosen], batch
 
 
-def _bucket(n: int, longest: int | None) -> int:
+def padded_length(n: int, longest: int | None) -> int:
     """Returns the length that `n` tokens are padded to.
 
     It stays within the model's positions, because padding takes a position too.
