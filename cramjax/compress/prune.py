@@ -101,7 +101,7 @@ def keep_zeros(params: Params, paths: Mapping[str, Matrix]) -> Params:
 
     A pruned weight thus stays zero under every elementwise optimizer.
     """
-    flat = flatten_dict(params, sep="/")
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
     for path in paths:
         if path in flat:
             leaf = flat[path]
@@ -132,8 +132,8 @@ def shrink(cfg: Any, params: Params, axes: Any, *, n_heads: int, d_ff: int) -> t
     Returns:
         The configuration and the parameters.
     """
-    names = flatten_dict(axes, sep="/")
-    flat = dict(flatten_dict(params, sep="/"))
+    names: dict[str, Any] = flatten_dict(axes, sep="/")
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
     for axis, n_kept in ((ax.HEADS, n_heads), (ax.MLP, d_ff)):
         for module, paths in _modules(names, axis).items():
             shared = _shared_biases(names, module) if axis == ax.HEADS else []

@@ -40,11 +40,11 @@ class _OpenTask:
     task: Task
     splits: learning.Splits
     feed: Feed
-    learner: Any
+    objective: Any
 
     def score(self, params: Any) -> tuple[dict[str, float], dict[str, list[Any]]]:
         """Returns metrics in percent, and predictions by split."""
-        return learning.score(self.task, self.splits, self.feed, self.learner, params)
+        return learning.score(self.task, self.splits, self.feed, self.objective, params)
 
 
 class Finetuning:
@@ -181,8 +181,8 @@ class Finetuning:
 
     def _open(self, task: Task, settings: Settings) -> _OpenTask:
         splits = self.data[task.name].splits
-        feed, learner = learning.open_task(self.model, task, splits, settings, self.announce)
-        return _OpenTask(task=task, splits=splits, feed=feed, learner=learner)
+        feed, objective = learning.open_task(self.model, task, splits, settings, self.announce)
+        return _OpenTask(task=task, splits=splits, feed=feed, objective=objective)
 
     def _train(
         self, opened: _OpenTask, settings: Settings, params: Any, seeds: Sequence[int]
@@ -194,7 +194,7 @@ class Finetuning:
 
         return training.train(
             opened.feed,
-            opened.learner,
+            opened.objective,
             settings,
             params,
             seeds,

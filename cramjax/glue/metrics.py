@@ -58,18 +58,24 @@ def _f1(task: Task, rows: Rows, predictions: Predictions) -> float:
     """Returns F1 of class 1; for ReCoRD the mean over queries of the best entity's F1 of words."""
     if task.kind == "entities":
         return _mean_best(_token_f1, rows, predictions)
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(_labels(rows), predictions, zero_division=0.0))
+    return _f1_score(rows, predictions)
 
 
 def _macro_f1(task: Task, rows: Rows, predictions: Predictions) -> float:
+    return _f1_score(rows, predictions, labels=list(range(task.n_classes)), average="macro")
+
+
+def _f1_over_answers(task: Task, rows: Rows, predictions: Predictions) -> float:
+    """Returns F1a of MultiRC: over all answers together (arXiv 1905.00537, section 3)."""
+    return _f1_score(rows, predictions)
+
+
+def _f1_score(rows: Rows, predictions: Predictions, **options: Any) -> float:
     from sklearn.metrics import f1_score
 
-    classes = list(range(task.n_classes))
-    return float(
-        f1_score(_labels(rows), predictions, labels=classes, average="macro", zero_division=0.0)
-    )
+    # A class that is never predicted scores 0.
+    options["zero_division"] = 0.0
+    return float(f1_score(_labels(rows), predictions, **options))
 
 
 def _matthews(task: Task, rows: Rows, predictions: Predictions) -> float:
@@ -97,13 +103,6 @@ def _correlation(function: Callable[..., Any], rows: Rows, predictions: Predicti
         labels = np.asarray(_labels(rows), float)
         value = function(labels, np.asarray(predictions, float)).statistic
     return 0.0 if math.isnan(value) else float(value)
-
-
-def _f1_over_answers(task: Task, rows: Rows, predictions: Predictions) -> float:
-    """Returns F1a of MultiRC: over all answers together (arXiv 1905.00537, section 3)."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(_labels(rows), predictions, zero_division=0.0))
 
 
 def _exact_match(task: Task, rows: Rows, predictions: Predictions) -> float:

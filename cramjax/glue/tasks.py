@@ -2,8 +2,8 @@
 
 The table has names, labels, metrics and sizes. A row of a task is a dict of strings and numbers,
 the same from the files as distributed and from TensorFlow Datasets: the text fields of the task,
-`idx` and, if it is known, `label`. The label is a number of `labels`, a float for a regression, and for
-ReCoRD the list of right entities. Questions of MultiRC have a row for each answer.
+`idx` and, if it is known, `label`. The label is a number of `labels`, a float for a regression, and
+for ReCoRD the list of right entities. Questions of MultiRC have a row for each answer.
 """
 
 from __future__ import annotations

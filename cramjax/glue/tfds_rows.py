@@ -38,7 +38,7 @@ def read(task: Task, split: str) -> list[Row]:
 
     # TensorFlow would otherwise take the memory of the GPU.
     tensorflow.config.set_visible_devices([], "GPU")
-    builder = tensorflow_datasets.builder(task.tfds)
+    builder: Any = tensorflow_datasets.builder(task.tfds)
     if not builder.is_prepared():
         raise UserError(
             f"--data_dir tfds: {task.tfds} is not built in {builder.data_dir}; set TFDS_DATA_DIR, "

@@ -86,9 +86,9 @@ def test_a_second_time_only_what_is_missing_is_done(model, glue, tmp_path, monke
     trained = []
     train = training.train
 
-    def noting_seeds(feed, learner, settings, params, seeds, **options):
+    def noting_seeds(feed, objective, settings, params, seeds, **options):
         trained.append(seeds)
-        return train(feed, learner, settings, params, seeds, **options)
+        return train(feed, objective, settings, params, seeds, **options)
 
     monkeypatch.setattr(training, "train", noting_seeds)
     again, _ = finetune(model, glue, tmp_path, ("cola", "rte"))
@@ -182,8 +182,8 @@ def test_a_pooler_is_where_a_head_of_its_width_starts(model):
     pooler = {"kernel": np.full((32, 32), 0.5, np.float32), "bias": np.zeros(32, np.float32)}
     rates = {"dropout": 0.0, "attention_dropout": 0.0, "pooling": "first"}
     for width, taken in ((None, True), (48, False)):
-        learner = classification(model.config, model.precision, width=width, **rates)
-        params = learner.init(jax.random.key(0), model.params | {"pooler": pooler})
+        objective = classification(model.config, model.precision, width=width, **rates)
+        params = objective.init(jax.random.key(0), model.params | {"pooler": pooler})
         assert bool(np.all(np.asarray(params["classifier"]["dense"]["kernel"]) == 0.5)) is taken
         assert set(params) == {"encoder", "classifier"}
 

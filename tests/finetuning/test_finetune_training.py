@@ -46,12 +46,12 @@ def learn(model, cola, settings, seeds, **options):
     task, splits = cola
     feed = EncoderFeed(task, splits, model.tokenizer, model.special["pad"], settings, None)
     rates = {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
-    learner = classification(model.config, model.precision, width=None, pooling="first", **rates)
+    objective = classification(model.config, model.precision, width=None, pooling="first", **rates)
     scaled = model.precision.matmul_dtype == jnp.float16
     found = training.train(
-        feed, learner, settings, model.params, seeds, dynamic_scale=scaled, **options
+        feed, objective, settings, model.params, seeds, dynamic_scale=scaled, **options
     )
-    return found, feed, learner
+    return found, feed, objective
 
 
 def assert_close(one, other, atol=2e-5):
@@ -89,8 +89,8 @@ def test_microbatches_make_the_same_steps(model, cola):
 
 def test_an_encoder_learns_and_predictions_are_in_order(model, cola):
     task, splits = cola
-    found, feed, learner = learn(model, cola, dataclasses.replace(PLAIN, epochs=25, lr=5e-3), [1])
-    outputs = training.predict(learner, found.params, feed.eval_batches("validation"))
+    found, feed, objective = learn(model, cola, dataclasses.replace(PLAIN, epochs=25, lr=5e-3), [1])
+    outputs = training.predict(objective, found.params, feed.eval_batches("validation"))
     predictions = feed.predictions("validation", outputs)
     labels = [row["label"] for row in splits["validation"]]
 
@@ -177,18 +177,18 @@ def test_a_t5_learns_the_words_of_labels(tmp_path):
         "vocab_size": model.tokenizer.get_vocab_size(),
         "max_target": feed.max_target,
     }
-    learner = text_to_text(
+    objective = text_to_text(
         model.config, model.precision, dropout=0.0, attention_dropout=0.0, **options
     )
-    found = training.train(feed, learner, settings, model.params, [0], dynamic_scale=False)
+    found = training.train(feed, objective, settings, model.params, [0], dynamic_scale=False)
     untrained = feed.predictions(
-        "validation", training.predict(learner, model.params, feed.eval_batches("validation"))
+        "validation", training.predict(objective, model.params, feed.eval_batches("validation"))
     )
 
     assert feed.n_illegal["validation"] == len(untrained) == 24
 
     predictions = feed.predictions(
-        "validation", training.predict(learner, found.params, feed.eval_batches("validation"))
+        "validation", training.predict(objective, found.params, feed.eval_batches("validation"))
     )
     labels = [row["label"] for row in splits["validation"]]
 

@@ -72,10 +72,10 @@ def test_rows_are_filled_well():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_scores_of_packed_sequences_are_those_of_each_alone(name, pooling):
     config = networks.named(name, **SHRINK)
-    learner = classification(
+    objective = classification(
         config, FLOAT32, width=None, pooling=pooling, dropout=0.1, attention_dropout=0.1
     )
-    params = learner.init(jax.random.key(0), encoder.init_params(config, jax.random.key(1)))
+    params = objective.init(jax.random.key(0), encoder.init_params(config, jax.random.key(1)))
     params = jax.tree.map(
         lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(2), leaf.shape), params
     )
@@ -84,7 +84,7 @@ def test_scores_of_packed_sequences_are_those_of_each_alone(name, pooling):
 
     assert packing.n_rows(places) < len(found)
 
-    predict = jax.jit(learner.predict)
+    predict = jax.jit(objective.predict)
     together = predict(params, batch_of(found, 6, 32, places, 6))
     alone = predict(params, batch_of(found, 6, 32, [(row, 0) for row in range(6)], 6))
     np.testing.assert_allclose(together, alone, atol=2e-5)
@@ -94,12 +94,12 @@ def test_local_attention_counts_places_within_a_sequence():
     config = networks.named(
         "modernbert-crammed", **SHRINK, local_window=6, global_every=2, local_rotary_base=100.0
     )
-    learner = classification(
+    objective = classification(
         config, FLOAT32, width=None, pooling="first", dropout=0.0, attention_dropout=0.0
     )
-    params = learner.init(jax.random.key(0), encoder.init_params(config, jax.random.key(1)))
+    params = objective.init(jax.random.key(0), encoder.init_params(config, jax.random.key(1)))
     found = sequences([20, 12])
-    predict = jax.jit(learner.predict)
+    predict = jax.jit(objective.predict)
     packed = predict(params, batch_of(found, 2, 32, [(0, 0), (0, 20)], 2))
     alone = predict(params, batch_of(found, 2, 32, [(0, 0), (1, 0)], 2))
     np.testing.assert_allclose(packed, alone, atol=2e-5)
@@ -122,15 +122,15 @@ def test_the_window_is_seen():
 
 def test_gradients_do_not_see_what_is_no_example():
     config = networks.named("crammed-bert", **SHRINK)
-    learner = classification(
+    objective = classification(
         config, FLOAT32, width=16, pooling="first", dropout=0.0, attention_dropout=0.0
     )
-    params = learner.init(jax.random.key(0), encoder.init_params(config, jax.random.key(1)))
+    params = objective.init(jax.random.key(0), encoder.init_params(config, jax.random.key(1)))
     found = sequences([9, 14])
 
     def gradient(batch):
         def loss(params):
-            total, weight = learner.loss(params, jax.random.key(0), batch, jnp.arange(1))
+            total, weight = objective.loss(params, jax.random.key(0), batch, jnp.arange(1))
             return total / weight
 
         return jax.jit(jax.grad(loss))(params)
