@@ -59,6 +59,7 @@ def prune(
     check_scope(scope)
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
     chosen = sorted(path for path in paths if path in flat)
+    # The masks are computed on the host: sorting all weights needs no device.
     if scope == "global":
         masks = _kept_of_all({path: np.abs(flat[path]) for path in chosen}, share)
     else:
@@ -135,6 +136,7 @@ def shrink(cfg: Any, params: Params, axes: Any, *, n_heads: int, d_ff: int) -> t
     names: dict[str, Any] = flatten_dict(axes, sep="/")
     flat: dict[str, Any] = flatten_dict(params, sep="/")
     for axis, n_kept in ((ax.HEADS, n_heads), (ax.MLP, d_ff)):
+        # All parameters of an attention or a feed-forward lose the same heads or columns.
         for module, paths in _modules(names, axis).items():
             shared = _shared_biases(names, module) if axis == ax.HEADS else []
             leaves = [(np.asarray(flat[path]), names[path]) for path in paths]

@@ -117,6 +117,8 @@ class Finetuning:
         for task in self.tasks:
             for index, point in enumerate(self.protocol.points(task.name)):
                 for group in self._seed_groups(task, self.protocol.settings_at(point)):
+                    # A group is redone as a whole: a seed that is trained alone would differ by
+                    # the rounding of another program.
                     if all(self.store.read(task.name, index, seed) for seed in group):
                         continue
                     if self._deadline and time.monotonic() > self._deadline:
@@ -156,7 +158,7 @@ class Finetuning:
         diagnostics = [
             self._open(other, settings) for other in self.diagnostics if other.first == task.name
         ]
-        params = self.saved_models.start(settings)
+        pretrained = self.saved_models.start(settings)
 
         shown_point = ", ".join(f"{key}={value}" for key, value in point.items())
         if shown_point:
@@ -167,11 +169,12 @@ class Finetuning:
         )
 
         started = time.monotonic()
-        trained = self._train(opened, settings, params, seeds)
+        trained = self._train(opened, settings, pretrained, seeds)
         for number, seed in enumerate(seeds):
             params = training.of_seed(trained.params, number, len(seeds))
             run = {"task": task.name, "seed": seed, "point": point}
             run |= _outcome(opened, diagnostics, trained, number, params)
+            # Other tasks start from saved models, whether --save is given or not.
             if self.request.save or self._is_start(task):
                 self.saved_models.save(task, index, seed, settings, params)
 

@@ -58,6 +58,7 @@ def read(task: Task, data_dir: pathlib.Path, split: str, warn: Callable[[str], N
         UserError: for a missing file, wrong columns or keys, or labels the task does not have.
     """
     path = file_of(task, data_dir, split)
+    # A wrong folder is the usual mistake, so the message lists what is there.
     if not path.is_file():
         raise _missing(task, path)
     try:
@@ -113,6 +114,7 @@ def _read_tsv(task: Task, path: pathlib.Path, split: str, warn: Callable[[str], 
             continue
 
         row: Row = {field: cells[columns[field]] for field in columns if field != "label"}
+        # Servers know a row by the file's own index; files without one count lines.
         row["idx"] = number
         if index_column is not None and cells[index_column].isdigit():
             row["idx"] = int(cells[index_column])
@@ -158,6 +160,7 @@ def _label(task: Task, value: Any, where: str) -> int | float:
     names = [name.lower() for name in task.labels]
     if text.lower() in names:
         return names.index(text.lower())
+    # Files with two classes may have numbers for them.
     if text.isdigit() and int(text) < len(task.labels) == 2:
         return int(text)
     raise UserError(f"{where}: unknown label {text!r}; {task.folder} has {', '.join(task.labels)}")
@@ -197,6 +200,7 @@ def _superglue_rows(task: Task, path: pathlib.Path, number: int, raw: dict) -> I
 
 def _plain_row(task: Task, raw: dict, where: str) -> Row:
     idx = raw["idx"]
+    # The index of AX-b is text.
     row: Row = {"idx": int(idx) if str(idx).isdigit() else idx}
     row |= {field: raw[field] for field in task.fields}
     if task.name == "wic":
