@@ -72,7 +72,7 @@ BELOW = {
         "training",
         "inference",
     },
-    "probing": {"errors", "figures", "models", "inference"},
+    "probing": {"errors", "files", "figures", "console", "models", "inference"},
     "publishing": {
         "errors",
         "files",

@@ -1,1 +1,1 @@
-"""Trained models made smaller: pruned, quantised, measured and written at their true size."""
+"""Makes trained models smaller: prunes, quantises, measures, writes at the true size."""

@@ -86,6 +86,7 @@ def _names(checkpoints: Sequence[str]) -> list[str]:
 
     if len(set(paths)) < len(paths):
         raise UserError("--checkpoint: the same folder twice; leave one out")
+    # The paths differ, so some number of parts tells them apart.
     n_parts = 1
     while len({path[-n_parts:] for path in paths}) < len(paths):
         n_parts += 1

@@ -1,4 +1,7 @@
-"""A learner whose zeros stay zeros and whose weights are seen as they will be stored: what finetuning between compressions trains."""
+"""The objective of finetuning between compressions.
+
+Zeros stay zeros, and the loss may see the weights as they will be stored.
+"""
 
 from __future__ import annotations
 
@@ -15,47 +18,54 @@ from cramjax.compress.quantize import Quantizer
 
 @dataclasses.dataclass(frozen=True)
 class Compressed:
-    """`learner` (a `Classification` or a `TextToText`) going on from the parameters it is given, its head among them.
+    """An objective that goes on from the parameters it is given, with their head.
 
-    A weight that is zero is never moved, whatever the optimizer makes of a zero gradient entry by entry (all but Muon). With a
-    `quantizer` the loss is that of the quantised weights (quantisation-aware finetuning), else of the weights themselves.
+    A weight that is zero never moves, whatever an elementwise optimizer (all but Muon) makes of a
+    gradient of zero.
+
+    Attributes:
+        objective: a `Classification` or a `TextToText`.
+        quantizer: if given, the loss is that of the quantised weights (quantisation-aware
+            finetuning).
     """
 
-    learner: Any
+    objective: Any
     quantizer: Quantizer | None = None
 
     @property
     def n_predicted(self) -> int:
-        """As of the learner."""
-        return self.learner.n_predicted
+        """The weight of a row, as in the objective."""
+        return self.objective.n_predicted
 
     @property
     def axes(self) -> Any:
-        """As of the learner."""
-        return self.learner.axes
+        """Logical axis names of the parameters."""
+        return self.objective.axes
 
     def init(self, key: jax.Array, trained: Any) -> Any:
-        """`trained` itself: nothing is fresh."""
+        """Returns `trained` itself: nothing is fresh."""
         del key
         return trained
 
     def loss(
         self, params: Any, key: jax.Array, batch: Any, rows: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """As of the learner, through the weights as they will be."""
-        return self.learner.loss(self._seen(params), key, batch, rows)
+        """Returns the objective's (sum, weight), through the weights as they will be stored."""
+        return self.objective.loss(self._seen(params), key, batch, rows)
 
     def predict(self, params: Any, batch: Any) -> jax.Array:
-        """As of the learner, through the weights as they will be."""
-        return self.learner.predict(self._seen(params), batch)
+        """Returns the objective's predictions, through the weights as they will be stored."""
+        return self.objective.predict(self._seen(params), batch)
 
     def _seen(self, params: Any) -> Any:
+        """Returns the parameters as the loss sees them: zeros without gradient, then quantised."""
         paths = matrices.find(self.axes)
         params = keep_zeros(params, paths)
         if self.quantizer is None:
             return params
-        flat = {
-            path: self.quantizer.simulate(leaf, paths[path]) if path in paths else leaf
-            for path, leaf in flatten_dict(params, sep="/").items()
-        }
+
+        flat: dict[str, Any] = flatten_dict(params, sep="/")
+        for path, matrix in paths.items():
+            if path in flat:
+                flat[path] = self.quantizer.simulate(flat[path], matrix)
         return unflatten_dict(flat, sep="/")

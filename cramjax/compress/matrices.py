@@ -23,9 +23,10 @@ def find(axes: Any, *, embeddings: bool = True) -> dict[str, Matrix]:
         axes: tree of tuples of axis names, as `param_axes` returns it.
         embeddings: includes the embedding of the vocabulary and the logits' own.
     """
-    roles = flatten_dict(ax.roles(axes), sep="/")
+    roles: dict[str, Any] = flatten_dict(ax.roles(axes), sep="/")
+    names_by_path: dict[str, Any] = flatten_dict(axes, sep="/")
     matrices: dict[str, Matrix] = {}
-    for path, names in flatten_dict(axes, sep="/").items():
+    for path, names in names_by_path.items():
         if roles[path] == "matrix":
             rows, columns = ax.rows_and_columns(names)
         elif embeddings and ax.VOCAB in names and len(names) == 2:

@@ -50,8 +50,6 @@ def plot(entries: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     each number of bits a mark. A line in a model's colour is the model's own front; the wide grey
     line is the front of all models.
     """
-    import matplotlib
-
     metric = entries[0]["metric"]
     labels = {"value": metric}
     if not better_is_lower(metric) and all(entry["loss"] is not None for entry in entries):
@@ -59,8 +57,8 @@ def plot(entries: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
 
     models = list(dict.fromkeys(entry["model"] for entry in entries))
     bits = sorted({entry["bits"] for entry in entries}, reverse=True)
-    tab10 = matplotlib.colormaps["tab10"].colors
-    colours = dict(zip(models, tab10 * len(models), strict=False))
+    # "C0", "C1", … are matplotlib's colours; after the last the first comes again.
+    colours = {model: f"C{number}" for number, model in enumerate(models)}
     marks = dict(zip(bits, _MARKS * len(bits), strict=False))
 
     figure = figures.new_figure(18, 6 * len(labels), dpi=110)
@@ -79,7 +77,7 @@ def _draw(
     entries: Sequence[Mapping[str, Any]],
     cost: str,
     score: str,
-    colours: Mapping[str, Any],
+    colours: Mapping[str, str],
     marks: Mapping[int, str],
 ) -> None:
     """Draw one panel: `score` against `cost`."""
@@ -121,7 +119,7 @@ def _draw_front(
         axes.step(costs, scores, where="post", **style)
 
 
-def _draw_legend(axes: Axes, colours: Mapping[str, Any], marks: Mapping[int, str]) -> None:
+def _draw_legend(axes: Axes, colours: Mapping[str, str], marks: Mapping[int, str]) -> None:
     for model, colour in colours.items():
         axes.plot([], [], "-", color=colour, label=model)
     for bits, mark in marks.items():

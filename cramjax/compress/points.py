@@ -10,6 +10,7 @@ import shutil
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cramjax.checkpoints import packed, pretrained
@@ -119,13 +120,13 @@ def _measure(folder: pathlib.Path, point: Point, config: Any) -> dict[str, Any]:
     params = jax.device_put(unflatten_dict(flat, sep="/"))
     score = subject.score(config, params)
 
-    weights = packed.values(stored).values()
+    weights = [np.asarray(leaf) for leaf in packed.values(stored).values()]
     return {
         "metric": score.metric,
         "value": score.value,
         "loss": score.loss,
         "params": sum(leaf.size for leaf in weights),
-        "nonzero": sum(int((leaf != 0).sum()) for leaf in weights),
+        "nonzero": sum(np.count_nonzero(leaf) for leaf in weights),
         "int8": any(isinstance(leaf, Int8) for leaf in flat.values()),
         "latency": subject.latency(config, params),
     }

@@ -59,6 +59,7 @@ def prune(
     check_scope(scope)
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
     chosen = sorted(path for path in paths if path in flat)
+    # The masks are computed on the host: sorting all weights needs no device.
     if scope == "global":
         masks = _kept_of_all({path: np.abs(flat[path]) for path in chosen}, share)
     else:
@@ -101,7 +102,7 @@ def keep_zeros(params: Params, paths: Mapping[str, Matrix]) -> Params:
 
     A pruned weight thus stays zero under every elementwise optimizer.
     """
-    flat = flatten_dict(params, sep="/")
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
     for path in paths:
         if path in flat:
             leaf = flat[path]
@@ -132,9 +133,10 @@ def shrink(cfg: Any, params: Params, axes: Any, *, n_heads: int, d_ff: int) -> t
     Returns:
         The configuration and the parameters.
     """
-    names = flatten_dict(axes, sep="/")
-    flat = dict(flatten_dict(params, sep="/"))
+    names: dict[str, Any] = flatten_dict(axes, sep="/")
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
     for axis, n_kept in ((ax.HEADS, n_heads), (ax.MLP, d_ff)):
+        # All parameters of an attention or a feed-forward lose the same heads or columns.
         for module, paths in _modules(names, axis).items():
             shared = _shared_biases(names, module) if axis == ax.HEADS else []
             leaves = [(np.asarray(flat[path]), names[path]) for path in paths]

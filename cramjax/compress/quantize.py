@@ -79,6 +79,7 @@ class Quantizer:
         batch, rows, columns = folded.shape
         group = self.group or rows
         n_groups = math.ceil(rows / group)
+        # The last group is filled up with zeros, which change neither its scale nor its error.
         padded = jnp.pad(folded, ((0, 0), (0, n_groups * group - rows), (0, 0)))
         grouped = padded.reshape(batch, n_groups, group, columns)
 
@@ -99,6 +100,7 @@ class Quantizer:
 
         def candidate(share: jax.Array) -> jax.Array:
             scale = (largest * (share / self.largest)).astype(dtype)
+            # A scale of zero, or one that float16 rounds to zero, would divide by zero.
             return jnp.where(scale > 0, scale, jnp.ones((), dtype))
 
         def better(
@@ -113,6 +115,7 @@ class Quantizer:
             best_scale = jnp.where(is_better, scale, best_scale)
             return (jnp.where(is_better, error, least_error), best_scale), None
 
+        # A loop keeps one candidate in memory at a time.
         first = candidate(jnp.ones(()))
         start = (jnp.full(largest.shape, jnp.inf, jnp.float32), first)
         (_, scale), _ = jax.lax.scan(better, start, jnp.asarray(SHARES, jnp.float32))

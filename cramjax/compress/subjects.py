@@ -125,7 +125,7 @@ class TaskSubject:
         self._opened: dict[Any, tuple[Feed, Any]] = {}
 
     def _open(self, config: Any) -> tuple[Feed, Any]:
-        """Returns the feed and the learner of a network; equal networks share them."""
+        """Returns the feed and the objective of a network; equal networks share them."""
         if config not in self._opened:
             model = dataclasses.replace(self.model, config=config)
             self._opened[config] = learning.open_task(
@@ -133,12 +133,14 @@ class TaskSubject:
             )
         return self._opened[config]
 
-    def _train(self, config: Any, learner: Any, params: Any, settings: Settings, seed: int) -> Any:
+    def _train(
+        self, config: Any, objective: Any, params: Any, settings: Settings, seed: int
+    ) -> Any:
         """Returns the parameters after training with the last epoch's."""
         feed, _ = self._open(config)
         return training.train(
             feed,
-            learner,
+            objective,
             dataclasses.replace(settings, select="last"),
             params,
             [seed],
@@ -152,29 +154,29 @@ class TaskSubject:
         if self.model.finetuned:
             return self.model.params
         config = self.model.config
-        _, learner = self._open(config)
-        return self._train(config, learner, pretrained_params(self.model), self.settings, seed)
+        _, objective = self._open(config)
+        return self._train(config, objective, pretrained_params(self.model), self.settings, seed)
 
     def axes(self, config: Any) -> Any:
         """Returns the axis names of the parameters."""
-        _, learner = self._open(config)
-        return learner.axes
+        _, objective = self._open(config)
+        return objective.axes
 
     def recover(
         self, config: Any, params: Any, seed: int, epochs: int, quantizer: Quantizer | None
     ) -> Any:
         """Returns parameters after `epochs` of finetuning; the learning rate starts anew."""
-        _, learner = self._open(config)
+        _, objective = self._open(config)
         settings = dataclasses.replace(self.settings, epochs=epochs, max_steps=None)
-        return self._train(config, Compressed(learner, quantizer), params, settings, seed)
+        return self._train(config, Compressed(objective, quantizer), params, settings, seed)
 
     def score(self, config: Any, params: Any) -> Score:
         """Returns the task's headline in percent."""
-        feed, learner = self._open(config)
-        metrics, _ = learning.score(self.task, self.splits, feed, learner, params)
+        feed, objective = self._open(config)
+        metrics, _ = learning.score(self.task, self.splits, feed, objective, params)
         loss = None
         if not self.model.is_t5:
-            loss = _mean_loss(learner, params, feed.eval_batches(self.task.splits[0]))
+            loss = _mean_loss(objective, params, feed.eval_batches(self.task.splits[0]))
         return Score(
             metric="+".join(self.task.headline),
             value=results.headline(self.task, metrics),
@@ -183,8 +185,8 @@ class TaskSubject:
 
     def latency(self, config: Any, params: Any) -> dict[str, dict[str, float]]:
         """Returns milliseconds for the first training examples, which are tokenised before."""
-        feed, learner = self._open(config)
-        predict = training.predictor(learner)
+        feed, objective = self._open(config)
+        predict = training.predictor(objective)
         times = {}
         for name, n_examples in LATENCY_BATCHES.items():
             plan = feed.plan(range(min(n_examples, feed.n_train)))
@@ -193,11 +195,11 @@ class TaskSubject:
         return times
 
 
-def _mean_loss(learner: Any, params: Any, batches: Sequence[Arrays]) -> float:
+def _mean_loss(objective: Any, params: Any, batches: Sequence[Arrays]) -> float:
     """Returns the mean loss of a `Classification` over the examples of `batches`."""
     total = 0.0
     weight = 0.0
-    for batch, scores in zip(batches, training.predict(learner, params, batches), strict=True):
+    for batch, scores in zip(batches, training.predict(objective, params, batches), strict=True):
         # scores: [examples, outputs]
         shifted = scores - scores.max(axis=1, keepdims=True)
         log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -1,1 +1,1 @@
-"""Finetuning on the tasks of `benchmarks`: protocols, training of several seeds at once, results."""
+"""Finetuning on tasks: protocols, training of several seeds at once, results."""

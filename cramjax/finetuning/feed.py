@@ -129,6 +129,10 @@ class EncoderFeed:
             sequences.append(packing.Encoded(ids=ids, types=token_types))
         return sequences
 
+    def sequences(self, split: str) -> list[packing.Encoded]:
+        """Returns the encoded sequences of a split in order, the choices of an example in a row."""
+        return self._sequences[split]
+
     def _lengths(self, split: str) -> list[int]:
         return [len(sequence.ids) for sequence in self._sequences[split]]
 

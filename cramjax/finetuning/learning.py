@@ -1,4 +1,4 @@
-"""A model before a task: its examples as batches, the functions that learn them, and what it scores."""
+"""Brings a model and a task together: examples as batches, the objective, and scores."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cramjax.finetuning.classification import Classification, classification
 from cramjax.finetuning.feed import EncoderFeed, Feed
 from cramjax.finetuning.protocols import Settings
 from cramjax.finetuning.t5_feed import T5Feed
-from cramjax.finetuning.text_to_text import text_to_text
+from cramjax.finetuning.text_to_text import TextToText, text_to_text
 from cramjax.glue import metrics
 from cramjax.glue.tasks import Row, Task
 from cramjax.hub import equivalence
 from cramjax.hub.families import FAMILIES
 from cramjax.inference import LoadedModel
-from cramjax.models import kernels
+from cramjax.models import encoder, kernels, t5
 from cramjax.tuning import attention_choice
 
 Splits = Mapping[str, list[Row]]
@@ -34,80 +34,116 @@ def open_task(
     settings: Settings,
     announce: Callable[[str], None],
 ) -> tuple[Feed, Any]:
-    """The examples of a task as `model` reads them, and the functions that learn them (`Classification` or `TextToText`).
+    """Returns the examples of a task as `model` reads them, and the objective that learns them.
 
-    On a GPU the kernel of an encoder's attention is the fastest one there, which `announce` is told about.
+    The objective is a `Classification` or a `TextToText`. On a GPU an encoder's attention runs by
+    the kernel that is fastest there, and `announce` receives the choice.
     """
     splits = dict(splits)
     if settings.max_train and len(splits.get("train", ())) > settings.max_train:
-        # The same sample for every seed.
-        chosen = np.random.default_rng(0).choice(
-            len(splits["train"]), settings.max_train, replace=False
-        )
-        splits["train"] = [splits["train"][number] for number in sorted(chosen)]
-    rates = {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
-    if model.is_t5:
-        feed = T5Feed(task, splits, model.tokenizer, model.special, settings)
-        options = {
-            "special": model.special,
-            "vocab_size": model.tokenizer.get_vocab_size(),
-            "max_target": feed.max_target,
-        }
-        return feed, text_to_text(model.config, model.precision, **options, **rates)
-    feed = EncoderFeed(
-        task, splits, model.tokenizer, model.special["pad"], settings, model.config.max_length
+        splits["train"] = _sampled(splits["train"], settings.max_train)
+    if isinstance(model.config, t5.T5Config):
+        return _open_t5(model, model.config, task, splits, settings)
+    return _open_encoder(model, model.config, task, splits, settings, announce)
+
+
+def _sampled(rows: list[Row], n: int) -> list[Row]:
+    """Returns `n` of the rows in their order; every seed gets the same sample."""
+    chosen = np.random.default_rng(0).choice(len(rows), n, replace=False)
+    return [rows[number] for number in sorted(chosen)]
+
+
+def _open_t5(
+    model: LoadedModel, config: t5.T5Config, task: Task, splits: Splits, settings: Settings
+) -> tuple[T5Feed, TextToText]:
+    feed = T5Feed(task, splits, model.tokenizer, model.special, settings)
+    objective = text_to_text(
+        config,
+        model.precision,
+        special=model.special,
+        vocab_size=model.tokenizer.get_vocab_size(),
+        max_target=feed.max_target,
+        dropout=settings.dropout,
+        attention_dropout=settings.attention_dropout,
     )
-    head = {"pooling": settings.pooling, "width": settings.head_width}
-    if settings.head == "stock" and (family := equivalence.export_family(model.config)):
-        head |= {"width": None, "transform": FAMILIES[family].transform}
-    learner = classification(model.config, model.precision, **head, **rates)
-    return feed, _with_fastest_attention(learner, feed, model.params, settings, announce)
+    return feed, objective
+
+
+def _open_encoder(
+    model: LoadedModel,
+    config: encoder.EncoderConfig,
+    task: Task,
+    splits: Splits,
+    settings: Settings,
+    announce: Callable[[str], None],
+) -> tuple[EncoderFeed, Classification]:
+    pad_id = model.special["pad"]
+    feed = EncoderFeed(task, splits, model.tokenizer, pad_id, settings, config.max_length)
+
+    # The stock head is that of the transformers class the network exports to, if there is one.
+    width, transform = settings.head_width, "pooler"
+    family = equivalence.export_family(config)
+    if settings.head == "stock" and family:
+        width, transform = None, FAMILIES[family].transform
+    objective = classification(
+        config,
+        model.precision,
+        pooling=settings.pooling,
+        width=width,
+        transform=transform,
+        dropout=settings.dropout,
+        attention_dropout=settings.attention_dropout,
+    )
+    return feed, _with_fastest_attention(objective, feed, model.params, settings, announce)
 
 
 def _with_fastest_attention(
-    learner: Classification,
+    objective: Classification,
     feed: EncoderFeed,
     trained: Any,
     settings: Settings,
     announce: Callable[[str], None],
 ) -> Classification:
-    """`learner` with the kernels that are fastest for a batch of `feed`."""
-    precision = learner.precision
+    """Returns `objective` with the kernels that are fastest for a batch of `feed`."""
+    precision = objective.precision
     if not precision.on_gpu or not feed.n_train:
-        return learner
+        return objective
     size = settings.microbatch_size or settings.batch_size
     plan = feed.plan(range(min(size, feed.n_train)))
     batch = feed.arrays(plan, plan.need, size)
 
+    # A trace without computation tells which calls of attention there are.
     key = jax.random.key(0)
-    params = jax.eval_shape(learner.init, key, trained)
+    params = jax.eval_shape(objective.init, key, trained)
     with kernels.noting() as calls:
-        jax.eval_shape(learner.loss, params, key, batch, jnp.arange(size, dtype=jnp.int32))
+        jax.eval_shape(objective.loss, params, key, batch, jnp.arange(size, dtype=jnp.int32))
     chosen = attention_choice.fastest(calls, precision, announce)
-    return dataclasses.replace(
-        learner, precision=dataclasses.replace(precision, kernels=tuple(chosen.items()))
-    )
+    precision = dataclasses.replace(precision, kernels=tuple(chosen.items()))
+    return dataclasses.replace(objective, precision=precision)
 
 
 def score(
-    task: Task, splits: Splits, feed: Feed, learner: Any, params: Any
+    task: Task, splits: Splits, feed: Feed, objective: Any, params: Any
 ) -> tuple[dict[str, float], dict[str, list[Any]]]:
-    """Metrics in percent, and predictions by split; test splits have predictions only."""
-    scores, predictions = {}, {}
-    for split in splits:
+    """Returns metrics in percent, and predictions by split.
+
+    Test splits have predictions only.
+    """
+    scores: dict[str, float] = {}
+    predictions: dict[str, list[Any]] = {}
+    for split, rows in splits.items():
         if split == "train":
             continue
-        outputs = training.predict(learner, params, feed.eval_batches(split))
+        outputs = training.predict(objective, params, feed.eval_batches(split))
         predictions[split] = feed.predictions(split, outputs)
         if split in task.splits:
-            scores |= results.metric_names(
-                metrics.score(task, splits[split], predictions[split]), split
-            )
+            split_scores = metrics.score(task, rows, predictions[split])
+            scores |= results.metric_names(split_scores, split)
     return scores, predictions
 
 
 def describe(task: Task, settings: Settings, seed: int) -> dict[str, Any]:
-    """What a finetuned model notes of how it was made."""
+    """Returns what a finetuned model notes about its making."""
     return {
         "task": task.name,
         "suite": task.suite,

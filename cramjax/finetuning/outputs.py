@@ -117,6 +117,7 @@ def _summary(
     if request.untrained:
         model += " (untrained)"
 
+    # Tasks stand first, in the order of the tables.
     ordered = {task.name: entries[task.name] for task in SUITES[suite] if task.name in entries}
     return ordered | {
         "average": average,

@@ -40,11 +40,11 @@ class _OpenTask:
     task: Task
     splits: learning.Splits
     feed: Feed
-    learner: Any
+    objective: Any
 
     def score(self, params: Any) -> tuple[dict[str, float], dict[str, list[Any]]]:
         """Returns metrics in percent, and predictions by split."""
-        return learning.score(self.task, self.splits, self.feed, self.learner, params)
+        return learning.score(self.task, self.splits, self.feed, self.objective, params)
 
 
 class Finetuning:
@@ -117,6 +117,8 @@ class Finetuning:
         for task in self.tasks:
             for index, point in enumerate(self.protocol.points(task.name)):
                 for group in self._seed_groups(task, self.protocol.settings_at(point)):
+                    # A group is redone as a whole: a seed that is trained alone would differ by
+                    # the rounding of another program.
                     if all(self.store.read(task.name, index, seed) for seed in group):
                         continue
                     if self._deadline and time.monotonic() > self._deadline:
@@ -156,7 +158,7 @@ class Finetuning:
         diagnostics = [
             self._open(other, settings) for other in self.diagnostics if other.first == task.name
         ]
-        params = self.saved_models.start(settings)
+        pretrained = self.saved_models.start(settings)
 
         shown_point = ", ".join(f"{key}={value}" for key, value in point.items())
         if shown_point:
@@ -167,11 +169,12 @@ class Finetuning:
         )
 
         started = time.monotonic()
-        trained = self._train(opened, settings, params, seeds)
+        trained = self._train(opened, settings, pretrained, seeds)
         for number, seed in enumerate(seeds):
             params = training.of_seed(trained.params, number, len(seeds))
             run = {"task": task.name, "seed": seed, "point": point}
             run |= _outcome(opened, diagnostics, trained, number, params)
+            # Other tasks start from saved models, whether --save is given or not.
             if self.request.save or self._is_start(task):
                 self.saved_models.save(task, index, seed, settings, params)
 
@@ -181,8 +184,8 @@ class Finetuning:
 
     def _open(self, task: Task, settings: Settings) -> _OpenTask:
         splits = self.data[task.name].splits
-        feed, learner = learning.open_task(self.model, task, splits, settings, self.announce)
-        return _OpenTask(task=task, splits=splits, feed=feed, learner=learner)
+        feed, objective = learning.open_task(self.model, task, splits, settings, self.announce)
+        return _OpenTask(task=task, splits=splits, feed=feed, objective=objective)
 
     def _train(
         self, opened: _OpenTask, settings: Settings, params: Any, seeds: Sequence[int]
@@ -194,7 +197,7 @@ class Finetuning:
 
         return training.train(
             opened.feed,
-            opened.learner,
+            opened.objective,
             settings,
             params,
             seeds,

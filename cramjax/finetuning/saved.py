@@ -38,6 +38,7 @@ class SavedModels:
         precision = str(self._model.precision.matmul_dtype)
         write_json(folder / "config.json", {"precision": precision, "finetuned": finetuned})
 
+        # A finetuned model is a checkpoint of one step, which waits until it is on disk.
         checkpoints = Checkpoints(folder / "checkpoints", keep=1)
         sidecar = {"model": self._model.description(), "finetuned": finetuned}
         checkpoints.save(1, {"params": params}, sidecar, block=True)

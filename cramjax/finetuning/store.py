@@ -87,5 +87,5 @@ def digest(params: Any) -> str:
     digester = hashlib.blake2b(digest_size=16)
     for path, leaf in jax.tree.leaves_with_path(params):
         digester.update(jax.tree_util.keystr(path).encode())
-        digester.update(np.ascontiguousarray(leaf))
+        digester.update(np.ascontiguousarray(leaf).data)
     return digester.hexdigest()

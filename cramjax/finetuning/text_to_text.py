@@ -1,4 +1,7 @@
-"""Finetuning a T5 on text to text, as pure functions of (params, batch, key) (arXiv 1910.10683, section 2.4)."""
+"""Finetuning a T5 on text to text, as pure functions of (params, batch, key).
+
+The form is T5's (arXiv 1910.10683, section 2.4).
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,15 @@ Params = dict[str, Any]
 class TextToText:
     """The functions over a network; equal networks are equal objects, which jit recognises.
 
-    A batch: `tokens` int32 and `mask` bool [examples, length]; to train on, `targets` int32 and `weights` float32
-    [examples, target_length]. `pad_id`, `sep_id`, `vocab_size`: of the tokenizer; `max_target`: tokens generated at most.
+    Arrays of a batch:
+        tokens: int32 [examples, length].
+        mask: bool [examples, length], False at padding.
+        targets: int32 [examples, target_length], for training.
+        weights: float32 [examples, target_length], for training.
+
+    Attributes:
+        pad_id, sep_id, vocab_size: of the tokenizer.
+        max_target: upper limit on generated tokens.
     """
 
     config: t5.T5Config
@@ -47,9 +57,10 @@ class TextToText:
     def loss(
         self, params: Params, key: jax.Array, batch: Batch, rows: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """(sum over target tokens in nats, their number)."""
+        """Returns (sum over target tokens in nats, their number)."""
         encoder_key, decoder_key = jax.random.split(jax.random.fold_in(key, rows[0]))
         common = (self.config, self.precision, params)
+
         encoded = t5.encode(*common, batch["tokens"], padding_mask=batch["mask"], key=encoder_key)
         read = t5.shift_right(batch["targets"], self.pad_id)
         hidden = t5.decode(*common, encoded, read, padding_mask=batch["mask"], key=decoder_key)
@@ -58,7 +69,7 @@ class TextToText:
         return total, jnp.sum(batch["weights"])
 
     def predict(self, params: Params, batch: Batch) -> jax.Array:
-        """Greedily generated tokens, int32 [examples, max_target]."""
+        """Returns greedily generated tokens, int32 [examples, max_target]."""
         return generation.generate(
             self.config,
             self.precision,
@@ -81,6 +92,6 @@ def text_to_text(
     dropout: float,
     attention_dropout: float,
 ) -> TextToText:
-    """The functions for a T5 with dropout rates of its own."""
+    """Returns the objective of a T5 with the given dropout rates."""
     changed = dataclasses.replace(config, dropout=dropout, attention_dropout=attention_dropout)
     return TextToText(changed, precision, special["pad"], special["sep"], vocab_size, max_target)

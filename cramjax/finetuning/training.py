@@ -38,7 +38,7 @@ Report = Callable[[int, int, float], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Programs:
-    """Jitted functions of a learner, for one seed or for several along a leading axis.
+    """Jitted functions of an objective, for one seed or for several along a leading axis.
 
     Attributes:
         init: (key, pretrained parameters) → state.
@@ -60,7 +60,7 @@ class Programs:
 
 @functools.lru_cache(maxsize=16)
 def programs(
-    learner: Any,
+    objective: Any,
     optimizer: str,
     b1: float,
     b2: float,
@@ -70,16 +70,16 @@ def programs(
     dynamic_scale: bool,
     together: bool,
 ) -> Programs:
-    """Returns the programs of `learner` (a `Classification` or a `TextToText`) under an optimizer.
+    """Returns the programs of a `Classification` or a `TextToText` under an optimizer.
 
     Equal arguments share programs.
     """
     transform = make_optimizer(
-        optimizer, learner.axes, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay
+        optimizer, objective.axes, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay
     )
 
     def init(key: jax.Array, trained: Any) -> TrainState:
-        params = learner.init(key, trained)
+        params = objective.init(key, trained)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -91,7 +91,7 @@ def programs(
         state: TrainState, batch: Any, seed: jax.Array, lr: jax.Array, n_micro: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         update = make_train_step(
-            learner, transform, seed=seed, clip_norm=clip_norm, dynamic_scale=dynamic_scale
+            objective, transform, seed=seed, clip_norm=clip_norm, dynamic_scale=dynamic_scale
         )
         return update(state, batch, lr, n_micro)
 
@@ -124,7 +124,7 @@ class Trained:
 
 def train(
     feed: Feed,
-    learner: Any,
+    objective: Any,
     settings: Settings,
     trained: Any,
     seeds: Sequence[int],
@@ -143,7 +143,7 @@ def train(
         report: receives (step, total steps, mean loss of the seeds) now and then.
         compiling: is called before the first step with batches of a new shape.
     """
-    program = programs_of(learner, settings, dynamic_scale, together=len(seeds) > 1)
+    program = programs_of(objective, settings, dynamic_scale, together=len(seeds) > 1)
     state, seed_array = _initial(program, trained, seeds)
     per_epoch = math.ceil(feed.n_train / settings.batch_size)
     n_steps = min(settings.epochs * per_epoch, settings.max_steps or settings.epochs * per_epoch)
@@ -193,10 +193,12 @@ def _initial(program: Programs, trained: Any, seeds: Sequence[int]) -> tuple[Tra
     return program.init(keys[0], trained), seed_array[0]
 
 
-def programs_of(learner: Any, settings: Settings, dynamic_scale: bool, together: bool) -> Programs:
-    """Returns the programs of `learner` under the optimizer of `settings`."""
+def programs_of(
+    objective: Any, settings: Settings, dynamic_scale: bool, together: bool
+) -> Programs:
+    """Returns the programs of `objective` under the optimizer of `settings`."""
     return programs(
-        learner,
+        objective,
         settings.optimizer,
         settings.b1,
         settings.b2,
@@ -286,14 +288,14 @@ def of_seed(params: Any, index: int, n_seeds: int) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def predictor(learner: Any) -> Callable[..., jax.Array]:
-    """Returns the jitted `predict` of a learner; equal learners share it."""
-    return jax.jit(learner.predict)
+def predictor(objective: Any) -> Callable[..., jax.Array]:
+    """Returns the jitted `predict` of an objective; equal objectives share it."""
+    return jax.jit(objective.predict)
 
 
-def predict(learner: Any, params: Any, batches: Sequence[Arrays]) -> list[np.ndarray]:
+def predict(objective: Any, params: Any, batches: Sequence[Arrays]) -> list[np.ndarray]:
     """Returns the outputs for each batch, with the parameters of one seed."""
-    function = predictor(learner)
+    function = predictor(objective)
     # All batches are dispatched before the first output is read.
     outputs = [function(params, batch) for batch in batches]
     return [np.asarray(output) for output in outputs]
@@ -311,7 +313,7 @@ def _batches(
     for _ in range(n_steps):
         plans = []  # [seeds][microbatches]
         for order in orders:
-            parts = _cut(next(order), size, settings.batch_size)
+            parts = _cut(next(order).tolist(), size, settings.batch_size)
             plans.append([feed.plan(examples) for examples in parts])
 
         needs = np.asarray([plan.need for plan in itertools.chain(*plans)])
@@ -334,7 +336,7 @@ def _order(n_train: int, settings: Settings, seed: int) -> Iterator[np.ndarray]:
             yield order[start : start + settings.batch_size]
 
 
-def _cut(examples: np.ndarray, size: int, batch_size: int) -> list[np.ndarray]:
+def _cut(examples: list[int], size: int, batch_size: int) -> list[list[int]]:
     """Cuts the examples of a step into microbatches of at most `size`.
 
     There are always as many as in a full batch; the last ones of a short batch are empty.

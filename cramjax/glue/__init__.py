@@ -1,1 +1,1 @@
-"""GLUE and SuperGLUE: what the tasks are, their data, official metrics, published rows and the form their servers take."""
+"""GLUE and SuperGLUE: their tasks and data, official metrics, published rows, model inputs."""

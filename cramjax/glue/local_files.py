@@ -1,4 +1,4 @@
-"""Rows of a task from the files as distributed: tab-separated for GLUE, JSON lines for SuperGLUE."""
+"""Reads rows of a task from the files as distributed: TSV for GLUE, JSON lines for SuperGLUE."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FILES = {
     "glue": {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"},
     "superglue": {"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"},
 }
-# QQP's own files hold a few lines that were cut in two; every reader of GLUE leaves them out.
+# QQP's own files have a few lines that were cut in two. Every reader of GLUE leaves them out.
 _BROKEN_LINES_ALLOWED = {"qqp"}
 _GLUE_COLUMNS = {
     "cola": {"sentence": "sentence", "label": "label"},
@@ -31,7 +31,7 @@ _GLUE_COLUMNS = {
 
 
 def file_of(task: Task, data_dir: pathlib.Path, split: str) -> pathlib.Path:
-    """Where the rows of `split` should lie; splits are those of `Task.sizes`."""
+    """Returns the file with the rows of `split`; splits are those of `Task.sizes`."""
     if task.first is not None:
         return data_dir / task.folder / f"{task.folder}.jsonl"
     base, _, part = split.partition("_")
@@ -40,97 +40,134 @@ def file_of(task: Task, data_dir: pathlib.Path, split: str) -> pathlib.Path:
 
 
 def suite_of(folder: str, data_dir: pathlib.Path) -> str | None:
-    """The suite whose files of `folder` lie in `data_dir`."""
-    found = [
-        suite for suite, files in _FILES.items() if (data_dir / folder / files["train"]).is_file()
-    ]
-    return found[0] if len(found) == 1 else None
+    """Returns the suite whose files of `folder` lie in `data_dir`, or None if that is unclear."""
+    suites = []
+    for suite, files in _FILES.items():
+        if (data_dir / folder / files["train"]).is_file():
+            suites.append(suite)
+    return suites[0] if len(suites) == 1 else None
 
 
 def read(task: Task, data_dir: pathlib.Path, split: str, warn: Callable[[str], None]) -> list[Row]:
-    """The rows of a split, in the file's order.
+    """Read the rows of a split, in the order of the file.
+
+    Args:
+        warn: receives a message about lines that are left out.
 
     Raises:
-        UserError: for a missing file, wrong columns or keys, and labels the task does not have.
+        UserError: for a missing file, wrong columns or keys, or labels the task does not have.
     """
     path = file_of(task, data_dir, split)
+    # A wrong folder is the usual mistake, so the message lists what is there.
     if not path.is_file():
-        lying = (
-            sorted(other.name for other in path.parent.iterdir()) if path.parent.is_dir() else []
-        )
-        there = f" (there: {', '.join(lying)})" if lying else ""
-        raise UserError(
-            f"{path}: no such file{there}; --data_dir holds {task.folder}/{path.name} as it is distributed"
-        )
+        raise _missing(task, path)
     try:
         if task.suite == "glue":
             return _read_tsv(task, path, split, warn)
-        return [
-            row
-            for number, line in _lines(path)
-            for row in _superglue_rows(task, path, number, line)
-        ]
+        rows: list[Row] = []
+        for number, line in _lines(path):
+            rows.extend(_superglue_rows(task, path, number, line))
+        return rows
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
+def _missing(task: Task, path: pathlib.Path) -> UserError:
+    """Returns the error for a missing file, with the files that are in its folder."""
+    names: list[str] = []
+    if path.parent.is_dir():
+        names = sorted(other.name for other in path.parent.iterdir())
+    present = f" (there: {', '.join(names)})" if names else ""
+    return UserError(
+        f"{path}: no such file{present}; --data_dir holds {task.folder}/{path.name} as it is "
+        "distributed"
+    )
+
+
 def _read_tsv(task: Task, path: pathlib.Path, split: str, warn: Callable[[str], None]) -> list[Row]:
-    columns, labelled = _GLUE_COLUMNS[task.name], not split.startswith("test")
+    is_labelled = not split.startswith("test")
     # No quoting: quotation marks in these files are text.
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    if task.name == "cola" and labelled:  # has no header
-        header, first = ["source", "label", "star", "sentence"], 0
+
+    if task.name == "cola" and is_labelled:
+        # These files of CoLA have no header.
+        header = ["source", "label", "star", "sentence"]
+        n_header_lines = 0
     else:
-        header, first = lines[0] if lines else [], 1
-    wanted = {field: name for field, name in columns.items() if field != "label" or labelled}
-    missing = [name for name in wanted.values() if name not in header]
-    if missing:
-        raise UserError(
-            f"{path}: has no column {missing[0]!r} (found: {', '.join(header)}); give the official file"
-        )
-    at = {field: header.index(name) for field, name in wanted.items()}
-    index = header.index("index") if "index" in header else None
-    rows, broken = [], 0
-    for number, cells in enumerate(lines[first:], start=first + 1):
-        if len(cells) <= max(at.values()) or (task.name == "cola" and len(cells) != len(header)):
+        header = lines[0] if lines else []
+        n_header_lines = 1
+    columns = _column_numbers(task, path, header, is_labelled)
+    index_column = header.index("index") if "index" in header else None
+
+    rows: list[Row] = []
+    n_broken = 0
+    for number, cells in enumerate(lines[n_header_lines:]):
+        line = n_header_lines + number + 1
+        is_short = len(cells) <= max(columns.values())
+        if is_short or (task.name == "cola" and len(cells) != len(header)):
             if task.name not in _BROKEN_LINES_ALLOWED:
                 raise UserError(
-                    f"{path}:{number}: {len(cells)} columns where the header has {len(header)}"
+                    f"{path}:{line}: {len(cells)} columns where the header has {len(header)}"
                 )
-            broken += 1
+            n_broken += 1
             continue
-        row: Row = {field: cells[column] for field, column in at.items() if field != "label"}
-        row["idx"] = (
-            int(cells[index])
-            if index is not None and cells[index].isdigit()
-            else number - first - 1
-        )
-        if labelled:
-            row["label"] = _label(task, cells[at["label"]], f"{path}:{number}")
+
+        row: Row = {field: cells[columns[field]] for field in columns if field != "label"}
+        # Servers know a row by the file's own index; files without one count lines.
+        row["idx"] = number
+        if index_column is not None and cells[index_column].isdigit():
+            row["idx"] = int(cells[index_column])
+        if is_labelled:
+            row["label"] = _label(task, cells[columns["label"]], f"{path}:{line}")
         rows.append(row)
-    if broken:
-        warn(f"{path}: {broken} broken lines left out")
+
+    if n_broken:
+        warn(f"{path}: {n_broken} broken lines left out")
     return rows
 
 
+def _column_numbers(
+    task: Task, path: pathlib.Path, header: list[str], is_labelled: bool
+) -> dict[str, int]:
+    """Returns field → number of its column, with "label" if the split has labels.
+
+    Raises:
+        UserError: if a column is missing.
+    """
+    columns = {}
+    for field, name in _GLUE_COLUMNS[task.name].items():
+        if field == "label" and not is_labelled:
+            continue
+        if name not in header:
+            raise UserError(
+                f"{path}: has no column {name!r} (found: {', '.join(header)}); give the official "
+                "file"
+            )
+        columns[field] = header.index(name)
+    return columns
+
+
 def _label(task: Task, value: Any, where: str) -> int | float:
-    """A label as a number: by its name, or by the number it has in the official files."""
+    """Returns a label as a number, from its name or from its number in the official files."""
     if task.labels is None:
         try:
             return float(value)
         except ValueError:
             raise UserError(f"{where}: the score {value!r} is no number") from None
+
     text = str(value)
-    lowered = [name.lower() for name in task.labels]
-    if text.lower() in lowered:
-        return lowered.index(text.lower())
+    names = [name.lower() for name in task.labels]
+    if text.lower() in names:
+        return names.index(text.lower())
+    # Files with two classes may have numbers for them.
     if text.isdigit() and int(text) < len(task.labels) == 2:
         return int(text)
     raise UserError(f"{where}: unknown label {text!r}; {task.folder} has {', '.join(task.labels)}")
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
+    """Yields (number, object) of the lines of a JSON lines file that are not empty."""
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -145,6 +182,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
 
 
 def _superglue_rows(task: Task, path: pathlib.Path, number: int, raw: dict) -> Iterator[Row]:
+    """Yields the rows of one line: one, or for MultiRC and ReCoRD several."""
     where = f"{path}:{number}"
     try:
         if task.kind == "answers":
@@ -162,17 +200,17 @@ def _superglue_rows(task: Task, path: pathlib.Path, number: int, raw: dict) -> I
 
 def _plain_row(task: Task, raw: dict, where: str) -> Row:
     idx = raw["idx"]
+    # The index of AX-b is text.
     row: Row = {"idx": int(idx) if str(idx).isdigit() else idx}
     row |= {field: raw[field] for field in task.fields}
     if task.name == "wic":
         row |= {key: int(raw[key]) for key in ("start1", "end1", "start2", "end2")}
     if task.name == "wsc":
-        target = raw["target"]
-        row |= {
-            key: target[key] for key in ("span1_text", "span1_index", "span2_text", "span2_index")
-        }
+        for key in ("span1_text", "span1_index", "span2_text", "span2_index"):
+            row[key] = raw["target"][key]
     if task.name == "axg":
-        # The two sentences of a pair differ in a pronoun and stand one after the other; `pair_id` is each one's own.
+        # The sentences of a pair differ in a pronoun and stand one after the other. `pair_id` does
+        # not help: each sentence has its own.
         row["group"] = row["idx"] // 2
     if "label" in raw:
         row["label"] = _label(task, raw["label"], where)
@@ -180,33 +218,37 @@ def _plain_row(task: Task, raw: dict, where: str) -> Row:
 
 
 def _multirc(task: Task, raw: dict, where: str) -> Iterator[Row]:
+    """Yields a row for each answer of each question of a passage."""
     passage = raw["passage"]
     for question in passage["questions"]:
         for answer in question["answers"]:
-            row = {
+            row: Row = {
                 "idx": (raw["idx"], question["idx"], answer["idx"]),
                 "group": (raw["idx"], question["idx"]),
                 "paragraph": passage["text"],
                 "question": question["question"],
                 "answer": answer["text"],
             }
-            yield row | (
-                {"label": _label(task, answer["label"], where)} if "label" in answer else {}
-            )
+            if "label" in answer:
+                row["label"] = _label(task, answer["label"], where)
+            yield row
 
 
 def _record(raw: dict) -> Iterator[Row]:
+    """Yields a row for each query of a passage."""
     text = raw["passage"]["text"]
-    entities = sorted(
-        {text[found["start"] : found["end"] + 1] for found in raw["passage"]["entities"]}
-    )
+    # The end of an entity is its last character.
+    spans = [(entity["start"], entity["end"] + 1) for entity in raw["passage"]["entities"]]
+    entities = sorted({text[start:end] for start, end in spans})
     for query in raw["qas"]:
-        row = {
-            "idx": (raw["idx"], query["idx"]) if isinstance(raw["idx"], int) else query["idx"],
+        row: Row = {
+            "idx": query["idx"],
             "passage": text,
             "query": query["query"],
             "entities": entities,
         }
-        yield row | (
-            {"label": sorted({a["text"] for a in query["answers"]})} if "answers" in query else {}
-        )
+        if isinstance(raw["idx"], int):
+            row["idx"] = (raw["idx"], query["idx"])
+        if "answers" in query:
+            row["label"] = sorted({answer["text"] for answer in query["answers"]})
+        yield row

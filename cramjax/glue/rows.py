@@ -1,4 +1,4 @@
-"""The splits of a task, from wherever they lie, checked against the published sizes."""
+"""Reads the splits of a task from files or from TensorFlow Datasets, and checks their sizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from cramjax.glue.tasks import Row, Task
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskData:
-    """Rows by split: "train" (empty for a diagnostic), the evaluation splits of the task, and test splits where they are present."""
+    """Rows of a task by split.
+
+    Attributes:
+        splits: "train" (not for a diagnostic), the evaluation splits of the task, and test splits
+            if they are present.
+        differences: sentences about what differs from the published data.
+    """
 
     task: Task
     splits: dict[str, list[Row]]
@@ -23,16 +29,24 @@ class TaskData:
 def open_task(
     task: Task, data_dir: str, warn: Callable[[str], None], *, test: bool = False
 ) -> TaskData:
-    """Read a task from `data_dir` (a folder, or "tfds").
+    """Read a task.
 
-    A training or evaluation split that is missing is an error, but for the second of two evaluation splits (MNLI mismatched), which is
-    warned of; so is a number of rows that is not the published one. `test` reads the test splits as well, where they are.
+    A second evaluation split (MNLI mismatched) may be missing; any other missing split is an error.
+
+    Args:
+        data_dir: a folder, or "tfds".
+        warn: receives a message about a missing split, or a number of rows that is not the
+            published one.
+        test: reads the test splits as well, if they are present.
 
     Raises:
-        UserError: as `local_files.read` and `tfds_rows.read` do, and for a split without rows.
+        UserError: as `local_files.read` and `tfds_rows.read` do, and for a split without rows or
+            labels.
     """
-    splits, differences = {}, []
-    for split in ([] if task.first else ["train"]) + list(task.splits):
+    splits: dict[str, list[Row]] = {}
+    differences: list[str] = []
+    names = list(task.splits) if task.first else ["train", *task.splits]
+    for split in names:
         try:
             rows = _read(task, data_dir, split, warn)
         except UserError as error:
@@ -41,26 +55,32 @@ def open_task(
             warn(f"{error}; going on without")
             differences.append(f"{split} is missing")
             continue
-        if not rows:
-            raise UserError(f"{task.folder}: the split {split} in {data_dir} has no rows")
-        if any("label" not in row for row in rows):
-            raise UserError(
-                f"{task.folder}: the split {split} in {data_dir} has rows without a label"
-            )
-        expected = task.sizes[split]
-        if len(rows) != expected:
-            differences.append(f"{split} has {len(rows):,} rows where {expected:,} were published")
+
+        _check_rows(task, data_dir, split, rows)
+        if len(rows) != task.sizes[split]:
+            published = f"{task.sizes[split]:,} were published"
+            differences.append(f"{split} has {len(rows):,} rows where {published}")
             warn(
                 f"{task.folder}: {differences[-1]}; scores compare only with runs on the same files"
             )
         splits[split] = rows
+
     if test and not task.first:
         splits |= _test_splits(task, data_dir, warn)
     return TaskData(task=task, splits=splits, differences=tuple(differences))
 
 
+def _check_rows(task: Task, data_dir: str, split: str, rows: list[Row]) -> None:
+    """Raises UserError for a split without rows, or with rows without labels."""
+    where = f"{task.folder}: the split {split} in {data_dir}"
+    if not rows:
+        raise UserError(f"{where} has no rows")
+    if any("label" not in row for row in rows):
+        raise UserError(f"{where} has rows without a label")
+
+
 def has_data(task: Task, data_dir: str) -> bool:
-    """Whether the evaluation rows of `task` are present; for tasks that are done if they are."""
+    """Returns whether the evaluation rows of `task` are present."""
     if data_dir != "tfds":
         return local_files.file_of(task, pathlib.Path(data_dir), task.splits[0]).is_file()
     try:
@@ -70,6 +90,7 @@ def has_data(task: Task, data_dir: str) -> bool:
 
 
 def _test_splits(task: Task, data_dir: str, warn: Callable[[str], None]) -> dict[str, list[Row]]:
+    """Returns all test splits, or none of them if one is missing."""
     names = [split.replace("validation", "test") for split in task.splits]
     try:
         return {name: _read(task, data_dir, name, warn) for name in names}
@@ -86,6 +107,7 @@ def _read(task: Task, data_dir: str, split: str, warn: Callable[[str], None]) ->
     folder = pathlib.Path(data_dir)
     if not folder.is_dir():
         raise UserError(
-            f"--data_dir {data_dir}: no such folder; name the one that holds CoLA/, RTE/, …, or tfds"
+            f"--data_dir {data_dir}: no such folder; name the one that holds CoLA/, RTE/, …, or "
+            "tfds"
         )
     return local_files.read(task, folder, split, warn)

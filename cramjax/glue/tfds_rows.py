@@ -1,4 +1,7 @@
-"""Rows of a task from TensorFlow Datasets (`glue/*`, `super_glue/*`); the only file here that imports it."""
+"""Reads rows of a task from TensorFlow Datasets (`glue/*`, `super_glue/*`).
+
+No other file of this package imports TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,20 @@ from typing import Any
 from cramjax.errors import UserError
 from cramjax.glue.tasks import Row, Task
 
+# Places of the words that rows of WiC and WSC are about.
+_SPAN_KEYS = (
+    *("start1", "end1", "start2", "end2"),
+    *("span1_text", "span1_index", "span2_text", "span2_index"),
+)
+
 
 def read(task: Task, split: str) -> list[Row]:
-    """The rows of a split of a dataset that is built already (`TFDS_DATA_DIR` says where, ~/tensorflow_datasets if unset).
+    """Read the rows of a split of a dataset that is built already.
+
+    It lies in `TFDS_DATA_DIR`, or in ~/tensorflow_datasets if that is not set.
 
     Raises:
-        UserError: where TensorFlow Datasets is missing, or the dataset, or a field of it.
+        UserError: if TensorFlow Datasets, the dataset, the split or a field is missing.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
@@ -21,22 +32,26 @@ def read(task: Task, split: str) -> list[Row]:
         import tensorflow_datasets
     except ImportError as error:
         raise UserError(
-            f"--data_dir tfds: needs tensorflow-cpu and tensorflow-datasets ({error}); pip install them"
+            f"--data_dir tfds: needs tensorflow-cpu and tensorflow-datasets ({error}); pip install "
+            "them"
         ) from error
+
+    # TensorFlow would otherwise take the memory of the GPU.
     tensorflow.config.set_visible_devices([], "GPU")
-    builder = tensorflow_datasets.builder(task.tfds)
+    builder: Any = tensorflow_datasets.builder(task.tfds)
     if not builder.is_prepared():
         raise UserError(
-            f"--data_dir tfds: {task.tfds} is not built in {builder.data_dir}; set TFDS_DATA_DIR, or build it with "
-            f"python -m tensorflow_datasets.scripts.cli.main build {task.tfds}"
+            f"--data_dir tfds: {task.tfds} is not built in {builder.data_dir}; set TFDS_DATA_DIR, "
+            f"or build it with python -m tensorflow_datasets.scripts.cli.main build {task.tfds}"
         )
     if split not in builder.info.splits:
-        raise UserError(
-            f"--data_dir tfds: {task.tfds} has no split {split!r}; there are {', '.join(sorted(builder.info.splits))}"
-        )
+        known = ", ".join(sorted(builder.info.splits))
+        raise UserError(f"--data_dir tfds: {task.tfds} has no split {split!r}; there are {known}")
+
     dataset = builder.as_dataset(split=split, shuffle_files=False)
     rows = [_row(task, example) for example in tensorflow_datasets.as_numpy(dataset)]
-    return sorted(rows, key=lambda row: row["idx"])  # the builder shuffles them on disk
+    # The builder shuffles the rows on disk.
+    return sorted(rows, key=lambda row: row["idx"])
 
 
 def _row(task: Task, example: dict[str, Any]) -> Row:
@@ -45,32 +60,35 @@ def _row(task: Task, example: dict[str, Any]) -> Row:
         row: Row = {field: values[field] for field in task.fields}
     except KeyError as error:
         raise UserError(
-            f"--data_dir tfds: {task.tfds} has no field {error.args[0]!r} (found: {', '.join(values)})"
+            f"--data_dir tfds: {task.tfds} has no field {error.args[0]!r} "
+            f"(found: {', '.join(values)})"
         ) from error
-    idx, label = values["idx"], values.get("label")
-    match task.kind:
-        case "answers":
-            row["idx"] = (idx["paragraph"], idx["question"], idx["answer"])
-            row["group"] = row["idx"][:2]
-        case "entities":
-            row |= {"idx": (idx["passage"], idx["query"]), "entities": sorted(values["entities"])}
-            return row | ({"label": sorted(values["answers"])} if values["answers"] else {})
-        case _:
-            row["idx"] = idx
-    row |= {key: values[key] for key in ("start1", "end1", "start2", "end2") if key in values}
-    row |= {
-        key: values[key]
-        for key in ("span1_text", "span1_index", "span2_text", "span2_index")
-        if key in values
-    }
+
+    idx = values["idx"]
+    if task.kind == "entities":
+        row["idx"] = (idx["passage"], idx["query"])
+        row["entities"] = sorted(values["entities"])
+        if values["answers"]:
+            row["label"] = sorted(values["answers"])
+        return row
+
+    row["idx"] = idx
+    if task.kind == "answers":
+        row["idx"] = (idx["paragraph"], idx["question"], idx["answer"])
+        row["group"] = row["idx"][:2]
     if task.name == "axg":
         row["group"] = idx // 2
-    # TFDS gives unlabelled rows the label -1.
-    return row if label is None or label < 0 else row | {"label": label}
+    row |= {key: values[key] for key in _SPAN_KEYS if key in values}
+
+    # TensorFlow Datasets gives unlabelled rows the label -1.
+    label = values.get("label")
+    if label is not None and label >= 0:
+        row["label"] = label
+    return row
 
 
 def _plain(value: Any) -> Any:
-    """bytes → str, NumPy numbers and arrays → Python ones."""
+    """Returns a value with str for bytes, and Python numbers and lists for NumPy's."""
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, dict):

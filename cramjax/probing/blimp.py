@@ -20,7 +20,14 @@ _KEYS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A minimal pair; `paradigm` belongs to a `term` (a phenomenon) and that to a `field`; `where` is its file and line."""
+    """A minimal pair of sentences.
+
+    Attributes:
+        good, bad: the grammatical and the ungrammatical sentence.
+        field: field of linguistics; it has several terms.
+        term: phenomenon; it has several paradigms.
+        where: file and line.
+    """
 
     good: str
     bad: str
@@ -31,10 +38,14 @@ class Pair:
 
 
 def read(data_dir: str | pathlib.Path, limit: int | None = None) -> list[Pair]:
-    """The pairs of all *.jsonl files in a folder, of each the first `limit`, in the order of their names.
+    """Read the pairs of all *.jsonl files in a folder, in the order of their names.
+
+    Args:
+        limit: pairs to read of each file; None means all.
 
     Raises:
-        UserError: for a folder that is absent or without pairs, and for lines that are none of BLiMP, with file and line.
+        UserError: for a folder that is missing or has no pairs, and, with file and line, for a line
+            that is not in the form of BLiMP.
     """
     folder = pathlib.Path(data_dir)
     if not folder.is_dir():
@@ -46,14 +57,13 @@ def read(data_dir: str | pathlib.Path, limit: int | None = None) -> list[Pair]:
         raise UserError(
             f"--data_dir {folder}: holds no .jsonl files; name the folder with BLiMP's 67"
         )
-    pairs = []
+
+    pairs: list[Pair] = []
     for path in paths:
         try:
             with path.open("rb") as file:
-                pairs += [
-                    _pair(line, f"{path}:{n}")
-                    for n, line in enumerate(itertools.islice(file, limit), 1)
-                ]
+                for number, line in enumerate(itertools.islice(file, limit), start=1):
+                    pairs.append(_pair(line, f"{path}:{number}"))
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not pairs:
@@ -62,18 +72,23 @@ def read(data_dir: str | pathlib.Path, limit: int | None = None) -> list[Pair]:
 
 
 def _pair(line: bytes, where: str) -> Pair:
-    wanted = f"a line of BLiMP has {', '.join(_KEYS.values())}"
+    """Reads one line; `where` is its file and line, for messages."""
+    form = f"a line of BLiMP has {', '.join(_KEYS.values())}"
     try:
-        raw = json.loads(line)
+        content = json.loads(line)
     except ValueError as error:  # of JSON, or of UTF-8
         raise UserError(f"{where}: not a line of JSON ({getattr(error, 'msg', error)})") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{where}: not a JSON object; {wanted}")
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: not a JSON object; {form}")
+
     for key in _KEYS.values():
-        if key not in raw:
-            raise UserError(f"{where}: has no {key}; {wanted}")
-        if not isinstance(raw[key], str) or not raw[key].strip():
-            raise UserError(f"{where}: {key} is {raw[key]!r}; it has to be text")
-    pair = Pair(**{name: raw[key] for name, key in _KEYS.items()}, where=where)
+        if key not in content:
+            raise UserError(f"{where}: has no {key}; {form}")
+        text = content[key]
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{where}: {key} is {text!r}; it has to be text")
+
+    fields = {name: content[key] for name, key in _KEYS.items()}
     # The files spell one field in two ways.
-    return dataclasses.replace(pair, field=pair.field.replace("_", "/"))
+    fields["field"] = fields["field"].replace("_", "/")
+    return Pair(**fields, where=where)

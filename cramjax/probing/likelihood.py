@@ -1,10 +1,15 @@
-"""How likely a model finds sentences: the pseudo-log-likelihood of a masked language model, and the same by spans of a T5."""
+"""Likelihoods of sentences: the pseudo-log-likelihood of a masked language model, and a T5's.
+
+A T5 scores by spans.
+"""
 
 from __future__ import annotations
 
+import collections
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +20,16 @@ from cramjax.inference import LoadedModel
 from cramjax.models.layers import FLOAT32
 from cramjax.models.network import Network
 
-# Tokens of a batch of masked copies.
+T = TypeVar("T")
+
 BATCH_TOKENS = 4096
-# Lengths that are compiled; longer ones are multiples of the last.
+"""Tokens in a batch of masked copies."""
+
 LENGTHS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
-# Batches under way before the first of them is read.
-UNDER_WAY = 32
+"""Lengths that are compiled; longer ones are multiples of the last."""
+
+N_IN_FLIGHT = 32
+"""Batches that are dispatched before the first of them is read."""
 
 
 def sentence_scores(
@@ -31,75 +40,96 @@ def sentence_scores(
     batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> np.ndarray:
-    """The sum of log p(token | the others) over the tokens of each sentence, in nats: float64 [sentences].
+    """Returns the sum of log p(token | the others) over each sentence's tokens, in nats.
 
-    An encoder sees each token replaced by the mask token (arXiv 1910.14659, section 2.1); a T5 by <extra_id_0>, and the token is what it
-    says after it. Tokens of the tokenizer's template are not scored; padding of the vocabulary has no probability. Equal sentences are
-    scored once. Computed in float32 whatever the model's own precision is: pairs differ by tenths of a nat, and so do scores in bfloat16
-    from one size of batch to another.
+    An encoder sees each token in turn replaced by the mask token (arXiv 1910.14659, section 2.1). A
+    T5 sees <extra_id_0> there, and the score is that of the token after it in the output. Tokens of
+    the tokenizer's template are not scored, and padding of the vocabulary has no probability.
+
+    Equal sentences are scored once. The computation is in float32 whatever the model's own
+    precision: pairs differ by tenths of a nat, and so do scores in bfloat16 from one batch size to
+    another.
 
     Args:
-        where: file and line of each sentence, for the message of an error.
-        batch_tokens: tokens of a batch of masked copies; the scores do not depend on it.
-        progress: called with the fraction done.
+        where: file and line of each sentence, for error messages.
+        batch_tokens: tokens in a batch of masked copies; the scores do not depend on it.
+        progress: receives the fraction done.
+
+    Returns:
+        float64 [sentences].
 
     Raises:
-        UserError: for a model that has no token to mask with, and a sentence longer than its positions.
+        UserError: for a model without a token to mask with, or a sentence longer than its
+            positions.
     """
     hidden_id = _hidden_id(model)
+    pad_id = model.special["pad"]
     unique = list(dict.fromkeys(sentences))
     encodings = model.tokenizer.encode_batch(unique)
-    tokens = [np.asarray(found.ids, np.int32) for found in encodings]
-    scored = [np.flatnonzero(np.asarray(found.special_tokens_mask) == 0) for found in encodings]
-    places = (
-        dict(zip(reversed(sentences), reversed(where), strict=True)) if where else {}
-    )  # the first of equal ones
+    tokens = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+    # Places of the tokens that are scored.
+    scored = [np.flatnonzero(np.asarray(e.special_tokens_mask) == 0) for e in encodings]
+
+    places: dict[str, str] = {}
+    if where:
+        for sentence, place in zip(sentences, where, strict=True):
+            places.setdefault(sentence, place)
     _check_lengths(model, unique, tokens, places)
+
+    score = _scorer(model.config, hidden_id, model.tokenizer.get_vocab_size(), pad_id)
     total = np.zeros(len(unique))
-    n_copies, n_done = sum(map(len, scored)), 0
-    score = _scorer(model.config, hidden_id, model.tokenizer.get_vocab_size(), model.special["pad"])
-    waiting: list[tuple[np.ndarray, Any]] = []
+    n_copies = sum(map(len, scored))
+    n_done = 0
+    batches = _batches(tokens, scored, pad_id, batch_tokens, model.config.max_length)
+    dispatched = ((owners, score(model.params, **batch)) for owners, batch in batches)
+    for owners, values in _read_behind(dispatched):
+        # The end of a batch may be filled up with copies that nobody owns.
+        np.add.at(total, owners, np.asarray(values, np.float64)[: len(owners)])
+        n_done += len(owners)
+        progress(n_done / n_copies)
 
-    def read(limit):
-        nonlocal n_done
-        while len(waiting) > limit:
-            owners, values = waiting.pop(0)
-            np.add.at(total, owners, np.asarray(values, np.float64)[: len(owners)])
-            n_done += len(owners)
-            progress(n_done / n_copies)
-
-    longest = model.config.max_length
-    for owners, batch in _batches(tokens, scored, model.special["pad"], batch_tokens, longest):
-        waiting.append((owners, score(model.params, **batch)))
-        read(UNDER_WAY)
-    read(0)
     scores = dict(zip(unique, total.tolist(), strict=True))
     return np.asarray([scores[sentence] for sentence in sentences])
 
 
+def _read_behind(dispatched: Iterable[T]) -> Iterator[T]:
+    """Yields the items `N_IN_FLIGHT` later, so that the device does not wait for a read."""
+    waiting: collections.deque[T] = collections.deque()
+    for item in dispatched:
+        waiting.append(item)
+        if len(waiting) > N_IN_FLIGHT:
+            yield waiting.popleft()
+    yield from waiting
+
+
 def _hidden_id(model: LoadedModel) -> int:
-    found = (
-        model.tokenizer.token_to_id("<extra_id_0>") if model.is_t5 else model.special.get("mask")
-    )
-    if found is None:
-        raise UserError(
-            f"the tokenizer has no {'<extra_id_0>' if model.is_t5 else 'mask token'} to hide a word with"
-        )
-    return found
+    """Returns the id of the token that hides a word."""
+    if model.is_t5:
+        name = "<extra_id_0>"
+        token_id = model.tokenizer.token_to_id(name)
+    else:
+        name = "mask token"
+        token_id = model.special.get("mask")
+    if token_id is None:
+        raise UserError(f"the tokenizer has no {name} to hide a word with")
+    return token_id
 
 
 def _check_lengths(
     model: LoadedModel,
     sentences: Sequence[str],
     tokens: Sequence[np.ndarray],
-    places: dict[str, str],
+    places: Mapping[str, str],
 ) -> None:
+    """Raises UserError for a sentence with more tokens than the model has positions."""
     limit = model.config.max_length
+    if limit is None:
+        return
     for sentence, ids in zip(sentences, tokens, strict=True):
-        if limit is not None and len(ids) > limit:
-            name = f"{places[sentence]}: " if sentence in places else ""
+        if len(ids) > limit:
+            place = f"{places[sentence]}: " if sentence in places else ""
             raise UserError(
-                f"{name}{sentence[:60]!r}…: {len(ids)} tokens, and the model has {limit} positions"
+                f"{place}{sentence[:60]!r}…: {len(ids)} tokens, and the model has {limit} positions"
             )
 
 
@@ -110,46 +140,64 @@ def _batches(
     batch_tokens: int,
     longest: int | None,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """(whose copies, arrays of a batch): copies of sentences of like length, each with the place of its hidden token."""
+    """Yields batches of masked copies of sentences of similar length.
+
+    Args:
+        tokens: token ids of each sentence.
+        scored: places of its tokens that are scored.
+        longest: positions of the model.
+
+    Yields:
+        The sentence that each copy belongs to, and the arrays of the batch: tokens [n, length],
+        and sizes and places of the hidden token [n].
+    """
     buckets: dict[int, list[int]] = {}
     for number, ids in enumerate(tokens):
-        buckets.setdefault(_bucket(len(ids), longest), []).append(number)
+        buckets.setdefault(padded_length(len(ids), longest), []).append(number)
+
     for length, numbers in sorted(buckets.items()):
         padded = np.full((len(numbers), length), pad_id, np.int32)
         for row, number in enumerate(numbers):
             padded[row, : len(tokens[number])] = tokens[number]
         sizes = np.asarray([len(tokens[number]) for number in numbers], np.int32)
-        owners = np.repeat(np.arange(len(numbers)), [len(scored[number]) for number in numbers])
+        # A copy of a row for each of its scored tokens.
+        rows = np.repeat(np.arange(len(numbers)), [len(scored[number]) for number in numbers])
         places = np.concatenate([scored[number] for number in numbers]).astype(np.int32)
-        rows = max(1, batch_tokens // length)
-        for start in range(0, len(owners), rows):
-            chosen = owners[start : start + rows]
+
+        batch_size = max(1, batch_tokens // length)
+        for start in range(0, len(rows), batch_size):
+            chosen = rows[start : start + batch_size]
             # The last batch of a length is filled up with copies of row 0, which nobody reads.
-            fill = (0, rows - len(chosen))
-            at = np.pad(chosen, fill)
-            yield (
-                np.asarray(numbers)[chosen],
-                {
-                    "tokens": padded[at],
-                    "sizes": sizes[at],
-                    "places": np.pad(places[start : start + rows], fill),
-                },
-            )
+            fill = (0, batch_size - len(chosen))
+            copied = np.pad(chosen, fill)
+            batch = {
+                "tokens": padded[copied],
+                "sizes": sizes[copied],
+                "places": np.pad(places[start : start + batch_size], fill),
+            }
+            yield np.asarray(numbers)[chosen], batch
 
 
-def _bucket(n: int, longest: int | None) -> int:
-    """The length that `n` tokens are padded to: never beyond the model's positions, which padding has none of either."""
-    length = next((length for length in LENGTHS if length >= n), -(-n // LENGTHS[-1]) * LENGTHS[-1])
+def padded_length(n: int, longest: int | None) -> int:
+    """Returns the length that `n` tokens are padded to.
+
+    It stays within the model's positions, because padding takes a position too.
+    """
+    multiple = math.ceil(n / LENGTHS[-1]) * LENGTHS[-1]
+    length = next((length for length in LENGTHS if length >= n), multiple)
     return length if longest is None else min(length, longest)
 
 
 @functools.lru_cache(maxsize=8)
 def _scorer(cfg: Network, hidden_id: int, vocab_size: int, pad_id: int) -> Callable[..., jax.Array]:
-    """The jitted (params, tokens [n, length], sizes [n], places [n]) → log p of the hidden tokens, float32 [n]."""
+    """Returns a jitted function that scores hidden tokens.
+
+    It takes (params, tokens [n, length], sizes [n], places [n]) and returns log p, float32 [n].
+    """
 
     @jax.jit
     @jax.default_matmul_precision("float32")  # a GPU would round the operands to TF32
-    def score(params, tokens, sizes, places):
+    def score(params: Any, tokens: jax.Array, sizes: jax.Array, places: jax.Array) -> jax.Array:
         index = places[:, None]
         targets = jnp.take_along_axis(tokens, index, axis=1)[:, 0]
         everywhere = jnp.arange(tokens.shape[1])[None]

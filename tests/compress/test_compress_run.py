@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -73,74 +74,58 @@ def whole(finetuned, glue, tmp_path_factory):
 
 def test_every_point_is_scored_as_it_lies_on_disk(whole, finetuned):
     out, found, said = whole
-    assert (
-        json.loads((out / "pareto.json").read_text()) == found
-        and (out / "pareto.png").stat().st_size
-    )
-    assert [(entry["prune"], entry["bits"]) for entry in found] == [
-        (0, 32),
-        (0, 4),
-        (0.5, 32),
-        (0.5, 4),
-    ]
-    assert {
-        "model",
-        "prune",
-        "bits",
-        "bytes",
-        "metric",
-        "value",
-        "loss",
-        "nonzero",
-        "params",
-        "latency",
-    } <= found[0].keys()
+    assert json.loads((out / "pareto.json").read_text()) == found
+    assert (out / "pareto.png").stat().st_size
+    points = [(entry["prune"], entry["bits"]) for entry in found]
+    assert points == [(0, 32), (0, 4), (0.5, 32), (0.5, 4)]
+    keys = "model prune bits bytes metric value loss nonzero params latency"
+    assert set(keys.split()) <= found[0].keys()
+
     sizes = [entry["bytes"] for entry in found]
+
     assert sizes[3] < sizes[1] < sizes[2] < sizes[0]
+
     for entry in found:
         folder = out / entry["folder"]
         assert entry["bytes"] == sum(
             (folder / name).stat().st_size for name in (packed.FILE, packed.INDEX)
         )
         model = cramjax.load(folder)
-        assert model.finetuned["task"] == "cola" and model.config.n_layers == 2
+        assert model.finetuned["task"] == "cola"
+        assert model.config.n_layers == 2
         counted = jax.tree.leaves(model.params)
         assert entry["nonzero"] == sum(int((leaf != 0).sum()) for leaf in counted)
-        assert (
-            set(entry["latency"]) == {"batch_1", "batch_32"}
-            and entry["latency"]["batch_1"]["p50_ms"] > 0
-        )
+        assert set(entry["latency"]) == {"batch_1", "batch_32"}
+        assert entry["latency"]["batch_1"]["p50_ms"] > 0
+
+    whole_params = cramjax.load(out / found[0]["folder"]).params
     original = cramjax.load(finetuned).params
-    jax.tree.map(
-        np.testing.assert_array_equal, cramjax.load(out / found[0]["folder"]).params, original
-    )
-    kernels = [
-        leaf
-        for path, leaf in flatten_dict(
-            cramjax.load(out / found[2]["folder"]).params, sep="/"
-        ).items()
-        if "layers" in path and leaf.ndim > 2
-    ]
+    jax.tree.map(np.testing.assert_array_equal, whole_params, original)
+
+    pruned = flatten_dict(cramjax.load(out / found[2]["folder"]).params, sep="/")
+    kernels = [leaf for path, leaf in pruned.items() if "layers" in path and leaf.ndim > 2]
     zeros = sum(int((leaf == 0).sum()) for leaf in kernels) / sum(leaf.size for leaf in kernels)
-    assert 0.4 < zeros < 0.6  # half of all prunable weights, the head's among them
-    assert found[1]["loss"] is not None and any("prune 0.5, 4 bits" in line for line in said)
+    # Half of all prunable weights are zero, with those of the head among them.
+    assert 0.4 < zeros < 0.6
+    assert found[1]["loss"] is not None
+    assert any("prune 0.5, 4 bits" in line for line in said)
 
 
 def test_it_goes_on_where_it_was_and_gives_the_same_bytes(whole, finetuned, glue, tmp_path):
     out, found, _ = whole
     first, said = compressed(finetuned, glue, tmp_path / "parts", shares=(0.0,), bits=(4,))
     assert [entry["bits"] for entry in first] == [4]
+
     again, said = compressed(finetuned, glue, tmp_path / "parts", shares=(0.0, 0.5), bits=(32, 4))
-    assert [line[:4] for line in said if "bits:" in line] == ["1/2 ", "2/2 "] and [
-        entry["value"] for entry in again
-    ] == [entry["value"] for entry in found]
+    assert [line[:4] for line in said if "bits:" in line] == ["1/2 ", "2/2 "]
+    assert [entry["value"] for entry in again] == [entry["value"] for entry in found]
+
     for entry in found:
         for name in (packed.FILE, packed.INDEX):
-            one, two = (
-                (folder / entry["folder"] / name).read_bytes()
-                for folder in (out, tmp_path / "parts")
-            )
-            assert one == two
+            one = out / entry["folder"] / name
+            other = tmp_path / "parts" / entry["folder"] / name
+            assert one.read_bytes() == other.read_bytes()
+
     with pytest.raises(UserError, match="holds runs of another plan"):
         compressed(
             finetuned, glue, tmp_path / "parts", shares=(0.0,), bits=(4,), granularity="tensor"
@@ -158,25 +143,28 @@ def test_it_goes_on_where_it_was_and_gives_the_same_bytes(whole, finetuned, glue
 )
 def test_other_ways(finetuned, glue, tmp_path, options):
     found, _ = compressed(finetuned, glue, tmp_path / "out", shares=(0.5,), bits=(32, 3), **options)
-    assert found[1]["bytes"] < found[0]["bytes"] and np.isfinite(found[1]["value"])
+    assert found[1]["bytes"] < found[0]["bytes"]
+    assert np.isfinite(found[1]["value"])
+
     folder = tmp_path / "out" / found[1]["folder"]
     model = cramjax.load(folder)
     if "structured" in options:
         assert (model.config.n_heads, model.config.pruned_heads, model.config.d_ff) == (1, 1, 24)
-        assert found[0]["params"] < 0.9 * sum(
-            leaf.size for leaf in jax.tree.leaves(cramjax.load(finetuned).params)
-        )
+        leaves = jax.tree.leaves(cramjax.load(finetuned).params)
+        assert found[0]["params"] < 0.9 * sum(leaf.size for leaf in leaves)
     tokens = jnp.asarray(np.random.default_rng(0).integers(5, 50, (2, 9)))
     export(folder, tmp_path / "hf", tell=lambda text: None)
+
     assert (
         "compressed model (50% of it pruned, quantised to 3 bits)"
         in (tmp_path / "hf" / "README.md").read_text()
     )
+
     stock = cramjax.load(tmp_path / "hf")
-    states = [
-        np.asarray(encoder.encode(one.config, FLOAT32, {"encoder": one.params["encoder"]}, tokens))
-        for one in (model, stock)
-    ]
+    states = []
+    for one in (model, stock):
+        params = {"encoder": one.params["encoder"]}
+        states.append(np.asarray(encoder.encode(one.config, FLOAT32, params, tokens)))
     np.testing.assert_allclose(states[0], states[1], rtol=1e-4, atol=1e-5)
 
 
@@ -191,12 +179,12 @@ def judged(small_run, tmp_path_factory):
 def test_a_run_is_judged_by_its_text(judged, small_run, tmp_path):
     out, found, said = judged
     assert {entry["metric"] for entry in found} == {"heldout_loss"}
+
     summary = json.loads((small_run / "summary.json").read_text())
-    assert (
-        abs(found[0]["value"] - summary["eval_loss"]) < 1e-5
-        and found[1]["value"] - found[0]["value"] < 0.05
-    )
+    assert abs(found[0]["value"] - summary["eval_loss"]) < 1e-5
+    assert found[1]["value"] - found[0]["value"] < 0.05
     assert "not finetuned" in said[0]
+
     export(out / found[3]["folder"], tmp_path / "hf", tell=lambda text: None)
 
 
@@ -211,13 +199,19 @@ def test_bytes_stay_bytes_where_a_device_is_faster_with_them(judged, tmp_path, m
         return sum(isinstance(leaf, Int8) for leaf in flatten_dict(model.params).values())
 
     whole, floats = cramjax.load(folder), cramjax.load(folder, dequantize=True)
-    assert n_whole(whole) > 4 and n_whole(floats) == 0
+
+    assert n_whole(whole) > 4
+    assert n_whole(floats) == 0
+
     text = "the [MASK] of"
     (ours,), (theirs,) = (cramjax.fill_mask(model, text) for model in (whole, floats))
+
     assert [word for word, _ in ours][:1] == [word for word, _ in theirs][:1]
+
     np.testing.assert_allclose([p for _, p in ours], [p for _, p in theirs], rtol=0.1)
     export(folder, tmp_path / "hf", tell=lambda text: None)
     monkeypatch.setattr(devices, "_cpu_flags", lambda: {"avx512_bf16"})
+
     assert n_whole(cramjax.load(folder)) == 0
 
 
@@ -229,23 +223,29 @@ def test_a_t5_and_two_models_in_one_picture(glue, tmp_path):
     protocol = Protocol(name="quick", source="tests", settings=settings, n_seeds=1)
     for seed in range(2):
         request = FinetuneRequest(
-            checkpoint="a/model", tasks=["cola"], data_dir=str(glue), out=folder / f"run{seed}", protocol=protocol,
-            n_seeds=1, save=True,
-        )  # fmt: skip
+            checkpoint="a/model",
+            tasks=["cola"],
+            data_dir=str(glue),
+            out=folder / f"run{seed}",
+            protocol=protocol,
+            n_seeds=1,
+            save=True,
+        )
         finetuning.Finetuning(request, model, lambda text: None).run()
-    paths = [
-        str(folder / f"run{seed}" / "models" / "cola" / "point-0" / "seed-0") for seed in range(2)
-    ]
+
+    saved = pathlib.Path("models", "cola", "point-0", "seed-0")
     request = CompressionRequest(
-        checkpoints=paths, task="cola", data_dir=str(glue), out=tmp_path / "out",
+        checkpoints=[str(folder / f"run{seed}" / saved) for seed in range(2)],
+        task="cola",
+        data_dir=str(glue),
+        out=tmp_path / "out",
         plan=CompressionPlan(shares=(0.0, 0.5), bits=(32, 8), structured=True, n_seeds=2),
-    )  # fmt: skip
-    found = CompressionRun(request, load_candidates(request, print), print).run()
-    assert (
-        len({entry["model"] for entry in found}) == 2
-        and len(found) == 8
-        and len(found[0]["values"]) == 2
     )
+    found = CompressionRun(request, load_candidates(request, print), print).run()
+
+    assert len({entry["model"] for entry in found}) == 2
+    assert len(found) == 8
+    assert len(found[0]["values"]) == 2
     assert cramjax.load(tmp_path / "out" / found[2]["folder"]).config.n_heads == 1
 
 
@@ -264,30 +264,25 @@ def test_a_t5_and_two_models_in_one_picture(glue, tmp_path):
 )
 def test_mistakes_are_one_sentence(finetuned, glue, tmp_path, capsys, flags, message):
     data = () if "--data_dir" in flags else ("--data_dir", str(glue))
-    assert (
-        compress.main(
-            ["--checkpoint", str(finetuned), *data, "--out", str(tmp_path / "out"), *flags]
-        )
-        == 2
-    )
+    arguments = ["--checkpoint", str(finetuned), *data, "--out", str(tmp_path / "out"), *flags]
+    assert compress.main(arguments) == 2
     said = capsys.readouterr().err
-    assert message in said and "Traceback" not in said
+
+    assert message in said
+    assert "Traceback" not in said
 
 
 def test_a_model_without_task_or_text_says_what_it_lacks(small_run, finetuned, tmp_path, capsys):
     export(small_run, tmp_path / "hf", tell=lambda text: None)
+    out = ("--out", str(tmp_path / "out"))
     for checkpoint, message in (
         (tmp_path / "hf", "neither finetuned nor a run with its text; give --task and --data_dir"),
         (finetuned, "--data_dir: give the folder with the data of cola"),
     ):
-        assert compress.main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 2
+        assert compress.main(["--checkpoint", str(checkpoint), *out]) == 2
         assert message in capsys.readouterr().err
-    assert (
-        compress.main(
-            ["--checkpoint", str(small_run), "--out", str(tmp_path / "out"), "--structured"]
-        )
-        == 2
-    )
+
+    assert compress.main(["--checkpoint", str(small_run), *out, "--structured"]) == 2
     assert "is not finetuned and nothing would repair it" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""Pruning: exact counts, nested masks, zeros that stay through training, and smaller networks that compute the same."""
+"""Pruning: exact counts, nested masks, zeros that stay, smaller networks that compute the same."""
 
 import dataclasses
 import functools
@@ -58,15 +58,10 @@ def paths_of(cfg, embeddings=False):
 def logits(cfg, params):
     if isinstance(cfg, t5.T5Config):
         encoded = t5.encode(cfg, FLOAT32, params, TOKENS)
-        return t5.head(
-            cfg,
-            FLOAT32,
-            params,
-            t5.decode(cfg, FLOAT32, params, encoded, jnp.asarray(TOKENS[:, :5])),
-        )
-    return encoder.head(
-        cfg, FLOAT32, params, encoder.encode(cfg, FLOAT32, params, jnp.asarray(TOKENS))
-    )
+        hidden = t5.decode(cfg, FLOAT32, params, encoded, jnp.asarray(TOKENS[:, :5]))
+        return t5.head(cfg, FLOAT32, params, hidden)
+    hidden = encoder.encode(cfg, FLOAT32, params, jnp.asarray(TOKENS))
+    return encoder.head(cfg, FLOAT32, params, hidden)
 
 
 @hypothesis.settings(max_examples=20)
@@ -75,9 +70,8 @@ def test_exactly_so_many_of_the_smallest_are_zero(share, scope, ties):
     params, paths = random_params(CFG), paths_of(CFG)
     if ties:
         params = jax.tree.map(np.sign, params)
-    before, after = (
-        flatten_dict(tree, sep="/") for tree in (params, prune.prune(params, paths, share, scope))
-    )
+    before = flatten_dict(params, sep="/")
+    after = flatten_dict(prune.prune(params, paths, share, scope), sep="/")
     for path in before:
         if path not in paths:
             np.testing.assert_array_equal(before[path], after[path])
@@ -88,9 +82,8 @@ def test_exactly_so_many_of_the_smallest_are_zero(share, scope, ties):
             whole = np.abs(np.concatenate([before[path].ravel() for path in paths]))
             assert whole[pruned == 0].max() <= whole[pruned != 0].min()
     else:
-        wi = np.asarray(
-            after["encoder/layers/mlp/wi/kernel"]
-        )  # [layers, embed, 2, mlp]: each of four by itself
+        # [layers, embed, 2, mlp] holds four matrices, and each is pruned by itself.
+        wi = np.asarray(after["encoder/layers/mlp/wi/kernel"])
         assert ((wi == 0).sum(axis=(1, 3)) == round(share * wi.shape[1] * wi.shape[3])).all()
 
 
@@ -98,10 +91,9 @@ def test_more_pruning_keeps_what_was_pruned_at_zero():
     params, paths = random_params(CFG), paths_of(CFG, embeddings=True)
     less = prune.prune(params, paths, 0.3)
     more = flatten_dict(prune.prune(less, paths, 0.6), sep="/")
-    assert all(
-        not np.asarray(more[path])[np.asarray(leaf) == 0].any()
-        for path, leaf in flatten_dict(less, sep="/").items()
-    )
+
+    for path, leaf in flatten_dict(less, sep="/").items():
+        assert not np.asarray(more[path])[np.asarray(leaf) == 0].any()
     assert (np.asarray(more["encoder/embeddings/tokens"]) == 0).mean() > 0.3
 
 
@@ -132,31 +124,34 @@ def test_zeros_stay_zeros_through_training(name):
         trained, state = params, optimizer.init(params)
         for _ in range(3):
             trained, state = step(trained, state)
+
     before, after = (flatten_dict(tree, sep="/") for tree in (params, trained))
     for path in paths:
         zero = np.asarray(before[path]) == 0
-        assert zero.any() and not np.asarray(after[path])[zero].any()
+        assert zero.any()
+        assert not np.asarray(after[path])[zero].any()
         assert (np.asarray(after[path]) != np.asarray(before[path]))[~zero].mean() > 0.9
 
 
 def heads_and_columns_at_zero(cfg, params, n_heads, d_ff):
-    """`params` with all but some heads and columns at zero, other ones in each layer where a layer may have its own."""
-    names, flat = (
-        flatten_dict(network.param_axes(cfg), sep="/"),
-        dict(flatten_dict(params, sep="/")),
-    )
-    for path, own in names.items():
-        for axis, kept in ((ax.HEADS, n_heads), (ax.MLP, d_ff)):
-            if axis in own and own[0] == ax.LAYER:
-                leaf, at = np.moveaxis(np.array(flat[path]), own.index(axis), 1), own.index(axis)
-                for layer in range(len(leaf)):
-                    alike = (
-                        axis == ax.HEADS and isinstance(cfg, t5.T5Config) and "cross" not in path
-                    )
-                    first = 1 if alike else layer
-                    leaf[layer, :first] = 0
-                    leaf[layer, first + kept :] = 0
-                flat[path] = np.moveaxis(leaf, 1, at)
+    """Returns `params` with all but some heads and columns at zero.
+
+    Each layer keeps others, except where the layers of a T5 must be alike.
+    """
+    names = flatten_dict(network.param_axes(cfg), sep="/")
+    flat = dict(flatten_dict(params, sep="/"))
+    for path, axes in names.items():
+        for axis, n_kept in ((ax.HEADS, n_heads), (ax.MLP, d_ff)):
+            if axis not in axes or axes[0] != ax.LAYER:
+                continue
+            number = axes.index(axis)
+            leaf = np.moveaxis(np.array(flat[path]), number, 1)
+            alike = axis == ax.HEADS and isinstance(cfg, t5.T5Config) and "cross" not in path
+            for layer in range(len(leaf)):
+                first = 1 if alike else layer
+                leaf[layer, :first] = 0
+                leaf[layer, first + n_kept :] = 0
+            flat[path] = np.moveaxis(leaf, 1, number)
     return unflatten_dict(flat, sep="/")
 
 
@@ -165,15 +160,19 @@ def test_a_network_without_its_zero_heads_and_columns_computes_the_same(cfg):
     params = heads_and_columns_at_zero(cfg, random_params(cfg), 2, 6)
     small, fewer = prune.shrink(cfg, params, network.param_axes(cfg), n_heads=2, d_ff=6)
     assert (small.n_heads, small.d_ff, small.head_dim) == (2, 6, cfg.head_dim)
+
     shapes = jax.tree.map(jnp.shape, network.abstract_params(small))
     assert jax.tree.map(jnp.shape, fewer) == shapes
+
     before = np.asarray(logits(cfg, params))
     np.testing.assert_allclose(
         logits(small, fewer), before, rtol=1e-4, atol=1e-4 * np.abs(before).max()
     )
-    # Again: what was taken out stays out.
+    # A second time: heads that were taken out stay out.
     smaller, _ = prune.shrink(small, fewer, network.param_axes(small), n_heads=1, d_ff=1)
-    assert smaller.n_heads == 1 and getattr(smaller, "pruned_heads", 3) == 3
+
+    assert smaller.n_heads == 1
+    assert getattr(smaller, "pruned_heads", 3) == 3
 
 
 def test_shares_that_leave_nothing_are_refused():
@@ -182,4 +181,6 @@ def test_shares_that_leave_nothing_are_refused():
             prune.prune(random_params(CFG), paths_of(CFG), share)
     with pytest.raises(UserError, match="--scope layer: must be one of global, matrix"):
         prune.prune(random_params(CFG), paths_of(CFG), 0.5, "layer")
-    assert prune.n_left(4, 0.9) == 1 and prune.n_left(12, 0.5) == 6
+
+    assert prune.n_left(4, 0.9) == 1
+    assert prune.n_left(12, 0.5) == 6

@@ -1,4 +1,4 @@
-"""Quantisation: whole numbers near the weights, finer with more bits and more scales, zeros exact, straight-through gradients."""
+"""Quantisation: nearer with more bits and scales, exact zeros, straight-through gradients."""
 
 import dataclasses
 import functools
@@ -31,11 +31,14 @@ def codes(quantizer, folded):
 def error(quantizer, weights):
     numbers, scale = codes(quantizer, jnp.asarray(weights))
     group = quantizer.group_size if quantizer.granularity == "group" else 0
-    shape = weights.shape
     stored = Quantized(
-        codes=np.asarray(numbers).astype(np.int8), scale=np.asarray(scale), bits=quantizer.bits, group=group,
-        matrix=((0,), (1,), (2,)), shape=shape,
-    )  # fmt: skip
+        codes=np.asarray(numbers).astype(np.int8),
+        scale=np.asarray(scale),
+        bits=quantizer.bits,
+        group=group,
+        matrix=((0,), (1,), (2,)),
+        shape=weights.shape,
+    )
     return float(np.mean(np.square(stored.values() - weights)))
 
 
@@ -47,7 +50,9 @@ def weights(rows=40):
 
 def test_more_bits_and_more_scales_are_nearer():
     by_bits = [error(Quantizer(bits=bits), weights()) for bits in BITS]
-    assert by_bits == sorted(by_bits, reverse=True) and by_bits[-1] < 1e-3 * by_bits[0]
+    assert by_bits == sorted(by_bits, reverse=True)
+    assert by_bits[-1] < 1e-3 * by_bits[0]
+
     for bits in (3, 4, 8):
         tensor, channel, group = (
             error(Quantizer(bits=bits, granularity=name, group_size=8), weights())
@@ -68,24 +73,29 @@ def test_no_weight_is_farther_than_half_a_step_or_the_clipping(bits, name, seed)
     given[numbers.random(given.shape) < 0.3] = 0.0
     quantizer = Quantizer(bits=bits, granularity=name, group_size=8)
     found, scale = map(np.asarray, codes(quantizer, jnp.asarray(given)))
-    assert (found == np.round(found)).all() and np.abs(found).max() <= quantizer.largest
-    wide = scale.astype(np.float32)
-    wide = wide.repeat(8, axis=1) if name == "group" else wide
+
+    assert (found == np.round(found)).all()
+    assert np.abs(found).max() <= quantizer.largest
+
     assert (found[given == 0] == 0).all()
-    inside = np.abs(found) < quantizer.largest
-    assert (
-        np.abs(found * wide - given)[inside]
-        <= (0.5 * wide * np.ones_like(given))[inside] * (1 + 1e-5)
-    ).all()
+
+    step = scale.astype(np.float32)
+    if name == "group":
+        step = step.repeat(8, axis=1)
+    is_inside = np.abs(found) < quantizer.largest
+    errors = np.abs(found * step - given)
+    half_steps = 0.5 * step * np.ones_like(given) * (1 + 1e-5)
+    assert (errors <= half_steps)[is_inside].all()
 
 
 def test_all_zeros_stay_zeros():
     found, scale = codes(Quantizer(bits=4), jnp.zeros((1, 8, 3)))
-    assert not np.asarray(found).any() and np.isfinite(scale).all()
+    assert not np.asarray(found).any()
+    assert np.isfinite(scale).all()
 
 
 def tiny(kind):
-    """(parameters by path, what is compressed) of a tiny network."""
+    """Returns the parameters of a tiny network by path, and the matrices among them."""
     if kind == "t5":
         cfg = t5.T5Config(
             vocab_size=40,
@@ -96,10 +106,11 @@ def tiny(kind):
             head_dim=8,
             d_ff=24,
         )
+    elif kind == "classifier":
+        cfg = classifier.ClassifierConfig(encoder=CFG, width=20, n_outputs=3)
     else:
         cfg = CFG
-    if kind == "classifier":
-        cfg = classifier.ClassifierConfig(encoder=CFG, width=20, n_outputs=3)
+
     shapes = flatten_dict(network.abstract_params(cfg), sep="/")
     numbers = np.random.default_rng(0)
     params = {
@@ -115,10 +126,12 @@ def test_matrices_and_the_vocabulary_are_quantised_and_nothing_else(kind):
     kinds = ("bias", "scale", "classifier/out/kernel")
     assert all(path.endswith(kinds) or "relative_bias" in path for path in small), small
     assert any("embeddings/tokens" in path for path in paths)
+
     stored = quantize.quantize(params, paths, Quantizer(bits=8))
     back = packed.values(stored)
     for path, leaf in params.items():
-        assert back[path].shape == leaf.shape and back[path].dtype == np.float32
+        assert back[path].shape == leaf.shape
+        assert back[path].dtype == np.float32
         if path in paths:
             assert 0 < np.abs(back[path] - leaf).max() < 0.05
         else:
@@ -141,6 +154,7 @@ def test_what_training_sees_is_what_is_stored(granularity):
         leaf = jnp.asarray(params[path])
         seen = jax.jit(lambda leaf, path=path: quantizer.simulate(leaf, paths[path]))(leaf)
         np.testing.assert_allclose(seen, stored[path], rtol=1e-6, atol=1e-7)
+
     slope = jax.grad(lambda leaf: jnp.sum(quantizer.simulate(leaf, paths[path]) * 2.0))(leaf)
     np.testing.assert_array_equal(slope, np.full(leaf.shape, 2.0))
 
@@ -155,4 +169,5 @@ def test_what_there_is_not_is_refused():
     ):
         with pytest.raises(UserError, match=r"must be"):
             Quantizer(**wrong)
+
     assert dataclasses.replace(Quantizer(bits=2), bits=8).largest == 127

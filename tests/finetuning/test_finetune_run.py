@@ -1,4 +1,4 @@
-"""A finetuning as a whole, in this process: files, resuming, failures, caps, models that others start from."""
+"""A finetuning as a whole, in this process: files, resuming, failures, limits, starting models."""
 
 import dataclasses
 import json
@@ -41,70 +41,64 @@ def finetune(model, glue, out, tasks=("cola",), protocol=PROTOCOL, **options):
 
 
 def test_results_are_what_the_contract_says(model, glue, tmp_path):
-    found, said = finetune(
-        model, glue, tmp_path, ("rte", "cola", "STS-B"), submit=True, compare=True
-    )
+    tasks = ("rte", "cola", "STS-B")
+    found, said = finetune(model, glue, tmp_path, tasks, submit=True, compare=True)
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(found))
-    assert [
-        name for name in found if isinstance(found[name], dict) and "n_eval" in found[name]
-    ] == [
-        "cola",
-        "stsb",
-        "rte",
-    ]
-    for task, metric in (
-        ("cola", "matthews"),
-        ("stsb", "pearson"),
-        ("stsb", "spearman"),
-        ("rte", "accuracy"),
-    ):
+    entries = [name for name, value in found.items() if isinstance(value, dict)]
+    assert [name for name in entries if "n_eval" in found[name]] == ["cola", "stsb", "rte"]
+
+    metrics = "cola matthews, stsb pearson, stsb spearman, rte accuracy"
+    for task, metric in (pair.split() for pair in metrics.split(", ")):
         spread = found[task][metric]
-        assert {"median", "mean", "std", "min", "max", "seeds"} <= spread.keys() and len(
-            spread["seeds"]
-        ) == 2
+        assert {"median", "mean", "std", "min", "max", "seeds"} <= spread.keys()
+        assert len(spread["seeds"]) == 2
         assert spread["min"] <= spread["median"] <= spread["max"]
-    assert found["cola"]["n_train"] == 48 and found["cola"]["n_eval"] == 24
+
+    assert found["cola"]["n_train"] == 48
+    assert found["cola"]["n_eval"] == 24
+
     numbers = [found["cola"]["matthews"], found["stsb"]["pearson"], found["rte"]["accuracy"]]
     assert abs(found["average"] - np.mean([entry["median"] for entry in numbers])) < 0.01
-    assert (
-        "sst2 accuracy" in found["average_missing"] and found["protocol"]["settings"]["lr"] == 2e-3
-    )
+    assert "sst2 accuracy" in found["average_missing"]
+    assert found["protocol"]["settings"]["lr"] == 2e-3
+
     page = (tmp_path / "results.md").read_text()
-    assert (
-        page.index("CoLA MCC")
-        < page.index("STS-B Pearson")
-        < page.index("RTE acc")
-        < page.index("average")
-    )
-    assert (
-        "lr=0.002" in page and "BERT-base, fully trained" in page and "8,551 were published" in page
-    )
+    places = [page.index(head) for head in ("CoLA MCC", "STS-B Pearson", "RTE acc", "average")]
+    assert places == sorted(places)
+    assert "lr=0.002" in page
+    assert "BERT-base, fully trained" in page
+    assert "8,551 were published" in page
     assert any("8,551" in line for line in said)
+
     lines = (tmp_path / "predictions" / "cola.tsv").read_text().splitlines()
-    assert (
-        lines[0] == "index\tprediction\tlabel"
-        and len(lines) == 25
-        and lines[1].endswith("\tunacceptable")
-    )
+    assert lines[0] == "index\tprediction\tlabel"
+    assert len(lines) == 25
+    assert lines[1].endswith("\tunacceptable")
+
     with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
-        assert (
-            archive.namelist() == ["CoLA.tsv"] and len(archive.read("CoLA.tsv").splitlines()) == 11
-        )
+        assert archive.namelist() == ["CoLA.tsv"]
+        assert len(archive.read("CoLA.tsv").splitlines()) == 11
 
 
 def test_a_second_time_only_what_is_missing_is_done(model, glue, tmp_path, monkeypatch):
     first, _ = finetune(model, glue, tmp_path, ("cola", "rte"))
     (tmp_path / "runs" / "rte" / "point-0" / "seed-1.json").unlink()
-    done = []
+    trained = []
     train = training.train
-    monkeypatch.setattr(
-        training, "train", lambda *given, **more: done.append(given[4]) or train(*given, **more)
-    )
+
+    def noting_seeds(feed, objective, settings, params, seeds, **options):
+        trained.append(seeds)
+        return train(feed, objective, settings, params, seeds, **options)
+
+    monkeypatch.setattr(training, "train", noting_seeds)
     again, _ = finetune(model, glue, tmp_path, ("cola", "rte"))
-    assert done == [[1]]
+    assert trained == [[1]]
+
     for entry in (first["rte"], again["rte"]):
         entry.pop("seconds_per_seed")
-    assert first["rte"] == again["rte"] and first["cola"] == again["cola"]
+
+    assert first["rte"] == again["rte"]
+    assert first["cola"] == again["cola"]
 
 
 @pytest.mark.slow
@@ -130,7 +124,9 @@ def test_the_best_point_of_a_grid_is_shown_and_all_are_listed(model, glue, tmp_p
     protocol = dataclasses.replace(protocol, settings=dataclasses.replace(QUICK, epochs=12))
     found, _ = finetune(model, glue, tmp_path, protocol=protocol)
     medians = [point["median"] for point in found["cola"]["grid"]]
-    assert found["cola"]["matthews"]["median"] == max(medians) and medians[1] > medians[0]
+
+    assert found["cola"]["matthews"]["median"] == max(medians)
+    assert medians[1] > medians[0]
     assert found["cola"]["point"] == {"lr": 2e-2}
     # A model that gives one answer for everything has failed, and is counted.
     assert found["cola"]["grid"][0]["failed"] == 1
@@ -138,9 +134,11 @@ def test_the_best_point_of_a_grid_is_shown_and_all_are_listed(model, glue, tmp_p
 
 def test_the_clock_stops_new_runs_and_says_so(model, glue, tmp_path):
     found, _ = finetune(model, glue, tmp_path, ("cola", "rte"), hours=1e-9)
-    assert found["average"] is None and set(found["unfinished"]) == {"cola", "rte"}
+    assert found["average"] is None
+    assert set(found["unfinished"]) == {"cola", "rte"}
     found, _ = finetune(model, glue, tmp_path, ("cola",))
-    assert found["unfinished"] == {} and found["cola"]["n_eval"] == 24
+    assert found["unfinished"] == {}
+    assert found["cola"]["n_eval"] == 24
 
 
 def test_a_task_can_start_from_the_model_of_another(model, glue, tmp_path):
@@ -148,7 +146,9 @@ def test_a_task_can_start_from_the_model_of_another(model, glue, tmp_path):
     with pytest.raises(UserError, match="add rte"):
         finetune(model, glue, tmp_path / "alone", protocol=protocol)
     found, said = finetune(model, glue, tmp_path / "both", ("cola", "rte"), protocol=protocol)
+
     assert [line.split()[0] for line in said if "examples" in line] == ["RTE", "CoLA"]
+
     alone, _ = finetune(
         model, glue, tmp_path / "plain", ("cola",), dataclasses.replace(PROTOCOL, n_seeds=1)
     )
@@ -156,7 +156,9 @@ def test_a_task_can_start_from_the_model_of_another(model, glue, tmp_path):
         json.loads((tmp_path / name / "runs/cola/point-0/seed-0.json").read_text())
         for name in ("both", "plain")
     )
-    assert with_start["loss"] != without["loss"] and found["cola"]["seeds"] == [0]
+
+    assert with_start["loss"] != without["loss"]
+    assert found["cola"]["seeds"] == [0]
 
 
 def test_a_saved_model_is_a_folder_like_a_run(model, glue, tmp_path):
@@ -164,11 +166,13 @@ def test_a_saved_model_is_a_folder_like_a_run(model, glue, tmp_path):
     saved = load(tmp_path / "models" / "cola" / "point-0" / "seed-1")
     assert saved.params["classifier"]["out"]["kernel"].shape == (32, 3)
     assert saved.config == dataclasses.replace(model.config, unroll=saved.config.unroll)
+
     moved = jax.tree.map(
         lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))),
         saved.params["encoder"],
         model.params["encoder"],
     )
+
     assert any(jax.tree.leaves(moved))
 
 
@@ -178,8 +182,8 @@ def test_a_pooler_is_where_a_head_of_its_width_starts(model):
     pooler = {"kernel": np.full((32, 32), 0.5, np.float32), "bias": np.zeros(32, np.float32)}
     rates = {"dropout": 0.0, "attention_dropout": 0.0, "pooling": "first"}
     for width, taken in ((None, True), (48, False)):
-        learner = classification(model.config, model.precision, width=width, **rates)
-        params = learner.init(jax.random.key(0), model.params | {"pooler": pooler})
+        objective = classification(model.config, model.precision, width=width, **rates)
+        params = objective.init(jax.random.key(0), model.params | {"pooler": pooler})
         assert bool(np.all(np.asarray(params["classifier"]["dense"]["kernel"]) == 0.5)) is taken
         assert set(params) == {"encoder", "classifier"}
 
@@ -193,7 +197,9 @@ def test_the_average_is_the_one_the_published_rows_have(published):
         names = zip(task.headline, published.scores.get(task.name, ()), strict=False)
         entries[task.name] = {name: {"median": value} for name, value in names}
     average, missing = results.average("glue", entries)
-    assert abs(average - published.average) < 0.11 and missing == []
+
+    assert abs(average - published.average) < 0.11
+    assert missing == []
 
 
 def test_unknown_protocols_and_diagnostics_alone_are_refused(glue):
@@ -205,15 +211,10 @@ def test_unknown_protocols_and_diagnostics_alone_are_refused(glue):
 
 
 def test_diagnostics_are_answered_by_the_model_of_rte(model, tmp_path):
-    rows = [
-        {
-            "idx": i,
-            "premise": "the red dog",
-            "hypothesis": "the dog",
-            "label": ("entailment", "not_entailment")[i % 2],
-        }
-        for i in range(8)
-    ]
+    rows = []
+    for i in range(8):
+        label = ("entailment", "not_entailment")[i % 2]
+        rows.append({"idx": i, "premise": "the red dog", "hypothesis": "the dog", "label": label})
     for folder, name, extra in (
         ("RTE", "train", {}),
         ("RTE", "val", {}),
@@ -222,12 +223,11 @@ def test_diagnostics_are_answered_by_the_model_of_rte(model, tmp_path):
         (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(row | extra) for row in rows]
         (tmp_path / "data" / folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
     found, _ = finetune(model, tmp_path / "data", tmp_path / "out", ("rte", "axg"))
-    assert (
-        found["suite"] == "superglue"
-        and found["axg"]["gender_parity"]["median"] == 100
-        and found["axg"]["n_eval"] == 8
-    )
-    assert (tmp_path / "out" / "predictions" / "axg.tsv").is_file() and found["average"] == found[
-        "rte"
-    ]["accuracy"]["median"]
+
+    assert found["suite"] == "superglue"
+    assert found["axg"]["gender_parity"]["median"] == 100
+    assert found["axg"]["n_eval"] == 8
+    assert (tmp_path / "out" / "predictions" / "axg.tsv").is_file()
+    assert found["average"] == found["rte"]["accuracy"]["median"]

@@ -46,12 +46,12 @@ def learn(model, cola, settings, seeds, **options):
     task, splits = cola
     feed = EncoderFeed(task, splits, model.tokenizer, model.special["pad"], settings, None)
     rates = {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
-    learner = classification(model.config, model.precision, width=None, pooling="first", **rates)
+    objective = classification(model.config, model.precision, width=None, pooling="first", **rates)
     scaled = model.precision.matmul_dtype == jnp.float16
     found = training.train(
-        feed, learner, settings, model.params, seeds, dynamic_scale=scaled, **options
+        feed, objective, settings, model.params, seeds, dynamic_scale=scaled, **options
     )
-    return found, feed, learner
+    return found, feed, objective
 
 
 def assert_close(one, other, atol=2e-5):
@@ -64,6 +64,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_one_others(model, cola
         learn(model, cola, settings, [seed]) for seed in (3, 3, 4)
     )
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+
     assert first.losses == again.losses != other.losses
     assert first.n_steps == 2 * math.ceil(45 / 8)
 
@@ -88,11 +89,13 @@ def test_microbatches_make_the_same_steps(model, cola):
 
 def test_an_encoder_learns_and_predictions_are_in_order(model, cola):
     task, splits = cola
-    found, feed, learner = learn(model, cola, dataclasses.replace(PLAIN, epochs=25, lr=5e-3), [1])
-    outputs = training.predict(learner, found.params, feed.eval_batches("validation"))
+    found, feed, objective = learn(model, cola, dataclasses.replace(PLAIN, epochs=25, lr=5e-3), [1])
+    outputs = training.predict(objective, found.params, feed.eval_batches("validation"))
     predictions = feed.predictions("validation", outputs)
     labels = [row["label"] for row in splits["validation"]]
-    assert np.mean(np.equal(predictions, labels)) > 0.9 and not any(found.diverged)
+
+    assert np.mean(np.equal(predictions, labels)) > 0.9
+    assert not any(found.diverged)
 
 
 @pytest.mark.slow
@@ -101,7 +104,8 @@ def test_float16_with_a_loss_scale_learns_as_well(model, cola):
     settings = dataclasses.replace(PLAIN, epochs=8)
     half, *_ = learn(dataclasses.replace(model, precision=narrow), cola, settings, [1])
     full, *_ = learn(model, cola, settings, [1])
-    assert not any(half.diverged) and abs(half.losses[0] - full.losses[0]) < 0.1
+    assert not any(half.diverged)
+    assert abs(half.losses[0] - full.losses[0]) < 0.1
 
 
 def test_the_best_epoch_is_kept(model, cola):
@@ -113,7 +117,9 @@ def test_the_best_epoch_is_kept(model, cola):
 
     settings = dataclasses.replace(PLAIN, epochs=3, select="best")
     found, *_ = learn(model, cola, settings, [0], headline=headline)
+
     assert found.epoch == [2]
+
     jax.tree.map(np.testing.assert_array_equal, found.params, offered[1])
 
 
@@ -126,7 +132,9 @@ def test_a_run_that_diverges_says_so_and_ends(model, cola):
     found, *_ = learn(
         broken, cola, settings, [0], report=lambda step, n_steps, loss: reported.append(step)
     )
-    assert found.diverged == [True] and reported[-1] < found.n_steps == 240
+
+    assert found.diverged == [True]
+    assert reported[-1] < found.n_steps == 240
 
 
 def test_a_shape_compiles_once_for_tasks_and_seeds(model, tmp_path):
@@ -143,8 +151,10 @@ def test_a_shape_compiles_once_for_tasks_and_seeds(model, tmp_path):
                 [seed],
                 compiling=lambda name=name: announced.append(name),
             )
+
     # Pairs of as many words: classes or a score, the program is the same.
-    assert set(announced) == {"rte"} and len(announced) <= 2
+    assert set(announced) == {"rte"}
+    assert len(announced) <= 2
 
 
 @pytest.mark.slow
@@ -167,16 +177,20 @@ def test_a_t5_learns_the_words_of_labels(tmp_path):
         "vocab_size": model.tokenizer.get_vocab_size(),
         "max_target": feed.max_target,
     }
-    learner = text_to_text(
+    objective = text_to_text(
         model.config, model.precision, dropout=0.0, attention_dropout=0.0, **options
     )
-    found = training.train(feed, learner, settings, model.params, [0], dynamic_scale=False)
+    found = training.train(feed, objective, settings, model.params, [0], dynamic_scale=False)
     untrained = feed.predictions(
-        "validation", training.predict(learner, model.params, feed.eval_batches("validation"))
+        "validation", training.predict(objective, model.params, feed.eval_batches("validation"))
     )
+
     assert feed.n_illegal["validation"] == len(untrained) == 24
+
     predictions = feed.predictions(
-        "validation", training.predict(learner, found.params, feed.eval_batches("validation"))
+        "validation", training.predict(objective, found.params, feed.eval_batches("validation"))
     )
     labels = [row["label"] for row in splits["validation"]]
-    assert feed.n_illegal["validation"] == 0 and np.mean(np.equal(predictions, labels)) > 0.9
+
+    assert feed.n_illegal["validation"] == 0
+    assert np.mean(np.equal(predictions, labels)) > 0.9

@@ -1,4 +1,4 @@
-"""Packed rows: nothing overlaps, and a model gives packed sequences the scores it gives them alone."""
+"""Packed rows: nothing overlaps, and packed sequences get the scores they get alone."""
 
 import dataclasses
 
@@ -48,15 +48,19 @@ def test_every_token_has_a_place_of_its_own(lengths):
     found = sequences(lengths)
     places = packing.place(lengths, 64)
     rows = packing.row_count(packing.n_rows(places))
+
     assert rows >= packing.n_rows(places)
+
     batch = packing.pack(found, places, rows, 64, pad_id=0)
     assert np.count_nonzero(batch["segments"]) == sum(lengths)
+
     for number, sequence in enumerate(found, start=1):
-        there = batch["segments"] == number
-        np.testing.assert_array_equal(batch["tokens"][there], sequence.ids)
-        np.testing.assert_array_equal(batch["positions"][there], np.arange(len(sequence.ids)))
+        is_own = batch["segments"] == number
+        np.testing.assert_array_equal(batch["tokens"][is_own], sequence.ids)
+        np.testing.assert_array_equal(batch["positions"][is_own], np.arange(len(sequence.ids)))
         first = batch["first"][number - 1]
-        assert there.reshape(-1)[first] and batch["positions"].reshape(-1)[first] == 0
+        assert is_own.reshape(-1)[first]
+        assert batch["positions"].reshape(-1)[first] == 0
 
 
 def test_rows_are_filled_well():
@@ -68,17 +72,19 @@ def test_rows_are_filled_well():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_scores_of_packed_sequences_are_those_of_each_alone(name, pooling):
     config = networks.named(name, **SHRINK)
-    learner = classification(
+    objective = classification(
         config, FLOAT32, width=None, pooling=pooling, dropout=0.1, attention_dropout=0.1
     )
-    params = learner.init(jax.random.key(0), network.init_params(config, jax.random.key(1)))
+    params = objective.init(jax.random.key(0), network.init_params(config, jax.random.key(1)))
     params = jax.tree.map(
         lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(2), leaf.shape), params
     )
     found = sequences([9, 14, 3, 20, 31, 7], types=config.token_types > 1)
     places = packing.place([len(one.ids) for one in found], 32)
+
     assert packing.n_rows(places) < len(found)
-    predict = jax.jit(learner.predict)
+
+    predict = jax.jit(objective.predict)
     together = predict(params, batch_of(found, 6, 32, places, 6))
     alone = predict(params, batch_of(found, 6, 32, [(row, 0) for row in range(6)], 6))
     np.testing.assert_allclose(together, alone, atol=2e-5)
@@ -88,21 +94,19 @@ def test_local_attention_counts_places_within_a_sequence():
     config = networks.named(
         "modernbert-crammed", **SHRINK, local_window=6, global_every=2, local_rotary_base=100.0
     )
-    learner = classification(
+    objective = classification(
         config, FLOAT32, width=None, pooling="first", dropout=0.0, attention_dropout=0.0
     )
-    params = learner.init(jax.random.key(0), network.init_params(config, jax.random.key(1)))
+    params = objective.init(jax.random.key(0), network.init_params(config, jax.random.key(1)))
     found = sequences([20, 12])
-    predict = jax.jit(learner.predict)
-    packed, alone = ([(0, 0), (0, 20)], [(0, 0), (1, 0)])
-    expected = predict(params, batch_of(found, 2, 32, alone, 2))
-    np.testing.assert_allclose(
-        predict(params, batch_of(found, 2, 32, packed, 2)), expected, atol=2e-5
-    )
+    predict = jax.jit(objective.predict)
+    packed = predict(params, batch_of(found, 2, 32, [(0, 0), (0, 20)], 2))
+    alone = predict(params, batch_of(found, 2, 32, [(0, 0), (1, 0)], 2))
+    np.testing.assert_allclose(packed, alone, atol=2e-5)
 
 
 def test_the_window_is_seen():
-    """A local network differs from the global one just where something lies beyond the window."""
+    """A local network differs from the global one only where tokens lie beyond the window."""
     config = networks.named(
         "modernbert-crammed", **SHRINK | {"n_layers": 3}, local_window=6, global_every=3
     )
@@ -110,24 +114,23 @@ def test_the_window_is_seen():
     params = network.init_params(config, jax.random.key(0))
     for length, same in ((4, True), (12, False)):
         tokens = jnp.asarray(np.random.default_rng(0).integers(3, 97, (1, length)), jnp.int32)
-        near, far = (
-            jax.jit(encoder.encode, static_argnums=(0, 1))(one, FLOAT32, params, tokens)
-            for one in (config, everywhere)
-        )
+        encode = jax.jit(encoder.encode, static_argnums=(0, 1))
+        near = encode(config, FLOAT32, params, tokens)
+        far = encode(everywhere, FLOAT32, params, tokens)
         assert bool(jnp.allclose(near, far, atol=1e-5)) is same
 
 
 def test_gradients_do_not_see_what_is_no_example():
     config = networks.named("crammed-bert", **SHRINK)
-    learner = classification(
+    objective = classification(
         config, FLOAT32, width=16, pooling="first", dropout=0.0, attention_dropout=0.0
     )
-    params = learner.init(jax.random.key(0), network.init_params(config, jax.random.key(1)))
+    params = objective.init(jax.random.key(0), network.init_params(config, jax.random.key(1)))
     found = sequences([9, 14])
 
     def gradient(batch):
         def loss(params):
-            total, weight = learner.loss(params, jax.random.key(0), batch, jnp.arange(1))
+            total, weight = objective.loss(params, jax.random.key(0), batch, jnp.arange(1))
             return total / weight
 
         return jax.jit(jax.grad(loss))(params)

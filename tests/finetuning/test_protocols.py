@@ -9,38 +9,54 @@ from cramjax.finetuning.protocols import PROTOCOLS
 def test_the_cramming_protocol_is_the_papers():
     settings = PROTOCOLS["cramming"].settings
     wanted = {
-        "lr": 4e-5, "weight_decay": 0.0, "b1": 0.9, "b2": 0.98, "eps": 1e-6, "batch_size": 16, "epochs": 5, "schedule": "cosine",
-        "warmup": 0.1, "final": 0.0, "max_length": 128, "dropout": 0.1, "clip_norm": None, "head_width": 1024, "pooling": "first",
-        "select": "last", "single_as_pair": True,
-    }  # fmt: skip
+        "lr": 4e-5,
+        "weight_decay": 0.0,
+        "b1": 0.9,
+        "b2": 0.98,
+        "eps": 1e-6,
+        "batch_size": 16,
+        "epochs": 5,
+        "schedule": "cosine",
+        "warmup": 0.1,
+        "final": 0.0,
+        "max_length": 128,
+        "dropout": 0.1,
+        "clip_norm": None,
+        "head_width": 1024,
+        "pooling": "first",
+        "select": "last",
+        "single_as_pair": True,
+    }
     assert {key: getattr(settings, key) for key in wanted} == wanted
-    assert PROTOCOLS["cramming"].n_seeds == 5 and PROTOCOLS["cramming"].points("rte") == [{}]
+    assert PROTOCOLS["cramming"].n_seeds == 5
+    assert PROTOCOLS["cramming"].points("rte") == [{}]
 
 
 def test_mosaic_starts_small_tasks_from_mnli():
-    points = {
-        task: PROTOCOLS["mosaic"].points(task)[0]
-        for task in ("rte", "mrpc", "stsb", "mnli", "cola", "wnli")
-    }
-    assert [points[task].get("start_from") for task in points] == ["mnli"] * 3 + [None] * 3
-    assert points["mrpc"]["lr"] == 8e-5 and points["mnli"] == {"batch_size": 48}
+    tasks = ("rte", "mrpc", "stsb", "mnli", "cola", "wnli")
+    points = {task: PROTOCOLS["mosaic"].points(task)[0] for task in tasks}
+    assert [points[task].get("start_from") for task in tasks] == ["mnli"] * 3 + [None] * 3
+    assert points["mrpc"]["lr"] == 8e-5
+    assert points["mnli"] == {"batch_size": 48}
 
 
 def test_a_grid_is_all_combinations():
-    made = PROTOCOLS["bert"].changed([], ["lr=1e-4,2e-4", "epochs=2,3"])
-    assert made.points("cola") == [
-        {"lr": lr, "epochs": epochs} for lr in (1e-4, 2e-4) for epochs in (2, 3)
-    ]
+    protocol = PROTOCOLS["bert"].changed([], ["lr=1e-4,2e-4", "epochs=2,3"])
+    values = [(point["lr"], point["epochs"]) for point in protocol.points("cola")]
+    assert values == [(1e-4, 2), (1e-4, 3), (2e-4, 2), (2e-4, 3)]
     assert len(PROTOCOLS["bert"].points("cola")) == 4
 
 
 def test_what_is_set_wins_over_tasks_and_grids():
     mosaic = PROTOCOLS["mosaic"].changed(["lr=1", "rte.epochs=7", "start_from=None"], [])
-    assert mosaic.settings.lr == 1.0 and type(mosaic.settings.lr) is float
+    assert mosaic.settings.lr == 1.0
+    assert type(mosaic.settings.lr) is float
     assert mosaic.points("rte") == [{"weight_decay": 1e-5, "batch_size": 16, "epochs": 7}]
     assert PROTOCOLS["bert"].changed(["lr=1e-3"], []).points("cola") == [{}]
+
     both = PROTOCOLS["mosaic"].changed(["SST-2.lr=3", "lr=2"], [])
-    assert both.settings.lr == 2.0 and both.points("sst2")[0]["lr"] == 3.0
+    assert both.settings.lr == 2.0
+    assert both.points("sst2")[0]["lr"] == 3.0
 
 
 @pytest.mark.parametrize(
@@ -72,7 +88,5 @@ def test_mistakes_are_named(assignments, grid, message):
 
 def test_a_description_has_everything():
     described = PROTOCOLS["mosaic"].describe()
-    assert (
-        described["by_task"]["rte"]["start_from"] == "mnli"
-        and described["settings"]["max_length"] == 256
-    )
+    assert described["by_task"]["rte"]["start_from"] == "mnli"
+    assert described["settings"]["max_length"] == 256

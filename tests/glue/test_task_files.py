@@ -20,11 +20,13 @@ def test_the_files_as_distributed_are_read(folders, suite, task):
     said = []
     data = rows.open_task(task, str(folders[suite]), said.append, test=True)
     split = "test" if task.first else "train"
+
     assert data.splits[split][0] == distributed.FIRST_ROWS[suite, task.name]
+
     tests = [] if task.first else [name.replace("validation", "test") for name in task.splits]
     assert set(data.splits) == {*task.splits, *([] if task.first else ["train"]), *tests}
     assert all("label" not in row for name in tests for row in data.splits[name])
-    # A few rows are not what was published, and it is said which.
+    # A few rows are not what was published, and a warning says so.
     assert len(data.differences) == len(set(data.splits) - set(tests))
     assert any(f"{task.sizes[task.splits[0]]:,} were published" in line for line in said)
 
@@ -42,39 +44,53 @@ def test_broken_lines_of_qqp_are_left_out_and_counted(folders):
     assert said == [f"{folders['glue']}/QQP/train.tsv: 1 broken lines left out"]
 
 
+RTE = "index\tsentence1\tsentence2\tlabel\n"
+STSB = "index\tsentence1\tsentence2\tscore\n"
+# Task, split, content of the file (None: no file), message.
 MISTAKES = [
-    ("rte", "RTE/train.tsv", None, r"RTE/train\.tsv: no such file \(there: dev\.tsv\); .*as it is distributed"),
-    ("rte", "RTE/train.tsv", "index\tsentence1\tlabel\n", r"train\.tsv: has no column 'sentence2' \(found: index, sentence1, label\)"),
-    ("rte", "RTE/train.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n", r"train\.tsv:2: unknown label 'maybe'"),
-    ("rte", "RTE/train.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\n", r"train\.tsv:2: 3 columns where the header has 4"),
-    ("rte", "RTE/train.tsv", "index\tsentence1\tsentence2\tlabel\n", "train .*has no rows"),
-    ("rte", "RTE/train.tsv", "", "has no column"),
-    ("rte", "RTE/train.tsv", b"index\tsentence1\tsentence2\tlabel\n0\t\xff\tb\tentailment\n", "not UTF-8"),
-    ("cola", "CoLA/train.tsv", "1\tHe left.\n", r"train\.tsv:1: 2 columns"),
-    ("stsb", "STS-B/train.tsv", "index\tsentence1\tsentence2\tscore\n0\ta\tb\thigh\n", r"the score 'high' is no number"),
-    ("cb", "CB/train.jsonl", "{\n", r"train\.jsonl:1: not a line of JSON"),
-    ("cb", "CB/train.jsonl", "[]\n", r"train\.jsonl:1: not a JSON object"),
-    ("cb", "CB/train.jsonl", '{"idx": 0, "premise": "a", "label": "neutral"}\n', r"train\.jsonl:1: has no 'hypothesis'"),
-    ("cb", "CB/train.jsonl", '{"idx": 0, "premise": "a", "hypothesis": "b"}\n', "rows without a label"),
-    ("cb", "CB/train.jsonl", '{"idx": 0, "premise": "a", "hypothesis": "b", "label": "yes"}\n', "unknown label 'yes'"),
-    ("multirc", "MultiRC/train.jsonl", '{"idx": 0, "passage": 3}\n', r"train\.jsonl:1: has no"),
+    ("rte", "train.tsv", None, r"no such file \(there: dev\.tsv\); .*as it is distributed"),
+    ("rte", "train.tsv", "index\tsentence1\tlabel\n",
+     r": has no column 'sentence2' \(found: index, sentence1, label\)"),
+    ("rte", "train.tsv", RTE + "0\ta\tb\tmaybe\n", r":2: unknown label 'maybe'"),
+    ("rte", "train.tsv", RTE + "0\ta\tb\n", r":2: 3 columns where the header has 4"),
+    ("rte", "train.tsv", RTE, "train .*has no rows"),
+    ("rte", "train.tsv", "", "has no column"),
+    ("rte", "train.tsv", RTE.encode() + b"0\t\xff\tb\tentailment\n", "not UTF-8"),
+    ("cola", "train.tsv", "1\tHe left.\n", r":1: 2 columns"),
+    ("stsb", "train.tsv", STSB + "0\ta\tb\thigh\n", r"the score 'high' is no number"),
+    ("cb", "train.jsonl", "{\n", r":1: not a line of JSON"),
+    ("cb", "train.jsonl", "[]\n", r":1: not a JSON object"),
+    ("cb", "train.jsonl", '{"idx": 0, "premise": "a", "label": "neutral"}\n',
+     r":1: has no 'hypothesis'"),
+    ("cb", "train.jsonl", '{"idx": 0, "premise": "a", "hypothesis": "b"}\n',
+     "rows without a label"),
+    ("cb", "train.jsonl", '{"idx": 0, "premise": "a", "hypothesis": "b", "label": "yes"}\n',
+     "unknown label 'yes'"),
+    ("multirc", "train.jsonl", '{"idx": 0, "passage": 3}\n', r":1: has no"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "path", "content", "message"), MISTAKES)
-def test_mistakes_are_one_sentence_that_names_the_place(tmp_path, name, path, content, message):
-    suite = "glue" if path.endswith("tsv") else "superglue"
-    files = (distributed.GLUE if suite == "glue" else distributed.SUPERGLUE)[name]
-    for other, text in files.items():
+@pytest.mark.parametrize(("name", "file", "content", "message"), MISTAKES)
+def test_mistakes_are_one_sentence_that_names_the_place(tmp_path, name, file, content, message):
+    suite, files = "superglue", distributed.SUPERGLUE
+    if file.endswith("tsv"):
+        suite, files = "glue", distributed.GLUE
+    for other, text in files[name].items():
         (tmp_path / other).parent.mkdir(exist_ok=True)
         if "test" not in other:
             (tmp_path / other).write_text(text)
-    (tmp_path / path).unlink()
-    if content is not None:
-        (tmp_path / path).write_bytes(content if isinstance(content, bytes) else content.encode())
+
     (task,) = find_tasks([name], suite)
-    with pytest.raises(UserError, match=message):
+    path = tmp_path / task.folder / file
+    path.unlink()
+    if content is not None:
+        if isinstance(content, str):
+            content = content.encode()
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as raised:
         rows.open_task(task, str(tmp_path), lambda _: None)
+    # Messages about a split as a whole name the split instead of its file.
+    assert f"{task.folder}/{file}" in str(raised.value) or "the split train" in str(raised.value)
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -89,30 +105,24 @@ def test_without_the_mismatched_set_mnli_goes_on_with_a_warning(folders, tmp_pat
         path = tmp_path / "MNLI" / f"{name}.tsv"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes((folders["glue"] / "MNLI" / path.name).read_bytes())
+
     data = rows.open_task(task, str(tmp_path), said.append, test=True)
-    assert (
-        set(data.splits) == {"train", "validation_matched"}
-        and "validation_mismatched is missing" in data.differences
-    )
-    assert any("dev_mismatched.tsv" in line for line in said) and any(
-        "no submission" in line for line in said
-    )
+
+    assert set(data.splits) == {"train", "validation_matched"}
+    assert "validation_mismatched is missing" in data.differences
+    assert any("dev_mismatched.tsv" in line for line in said)
+    assert any("no submission" in line for line in said)
 
 
 def test_names_of_tasks():
-    assert [task.name for task in find_tasks(["RTE", "SST-2", "sts-b", "cola"])] == [
-        "cola",
-        "sst2",
-        "stsb",
-        "rte",
-    ]
-    assert len(find_tasks(["glue"])) == 9 and [task.name for task in find_tasks(["superglue"])][
-        -2:
-    ] == ["axb", "axg"]
-    assert (
-        find_tasks(["rte", "cb"])[1].suite == "superglue" and find_tasks(["rte"])[0].suite == "glue"
-    )
+    chosen = find_tasks(["RTE", "SST-2", "sts-b", "cola"])
+    assert [task.name for task in chosen] == ["cola", "sst2", "stsb", "rte"]
+    assert len(find_tasks(["glue"])) == 9
+    assert [task.name for task in find_tasks(["superglue"])][-2:] == ["axb", "axg"]
+    assert find_tasks(["rte", "cb"])[1].suite == "superglue"
+    assert find_tasks(["rte"])[0].suite == "glue"
     assert find_tasks(["rte"], "superglue")[0].fields == ("premise", "hypothesis")
+
     for wrong, message in (
         (["cola", "cb"], "each suite by itself"),
         (["colla"], "unknown; the tasks are cola, sst2"),
@@ -122,9 +132,8 @@ def test_names_of_tasks():
 
 
 def test_a_name_both_suites_have_is_what_the_files_are(folders):
-    assert {suite: local_files.suite_of("RTE", folders[suite]) for suite in SUITES} == {
-        suite: suite for suite in SUITES
-    }
+    for suite in SUITES:
+        assert local_files.suite_of("RTE", folders[suite]) == suite
     assert local_files.suite_of("RTE", folders["glue"] / "nowhere") is None
 
 
@@ -133,21 +142,8 @@ def test_the_real_files_where_they_are(root, suite):
     folder = root.parent / "shared" / "data" / suite
     if not folder.is_dir():
         pytest.skip("needs the real tasks")
-    complete = {
-        "cola",
-        "sst2",
-        "mrpc",
-        "stsb",
-        "rte",
-        "wnli",
-        "cb",
-        "copa",
-        "multirc",
-        "wic",
-        "wsc",
-        "axb",
-        "axg",
-    }
+    complete = {"cola", "sst2", "mrpc", "stsb", "rte", "wnli", "cb", "copa"}
+    complete |= {"multirc", "wic", "wsc", "axb", "axg"}
     for task in SUITES[suite]:
         if task.name in complete:
             assert rows.open_task(task, str(folder), print).differences == ()

@@ -12,10 +12,10 @@ from cramjax.glue.tasks import find_tasks
 
 def score(name, labels, predictions, **more):
     (task,) = find_tasks([name], more.pop("suite", None))
-    rows = [
-        {"label": label} | {key: values[i] for key, values in more.items()}
-        for i, label in enumerate(labels)
-    ]
+    rows = [{"label": label} for label in labels]
+    for key, values in more.items():
+        for row, value in zip(rows, values, strict=True):
+            row[key] = value
     return metrics.score(task, rows, predictions)
 
 

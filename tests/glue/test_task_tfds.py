@@ -1,4 +1,4 @@
-"""Tasks through TensorFlow Datasets: a local dataset of its own builder classes, read as users read `--data_dir tfds`."""
+"""Tasks through TensorFlow Datasets: local datasets of its own builder classes."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.glue import distributed
 
 pytest.importorskip("tensorflow_datasets")
 
-# The features of tensorflow_datasets.text's own classes, filled with the rows of tests/glue/distributed.py.
+# The features are those of tensorflow_datasets.text, the rows those of tests/glue/distributed.py.
 SCRIPT = """
 import json, sys
 import numpy as np
@@ -33,8 +33,9 @@ def build(official, config, splits):
                 return {split: list(enumerate(examples)) for split, examples in splits.items()}
     Local(config=config).download_and_prepare()
 
+classes = {"glue": tfds.text.glue.Glue, "super_glue": tfds.text.super_glue.SuperGlue}
 for name, config, splits in given["build"]:
-    build({"glue": tfds.text.glue.Glue, "super_glue": tfds.text.super_glue.SuperGlue}[name], config, splits)
+    build(classes[name], config, splits)
 found = {}
 for task_name, suite in given["read"]:
     (task,) = find_tasks([task_name], suite)
@@ -47,38 +48,35 @@ print(json.dumps(found))
 
 
 def example(row, idx):
-    """A row as a TFDS example: the label by its name, -1 where there is none."""
+    """Returns a row as an example of TFDS, with the label -1 if it has none."""
     kept = {key: value for key, value in row.items() if key not in ("idx", "group")}
     return kept | {"idx": idx, "label": kept.get("label", -1)}
 
 
 @pytest.fixture(scope="module")
 def found(root, tmp_path_factory):
-    row = {
-        (suite, name): distributed.FIRST_ROWS[suite, name] for suite, name in distributed.FIRST_ROWS
-    }
-    record = {key: row["superglue", "record"][key] for key in ("passage", "query", "entities")}
-    answers = {"answers": ["Ann"], "idx": {"passage": 4, "query": 7}}
+    row = distributed.FIRST_ROWS
     multirc = example(row["superglue", "multirc"], {"paragraph": 3, "question": 8, "answer": 1})
-    mnli, cola = row["glue", "mnli"], row["glue", "cola"]
-    one = example(cola, 0)
+    record = {key: row["superglue", "record"][key] for key in ("passage", "query", "entities")}
+    record |= {"answers": ["Ann"], "idx": {"passage": 4, "query": 7}}
+    mnli = example(row["glue", "mnli"], 0)
+    stsb = example(row["glue", "stsb"], 0)
+    wsc = example(row["superglue", "wsc"], 0)
+    first, second = example(row["glue", "cola"], 0), example(row["glue", "cola"], 1)
+    # The second row stands first, as after the builder's shuffling.
+    cola = {"train": [second, first], "validation": [first], "test": [first | {"label": -1}]}
+    mnli_splits = ("train", "validation_matched", "validation_mismatched")
     build = [
-        ("glue", "cola", {"train": [example(cola, 1), one], "validation": [one], "test": [one | {"label": -1}]}),
-        ("glue", "mnli", {name: [example(mnli, 0)] for name in ("train", "validation_matched", "validation_mismatched")}),
-        ("glue", "stsb", {name: [example(row["glue", "stsb"], 0)] for name in ("train", "validation")}),
-        ("super_glue", "multirc", {name: [multirc] for name in ("train", "validation")}),
-        ("super_glue", "record", {name: [record | answers] for name in ("train", "validation")}),
-        ("super_glue", "wsc.fixed", {name: [example(row["superglue", "wsc"], 0)] for name in ("train", "validation")}),
-    ]  # fmt: skip
-    read = [
-        ("cola", None),
-        ("mnli", None),
-        ("stsb", None),
-        ("multirc", None),
-        ("record", None),
-        ("wsc", None),
-        ("rte", "superglue"),
+        ("glue", "cola", cola),
+        ("glue", "mnli", dict.fromkeys(mnli_splits, [mnli])),
+        ("glue", "stsb", dict.fromkeys(("train", "validation"), [stsb])),
+        ("super_glue", "multirc", dict.fromkeys(("train", "validation"), [multirc])),
+        ("super_glue", "record", dict.fromkeys(("train", "validation"), [record])),
+        ("super_glue", "wsc.fixed", dict.fromkeys(("train", "validation"), [wsc])),
     ]
+    names = ("cola", "mnli", "stsb", "multirc", "record", "wsc")
+    read = [*((name, None) for name in names), ("rte", "superglue")]
+
     environment = os.environ | {
         "PYTHONPATH": str(root),
         "TFDS_DATA_DIR": str(tmp_path_factory.mktemp("tfds")),
@@ -104,7 +102,8 @@ def test_order_and_missing_labels(found):
 
 
 def test_what_is_not_built_is_one_sentence(found):
-    assert "super_glue/rte is not built in" in found["rte"] and "TFDS_DATA_DIR" in found["rte"]
+    assert "super_glue/rte is not built in" in found["rte"]
+    assert "TFDS_DATA_DIR" in found["rte"]
 
 
 def test_every_task_has_a_name_there():

@@ -1,4 +1,4 @@
-"""Pseudo-log-likelihoods against a plain loop over masked copies, and what the tool makes of them."""
+"""Pseudo-log-likelihoods against a plain loop over masked copies."""
 
 import dataclasses
 
@@ -68,29 +68,27 @@ def one_by_one(model, sentence):
     def logits_of(ids, place, read):
         if model.is_t5:
             encoded = t5.encode(config, FLOAT32, params, ids)
-            return t5.head(
-                config, FLOAT32, params, t5.decode(config, FLOAT32, params, encoded, read)
-            )[0, 1]
-        return encoder.head(config, FLOAT32, params, encoder.encode(config, FLOAT32, params, ids))[
-            0, place
-        ]
+            hidden = t5.decode(config, FLOAT32, params, encoded, read)
+            return t5.head(config, FLOAT32, params, hidden)[0, 1]
+        hidden = encoder.encode(config, FLOAT32, params, ids)
+        return encoder.head(config, FLOAT32, params, hidden)[0, place]
 
-    found = model.tokenizer.encode(sentence)
+    if model.is_t5:
+        hidden_id = model.tokenizer.token_to_id("<extra_id_0>")
+    else:
+        hidden_id = model.special["mask"]
+    encoding = model.tokenizer.encode(sentence)
     total = 0.0
-    for place, (token, special) in enumerate(
-        zip(found.ids, found.special_tokens_mask, strict=True)
-    ):
-        if special:
+    for place, token in enumerate(encoding.ids):
+        if encoding.special_tokens_mask[place]:
             continue
-        ids = list(found.ids)
-        ids[place] = (
-            model.tokenizer.token_to_id("<extra_id_0>") if model.is_t5 else model.special["mask"]
-        )
-        logits = logits_of(
-            jnp.asarray([ids]), place, jnp.asarray([[model.special["pad"], ids[place], token]])
-        )
+        ids = list(encoding.ids)
+        ids[place] = hidden_id
+        read = jnp.asarray([[model.special["pad"], hidden_id, token]])
+        logits = logits_of(jnp.asarray([ids]), place, read)
         numbers = np.asarray(logits, np.float64)[: model.tokenizer.get_vocab_size()]
         total += numbers[token] - np.log(np.exp(numbers).sum())
+
     return total
 
 
@@ -100,7 +98,8 @@ def test_scores_are_those_of_a_plain_loop(models, kind):
     expected = [one_by_one(model, sentence) for sentence in SENTENCES[:2]]
     scores = likelihood.sentence_scores(model, SENTENCES, batch_tokens=BATCH)
     np.testing.assert_allclose(scores[:2], expected, atol=2e-4)
-    assert scores[3] == scores[1] and scores[4] != scores[1]
+    assert scores[3] == scores[1]
+    assert scores[4] != scores[1]
 
 
 @pytest.mark.parametrize("kind", ["encoder", pytest.param("t5", marks=pytest.mark.slow)])
@@ -109,7 +108,8 @@ def test_the_size_of_batches_does_not_matter(models, kind):
     one = likelihood.sentence_scores(models[kind], SENTENCES, batch_tokens=16, progress=seen.append)
     many = likelihood.sentence_scores(models[kind], SENTENCES, batch_tokens=BATCH)
     np.testing.assert_allclose(one, many, atol=1e-4)
-    assert seen == sorted(seen) and seen[-1] == 1.0
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
 
 
 def test_a_model_of_bfloat16_is_scored_in_float32(models):
@@ -140,7 +140,9 @@ def test_a_sentence_beyond_the_positions_is_refused(models):
 def test_a_sentence_may_fill_the_positions(models):
     model = models["encoder"]
     n = len(model.tokenizer.encode(SENTENCES[2]).ids)
-    assert likelihood._bucket(n, None) > n  # a usual length would be beyond the table
+    # A usual length would be beyond the table.
+    assert likelihood.padded_length(n, None) > n
+
     inner = model.params["encoder"]
     table = inner["embeddings"] | {"positions": inner["embeddings"]["positions"][:n]}
     params = model.params | {"encoder": inner | {"embeddings": table}}
