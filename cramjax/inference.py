@@ -53,12 +53,12 @@ class LoadedModel:
 
     config: encoder.EncoderConfig | t5.T5Config
     precision: Precision
-    params: dict
+    params: dict[str, Any]
     tokenizer: tokenizers.Tokenizer
     special: dict[str, int]
-    extra: dict = dataclasses.field(default_factory=dict)
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
     step: int | None = None
-    finetuned: dict | None = None
+    finetuned: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self, self.params, self.tokenizer))
@@ -115,8 +115,12 @@ def load(
 
 def untrained(model: LoadedModel) -> LoadedModel:
     """Returns the same network with fresh parameters, a function of key 0, as a control."""
-    initialize = t5.init_params if model.is_t5 else encoder.init_params
-    return dataclasses.replace(model, params=initialize(model.config, jax.random.key(0)), extra={})
+    key = jax.random.key(0)
+    if isinstance(model.config, t5.T5Config):
+        params = t5.init_params(model.config, key)
+    else:
+        params = encoder.init_params(model.config, key)
+    return dataclasses.replace(model, params=params, extra={})
 
 
 def fill_mask(model: LoadedModel, text: str, top_k: int = 5) -> list[list[tuple[str, float]]]:
@@ -162,6 +166,7 @@ def fill_positions(
         positions: indices into `ids`.
         top_k: tokens to return for each position, best first.
     """
+    assert isinstance(model.config, encoder.EncoderConfig)
     hidden = encoder.encode(model.config, model.precision, model.params, jnp.asarray(ids)[None])
     at_positions = hidden[0, jnp.asarray(list(positions))]  # [positions, d_model]
     logits = encoder.head(model.config, model.precision, model.params, at_positions)

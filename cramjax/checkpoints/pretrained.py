@@ -192,12 +192,12 @@ def with_tokenizer(config: Any) -> Any:
             f"but model.family={config.model.family}; take another recipe"
         )
 
-    changed = ml_collections.ConfigDict(config.to_dict())
-    changed.data.update(
-        tokenizer=str(file),
-        extra_ids=extra_ids,
-        vocab_size=max(tokenizer.get_vocab().values()) + 1,
-    )
+    changed = config.to_dict()
+    changed["data"] |= {
+        "tokenizer": str(file),
+        "extra_ids": extra_ids,
+        "vocab_size": max(tokenizer.get_vocab().values()) + 1,
+    }
     return ml_collections.FrozenConfigDict(changed)
 
 

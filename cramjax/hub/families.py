@@ -296,10 +296,8 @@ def network(cfg: Config) -> Network:
 def shapes(cfg: Config) -> Mapping[str, tuple[int, ...]]:
     """Returns path, joined by "/", → shape for all parameters of `cfg`."""
     module = {EncoderConfig: encoder, T5Config: t5, ClassifierConfig: classifier}[type(cfg)]
-    return {
-        path: leaf.shape
-        for path, leaf in flatten_dict(module.abstract_params(cfg), sep="/").items()
-    }
+    leaves: dict[str, Any] = dict(flatten_dict(module.abstract_params(cfg), sep="/"))
+    return {path: leaf.shape for path, leaf in leaves.items()}
 
 
 def check(name: str, cfg: Config) -> None:

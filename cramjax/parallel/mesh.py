@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from cramjax.errors import UserError
 
@@ -60,7 +60,7 @@ def rows_of_sharded(mesh: Mesh) -> NamedSharding | None:
     return None if is_of_copies(mesh) else NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def place(value: np.ndarray | np.generic, sharding: NamedSharding) -> jax.Array:
+def place(value: np.ndarray | np.generic, sharding: Sharding) -> jax.Array:
     """`value`, the same in every process, as an array of all devices; unlike `device_put` it does not have the processes compare."""
     if jax.process_count() == 1:
         return jax.device_put(value, sharding)
