@@ -96,6 +96,7 @@ def load(
     keep_int8 = is_faster(device, automatic.matmul_dtype) and not dequantize
     model = pretrained.read(path, step, whole=keep_int8)
 
+    # A run computes in the formats it was trained with, other models in the best of the device.
     precision = automatic
     if model.is_run:
         setting = json.loads((model.path / "config.json").read_text())["precision"]
@@ -281,6 +282,7 @@ def generate_ids(
         sep,
         model.tokenizer.get_vocab_size(),
     )
+    # The end of the sequence and the padding after it are cut off.
     decoded = np.asarray(search(model.params, tokens, mask).tokens)  # [rows, max_len]
     ends = np.where(decoded == sep, np.arange(max_len), max_len).min(axis=1)
     return [row[:end].tolist() for row, end in zip(decoded, ends, strict=True)]
