@@ -95,7 +95,7 @@ def _spans(model: LoadedModel, sentence: np.ndarray) -> list[Span]:
 
 
 def _is_word(model: LoadedModel, token: int) -> bool:
-    text = model.tokenizer.id_to_token(token).removeprefix("▁")
+    text = _token_text(model, token).removeprefix("▁")
     return text.isalpha() and len(text) > 2
 
 
@@ -106,7 +106,12 @@ def _starts_word(model: LoadedModel, token: int) -> bool:
     for `_is_word`.
     """
     is_sentencepiece = model.tokenizer.token_to_id("▁") is not None
-    return not is_sentencepiece or model.tokenizer.id_to_token(token).startswith("▁")
+    return not is_sentencepiece or _token_text(model, token).startswith("▁")
+
+
+def _token_text(model: LoadedModel, token: int) -> str:
+    """Returns the token as the vocabulary has it; rows that pad the vocabulary have no text."""
+    return model.tokenizer.id_to_token(token) or ""
 
 
 def _with_guesses(model: LoadedModel, ids: np.ndarray, spans: Sequence[Span]) -> str:
@@ -139,6 +144,7 @@ def _span_guesses(model: LoadedModel, ids: np.ndarray, spans: Sequence[Span]) ->
     """Returns the text that a T5 generates in place of each span."""
     # The ids of sentinels count down.
     first = model.tokenizer.token_to_id("<extra_id_0>")
+    assert first is not None  # every T5 has sentinels
     sentinels = [first - number for number in range(len(spans))]
     corrupted: list[int] = []
     last = 0

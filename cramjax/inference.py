@@ -53,12 +53,12 @@ class LoadedModel:
 
     config: encoder.EncoderConfig | t5.T5Config
     precision: Precision
-    params: dict
+    params: dict[str, Any]
     tokenizer: tokenizers.Tokenizer
     special: dict[str, int]
-    extra: dict = dataclasses.field(default_factory=dict)
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
     step: int | None = None
-    finetuned: dict | None = None
+    finetuned: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self, self.params, self.tokenizer))
@@ -96,6 +96,7 @@ def load(
     keep_int8 = is_faster(device, automatic.matmul_dtype) and not dequantize
     model = pretrained.read(path, step, whole=keep_int8)
 
+    # A run computes in the formats it was trained with, other models in the best of the device.
     precision = automatic
     if model.is_run:
         setting = json.loads((model.path / "config.json").read_text())["precision"]
@@ -162,6 +163,7 @@ def fill_positions(
         positions: indices into `ids`.
         top_k: tokens to return for each position, best first.
     """
+    assert isinstance(model.config, encoder.EncoderConfig)
     hidden = encoder.encode(model.config, model.precision, model.params, jnp.asarray(ids)[None])
     at_positions = hidden[0, jnp.asarray(list(positions))]  # [positions, d_model]
     logits = encoder.head(model.config, model.precision, model.params, at_positions)
@@ -276,6 +278,7 @@ def generate_ids(
         sep,
         model.tokenizer.get_vocab_size(),
     )
+    # The end of the sequence and the padding after it are cut off.
     decoded = np.asarray(search(model.params, tokens, mask).tokens)  # [rows, max_len]
     ends = np.where(decoded == sep, np.arange(max_len), max_len).min(axis=1)
     return [row[:end].tolist() for row, end in zip(decoded, ends, strict=True)]

@@ -132,6 +132,7 @@ def read(
 
 
 def _read_run(path: pathlib.Path, step: int | None) -> Pretrained:
+    # The run may still be going on.
     checkpoints = Checkpoints(path / "checkpoints", read_only=True)
     params, sidecar = checkpoints.restore_params(step)
     step = checkpoints.latest() if step is None else step
@@ -175,6 +176,7 @@ def with_tokenizer(config: Any) -> Any:
         return config
     file = tokenizer_file(locate(config.init_from))
     tokenizer, _ = tokenizer_files.load(file)
+    # Only the tokenizer of a T5 has sentinels.
     extra_ids = tokenizer_files.count_extra_ids(tokenizer)
     family = "t5" if extra_ids else "encoder"
     if family != config.model.family:
@@ -183,12 +185,13 @@ def with_tokenizer(config: Any) -> Any:
             f"but model.family={config.model.family}; take another recipe"
         )
 
-    changed = ml_collections.ConfigDict(config.to_dict())
-    changed.data.update(
-        tokenizer=str(file),
-        extra_ids=extra_ids,
-        vocab_size=max(tokenizer.get_vocab().values()) + 1,
-    )
+    changed = config.to_dict()
+    changed["data"] |= {
+        "tokenizer": str(file),
+        "extra_ids": extra_ids,
+        # Ids may have gaps, so the number of entries is not enough.
+        "vocab_size": max(tokenizer.get_vocab().values()) + 1,
+    }
     return ml_collections.FrozenConfigDict(changed)
 
 
@@ -213,6 +216,7 @@ def start_from(
             f"init_from={pretrained.path}: is finetuned for {pretrained.finetuned['task']}; "
             "name the run it was finetuned from"
         )
+    # The flags that would make the new network the same.
     flags = []
     for key, value in dataclasses.asdict(pretrained.config).items():
         if key not in _FREE and description.get(key) != value:

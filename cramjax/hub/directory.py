@@ -92,6 +92,7 @@ def read_model(path: str | os.PathLike) -> Imported:
             raise UserError(f"{path}: {error}") from error
     config, params = equivalence.as_trained(raw, config, params)
 
+    # A token without a row would read another row.
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= config.vocab_size:
         raise UserError(

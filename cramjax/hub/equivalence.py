@@ -105,9 +105,8 @@ def widen(stock: families.Config, params: Params) -> Params:
 
     All are float32 NumPy arrays; the added parameters are zeros.
     """
-    flat = {
-        path: np.asarray(leaf, np.float32) for path, leaf in flatten_dict(params, sep="/").items()
-    }
+    leaves = flatten_dict(params, sep="/").items()
+    flat = {path: np.asarray(leaf, np.float32) for path, leaf in leaves}
     shapes = families.shapes(stock)
     widened = {path: _padded(flat.get(path), shape) for path, shape in shapes.items()}
     if _SCALE in flat:
@@ -171,7 +170,7 @@ def narrow(params: Params, cfg: families.Config) -> Params | None:
 
     Returns None if that would lose anything, as after more training in `transformers`.
     """
-    flat = flatten_dict(params, sep="/")
+    flat: dict[str, Any] = dict(flatten_dict(params, sep="/"))
     shapes = families.shapes(cfg)
     kept = {path: flat[path] for path in shapes if path in flat}
     added = {path: leaf for path, leaf in flat.items() if path not in shapes}

@@ -294,8 +294,8 @@ def network(cfg: Config) -> Network:
 
 @functools.lru_cache(maxsize=16)
 def shapes(cfg: Config) -> Mapping[str, tuple[int, ...]]:
-    """Path joined by "/" → shape of all parameters of `cfg`."""
-    leaves = flatten_dict(abstract_params(cfg), sep="/")
+    """Returns path, joined by "/", → shape for all parameters of `cfg`."""
+    leaves: dict[str, Any] = dict(flatten_dict(abstract_params(cfg), sep="/"))
     return {path: leaf.shape for path, leaf in leaves.items()}
 
 

@@ -429,9 +429,11 @@ def to_hf(
             raise ValueError(
                 f"{entry.path} is {ours.shape}, but the configuration has {shapes[entry.path]}"
             )
+        # One of ours is a tensor of theirs for each layer and each fused part.
         for index, name in entry.rows(ours.shape):
             tensor = entry.to_theirs(ours[index])
             if entry.offset:
+                # [positions, d_model] → [offset + positions, d_model]
                 tensor = np.pad(tensor, ((_offset(family, pad_id), 0), (0, 0)))
             state[name] = np.ascontiguousarray(tensor)
     return state

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _LARGEST = 127
 LEAST_NUMBERS = 1 << 16
@@ -26,8 +27,8 @@ class Int8:
     codes: int8 of the parameter's shape. scale: float32 of the same rank, of size 1 along the axes that products sum over.
     """
 
-    codes: jax.Array
-    scale: jax.Array
+    codes: jax.Array | np.ndarray
+    scale: jax.Array | np.ndarray
 
     @property
     def ndim(self) -> int:
@@ -43,7 +44,7 @@ class Int8:
         """A part; not along axes of size 1 in `scale`, but for the whole of them."""
         return Int8(self.codes[index], self.scale[index])
 
-    def astype(self, dtype: Any) -> jax.Array:
+    def astype(self, dtype: Any) -> Any:
         """The values."""
         return self.codes.astype(dtype) * self.scale.astype(dtype)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from cramjax.errors import UserError
 from cramjax.parallel import processes
@@ -67,7 +67,7 @@ def rows_of_sharded(mesh: Mesh) -> NamedSharding | None:
     return None if is_of_copies(mesh) else NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def place(value: np.ndarray | np.generic, sharding: NamedSharding) -> jax.Array:
+def place(value: np.ndarray | np.generic, sharding: Sharding) -> jax.Array:
     """Returns `value`, the same in every process, as an array of all devices.
 
     Unlike `device_put` it does not make the processes compare their values.

@@ -73,7 +73,7 @@ def write(
     if has_picture:
         shutil.copyfile(facts.folder / PICTURE, directory / PICTURE)
 
-    title = name.rpartition("/")[2]
+    title = name.rpartition("/")[2]  # on the Hub the name is OWNER/NAME
     sections = [f"# {title}", _description(facts, raw)]
     sections += _compression(facts)
     sections += ["## Use", f"```python\n{_example(facts, raw, name)}\n```"]
@@ -236,7 +236,7 @@ def _duration(elapsed_s: float) -> str:
 
 
 def _hardware(environment: Mapping[str, Any]) -> str:
-    devices = environment.get("devices", [])
+    devices = environment.get("devices", [])  # the kind of each device
     kinds = ", ".join(f"{devices.count(kind)} × {kind}" for kind in dict.fromkeys(devices))
     if "cpus" in environment:
         return f"{kinds} ({environment['cpus']} CPU cores)"
@@ -245,6 +245,7 @@ def _hardware(environment: Mapping[str, Any]) -> str:
 
 def _finetuning(finetuned: Mapping[str, Any], scores: Mapping[str, float]) -> list[str]:
     settings = finetuned["settings"]
+    # Which settings there are depends on the protocol.
     rows = [f"| seed | {finetuned['seed']} |"]
     rows += [f"| {key} | {settings[key]} |" for key in _SHOWN_SETTINGS if key in settings]
     sections = ["## Finetuning", _TABLE_HEAD + "\n".join(rows)]
@@ -278,6 +279,7 @@ def _scores(facts: Facts) -> list[str]:
 def _reproduction(facts: Facts) -> list[str]:
     """Returns the commands that made the model, and the versions they ran with."""
     environment = facts.environment
+    # A finetuned model is not one run: it has no environment, but a command in its results.
     commands = []
     if "command" in environment:
         # The path of this machine's interpreter is of no use elsewhere.
@@ -311,6 +313,7 @@ def _limitations(facts: Facts) -> str:
             "It repeats what its pretraining text says about people and the world, "
             "right or wrong."
         )
+    # A compressed model whose pretraining is not known has no configuration.
     if not facts.config:
         return (
             "This model has the limits of the model it was compressed from, "

@@ -119,6 +119,7 @@ def _read_spent(folder: pathlib.Path, step: int | None) -> dict[str, Any]:
     if summary and step in (None, summary["steps"]):
         return summary
 
+    # The last value of each metric, as summary.json would have it.
     latest: dict[str, Any] = {}
     if (folder / "metrics.jsonl").is_file():
         for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():

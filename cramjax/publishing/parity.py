@@ -132,7 +132,7 @@ def _batch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns tokens and padding mask, both int64 [rows, length]."""
     length = _LENGTH
-    if getattr(network, "positions", None) == "learned":
+    if isinstance(network, encoder.EncoderConfig) and network.positions == "learned":
         length = min(_LENGTH, network.max_positions)
     tokens = np.random.default_rng(0).integers(0, network.vocab_size, (_ROWS, length))
     # A padding token inside the text would move RoBERTa's positions.

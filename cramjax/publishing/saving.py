@@ -72,6 +72,7 @@ def save(
         family, stock, equivalence.widen(stock, model.params), pad_id=special["pad"]
     )
 
+    # Check before anything is written.
     classes.check_config(raw)
     classes.check_tensors(raw, {name: tensor.shape for name, tensor in tensors.items()})
 

@@ -17,7 +17,7 @@ from cramjax.data import tokenizers as tokenizer_files
 from cramjax.glue.tasks import Task, find_tasks
 from cramjax.hub import families
 from cramjax.inference import LoadedModel
-from cramjax.models import classifier, lowrank
+from cramjax.models import classifier, encoder, lowrank
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,7 @@ def _classifier(
     params = jax.tree.map(np.asarray, model.params)
     head = params["classifier"]
     transform = "prediction" if "norm" in head else "pooler"
+    assert isinstance(model.config, encoder.EncoderConfig)
     network = dataclasses.replace(
         model.config, dropout=settings["dropout"], attention_dropout=settings["attention_dropout"]
     )
@@ -111,8 +112,11 @@ def _labels(task: Task) -> tuple[str, ...] | None:
 
 def _max_length(folder: pathlib.Path, model: LoadedModel) -> int:
     """Returns the number of tokens of a text that the model has seen, or has positions for."""
-    if getattr(model.config, "positions", None) in ("learned", "scaled_sinusoidal"):
-        return model.config.max_positions
+    config = model.config
+    if isinstance(config, encoder.EncoderConfig):
+        # Rotary positions, and none at all, have no end.
+        if config.positions in ("learned", "scaled_sinusoidal"):
+            return config.max_positions
     if model.finetuned:
         return model.finetuned["settings"]["max_length"]
     if packed.is_packed(folder):

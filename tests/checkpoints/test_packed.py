@@ -1,4 +1,7 @@
-"""Packed models: what is written is read again, at its true size, the same bytes twice, and damage is named."""
+"""Packed models are read as they were written, at their true size, and damage is named.
+
+The same content gives the same bytes.
+"""
 
 import hypothesis
 import numpy as np
@@ -53,18 +56,19 @@ def tensors(share_zero=0.0):
 def test_it_is_read_as_it_was_written_and_takes_what_it_holds(tmp_path, share_zero, most):
     written = tensors(share_zero)
     size = packed.write(tmp_path, written, **ABOUT)
-    content, found = packed.read(tmp_path)
-    assert size == packed.size(tmp_path) and content["max_length"] == 8
+    content, read = packed.read(tmp_path)
+    assert size == packed.size(tmp_path)
+    assert content["max_length"] == 8
+    assert content["tensors"]["b/kernel"]["sparse"] == (share_zero > 0)
     assert (tmp_path / packed.FILE).stat().st_size < most + 700  # safetensors' own header
     for path, leaf in written.items():
         if isinstance(leaf, Quantized):
-            np.testing.assert_array_equal(found[path].codes, leaf.codes)
-            np.testing.assert_array_equal(found[path].values(), leaf.values())
+            np.testing.assert_array_equal(read[path].codes, leaf.codes)
+            np.testing.assert_array_equal(read[path].values(), leaf.values())
             expected = (leaf.codes * leaf.scale).transpose(0, 2, 1)
             np.testing.assert_allclose(leaf.values(), expected, rtol=1e-6)
         else:
-            np.testing.assert_array_equal(found[path], leaf)
-    assert content["tensors"]["b/kernel"]["sparse"] == (share_zero > 0)
+            np.testing.assert_array_equal(read[path], leaf)
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path):
@@ -99,5 +103,6 @@ def test_damage_is_named(tmp_path, damage):
             index.write_text(index.read_text().replace('"format": 1', '"format": 9'))
         case "other":
             index.write_text(index.read_text().replace('"shape": [6, 500]', '"shape": [6, 501]'))
+
     with pytest.raises(UserError, match="compress the model again|update cramjax"):
         packed.read(tmp_path)

@@ -1,4 +1,4 @@
-"""Training that starts from a model that is there: a run, or one of `transformers`."""
+"""Training starts from a pretrained model: a run, or a model of `transformers`."""
 
 import dataclasses
 import json
@@ -21,50 +21,50 @@ CONFIG = encoder.EncoderConfig(
 )
 
 
-def made(**changes):
-    cfg = dataclasses.replace(CONFIG, **changes)
+@pytest.fixture
+def given():
+    """A model of `CONFIG` in which no parameter is 0."""
+    params = network.init_params(CONFIG, jax.random.key(1))
     return pretrained.Pretrained(
         path="here",
-        config=cfg,
-        params=jax.tree.map(
-            lambda leaf: np.asarray(leaf) + 1, network.init_params(cfg, jax.random.key(1))
-        ),
+        config=CONFIG,
+        params=jax.tree.map(lambda leaf: np.asarray(leaf) + 1, params),
         tokenizer=None,
         tokenizer_file="here/tokenizer.json",
     )
 
 
 @pytest.mark.parametrize("vocab_size", [16, 20, 24])
-def test_rows_of_the_vocabulary_are_those_there_are(vocab_size):
-    own = dataclasses.replace(CONFIG, vocab_size=vocab_size, dropout=0.3)
-    fresh = jax.tree.map(jnp.asarray, network.init_params(own, jax.random.key(0)))
-    given = made()
-    started = pretrained.start_from(given, dataclasses.asdict(own), fresh)
+def test_rows_of_the_vocabulary_that_the_model_lacks_stay_fresh(given, vocab_size):
+    cfg = dataclasses.replace(CONFIG, vocab_size=vocab_size, dropout=0.3)
+    fresh = jax.tree.map(jnp.asarray, network.init_params(cfg, jax.random.key(0)))
+    started = pretrained.start_from(given, dataclasses.asdict(cfg), fresh)
     assert jax.tree.map(jnp.shape, started) == jax.tree.map(jnp.shape, fresh)
-    n = min(vocab_size, 20)
-    for tree in ("tokens", "bias"):
-        pick = (
-            (lambda p: p["encoder"]["embeddings"]["tokens"])
-            if tree == "tokens"
-            else (lambda p: p["head"]["bias"])
-        )
-        np.testing.assert_array_equal(pick(started)[:n], pick(given.params)[:n])
-        np.testing.assert_array_equal(pick(started)[n:], pick(fresh)[n:])
-    np.testing.assert_array_equal(
-        started["encoder"]["layers"]["mlp"]["wi"]["kernel"],
-        given.params["encoder"]["layers"]["mlp"]["wi"]["kernel"],
-    )
+
+    n = min(vocab_size, CONFIG.vocab_size)
+    for path in ("encoder/embeddings/tokens", "head/bias"):
+        rows, theirs, ours = (leaf_at(tree, path) for tree in (started, given.params, fresh))
+        np.testing.assert_array_equal(rows[:n], theirs[:n])
+        np.testing.assert_array_equal(rows[n:], ours[n:])
+    path = "encoder/layers/mlp/wi/kernel"
+    np.testing.assert_array_equal(leaf_at(started, path), leaf_at(given.params, path))
 
 
-def test_another_network_is_refused_with_the_flags_to_give():
-    own = dataclasses.asdict(dataclasses.replace(CONFIG, n_layers=3, positions="rotary"))
-    with pytest.raises(
-        UserError,
-        match=r"add --config.model.n_layers=1 --config.model.positions=scaled_sinusoidal$",
-    ):
-        pretrained.start_from(made(), own, {})
+def leaf_at(tree, path):
+    for key in path.split("/"):
+        tree = tree[key]
+    return tree
+
+
+def test_another_network_is_refused_with_the_flags_to_give(given):
+    cfg = dataclasses.replace(CONFIG, n_layers=3, positions="rotary")
+    flags = "--config.model.n_layers=1 --config.model.positions=scaled_sinusoidal"
+    with pytest.raises(UserError, match=f"add {flags}$"):
+        pretrained.start_from(given, dataclasses.asdict(cfg), {})
+
+    finetuned = dataclasses.replace(given, finetuned={"task": "rte"})
     with pytest.raises(UserError, match="is finetuned for rte; name the run"):
-        pretrained.start_from(dataclasses.replace(made(), finetuned={"task": "rte"}), own, {})
+        pretrained.start_from(finetuned, dataclasses.asdict(cfg), {})
 
 
 def flags(corpus, checkpoint):
@@ -91,14 +91,16 @@ def test_a_run_starts_where_its_export_ended(small_run, corpus, tmp_path):
     before, after = cramjax.load(small_run), cramjax.load(tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
     assert tokenizers.canonical_json(after.tokenizer) == tokenizers.canonical_json(before.tokenizer)
-    kept = cramjax.load(tmp_path / "run").config
-    assert kept.vocab_size == before.config.vocab_size
+    assert after.config.vocab_size == before.config.vocab_size
 
 
-def test_a_model_of_another_family_or_tokenizer_is_refused(small_run, corpus, tmp_path):
+def test_a_model_of_another_family_is_refused(small_run, corpus):
     config = cramjax.get_config("t5_1day:smoke", *flags(corpus, small_run)[-3:])
     with pytest.raises(UserError, match="is a model of family encoder, but model.family=t5"):
         pretrained.with_tokenizer(config)
+
+
+def test_a_dataset_with_another_tokenizer_is_refused(small_run, corpus, tmp_path):
     prepared = json.loads((small_run / "environment.json").read_text())["dataset"]
     copy = tmp_path / "run"
     copy.mkdir()
@@ -109,11 +111,9 @@ def test_a_model_of_another_family_or_tokenizer_is_refused(small_run, corpus, tm
         (copy / path.name).symlink_to(path)
     (copy / "tokenizer").unlink()
     tokenizers.save(other, copy / "tokenizer")
-    config = cramjax.get_config(
-        "quickstart", *flags(corpus, copy), "budget.steps=1", f"data.source=prepared:{prepared}"
-    )
-    with pytest.raises(
-        UserError,
-        match="has another tokenizer than .*; prepare the text with --config.data.tokenizer=",
-    ):
+
+    settings = ["budget.steps=1", f"data.source=prepared:{prepared}"]
+    config = cramjax.get_config("quickstart", *flags(corpus, copy), *settings)
+    message = "has another tokenizer than .*; prepare the text with --config.data.tokenizer="
+    with pytest.raises(UserError, match=message):
         cramjax.train(config, tmp_path / "new")

@@ -1,4 +1,4 @@
-"""Tiny random models of `transformers` and directories that hold them, for the tests of `cramjax.hub`."""
+"""Tiny random models of `transformers`, and directories that hold them."""
 
 import pathlib
 
@@ -42,7 +42,7 @@ _T5 = {
     "decoder_start_token_id": 0,
 }
 
-# case → (class without "Config" or "ForMaskedLM", numbers of its configuration)
+# case → (class without "Config" or "ForMaskedLM", the numbers of its configuration)
 CASES = {
     "bert": ("Bert", _SIZES),
     "megatron-bert": ("MegatronBert", _SIZES),
@@ -70,7 +70,10 @@ def config_of(case):
 
 
 def build(case, suffix=None):
-    """The model of a case, or of its configuration with another head; all weights are away from 0 and 1."""
+    """Returns the model of a case, or one of its configuration with another head.
+
+    All weights are away from 0 and 1.
+    """
     kind, _ = CASES[case]
     suffix = suffix or ("ForConditionalGeneration" if kind == "T5" else "ForMaskedLM")
     torch.manual_seed(0)
@@ -80,50 +83,43 @@ def build(case, suffix=None):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.add_(torch.randn_like(weight) * 0.1)
-            if kind == "T5":
+            if kind == "T5" and (name.endswith(".q.weight") or "shared" in name):
                 # Scores are not scaled: larger ones make the softmax all or nothing.
-                weight.mul_(0.3 if name.endswith(".q.weight") or "shared" in name else 1.0)
+                weight.mul_(0.3)
             if kind.startswith("Roberta") and "position_embeddings" in name:
                 weight[:2] = 0.0  # rows that are no positions
     return model
 
 
 def tokenizer_of(case):
-    """One that knows words, with the special tokens of the family."""
+    """Returns a tokenizer of words with the special tokens of the family."""
+    extra, n_padding = [], 0
     if case.startswith("t5"):
-        special, n_words = T5_TOKENS, VOCAB_SIZE - N_PADDING_ROWS - N_SENTINELS - len(T5_TOKENS)
-        names = [
-            *special,
-            *_words(n_words),
-            *(f"<extra_id_{i}>" for i in reversed(range(N_SENTINELS))),
-        ]
-        template, unk = ("$A </s>",), "<unk>"
+        special, template, unk = T5_TOKENS, "$A </s>", "<unk>"
+        # Sentinels count down, and the embedding has rows that pad it.
+        extra = [f"<extra_id_{i}>" for i in reversed(range(N_SENTINELS))]
+        n_padding = N_PADDING_ROWS
     elif case.startswith("roberta"):
-        special, template, unk = ROBERTA_TOKENS, ("<s> $A </s>",), "<unk>"
-        names = [*special, *_words(VOCAB_SIZE - len(special))]
+        special, template, unk = ROBERTA_TOKENS, "<s> $A </s>", "<unk>"
     else:
-        special, template, unk = BERT_TOKENS, ("[CLS] $A [SEP]",), "[UNK]"
-        names = [*special, *_words(VOCAB_SIZE - len(special))]
+        special, template, unk = BERT_TOKENS, "[CLS] $A [SEP]", "[UNK]"
+    n_words = VOCAB_SIZE - n_padding - len(special) - len(extra)
+    names = [*special, *(f"w{i}" for i in range(n_words)), *extra]
     ids = {name: number for number, name in enumerate(names)}
+
     tokenizer = tokenizers.Tokenizer(models.WordLevel(ids, unk_token=unk))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([name for name in names if name[0] in "[<"])
-    used = [(name, ids[name]) for name in template[0].split() if name in ids]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=template[0], special_tokens=used
-    )
-    # Some files on the Hub have these, and nobody here should be cut or filled.
+    used = [(name, ids[name]) for name in template.split() if name in ids]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
+    # Some files on the Hub have these. Reading such a file must drop them.
     tokenizer.enable_truncation(8)
     tokenizer.enable_padding(length=8, pad_token=special[0])
     return tokenizer
 
 
-def _words(n):
-    return [f"w{i}" for i in range(n)]
-
-
 def save(case, directory: pathlib.Path, model=None, **options):
-    """Writes the directory; returns the model."""
+    """Writes a model and its tokenizer into a directory; returns the model."""
     model = model or build(case)
     model.save_pretrained(directory, **options)
     tokenizer_of(case).save(str(directory / "tokenizer.json"))

@@ -1,4 +1,7 @@
-"""What is wrong with a directory is said in one sentence that names the file or key and what to do; none of it needs torch."""
+"""Mistakes in a directory are named in one sentence, with the file or key and what to do.
+
+None of this needs torch.
+"""
 
 import dataclasses
 import json
@@ -15,15 +18,19 @@ from cramjax.models import network
 from tests import networks
 
 BERT = {
-    "model_type": "bert", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "intermediate_size": 24, "max_position_embeddings": 12,
-}  # fmt: skip
+    "model_type": "bert",
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 12,
+}
 MODERN = {
     "model_type": "modernbert",
     "vocab_size": 40,
     "hidden_size": 16,
     "num_hidden_layers": 4,
-} | {
     "num_attention_heads": 2,
     "intermediate_size": 24,
 }
@@ -42,21 +49,21 @@ def random_params(cfg):
     import jax
 
     numbers = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: numbers.normal(size=leaf.shape).astype(np.float32),
-        network.abstract_params(cfg),
-    )
+
+    def random(leaf):
+        return numbers.normal(size=leaf.shape).astype(np.float32)
+
+    return jax.tree.map(random, network.abstract_params(cfg))
 
 
 def tokenizer(names=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b")):
-    return tokenizers.Tokenizer(
-        models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]")
-    )
+    ids = {name: i for i, name in enumerate(names)}
+    return tokenizers.Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
 
 
 @pytest.fixture
 def path(tmp_path):
-    """A good directory."""
+    """A directory without mistakes."""
     family, cfg = families.from_json(BERT)
     save_file(tables.to_hf(family, cfg, random_params(cfg)), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(BERT))
@@ -70,7 +77,8 @@ def refused(path, *parts):
     with pytest.raises(UserError) as caught:
         directory.read_model(path)
     message = str(caught.value)
-    assert "\n" not in message and all(part in message for part in parts), message
+    assert "\n" not in message
+    assert all(part in message for part in parts), message
 
 
 @pytest.mark.parametrize(
@@ -116,9 +124,8 @@ def test_pickled_weights_alone(path):
 
 def test_no_directory(tmp_path):
     refused(tmp_path / "absent", "absent: no such directory")
-    assert not directory.is_hf_directory(tmp_path / "absent") and not directory.is_hf_directory(
-        tmp_path
-    )
+    assert not directory.is_hf_directory(tmp_path / "absent")
+    assert not directory.is_hf_directory(tmp_path)
     (tmp_path / "config.json").write_text('{"precision": "auto"}')  # that of a run
     assert not directory.is_hf_directory(tmp_path)
 
@@ -129,37 +136,43 @@ def test_an_index_without_its_map(path):
     refused(path, "model.safetensors.index.json: has no weight_map")
 
 
+LAYER = "bert.encoder.layer"
+
+
+@pytest.mark.parametrize("name", [f"{LAYER}.1.output.dense.weight", "cls.predictions.bias"])
+def test_a_missing_tensor(path, name):
+    state = load_file(path / "model.safetensors")
+    del state[name]
+    save_file(state, path / "model.safetensors")
+    refused(path, str(path), f"{name} is missing")
+
+
 @pytest.mark.parametrize(
-    "change, parts",
+    ("name", "shape", "dtype", "parts"),
     [
         (
-            lambda state: state.pop("bert.encoder.layer.1.output.dense.weight"),
-            ["layer.1.output.dense.weight is missing"],
-        ),
-        (lambda state: state.pop("cls.predictions.bias"), ["cls.predictions.bias is missing"]),
-        (
-            lambda state: state.update(
-                {"bert.encoder.layer.0.intermediate.dense.bias": np.zeros(25, np.float32)}
-            ),
+            f"{LAYER}.0.intermediate.dense.bias",
+            (25,),
+            np.float32,
             ["layer.0.intermediate.dense.bias has shape [25], but config.json says [24]"],
         ),
         (
-            lambda state: state.update(
-                {"bert.embeddings.position_embeddings.weight": np.zeros((13, 16), np.float32)}
-            ),
+            "bert.embeddings.position_embeddings.weight",
+            (13, 16),
+            np.float32,
             ["position_embeddings.weight has shape [13, 16], but config.json says [12, 16]"],
         ),
         (
-            lambda state: state.update(
-                {"bert.encoder.layer.0.output.dense.weight": np.zeros((16, 24), np.int8)}
-            ),
+            f"{LAYER}.0.output.dense.weight",
+            (16, 24),
+            np.int8,
             ["layer.0.output.dense.weight is of int8", "unquantized"],
         ),
     ],
 )
-def test_wrong_tensors(path, change, parts):
+def test_wrong_tensors(path, name, shape, dtype, parts):
     state = load_file(path / "model.safetensors")
-    change(state)
+    state[name] = np.zeros(shape, dtype)
     save_file(state, path / "model.safetensors")
     refused(path, str(path), *parts)
 
@@ -172,14 +185,25 @@ def test_tokenizers_that_do_not_fit(path):
     refused(path, "tokenizer.json: has an entry 44, but the embedding 40 rows")
 
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+FAMILIES = "known: bert, megatron-bert, roberta, roberta-prelayernorm, modernbert, t5"
+
+
+def rope(kind, **values):
+    return {"rope_parameters": {kind: values}}
+
+
 @pytest.mark.parametrize(
-    "raw, parts",
+    ("raw", "parts"),
     [
-        ({"model_type": "gpt2"}, ["'gpt2'", "known: bert, megatron-bert, roberta, roberta-prelayernorm, modernbert, t5"]),
+        ({"model_type": "gpt2"}, ["'gpt2'", FAMILIES]),
         ({}, ["model_type=None"]),
         (BERT | {"hidden_act": "gelu_new"}, ["hidden_act='gelu_new'", "has to be gelu"]),
         (BERT | {"hidden_act": "gelu_pytorch_tanh"}, ["hidden_act"]),
-        (BERT | {"position_embedding_type": "relative_key"}, ["position_embedding_type", "absolute"]),
+        (
+            BERT | {"position_embedding_type": "relative_key"},
+            ["position_embedding_type", "absolute"],
+        ),
         (BERT | {"is_decoder": True}, ["is_decoder"]),
         (BERT | {"hidden_size": None}, ["has no hidden_size"]),
         (BERT | {"hidden_size": "16"}, ["hidden_size='16'", "int"]),
@@ -188,53 +212,47 @@ def test_tokenizers_that_do_not_fit(path):
         (MODERN | {"hidden_activation": "silu"}, ["hidden_activation"]),
         (MODERN | {"mlp_bias": True}, ["mlp_bias", "attention_bias"]),
         (MODERN | {"norm_bias": True}, ["norm_bias", "classifier_bias"]),
-        (MODERN | {"layer_types": ["sliding_attention"] * 4}, ["layer_types"]),
-        (MODERN | {"layer_types": ["full_attention", "full_attention", "sliding_attention", "full_attention"]}, ["layer_types"]),
-        (MODERN | {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, ["rope_type"]),
+        (MODERN | {"layer_types": [SLIDING] * 4}, ["layer_types"]),
+        (MODERN | {"layer_types": [FULL, FULL, SLIDING, FULL]}, ["layer_types"]),
+        (MODERN | rope(FULL, rope_type="yarn"), ["rope_type"]),
         (MODERN | {"layer_types": 4}, ["layer_types"]),
-        (MODERN | {"rope_parameters": {"full_attention": 3}}, ["full_attention=3", "object"]),
-        (MODERN | {"rope_parameters": {"full_attention": {"rope_theta": "x"}}}, ["rope_theta='x'"]),
+        (MODERN | {"rope_parameters": {FULL: 3}}, ["full_attention=3", "object"]),
+        (MODERN | rope(FULL, rope_theta="x"), ["rope_theta='x'"]),
         (T5 | {"feed_forward_proj": "gated-silu"}, ["feed_forward_proj", "relu or gated-gelu"]),
         (T5 | {"relative_attention_num_buckets": 30}, ["30 relative buckets"]),
     ],
-)  # fmt: skip
+)
 def test_configurations_that_are_not_ours(raw, parts):
     with pytest.raises(UserError) as caught:
         families.from_json(raw, "dir/config.json")
     assert all(part in str(caught.value) for part in ["dir/config.json", *parts]), caught.value
 
 
-def test_what_older_files_leave_out():
+def test_older_files_leave_out_keys():
     _, cfg = families.from_json(T5)
-    assert (cfg.ffn, cfg.tie_embeddings, cfg.n_decoder_layers, cfg.relative_buckets) == (
-        "relu",
-        True,
-        1,
-        32,
-    )
-    _, cfg = families.from_json(
-        T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-    )
+    assert (cfg.ffn, cfg.tie_embeddings) == ("relu", True)
+    assert (cfg.n_decoder_layers, cfg.relative_buckets) == (1, 32)
+    newer = T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    _, cfg = families.from_json(newer)
     assert (cfg.ffn, cfg.tie_embeddings) == ("geglu_tanh", False)
+
     _, cfg = families.from_json(MODERN)
     assert (cfg.local_window, cfg.global_every, cfg.local_rotary_base) == (128, 3, 10000.0)
-    _, cfg = families.from_json(MODERN | {"layer_types": ["full_attention"] * 4})
+    _, cfg = families.from_json(MODERN | {"layer_types": [FULL] * 4})
     assert (cfg.local_window, cfg.global_every) == (0, 1)
-    one = ["full_attention"] + ["sliding_attention"] * 3
-    _, cfg = families.from_json(MODERN | {"layer_types": one})
-    assert families.to_json("modernbert", cfg)["layer_types"] == one
+    one_global = [FULL] + [SLIDING] * 3
+    _, cfg = families.from_json(MODERN | {"layer_types": one_global})
+    assert families.to_json("modernbert", cfg)["layer_types"] == one_global
+
     _, cfg = families.from_json(BERT | {"model_type": "roberta", "pad_token_id": 0})
     assert cfg.max_positions == 11
 
 
 def test_networks_that_no_family_has():
-    bert, crammed = networks.named("bert-base"), networks.named("crammed-bert")
-    for name, cfg in (
-        ("bert", crammed),
-        ("modernbert", bert),
-        ("t5", bert),
-        ("megatron-bert", bert),
-    ):
+    bert = networks.named("bert-base")
+    crammed = networks.named("crammed-bert")
+    pairs = (("bert", crammed), ("modernbert", bert), ("t5", bert), ("megatron-bert", bert))
+    for name, cfg in pairs:
         with pytest.raises(UserError, match=f"no {name}"):
             tables.family_table(name, cfg)
     with pytest.raises(UserError, match="local_window"):

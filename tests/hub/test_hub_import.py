@@ -1,4 +1,7 @@
-"""Directories of `transformers` as our models: logits at 1e-4 for every family, and what is in them beside the weights."""
+"""Directories of `transformers` are read as our models: logits within 1e-4 for every family.
+
+Also the other contents of such a directory: tokenizer, pooler, old names, padding rows.
+"""
 
 import dataclasses
 import functools
@@ -12,9 +15,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 safetensors_torch = pytest.importorskip("safetensors.torch")
-# Networks this small lose more to torch's threads waiting for each other than they gain.
+# Networks this small lose more to waiting threads than they gain.
 torch.set_num_threads(1)
 
+from cramjax.errors import UserError  # noqa: E402
 from cramjax.hub import directory, families, tables  # noqa: E402
 from cramjax.models import encoder, network, t5  # noqa: E402
 from cramjax.models.layers import FLOAT32  # noqa: E402
@@ -27,14 +31,14 @@ T5S = [case for case in savedmodels.CASES if case.startswith("t5")]
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """case → (the directory, the torch model, what we read of it), each made once."""
-    made = {}
+    """case → (directory, torch model, our import of it); each case is made once."""
+    cases = {}
 
     def get(case):
-        if case not in made:
+        if case not in cases:
             path = tmp_path_factory.mktemp("saved")
-            made[case] = path, savedmodels.save(case, path), directory.read_model(path)
-        return made[case]
+            cases[case] = path, savedmodels.save(case, path), directory.read_model(path)
+        return cases[case]
 
     return get
 
@@ -44,7 +48,8 @@ def batch(length, padded, start=5):
     tokens = numbers.integers(start, savedmodels.VOCAB_SIZE, (3, length))
     mask = np.ones_like(tokens)
     if padded:
-        mask[0, length - 6 :] = mask[2, 5:] = 0
+        mask[0, length - 6 :] = 0
+        mask[2, 5:] = 0
     return tokens, mask, numbers
 
 
@@ -59,43 +64,43 @@ def forward(cfg, params, tokens, padding_mask, token_types):
 @functools.partial(jax.jit, static_argnums=0)
 def t5_forward(cfg, params, tokens, padding_mask, targets):
     encoded = t5.encode(cfg, FLOAT32, params, tokens, padding_mask=padding_mask)
-    return t5.head(
-        cfg,
-        FLOAT32,
-        params,
-        t5.decode(cfg, FLOAT32, params, encoded, targets, padding_mask=padding_mask),
-    )
+    hidden = t5.decode(cfg, FLOAT32, params, encoded, targets, padding_mask=padding_mask)
+    return t5.head(cfg, FLOAT32, params, hidden)
 
 
 def ours(imported, tokens, mask=None, other=None, *, run=forward):
-    """Logits and hidden states, or the logits of a T5 whose targets are `other`."""
+    """Returns logits and hidden states, or the logits of a T5 whose targets are `other`."""
     # A loop compiles in less time than layers one after the other.
     cfg = dataclasses.replace(imported.config, unroll=1)
     mask = None if mask is None else jnp.asarray(mask == 1)
     other = None if other is None else jnp.asarray(other, jnp.int32)
-    return jax.tree.map(
-        np.asarray, run(cfg, imported.params, jnp.asarray(tokens, jnp.int32), mask, other)
-    )
+    outputs = run(cfg, imported.params, jnp.asarray(tokens, jnp.int32), mask, other)
+    return jax.tree.map(np.asarray, outputs)
+
+
+def theirs(model, **inputs):
+    """Returns the outputs of a torch model for NumPy inputs; None counts as not given."""
+    given = {name: torch.tensor(value) for name, value in inputs.items() if value is not None}
+    with torch.no_grad():
+        return model(**given)
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("case", ENCODERS)
 def test_logits_of_encoders(saved, case, padded):
     _, model, imported = saved(case)
-    # All the positions that fit; for ModernBERT several times the local window.
+    # As many positions as fit; for ModernBERT these are several local windows.
     length = min(imported.config.max_positions, 38)
     tokens, mask, numbers = batch(length, padded)
     tokens[mask == 0] = model.config.pad_token_id
     token_types = None
     if imported.config.token_types > 1:
         token_types = numbers.integers(0, 2, tokens.shape)
-    with torch.no_grad():
-        expected = model(
-            input_ids=torch.tensor(tokens),
-            attention_mask=torch.tensor(mask) if padded else None,
-            **({} if token_types is None else {"token_type_ids": torch.tensor(token_types)}),
-        ).logits.numpy()
-    logits, _ = ours(imported, tokens, mask if padded else None, token_types)
+    given_mask = mask if padded else None
+
+    outputs = theirs(model, input_ids=tokens, attention_mask=given_mask, token_type_ids=token_types)
+    expected = outputs.logits.numpy()
+    logits, _ = ours(imported, tokens, given_mask, token_types)
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(logits[mask == 1], expected[mask == 1], atol=ATOL, rtol=0)
 
@@ -106,13 +111,11 @@ def test_logits_of_t5(saved, case, padded):
     _, model, imported = saved(case)
     inputs, mask, numbers = batch(23, padded, start=2)
     targets = numbers.integers(2, savedmodels.VOCAB_SIZE, (3, 11))
-    with torch.no_grad():
-        expected = model(
-            input_ids=torch.tensor(inputs),
-            attention_mask=torch.tensor(mask) if padded else None,
-            decoder_input_ids=torch.tensor(targets),
-        ).logits.numpy()
-    logits = ours(imported, inputs, mask if padded else None, targets, run=t5_forward)
+    given_mask = mask if padded else None
+
+    outputs = theirs(model, input_ids=inputs, attention_mask=given_mask, decoder_input_ids=targets)
+    expected = outputs.logits.numpy()
+    logits = ours(imported, inputs, given_mask, targets, run=t5_forward)
     assert np.abs(expected).max() > 0.5
     np.testing.assert_allclose(logits, expected, atol=ATOL, rtol=0)
 
@@ -120,31 +123,30 @@ def test_logits_of_t5(saved, case, padded):
 def test_local_layers_matter(saved):
     *_, imported = saved("modernbert")
     cfg = imported.config
-    assert (cfg.local_window, cfg.global_every, cfg.rotary_base, cfg.local_rotary_base) == (
-        8,
-        3,
-        160000.0,
-        10000.0,
-    )
+    assert (cfg.local_window, cfg.global_every) == (8, 3)
+    assert (cfg.rotary_base, cfg.local_rotary_base) == (160000.0, 10000.0)
 
 
 @pytest.mark.parametrize("case", savedmodels.CASES)
 def test_the_tokenizer_and_the_rest(saved, case):
     path, model, imported = saved(case)
+    assert directory.is_hf_directory(path) and not directory.is_hf_directory(path.parent)
     assert imported.family == model.config.model_type
     assert imported.config.dropout == imported.config.attention_dropout == 0.0
-    assert imported.config.vocab_size == savedmodels.VOCAB_SIZE and imported.extra == {}
+    assert imported.config.vocab_size == savedmodels.VOCAB_SIZE
+    assert imported.extra == {}
+
     leaves = jax.tree.leaves(imported.params)
     assert all(isinstance(leaf, np.ndarray) and leaf.dtype == np.float32 for leaf in leaves)
-    assert sum(leaf.size for leaf in leaves) == sum(
-        weight.numel() for weight in model.parameters()
-    ) - 2 * 72 * case.startswith("roberta")
-    # Neither truncated nor padded.
-    assert len(imported.tokenizer.encode(" ".join(["w1"] * 20)).ids) == (
-        21 if case.startswith("t5") else 22
-    )
-    assert len(imported.tokenizer.encode("w1").ids) == (2 if case.startswith("t5") else 3)
-    assert directory.is_hf_directory(path) and not directory.is_hf_directory(path.parent)
+    n_params = sum(weight.numel() for weight in model.parameters())
+    if case.startswith("roberta"):
+        n_params -= 2 * 72  # two rows of the table are no positions
+    assert sum(leaf.size for leaf in leaves) == n_params
+
+    # The tokenizer neither truncates nor pads; it adds one special token for a T5, else two.
+    n_special = 1 if case.startswith("t5") else 2
+    assert len(imported.tokenizer.encode(" ".join(["w1"] * 20)).ids) == 20 + n_special
+    assert len(imported.tokenizer.encode("w1").ids) == 1 + n_special
 
 
 @pytest.mark.parametrize(
@@ -156,17 +158,14 @@ def test_without_a_head_there_is_a_fresh_one_and_the_pooler_is_kept(tmp_path, ca
     imported = directory.read_model(tmp_path)
     assert imported.extra["head_missing"] is True
     head = imported.params["head"]
-    assert (
-        head["dense"]["kernel"].std() > 0.01
-        and (head["norm"]["scale"] == 1).all()
-        and not head["bias"].any()
-    )
+    assert head["dense"]["kernel"].std() > 0.01
+    assert (head["norm"]["scale"] == 1).all() and not head["bias"].any()
     shapes = jax.tree.map(lambda leaf: leaf.shape, network.abstract_params(imported.config))
     assert jax.tree.map(np.shape, imported.params) == shapes
+
     tokens, _, _ = batch(20, False)
     base = model if suffix == "Model" else model.base_model
-    with torch.no_grad():
-        expected = base(input_ids=torch.tensor(tokens))
+    expected = theirs(base, input_ids=tokens)
     _, hidden = ours(imported, tokens)
     np.testing.assert_allclose(hidden, expected.last_hidden_state.numpy(), atol=ATOL, rtol=0)
     pooler = imported.extra["pooler"]
@@ -180,10 +179,10 @@ def test_modernbert_without_its_head(tmp_path, suffix):
     model = savedmodels.save(case, tmp_path, savedmodels.build(case, suffix))
     imported = directory.read_model(tmp_path)
     assert imported.extra == {"head_missing": True} and not imported.params["head"]["bias"].any()
-    weight = dict(model.named_parameters())
-    (name,) = [name for name in weight if name.endswith("layers.1.attn.Wo.weight")]
+    weights = dict(model.named_parameters())
+    (name,) = [name for name in weights if name.endswith("layers.1.attn.Wo.weight")]
     kernel = imported.params["encoder"]["layers"]["attention"]["out"]["kernel"][1]
-    np.testing.assert_array_equal(kernel.reshape(72, 72), weight[name].detach().numpy().T)
+    np.testing.assert_array_equal(kernel.reshape(72, 72), weights[name].detach().numpy().T)
 
 
 def test_a_t5_of_transformers_5_that_is_tied_but_does_not_scale(tmp_path):
@@ -194,10 +193,7 @@ def test_a_t5_of_transformers_5_that_is_tied_but_does_not_scale(tmp_path):
     assert "lm_head.weight" not in safetensors_torch.load_file(tmp_path / "model.safetensors")
     imported = directory.read_model(tmp_path)
     tokens, _, _ = batch(9, False)
-    with torch.no_grad():
-        expected = model(
-            input_ids=torch.tensor(tokens), decoder_input_ids=torch.tensor(tokens)
-        ).logits.numpy()
+    expected = theirs(model, input_ids=tokens, decoder_input_ids=tokens).logits.numpy()
     logits = ours(imported, tokens, other=tokens, run=t5_forward)
     np.testing.assert_allclose(logits, expected, atol=ATOL, rtol=1e-5)
 
@@ -215,41 +211,35 @@ def test_narrow_weights_become_float32(saved, tmp_path, dtype):
 def test_weights_in_several_files(saved, tmp_path):
     *_, whole = saved("bert")
     savedmodels.save("bert", tmp_path, max_shard_size="100KB")
-    assert (
-        not (tmp_path / "model.safetensors").exists()
-        and len(list(tmp_path.glob("model-*.safetensors"))) > 2
-    )
+    assert not (tmp_path / "model.safetensors").exists()
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     jax.tree.map(np.testing.assert_array_equal, directory.read_model(tmp_path).params, whole.params)
+
     next(tmp_path.glob("model-00002-*")).unlink()
-    with pytest.raises(
-        directory.UserError, match="model-00002-.*no such file, but the index names it"
-    ):
+    message = "model-00002-.*no such file, but the index names it"
+    with pytest.raises(UserError, match=message):
         directory.read_model(tmp_path)
 
 
 def test_old_names_and_copies_of_tied_tensors(saved, tmp_path):
     path, model, imported = saved("bert")
-    state = {name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}
-    # As in bert-base-uncased.
-    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
-    renamed = {}
-    for name, tensor in state.items():
-        for new, other in old.items():
-            name = name.replace(new, other)
-        renamed[name] = tensor
-    renamed["bert.embeddings.position_ids"] = torch.arange(40)[None]
     for file in ("config.json", "tokenizer.json"):
         (tmp_path / file).write_bytes((path / file).read_bytes())
-    del renamed["cls.predictions.bias"]  # the copy is there
-    safetensors_torch.save_file(renamed, tmp_path / "model.safetensors")
-    jax.tree.map(
-        np.testing.assert_array_equal, directory.read_model(tmp_path).params, imported.params
-    )
-    renamed["cls.predictions.decoder.weight"] += 1
-    safetensors_torch.save_file(renamed, tmp_path / "model.safetensors")
-    with pytest.raises(
-        directory.UserError, match=r"cls.predictions.decoder.weight and bert.* differ"
-    ):
+    # The names in bert-base-uncased.
+    state = {}
+    for name, tensor in model.state_dict().items():
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        name = name.replace("LayerNorm.bias", "LayerNorm.beta")
+        state[name] = tensor.clone().contiguous()
+    state["bert.embeddings.position_ids"] = torch.arange(40)[None]
+    del state["cls.predictions.bias"]  # its copy is there
+    safetensors_torch.save_file(state, tmp_path / "model.safetensors")
+    params = directory.read_model(tmp_path).params
+    jax.tree.map(np.testing.assert_array_equal, params, imported.params)
+
+    state["cls.predictions.decoder.weight"] += 1
+    safetensors_torch.save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"cls.predictions.decoder.weight and bert.* differ"):
         directory.read_model(tmp_path)
 
 
@@ -274,19 +264,17 @@ def test_load_takes_such_a_directory(saved):
 
     path, model, _ = saved("bert")
     loaded = cramjax.load(path)
-    assert (
-        loaded.special == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4} and not loaded.is_t5
-    )
+    assert not loaded.is_t5
+    assert loaded.special == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
     (guesses,) = cramjax.fill_mask(loaded, "w1 w2 [MASK] w4", top_k=3)
-    ids = torch.tensor([loaded.tokenizer.encode("w1 w2 [MASK] w4").ids])
-    with torch.no_grad():
-        best = model(input_ids=ids).logits[0, 3].topk(3).indices
-    assert [token for token, _ in guesses] == [
-        loaded.tokenizer.id_to_token(int(token)) for token in best
-    ]
+    ids = [loaded.tokenizer.encode("w1 w2 [MASK] w4").ids]
+    best = theirs(model, input_ids=ids).logits[0, 3].topk(3).indices
+    words = [loaded.tokenizer.id_to_token(int(token)) for token in best]
+    assert [token for token, _ in guesses] == words
 
     path, *_ = saved("roberta")
     assert cramjax.load(path).special == {"cls": 0, "pad": 1, "sep": 2, "unk": 3, "mask": 4}
+
     path, *_ = saved("t5 v1.0")
     loaded = cramjax.load(path)
     assert loaded.is_t5 and loaded.special == {"pad": 0, "sep": 1, "unk": 2}
@@ -294,16 +282,44 @@ def test_load_takes_such_a_directory(saved):
 
 # config.json of answerdotai/ModernBERT-base, as transformers 4 wrote it.
 MODERNBERT_BASE = {
-    "architectures": ["ModernBertForMaskedLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 50281,
-    "classifier_activation": "gelu", "classifier_bias": False, "classifier_dropout": 0.0, "classifier_pooling": "mean",
-    "cls_token_id": 50281, "decoder_bias": True, "deterministic_flash_attn": False, "embedding_dropout": 0.0,
-    "eos_token_id": 50282, "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0, "hidden_activation": "gelu",
-    "hidden_size": 768, "initializer_cutoff_factor": 2.0, "initializer_range": 0.02, "intermediate_size": 1152,
-    "layer_norm_eps": 1e-05, "local_attention": 128, "local_rope_theta": 10000.0, "max_position_embeddings": 8192,
-    "mlp_bias": False, "mlp_dropout": 0.0, "model_type": "modernbert", "norm_bias": False, "norm_eps": 1e-05,
-    "num_attention_heads": 12, "num_hidden_layers": 22, "pad_token_id": 50283, "position_embedding_type": "absolute",
-    "sep_token_id": 50282, "tie_word_embeddings": True, "torch_dtype": "float32", "vocab_size": 50368,
-}  # fmt: skip
+    "architectures": ["ModernBertForMaskedLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 50281,
+    "classifier_activation": "gelu",
+    "classifier_bias": False,
+    "classifier_dropout": 0.0,
+    "classifier_pooling": "mean",
+    "cls_token_id": 50281,
+    "decoder_bias": True,
+    "deterministic_flash_attn": False,
+    "embedding_dropout": 0.0,
+    "eos_token_id": 50282,
+    "global_attn_every_n_layers": 3,
+    "global_rope_theta": 160000.0,
+    "hidden_activation": "gelu",
+    "hidden_size": 768,
+    "initializer_cutoff_factor": 2.0,
+    "initializer_range": 0.02,
+    "intermediate_size": 1152,
+    "layer_norm_eps": 1e-05,
+    "local_attention": 128,
+    "local_rope_theta": 10000.0,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "mlp_dropout": 0.0,
+    "model_type": "modernbert",
+    "norm_bias": False,
+    "norm_eps": 1e-05,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 22,
+    "pad_token_id": 50283,
+    "position_embedding_type": "absolute",
+    "sep_token_id": 50282,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+    "vocab_size": 50368,
+}
 
 
 def test_the_configuration_of_modernbert_base_in_both_spellings():
@@ -318,15 +334,14 @@ def test_the_configuration_of_modernbert_base_in_both_spellings():
 
 
 @pytest.mark.parametrize("case", savedmodels.CASES)
-def test_there_and_back_again(saved, case, tmp_path):
-    """Bit for bit; every tensor of the class is there, and transformers loads what comes out."""
-    path, model, imported = saved(case)
-    names = tables.family_table(imported.family, imported.config)
-    original = {
-        name: tensor.numpy()
-        for name, tensor in model.state_dict().items()
-        if name not in names.copies
-    }
+def test_all_tensors_of_the_class_come_back_bit_for_bit(saved, case):
+    _, model, imported = saved(case)
+    copies = tables.family_table(imported.family, imported.config).copies
+    original = {}
+    for name, tensor in model.state_dict().items():
+        if name not in copies:
+            original[name] = tensor.numpy()
+
     state = tables.to_hf(imported.family, imported.config, imported.params, imported.extra)
     assert state.keys() == original.keys()
     for name, tensor in state.items():
@@ -336,30 +351,31 @@ def test_there_and_back_again(saved, case, tmp_path):
     assert extra == {}
     jax.tree.map(np.testing.assert_array_equal, params, imported.params)
 
-    raw = families.to_json(
-        imported.family, imported.config, special={"pad": model.config.pad_token_id}
-    )
+
+@pytest.mark.parametrize("case", savedmodels.CASES)
+def test_transformers_loads_what_comes_back(saved, case, tmp_path):
+    _, model, imported = saved(case)
+    special = {"pad": model.config.pad_token_id}
+    raw = families.to_json(imported.family, imported.config, special=special)
     assert families.from_json(raw) == (imported.family, imported.config)
+
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    safetensors_torch.save_file(
-        {name: torch.from_numpy(tensor) for name, tensor in state.items()},
-        tmp_path / "model.safetensors",
-        {"format": "pt"},
-    )
+    arrays = tables.to_hf(imported.family, imported.config, imported.params, imported.extra)
+    state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    safetensors_torch.save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
     again, info = type(model).from_pretrained(
         tmp_path, output_loading_info=True, attn_implementation="eager"
     )
     assert not any(info.values())
+    weights = model.state_dict()
     for name, tensor in again.state_dict().items():
-        np.testing.assert_array_equal(
-            tensor.numpy(), model.state_dict()[name].numpy(), err_msg=name
-        )
-    tokens = torch.tensor(batch(20, False)[0])
-    inputs = {"input_ids": tokens} | (
-        {"decoder_input_ids": tokens} if case.startswith("t5") else {}
-    )
-    with torch.no_grad():
-        logits, expected = (network.eval()(**inputs).logits.numpy() for network in (again, model))
+        np.testing.assert_array_equal(tensor.numpy(), weights[name].numpy(), err_msg=name)
+
+    tokens, _, _ = batch(20, False)
+    targets = tokens if case.startswith("t5") else None
+    inputs = {"input_ids": tokens, "decoder_input_ids": targets}
+    logits = theirs(again.eval(), **inputs).logits.numpy()
+    expected = theirs(model.eval(), **inputs).logits.numpy()
     np.testing.assert_allclose(logits, expected, atol=ATOL)
 
 

@@ -1,4 +1,7 @@
-"""Runs and finetuned models as `transformers` loads them, with their cards, through the command line and the Hub's API."""
+"""Runs and finetuned models are exported with their cards, and `transformers` loads them.
+
+The tests go through the command line and a fake Hub's API.
+"""
 
 import dataclasses
 import json
@@ -42,17 +45,10 @@ PROTOCOL = Protocol(name="quick", source="tests", settings=SETTINGS, n_seeds=1)
 
 @pytest.fixture(scope="module")
 def exported(small_run, tmp_path_factory):
-    """What the command line makes of a run."""
+    """The export of a run by the command line."""
     out = tmp_path_factory.mktemp("export") / "small-bert"
-    command = [
-        "--checkpoint",
-        str(small_run),
-        "--out",
-        str(out),
-        "--verify",
-        "--license",
-        "apache-2.0",
-    ]
+    command = ["--checkpoint", str(small_run), "--out", str(out)]
+    command += ["--verify", "--license", "apache-2.0"]
     assert export_hf.main(command) == 0
     return out
 
@@ -63,7 +59,7 @@ def code_of(page):
 
 
 def run_code(folder, monkeypatch, capsys):
-    """What the card's example prints, run beside the export."""
+    """Returns the output of the card's example, run beside the export."""
     monkeypatch.chdir(folder.parent)
     exec(compile(code_of((folder / "README.md").read_text()), "README.md", "exec"), {})
     return capsys.readouterr().out
@@ -71,14 +67,9 @@ def run_code(folder, monkeypatch, capsys):
 
 def test_a_run_is_a_folder_of_transformers(exported, small_run):
     names = {path.name for path in exported.iterdir()}
-    assert {
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "README.md",
-        "loss.png",
-    } <= names
+    assert {"config.json", "model.safetensors", "README.md", "loss.png"} <= names
+    assert {"tokenizer.json", "tokenizer_config.json"} <= names
+
     ours, theirs = cramjax.load(small_run), cramjax.load(exported)
     model, params, tokenizer = theirs
     assert model is theirs and params is theirs.params and tokenizer is theirs.tokenizer
@@ -86,36 +77,29 @@ def test_a_run_is_a_folder_of_transformers(exported, small_run):
     np.testing.assert_array_equal(
         ours.params["head"]["dense"]["kernel"], theirs.params["head"]["dense"]["kernel"]
     )
+
     sentence = "anna reads [MASK] in the garden ."
     guesses = transformers.pipeline("fill-mask", model=str(exported), top_k=3)(sentence)
     model = dataclasses.replace(ours, precision=FLOAT32)
     (expected,) = cramjax.fill_mask(model, sentence, top_k=3)
     assert [guess["token_str"] for guess in guesses] == [token for token, _ in expected]
-    np.testing.assert_allclose(
-        [guess["score"] for guess in guesses], [share for _, share in expected], rtol=1e-4
-    )
+    scores = [guess["score"] for guess in guesses]
+    np.testing.assert_allclose(scores, [share for _, share in expected], rtol=1e-4)
 
 
 def test_the_card_says_what_the_run_noted(exported, small_run, monkeypatch, capsys):
-    page, summary = (
-        (exported / "README.md").read_text(),
-        json.loads((small_run / "summary.json").read_text()),
-    )
+    page = (exported / "README.md").read_text()
+    summary = json.loads((small_run / "summary.json").read_text())
     data = ModelCard.load(exported / "README.md").data
-    assert (data.license, data.language, data.library_name, data.pipeline_tag) == (
-        "apache-2.0",
-        "en",
-        "transformers",
-        "fill-mask",
-    )
+    assert (data.license, data.language) == ("apache-2.0", "en")
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "fill-mask")
     assert data.model_name == "small-bert" and "cramjax" in data.tags
     values = {result.metric_type: result.metric_value for result in data.eval_results}
     assert values["loss"] == round(summary["eval_loss"], 4)
+
     environment = json.loads((small_run / "environment.json").read_text())
-    assert (
-        environment["git"] in page
-        and "python -m cramjax.main --config configs/quickstart.py" in page
-    )
+    assert environment["git"] in page
+    assert "python -m cramjax.main --config configs/quickstart.py" in page
     assert "20 steps" in page and "![" in page and "text:stories.txt" in page
     printed = run_code(exported, monkeypatch, capsys)
     assert len(printed.splitlines()) == 5
@@ -140,21 +124,17 @@ def test_scores_of_a_finetuning_stand_in_the_card(small_run, tmp_path, monkeypat
     for name in ("small-cramming", "small-untrained-cramming"):
         (tmp_path / "runs" / "finetune" / name).mkdir(parents=True)
         (tmp_path / "runs" / "finetune" / name / "results.json").write_text(json.dumps(results))
+
     monkeypatch.chdir(tmp_path)
     assert export_hf.main(["--checkpoint", str(small_run), "--out", "out"]) == 0
     page = (tmp_path / "out" / "README.md").read_text()
-    assert (
-        "| rte | accuracy | 61.2 | 1.5 | 3 |" in page
-        and "python -m tools.finetune --task rte" in page
-    )
-    (result,) = [
-        result for result in ModelCard(page).data.eval_results if result.dataset_config == "rte"
-    ]
-    assert (result.metric_type, result.metric_value, result.dataset_type) == (
-        "accuracy",
-        61.25,
-        "nyu-mll/glue",
-    )
+    assert "| rte | accuracy | 61.2 | 1.5 | 3 |" in page
+    assert "python -m tools.finetune --task rte" in page
+
+    evaluations = ModelCard(page).data.eval_results
+    (result,) = [result for result in evaluations if result.dataset_config == "rte"]
+    assert (result.metric_type, result.metric_value) == ("accuracy", 61.25)
+    assert result.dataset_type == "nyu-mll/glue"
 
 
 def test_an_export_is_replaced_and_other_files_stay(small_run, tmp_path):
@@ -202,9 +182,11 @@ def test_a_wrong_export_never_stands_there(small_run, tmp_path, monkeypatch):
     from cramjax.publishing import saving
 
     original = saving._cast
-    monkeypatch.setattr(
-        saving, "_cast", lambda name, tensor, dtype: original(name, tensor, dtype) + ("Wi" in name)
-    )
+
+    def wrong_cast(name, tensor, dtype):
+        return original(name, tensor, dtype) + ("Wi" in name)
+
+    monkeypatch.setattr(saving, "_cast", wrong_cast)
     with pytest.raises(RunFailed, match="does not hold the parameters"):
         export(small_run, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
@@ -230,42 +212,39 @@ def finetuned(kind, tasks, tmp_path, **changes):
 def test_a_finetuned_encoder_is_a_classifier(tmp_path, monkeypatch, capsys):
     cola, stsb = finetuned("encoder", ["cola", "stsb"], tmp_path)
     for folder in (cola, stsb):
-        export(
-            folder,
-            tmp_path / "out" / folder.parents[1].name,
-            Options(verify=True),
-            tell=lambda _: None,
-        )
+        out = tmp_path / "out" / folder.parents[1].name
+        export(folder, out, Options(verify=True), tell=lambda _: None)
+
     out = tmp_path / "out" / "cola"
     model = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
     assert type(model).__name__ == "ModernBertForSequenceClassification"
     assert model.config.id2label == {0: "unacceptable", 1: "acceptable"}
-    # The predictions of the finetuning, from text alone.
+
+    # The export gives the predictions of the finetuning, from text alone.
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
-    rows = [
-        line.split("\t")
-        for line in (tmp_path / "glue" / "CoLA" / "dev.tsv").read_text().splitlines()
-    ]
-    saved = json.loads((tmp_path / "ft" / "runs" / "cola" / "point-0" / "seed-0.json").read_text())
-    with torch.no_grad():
-        found = [
-            int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()) for *_, text in rows
-        ]
-    assert found == saved["predictions"]["cola"]["validation"]
+    predictions = []
+    for line in (tmp_path / "glue" / "CoLA" / "dev.tsv").read_text().splitlines():
+        text = line.split("\t")[-1]
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt")).logits
+        predictions.append(int(logits.argmax()))
+    noted = json.loads((tmp_path / "ft" / "runs" / "cola" / "point-0" / "seed-0.json").read_text())
+    assert predictions == noted["predictions"]["cola"]["validation"]
+
     page = (out / "README.md").read_text()
     assert "| cola | matthews |" in page and "stsb" not in page and "single_as_pair" not in page
     assert "'label': '" in run_code(out, monkeypatch, capsys)
-    # Moved away from the finetuning it is of, it exports all the same, without that table.
+    regression = json.loads((tmp_path / "out" / "stsb" / "config.json").read_text())
+    assert regression["problem_type"] == "regression" and regression["id2label"] == {"0": "score"}
+    assert "'label': 'score'" in run_code(tmp_path / "out" / "stsb", monkeypatch, capsys)
+
+    # Moved away from its finetuning, the model still exports, without that table.
     moved = tmp_path / "moved"
     cola.rename(moved)
     export(moved, tmp_path / "alone", tell=lambda _: None)
     assert "| cola | matthews |" not in (tmp_path / "alone" / "README.md").read_text()
-    cola = moved
-    regression = json.loads((tmp_path / "out" / "stsb" / "config.json").read_text())
-    assert regression["problem_type"] == "regression" and regression["id2label"] == {"0": "score"}
-    assert "'label': 'score'" in run_code(tmp_path / "out" / "stsb", monkeypatch, capsys)
     with pytest.raises(UserError, match="finetuned for cola"):
-        cramjax.fill_mask(cramjax.load(cola), "a [MASK]")
+        cramjax.fill_mask(cramjax.load(moved), "a [MASK]")
 
 
 @pytest.mark.slow
@@ -273,9 +252,9 @@ def test_a_finetuned_t5_is_a_t5(tmp_path, monkeypatch, capsys):
     (rte,) = finetuned("t5", ["rte"], tmp_path)
     out = tmp_path / "out"
     export(rte, out, Options(verify=True), tell=lambda _: None)
-    assert json.loads((out / "config.json").read_text())["architectures"] == [
-        "T5ForConditionalGeneration"
-    ]
+    (architecture,) = json.loads((out / "config.json").read_text())["architectures"]
+    assert architecture == "T5ForConditionalGeneration"
+
     page = (out / "README.md").read_text()
     assert "rte sentence1:" in page and ModelCard(page).data.pipeline_tag == "text2text-generation"
     assert run_code(out, monkeypatch, capsys).strip()
@@ -289,6 +268,7 @@ def test_an_unfinished_run_is_described_by_its_metrics(small_run, tmp_path):
     noted = facts.read_facts(folder, None, 10)
     last = [entry for entry in cli.lines(folder) if entry["step"] <= 10][-1]
     assert noted.spent["steps"] == last["step"] and noted.spent["tokens"] == last["tokens"]
+
     (tmp_path / "out").mkdir()
     raw = {"architectures": ["BertForMaskedLM"], "model_type": "bert"}
     card.write(tmp_path / "out", noted, raw, name="me/x", license="mit", language="de")
@@ -297,32 +277,25 @@ def test_an_unfinished_run_is_described_by_its_metrics(small_run, tmp_path):
 
 @pytest.mark.slow
 def test_to_the_hub_and_back(small_run, tmp_path, monkeypatch):
-    """Exported, pushed to a branch by a step's name, loaded by its id for finetuning and training on."""
+    """A run is exported, pushed to a branch named by its step, and loaded by its id."""
     with FakeHub(TOKEN) as hub:
-        environment = hub.environment(tmp_path / "home") | {
-            "HF_HUB_OFFLINE": "0",
-            "HF_TOKEN": TOKEN,
-        }
-        command = [
-            "-m",
-            "tools.export_hf",
-            "--checkpoint",
-            str(small_run),
-            "--out",
-            str(tmp_path / "out"),
-        ]
-        flags = ["--push_to_hub", "me/small", "--revision", "step-{step}", "--private"]
-        done = cli.run([cli.sys.executable, *command, *flags], **environment)
+        settings = {"HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+        environment = hub.environment(tmp_path / "home") | settings
+        command = [cli.sys.executable, "-m", "tools.export_hf"]
+        command += ["--checkpoint", str(small_run), "--out", str(tmp_path / "out")]
+        command += ["--push_to_hub", "me/small", "--revision", "step-{step}", "--private"]
+        done = cli.run(command, **environment)
         assert "/me/small" in done.stdout and TOKEN not in done.stdout + done.stderr
         (*_, commit) = hub.repos["me/small"].branches["step-20"]
-        assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= set(
-            commit.files
-        )
+        files = {"config.json", "model.safetensors", "README.md", "tokenizer.json"}
+        assert files <= set(commit.files)
+
         code = (
             "import cramjax; model = cramjax.load('me/small@step-20'); "
             "print(cramjax.fill_mask(model, 'anna reads [MASK] .', top_k=1)[0][0][0])"
         )
         loaded = cli.run([cli.sys.executable, "-c", code], **environment)
+
     (guess,) = cramjax.fill_mask(cramjax.load(tmp_path / "out"), "anna reads [MASK] .", top_k=1)
     assert loaded.stdout.split()[-1] == guess[0][0]
 

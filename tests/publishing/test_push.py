@@ -1,4 +1,7 @@
-"""Pushing against a Hub on this machine, in child processes: huggingface_hub reads its environment when it is imported."""
+"""Pushes to a fake Hub on this machine.
+
+Child processes do it: huggingface_hub reads its environment when it is imported.
+"""
 
 import json
 import pathlib
@@ -32,10 +35,11 @@ def answer(directory=None, repo_id=None, token=None, download=None, timeout_s=60
     told = []
     slept.clear()
     pushing._TIMEOUT_S = (timeout_s,) * 4
+    directory = pathlib.Path(directory)
     try:
-        result = {"url": pushing.push(pathlib.Path(directory), repo_id, tell=told.append, **options)}
+        result = {"url": pushing.push(directory, repo_id, tell=told.append, **options)}
     except (RunFailed, UserError) as error:
-        traceback.print_exc()  # as of a caller who hides nothing
+        traceback.print_exc()  # a caller may show it
         result = {"error": type(error).__name__, "message": str(error)}
     client = get_session()
     assert "request" not in vars(client), "the request of the push is left behind"
@@ -48,10 +52,11 @@ for line in sys.stdin:
 
 
 class Pusher:
-    """A child process that pushes, one call after the other, without ever sleeping."""
+    """A child process that pushes, one call after the other, and never sleeps."""
 
     def __init__(self, root, environment, log):
-        self.log, self.output = log, []
+        self.log = log
+        self.output = []
         self.process = subprocess.Popen(
             [sys.executable, "-c", CHILD],
             env=environment | {"PYTHONPATH": str(root)},
@@ -98,14 +103,17 @@ def pusher(hub, root, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quiet(hub):
-    """No trouble left over from another test, and only one's own requests."""
+    """Each test starts without faults and without requests of another test."""
     hub.faults.clear()
     hub.requests.clear()
 
 
 @pytest.fixture
 def export(tmp_path):
-    """Two files of weights and a picture, which are large files that no other test has sent, and what else belongs to a model."""
+    """A model to push.
+
+    Its two files of weights and its picture are large files that no other test has sent.
+    """
     directory = tmp_path / "export"
     (directory / "images").mkdir(parents=True)
     (directory / "config.json").write_text('{"model_type": "bert"}')
@@ -119,19 +127,19 @@ def export(tmp_path):
 
 
 def contents(directory):
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
+    """Returns name → bytes of all files in a directory."""
+    files = {}
+    for path in directory.rglob("*"):
+        if path.is_file():
+            files[path.relative_to(directory).as_posix()] = path.read_bytes()
+    return files
 
 
 def pushed(hub, repo_id, branch="main"):
-    """The files of the last commit, without the one that the Hub made, and the messages of all commits."""
+    """Returns the files of the last commit, without the Hub's own, and all commit messages."""
     commits = hub.repos[repo_id].branches[branch]
-    files = {
-        name: file.content for name, file in commits[-1].files.items() if name != ".gitattributes"
-    }
+    files = {name: file.content for name, file in commits[-1].files.items()}
+    del files[".gitattributes"]
     return files, [commit.summary for commit in commits]
 
 
@@ -142,26 +150,22 @@ def test_a_new_repository_gets_all_files_in_one_commit(hub, pusher, export):
     done = pusher.push(export, "me/new", private=True)
     assert done["told"] == done["slept"] == []
     assert pushed(hub, "me/new") == (expected, ["initial commit", "A model"])
-    assert done["url"] == f"{hub.url}/me/new/commit/{hub.repos['me/new'].branches['main'][-1].oid}"
-    assert hub.repos["me/new"].private
-    assert len(hub.asked("PUT /storage/")) == 3 and not any(
-        one.authorization for one in hub.asked("PUT /storage/")
-    )
-    assert all(one.authorization == f"Bearer {TOKEN}" for one in hub.asked("POST"))
+    repo = hub.repos["me/new"]
+    assert done["url"] == f"{hub.url}/me/new/commit/{repo.branches['main'][-1].oid}"
+    assert repo.private
+
+    uploads = hub.asked("PUT /storage/")
+    assert len(uploads) == 3
+    assert not any(request.authorization for request in uploads)
+    assert all(request.authorization == f"Bearer {TOKEN}" for request in hub.asked("POST"))
 
 
 def test_what_was_pushed_can_be_downloaded(hub, pusher, export):
     pusher.push(export, "me/there", revision="step/100")
-    got = pusher.ask(download="me/there", revision="step/100")
-    assert contents(pathlib.Path(got["path"])) == contents(export) | pushed_attributes(
-        hub, "me/there"
-    )
-
-
-def pushed_attributes(hub, repo_id):
-    return {
-        ".gitattributes": hub.repos[repo_id].branches["main"][0].files[".gitattributes"].content
-    }
+    answer = pusher.ask(download="me/there", revision="step/100")
+    attributes = hub.repos["me/there"].branches["main"][0].files[".gitattributes"].content
+    expected = contents(export) | {".gitattributes": attributes}
+    assert contents(pathlib.Path(answer["path"])) == expected
 
 
 def test_pushing_again_sends_what_changed(hub, pusher, export):
@@ -169,6 +173,7 @@ def test_pushing_again_sends_what_changed(hub, pusher, export):
     hub.requests.clear()
     assert pusher.push(export, "me/again")["url"] == first["url"]
     assert not hub.asked("/commit/") and not hub.asked("PUT /storage/")
+
     (export / "README.md").write_text("# Another\n")
     assert pusher.push(export, "me/again", message="Words")["url"] != first["url"]
     (commit,) = hub.asked("/commit/")
@@ -190,9 +195,9 @@ def test_a_public_repository_stays_public_and_that_is_said_once(hub, pusher, exp
     hub.faults = [{"match": "/commit/", "status": 500}]
     done = pusher.push(export, "me/public", private=True)
     assert "url" in done and not hub.repos["me/public"].private
-    assert [
-        f"me/public: exists and stays public; make it private under {hub.url}/me/public/settings"
-    ] == [line for line in done["told"] if "trying again" not in line]
+    (notice,) = [line for line in done["told"] if "trying again" not in line]
+    address = f"{hub.url}/me/public/settings"
+    assert notice == f"me/public: exists and stays public; make it private under {address}"
 
 
 @pytest.mark.parametrize(
@@ -217,10 +222,8 @@ def test_trouble_at_any_step_is_waited_for(hub, pusher, export, step):
     # Files are sent side by side, so that both troubles may fall into one attempt.
     assert done["slept"] in ([2.0, 4.0], [2.0])
     assert done["slept"] == [2.0, 4.0] or step in ("PUT /storage/", "/verify")
-    assert (
-        len(done["told"]) == len(done["slept"])
-        and "trying again in 2 s (attempt 2 of 6)" in done["told"][0]
-    )
+    assert len(done["told"]) == len(done["slept"])
+    assert "trying again in 2 s (attempt 2 of 6)" in done["told"][0]
 
 
 def test_only_what_broke_is_sent_again(hub, pusher, export):
@@ -241,37 +244,34 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, pusher, export):
 
 
 def test_an_answer_that_never_comes_is_not_waited_for(hub, pusher, export):
-    # Of the first of these the library itself sets that it may take for ever.
+    # The library itself allows the first of these to take for ever.
     hub.faults = [
         {"match": "GET /api/models/me/silent", "drop": "never"},
         {"match": "/commit/", "drop": "never"},
     ]
     done = pusher.push(export, "me/silent", private=True, timeout_s=1.0)
-    assert "url" in done and not any(fault["times"] for fault in hub.faults)
+    assert "url" in done
+    assert not any(fault["times"] for fault in hub.faults)
     assert len(done["told"]) >= 2 and "ReadTimeout" in done["told"][0]
 
 
 def test_commits_of_others_are_gone_around(hub, pusher, export):
     hub.faults = [{"match": "/commit/", "status": 409}, {"match": "/commit/", "status": 412}]
     done = pusher.push(export, "me/conflict")
-    assert (
-        "url" in done
-        and done["slept"] == [2.0, 4.0]
-        and "another change got in between" in done["told"][0]
-    )
+    assert "url" in done and done["slept"] == [2.0, 4.0]
+    assert "another change got in between" in done["told"][0]
 
 
 @pytest.mark.parametrize(
-    "headers, pauses",
+    ("headers", "pauses"),
     [
         ({"Retry-After": "7"}, [7.0, 7.0]),
         ({"RateLimit": '"api";r=0;t=55', "Retry-After": "7"}, [55.0, 55.0]),
         ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, [2.0, 4.0]),
     ],
 )
-@pytest.mark.parametrize(
-    "step", ["/preupload/", "/commit/"]
-)  # the library repeats the first of these itself
+# The library repeats the first of these itself.
+@pytest.mark.parametrize("step", ["/preupload/", "/commit/"])
 def test_the_pause_that_the_hub_asks_for_is_made(hub, pusher, export, step, headers, pauses):
     hub.faults = [{"match": step, "times": 2, "status": 429, "headers": headers}]
     done = pusher.push(export, "me/busy")
@@ -280,9 +280,8 @@ def test_the_pause_that_the_hub_asks_for_is_made(hub, pusher, export, step, head
 
 
 def test_a_pause_beyond_patience_ends_the_push(hub, pusher, export):
-    hub.faults = [
-        {"match": "/commit/", "times": 99, "status": 429, "headers": {"Retry-After": "200"}}
-    ]
+    headers = {"Retry-After": "200"}
+    hub.faults = [{"match": "/commit/", "times": 99, "status": 429, "headers": headers}]
     done = pusher.push(export, "me/patient")
     assert done["error"] == "RunFailed" and done["slept"] == [200.0], done
     assert "answered 429, asks for a pause of 200 s (attempt 2 of 6)" in done["message"]
@@ -294,10 +293,8 @@ def test_trouble_without_end_is_given_up_and_says_how_to_go_on(hub, pusher, expo
     hub.faults = [{"match": step, "times": 999, "status": 500}]
     done = pusher.push(export, "me/hopeless")
     assert done["error"] == "RunFailed" and "\n" not in done["message"]
-    assert all(
-        part in done["message"]
-        for part in ("answered 500", "attempt 6 of 6", str(export), "the same command")
-    )
+    for part in ("answered 500", "attempt 6 of 6", str(export), "the same command"):
+        assert part in done["message"]
     assert done["slept"] == PAUSES and len(done["told"]) == 5
     assert len(hub.asked(step)) == 6, "the library's attempts multiply with ours"
     assert contents(export) == before
@@ -307,31 +304,33 @@ def test_a_conflict_that_the_library_repeats_without_end_is_given_up(hub, pusher
     error = "Cannot create repo: another conflicting operation is in progress"
     hub.faults = [{"match": "/create", "times": 999, "status": 409, "error": error}]
     done = pusher.push(export, "me/contended")
-    assert (
-        done["error"] == "RunFailed" and done["slept"] == PAUSES and len(hub.asked("/create")) == 6
-    )
+    assert done["error"] == "RunFailed" and done["slept"] == PAUSES
+    assert len(hub.asked("/create")) == 6
 
 
 @pytest.mark.parametrize(
-    "fault, parts",
+    ("match", "status", "error", "parts"),
     [
-        ({"match": "/create", "status": 401}, ["401", "HF_TOKEN", "https://huggingface.co/settings/tokens"]),
-        ({"match": "/commit/", "status": 403, "error": "no rights"}, ["403", "no rights", "write permission", "HF_TOKEN"]),
-        ({"match": "PUT /storage/", "status": 403}, ["403", "HF_TOKEN"]),
-        ({"match": "/branch/", "status": 404}, ["no such repository or branch"]),
-        ({"match": "/commit/", "status": 413, "error": "too large"}, ["413", "too large"]),
-        ({"match": "/validate-yaml", "status": 400}, ["400", "Invalid metadata in README.md"]),
+        ("/create", 401, None, ["401", "HF_TOKEN", "https://huggingface.co/settings/tokens"]),
+        ("/commit/", 403, "no rights", ["403", "no rights", "write permission", "HF_TOKEN"]),
+        ("PUT /storage/", 403, None, ["403", "HF_TOKEN"]),
+        ("/branch/", 404, None, ["no such repository or branch"]),
+        ("/commit/", 413, "too large", ["413", "too large"]),
+        ("/validate-yaml", 400, None, ["400", "Invalid metadata in README.md"]),
     ],
-)  # fmt: skip
-def test_a_refusal_is_one_sentence_and_final(hub, pusher, export, fault, parts):
-    # The repository cannot be read by a token that is refused, or creating it would pass as done already.
-    hub.faults = [
-        fault | {"times": 99},
-        {"match": "GET /api/models/me/refused", "times": 99, "status": 401},
-    ]
+)
+def test_a_refusal_is_one_sentence_and_final(hub, pusher, export, match, status, error, parts):
+    fault = {"match": match, "times": 99, "status": status}
+    if error:
+        fault["error"] = error
+    # A token that is refused cannot read the repository. Otherwise the library would take it as
+    # created already.
+    unreadable = {"match": "GET /api/models/me/refused", "times": 99, "status": 401}
+    hub.faults = [fault, unreadable]
     done = pusher.push(export, "me/refused", revision="other")
     assert done["error"] == "UserError" and "\n" not in done["message"], done
-    assert all(part in done["message"] for part in ["me/refused", *parts]), done["message"]
+    for part in ("me/refused", *parts):
+        assert part in done["message"]
     assert done["slept"] == done["told"] == []
 
 
@@ -340,13 +339,11 @@ def test_a_token_of_someone_else_is_refused(hub, pusher, export):
     assert done["error"] == "UserError" and "401" in done["message"] and done["slept"] == []
 
 
-@pytest.mark.parametrize(
-    "repo_id, part",
-    [("model", "USER/NAME"), ("me/a/b", "USER/NAME"), ("me/a--b", "USER/NAME"), ("me/a b", "USER/NAME"), ("me/x.git", "USER/NAME")],
-)  # fmt: skip
-def test_a_wrong_name_is_refused_offline(hub, pusher, export, repo_id, part):
+@pytest.mark.parametrize("repo_id", ["model", "me/a/b", "me/a--b", "me/a b", "me/x.git"])
+def test_a_wrong_name_is_refused_offline(hub, pusher, export, repo_id):
     done = pusher.push(export, repo_id)
-    assert done["error"] == "UserError" and part in done["message"] and repo_id in done["message"]
+    assert done["error"] == "UserError"
+    assert "USER/NAME" in done["message"] and repo_id in done["message"]
     assert not hub.requests
 
 
@@ -357,12 +354,10 @@ def test_without_a_token_nothing_is_asked_and_the_stored_login_is_not_used(
     (pusher.log.parent / "hf").mkdir(exist_ok=True)
     (pusher.log.parent / "hf" / "token").write_text("hf_stored")
     done = pusher.push(export, "me/tokenless", token=token)
-    assert (
-        done["error"] == "UserError"
-        and "HF_TOKEN" in done["message"]
-        and "\n" not in done["message"]
-    )
-    assert not hub.requests and "two" not in done["message"] and "ä" not in done["message"]
+    assert done["error"] == "UserError"
+    assert "HF_TOKEN" in done["message"] and "\n" not in done["message"]
+    assert not hub.requests
+    assert "two" not in done["message"] and "ä" not in done["message"]
     (pusher.log.parent / "hf" / "token").unlink()
 
 
@@ -370,48 +365,49 @@ def test_a_wrong_directory_is_refused_offline(hub, pusher, tmp_path):
     done = pusher.push(tmp_path / "absent", "me/a")
     assert done["error"] == "UserError" and "no such directory" in done["message"]
     done = pusher.push(tmp_path, "me/a")
-    assert (
-        done["error"] == "UserError"
-        and "config.json" in done["message"]
-        and str(tmp_path) in done["message"]
-    )
+    assert done["error"] == "UserError"
+    assert "config.json" in done["message"] and str(tmp_path) in done["message"]
     assert not hub.requests
 
 
 def test_the_next_process_goes_on_and_the_token_is_seen_nowhere(hub, root, export, tmp_path):
-    """A push that fails at the end, its messages full of the token, and its repetition by another process."""
-    outputs, home = [], tmp_path / "hf"
+    """A push fails at its end and another process repeats it; every answer holds the token."""
+    home = tmp_path / "hf"
     echoes = {
         "times": 99,
         "error": f"Bearer {TOKEN} is bad " * 9,
         "headers": {"X-Error-Message": f"no {TOKEN}"},
     }
-    for number in range(2):
-        hub.faults = [echoes | {"match": "/commit/", "status": 500}] if number == 0 else []
-        hub.requests.clear()
-        child = Pusher(root, hub.environment(home, HF_DEBUG="1"), tmp_path / f"log{number}")
-        done = child.push(export, "me/next", token=f" {TOKEN}\n")
-        if number == 0:
-            assert done["error"] == "RunFailed" and len(hub.asked("PUT /storage/")) == 3
-            hub.faults = [echoes | {"match": "/preupload/", "status": 403}]
-            done = child.push(export, "me/next")
-            assert done["error"] == "UserError" and "***" in done["message"]
-        else:
-            assert (
-                "url" in done and len(hub.asked("/batch")) == 1 and not hub.asked("PUT /storage/")
-            )
-        child.end()
-        outputs += [*child.output, child.log.read_text()]
+    hub.faults = [echoes | {"match": "/commit/", "status": 500}]
+    first = Pusher(root, hub.environment(home, HF_DEBUG="1"), tmp_path / "log0")
+    done = first.push(export, "me/next", token=f" {TOKEN}\n")
+    assert done["error"] == "RunFailed" and len(hub.asked("PUT /storage/")) == 3
+    hub.faults = [echoes | {"match": "/preupload/", "status": 403}]
+    done = first.push(export, "me/next", token=TOKEN)
+    assert done["error"] == "UserError" and "***" in done["message"]
+    first.end()
+
+    hub.faults = []
+    hub.requests.clear()
+    second = Pusher(root, hub.environment(home, HF_DEBUG="1"), tmp_path / "log1")
+    done = second.push(export, "me/next", token=f" {TOKEN}\n")
+    assert "url" in done
+    assert len(hub.asked("/batch")) == 1 and not hub.asked("PUT /storage/")
+    second.end()
     assert pushed(hub, "me/next") == (contents(export), ["initial commit", "A model"])
-    assert "Traceback" in outputs[2] and "curl" in outputs[2], (
-        "what is searched must be all that is said"
-    )
-    kept = [
-        path.read_text(errors="replace")
-        for path in (*home.rglob("*"), *export.rglob("*"))
-        if path.is_file()
-    ]
-    assert len(kept) >= 6 and not any(TOKEN[3:] in text for text in [*outputs, *kept])
+
+    log = first.log.read_text()
+    assert "Traceback" in log and "curl" in log, "the log to search holds everything"
+    kept = texts(home) + texts(export)
+    assert len(kept) >= 6
+    outputs = [*first.output, log, *second.output, second.log.read_text()]
+    assert not any(TOKEN[3:] in text for text in [*outputs, *kept])
+
+
+def texts(directory):
+    """Returns the content of all files in a directory."""
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return [path.read_text(errors="replace") for path in files]
 
 
 def test_no_network(hub, root, export, tmp_path):
@@ -419,44 +415,34 @@ def test_no_network(hub, root, export, tmp_path):
     child = Pusher(root, unreachable, tmp_path / "log")
     done = child.push(export, "me/far")
     child.end()
-    assert (
-        done["error"] == "RunFailed"
-        and "ConnectError" in done["message"]
-        and done["slept"] == PAUSES
-    )
+    assert done["error"] == "RunFailed" and "ConnectError" in done["message"]
+    assert done["slept"] == PAUSES
+
     child = Pusher(root, unreachable | {"HF_HUB_OFFLINE": "1"}, tmp_path / "log")
     done = child.push(export, "me/far")
     child.end()
-    assert (
-        done["error"] == "UserError" and "HF_HUB_OFFLINE" in done["message"] and done["slept"] == []
-    )
+    assert done["error"] == "UserError" and "HF_HUB_OFFLINE" in done["message"]
+    assert done["slept"] == []
 
 
 def test_trouble_of_xet_is_told_apart(hub, root, export, tmp_path):
-    """The Hub's newer storage of large files, whose client makes its requests and attempts by itself."""
+    """The client of Xet, the Hub's newer storage of large files, repeats requests by itself."""
     pytest.importorskip("hf_xet")
     environment = hub.environment(tmp_path / "hf", HF_XET_CLIENT_RETRY_BASE_DELAY="10ms")
     del environment["HF_HUB_DISABLE_XET"]
     child = Pusher(root, environment, tmp_path / "log")
-    hub.faults = [{"match": "/xet-write-token/", "status": 403}]
+    step = "/xet-write-token/"
+    hub.faults = [{"match": step, "status": 403}]
     done = child.push(export, "me/xet")
-    assert (
-        done["error"] == "UserError" and "403" in done["message"] and "HF_TOKEN" in done["message"]
-    )
-    assert done["slept"] == []
-    hub.faults, before = (
-        [{"match": "/xet-write-token/", "times": 99, "status": 500}],
-        len(hub.asked("/xet-write-token/")),
-    )
+    assert done["error"] == "UserError" and done["slept"] == []
+    assert "403" in done["message"] and "HF_TOKEN" in done["message"]
+
+    n_before = len(hub.asked(step))
+    hub.faults = [{"match": step, "times": 99, "status": 500}]
     done = child.push(export, "me/xet")
     child.end()
-    assert (
-        done["error"] == "RunFailed"
-        and "answered 500" in done["message"]
-        and done["slept"] == PAUSES
-    )
-    assert len(hub.asked("/xet-write-token/")) - before == 2 * 6, (
-        "the client's attempts multiply with ours"
-    )
-    said = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
-    assert not any(TOKEN[3:] in text for text in [*child.output, *said])
+    assert done["error"] == "RunFailed" and "answered 500" in done["message"]
+    assert done["slept"] == PAUSES
+    n_asked = len(hub.asked(step)) - n_before
+    assert n_asked == 2 * 6, "the client's attempts multiply with ours"
+    assert not any(TOKEN[3:] in text for text in [*child.output, *texts(tmp_path)])
