@@ -1,4 +1,4 @@
-"""`python -m tools.sweep`: one run for each point of a grid over a recipe, with table and picture."""
+"""`python -m tools.sweep`: a run for each point of a grid over a recipe, and their comparison."""
 
 import argparse
 import pathlib
