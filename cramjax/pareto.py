@@ -1,27 +1,32 @@
-"""Pareto fronts: which points no other point beats in both cost and loss."""
+"""Pareto fronts: the points that no other point beats in both cost and loss."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+Point = tuple[float | None, float | None]
+"""A cost and a loss; both are better when lower."""
 
-def front(points: Sequence[tuple[float | None, float | None]]) -> list[bool]:
-    """Whether each (cost, loss), both better when lower, lies on the Pareto front.
 
-    A point is dominated by another that is nowhere worse and somewhere better, so equal points stand or fall together and the order
-    of `points` does not matter. A point with a None or a value that is not finite is never on the front and dominates nothing.
+def front(points: Sequence[Point]) -> list[bool]:
+    """Returns for each point whether it lies on the Pareto front.
+
+    A point dominates another if it is nowhere worse and somewhere better, so equal points are on
+    the front together, and the order of `points` does not matter. A point with a None or a value
+    that is not finite is never on the front and dominates nothing.
     """
+    numbered = []
+    for place, (cost, loss) in enumerate(points):
+        if cost is not None and loss is not None and math.isfinite(cost) and math.isfinite(loss):
+            numbered.append((cost, loss, place))
+
+    # In order of cost, then loss, a point is on the front if its loss is a new low, or if it
+    # repeats the point that set the low.
     on_front = [False] * len(points)
     best: tuple[float, float] | None = None
-    for place in sorted(
-        (n for n, point in enumerate(points) if _is_finite(point)), key=lambda n: points[n]
-    ):
-        # In order of cost, then loss, a point is on the front when its loss is a new low, or when it repeats the point that set it.
-        if best is None or points[place][1] < best[1] or points[place] == best:
-            on_front[place], best = True, points[place]
+    for cost, loss, place in sorted(numbered):
+        if best is None or loss < best[1] or (cost, loss) == best:
+            on_front[place] = True
+            best = (cost, loss)
     return on_front
-
-
-def _is_finite(point: tuple[float | None, float | None]) -> bool:
-    return all(value is not None and math.isfinite(value) for value in point)

@@ -1,17 +1,20 @@
-"""`python -m tools.prepare_data --config FILE[:ARG]`: prepare the dataset of a recipe and say what is in it."""
+"""`python -m tools.prepare_data`: prepares the dataset of a recipe and prints what is in it."""
 
 import argparse
+import pathlib
 import sys
+from typing import Any
 
 from cramjax.config.cli import add_config_flags, make_parser, run_command
 from cramjax.console import announce
 
 EXAMPLE = """example:
   python -m tools.prepare_data --config configs/quickstart.py
-  python -m tools.prepare_data --config configs/bert_1day.py --config.data.source='text:corpus/*.jsonl.zst'
+  python -m tools.prepare_data --config configs/bert_1day.py \\
+      --config.data.source='text:corpus/*.jsonl.zst'
 
-data.* keys, their units and defaults: DATA in cramjax/config/schema.py. Killed, the same command goes on where it stopped;
-finished, it prints the table again at once."""
+data.* keys, their units and defaults: DATA in cramjax/config/schema.py. After a kill, the same
+command goes on where it stopped; when it is finished, it prints the table again at once."""
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -20,9 +23,8 @@ def _prepare(args: argparse.Namespace) -> None:
     config = resolve(args.config, args.overrides)
     from cramjax.data import prepare
 
-    if (
-        config.init_from
-    ):  # the tokenizer of that model; reading models takes JAX, which preparing data does not
+    # The tokenizer is that of the first model. Reading a model takes JAX, preparing data does not.
+    if config.init_from:
         from cramjax import start
         from cramjax.checkpoints import pretrained
 
@@ -32,8 +34,8 @@ def _prepare(args: argparse.Namespace) -> None:
     print(describe(directory, prepare.read_manifest(directory)))
 
 
-def describe(directory: object, manifest: dict) -> str:
-    """A short table of what is in the prepared dataset in `directory`."""
+def describe(directory: pathlib.Path, manifest: dict[str, Any]) -> str:
+    """Returns a short table of what is in the prepared dataset in `directory`."""
     lines = [
         ("dataset", directory),
         ("source", manifest["source"]),

@@ -1,37 +1,42 @@
-"""`python -m tools.study`: the sweeps and compressions of a study, and the tables that answer its question."""
+"""`python -m tools.study`: runs the sweeps and compressions of a study and writes its tables."""
 
 import argparse
 import pathlib
 import sys
 
 from cramjax.config.cli import make_parser, run_command
+from cramjax.errors import UserError
 
 EXAMPLE = """studies:
-  growth        networks that grow beside one that does not, at equal wall-clock and at equal FLOPs (docs/studies/growth.md)
-  train_large   four sizes at equal wall-clock, finetuned, pruned and quantised: which is best at equal bytes
-                (docs/studies/train_large_compress.md)
+  growth        networks that grow beside one that does not, at equal wall-clock and at equal FLOPs
+                (docs/studies/growth.md)
+  train_large   four sizes at equal wall-clock, finetuned, pruned and quantised: which is best at
+                equal bytes (docs/studies/train_large_compress.md)
 
 written to --out:
   report.md            the tables
-  <sweep>/sweep.png    curves and fronts of each sweep, with sweep.csv and the runs, as tools.sweep writes them
-  <task>/pareto.png    scores against bytes, with pareto.json and the models, as tools.compress writes them
+  <sweep>/sweep.png    curves and fronts of each sweep, with sweep.csv and the runs, as tools.sweep
+                       writes them
+  <task>/pareto.png    scores against bytes, with pareto.json and the models, as tools.compress
+                       writes them
 
 examples:
   python -m tools.study growth --out runs/growth --config.data.source=text:articles.jsonl.zst
-  python -m tools.study train_large --out runs/train_large --data_dir glue --config.data.source=text:articles.jsonl.zst
+  python -m tools.study train_large --out runs/train_large --data_dir glue \\
+      --config.data.source=text:articles.jsonl.zst
 
-Run again with the same --out, it goes on where it was."""
+With the same --out again, it goes on where it was."""
 
 
 def _study(args: argparse.Namespace) -> int:
-    from cramjax.errors import UserError
     from cramjax.sweeps import studies
     from cramjax.sweeps.catalogue import STUDIES
 
     if args.name not in STUDIES:
         raise UserError(f"{args.name}: no such study; there are {', '.join(STUDIES)}")
     code = studies.run(STUDIES[args.name], args.overrides, args.out, data_dir=args.data_dir)
-    if (report := args.out / "report.md").exists():
+    report = args.out / "report.md"
+    if report.exists():
         print(report.read_text(encoding="utf-8"))
     return code
 
@@ -44,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         "--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of the study"
     )
     parser.add_argument(
-        "--data_dir", metavar="DIR|tfds", help="where the tasks are that a study finetunes for"
+        "--data_dir", metavar="DIR|tfds", help="where the tasks are, for a study that finetunes"
     )
     return run_command(_study, argv, parser)
 

@@ -1,4 +1,4 @@
-"""`python -m tools.sweep`: one run for each point of a grid over a recipe, with a table and a picture of the results."""
+"""`python -m tools.sweep`: a run for each point of a grid over a recipe, and their comparison."""
 
 import argparse
 import pathlib
@@ -8,27 +8,27 @@ from cramjax.config.cli import add_config_flags, make_parser, run_command
 
 EXAMPLE = """written to --out:
   <point>/     the workdir of the point's run, with its output in log.txt
-  sweep.csv    a row for each point: status, grid values, results, and whether it is on the Pareto front of held-out loss
-               against parameters, FLOPs and seconds
+  sweep.csv    a row for each point: status, grid values, results, and whether it is on the Pareto
+               front of held-out loss against parameters, FLOPs and seconds
   sweep.png    the same as a picture, with the curves of held-out loss
 
 example:
   python -m tools.sweep --config configs/quickstart.py --config.budget.hours=0.02 \\
       --grid optimizer.lr=0.01,0.02,0.04 --grid seed=0,1 --out runs/lr_sweep
 
-Run again with the same --out, it goes on: finished points are left alone, stopped and failed ones run again. Exit code 1 where a
-point failed; the others are trained all the same."""
+With the same --out again, finished points are left alone; stopped and failed ones run again. The
+exit code is 1 if a point failed; the others are trained all the same."""
 
 
 def _sweep(args: argparse.Namespace) -> int:
     from cramjax.sweeps import grid, sweep
 
     points = grid.points_of(args.config, args.overrides, grid.parse_grids(args.grid))
-    if args.dry_run:
-        for result in sweep.find_results(points, args.out):
-            print(f"{result.status:<10}{result.point.name}")
-        return 0
-    return sweep.run_sweep(points, args.out)
+    if not args.dry_run:
+        return sweep.run_sweep(points, args.out)
+    for result in sweep.find_results(points, args.out):
+        print(f"{result.status:<10}{result.point.name}")
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         action="append",
         required=True,
         metavar="KEY=V1,V2,…",
-        help="values of a configuration key; several grids make their cross product; a list's commas stand in its brackets; "
-        "the key `variant` is the recipe's argument after the colon",
+        help="values of a configuration key; several grids make their cross product; a comma in "
+        "brackets belongs to the value; the key `variant` is the recipe's argument after the colon",
     )
     parser.add_argument(
         "--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of the sweep"

@@ -7,7 +7,6 @@ for each mode. JAX is not imported.
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import statistics
 import sys
@@ -29,11 +28,12 @@ def _measurements(wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = True
 
-    peers = {wanted["config"]["architectures"][0]: (_transformers_model, _batches)}
+    peers = [(wanted["config"]["architectures"][0], _transformers_model, _batches)]
     if wanted["plain"]:
-        peers["TorchEncoder"] = (_plain_model, _plain_batches)
+        peers.append(("TorchEncoder", _plain_model, _plain_batches))
     sizes: dict[str, int] = {}
-    for (name, (build, batches)), mode in itertools.product(peers.items(), wanted["modes"]):
+    runs = [(*peer, mode) for peer in peers for mode in wanted["modes"]]
+    for name, build, batches, mode in runs:
         print(f"peer {name}, {mode}…", file=sys.stderr)
         result = {"peer": name, "mode": mode, "versions": versions}
         torch.manual_seed(0)
@@ -78,8 +78,8 @@ def _transformers_model(wanted: dict[str, Any]) -> Any:
     (architecture,) = values.pop("architectures")
     config_class = transformers.CONFIG_MAPPING[values.pop("model_type")]
     # SDPA is the fastest attention that users of transformers get without further packages.
-    config = config_class(**values, attn_implementation="sdpa")
-    return getattr(transformers, architecture)(config)
+    values["attn_implementation"] = "sdpa"
+    return getattr(transformers, architecture)(config_class(**values))
 
 
 def _plain_model(wanted: dict[str, Any]) -> Any:
@@ -151,7 +151,14 @@ def _plain_batches(wanted: dict[str, Any], device: str, size: int) -> Batches:
 
 
 def _step_seconds(model: Any, mode: str, batches: Batches, n_steps: int) -> list[float]:
-    """Returns the seconds of each of `n_steps` optimizer steps after the warm-up."""
+    """Returns the seconds of each of `n_steps` optimizer steps after the warm-up.
+
+    Args:
+        model: the network.
+        mode: precision and way, as "bfloat16 compiled".
+        batches: the passes of a step, one at least.
+        n_steps: timed steps.
+    """
     import torch
 
     precision, how = mode.split()
@@ -159,19 +166,23 @@ def _step_seconds(model: Any, mode: str, batches: Batches, n_steps: int) -> list
     forward = torch.compile(model) if how == "compiled" else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
+    def backward(batch: dict[str, Any]) -> Any:
+        """Adds the gradient of one pass; returns its loss."""
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            output = forward(**batch)
+            loss = getattr(output, "loss", output) / len(batches)
+        loss.backward()
+        return loss
+
     seconds = []
     for _ in range(WARMUP_STEPS + n_steps):
         started = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        for batch in batches:
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-                output = forward(**batch)
-                loss = getattr(output, "loss", output) / len(batches)
-            loss.backward()
+        losses = [backward(batch) for batch in batches]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        # Reading the loss waits for the device.
-        loss.item()
+        # Reading a loss waits for the device.
+        losses[-1].item()
         seconds.append(time.perf_counter() - started)
     return seconds[WARMUP_STEPS:]
 

@@ -17,7 +17,7 @@ ELEMENTWISE = "elementwise"
 REDUCTIONS = "reductions"
 COPIES = "copies"
 OTHER = "other"
-KINDS = (PRODUCTS, ATTENTION, ELEMENTWISE, REDUCTIONS, COPIES, OTHER)
+KINDS: tuple[str, ...] = (PRODUCTS, ATTENTION, ELEMENTWISE, REDUCTIONS, COPIES, OTHER)
 
 # Opcodes that launch nothing: names of memory, or ends of what was started before.
 _SILENT = frozenset({

@@ -1,39 +1,57 @@
-"""Whether a configuration fits a device, how fast it can be there at best, and what its budget buys."""
+"""Plans: does a configuration fit a device, how fast can it be there, what does its budget buy."""
 
 from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from cramjax import start
-from cramjax.budget import schedules
 from cramjax.config.resolve import changed
 from cramjax.console import Announce
 from cramjax.errors import UserError
 from cramjax.objectives.objective import Vocabulary
 from cramjax.parallel import mesh as meshes
-from cramjax.planning import expectation, ledger, targets
+from cramjax.planning import expectation, ledger, roofline, targets
 from cramjax.planning.cards import Card
 from cramjax.planning.compiler import Compiler
 from cramjax.planning.expectation import Expectation
-from cramjax.training import remedies, session
+from cramjax.training import remedies
+from cramjax.training import session as sessions
+from cramjax.training.session import Session
 from cramjax.tuning import devices, microbatch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a configuration takes on a card; bytes and rates are of one device, FLOPs, tokens and steps of all together.
+    """Memory, rates and purchases of a configuration on a card.
 
-    source: "compiled" for the card, or "analytic", by formula. microbatch_size: the largest that fits, of all devices; None: none does.
-    memory: bytes by kind at that size, or at the smallest there is; `needed` is their sum and `limit` what a step may take.
-    measured: needed bytes by microbatch size, as compiled. step_s: the least a step can take, by "compute" and by "memory" traffic.
-    tokens, steps, hours: what the budget buys at that rate. remedies: settings that fit, where the configuration does not.
-    expected: of a program compiled for a GPU. program: text of the optimised program, with the microbatch that the rates are of.
+    Bytes and rates are those of one device; FLOPs, tokens and steps are of all devices together.
+
+    Attributes:
+        card: the device.
+        source: "compiled" for the card, or "analytic", by formula.
+        precision: number format of the step.
+        attention: kernel of attention.
+        n_params: parameters of the network.
+        batch_size: sequences a step.
+        microbatch_size: the largest that fits, of all devices; None if none fits.
+        configured_microbatch_size: the one of the configuration, or None if it names none.
+        memory: bytes by kind with the largest microbatch that fits, or the smallest one. `needed`
+            is their sum, `limit` what a step may take.
+        measured: needed bytes by microbatch size, as compiled.
+        flops: FLOPs of a step.
+        peak_flops: dense FLOP/s of one device in the step's precision.
+        step_s: the least a step can take, by "compute" and by "memory" traffic.
+        tokens_per_s: the rate at the slower of the two.
+        tokens: what the budget buys at that rate; likewise `steps` and `hours`.
+        remedies: settings that fit, if the configuration does not.
+        note: where the figures come from, if they are not compiled.
+        expected: expected times, of a program compiled for a GPU.
+        program: text of the optimised program, with the microbatch that the rates are of.
     """
 
     card: Card
@@ -60,209 +78,256 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """With the microbatch of the configuration, or with any where it names none."""
-        return (
-            self.microbatch_size is not None
-            and (self.configured_microbatch_size or 0) <= self.microbatch_size
-        )
+        """True if the configured microbatch fits, or any if the configuration names none."""
+        if self.microbatch_size is None:
+            return False
+        return (self.configured_microbatch_size or 0) <= self.microbatch_size
 
     @property
-    def unexpected(self) -> str:
-        """Why no expected figures are there; empty where they are."""
+    def why_not_expected(self) -> str:
+        """The reason why there are no expected times; empty if there are."""
         if self.expected:
             return ""
         if self.card.gpu is None:
-            return "nothing is expected of a TPU: none was measured"
+            return "no expected times: kernels of TPUs have not been measured"
         if self.source == "analytic":
-            return "nothing is expected without the compiler"
-        return "nothing is expected of what does not fit"
+            return "no expected times without the compiler"
+        return "no expected times: the step does not fit"
 
     def entry(self) -> dict[str, Any]:
-        """All of it but the program, as in the file of `--json`."""
-        content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        card, _, expected = content.pop("card"), content.pop("program"), content.pop("expected")
-        content |= expected.entry() if expected else expectation.no_entry(self.unexpected)
-        own = {
-            "device": card.name,
-            "device_kind": card.device_kind,
-            "n_devices": card.n_devices,
+        """Returns all fields but the program, named as in the file of `--json`."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in ("card", "program", "expected"):
+            del fields[name]
+        if self.expected:
+            times = self.expected.entry()
+        else:
+            times = expectation.no_entry(self.why_not_expected)
+        device = {
+            "device": self.card.name,
+            "device_kind": self.card.device_kind,
+            "n_devices": self.card.n_devices,
             "fits": self.fits,
         }
-        return own | content | {"remedies": list(self.remedies), "memory": dict(self.memory)}
+        return {
+            **device,
+            **fields,
+            **times,
+            "remedies": list(self.remedies),
+            "memory": dict(self.memory),
+        }
 
 
 def make(config: Any, card: Card, announce: Announce) -> Plan:
-    """The plan of `config` on `card`; compiles the train step a few times where the compiler is installed.
+    """Returns the plan of `config` on `card`.
+
+    It compiles the train step a few times if the card's compiler is installed.
 
     Raises:
-        UserError: where the configuration does not suit the number of devices, or the compiler does not know the card.
+        UserError: if the configuration does not suit the number of devices, or the compiler does
+            not know the card.
     """
-    line = targets.missing(card)
-    vocabulary = session.AssumedVocabulary(
+    vocabulary = sessions.AssumedVocabulary(
         vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids
     )
-    made = (_open_stand_ins if line else _open_targets)(config, card, vocabulary)
-    shards = meshes.batch_shards(made.mesh)
-    sizes = microbatch.microbatch_sizes(session.most_sequences(config), shards)
-    limit = round(card.memory_bytes * (1 if card.topology else start.GPU_FRACTION))
-    state, compiler = made.state_bytes(), Compiler(made, card, announce)
+    to_install = targets.missing(card)
+    if to_install:
+        session = open_stand_in(config, card, vocabulary)
+        return _analytic_plan(config, session, card, to_install)
 
-    def measure(n: int) -> int | None:
-        if line:
-            return made.step_bytes(n // shards)
-        return microbatch.fitting_bytes(lambda: compiler.step(n))
+    session = open_on_card(config, card, vocabulary)
+    compiler = Compiler(session, card, announce)
+    plan = _compiled_plan(config, session, card, compiler)
+    if plan.fits:
+        return plan
 
-    searched = microbatch.search(measure, sizes, limit, lambda n: made.step_bytes(n // shards))
-    size = searched.largest or sizes[0]
-    memory = _by_kind(state, searched.used[size], searched.per_sequence * size)
+    # Each remedy is compiled as well, which takes minutes.
+    announce(f"{card.name}: looking for settings that fit…")
+    smaller = remedies.find(
+        config,
+        vocabulary,
+        list(session.mesh.devices.flat),
+        microbatch_size=config.microbatch_size or meshes.batch_shards(session.mesh),
+        room=microbatch.HEADROOM * _limit_bytes(card),
+    )
+    return dataclasses.replace(plan, remedies=tuple(map(str, smaller)))
 
-    plan = Plan(
+
+def _analytic_plan(config: Any, session: Session, card: Card, to_install: str) -> Plan:
+    """Returns the plan by formula, with the pip line that installs the compiler."""
+    shards = meshes.batch_shards(session.mesh)
+
+    def measure(n_sequences: int) -> int:
+        return session.step_bytes(n_sequences // shards)
+
+    note = f"by formula; for the real compiler: {to_install}"
+    return _plan(config, session, card, measure, source="analytic", note=note)
+
+
+def _compiled_plan(config: Any, session: Session, card: Card, compiler: Compiler) -> Plan:
+    """Returns the plan by compiled steps, with the program and, on a GPU, the expected times."""
+
+    def measure(n_sequences: int) -> int | None:
+        return microbatch.fitting_bytes(lambda: compiler.step(n_sequences))
+
+    plan = _plan(config, session, card, measure, source="compiled", note="")
+    return _with_program(plan, session, compiler)
+
+
+def _limit_bytes(card: Card) -> int:
+    """Returns the bytes of a device that a run may claim."""
+    # On a GPU JAX claims a share of the memory when it starts, on a TPU all of it.
+    share = 1 if card.topology else start.GPU_FRACTION
+    return round(card.memory_bytes * share)
+
+
+def _plan(
+    config: Any,
+    session: Session,
+    card: Card,
+    measure: Callable[[int], int | None],
+    *,
+    source: str,
+    note: str,
+) -> Plan:
+    """Returns a plan without a program.
+
+    `session` is open on the card's devices or on stand-ins, without the microbatch of `config`.
+    `measure` maps a microbatch size to the bytes of a device that a step needs, or to None if it
+    does not fit.
+    """
+    limit = _limit_bytes(card)
+    shards = meshes.batch_shards(session.mesh)
+    sizes = microbatch.microbatch_sizes(sessions.most_sequences(config), shards)
+    found = microbatch.search(measure, sizes, limit, lambda n: session.step_bytes(n // shards))
+    # A plan that does not fit says what its smallest microbatch takes.
+    size = found.largest or sizes[0]
+    memory = _by_kind(session.state_bytes(), found.used[size], found.per_sequence * size)
+
+    rate_size = config.microbatch_size or size
+    bound = roofline.roofline(
+        config,
+        card,
+        precision=session.precision,
+        flops_per_sequence=session.objective.flops,
+        microbatch_size=rate_size,
+        memory=memory,
+        activations_per_sequence=memory["activations"] / size,
+    )
+    bought = roofline.purchase(
+        config,
+        tokens_per_s=bound.tokens_per_s,
+        flops_per_sequence=session.objective.flops,
+        microbatch_size=rate_size,
+    )
+    return Plan(
         card=card,
-        source="analytic" if line else "compiled",
-        precision=made.precision,
-        attention=made.attention,
-        n_params=made.n_params,
+        source=source,
+        precision=session.precision,
+        attention=session.attention,
+        n_params=session.n_params,
         batch_size=config.batch_size,
-        microbatch_size=searched.largest,
+        microbatch_size=found.largest,
         configured_microbatch_size=config.microbatch_size,
         memory=memory | {"limit": round(microbatch.HEADROOM * limit)},
-        measured=dict(sorted(searched.used.items())),
-        note=f"by formula; for the real compiler: {line}" if line else "",
-        **_rates(
-            made,
-            card,
-            config.microbatch_size or size,
-            memory | {"activations": memory["activations"] / size},
-        ),
+        measured=dict(sorted(found.used.items())),
+        flops=bound.flops,
+        peak_flops=bound.peak_flops,
+        step_s=bound.step_s,
+        tokens_per_s=bound.tokens_per_s,
+        tokens=bought.tokens,
+        steps=bought.steps,
+        hours=bought.hours,
+        note=note,
     )
 
-    if not line:
-        plan = _with_program(plan, made, compiler)
-    if plan.fits or line:
-        return plan
-    announce(f"{card.name}: looking for settings that fit…")
-    on, room = list(made.mesh.devices.flat), microbatch.HEADROOM * limit
-    found = remedies.find(
-        config, vocabulary, on, microbatch_size=config.microbatch_size or shards, room=room
-    )
-    return dataclasses.replace(plan, remedies=tuple(map(str, found)))
 
-
-def _with_program(plan: Plan, made: session.Session, compiler: Compiler) -> Plan:
-    """The plan with the program of its microbatch and, of a GPU that it fits, what is expected there."""
-    config, card = made.config, plan.card
-    size = plan.configured_microbatch_size or plan.microbatch_size or meshes.batch_shards(made.mesh)
+def _with_program(plan: Plan, session: Session, compiler: Compiler) -> Plan:
+    """Returns the plan with the program of its microbatch and, on a GPU, the expected times."""
+    config = session.config
+    shards = meshes.batch_shards(session.mesh)
+    size = plan.configured_microbatch_size or plan.microbatch_size or shards
     try:
         program = compiler.step(size).as_text()
     except jax.errors.JaxRuntimeError as error:
         if not microbatch.is_out_of_memory(error):
             raise
+        program = None
+    if program is None:
         return plan
 
+    # Only kernels of GPUs have been measured.
     plan = dataclasses.replace(plan, program=program)
-    if card.gpu is None or not plan.fits:
+    if plan.card.gpu is None or not plan.fits:
         return plan
 
-    rows, left_out = expectation.read(program, card, config.batch_size // size)
+    rows, left_out = expectation.read(program, plan.card, config.batch_size // size)
     step_s = sum(row.seconds for row in rows)
     tokens_per_s = config.batch_size * config.data.seq_len / step_s
+    bought = roofline.purchase(
+        config,
+        tokens_per_s=tokens_per_s,
+        flops_per_sequence=session.objective.flops,
+        microbatch_size=size,
+    )
     expected = Expectation(
-        basis=expectation.basis(card),
+        basis=expectation.basis(plan.card),
         step_s=step_s,
         s_by_kind=ledger.by_kind(rows),
         rows=rows,
         tokens_per_s=tokens_per_s,
         mfu=plan.flops / (step_s * plan.peak_flops),
+        tokens=bought.tokens,
+        steps=bought.steps,
+        hours=bought.hours,
         note="; ".join(filter(None, (compiler.note, left_out))),
-        **_bought(config, made.objective.flops, size, tokens_per_s),
     )
     return dataclasses.replace(plan, expected=expected)
 
 
-def _open_targets(config: Any, card: Card, vocabulary: Vocabulary) -> session.Session:
-    """The session on the card's own devices, to compile for."""
-    return session.session_on(
-        changed(config, {"microbatch_size": None}), vocabulary, targets.devices(card)
-    )
+def open_on_card(config: Any, card: Card, vocabulary: Vocabulary) -> Session:
+    """Returns the session on the card's own devices, to compile for."""
+    changes = {"microbatch_size": None}
+    return sessions.session_on(changed(config, changes), vocabulary, targets.devices(card))
 
 
-def _open_stand_ins(config: Any, card: Card, vocabulary: Vocabulary) -> session.Session:
-    """The session on as many CPUs, for shapes alone, with the number format and the kernel of the card."""
+def open_stand_in(config: Any, card: Card, vocabulary: Vocabulary) -> Session:
+    """Returns the session on as many CPU devices as the card has, for shapes alone.
+
+    Its number format and its kernel of attention are those of the card.
+    """
     local = jax.devices("cpu")
     if len(local) < card.n_devices:
         raise UserError(
-            f"--device {card.name}: {card.n_devices} devices, and this process may pretend to {len(local)}"
+            f"--device {card.name}: has {card.n_devices} devices, "
+            f"and only {len(local)} can stand in for them"
         )
+
+    # The parts of a jax.Device that choose precision and kernels.
+    platform = "gpu" if card.gpu else "tpu"
     capability = "{}.{}".format(*card.gpu.capability) if card.gpu else ""
-    device = types.SimpleNamespace(
-        platform="gpu" if card.gpu else "tpu", compute_capability=capability
-    )
-    precision = devices.resolve_precision(config.precision, device)
-    formats = {"microbatch_size": None, "precision": precision, "model.attention": "auto"}
-    made = session.session_on(changed(config, formats), vocabulary, local[: card.n_devices])
-    return dataclasses.replace(made, attention=session.describe_attention(made, vocabulary, device))
+    device = types.SimpleNamespace(platform=platform, compute_capability=capability)
+    changes = {
+        "microbatch_size": None,
+        "precision": devices.resolve_precision(config.precision, device),
+        "model.attention": "auto",
+    }
+    session = sessions.session_on(changed(config, changes), vocabulary, local[: card.n_devices])
+    attention = sessions.describe_attention(session, vocabulary, device)
+    return dataclasses.replace(session, attention=attention)
 
 
 def _by_kind(state: Mapping[str, int], needed: int, activations: float) -> dict[str, int]:
-    """`needed` bytes of a step, of which so many are said to be `activations`, by kind."""
-    kinds = dict(state) | {
-        "activations": max(0, min(round(activations), needed - sum(state.values())))
-    }
-    return kinds | {"temporaries": max(0, needed - sum(kinds.values())), "needed": needed}
+    """Returns the `needed` bytes of a step by kind.
 
-
-def _rates(
-    made: session.Session, card: Card, size: int, memory: Mapping[str, float]
-) -> dict[str, Any]:
-    """FLOPs, the roofline of a step (Williams et al., 2009), and what the budget buys at that rate.
-
-    Traffic counts what must pass through memory: weights three times a pass, the sum of gradients, activations out and back, and once a
-    step the optimizer. `memory`: bytes of a device by kind; its activations are those of one sequence of a pass.
+    Args:
+        state: bytes of parameters and optimizer.
+        needed: bytes of the step.
+        activations: bytes of them that are said to be activations.
     """
-    config, n_params = made.config, memory["parameters"] // 4
-    peak = getattr(card.peak, made.precision) or card.peak.float32
-    flops = config.batch_size * made.objective.flops
-    one_pass = (3 * jnp.dtype(made.precision).itemsize + 8) * n_params + 2 * size * memory[
-        "activations"
-    ]
-    traffic = config.batch_size / size * one_pass + 12 * n_params + 2 * memory["optimizer"]
-    step_s = {
-        "compute": flops / (peak * 1e12 * card.n_devices),
-        "memory": traffic / (card.peak.bandwidth * 1e9),
-    }
-    tokens_per_s = config.batch_size * config.data.seq_len / max(step_s.values())
-    return {
-        "flops": flops,
-        "peak_flops": peak * 1e12,
-        "step_s": step_s,
-        "tokens_per_s": tokens_per_s,
-    } | _bought(config, made.objective.flops, size, tokens_per_s)
-
-
-def _bought(
-    config: Any, flops_per_sequence: float, size: int, tokens_per_s: float
-) -> dict[str, float]:
-    """Tokens, steps and hours until the first limit of the budget is reached; the batch may grow on the way there."""
-    budget, seq_len, points = config.budget, config.data.seq_len, 1000
-    batches = [
-        size
-        * schedules.n_microbatches(
-            (i + 0.5) / points, config.schedule.batch_ramp, config.batch_size, size
-        )
-        for i in range(points)
-    ]
-    steps_per_s = tokens_per_s / seq_len * sum(1 / batch for batch in batches) / points
-    limits = {
-        "hours": None if budget.hours is None else 3600 * budget.hours,
-        "tokens": None if budget.tokens is None else budget.tokens / tokens_per_s,
-        "steps": None if budget.steps is None else budget.steps / steps_per_s,
-        "flops": None
-        if budget.flops is None
-        else budget.flops / (flops_per_sequence * tokens_per_s / seq_len),
-    }
-    seconds = min(limit for limit in limits.values() if limit is not None)
-    return {
-        "tokens": tokens_per_s * seconds,
-        "steps": steps_per_s * seconds,
-        "hours": seconds / 3600,
-    }
+    beside_state = needed - sum(state.values())
+    sizes = dict(state)
+    sizes["activations"] = max(0, min(round(activations), beside_state))
+    sizes["temporaries"] = max(0, needed - sum(sizes.values()))
+    sizes["needed"] = needed
+    return sizes

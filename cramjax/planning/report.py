@@ -1,17 +1,23 @@
-"""Plans as people look at them: tables, a list of kernels, and a picture of memory and of what the budget buys."""
+"""Plans for people: tables, a list of kernels, and a picture of memory and tokens."""
 
 from __future__ import annotations
 
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cramjax import figures
 from cramjax.planning import kernels
+from cramjax.planning.expectation import Expectation
 from cramjax.planning.ledger import Row
 from cramjax.planning.plan import Plan
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 GIB = 2**30
+_LIMIT_COLOUR = "#b02020"
 _KINDS = {
     "parameters": "#3b6fb6",
     "optimizer": "#7fa8d9",
@@ -19,82 +25,103 @@ _KINDS = {
     "temporaries": "#c9c9c9",
 }
 _HEAD = (
-    "device", "fits", "microbatch", "GiB needed", "of", "params", "optim", "activ", "temp", "precision", "attention",
-    "step ms", "bound by", "tokens/s", "tokens", "steps", "hours",
+    "device", "fits", "microbatch", "GiB needed", "of", "params", "optim", "activ", "temp",
+    "precision", "attention", "step ms", "bound by", "tokens/s", "tokens", "steps", "hours",
 )  # fmt: skip
 _EXPECTED_HEAD = (
-    "expected",
-    "step ms",
-    "tokens/s",
-    "MFU",
-    "tokens",
-    "steps",
-    "hours",
-    *kernels.KINDS,
-    "",
-)
+    "expected", "step ms", "tokens/s", "MFU", "tokens", "steps", "hours", *kernels.KINDS, "",
+)  # fmt: skip
 _KERNEL_HEAD = ("ms", "count", "kind", "GFLOP", "MB read", "written", "kernel", "operation")
+
+_LEGEND = (
+    "microbatch: the largest that fits; "
+    "rates: at most, by the card's dense peak and its memory's bandwidth"
+)
+_EXPECTED_LEGEND = (
+    "expected: every kernel of the compiled step at the rate such kernels reach; "
+    "MFU of the dense peak"
+)
 
 
 def table(plans: Sequence[Plan]) -> str:
-    """A line for each plan, with notes and remedies below: the best there can be, and then what is expected, with its share by kind."""
+    """Returns two tables with a line for each plan, with notes and remedies below.
+
+    The first table has the best that is possible, the second the expected times with the share of
+    each kind of kernel.
+    """
     lines = _aligned([_HEAD, *map(_row, plans)], left=(0, 1, 9, 10, 12))
-    notes = [f"{plan.card.name}: {plan.note}" for plan in plans if plan.note]
-    notes += [f"{plan.card.name}: does not fit; {_advice(plan)}" for plan in plans if not plan.fits]
-    whole = "microbatch: the largest that fits; rates: at most, by the card's dense peak and its memory's bandwidth"
-    return "\n".join([*lines, whole, *notes, "", *_expected(plans)])
+    lines.append(_LEGEND)
+    for plan in plans:
+        if plan.note:
+            lines.append(f"{plan.card.name}: {plan.note}")
+    for plan in plans:
+        if not plan.fits:
+            lines.append(f"{plan.card.name}: does not fit; {_advice(plan)}")
+    return "\n".join([*lines, "", *_expected(plans)])
 
 
 def _expected(plans: Sequence[Plan]) -> list[str]:
-    """Lines on what is expected of each plan, and of which nothing is."""
-    known = [plan for plan in plans if plan.expected]
-    notes = [f"{plan.card.name}: {plan.expected.note}" for plan in known if plan.expected.note]
-    notes += [f"{plan.card.name}: {plan.unexpected}" for plan in plans if not plan.expected]
-    if not known:
-        return notes
-    lines = _aligned(
-        [_EXPECTED_HEAD, *map(_expected_row, known)], left=(0, len(_EXPECTED_HEAD) - 1)
-    )
-    whole = "expected: every kernel of the compiled step at the rate such kernels reach; MFU of the dense peak"
-    return [*lines, whole, *notes]
+    """Returns lines on the expected times, and on why some plans have none."""
+    rows = []
+    notes = []
+    reasons = []
+    for plan in plans:
+        if plan.expected is None:
+            reasons.append(f"{plan.card.name}: {plan.why_not_expected}")
+            continue
+        rows.append(_expected_row(plan.card.name, plan.expected))
+        if plan.expected.note:
+            notes.append(f"{plan.card.name}: {plan.expected.note}")
+
+    if not rows:
+        return reasons
+    lines = _aligned([_EXPECTED_HEAD, *rows], left=(0, len(_EXPECTED_HEAD) - 1))
+    return [*lines, _EXPECTED_LEGEND, *notes, *reasons]
 
 
-def _expected_row(plan: Plan) -> tuple[str, ...]:
-    expected = plan.expected
-    kinds = [f"{expected.s_by_kind[kind] / expected.step_s:.0%}" for kind in kernels.KINDS]
+def _expected_row(name: str, expected: Expectation) -> tuple[str, ...]:
+    shares = [f"{expected.s_by_kind[kind] / expected.step_s:.0%}" for kind in kernels.KINDS]
     return (
-        plan.card.name,
+        name,
         _ms(expected.step_s),
         f"{expected.tokens_per_s:,.0f}",
         f"{expected.mfu:.1%}",
         _large(expected.tokens),
         f"{expected.steps:,.0f}",
         f"{expected.hours:.3g}",
-        *kinds,
+        *shares,
         expected.basis,
     )
 
 
 def kernel_list(ledger: Sequence[Row], n_rows: int) -> str:
-    """The kernels of a step that take longest: one a line, those of equal work and origin together."""
-    together: dict[tuple, list[Row]] = {}
+    """Returns a table of the kernels of a step that take longest.
+
+    Kernels of equal work and origin share a line.
+    """
+    groups: dict[tuple, list[Row]] = {}
     for row in ledger:
         kernel = row.kernel
-        together.setdefault(
-            (kernel.kind, kernel.work, re.sub(r"\d+", "", kernel.op_name)), []
-        ).append(row)
-    groups = sorted(together.values(), key=lambda rows: -sum(row.seconds for row in rows))
+        # Numbers in the path count layers and copies of one operation.
+        origin = re.sub(r"\d+", "", kernel.op_name)
+        groups.setdefault((kernel.kind, kernel.work, origin), []).append(row)
+    longest_first = sorted(groups.values(), key=lambda rows: -_seconds(rows))
+    others = longest_first[n_rows:]
 
-    lines = _aligned([_KERNEL_HEAD, *map(_kernel_row, groups[:n_rows])], left=(2, 6, 7))
-    rest = 1e3 * sum(row.seconds for rows in groups[n_rows:] for row in rows)
-    whole = 1e3 * sum(row.seconds for row in ledger)
-    return "\n".join([*lines, f"the other {len(groups[n_rows:])}: {rest:.2f} ms of {whole:.2f}"])
+    lines = _aligned([_KERNEL_HEAD, *map(_kernel_row, longest_first[:n_rows])], left=(2, 6, 7))
+    rest_ms = 1e3 * sum(map(_seconds, others))
+    all_ms = 1e3 * _seconds(ledger)
+    return "\n".join([*lines, f"the other {len(others)}: {rest_ms:.2f} ms of {all_ms:.2f}"])
+
+
+def _seconds(rows: Sequence[Row]) -> float:
+    return sum(row.seconds for row in rows)
 
 
 def _kernel_row(rows: Sequence[Row]) -> tuple[str, ...]:
     kernel = rows[0].kernel
     return (
-        f"{1e3 * sum(row.seconds for row in rows):.2f}",
+        f"{1e3 * _seconds(rows):.2f}",
         f"{sum(row.kernel.count for row in rows):,}",
         kernel.kind,
         f"{kernel.work.flops / 1e9:,.1f}",
@@ -106,24 +133,27 @@ def _kernel_row(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
-    """Lines of the rows, columns under each other; those of `left` start at the left."""
+    """Returns the rows as lines with aligned columns; those in `left` align at the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = [
-            cell.ljust(width) if place in left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
+        cells = []
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            cell = cell.ljust(width) if place in left else cell.rjust(width)
+            cells.append(cell)
         lines.append("  ".join(cells).rstrip())
     return lines
 
 
 def _row(plan: Plan) -> tuple[str, ...]:
-    n = plan.card.n_devices
+    n_devices = plan.card.n_devices
+    device = plan.card.name
+    if n_devices > 1:
+        device += f" ({n_devices} devices)"
     gib = {kind: f"{plan.memory[kind] / GIB:.1f}" for kind in (*_KINDS, "needed", "limit")}
-    slowest = max(plan.step_s, key=plan.step_s.get)
+    slowest = max(plan.step_s, key=lambda bound: plan.step_s[bound])
     return (
-        plan.card.name + (f" ({n} devices)" if n > 1 else ""),
+        device,
         "yes" if plan.fits else "no",
         "-" if plan.microbatch_size is None else f"{plan.microbatch_size:,}",
         gib["needed"],
@@ -144,8 +174,14 @@ def _advice(plan: Plan) -> str:
     if plan.remedies:
         return "these settings do: " + ", ".join(plan.remedies)
     if plan.source == "analytic":
-        return "try --config.model.remat=full, --config.optimizer.name=adafactor, or --config.mesh.fsdp=-1 on more devices"
-    return "take a smaller model, shorter sequences, or more devices with --config.mesh.data=1 --config.mesh.fsdp=-1"
+        return (
+            "try --config.model.remat=full, --config.optimizer.name=adafactor, "
+            "or --config.mesh.fsdp=-1 on more devices"
+        )
+    return (
+        "take a smaller model, shorter sequences, or more devices with "
+        "--config.mesh.data=1 --config.mesh.fsdp=-1"
+    )
 
 
 def _ms(seconds: float) -> str:
@@ -160,48 +196,64 @@ def _large(number: float) -> str:
 
 
 def plot(plans: Sequence[Plan], path: pathlib.Path) -> None:
-    """Draw for each device the memory of a step by kind beside its limit, and the tokens that the budget buys, at most and expected."""
-    from matplotlib.ticker import EngFormatter
+    """Draw the plans to `path`: memory of a step by kind, and the tokens that the budget buys.
 
+    The limit of each device stands beside its memory, expected tokens inside the possible ones.
+    """
     figure = figures.new_figure(14, 1.5 + 0.42 * len(plans), dpi=110)
-    memory, bought = figure.subplots(1, 2, sharey=True)
-    places = range(len(plans))
-    left = [0.0] * len(plans)
+    memory, tokens = figure.subplots(1, 2, sharey=True)
+    _draw_memory(memory, plans)
+    _draw_tokens(tokens, plans)
 
-    for kind, colour in _KINDS.items():
-        sizes = [plan.memory[kind] / GIB for plan in plans]
-        memory.barh(places, sizes, left=left, color=colour, label=kind, height=0.7)
-        left = [start + size for start, size in zip(left, sizes, strict=True)]
-    for place, plan in zip(places, plans, strict=True):
-        limit = plan.memory["limit"] / GIB
-        memory.plot([limit, limit], [place - 0.42, place + 0.42], color="#b02020", linewidth=2)
-        size = "does not fit" if plan.microbatch_size is None else f"{plan.microbatch_size} a pass"
-        memory.text(max(left[place], limit), place, f"  {size}", va="center", fontsize=8)
-        bought.text(plan.tokens, place, f" {_large(plan.tokens)}", va="center", fontsize=8)
-
-    colours = ["#b5d3bc" if plan.fits else "#d9d9d9" for plan in plans]
-    bought.barh(places, [plan.tokens for plan in plans], color=colours, height=0.7, label="at most")
-    known = [(place, plan.expected.tokens) for place, plan in enumerate(plans) if plan.expected]
-    if known:
-        bought.barh(*zip(*known, strict=True), color="#3f7d50", height=0.4, label="expected")
-        bought.legend(
-            fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2
-        )
-
-    memory.plot([], [], color="#b02020", linewidth=2, label="limit")
-    memory.set_yticks(
-        places, [plan.card.name + ("*" if plan.source == "analytic" else "") for plan in plans]
-    )
+    # Both panels share the axis of the devices; the first plan is at the top.
+    names = [plan.card.name for plan in plans]
+    for place, plan in enumerate(plans):
+        if plan.source == "analytic":
+            names[place] += "*"
+    memory.set_yticks(range(len(plans)), names)
     memory.invert_yaxis()
-    memory.set_xlabel(
-        "GiB of a device"
-        + (" (* by formula)" if any(plan.source == "analytic" for plan in plans) else "")
-    )
-    memory.set_xlim(0, 1.18 * max(max(left), *(plan.memory["limit"] / GIB for plan in plans)))
-    memory.legend(fontsize=8, frameon=False, loc="lower right")
-    bought.set_xscale("log")
-    bought.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    bought.set_xlabel("tokens the budget buys")
-    for axes in (memory, bought):
+    for axes in (memory, tokens):
         figures.style_panel(axes, grid=None)
     figures.save(figure, path)
+
+
+def _draw_memory(axes: Axes, plans: Sequence[Plan]) -> None:
+    places = range(len(plans))
+    left = [0.0] * len(plans)
+    for kind, colour in _KINDS.items():
+        sizes = [plan.memory[kind] / GIB for plan in plans]
+        axes.barh(places, sizes, left=left, color=colour, label=kind, height=0.7)
+        left = [start + size for start, size in zip(left, sizes, strict=True)]
+
+    limits = [plan.memory["limit"] / GIB for plan in plans]
+    for place, (plan, limit) in enumerate(zip(plans, limits, strict=True)):
+        axes.plot([limit, limit], [place - 0.42, place + 0.42], color=_LIMIT_COLOUR, linewidth=2)
+        size = "does not fit" if plan.microbatch_size is None else f"{plan.microbatch_size} a pass"
+        axes.text(max(left[place], limit), place, f"  {size}", va="center", fontsize=8)
+
+    # An empty line, for the legend.
+    axes.plot([], [], color=_LIMIT_COLOUR, linewidth=2, label="limit")
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    axes.set_xlim(0, 1.18 * max(*left, *limits))
+    is_analytic = any(plan.source == "analytic" for plan in plans)
+    axes.set_xlabel("GiB of a device" + (" (* by formula)" if is_analytic else ""))
+
+
+def _draw_tokens(axes: Axes, plans: Sequence[Plan]) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    colours = ["#b5d3bc" if plan.fits else "#d9d9d9" for plan in plans]
+    tokens = [plan.tokens for plan in plans]
+    axes.barh(range(len(plans)), tokens, color=colours, height=0.7, label="at most")
+    for place, plan in enumerate(plans):
+        axes.text(plan.tokens, place, f" {_large(plan.tokens)}", va="center", fontsize=8)
+
+    expected = {place: plan.expected for place, plan in enumerate(plans) if plan.expected}
+    if expected:
+        widths = [times.tokens for times in expected.values()]
+        axes.barh(list(expected), widths, color="#3f7d50", height=0.4, label="expected")
+        axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.set_xlabel("tokens the budget buys")

@@ -1,7 +1,7 @@
-"""The studies there are, by name."""
+"""The catalogue of studies, by name."""
 
 from cramjax.sweeps import compression_report, growth_report
-from cramjax.sweeps.studies import Compression, Study, Sweep
+from cramjax.sweeps.studies import CompressionPart, Study, SweepPart
 
 _ARMS = "variant=control,stack,depth,width,length,compound"
 _SEEDS = "seed=0,1,2"
@@ -15,30 +15,30 @@ STUDIES = {
     "growth": Study(
         recipe="configs/growth_small.py",
         sweeps={
-            "hours": Sweep(title="Equal wall-clock", grids=(_SEEDS, f"{_ARMS},late,small")),
-            "sooner": Sweep(
+            "hours": SweepPart(title="Equal wall-clock", grids=(_SEEDS, f"{_ARMS},late,small")),
+            "sooner": SweepPart(
                 title="Three quarters of the time, with schedules that decay in full",
                 grids=(_SEEDS, "variant=stack,compound,late", "budget.hours=0.025"),
             ),
-            "flops": Sweep(title="Equal FLOPs", overrides=_FLOPS, grids=(_SEEDS, _ARMS)),
+            "flops": SweepPart(title="Equal FLOPs", overrides=_FLOPS, grids=(_SEEDS, _ARMS)),
         },
         report=growth_report.report,
     ),
     "train_large": Study(
         recipe="configs/train_large_small.py",
         sweeps={
-            "sizes": Sweep(
+            "sizes": SweepPart(
                 title="Equal wall-clock", grids=("variant=L2-H32,L2-H64,L2-H128,L4-H192",)
             )
         },
         compressions={
-            "sst2": Compression(
+            "sst2": CompressionPart(
                 title="SST-2",
                 sweep="sizes",
                 task="sst2",
                 flags=(*_COMPRESS, "--set", "max_train=6000"),
             ),
-            "mrpc": Compression(title="MRPC", sweep="sizes", task="mrpc", flags=_COMPRESS),
+            "mrpc": CompressionPart(title="MRPC", sweep="sizes", task="mrpc", flags=_COMPRESS),
         },
         report=compression_report.report,
     ),

@@ -1,4 +1,7 @@
-"""The points of a sweep: the cross product of grids over a recipe, each resolved before any of them runs."""
+"""The points of a sweep: the cross product of grids over a recipe.
+
+Every point is resolved before any of them runs.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,15 @@ MAX_NAME = 120
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
-    """One run of a sweep: its folder's name, its value of each grid key as written, and the configuration these give."""
+    """One run of a sweep.
+
+    Attributes:
+        name: name of its folder.
+        values: the value of each grid key, as it was written.
+        spec: FILE[:ARG] of the recipe.
+        overrides: "key=value" for the recipe.
+        config: the configuration that these give, as it comes back from JSON.
+    """
 
     name: str
     values: dict[str, str]
@@ -32,29 +43,26 @@ class Point:
     config: dict[str, Any]
 
     def command(self, workdir: pathlib.Path) -> list[str]:
-        """The command line that trains this point in `workdir`, or goes on there."""
+        """Returns the command line that trains this point in `workdir`, or goes on there."""
+        command = [sys.executable, "-m", "cramjax.main", "--config", self.spec]
         flags = [f"--config.{text}" for text in self.overrides]
-        return [
-            sys.executable,
-            "-m",
-            "cramjax.main",
-            "--config",
-            self.spec,
-            "--workdir",
-            str(workdir),
-            *flags,
-        ]
+        return [*command, "--workdir", str(workdir), *flags]
 
 
 def parse_grids(texts: Iterable[str]) -> dict[str, list[str]]:
-    """Key → values of each "KEY=V1,V2,…"; a comma in brackets belongs to the value. Raises UserError."""
+    """Returns key → values of each "KEY=V1,V2,…"; a comma in brackets belongs to the value.
+
+    Raises:
+        UserError: for a grid that cannot be read, a second grid of a key, or an equal value.
+    """
     grids: dict[str, list[str]] = {}
     for text in texts:
         key, _, listed = text.partition("=")
         values = _split(listed)
         if not key or not values or not all(values):
             raise UserError(
-                f"--grid {text}: must be KEY=V1,V2,… with a value at each place and its brackets closed"
+                f"--grid {text}: must be KEY=V1,V2,… with a value at each place "
+                "and its brackets closed"
             )
         if key in grids:
             raise UserError(f"--grid {text}: {key} has a grid already; list all its values in one")
@@ -65,8 +73,9 @@ def parse_grids(texts: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _split(listed: str) -> list[str]:
-    """The values between commas outside brackets; none where brackets do not match."""
-    values, depth = [""], 0
+    """Returns the values between commas outside brackets; no values if brackets do not match."""
+    values = [""]
+    depth = 0
     for character in listed:
         depth += (character in "[({") - (character in "])}")
         if depth < 0:
@@ -81,44 +90,55 @@ def _split(listed: str) -> list[str]:
 def points_of(
     spec: str, overrides: Sequence[str], grids: Mapping[str, Sequence[str]]
 ) -> list[Point]:
-    """The cross product of `grids` over the recipe FILE[:ARG] with "key=value" `overrides`; the last grid varies fastest.
+    """Returns the cross product of `grids` over a recipe; the last grid varies fastest.
+
+    Args:
+        spec: FILE[:ARG] of the recipe.
+        overrides: "key=value" for all points.
+        grids: values by key.
 
     Raises:
-        UserError: naming the mistakes of all points at once, each with the points it is in.
+        UserError: naming the mistakes of all points at once, each with its points.
     """
     _check_keys(spec, overrides, grids)
     points: list[Point] = []
+    # Mistake → names of the points that have it.
     mistakes: dict[str, list[str]] = {}
     for combination in itertools.product(*grids.values()):
         values = dict(zip(grids, combination, strict=True))
-        point_spec = f"{spec}:{values[VARIANT]}" if VARIANT in values else spec
-        point_overrides = (
-            *overrides,
-            *(f"{key}={value}" for key, value in values.items() if key != VARIANT),
-        )
-        name = point_name(values)
         try:
-            config = _as_json(resolve(point_spec, point_overrides).to_dict())
+            point = _point(spec, overrides, values)
         except UserError as error:
             for mistake in _listed(error):
-                mistakes.setdefault(mistake, []).append(name)
+                mistakes.setdefault(mistake, []).append(point_name(values))
             continue
         for other in points:
-            if other.config == config:
-                mistakes.setdefault("the same configuration twice; leave one out", []).extend(
-                    (other.name, name)
-                )
-        points.append(
-            Point(
-                name=name, values=values, spec=point_spec, overrides=point_overrides, config=config
-            )
-        )
+            if other.config == point.config:
+                names = mistakes.setdefault("the same configuration twice; leave one out", [])
+                names += [other.name, point.name]
+        points.append(point)
+
     if mistakes:
-        listed = "\n".join(
-            f"  - {mistake} (in {_some(names)})" for mistake, names in mistakes.items()
-        )
-        raise UserError(f"{spec}: {len(mistakes)} mistake(s) in the points of the sweep:\n{listed}")
+        lines = [f"{spec}: {len(mistakes)} mistake(s) in the points of the sweep:"]
+        for mistake, names in mistakes.items():
+            lines.append(f"  - {mistake} (in {_some(names)})")
+        raise UserError("\n".join(lines))
     return points
+
+
+def _point(spec: str, overrides: Sequence[str], values: dict[str, str]) -> Point:
+    """Returns the point of grid `values`. Raises UserError for a wrong configuration."""
+    if VARIANT in values:
+        spec = f"{spec}:{values[VARIANT]}"
+    further = [f"{key}={value}" for key, value in values.items() if key != VARIANT]
+    all_overrides = (*overrides, *further)
+    return Point(
+        name=point_name(values),
+        values=values,
+        spec=spec,
+        overrides=all_overrides,
+        config=_as_json(resolve(spec, all_overrides).to_dict()),
+    )
 
 
 def _check_keys(spec: str, overrides: Sequence[str], grids: Mapping[str, Sequence[str]]) -> None:
@@ -126,19 +146,21 @@ def _check_keys(spec: str, overrides: Sequence[str], grids: Mapping[str, Sequenc
         raise UserError("--grid: give at least one KEY=V1,V2,…")
     if VARIANT in grids and ":" in spec:
         raise UserError(
-            f"--config {spec}: has a variant and --grid {VARIANT} has others; leave out one of the two"
+            f"--config {spec}: has a variant and --grid {VARIANT} has others; "
+            "leave out one of the two"
         )
     for text in overrides:
-        if (key := text.partition("=")[0]) in grids:
+        key = text.partition("=")[0]
+        if key in grids:
             raise UserError(
                 f"--config.{text}: {key} has a --grid as well; leave out one of the two"
             )
 
 
 def point_name(values: Mapping[str, str]) -> str:
-    """A readable name of a folder for grid `values`, such as "variant-tiny,optimizer.lr-0.01".
+    """Returns a readable folder name for grid `values`, as "variant-tiny,optimizer.lr-0.01".
 
-    Where characters had to be replaced or the name cut, a hash keeps different values apart.
+    If characters are replaced or the name is cut, a hash keeps different values apart.
     """
     exact = ",".join(f"{key}-{value}" for key, value in values.items())
     safe = re.sub(r"[^A-Za-z0-9.,+_-]+", "_", exact)
@@ -149,16 +171,17 @@ def point_name(values: Mapping[str, str]) -> str:
 
 
 def _listed(error: UserError) -> list[str]:
-    """The mistakes of one configuration, apart: `resolve` lists them a line each."""
+    """Returns the mistakes of one configuration; `resolve` lists each on a line."""
     lines = str(error).splitlines()
     return [line.removeprefix("  - ") for line in lines if line.startswith("  - ")] or [str(error)]
 
 
 def _some(names: Sequence[str]) -> str:
-    """Names, which hold commas themselves, for a message."""
-    return "; ".join(names[:3]) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
+    """Returns the first names for a message; they hold commas themselves."""
+    text = "; ".join(names[:3])
+    return f"{text}; and {len(names) - 3} more" if len(names) > 3 else text
 
 
 def _as_json(value: Any) -> Any:
-    """`value` as it comes back from a JSON file: tuples are lists there."""
+    """Returns `value` as it comes back from a JSON file: tuples become lists."""
     return json.loads(json.dumps(value))

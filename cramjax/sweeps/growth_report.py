@@ -1,4 +1,4 @@
-"""The tables of the study of growth: what each way to grow ends with, and how soon it is where the control ends."""
+"""The tables of the study of growth: final losses, and how soon the control's loss is reached."""
 
 from __future__ import annotations
 
@@ -7,17 +7,37 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cramjax.sweeps.studies import Found, Rows, Study, Sweep, markdown, median
+from cramjax.sweeps.studies import Rows, Study, StudyResults, SweepPart, markdown, median
 from cramjax.sweeps.sweep import Result
 from cramjax.training import metrics
 
-CONTROL = ("control",)
+Arm = tuple[str, ...]
+"""The values of a grid without the seed: one way to grow."""
+
+CONTROL: Arm = ("control",)
+
+_BUDGET_HEAD = (
+    "arm",
+    "steps",
+    "tokens",
+    "FLOPs",
+    "held-out loss",
+    "control's loss after, of its seconds",
+    "of its FLOPs",
+)
+_SOONER_HEAD = ("arm, hours", "held-out loss", "at most the control's of all hours")
 
 
 def reached(curve: Sequence[Mapping[str, float]], key: str, loss: float) -> float | None:
-    """What `key` of the evaluations in `curve` was when the held-out loss first fell to `loss`, between two of them by a straight line.
+    """Returns the value of `key` when the held-out loss first fell to `loss`.
 
-    None where it never did.
+    Args:
+        curve: evaluations in order. Between two of them the loss is a straight line.
+        key: a number that grows along the curve, as "elapsed_s".
+        loss: the loss to reach, in nats.
+
+    Returns:
+        The value, or None if the loss was never reached.
     """
     before = None
     for line in curve:
@@ -35,9 +55,9 @@ def _curve(result: Result) -> list[dict[str, Any]]:
     return [line for line in lines if line.get("eval_loss") is not None]
 
 
-def _by_arm(results: Sequence[Result]) -> dict[tuple[str, ...], list[Result]]:
-    """Finished results by the values of their grid but the seed, in the order of the grid."""
-    arms: dict[tuple[str, ...], list[Result]] = {}
+def _by_arm(results: Sequence[Result]) -> dict[Arm, list[Result]]:
+    """Returns the finished results of each arm, in the order of the grid."""
+    arms: dict[Arm, list[Result]] = {}
     for result in results:
         if result.summary:
             arm = tuple(value for key, value in result.point.values.items() if key != "seed")
@@ -45,74 +65,77 @@ def _by_arm(results: Sequence[Result]) -> dict[tuple[str, ...], list[Result]]:
     return arms
 
 
-def report(study: Study, found: Found) -> str:
-    """Final losses of each way to grow, and what it took each to come to the loss that the control of the same seed ends with."""
-    results = found.sweeps
-    parts = [
-        _equal_budget(study.sweeps[name], results[name])
-        for name in ("hours", "flops")
-        if name in results
-    ]
-    final = {
-        result.point.values["seed"]: result.summary["eval_loss"]
-        for result in _by_arm(results.get("hours", ())).get(CONTROL, [])
-    }
-    rows: Rows = []
-    for arm, runs in _by_arm(results.get("sooner", ())).items():
-        pairs = [
-            (run.summary["eval_loss"], final.get(run.point.values["seed"], -math.inf))
-            for run in runs
-        ]
-        below = sum(loss <= goal for loss, goal in pairs)
-        rows.append(
-            (", ".join(arm), median([loss for loss, _ in pairs]), f"{below} of {len(runs)}")
-        )
+def _seed(result: Result) -> str:
+    return result.point.values["seed"]
+
+
+def report(study: Study, results: StudyResults) -> str:
+    """Returns the text of report.md.
+
+    It has the final losses of each way to grow, and what it took each to reach the loss with which
+    the control of the same seed ends.
+    """
+    parts = []
+    for name in ("hours", "flops"):
+        if name in results.sweeps:
+            parts.append(_equal_budget(study.sweeps[name], results.sweeps[name]))
+
+    rows = _sooner(results.sweeps.get("hours", ()), results.sweeps.get("sooner", ()))
     if rows:
-        head = ("arm, hours", "held-out loss", "at most the control's of all hours")
-        parts.append(f"## {study.sweeps['sooner'].title}\n\n{markdown(head, rows)}\n")
+        parts.append(f"## {study.sweeps['sooner'].title}\n\n{markdown(_SOONER_HEAD, rows)}\n")
     return "# Growth\n\n" + "\n".join(parts)
 
 
-def _equal_budget(part: Sweep, results: Sequence[Result]) -> str:
+def _sooner(hours: Sequence[Result], sooner: Sequence[Result]) -> Rows:
+    """Returns a row for each arm of `sooner`: do its runs end below the controls of `hours`?"""
+    controls = _by_arm(hours).get(CONTROL, [])
+    goals = {_seed(run): run.summary["eval_loss"] for run in controls}
+    rows: Rows = []
+    for arm, runs in _by_arm(sooner).items():
+        losses = [run.summary["eval_loss"] for run in runs]
+        n_below = 0
+        for run, loss in zip(runs, losses, strict=True):
+            # Without a control of the seed, nothing is below it.
+            n_below += loss <= goals.get(_seed(run), -math.inf)
+        rows.append((", ".join(arm), median(losses), f"{n_below} of {len(runs)}"))
+    return rows
+
+
+def _equal_budget(part: SweepPart, results: Sequence[Result]) -> str:
     arms = _by_arm(results)
-    final = {run.point.values["seed"]: run.summary for run in arms.get(CONTROL, [])}
+    controls = {_seed(run): run.summary for run in arms.get(CONTROL, [])}
     rows: Rows = []
     for arm, runs in arms.items():
         first = runs[0].summary
-        losses = [run.summary["eval_loss"] for run in runs]
-        shares = []
-        for key in ("elapsed_s", "flops"):
-            pairs = [
-                (run, final[run.point.values["seed"]])
-                for run in runs
-                if run.point.values["seed"] in final
-            ]
-            found = [
-                (reached(_curve(run), key, goal["eval_loss"]), goal[key]) for run, goal in pairs
-            ]
-            known = [at / whole for at, whole in found if at is not None]
-            shares.append(
-                f"{statistics.median(known):.0%}"
-                if len(known) == len(runs)
-                else f"{len(known)} of {len(runs)} do"
-            )
         rows.append(
             (
                 ", ".join(arm),
                 f"{first['steps']:,}",
                 f"{first['tokens'] / 1e6:.2f} M",
                 f"{first['flops']:.2e}",
-                median(losses),
-                *shares,
+                median([run.summary["eval_loss"] for run in runs]),
+                _share_of_control(runs, controls, "elapsed_s"),
+                _share_of_control(runs, controls, "flops"),
             )
         )
-    head = (
-        "arm",
-        "steps",
-        "tokens",
-        "FLOPs",
-        "held-out loss",
-        "control's loss after, of its seconds",
-        "of its FLOPs",
-    )
-    return f"## {part.title}\n\n{markdown(head, rows)}\n"
+    return f"## {part.title}\n\n{markdown(_BUDGET_HEAD, rows)}\n"
+
+
+def _share_of_control(
+    runs: Sequence[Result], controls: Mapping[str, dict[str, Any]], key: str
+) -> str:
+    """Returns the median share of the control's `key` after which runs have the control's loss.
+
+    If some runs do not reach it, the number of those that do is returned instead.
+    """
+    shares = []
+    for run in runs:
+        control = controls.get(_seed(run))
+        if control is None:
+            continue
+        value = reached(_curve(run), key, control["eval_loss"])
+        if value is not None:
+            shares.append(value / control[key])
+    if len(shares) < len(runs):
+        return f"{len(shares)} of {len(runs)} do"
+    return f"{statistics.median(shares):.0%}"

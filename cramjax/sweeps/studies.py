@@ -1,4 +1,4 @@
-"""Studies: sweeps over one recipe, compressions of their runs, and the tables that answer a question; each by one command."""
+"""Studies: sweeps over a recipe, compressions of their runs, and tables that answer a question."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ from cramjax.sweeps import grid, sweep
 from cramjax.sweeps.sweep import Launch, Result
 
 Rows = list[tuple[str, ...]]
+Points = Mapping[str, Sequence[grid.Point]]
+"""Name of a sweep → its points."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """One sweep of a study: `overrides` of the recipe as "key=value", `grids` as `tools.sweep` takes them, and what it shows."""
+class SweepPart:
+    """One sweep of a study.
+
+    `title` says what it shows, `overrides` are "key=value" for the recipe, and `grids` are written
+    as `tools.sweep` takes them.
+    """
 
     title: str
     overrides: tuple[str, ...] = ()
@@ -29,8 +35,11 @@ class Sweep:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Compression:
-    """What `tools.compress` makes of all runs of the `sweep`, finetuned for a `task`; `flags` are its own."""
+class CompressionPart:
+    """One compression of a study: `tools.compress` for all runs of a `sweep`.
+
+    The runs are finetuned for a `task`; `flags` are those of the tool.
+    """
 
     title: str
     sweep: str
@@ -38,15 +47,20 @@ class Compression:
     flags: tuple[str, ...]
 
     def command(self, runs: Iterable[pathlib.Path], data_dir: str, out: pathlib.Path) -> list[str]:
-        """The command line that compresses `runs` into `out`, or goes on there."""
-        checkpoints = [word for run in runs for word in ("--checkpoint", str(run))]
-        where = ["--task", self.task, "--data_dir", data_dir, "--out", str(out)]
-        return [sys.executable, "-m", "tools.compress", *checkpoints, *where, *self.flags]
+        """Returns the command line that compresses `runs` into `out`, or goes on there."""
+        command = [sys.executable, "-m", "tools.compress"]
+        for run in runs:
+            command += ["--checkpoint", str(run)]
+        command += ["--task", self.task, "--data_dir", data_dir, "--out", str(out)]
+        return [*command, *self.flags]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
-    """What there is so far, by the names of the study: results of sweeps, and entries of each compression's pareto.json."""
+class StudyResults:
+    """The results of a study so far, by the names of its parts.
+
+    `sweeps` has results of runs, `compressions` the entries of each pareto.json.
+    """
 
     sweeps: Mapping[str, Sequence[Result]]
     compressions: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(
@@ -56,12 +70,15 @@ class Found:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """Sweeps and compressions by the name of their folder; `report` makes of what was found the text of report.md."""
+    """Sweeps and compressions by the name of their folder.
+
+    `report` makes the text of report.md from the results.
+    """
 
     recipe: str
-    sweeps: Mapping[str, Sweep]
-    compressions: Mapping[str, Compression] = dataclasses.field(default_factory=dict)
-    report: Callable[[Study, Found], str]
+    sweeps: Mapping[str, SweepPart]
+    compressions: Mapping[str, CompressionPart] = dataclasses.field(default_factory=dict)
+    report: Callable[[Study, StudyResults], str]
 
 
 def run(
@@ -72,34 +89,43 @@ def run(
     data_dir: str | None,
     launch: Launch = sweep.launch,
 ) -> int:
-    """Do what is missing of `study` with more `overrides` for all runs; writes `out`/report.md. Returns an exit code, as `run_sweep`.
+    """Do what is missing of `study` in `out`, and write report.md there after each part.
 
-    `data_dir` has the tasks that compressed models are finetuned for. A sweep with a failed point is not compressed.
+    A sweep with a failed point is not compressed.
+
+    Args:
+        study: the study.
+        overrides: further "key=value" for all runs.
+        out: folder of the study.
+        data_dir: where the tasks are that compressed models are finetuned for.
+        launch: starts a run or a compression.
+
+    Returns:
+        The exit code, as `run_sweep` returns it.
 
     Raises:
-        UserError: where an override is of a key that the study sets, the tasks are missing (or not wanted), or as `run_sweep`.
+        UserError: if the study itself sets a key of `overrides`, if the tasks are missing or not
+            wanted, or as `run_sweep` raises it.
     """
     points = _points(study, overrides)
-    if study.compressions and data_dir is None:
-        tasks = ", ".join(part.task for part in study.compressions.values())
-        raise UserError(
-            f"--data_dir: this study finetunes; give the folder with the data of {tasks}, or tfds"
-        )
-    if data_dir is not None and not study.compressions:
-        raise UserError("--data_dir: this study finetunes nothing; leave it out")
+    data_dir = _check_data_dir(study, data_dir)
     out.mkdir(parents=True, exist_ok=True)
     failed = set()
-    for name, part in points.items():
-        if code := sweep.run_sweep(part, out / name, launch=launch):
+    for name, sweep_points in points.items():
+        code = sweep.run_sweep(sweep_points, out / name, launch=launch)
+        if code:
             failed.add(name)
-        if code > 1:  # a signal; after a point that failed the other sweeps go on
+        # A signal ends the study; after a point that failed the other sweeps go on.
+        if code > 1:
             return code
         _report(study, points, out)
+
     for name, part in study.compressions.items():
         if part.sweep in failed:
             continue
         runs = [out / part.sweep / point.name for point in points[part.sweep]]
-        if code := _compress(name, part.command(runs, data_dir, out / name), out / name, launch):
+        code = _compress(name, part.command(runs, data_dir, out / name), out / name, launch)
+        if code:
             failed.add(name)
         if code > 1:
             return code
@@ -107,68 +133,85 @@ def run(
     return int(bool(failed))
 
 
-def _points(study: Study, overrides: Sequence[str]) -> dict[str, list[grid.Point]]:
-    """Those of each sweep."""
+def _check_data_dir(study: Study, data_dir: str | None) -> str:
+    """Returns `data_dir`, or "" for a study that does not finetune. Raises UserError."""
+    if data_dir is None:
+        if study.compressions:
+            tasks = ", ".join(part.task for part in study.compressions.values())
+            raise UserError(
+                "--data_dir: this study finetunes; "
+                f"give the folder with the data of {tasks}, or tfds"
+            )
+        return ""
+    if not study.compressions:
+        raise UserError("--data_dir: this study finetunes nothing; leave it out")
+    return data_dir
+
+
+def _points(study: Study, overrides: Sequence[str]) -> Points:
+    """Returns the points of each sweep. Raises UserError."""
     points = {}
     for name, part in study.sweeps.items():
-        own = {text.partition("=")[0] for text in part.overrides}
+        set_by_study = {_key(text) for text in part.overrides}
         for text in overrides:
-            if (key := text.partition("=")[0]) in own:
-                raise UserError(f"--config.{text}: the study sets {key} itself; leave it out")
-        points[name] = grid.points_of(
-            study.recipe, (*part.overrides, *overrides), grid.parse_grids(part.grids)
-        )
+            if _key(text) in set_by_study:
+                raise UserError(
+                    f"--config.{text}: the study sets {_key(text)} itself; leave it out"
+                )
+        grids = grid.parse_grids(part.grids)
+        points[name] = grid.points_of(study.recipe, (*part.overrides, *overrides), grids)
     return points
 
 
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
 def _compress(name: str, command: Sequence[str], out: pathlib.Path, launch: Launch) -> int:
-    """Run `command` with its output in log.txt of `out`: 0, 1 where it failed, or the exit code of a signal."""
+    """Run `command` with its output in log.txt of `out`.
+
+    Returns 0, 1 after a failure, or the exit code of a signal.
+    """
     out.mkdir(exist_ok=True)
     log = out / "log.txt"
-    print(f"{name}  running  log: {log}", file=sys.stderr, flush=True)
-    start = time.monotonic()
+    _print(f"{name}  running  log: {log}")
+    started = time.monotonic()
     with StopSignal() as stop:
         code = launch(command, log, stop)
         if code and not stop.requested:
-            print(
-                f"{name}  failed with exit code {code}: see the end of {log}",
-                file=sys.stderr,
-                flush=True,
-            )
+            _print(f"{name}  failed with exit code {code}: see the end of {log}")
             return 1
         if not code:
-            print(
-                f"{name}  finished after {time.monotonic() - start:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+            _print(f"{name}  finished after {time.monotonic() - started:.0f} s")
         return stop.exit_code
 
 
-def _report(study: Study, points: Mapping[str, Sequence[grid.Point]], out: pathlib.Path) -> None:
-    """Write report.md of what is in `out`."""
-    sweeps = {
-        done: sweep.find_results(points[done], out / done)
-        for done in points
-        if (out / done).is_dir()
-    }
-    files = {name: out / name / "pareto.json" for name in study.compressions}
-    compressions = {
-        name: json.loads(file.read_text(encoding="utf-8"))
-        for name, file in files.items()
-        if file.exists()
-    }
-    text = study.report(study, Found(sweeps=sweeps, compressions=compressions))
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _report(study: Study, points: Points, out: pathlib.Path) -> None:
+    """Write report.md about what is in `out`."""
+    sweeps = {}
+    for name, sweep_points in points.items():
+        if (out / name).is_dir():
+            sweeps[name] = sweep.find_results(sweep_points, out / name)
+    compressions = {}
+    for name in study.compressions:
+        file = out / name / "pareto.json"
+        if file.exists():
+            compressions[name] = json.loads(file.read_text(encoding="utf-8"))
+    text = study.report(study, StudyResults(sweeps=sweeps, compressions=compressions))
     (out / "report.md").write_text(text, encoding="utf-8")
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
+    """Returns a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def median(values: Sequence[float]) -> str:
-    """The median, and of several values the least and the largest."""
+    """Returns the median as text, and for several values the least and the largest."""
     spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
     return f"{statistics.median(values):.3f}{spread}"

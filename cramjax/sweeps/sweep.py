@@ -1,7 +1,7 @@
 """Sweeps: one run for each point of a grid (`grid.py`), each in a process of its own.
 
-The process of the sweep resolves configurations, starts runs, and reads what they leave in their workdirs; it imports no JAX, so that
-the memory of the device belongs to the run.
+The process of the sweep resolves configurations, starts runs, and reads what they leave in their
+workdirs. It imports no JAX, so the memory of the device belongs to the run.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 from cramjax import console, pareto
 from cramjax.config import stored
@@ -32,22 +32,36 @@ from cramjax.sweeps.grid import Point
 from cramjax.training import metrics
 from cramjax.training.workdir import Workdir
 
+if TYPE_CHECKING:
+    from rich.status import Status
+
 SUMMARY_COLUMNS = (
-    "params", "steps", "tokens", "flops", "elapsed_s", "train_loss", "eval_loss", "eval_accuracy", "unigram_loss", "tokens_per_s",
-    "mfu", "compile_s", "stop_reason",
+    "params", "steps", "tokens", "flops", "elapsed_s", "train_loss", "eval_loss", "eval_accuracy",
+    "unigram_loss", "tokens_per_s", "mfu", "compile_s", "stop_reason",
 )  # fmt: skip
 PARETO_COLUMNS = {"pareto_params": "params", "pareto_flops": "flops", "pareto_s": "elapsed_s"}
-"""Column of sweep.csv → the cost in the summary against which its front of `eval_loss` is taken."""
+"""Column of sweep.csv → the cost in the summary; the column marks the front of `eval_loss`."""
 
 MAX_ERROR = 500
 
 Launch = Callable[[Sequence[str], pathlib.Path, StopSignal], int]
-"""(command line, log file, stop request) → exit code, negative for the signal that ended the process."""
+"""(command line, log file, stop request) → exit code.
+
+The code is negative for the signal that ended the process.
+"""
 
 
 @dataclasses.dataclass
 class Result:
-    """Where a point stands: `status` is pending, finished, failed (with `error`) or stopped; `summary` of a finished run."""
+    """The state of a point.
+
+    Attributes:
+        point: the point.
+        workdir: the folder of its run.
+        status: "pending", "finished", "failed" or "stopped".
+        summary: content of summary.json of a finished run.
+        error: why a run failed, or what failed after its end.
+    """
 
     point: Point
     workdir: pathlib.Path
@@ -57,22 +71,31 @@ class Result:
 
 
 def find_results(points: Sequence[Point], out: pathlib.Path) -> list[Result]:
-    """What earlier sweeps left in `out`: `finished` where a workdir has the summary of the same configuration, else `pending`.
+    """Returns what earlier sweeps left in `out`, a result a point.
+
+    A point is finished if its workdir has a summary and the same configuration, else pending.
 
     Raises:
-        UserError: naming every folder whose run had another configuration, and the first keys that differ.
+        UserError: naming every folder whose run had another configuration, and the first keys that
+            differ.
     """
-    results, mistakes = [], []
+    results = []
+    mistakes = []
     for point in points:
         result = Result(point, out / point.name)
-        before = _read_config(result.workdir)
-        if before is not None and before != point.config:
-            mistakes.append(
-                f"{result.workdir} has a run of another configuration ({_difference(before, point.config)})"
-            )
-        elif before is not None and (summary := _read_json(result.workdir / "summary.json")):
-            result.status, result.summary = "finished", summary
         results.append(result)
+        before = _read_config(result.workdir)
+        if before is None:
+            continue
+        if before != point.config:
+            difference = _difference(before, point.config)
+            mistakes.append(f"{result.workdir} has a run of another configuration ({difference})")
+            continue
+        summary = _read_json(result.workdir / "summary.json")
+        if summary:
+            result.status = "finished"
+            result.summary = summary
+
     if mistakes:
         raise UserError("; ".join(mistakes) + ": delete the folder(s) or give another --out")
     return results
@@ -88,14 +111,17 @@ def _read_json(path: pathlib.Path) -> Any:
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    before, now = dict(_leaves(before)), dict(_leaves(now))
-    keys = [key for key in (before | now) if before.get(key) != now.get(key)]
+    """Returns the first keys in which two configurations differ, with both values."""
+    there = dict(_leaves(before))
+    here = dict(_leaves(now))
+    keys = [key for key in (there | here) if there.get(key) != here.get(key)]
     return ", ".join(
-        f"{key} is {before.get(key)!r} there, {now.get(key)!r} now" for key in keys[:3]
+        f"{key} is {there.get(key)!r} there, {here.get(key)!r} now" for key in keys[:3]
     )
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yields the nested `values` with their keys joined by dots."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
@@ -104,9 +130,13 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def launch(command: Sequence[str], log: pathlib.Path, stop: StopSignal) -> int:
-    """Run `command` with its output added to `log`; a stop request is passed on to it once, and its end awaited."""
+    """Run `command`, add its output to `log`, and return its exit code.
+
+    A stop request is passed on to it once; its end is awaited.
+    """
     with log.open("ab") as output:
-        # A group of its own: Ctrl-C on a terminal reaches a whole group, and a second signal ends a run without a checkpoint.
+        # A group of its own, because Ctrl-C on a terminal reaches a whole group, and a second
+        # signal ends a run without a checkpoint.
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -114,14 +144,15 @@ def launch(command: Sequence[str], log: pathlib.Path, stop: StopSignal) -> int:
             stderr=subprocess.STDOUT,
             process_group=0,
         )
-    told = False
+
+    is_told = False
     try:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return child.wait(timeout=0.2)
-            if stop.requested and not told:
+            if stop.signum is not None and not is_told:
                 child.send_signal(stop.signum)
-                told = True
+                is_told = True
     finally:
         if child.poll() is None:
             child.terminate()
@@ -134,21 +165,31 @@ def run_sweep(
     launch: Launch = launch,
     lines: Lines | None = None,
 ) -> int:
-    """Train each of `points` in `out`/name, one after the other; what is finished there is left alone, the rest goes on.
+    """Train each of `points` in a folder of `out`, one after the other.
 
-    After each point `out`/sweep.csv and sweep.png are written anew; a point's output is in log.txt of its folder.
+    Finished points are left alone, the others go on. After each point sweep.csv and sweep.png are
+    written anew. The output of a point is in log.txt of its folder.
+
+    Args:
+        points: the points.
+        out: folder of the sweep.
+        launch: starts a run.
+        lines: what is printed.
 
     Returns:
-        0; 1 where a point failed; 143 or 130 after SIGTERM or SIGINT, which the running point gets as well.
+        0; 1 if a point failed; 143 or 130 after SIGTERM or SIGINT, which the running point gets as
+        well.
 
     Raises:
-        UserError: where `out` cannot be written, is in use by another sweep, or holds runs of other configurations.
+        UserError: if `out` cannot be written, is in use by another sweep, or holds runs of other
+            configurations.
     """
     lines = lines or Lines()
     with StopSignal() as stop, _locked(out):
         results = find_results(points, out)
         write_results(results, out)
         lines.start(results)
+
         for number, result in enumerate(results, start=1):
             if result.status == "finished":
                 continue
@@ -158,19 +199,20 @@ def run_sweep(
             _run_point(result, launch, stop)
             write_results(results, out)
             lines.ended(number, result)
+
     lines.close(out, best(results))
-    return stop.exit_code or int(any(result.status == "failed" for result in results))
+    has_failed = any(result.status == "failed" for result in results)
+    return stop.exit_code or int(has_failed)
 
 
 @contextlib.contextmanager
-def _locked(out: pathlib.Path):
-    """The folder of the sweep, made and locked as that of a run."""
+def _locked(out: pathlib.Path) -> Iterator[None]:
+    """Make and lock the folder of the sweep, as that of a run."""
     try:
         folder = Workdir(out)
     except UserError as error:
-        raise UserError(
-            str(error).replace("--workdir", "--out", 1).replace("another run", "another sweep")
-        ) from error
+        message = str(error).replace("--workdir", "--out", 1)
+        raise UserError(message.replace("another run", "another sweep")) from error
     with folder:
         yield
 
@@ -181,48 +223,69 @@ def _run_point(result: Result, launch: Launch, stop: StopSignal) -> None:
     log = result.workdir / "log.txt"
     start = log.stat().st_size if log.exists() else 0
     code = launch(result.point.command(result.workdir), log, stop)
-    summary = _read_json(result.workdir / "summary.json")
     if code and not stop.requested:
-        result.error = _error(log, start, code)
-    # A run with a summary has trained to its end, also where it was signalled then or failed at what comes after.
+        result.error = error_of(log, start, code)
+
+    # A run with a summary has trained to its end, also if it then got a signal or failed.
+    summary = _read_json(result.workdir / "summary.json")
     if summary:
-        result.status, result.summary = "finished", summary
+        result.status = "finished"
+        result.summary = summary
     else:
         result.status = "stopped" if stop.requested else "failed"
 
 
-def _error(log: pathlib.Path, start: int, code: int) -> str:
-    """Why a run failed, from what it wrote to `log` after byte `start`: its error, or else its last line; and how it ended."""
-    text = log.read_bytes()[start:].decode(errors="replace").strip() if log.exists() else ""
-    if errors := list(re.finditer(r"^error: ", text, flags=re.MULTILINE)):
+def error_of(log: pathlib.Path, start: int, code: int) -> str:
+    """Returns why a run failed: its last error, or how it ended and its last line.
+
+    Args:
+        log: its output.
+        start: the byte from which the output is that of this run.
+        code: its exit code, negative for a signal.
+    """
+    text = ""
+    if log.exists():
+        text = log.read_bytes()[start:].decode(errors="replace").strip()
+    errors = list(re.finditer(r"^error: ", text, flags=re.MULTILINE))
+    if errors:
         return " ".join(text[errors[-1].end() :].split())[:MAX_ERROR]
+
     how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return f"{how}: {text.splitlines()[-1][:MAX_ERROR]}" if text else how
 
 
 def write_results(results: Sequence[Result], out: pathlib.Path) -> None:
-    """Write `out`/sweep.csv, one row a point, and sweep.png where a point has been evaluated; each whole or as it was before."""
-    _replace(out / "sweep.csv", lambda path: path.write_text(_csv(results), encoding="utf-8"))
+    """Write sweep.csv to `out`, a row a point, and sweep.png if a point has been evaluated.
+
+    A crash leaves the old file or the new one.
+    """
+    text = _csv(results)
+    _replace(out / "sweep.csv", lambda path: path.write_text(text, encoding="utf-8"))
     drawn = [_drawn(result) for result in results]
-    if any(run.curve or run.summary for run in drawn):
+    if any(point.curve or point.summary for point in drawn):
         keys = ", ".join(_shown(results[0].point.values))
         _replace(out / "sweep.png", lambda path: plots.plot(drawn, keys, path))
 
 
 def _replace(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
+    """Replace the file `path` by what `write` writes to a path."""
     temporary = path.with_name(f".{path.name}")
     write(temporary)
     os.replace(temporary, path)
 
 
 def _csv(results: Sequence[Result]) -> str:
-    """The text of sweep.csv; what a point does not have is empty, and the columns of fronts are 1 or 0 in finished points."""
+    """Returns the text of sweep.csv.
+
+    Cells without a value are empty. The columns of fronts are 1 or 0 for finished points.
+    """
     grid_keys = list(results[0].point.values) if results else []
     columns = ["point", "status", *grid_keys, *SUMMARY_COLUMNS, "workdir", *PARETO_COLUMNS, "error"]
-    fronts = [
-        pareto.front([_cost_and_loss(result, cost) for result in results])
-        for cost in PARETO_COLUMNS.values()
-    ]
+    fronts = []
+    for cost in PARETO_COLUMNS.values():
+        pairs = [(result.summary.get(cost), result.summary.get("eval_loss")) for result in results]
+        fronts.append(pareto.front(pairs))
+
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -234,63 +297,69 @@ def _csv(results: Sequence[Result]) -> str:
     return text.getvalue()
 
 
-def _cost_and_loss(result: Result, cost: str) -> tuple[float | None, float | None]:
-    return result.summary.get(cost), result.summary.get("eval_loss")
-
-
 def _drawn(result: Result) -> plots.Drawn:
+    """Returns the point of a result in the picture."""
     label = ", ".join(_shown(result.point.values).values())
-    evals = [
-        line
-        for line in metrics.read(result.workdir / "metrics.jsonl")
-        if line.get("eval_loss") is not None
-    ]
-    return plots.Drawn(
-        label=label if result.status == "finished" else f"{label} ({result.status})",
-        summary=result.summary or None,
-        curve=evals,
-    )
+    if result.status != "finished":
+        label += f" ({result.status})"
+    lines = metrics.read(result.workdir / "metrics.jsonl")
+    curve = [line for line in lines if line.get("eval_loss") is not None]
+    return plots.Drawn(label=label, summary=result.summary or None, curve=curve)
 
 
 def _shown(values: Mapping[str, str]) -> dict[str, str]:
-    """The grid's `values` without the seed, where there are others: runs that differ in it alone are one setting."""
+    """Returns a point's `values` without the seed, unless that is the only one.
+
+    Runs that differ in their seed alone are one setting.
+    """
     return {key: value for key, value in values.items() if key != "seed"} or dict(values)
 
 
 def best(results: Sequence[Result]) -> tuple[str, float] | None:
-    """The setting with the lowest median held-out loss over its finished seeds, and that loss in nats; None before any is finished."""
+    """Returns the best setting and its loss in nats, or None before a run is finished.
+
+    It has the lowest median held-out loss over its finished seeds.
+    """
     losses: dict[str, list[float]] = {}
     for result in results:
-        if (loss := result.summary.get("eval_loss")) is not None:
-            shown = ", ".join(
-                f"{key}={value}" for key, value in _shown(result.point.values).items()
-            )
-            losses.setdefault(shown, []).append(loss)
-    medians = {shown: statistics.median(found) for shown, found in losses.items()}
+        loss = result.summary.get("eval_loss")
+        if loss is not None:
+            shown = _shown(result.point.values)
+            setting = ", ".join(f"{key}={value}" for key, value in shown.items())
+            losses.setdefault(setting, []).append(loss)
+    medians = {setting: statistics.median(values) for setting, values in losses.items()}
     return min(medians.items(), key=operator.itemgetter(1), default=None)
 
 
 class Lines:
-    """What a person sees of a sweep on stderr: a line for each point that starts or ends, the running one live on a terminal."""
+    """Prints a line for each point that starts or ends; on a terminal the running one is live.
+
+    Args:
+        stream: written to; default: stderr.
+        now: returns seconds.
+    """
 
     def __init__(self, stream: TextIO | None = None, now: Callable[[], float] = time.monotonic):
-        """Writes to `stream` (default stderr); `now` in seconds."""
-        self._stream, self._now = stream or sys.stderr, now
+        self._stream = stream or sys.stderr
+        self._now = now
+        self._n_points = 0
+        self._n_left = 0
         self._durations: list[float] = []
-        self._status = None
+        self._started = 0.0
+        self._status: Status | None = None
 
     def start(self, results: Sequence[Result]) -> None:
-        """Say how many points there are and which are finished already."""
-        self._n, self._left = len(results), sum(result.status != "finished" for result in results)
-        self._print(f"{self._n} points, {self._n - self._left} of them finished before")
-        self._durations = [
-            result.summary["elapsed_s"] for result in results if result.status == "finished"
-        ]
+        """Print how many points there are and how many are finished already."""
+        finished = [result for result in results if result.status == "finished"]
+        self._n_points = len(results)
+        self._n_left = len(results) - len(finished)
+        self._durations = [result.summary["elapsed_s"] for result in finished]
+        self._print(f"{self._n_points} points, {len(finished)} of them finished before")
 
     def running(self, number: int, result: Result) -> None:
-        """Point `number`, counted from 1, starts."""
+        """Print that point `number`, counted from 1, starts."""
         self._started = self._now()
-        text = f"{number}/{self._n}  {result.point.name}  running{self._eta()}"
+        text = f"{number}/{self._n_points}  {result.point.name}  running{self._eta()}"
         if self._stream.isatty():
             from rich.console import Console
 
@@ -300,23 +369,25 @@ class Lines:
             self._print(f"{text}  log: {result.workdir / 'log.txt'}")
 
     def ended(self, number: int, result: Result) -> None:
-        """Point `number` has finished, failed or been stopped."""
+        """Print that point `number` has finished, failed or been stopped."""
         self._clear()
         took_s = self._now() - self._started
-        text = f"{number}/{self._n}  {result.point.name}  {result.status} after {console.duration(took_s)}"
+        text = f"{number}/{self._n_points}  {result.point.name}  {result.status}"
+        text += f" after {console.duration(took_s)}"
         if result.status == "finished":
             self._durations.append(took_s)
             text += f", held-out loss {_loss(result.summary.get('eval_loss'))}"
         if result.error:
             text += f": {result.error} ({result.workdir / 'log.txt'})"
-        self._left -= result.status != "stopped"
+        self._n_left -= result.status != "stopped"
         self._print(text + self._eta())
 
     def close(self, out: pathlib.Path, best: tuple[str, float] | None = None) -> None:
-        """Say which setting was best and where the results are."""
+        """Print which setting was best and where the results are."""
         self._clear()
         if best:
-            self._print(f"best: {best[0]}, held-out loss {best[1]:.3f}")
+            setting, loss = best
+            self._print(f"best: {setting}, held-out loss {loss:.3f}")
         files = [out / name for name in ("sweep.csv", "sweep.png") if (out / name).exists()]
         self._print(f"results: {', '.join(map(str, files))}")
 
@@ -329,11 +400,11 @@ class Lines:
         print(text, file=self._stream, flush=True)
 
     def _eta(self) -> str:
-        """Time for the points left at the mean of those done; nothing before the first is."""
-        if not self._durations or not self._left:
+        """Returns the time left at the mean of the finished points; empty before the first."""
+        if not self._durations or not self._n_left:
             return ""
         mean_s = sum(self._durations) / len(self._durations)
-        return f"  {console.time_left(self._left * mean_s)}"
+        return f"  {console.time_left(self._n_left * mean_s)}"
 
 
 def _loss(value: float | None) -> str:

@@ -122,7 +122,7 @@ def test_table_and_picture(no_compilers, tmp_path):
 
 def test_nothing_is_expected_without_a_program_and_that_is_said(no_compilers):
     plans = [planned("rtx3060"), planned("v5e-8")]
-    for made, reason in zip(plans, ("without the compiler", "of a TPU"), strict=True):
+    for made, reason in zip(plans, ("without the compiler", "of TPUs"), strict=True):
         entry = made.entry()
         assert (
             entry["expected_step_s"]
@@ -174,14 +174,14 @@ def test_of_what_does_not_fit_nothing_is_expected_but_its_program_is_there(
     monkeypatch.setattr(plan.remedies, "find", lambda *args, **settings: [])
     made = planned("rtx3060", "microbatch_size=64")
     assert not made.fits and made.expected is None and made.program == programs.STEP
-    assert made.entry()["expected_note"] == "nothing is expected of what does not fit"
+    assert made.entry()["expected_note"] == "no expected times: the step does not fit"
     assert planned("rtx3060", "microbatch_size=8").expected.note
 
 
 def compile_by(monkeypatch, step):
     """Let plans have `step(size)` as the compiled train step."""
     monkeypatch.setattr(plan, "targets", types.SimpleNamespace(missing=lambda card: None))
-    monkeypatch.setattr(plan, "_open_targets", plan._open_stand_ins)
+    monkeypatch.setattr(plan, "open_on_card", plan.open_stand_in)
     steps = types.SimpleNamespace(note="compiled otherwise", step=step)
     monkeypatch.setattr(plan, "Compiler", lambda made, card, announce: steps)
 
@@ -213,7 +213,7 @@ def test_generated_products_are_tried_once(monkeypatch):
             )
         return Compiled(made.microbatch_size), 0.0
 
-    monkeypatch.setattr(compiler.session, "compile_train_step", compile_train_step)
+    monkeypatch.setattr(compiler, "compile_train_step", compile_train_step)
     made = collections.namedtuple("Made", "microbatch_size")(None)
     monkeypatch.setattr(
         compiler.dataclasses, "replace", lambda made, **changes: made._replace(**changes)

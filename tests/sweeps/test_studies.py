@@ -1,4 +1,4 @@
-"""Studies: their points are sound, and the report says of each arm what its runs did."""
+"""Studies: their points are sound, and the report has what the runs of each arm did."""
 
 import json
 import pathlib
@@ -13,9 +13,9 @@ from tools import study as tool
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_point_of_a_study_is_sound(name):
-    made = STUDIES[name]
-    for part in made.sweeps.values():
-        assert grid.points_of(made.recipe, part.overrides, grid.parse_grids(part.grids))
+    study = STUDIES[name]
+    for part in study.sweeps.values():
+        assert grid.points_of(study.recipe, part.overrides, grid.parse_grids(part.grids))
 
 
 def test_where_a_curve_comes_to_a_loss():
@@ -31,16 +31,16 @@ def test_where_a_curve_comes_to_a_loss():
 
 def result(folder, values, final, curve=()):
     """A finished run of 100 seconds and 1e9 FLOPs, as a sweep finds it."""
-    point = grid.Point(
-        name=",".join(values.values()), values=values, spec="", overrides=(), config={}
-    )
-    workdir = folder / point.name
+    name = ",".join(values.values())
+    point = grid.Point(name=name, values=values, spec="", overrides=(), config={})
+    workdir = folder / name
     workdir.mkdir(parents=True)
-    lines = [
-        {"step": at, "elapsed_s": at, "flops": at * 1e7, "eval_loss": loss}
-        for at, loss in (*curve, (100, final))
-    ]
-    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    lines = []
+    for seconds, loss in (*curve, (100, final)):
+        line = {"step": seconds, "elapsed_s": seconds, "flops": seconds * 1e7, "eval_loss": loss}
+        lines.append(json.dumps(line) + "\n")
+    (workdir / "metrics.jsonl").write_text("".join(lines))
     summary = {"steps": 7, "tokens": 2e6, "flops": 1e9, "elapsed_s": 100, "eval_loss": final}
     return Result(point, workdir, "finished", summary)
 
@@ -57,15 +57,15 @@ def test_the_report_compares_with_the_control_of_the_same_seed(tmp_path):
         result(tmp_path / "s", {"seed": seed, "variant": "stack", "budget.hours": "0.1"}, 4.5)
         for seed in ("0", "1")
     ]
-    text = growth_report.report(
-        STUDIES["growth"], studies.Found(sweeps={"hours": hours, "sooner": sooner})
-    )
+    results = studies.StudyResults(sweeps={"hours": hours, "sooner": sooner})
+    text = growth_report.report(STUDIES["growth"], results)
+
     assert "| control | 7 | 2.00 M | 1.00e+09 | 4.500 (4.000 to 5.000) | 100% | 100% |" in text
     assert "| stack | 7 | 2.00 M | 1.00e+09 | 3.000 (3.000 to 3.000) | 62% | 62% |" in text
-    assert (
-        "| width | 7 | 2.00 M | 1.00e+09 | 4.500 (4.500 to 4.500) | 1 of 2 do | 1 of 2 do |" in text
-    )
-    assert "| stack, 0.1 | 4.500 (4.500 to 4.500) | 1 of 2 |" in text and "Equal FLOPs" not in text
+    width = "| width | 7 | 2.00 M | 1.00e+09 | 4.500 (4.500 to 4.500) | 1 of 2 do | 1 of 2 do |"
+    assert width in text
+    assert "| stack, 0.1 | 4.500 (4.500 to 4.500) | 1 of 2 |" in text
+    assert "Equal FLOPs" not in text
 
 
 def test_mistakes_are_one_sentence(capsys, tmp_path):
@@ -98,84 +98,86 @@ def test_what_is_best_within_so_many_bytes():
     assert table[0] == "| accuracy, at most | 1 MB | 2 MB | 4 MB |"
     assert table[2] == "| small | 70.0 (32 bits) | 70.0 (32 bits) | 70.0 (32 bits) |"
     assert table[3] == "| large | **79.0** (4 bits) | **79.0** (4 bits) | **80.0** (32 bits) |"
-    # A loss is the better the lower it is, and what fits nowhere is left empty.
-    losses = [
-        entry(*row)
-        for row in (
-            ("a", 0, 32, 900_000, (3.0,), "heldout_loss"),
-            ("b", 0, 32, 1e6, (2.0,), "heldout_loss"),
-        )
+
+
+def test_a_lower_loss_is_better_and_a_cell_without_a_fitting_model_is_empty():
+    entries = [
+        entry("a", 0, 32, 900_000, (3.0,), "heldout_loss"),
+        entry("b", 0, 32, 1e6, (2.0,), "heldout_loss"),
+        entry("b", 0, 8, 400_000, (2.5,), "heldout_loss"),
     ]
-    assert compression_report.within([*losses, entry("b", 0, 8, 400_000, (2.5,), "heldout_loss")]).splitlines()[2:] == [
+    assert compression_report.within(entries).splitlines()[2:] == [
         "| a |  | 3.0 (32 bits) |",
         "| b | **2.5** (8 bits) | **2.0** (32 bits) |",
-    ]  # fmt: skip
+    ]
 
 
-def test_a_study_compresses_what_its_sweeps_have_trained(tmp_path):
-    made = STUDIES["train_large"]
-    points = grid.points_of(made.recipe, (), grid.parse_grids(made.sweeps["sizes"].grids))
-    commands = []
+LARGE = STUDIES["train_large"]
+
+
+@pytest.fixture(scope="module")
+def sizes():
+    """The points of the sweep whose runs are compressed."""
+    return grid.points_of(LARGE.recipe, (), grid.parse_grids(LARGE.sweeps["sizes"].grids))
+
+
+def leave_run(workdir, point):
+    """Leave in `workdir` what a finished run of `point` leaves."""
+    (workdir / "config.json").write_text(json.dumps(point.config))
+    summary = {"params": 1e6, "steps": 7, "tokens": 2e6, "flops": 1e9}
+    summary |= {"elapsed_s": 100, "eval_loss": 5.0}
+    (workdir / "summary.json").write_text(json.dumps(summary))
+
+
+def value_of(flag, command):
+    return command[command.index(flag) + 1]
+
+
+def test_a_study_compresses_what_its_sweeps_have_trained(sizes, tmp_path):
+    by_name = {point.name: point for point in sizes}
+    runs = []
+    compressions = []
 
     def launch(command, log, stop):
-        commands.append(command)
-        out = pathlib.Path(
-            command[command.index("--workdir" if "--workdir" in command else "--out") + 1]
-        )
         if "cramjax.main" in command:
-            point = next(point for point in points if point.name == out.name)
-            (out / "config.json").write_text(json.dumps(point.config))
-            summary = {
-                "params": 1e6,
-                "steps": 7,
-                "tokens": 2e6,
-                "flops": 1e9,
-                "elapsed_s": 100,
-                "eval_loss": 5.0,
-            }
-            (out / "summary.json").write_text(json.dumps(summary))
+            runs.append(command)
+            workdir = pathlib.Path(value_of("--workdir", command))
+            leave_run(workdir, by_name[workdir.name])
         else:
+            compressions.append(command)
+            out = pathlib.Path(value_of("--out", command))
             (out / "pareto.json").write_text(json.dumps(SMALL_AND_LARGE))
         return 0
 
-    assert studies.run(made, (), tmp_path, data_dir="glue", launch=launch) == 0
-    sizes = [command for command in commands if "cramjax.main" in command]
-    compressions = [command for command in commands if "tools.compress" in command]
-    assert len(sizes) == 4 and len(compressions) == 2
-    assert (
-        compressions[0].count("--checkpoint") == 4
-        and compressions[0][compressions[0].index("--task") + 1] == "sst2"
-    )
+    assert studies.run(LARGE, (), tmp_path, data_dir="glue", launch=launch) == 0
+    assert len(runs) == 4
+    assert len(compressions) == 2
+    assert all("tools.compress" in command for command in compressions)
+    assert compressions[0].count("--checkpoint") == 4
+    assert value_of("--task", compressions[0]) == "sst2"
     assert "glue" in compressions[1]
+
     text = (tmp_path / "report.md").read_text()
     assert "1.00 M | 7 | 2.0 M | 1.00e+09 | 5.000" in text
-    assert "| small | 70.0 (69.0 to 71.0) | 68.0 |" in text  # pruned, nothing quantised
-    assert "| large | 80.0 | 79.0 |" in text  # quantised, nothing pruned
+    # Pruned, nothing quantised; quantised, nothing pruned.
+    assert "| small | 70.0 (69.0 to 71.0) | 68.0 |" in text
+    assert "| large | 80.0 | 79.0 |" in text
 
 
-def test_a_study_goes_on_after_a_compression_that_failed(tmp_path, capsys):
-    made = STUDIES["train_large"]
-    points = grid.points_of(made.recipe, (), grid.parse_grids(made.sweeps["sizes"].grids))
-    for point in points:
-        (tmp_path / "sizes" / point.name).mkdir(parents=True)
-        (tmp_path / "sizes" / point.name / "config.json").write_text(json.dumps(point.config))
-        summary = {
-            "params": 1e6,
-            "steps": 7,
-            "tokens": 2e6,
-            "flops": 1e9,
-            "elapsed_s": 100,
-            "eval_loss": 5.0,
-        }
-        (tmp_path / "sizes" / point.name / "summary.json").write_text(json.dumps(summary))
+def test_a_study_goes_on_after_a_compression_that_failed(sizes, tmp_path, capsys):
+    for point in sizes:
+        workdir = tmp_path / "sizes" / point.name
+        workdir.mkdir(parents=True)
+        leave_run(workdir, point)
     tasks = []
 
     def launch(command, log, stop):
-        tasks.append(command[command.index("--task") + 1])
+        tasks.append(value_of("--task", command))
         return 1
 
-    assert studies.run(made, (), tmp_path, data_dir="glue", launch=launch) == 1
-    assert tasks == ["sst2", "mrpc"] and "sst2  failed with exit code 1" in capsys.readouterr().err
+    assert studies.run(LARGE, (), tmp_path, data_dir="glue", launch=launch) == 1
+    assert tasks == ["sst2", "mrpc"]
+    assert "sst2  failed with exit code 1" in capsys.readouterr().err
 
 
 def test_a_study_says_what_data_it_needs(capsys, tmp_path):

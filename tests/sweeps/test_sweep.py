@@ -1,4 +1,7 @@
-"""Sweeps: grids, mistakes before the first run, fronts, what is left in the folder, and which points run again; with stand-ins for runs."""
+"""Sweeps with stand-ins for runs.
+
+Grids, mistakes before the first run, fronts, what a sweep leaves behind, which points run again.
+"""
 
 import csv
 import io
@@ -13,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cramjax import pareto
+from cramjax import figures, pareto
 from cramjax.errors import UserError
 from cramjax.stop import StopSignal
-from cramjax.sweeps import grid, plots, sweep
+from cramjax.sweeps import grid, labels, plots, sweep
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPE = str(ROOT / "configs" / "quickstart.py")
@@ -29,11 +32,15 @@ def points():
 
 
 class Runs:
-    """Stands in for `launch`: leaves what a run leaves, or fails where told to; remembers which points it was started for."""
+    """Stands in for `launch`: leaves what a run leaves, or fails for the points in `failing`.
+
+    At the point `signalled` a signal arrives. `started` has the names of the points it ran for.
+    """
 
     def __init__(self, points, *, failing=(), signalled=None):
         self.configs = {point.name: point.config for point in points}
-        self.failing, self.signalled = failing, signalled
+        self.failing = failing
+        self.signalled = signalled
         self.started = []
 
     def __call__(self, command, log, stop):
@@ -83,9 +90,8 @@ def test_values_are_split_at_commas_outside_brackets():
         "data.source": ["[['text:a', 1], ['text:b', 2]]", "installed-docs"],
         "seed": ["0", "1"],
     }
-    assert grid.parse_grids(["data.source=text:{a,b}=c.txt"]) == {
-        "data.source": ["text:{a,b}=c.txt"]
-    }
+    in_braces = grid.parse_grids(["data.source=text:{a,b}=c.txt"])
+    assert in_braces == {"data.source": ["text:{a,b}=c.txt"]}
 
 
 @pytest.mark.parametrize(
@@ -173,15 +179,14 @@ def test_names_are_safe_short_and_differ_where_values_do(pair):
     one, other = map(grid.point_name, pair)
     for name in (one, other):
         assert 0 < len(name) <= grid.MAX_NAME and not set(name) & set("/\\:*?\"<>| '\n\0")
-    if all(value.isalnum() for values in pair for item in values.items() for value in item):
+    words = [word for values in pair for word in (*values.keys(), *values.values())]
+    if all(word.isalnum() for word in words):
         assert (one == other) == (pair[0] == pair[1])
 
 
 def test_readable_names_and_hashed_ones():
-    assert (
-        grid.point_name({"variant": "tiny-nl2", "optimizer.lr": "0.01"})
-        == "variant-tiny-nl2,optimizer.lr-0.01"
-    )
+    name = grid.point_name({"variant": "tiny-nl2", "optimizer.lr": "0.01"})
+    assert name == "variant-tiny-nl2,optimizer.lr-0.01"
     slash, colon = (grid.point_name({"data.source": f"text{mark}a"}) for mark in "/:")
     assert slash != colon and slash.startswith("data.source-text_a-")
     assert len(grid.point_name({"data.source": "x" * 500})) == grid.MAX_NAME
@@ -202,13 +207,8 @@ def test_the_front_is_what_nothing_dominates(pairs):
 
 def test_points_without_a_number_are_not_on_the_front_and_beat_nobody():
     nan, inf = float("nan"), float("inf")
-    assert pareto.front([(1, nan), (None, 1.0), (2, 3.0), (-inf, 0.0), (2, 3.0)]) == [
-        False,
-        False,
-        True,
-        False,
-        True,
-    ]
+    points = [(1, nan), (None, 1.0), (2, 3.0), (-inf, 0.0), (2, 3.0)]
+    assert pareto.front(points) == [False, False, True, False, True]
 
 
 def test_a_sweep_leaves_table_and_picture(points, tmp_path):
@@ -219,16 +219,13 @@ def test_a_sweep_leaves_table_and_picture(points, tmp_path):
     assert [row["status"] for row in table] == ["finished"] * 3
     assert [row["optimizer.lr"] for row in table] == LRS["optimizer.lr"]
     assert [float(row["eval_loss"]) for row in table] == [3.0, 2.0, 1.0]
-    assert (
-        table[0]["workdir"] == str(tmp_path / points[0].name) and table[0]["stop_reason"] == "steps"
-    )
+    assert table[0]["workdir"] == str(tmp_path / points[0].name)
+    assert table[0]["stop_reason"] == "steps"
+
     # More parameters and less loss, for the same FLOPs and time.
     assert [row["pareto_params"] for row in table] == ["1", "1", "1"]
-    assert (
-        [row["pareto_flops"] for row in table]
-        == [row["pareto_s"] for row in table]
-        == ["0", "0", "1"]
-    )
+    assert [row["pareto_flops"] for row in table] == ["0", "0", "1"]
+    assert [row["pareto_s"] for row in table] == ["0", "0", "1"]
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -276,9 +273,8 @@ def test_a_signal_stops_the_sweep_after_the_running_point(points, tmp_path):
     assert runs.started == [point.name for point in points[:2]]
     assert [row["status"] for row in rows(tmp_path)] == ["finished", "stopped", "pending"]
     again = Runs(points)
-    assert run(points, tmp_path, again) == 0 and again.started == [
-        point.name for point in points[1:]
-    ]
+    assert run(points, tmp_path, again) == 0
+    assert again.started == [point.name for point in points[1:]]
 
 
 def test_a_folder_with_another_configuration_is_refused_before_anything_runs(points, tmp_path):
@@ -287,10 +283,8 @@ def test_a_folder_with_another_configuration_is_refused_before_anything_runs(poi
     runs = Runs(changed)
     with pytest.raises(UserError, match="budget.steps is 4 there, 5 now") as caught:
         run(changed, tmp_path, runs)
-    assert (
-        all(str(tmp_path / point.name) in str(caught.value) for point in points)
-        and not runs.started
-    )
+    assert all(str(tmp_path / point.name) in str(caught.value) for point in points)
+    assert not runs.started
     assert [row["status"] for row in rows(tmp_path)] == ["finished"] * 3
 
 
@@ -304,9 +298,12 @@ def test_a_second_sweep_in_the_same_folder_is_refused(points, tmp_path):
 
 
 def test_lines_say_number_name_state_and_time_left(points, tmp_path):
-    stream, now = io.StringIO(), iter(range(0, 1000, 30))
+    stream = io.StringIO()
+    now = iter(range(0, 1000, 30))
     lines = sweep.Lines(stream, now=lambda: next(now))
-    sweep.run_sweep(points, tmp_path, launch=Runs(points, failing={points[2].name}), lines=lines)
+    runs = Runs(points, failing={points[2].name})
+    sweep.run_sweep(points, tmp_path, launch=runs, lines=lines)
+
     said = stream.getvalue().splitlines()
     assert said[0] == "3 points, 0 of them finished before"
     assert said[1].startswith("1/3  optimizer.lr-0.01  running") and "left" not in said[1]
@@ -336,14 +333,14 @@ def test_launch_keeps_the_output_and_passes_a_signal_on(tmp_path):
     with StopSignal() as stop:
         assert sweep.launch([sys.executable, "-c", PROGRAM, "done"], log, stop) == 0
         assert sweep.launch([sys.executable, "-c", PROGRAM, "fail"], log, stop) == 2
-        assert sweep._error(log, 0, 2) == "no such file"
+        assert sweep.error_of(log, 0, 2) == "no such file"
         start = log.stat().st_size
         assert sweep.launch([sys.executable, "-c", PROGRAM, "killed"], log, stop) == -signal.SIGKILL
-        assert sweep._error(log, start, -9) == "ended by SIGKILL: ready"
-        assert (
-            sweep.launch([sys.executable, "-c", PROGRAM, "wait", str(os.getpid())], log, stop)
-            == 143
-        )
+        assert sweep.error_of(log, start, -9) == "ended by SIGKILL: ready"
+
+        # The program sends SIGTERM to this process, which passes it on.
+        wait = [sys.executable, "-c", PROGRAM, "wait", str(os.getpid())]
+        assert sweep.launch(wait, log, stop) == 143
         assert stop.exit_code == 143
     assert log.read_text().count("ready") == 4
 
@@ -363,6 +360,7 @@ def drawn(label, **summary):
     "points",
     [
         [drawn("alone", params=1e6, flops=1e12, elapsed_s=5.0, eval_loss=3.0)],
+        # FLOPs that differ by rounding alone.
         [
             drawn(
                 f"equal {n}",
@@ -398,20 +396,21 @@ def test_a_picture_is_drawn_of_whatever_there_is(points, tmp_path, recwarn):
 
 
 def test_labels_of_close_points_do_not_overlap():
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4))
-    FigureCanvasAgg(figure)
+    figure = figures.new_figure(6, 4, dpi=100)
     axes = figure.subplots()
     axes.set(xlim=(0, 10), ylim=(0, 10))
+    figure.draw_without_rendering()
     marks = [(5.0, 5.0 + 0.05 * place, f"label {place}") for place in range(6)]
-    plots._place_labels(axes, marks, [])
-    boxes = [text.get_window_extent(figure.canvas.get_renderer()) for text in axes.texts]
+    labels.place(axes, marks, [])
+
+    boxes = [text.get_window_extent() for text in axes.texts]
     assert len(boxes) == 6
     assert not any(one.overlaps(other) for n, one in enumerate(boxes) for other in boxes[:n])
 
 
 def test_the_sweep_itself_imports_no_jax():
-    check = "import sys, tools.sweep, cramjax.sweeps.sweep; heavy = {'jax', 'tensorflow'} & set(sys.modules); assert not heavy"
+    check = (
+        "import sys, tools.sweep, cramjax.sweeps.sweep; "
+        "assert not {'jax', 'tensorflow'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True, timeout=60)
