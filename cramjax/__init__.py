@@ -12,7 +12,7 @@ if sys.argv[:1] == ["-m"]:
     # A command of ours is about to be imported: Ctrl-C ends it without a traceback, until `run_command` takes over.
     signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "get_config": "cramjax.config.resolve",
