@@ -40,7 +40,8 @@ napoleon_use_rtype = False
 toc_object_entries = False
 
 # Names of other projects have no pages here: their inventories would need a network.
-nitpick_ignore_regex = [("py:.*", r"(?!cramjax\.).*")]
+# Neither have private classes and type variables of ours.
+nitpick_ignore_regex = [("py:.*", r"(?!cramjax\.).*"), ("py:.*", r".*\.(_\w+|[A-Z])")]
 # An annotation says `Plan` or `Meter` for the one that its module imports; several modules have one.
 suppress_warnings = ["ref.python"]
 
@@ -74,8 +75,11 @@ def _show_as_code(app, what, name, obj, options, lines):
     Docstrings are read in editors first. They write `name` for code, as Markdown does, and use
     stars, bars and underscores as they are.
     """
-    del app, what, name, obj, options
-    text = re.sub(r"(?m)(?<!:):\n\n(?=( +)\S)", _literal_block, "\n".join(lines))
+    del app, name, obj, options
+    text = "\n".join(lines)
+    if what == "module":
+        text = "\n\n".join(map(_as_list, text.split("\n\n")))
+    text = re.sub(r"(?m)(?<!:):\n\n(?=( +)\S)", _literal_block, text)
     parts = re.split(r"(``.+?``|(?<![:\\])`[^`]+`)", text, flags=re.DOTALL)
     for number, part in enumerate(parts):
         if number % 2 == 0:
@@ -85,6 +89,28 @@ def _show_as_code(app, what, name, obj, options, lines):
             behind = parts[number + 1][:1]
             parts[number] = f"`{part}`" + ("\\ " if behind.isalnum() else "")
     lines[:] = "".join(parts).split("\n")
+
+
+def _as_list(paragraph):
+    """Make a list of a paragraph whose lines are entries: "name  what it is", or indented ones."""
+    first, *rest = paragraph.split("\n")
+    title, entries = [], [first, *rest]
+    if rest and first.endswith(":") and all(line.startswith(" ") for line in rest):
+        title, entries = [first, ""], rest
+    margin = min(len(line) - len(line.lstrip()) for line in entries)
+    has_columns = bool(re.match(r" *[\w`./]+ {2,}\S", entries[0]))
+    is_list = entries[0].lstrip().startswith(("- ", "* "))
+    if is_list or not (title or has_columns):
+        return paragraph
+
+    listed = list(title)
+    for line in entries:
+        text = line[margin:]
+        if text.startswith(" "):
+            listed.append("  " + text.strip())
+        else:
+            listed.append("- " + re.sub(r"^`?([\w./]+)`? {2,}", r"`\1`: ", text))
+    return "\n".join(listed)
 
 
 def _literal_block(match):
