@@ -14,7 +14,7 @@ if sys.argv[:1] == ["-m"]:
     # without a traceback.
     signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "get_config": "cramjax.config.resolve",
