@@ -10,7 +10,10 @@ LAYER_S = 4.0
 """
 
 SHARE = 0.01
-"""Share of the budget's time for compiling blocks one by one, which gains 10% and more of each step."""
+"""Share of the budget's time for compiling blocks one by one.
+
+That gains 10% and more of each step.
+"""
 
 
 def affords_unrolling(n_layers: int, hours: float | None) -> bool:

@@ -85,11 +85,11 @@ def resolve(spec: str, overrides: Iterable[str] = ()) -> Config:
 
 
 def _text_for_budget(config: Config) -> float | None:
-    """Returns the MB of text that the budget can read once; None, which is all the text, for a
-    budget in steps or FLOPs alone.
+    """Returns the MB of text that the budget can read once.
 
-    Hours count at a fast card's rate, so that a day never runs out of new text. The result depends
-    on the configuration and not on the card, so that another machine finds the prepared data.
+    A budget in steps or FLOPs alone gives None, which takes all the text. Hours count at
+    a fast card's rate, so that a day never runs out of new text. The result depends on the
+    configuration and not on the card, so that another machine finds the prepared data.
     """
     budget, objective = config.budget, config.objective
     limits = []

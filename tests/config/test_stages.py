@@ -81,8 +81,8 @@ def test_a_decoder_grows_with_its_encoder():
         ([{"until": 0.5, "length": 4}], "growth.stages[0].length: 4 tokens are too few"),
         (
             [7],
-            "growth.stages[0]=7: must be a dict of until, depth, width, rank, length, pool, hidden, "
-            "batch, lr",
+            "growth.stages[0]=7: must be a dict of until, depth, width, rank, length, pool, "
+            "hidden, batch, lr",
         ),
         ([{"until": 0.5, "lr": 0}], "growth.stages[0].lr=0: must be a factor of the learning rate"),
         (
