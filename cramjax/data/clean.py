@@ -85,7 +85,8 @@ def cut(text: str, max_chars: int) -> list[str]:
     start = 0
     while len(text) - start > max_chars:
         end = start + max_chars
-        middle = start + max_chars // 2
+        # At least one character on, or a piece could be empty.
+        middle = start + max(1, max_chars // 2)
         space = max(text.rfind(" ", middle, end + 1), text.rfind("\n", middle, end + 1))
         if space > 0:
             end = space

@@ -11,8 +11,8 @@ import json
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any
 
+from cramjax.config.views import DataConfig
 from cramjax.data import tokenizers
 from cramjax.data.dataset import FORMAT
 from cramjax.data.source import Part, TextSource
@@ -39,7 +39,7 @@ class PreparationPlan:
         name: Name of the dataset's directory, which ends in the fingerprint's beginning.
     """
 
-    config: Any
+    config: DataConfig
     sources: Sequence[TextSource]
     parts: list[list[Part]]
     share_bytes: list[float | None]
@@ -47,7 +47,7 @@ class PreparationPlan:
     name: str
 
 
-def plan_preparation(config: Any, sources: Sequence[TextSource]) -> PreparationPlan:
+def plan_preparation(config: DataConfig, sources: Sequence[TextSource]) -> PreparationPlan:
     """Order the parts of each source by a hash of their names, and fingerprint everything.
 
     The order by hash makes the beginning of a source a fair sample of it, which `max_mb` takes.
@@ -76,7 +76,7 @@ def plan_preparation(config: Any, sources: Sequence[TextSource]) -> PreparationP
     )
 
 
-def sentence_order_length(config: Any) -> int | None:
+def sentence_order_length(config: DataConfig) -> int | None:
     """Tokens of text in a training sequence if `order` is "sentence_length", else None.
 
     Only that order needs the length when data are prepared; the [CLS] token is not text.
@@ -92,7 +92,7 @@ def _reading_order(part: Part) -> tuple[bytes, str]:
 
 
 def _fingerprint(
-    config: Any, sources: Sequence[TextSource], parts: Sequence[Sequence[Part]]
+    config: DataConfig, sources: Sequence[TextSource], parts: Sequence[Sequence[Part]]
 ) -> str:
     """Hash the settings, the libraries' versions and the parts' keys into 64 hexadecimal digits."""
     settings = {key: getattr(config, key) for key in _FINGERPRINTED}
@@ -121,7 +121,7 @@ def _fingerprint(
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
-def _directory_name(config: Any, sources: Sequence[TextSource], fingerprint: str) -> str:
+def _directory_name(config: DataConfig, sources: Sequence[TextSource], fingerprint: str) -> str:
     """Name a dataset by its sources, tokenizer, vocabulary size and fingerprint."""
     specs = [re.sub(r"[^A-Za-z0-9]+", "_", source.spec).strip("_")[-40:] for source in sources]
     readable = "+".join(specs)[:60]

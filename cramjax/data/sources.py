@@ -10,6 +10,7 @@ import difflib
 import math
 from typing import Any
 
+from cramjax.config.views import DataConfig
 from cramjax.data.source import TextSource
 from cramjax.errors import UserError
 
@@ -17,7 +18,7 @@ SCHEMES = ("installed-docs", "text", "hf", "tfds", "prepared")
 _FORMS = "installed-docs, text:GLOB, hf:OWNER/NAME:GLOB, tfds:NAME/CONFIG, prepared:DIR"
 
 
-def open_sources(config: Any) -> list[TextSource]:
+def open_sources(config: DataConfig) -> list[TextSource]:
     """Open the sources that `config.source` names: one, or several in a weighted mixture.
 
     Args:
@@ -55,7 +56,7 @@ def _spec_and_weight(entry: Any) -> tuple[str, float]:
     return spec, weight
 
 
-def _open(spec: str, weight: float, index: int, config: Any) -> TextSource:
+def _open(spec: str, weight: float, index: int, config: DataConfig) -> TextSource:
     """Open the source `spec`, the one numbered `index` in the mixture."""
     scheme, _, address = spec.partition(":")
     common: dict[str, Any] = {"spec": spec, "weight": weight, "index": index}

@@ -1,10 +1,11 @@
-"""The Hub source against a local HTTP server that speaks as much of the Hub's API as a download needs."""
+"""The Hub source against a local HTTP server with the part of the Hub's API that it needs."""
 
 import errno
 import gzip
 import hashlib
 import http.server
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -15,15 +16,16 @@ import pytest
 from cramjax.data import hub_source
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-FILES = {
-    f"en/part-{number}.json.gz": gzip.compress(
-        "\n".join(
-            json.dumps({"text": f"document {number}-{line} " + "x" * 400}) for line in range(200)
-        ).encode(),
-        1,
-    )
-    for number in range(3)
-} | {"README.md": b"a card", "en/notes.bin": b"no text"}
+
+
+def packed_part(number):
+    """A file of 200 documents."""
+    records = [{"text": f"document {number}-{line} " + "x" * 400} for line in range(200)]
+    return gzip.compress("\n".join(map(json.dumps, records)).encode(), 1)
+
+
+FILES = {f"en/part-{number}.json.gz": packed_part(number) for number in range(3)}
+FILES |= {"README.md": b"a card", "en/notes.bin": b"no text"}
 READER = """
 import json, sys, types
 import huggingface_hub.constants
@@ -32,19 +34,29 @@ from cramjax.data import hub_source
 from cramjax.data.sources import open_sources
 hub_source.FIRST_PAUSE_S, hub_source.ATTEMPTS = 0.01, int(sys.argv[3])
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 100
-data = types.SimpleNamespace(source=sys.argv[1], text_field="text", cache_dir=sys.argv[2], allow_build=False)
+data = types.SimpleNamespace(
+    source=sys.argv[1], text_field="text", cache_dir=sys.argv[2], allow_build=False
+)
 try:
     (source,) = open_sources(data)
     parts = source.parts()
-    texts = [text for part in parts for text in source.read(part, lambda *_: None)]
-    print(json.dumps({"revision": source.revision, "keys": [part.key for part in parts], "n": len(texts), "last": texts[-1][:12]}))
+    texts = []
+    for part in parts:
+        texts += source.read(part, lambda *_: None)
+    keys = [part.key for part in parts]
+    result = {"revision": source.revision, "keys": keys, "n": len(texts), "last": texts[-1][:12]}
+    print(json.dumps(result))
 except UserError as error:
     sys.exit(str(error))
 """
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Dataset info, and files with ranges; `script` holds what goes wrong, request by request."""
+    """Answers with dataset info, and with files, whole or a range.
+
+    The server's `script` and `download_script` hold the status codes that come first instead, one
+    for each request; `break_once` names files whose first download breaks off.
+    """
 
     protocol_version = "HTTP/1.1"
 
@@ -61,51 +73,58 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.server.requests.append((self.command, self.path, self.headers.get("Range")))
         if not self.path.startswith(("/api/datasets/", "/datasets/")):
             return self.send(404, b"{}", {}, body)
+
         script = self.server.download_script if "/resolve/" in self.path else self.server.script
         trouble = script.pop(0) if script else None
         if isinstance(trouble, int):
             return self.send(trouble, b"{}", {"Retry-After": "0"}, body)
+
         if "/tree/" in self.path:
             return self.tree(body)
         if "/api/datasets/" in self.path:
             return self.send(200, json.dumps({"id": "a/b", "sha": REVISION}).encode(), {}, body)
         name = self.path.split("/resolve/")[1].split("/", 1)[1].split("?")[0]
+        return self.file(name, body)
+
+    def file(self, name, body):
+        """Send a file, from the byte on that the request asks for."""
         content = FILES[name]
         headers = {
             "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
             "X-Repo-Commit": REVISION,
             "Accept-Ranges": "bytes",
         }
-        start = int(
-            (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0] or 0
-        )
+        asked = self.headers.get("Range") or "bytes=0-"
+        start = int(asked.removeprefix("bytes=").split("-")[0] or 0)
+        status = 200
         if start:
+            status = 206
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+
+        cut = None
         if body and name in self.server.break_once:
             self.server.break_once.remove(name)
-            return self.send(
-                206 if start else 200, content[start:], headers, body, cut=len(content) // 2
-            )
-        return self.send(206 if start else 200, content[start:], headers, body)
+            cut = len(content) // 2
+        return self.send(status, content[start:], headers, body, cut=cut)
 
     def tree(self, body):
-        """A folder, two entries a page."""
+        """Send the list of a folder, two entries per page."""
         path, _, query = self.path.partition("?")
         folder = path.split(f"/tree/{REVISION}")[1].strip("/")
-        names = [name for name in sorted(FILES) if name.startswith(f"{folder}/" if folder else "")]
+        prefix = f"{folder}/" if folder else ""
+        names = [name for name in sorted(FILES) if name.startswith(prefix)]
         if not names:
             return self.send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
+
         page = int(query.split("page=")[1]) if "page=" in query else 0
-        entries = [
-            {"type": "file", "oid": "0", "size": len(FILES[name]), "path": name} for name in names
-        ]
-        more = (
-            f'<http://{self.headers["Host"]}{path}?page={page + 1}>; rel="next"'
-            if names[2 * page + 2 :]
-            else None
-        )
-        listed = json.dumps(entries[2 * page : 2 * page + 2]).encode()
-        return self.send(200, listed, {"Link": more} if more else {}, body)
+        entries = []
+        for name in names[2 * page : 2 * page + 2]:
+            entries.append({"type": "file", "oid": "0", "size": len(FILES[name]), "path": name})
+        headers = {}
+        if names[2 * page + 2 :]:
+            url = f"http://{self.headers['Host']}{path}?page={page + 1}"
+            headers["Link"] = f'<{url}>; rel="next"'
+        return self.send(200, json.dumps(entries).encode(), headers, body)
 
     def send(self, status, content, headers, body, cut=None):
         self.send_response(status)
@@ -113,6 +132,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
+
         if body:
             self.wfile.write(content[:cut])
             if cut is not None:
@@ -125,7 +145,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def hub():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.daemon_threads = True
-    server.requests, server.script, server.download_script, server.break_once = [], [], [], set()
+    server.requests = []
+    server.script = []
+    server.download_script = []
+    server.break_once = set()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -133,8 +156,6 @@ def hub():
 
 
 def read(tmp_path, root, endpoint, source="hf:a/b:en/*.json.gz", attempts=3, **extra):
-    import os
-
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {
         "HF_ENDPOINT": endpoint,
@@ -154,15 +175,14 @@ def test_matching_files_are_read_at_a_pinned_commit(hub, tmp_path, root):
     done = read(tmp_path, root, address(hub))
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert (
-        result["revision"] == REVISION and result["n"] == 600 and result["last"] == "document 2-1"
-    )
+    assert result["revision"] == REVISION
+    assert result["n"] == 600 and result["last"] == "document 2-1"
     assert result["keys"][0] == f"{REVISION}:en/part-0.json.gz"
     assert not any("README" in path or "notes" in path for _, path, _ in hub.requests)
     assert all(REVISION in path for _, path, _ in hub.requests if "/resolve/" in path)
 
 
-def test_what_was_listed_and_downloaded_needs_no_network(hub, tmp_path, root):
+def test_a_second_reading_needs_no_network(hub, tmp_path, root):
     first = read(tmp_path, root, address(hub))
     again = read(tmp_path, root, "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
     assert again.returncode == 0 and again.stdout == first.stdout, again.stderr
@@ -182,8 +202,9 @@ def test_only_the_folder_of_the_pattern_is_listed(hub, tmp_path, root):
     assert read(tmp_path, root, address(hub)).returncode == 0
     trees = [path for _, path, _ in hub.requests if "/tree/" in path]
     assert len(trees) > 1 and all(f"/tree/{REVISION}/en" in path for path in trees)
-    whole = read(tmp_path, root, address(hub), source="hf:a/b:*.json.gz")
-    assert whole.returncode == 0 and json.loads(whole.stdout)["n"] == 600
+
+    done = read(tmp_path, root, address(hub), source="hf:a/b:*.json.gz")
+    assert done.returncode == 0 and json.loads(done.stdout)["n"] == 600
 
 
 def test_trouble_while_downloading_is_waited_for(hub, tmp_path, root):
@@ -195,24 +216,22 @@ def test_trouble_while_downloading_is_waited_for(hub, tmp_path, root):
 def test_a_download_that_never_comes_is_refused_with_the_alternatives(hub, tmp_path, root):
     hub.download_script = [503] * 500  # the library itself asks several times
     done = read(tmp_path, root, address(hub), attempts=1)
-    assert (
-        done.returncode == 1 and "answered 503" in done.stderr and "installed-docs" in done.stderr
-    ), done.stderr
+    assert done.returncode == 1, done.stderr
+    assert "answered 503" in done.stderr and "installed-docs" in done.stderr, done.stderr
+
     hub.download_script = [404] * 2
     done = read(tmp_path, root, address(hub))
-    assert (
-        done.returncode == 1
-        and "no such dataset or file" in done.stderr
-        and "Traceback" not in done.stderr
-    )
+    assert done.returncode == 1
+    assert "no such dataset or file" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_full_disk_is_no_network_trouble(monkeypatch):
+    attempts = []
+
     def full():
         attempts.append(1)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    attempts = []
     monkeypatch.setattr(hub_source, "FIRST_PAUSE_S", 0.0)
     with pytest.raises(OSError, match="No space left"):
         hub_source.patiently(full, "hf:a/b")
@@ -235,11 +254,9 @@ def test_a_refusal_is_one_sentence_with_what_to_do(hub, tmp_path, root, status, 
 
 def test_no_network_names_the_alternatives(tmp_path, root):
     done = read(tmp_path, root, "http://127.0.0.1:9")
-    assert (
-        done.returncode == 1
-        and "cannot be reached" in done.stderr
-        and "installed-docs" in done.stderr
-    )
+    assert done.returncode == 1
+    assert "cannot be reached" in done.stderr and "installed-docs" in done.stderr
+
     done = read(tmp_path, root, "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE" in done.stderr and "installed-docs" in done.stderr
 

@@ -1,4 +1,7 @@
-"""Batches: the same from every loader, from any row on, over any number of processes; and the thread that brings them."""
+"""Batches are the same from every loader, from any row on, over any number of processes.
+
+Also the thread that prefetches them.
+"""
 
 import importlib.util
 import itertools
@@ -46,13 +49,12 @@ def take(dataset, n_units, *, first_row=0, unit_rows=8, loader="numpy", **option
 
 
 def test_batches_are_the_rows_of_the_index(dataset):
-    found = take(dataset, 40).reshape(-1, SEQ_LEN)
+    batches = take(dataset, 40).reshape(-1, SEQ_LEN)
     sizes = dataset.n_sequences("train", SEQ_LEN)
     source, sequence = index.rows_at(1, np.arange(320), sizes, dataset.weights)
-    rows = zip(source, sequence, strict=True)
-    assert np.array_equal(
-        found, [dataset.read("train", s, np.array([q]), SEQ_LEN)[0] for s, q in rows]
-    )
+    for row, (number, position) in enumerate(zip(source, sequence, strict=True)):
+        expected = dataset.read("train", number, np.array([position]), SEQ_LEN)[0]
+        assert np.array_equal(batches[row], expected)
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -84,7 +86,9 @@ def test_tfdata_gives_the_numpy_batches_bit_for_bit(dataset, options):
 
 def test_processes_read_contiguous_slices_of_every_unit(dataset):
     whole = take(dataset, 5, unit_rows=12)
-    parts = [take(dataset, 5, unit_rows=12, process_index=p, n_processes=3) for p in range(3)]
+    parts = []
+    for process in range(3):
+        parts.append(take(dataset, 5, unit_rows=12, process_index=process, n_processes=3))
     assert np.array_equal(whole, np.concatenate(parts, axis=1))
     with pytest.raises(ValueError, match="processes"):
         take(dataset, 1, unit_rows=8, n_processes=3)
@@ -134,23 +138,33 @@ def heldout(dataset, batch_size, n_batches):
 
 
 def test_heldout_batches_are_fixed_different_and_in_the_shares_of_training(dataset):
-    batches, again, longer = (heldout(dataset, 8, n) for n in (5, 5, 7))
+    batches = heldout(dataset, 8, 5)
+    again = heldout(dataset, 8, 5)
+    longer = heldout(dataset, 8, 7)
     assert len(batches) == 5 and len(longer) == 7
-    for (tokens, weights), (tokens_again, _), (tokens_longer, _) in zip(
-        batches, again, longer, strict=False
-    ):
+    for number, (tokens, weights) in enumerate(batches):
         assert tokens.shape == (8, SEQ_LEN) and tokens.dtype == np.uint16
         assert weights.dtype == np.float32 and (weights == 1).all()
-        assert np.array_equal(tokens, tokens_again) and np.array_equal(tokens, tokens_longer)
-    rows = {row.tobytes() for tokens, _ in batches for row in tokens}
-    second = {row.tobytes() for row in dataset.read("heldout", 1, np.arange(50), SEQ_LEN)}
+        assert np.array_equal(tokens, again[number][0])
+        assert np.array_equal(tokens, longer[number][0])
+
+    rows = distinct_rows(batches)
+    of_second_source = dataset.read("heldout", 1, np.arange(50), SEQ_LEN)
+    second = {row.tobytes() for row in of_second_source}
     assert len(rows) == 40 and len(rows & second) == 10
+
+
+def distinct_rows(batches):
+    rows = set()
+    for tokens, _ in batches:
+        rows.update(row.tobytes() for row in tokens)
+    return rows
 
 
 def test_heldout_takes_all_there_is_and_no_more(dataset):
     batches = heldout(dataset, 10, 1000)
     assert len(batches) == 15  # 100 + 50 sequences
-    assert len({row.tobytes() for tokens, _ in batches for row in tokens}) == 150
+    assert len(distinct_rows(batches)) == 150
 
 
 def test_less_than_a_heldout_batch_is_filled_up_at_weight_zero(dataset):
@@ -190,7 +204,8 @@ def test_without_tensorflow_auto_reads_with_numpy(dataset):
     assert done.stderr == ""
 
 
-# Reads that take a while are under way when the interpreter ends: without the stream's finalizer that hangs or aborts.
+# Slow reads are under way when the interpreter ends: without the stream's finalizer that hangs or
+# aborts.
 FORGOTTEN = """
 import sys, time
 from cramjax.data.dataset import TokenDataset

@@ -30,20 +30,20 @@ def test_shards_hold_each_document_and_a_sep(tmp_path, dtype):
     shards.add(given_documents)
     shards.close()
     entries = pack.finish(tmp_path, dtype=dtype, vocab_size=90)
-    assert len(entries) > 3 and [entry["file"] for entry in entries] == sorted(
-        entry["file"] for entry in entries
-    )
-    found = []
+    files = [entry["file"] for entry in entries]
+    assert len(files) > 3 and files == sorted(files)
+
+    written = []
     for entry in entries:
         tokens = np.fromfile(tmp_path / entry["file"], np.dtype(dtype).newbyteorder("<"))
         offsets = np.load(tmp_path / entry["boundaries"])
         assert offsets.dtype == np.uint64 and len(tokens) == entry["tokens"] <= 100
         assert len(offsets) == entry["documents"]
-        found += np.split(tokens, offsets[1:].astype(int))
-    assert len(found) == 50
-    for one, original in zip(found, given_documents, strict=True):
-        assert one.tolist() == [*original.tolist(), SEP]
-    counts = np.bincount(np.concatenate(found), minlength=90)
+        written += np.split(tokens, offsets[1:].astype(int))
+    assert len(written) == 50
+    for tokens, original in zip(written, given_documents, strict=True):
+        assert tokens.tolist() == [*original.tolist(), SEP]
+    counts = np.bincount(np.concatenate(written), minlength=90)
     assert np.load(tmp_path / "unigram.npy").tolist() == counts.tolist()
 
 
@@ -62,18 +62,24 @@ def test_a_document_longer_than_a_shard_is_cut(tmp_path):
 def test_resume_takes_the_files_back(tmp_path_factory, n_before, n_lost, seed):
     tmp_path = tmp_path_factory.mktemp("resume")
     rng = np.random.default_rng(seed)
-    before, lost, after = documents(rng, n_before), documents(rng, n_lost), documents(rng, 10)
+    before = documents(rng, n_before)
+    lost = documents(rng, n_lost)
+    after = documents(rng, 10)
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
+
     straight = writer(tmp_path / "a")
     straight.add(before + after)
     straight.close()
+
+    # Closed only at the end: what it wrote after `state` is what a kill leaves behind.
     killed = writer(tmp_path / "b")
     killed.add(before)
     killed.flush()
     state = killed.state()
     killed.add(lost)
     killed.flush()
+
     going_on = writer(tmp_path / "b")
     going_on.resume(state)
     going_on.add(after)
@@ -92,7 +98,8 @@ def test_sentence_order_counts_full_stops(tmp_path):
         [[7, 8, 7, 9], [1, 7, 1, 1], [7, 7, 7, 7], [1, 1, 1, 1], [7, 1, 1, 1]], np.uint32
     )
     shards = pack.ShardWriter(tmp_path, "train", 0, dtype="uint16", sep=7, max_tokens=1000)
-    shards.add([rows.ravel()[:-1]])  # its last token makes room for the sep, a "." here
+    # The last token makes room for the sep, which is a "." here.
+    shards.add([rows.ravel()[:-1]])
     shards.close()
     entries = pack.finish(tmp_path, dtype="uint16", vocab_size=10)
     pack.write_sentence_order(tmp_path, entries, dtype="uint16", seq_len=4, period=7)

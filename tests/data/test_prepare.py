@@ -29,29 +29,29 @@ def settings(tmp_path, **changes):
 
 
 def documents_of(directory, split):
-    """Token ids of every document of a split, as tuples without their [SEP]."""
+    """Read the token ids of every document of a split, as tuples without their [SEP]."""
     dataset = TokenDataset.open(directory)
-    sep, found = dataset.special_tokens["sep"], []
+    sep = dataset.special_tokens["sep"]
+    documents = []
     for entry in dataset.manifest["shards"]:
         if entry["split"] == split:
             tokens = np.fromfile(directory / entry["file"], dataset.dtype)
             offsets = np.append(np.load(directory / entry["boundaries"]), len(tokens)).astype(int)
             for start, end in zip(offsets, offsets[1:], strict=False):
                 assert tokens[end - 1] == sep and not (tokens[start : end - 1] == sep).any()
-                found.append(tuple(tokens[start : end - 1].tolist()))
-    return found
+                documents.append(tuple(tokens[start : end - 1].tolist()))
+    return documents
 
 
 def hashes(directory):
     manifest = prepare.read_manifest(directory)
-    return [(entry["file"], entry["sha256"]) for entry in manifest["shards"]], manifest[
-        "tokenizer_sha256"
-    ]
+    shards = [(entry["file"], entry["sha256"]) for entry in manifest["shards"]]
+    return shards, manifest["tokenizer_sha256"]
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """The plain case, with everything that is dropped in small numbers."""
+    """The plain case: a little of everything is dropped. Source, settings and directory."""
     tmp_path = tmp_path_factory.mktemp("plain")
     source = FakeSource(texts=("", " \n\x00 ", "tiny", "the same twice " * 5, "漢字" * 30), bad=2)
     data = settings(tmp_path, min_chars=10)
@@ -62,42 +62,42 @@ def test_every_document_is_counted_and_stands_once(prepared):
     source, data, directory = prepared
     manifest = prepare.read_manifest(directory)
     TokenDataset.open(directory).verify()
-    dropped = manifest["dropped"]
-    # 6 parts have the same five texts: 2 empty, 1 short, and 2 that are kept once; the ideographs have no tokens.
-    assert dropped == {"empty": 12, "min_chars": 6, "duplicate": 10, "no_tokens": 1, "not_json": 12}
+    # 6 parts have the same five texts: 2 empty, 1 short, and 2 that are kept once. Ideographs have
+    # no tokens.
+    dropped = {"empty": 12, "min_chars": 6, "duplicate": 10, "no_tokens": 1, "not_json": 12}
+    assert manifest["dropped"] == dropped
     assert manifest["documents"] == 240 + 1
     assert manifest["documents_read"] == 240 + 12
-    train, heldout = documents_of(directory, "train"), documents_of(directory, "heldout")
+
+    train = documents_of(directory, "train")
+    heldout = documents_of(directory, "heldout")
     assert len(train) + len(heldout) == manifest["documents"]
     assert manifest["train_tokens"] == sum(map(len, train)) + len(train)
     assert manifest["tokens"] == manifest["train_tokens"] + manifest["heldout_tokens"]
     assert not set(train) & set(heldout) and 5 < len(heldout) < 60
     assert manifest["filters"]["min_chars"] == 10
+
     tokenizer = tokenizers.load(directory / "tokenizer" / "tokenizer.json")[0]
-    expected = {
-        tuple(tokenizer.encode(document(0, n), add_special_tokens=False).ids) for n in range(240)
-    }
+    expected = set()
+    for number in range(240):
+        encoding = tokenizer.encode(document(0, number), add_special_tokens=False)
+        expected.add(tuple(encoding.ids))
     assert expected <= set(train) | set(heldout)
     assert len(manifest["shards"]) > 2
 
 
 def test_unigram_counts_are_those_of_the_training_split(prepared):
     directory = prepared[2]
-    tokens = np.concatenate([np.append(ids, 3) for ids in documents_of(directory, "train")]).astype(
-        int
-    )
-    counts = np.load(directory / "unigram.npy")
-    assert (
-        counts.tolist()
-        == np.bincount(tokens, minlength=prepare.read_manifest(directory)["vocab_size"]).tolist()
-    )
+    with_sep = [np.append(ids, 3) for ids in documents_of(directory, "train")]
+    vocab_size = prepare.read_manifest(directory)["vocab_size"]
+    expected = np.bincount(np.concatenate(with_sep).astype(int), minlength=vocab_size)
+    assert np.load(directory / "unigram.npy").tolist() == expected.tolist()
 
 
 def test_leaves_nothing_but_the_dataset(prepared):
     directory = prepared[2]
-    assert [path.name for path in directory.parent.iterdir() if not path.name.startswith(".")] == [
-        directory.name
-    ]
+    visible = [path.name for path in directory.parent.iterdir() if not path.name.startswith(".")]
+    assert visible == [directory.name]
     assert {path.suffix for path in directory.iterdir()} == {".json", ".bin", ".npy", ""}
     assert [path.name for path in directory.iterdir() if path.is_dir()] == ["tokenizer"]
 
@@ -107,12 +107,15 @@ def test_a_prepared_dataset_is_returned_without_reading(prepared, tmp_path):
     manifest = directory / "manifest.json"
     written = manifest.stat().st_mtime_ns
     assert prepare.prepare(data, [source]) == directory
-    data_of_other_length = data.copy_and_resolve_references()
-    data_of_other_length.update(seq_len=32, loader="numpy", cls_token=True)
-    assert prepare.prepare(data_of_other_length, [source]) == directory
+
+    # These settings are for reading, so they do not matter to a prepared dataset.
+    of_other_length = data.copy_and_resolve_references()
+    of_other_length.update(seq_len=32, loader="numpy", cls_token=True)
+    assert prepare.prepare(of_other_length, [source]) == directory
     assert manifest.stat().st_mtime_ns == written
-    data_of_other_length.source = f"prepared:{directory}"
-    assert prepare.prepare(data_of_other_length) == directory
+
+    of_other_length.source = f"prepared:{directory}"
+    assert prepare.prepare(of_other_length) == directory
 
 
 @pytest.mark.parametrize(
@@ -123,7 +126,8 @@ def test_what_matters_changes_the_fingerprint(prepared, key, value):
     source, data, _ = prepared
     changed = data.copy_and_resolve_references()
     changed[key] = value
-    assert plan_preparation(changed, [source]).name != plan_preparation(data, [source]).name
+    name = plan_preparation(data, [source]).name
+    assert plan_preparation(changed, [source]).name != name
 
 
 def test_order_of_parts_and_number_of_workers_change_nothing(prepared, tmp_path):
@@ -168,23 +172,27 @@ def test_near_duplicates_are_dropped(tmp_path):
 
 
 def test_pieces_of_a_cut_document_stay_together(tmp_path):
-    long_texts = tuple(
-        " ".join(document(5, number * 50 + part) for part in range(6)) for number in range(20)
-    )
-    source = FakeSource(parts_n=2, documents_n=1, texts=long_texts)
+    long_texts = []
+    for number in range(20):
+        sentences = [document(5, number * 50 + part) for part in range(6)]
+        long_texts.append(" ".join(sentences))
+    source = FakeSource(parts_n=2, documents_n=1, texts=tuple(long_texts))
     data = settings(tmp_path, max_chars=200, heldout_fraction=0.3, dedup_exact=True)
     directory = prepare.prepare(data, [source], n_workers=1)
     manifest = prepare.read_manifest(directory)
     assert manifest["dropped"] == {"duplicate": 20}
     tokenizer = tokenizers.load(directory / "tokenizer" / "tokenizer.json")[0]
-    train = tokenizer.decode_batch([list(ids) for ids in documents_of(directory, "train")])
-    heldout = tokenizer.decode_batch([list(ids) for ids in documents_of(directory, "heldout")])
+    train = decoded(tokenizer, documents_of(directory, "train"))
+    heldout = decoded(tokenizer, documents_of(directory, "heldout"))
     for text in long_texts:
         words = " ".join(tokenizer.decode(tokenizer.encode(text).ids).split())
-        sides = [
-            any(piece in words for piece in side if len(piece) > 100) for side in (train, heldout)
-        ]
-        assert sides != [True, True]
+        in_train = any(piece in words for piece in train if len(piece) > 100)
+        in_heldout = any(piece in words for piece in heldout if len(piece) > 100)
+        assert not (in_train and in_heldout)
+
+
+def decoded(tokenizer, documents):
+    return tokenizer.decode_batch([list(ids) for ids in documents])
 
 
 def test_sentence_order_puts_short_sentences_first(tmp_path):
@@ -218,12 +226,10 @@ def test_a_damaged_unfinished_preparation_is_started_again(tmp_path, prepared):
     other.cache_dir = str(tmp_path)
     partial = tmp_path / (directory.name + ".partial")
     (partial / "spool").mkdir(parents=True)
-    (partial / "journal.jsonl").write_text(
-        '{"part": [0, 0], "writers": {"train": [2, 99999, 3]}}\n'
-    )
-    (partial / "spool" / "0-000001.json").write_text(
-        json.dumps({"documents": 3, "bytes": 77, "dropped": {}, "examples": []})
-    )
+    entry = {"part": [0, 0], "writers": {"train": [2, 99999, 3]}}
+    (partial / "journal.jsonl").write_text(json.dumps(entry) + "\n")
+    summary = {"documents": 3, "bytes": 77, "dropped": {}, "examples": []}
+    (partial / "spool" / "0-000001.json").write_text(json.dumps(summary))
     for end in ("rows", "signatures", "text.zst"):
         (partial / "spool" / f"0-000001.{end}").write_bytes(b"junk")
     assert hashes(prepare.prepare(other, [source], n_workers=2)) == hashes(directory)
@@ -239,10 +245,9 @@ def test_full_disk_is_a_sentence(tmp_path, monkeypatch):
 
 
 def test_a_mistake_found_while_reading_arrives_as_it_is(tmp_path):
+    source = FakeSource(mistake="part-003 is no text; remove it")
     with pytest.raises(UserError, match=r"^part-003 is no text; remove it$"):
-        prepare.prepare(
-            settings(tmp_path), [FakeSource(mistake="part-003 is no text; remove it")], n_workers=2
-        )
+        prepare.prepare(settings(tmp_path), [source], n_workers=2)
 
 
 def test_the_command_prints_where_the_dataset_is_and_refuses_in_a_sentence(
@@ -250,19 +255,23 @@ def test_the_command_prints_where_the_dataset_is_and_refuses_in_a_sentence(
 ):
     from tools import prepare_data
 
-    recipe, directory = str(root / "configs" / "quickstart.py"), prepared[2]
-    assert (
-        prepare_data.main(["--config", recipe, f"--config.data.source=prepared:{directory}"]) == 0
-    )
+    recipe = ["--config", str(root / "configs" / "quickstart.py")]
+    directory = prepared[2]
+    assert prepare_data.main([*recipe, f"--config.data.source=prepared:{directory}"]) == 0
     out = capsys.readouterr().out
     assert str(directory) in out and "241" in out and "dropped: not_json" in out
-    assert prepare_data.main(["--config", recipe, f"--config.data.source=prepared:{tmp_path}"]) == 2
+
+    assert prepare_data.main([*recipe, f"--config.data.source=prepared:{tmp_path}"]) == 2
     assert "is not a prepared dataset" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_memory_is_bounded_whatever_the_size(tmp_path, root):
-    """CRAMJAX_BIG_MB=2500 for the full size; the bound is that of 10 GB, where hashes of documents add 100 MB."""
+    """CRAMJAX_BIG_MB=2500 is the full size.
+
+    The bound is the one for 10 GB, where hashes of documents add 100 MB.
+    """
+    n_mb = int(os.environ.get("CRAMJAX_BIG_MB", "200"))
     script = f"""
 import resource, sys
 sys.path[:0] = [{str(root)!r}, {str(root / "tests" / "data")!r}]
@@ -271,11 +280,12 @@ from cramjax.config import schema
 from cramjax.data import prepare
 data = schema.defaults().data
 data.update(cache_dir={str(tmp_path)!r}, vocab_size=4000, tokenizer_sample_mb=8.0)
-prepare.prepare(data, [BigSource(n_mb={int(os.environ.get("CRAMJAX_BIG_MB", "200"))})], n_workers=2)
-print(sum(resource.getrusage(who).ru_maxrss * n for who, n in ((resource.RUSAGE_SELF, 1), (resource.RUSAGE_CHILDREN, 2))))
+prepare.prepare(data, [BigSource(n_mb={n_mb})], n_workers=2)
+main = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(main + 2 * worker)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1_800_000, f"{done.stdout} kB"
     print(f"peak memory of all processes at most {int(done.stdout) / 1e3:.0f} MB")

@@ -1,3 +1,5 @@
+"""Files of text in every format: whole, in ranges, damaged and hostile."""
+
 import gzip
 import json
 import pickle
@@ -25,26 +27,33 @@ def data(source, **changes):
 
 
 def read(pattern, field="text", weight=1.0):
-    """(texts, {reason: [where]}) of a source, through pickling as in a worker process."""
-    settings_ = data([[f"text:{pattern}", weight]])
-    settings_.text_field = field
-    (source,) = open_sources(settings_)
+    """Read a source, pickled as for a worker process.
+
+    Returns:
+        The texts, and reason → positions of what was dropped.
+    """
+    config = data([[f"text:{pattern}", weight]])
+    config.text_field = field
+    (source,) = open_sources(config)
     source = pickle.loads(pickle.dumps(source))
+
     dropped = {}
-    texts = [
-        text
-        for part in source.parts()
-        for text in source.read(
-            part, lambda reason, where: dropped.setdefault(reason, []).append(where)
-        )
-    ]
+
+    def drop(reason, where):
+        dropped.setdefault(reason, []).append(where)
+
+    texts = []
+    for part in source.parts():
+        texts += source.read(part, drop)
     return texts, dropped
 
 
 def packed(content, compression):
     if compression == ".gz":
         return gzip.compress(content)
-    return zstandard.ZstdCompressor().compress(content) if compression == ".zst" else content
+    if compression == ".zst":
+        return zstandard.ZstdCompressor().compress(content)
+    return content
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
@@ -71,27 +80,25 @@ def test_several_archives_in_one_file_are_read_to_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("compression", [".gz", ".zst"])
-def test_of_a_truncated_archive_what_is_there_is_kept_and_the_rest_counted(tmp_path, compression):
-    lines = "\n".join(
-        json.dumps({"text": f"document {n} {'x' * (n % 97)}"}) for n in range(20_000)
-    ).encode()
-    whole = packed(lines, compression)
+def test_the_beginning_of_a_truncated_archive_is_kept_and_the_end_counted(tmp_path, compression):
+    documents = [f"document {number} {'x' * (number % 97)}" for number in range(20_000)]
+    lines = "\n".join(json.dumps({"text": text}) for text in documents)
+    archive = packed(lines.encode(), compression)
     path = tmp_path / f"cut.jsonl{compression}"
-    path.write_bytes(whole[: len(whole) // 2])
+    path.write_bytes(archive[: len(archive) // 2])
+
     texts, dropped = read(path)
-    assert (
-        texts == [f"document {n} {'x' * (n % 97)}" for n in range(len(texts))]
-        and len(texts) < 20_000
-    )
+    assert texts == documents[: len(texts)] and len(texts) < 20_000
     assert dropped["truncated_archive"][0].startswith(f"{path}:")
 
 
 @pytest.mark.parametrize("compression", [".gz", ".zst"])
-def test_of_a_small_truncated_archive_nothing_that_can_be_had_is_lost(tmp_path, compression):
+def test_nothing_readable_of_a_small_truncated_archive_is_lost(tmp_path, compression):
     lines = "".join(random.Random(number).randbytes(20).hex() + "\n\n" for number in range(30_000))
-    whole = packed(lines.encode(), compression)
+    archive = packed(lines.encode(), compression)
     path = tmp_path / f"cut.txt{compression}"
-    path.write_bytes(whole[: len(whole) * 3 // 4])
+    path.write_bytes(archive[: len(archive) * 3 // 4])
+
     texts, dropped = read(path)
     assert len(dropped["truncated_archive"]) == 1
     assert 0.6 * 30_000 < len(texts) < 30_000  # zstd gives whole blocks of 128 KB
@@ -112,10 +119,12 @@ def test_a_damaged_row_group_is_counted_and_the_others_are_read(tmp_path):
     texts = [f"document {number} " * 50 for number in range(2000)]
     options = {"compression": "none", "use_dictionary": False, "row_group_size": 500}
     path = parquet(tmp_path / "a.parquet", texts, **options)
+
     content = bytearray(path.read_bytes())
     middle = content.index(b"document 700 document")
     content[middle - 4 : middle + 3000] = b"\xff" * 3004
     path.write_bytes(content)
+
     kept, dropped = read(path)
     assert kept[:500] == texts[:500] and kept[-1000:] == texts[1000:]
     assert len(dropped["damaged_row_group"]) == 1
@@ -123,25 +132,21 @@ def test_a_damaged_row_group_is_counted_and_the_others_are_read(tmp_path):
 
 def test_parquet_text_that_is_no_utf8_is_repaired_and_counted(tmp_path):
     raw = pyarrow.array([b"good", b"bro\xffken"], pyarrow.binary())
-    path = parquet(
-        tmp_path / "a.parquet", pyarrow.Array.from_buffers(pyarrow.string(), 2, raw.buffers())
-    )
+    unchecked = pyarrow.Array.from_buffers(pyarrow.string(), 2, raw.buffers())
+    path = parquet(tmp_path / "a.parquet", unchecked)
     assert read(path) == (["good", "bro\ufffdken"], {"invalid_utf8_repaired": [f"{path}:1"]})
-    for column in (
-        raw[:1],
-        raw[:1].dictionary_encode(),
-        pyarrow.array(["good"], pyarrow.large_string()),
-    ):
+
+    large = pyarrow.array(["good"], pyarrow.large_string())
+    for column in (raw[:1], raw[:1].dictionary_encode(), large):
         assert read(parquet(path, column)) == (["good"], {})
-    assert read(parquet(path, pyarrow.array([None, "a"]))) == (
-        ["a"],
-        {"text_not_a_string": [f"{path}:0"]},
-    )
+
+    parquet(path, pyarrow.array([None, "a"]))
+    assert read(path) == (["a"], {"text_not_a_string": [f"{path}:0"]})
     with pytest.raises(UserError, match="holds list<.*no text"):
         read(parquet(path, [["a"]]))
 
 
-def test_a_truncated_archive_of_what_is_read_whole_is_refused(tmp_path):
+def test_a_truncated_archive_of_a_format_that_is_read_whole_is_refused(tmp_path):
     for name in ("a.json.gz", "a.parquet.gz", "a.parquet.zst"):
         content = json.dumps([{"text": "x" * 500}] * 50).encode()
         if "parquet" in name:
@@ -176,8 +181,11 @@ def test_a_line_over_many_ranges_is_counted_once_and_loses_no_neighbour(
 ):
     monkeypatch.setattr(formats, "MAX_LINE_BYTES", 3000)
     monkeypatch.setattr(formats, "BLOCK_BYTES", 256)
-    texts = [f"document {number}" if number != 5 else "x" * 8000 for number in range(20)]
-    lines = [json.dumps({"text": text}) for text in texts] if name.endswith("jsonl") else texts
+    texts = [f"document {number}" for number in range(20)]
+    texts[5] = "x" * 8000
+    lines = texts
+    if name.endswith("jsonl"):
+        lines = [json.dumps({"text": text}) for text in texts]
     kept, dropped = read(ranged(tmp_path, monkeypatch, name, end.join(lines), 1000))
     assert kept == texts[:5] + texts[6:] and len(dropped["line_too_long"]) == 1
 
@@ -190,19 +198,20 @@ def test_ranges_that_hold_no_beginning_are_not_read_to_the_end_of_the_file(
 ):
     monkeypatch.setattr(formats, "BLOCK_BYTES", 100)
     path = ranged(tmp_path, monkeypatch, "a.txt", line * 2000, 2000)
-    n_blocks, blocks = [], formats.read_blocks
+    read_blocks = formats.read_blocks
+    n_blocks = 0
 
     def counted(*arguments):
-        for block in blocks(*arguments):
-            n_blocks.append(1)
+        nonlocal n_blocks
+        for block in read_blocks(*arguments):
+            n_blocks += 1
             yield block
 
     monkeypatch.setattr(formats, "read_blocks", counted)
     texts, _ = read(path)
     assert "".join(texts).strip() == (line * 2000).strip()
-    assert (
-        len(n_blocks) <= 2.2 * path.stat().st_size / 100
-    )  # the first range to the end, each other one through itself
+    # The first range to the end, each other one through itself.
+    assert n_blocks <= 2.2 * path.stat().st_size / 100
 
 
 def test_a_range_with_other_records_is_no_mistake(tmp_path, monkeypatch):
@@ -228,11 +237,9 @@ def test_hostile_lines_are_counted_with_file_and_line(tmp_path):
         b'{"text": "last, without a line end"}'
     )
     texts, dropped = read(path)
-    assert (
-        texts[0] == "with a byte order mark"
-        and texts[-1] == "last, without a line end"
-        and len(texts) == 5
-    )
+    assert len(texts) == 5
+    assert texts[0] == "with a byte order mark"
+    assert texts[-1] == "last, without a line end"
     assert dropped["not_json"] == [f"{path}:2", f"{path}:10"]
     assert dropped["no_text_field"] == [f"{path}:4", f"{path}:8"]
     assert dropped["text_not_a_string"] == [f"{path}:6"]
@@ -256,11 +263,12 @@ def test_a_line_of_fifty_megabytes_is_a_document_and_a_longer_one_is_skipped(tmp
 )
 def test_ranges_of_a_text_file_give_every_document_once(tmp_path_factory, documents, size, end):
     path = tmp_path_factory.mktemp("ranges") / "corpus.txt"
-    path.write_bytes((end * 2).join(end.join(lines) for lines in documents).encode())
-    whole = list(formats.read_file(str(path), "text", lambda *_: None))
+    texts = [end.join(lines) for lines in documents]
+    path.write_bytes((end * 2).join(texts).encode())
+    expected = list(formats.read_file(str(path), "text", lambda *_: None))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_source, "RANGE_BYTES", size)
-        assert read(path)[0] == whole
+        assert read(path)[0] == expected
 
 
 @settings(max_examples=40, deadline=None)
@@ -284,10 +292,8 @@ def test_no_bytes_whatever_crash_the_readers(tmp_path_factory, content, suffix):
     try:
         read(path)
     except UserError as error:
-        assert any(
-            part in str(error)
-            for part in ("no record has a field", "not JSON", "not a readable parquet")
-        )
+        known = ("no record has a field", "not JSON", "not a readable parquet")
+        assert any(message in str(error) for message in known)
 
 
 @settings(max_examples=60, deadline=None)
@@ -298,9 +304,9 @@ def test_no_damage_to_a_parquet_file_crashes_the_reader(
     tmp_path_factory, place, damage, compression
 ):
     folder = tmp_path_factory.mktemp("damaged")
-    content = parquet(
-        folder / "whole", [f"document {number}" for number in range(300)], row_group_size=100
-    ).read_bytes()
+    texts = [f"document {number}" for number in range(300)]
+    content = parquet(folder / "whole", texts, row_group_size=100).read_bytes()
+
     place %= len(content)
     damaged = content[:place] + damage + content[place + len(damage) :]
     (folder / f"a.parquet{compression}").write_bytes(packed(damaged, compression))
