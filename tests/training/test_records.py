@@ -106,7 +106,7 @@ def test_the_summary_has_counts_losses_and_shares_of_the_time(run):
     recorder.evaluated(EvalResult(2.0, 0.25))
 
     session = types.SimpleNamespace(
-        task=types.SimpleNamespace(n_params=7), precision="float32", microbatch_size=4
+        objective=types.SimpleNamespace(n_params=7), precision="float32", microbatch_size=4
     )
     summary = recorder.summary(session, "steps")
     assert summary["steps"] == 10 and summary["tokens"] == 1000 and summary["flops"] == 10_000
