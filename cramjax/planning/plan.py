@@ -200,10 +200,10 @@ def _plan(
     limit = _limit_bytes(card)
     shards = meshes.batch_shards(session.mesh)
     sizes = microbatch.microbatch_sizes(sessions.most_sequences(config), shards)
-    found = microbatch.search(measure, sizes, limit, lambda n: session.step_bytes(n // shards))
+    fitting = microbatch.search(measure, sizes, limit, lambda n: session.step_bytes(n // shards))
     # A plan that does not fit says what its smallest microbatch takes.
-    size = found.largest or sizes[0]
-    memory = _by_kind(session.state_bytes(), found.used[size], found.per_sequence * size)
+    size = fitting.largest or sizes[0]
+    memory = _by_kind(session.state_bytes(), fitting.used[size], fitting.per_sequence * size)
 
     rate_size = config.microbatch_size or size
     bound = roofline.roofline(
@@ -228,10 +228,10 @@ def _plan(
         attention=session.attention,
         n_params=session.task.n_params,
         batch_size=config.batch_size,
-        microbatch_size=found.largest,
+        microbatch_size=fitting.largest,
         configured_microbatch_size=config.microbatch_size,
         memory=memory | {"limit": round(microbatch.HEADROOM * limit)},
-        measured=dict(sorted(found.used.items())),
+        measured=dict(sorted(fitting.used.items())),
         flops=bound.flops,
         peak_flops=bound.peak_flops,
         step_s=bound.step_s,
