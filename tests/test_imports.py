@@ -247,15 +247,18 @@ def test_no_modules_import_each_other(root):
 
 
 def test_every_package_stands_in_the_table(root):
-    found = {storey(module) for module, _ in modules(root)} - {"cramjax"}
-    assert found == set(BELOW)
+    rooms = {storey(module) for module, _ in modules(root)} - {"cramjax"}
+    assert rooms == set(BELOW)
 
 
 @pytest.mark.parametrize(
     "module", ["cramjax", "cramjax.main", "cramjax.config.resolve", "cramjax.budget.clock"]
 )
 def test_light_modules_import_neither_jax_nor_tensorflow(root, module):
-    check = f"import sys, {module}; heavy = {{'jax', 'tensorflow', 'torch'}} & set(sys.modules); assert not heavy, heavy"
+    check = (
+        f"import sys, {module}; heavy = {{'jax', 'tensorflow', 'torch'}} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
     subprocess.run([sys.executable, "-c", check], cwd=root, check=True, timeout=60)
 
 

@@ -77,7 +77,7 @@ def _plan(args: argparse.Namespace) -> int:
         _write_program(args.program, first.program)
     if args.kernels and first.expected:
         print("\n" + report.kernel_list(first.expected.rows, args.kernels))
-    return 0 if any(made.fits for made in plans) else 1
+    return 0 if any(each.fits for each in plans) else 1
 
 
 def _check_one_device(args: argparse.Namespace, chosen: list["Card"]) -> None:
@@ -107,7 +107,7 @@ def _check_compiler(card: "Card") -> None:
 
 
 def _write_json(path: pathlib.Path, recipe: str, plans: list["Plan"]) -> None:
-    content = {"recipe": recipe, "plans": [made.entry() for made in plans]}
+    content = {"recipe": recipe, "plans": [each.entry() for each in plans]}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

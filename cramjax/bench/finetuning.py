@@ -15,6 +15,7 @@ import jax
 
 from cramjax import start
 from cramjax.bench import finetuning_peer
+from cramjax.config.views import Config
 from cramjax.data import tokenizers
 from cramjax.errors import UserError
 from cramjax.finetuning import training
@@ -32,7 +33,7 @@ _PEER_PACKAGES = ("torch", "transformers", "accelerate")
 
 
 def bench(
-    config: Any,
+    config: Config,
     task_name: str,
     data_dir: str,
     n_steps: int,
@@ -138,7 +139,7 @@ class TimedFinetuning:
         mean_tokens: mean length of the examples.
     """
 
-    def __init__(self, config: Any, task: Task, data_dir: str, n_steps: int):
+    def __init__(self, config: Config, task: Task, data_dir: str, n_steps: int):
         """Open the task, train the tokenizer on it, and encode its examples."""
         opened = rows.open_task(task, data_dir, lambda text: print(text, file=sys.stderr))
         train_rows = opened.splits["train"]

@@ -16,6 +16,7 @@ from typing import Any
 
 from cramjax.config.resolve import changed
 from cramjax.config.span_lengths import span_lengths
+from cramjax.config.views import Config
 from cramjax.errors import RunFailed, UserError
 from cramjax.hub import equivalence, families
 from cramjax.models.encoder import EncoderConfig
@@ -26,7 +27,7 @@ from cramjax.objectives.span_corruption import t5_config
 PRECISIONS = ("float32", "bfloat16")
 
 
-def compare(config: Any, n_steps: int) -> dict[str, Any]:
+def compare(config: Config, n_steps: int) -> dict[str, Any]:
     """Measure our step and the peer's, `n_steps` of each.
 
     Ours is measured before and after the peer's, because a machine's speed drifts. The precision
@@ -68,7 +69,7 @@ def _best_rate(peers: Sequence[dict[str, Any]], precision: str) -> float | None:
     return max(rates, default=None)
 
 
-def specification(config: Any) -> dict[str, Any]:
+def specification(config: Config) -> dict[str, Any]:
     """Returns the peer of a configuration: its config.json, and the shapes of a batch.
 
     The peer is the class of `transformers` that computes the same network, or else a BERT of the
@@ -137,7 +138,7 @@ def _plain(network: EncoderConfig, length: int) -> dict[str, Any] | None:
     }
 
 
-def measure_peers(config: Any, n_steps: int, modes: tuple[str, ...]) -> list[dict[str, Any]]:
+def measure_peers(config: Config, n_steps: int, modes: tuple[str, ...]) -> list[dict[str, Any]]:
     """Measure each peer of `config` in each of `modes` ("float32 eager", …), in another process.
 
     Returns:

@@ -21,6 +21,7 @@ import numpy as np
 
 from cramjax import start
 from cramjax.bench import overhead
+from cramjax.config.views import Config
 from cramjax.data import loader as loaders
 from cramjax.data import pack
 from cramjax.data.dataset import FORMAT, TokenDataset
@@ -38,7 +39,7 @@ PIPELINE_UNITS = 400
 PIPELINE_WARMUP_UNITS = 20
 
 
-def bench(config: Any, n_steps: int) -> dict[str, Any]:
+def bench(config: Config, n_steps: int) -> dict[str, Any]:
     """Measure `n_steps` steps at full batch on random tokens.
 
     `tools/bench.py` describes the keys and units of the result.
@@ -142,7 +143,7 @@ def _time_steps(session: Session, compiled: jax.stages.Compiled, n_steps: int) -
     )
 
 
-def _pipeline_rate(config: Any, row_tokens: int, name: str) -> float | None:
+def _pipeline_rate(config: Config, row_tokens: int, name: str) -> float | None:
     """Measure tokens a second of the input pipeline alone, from page cache.
 
     Returns None if the library of the loader `name` is missing.

@@ -11,6 +11,7 @@ import jax
 
 from cramjax import start
 from cramjax.config.resolve import changed
+from cramjax.config.views import Config
 from cramjax.console import Announce
 from cramjax.errors import UserError
 from cramjax.objectives.objective import Vocabulary
@@ -118,7 +119,7 @@ class Plan:
         }
 
 
-def make(config: Any, card: Card, announce: Announce) -> Plan:
+def make(config: Config, card: Card, announce: Announce) -> Plan:
     """Returns the plan of `config` on `card`.
 
     It compiles the train step a few times if the card's compiler is installed.
@@ -153,7 +154,7 @@ def make(config: Any, card: Card, announce: Announce) -> Plan:
     return dataclasses.replace(plan, remedies=tuple(map(str, smaller)))
 
 
-def _analytic_plan(config: Any, session: Session, card: Card, to_install: str) -> Plan:
+def _analytic_plan(config: Config, session: Session, card: Card, to_install: str) -> Plan:
     """Returns the plan by formula, with the pip line that installs the compiler."""
     shards = meshes.batch_shards(session.mesh)
 
@@ -164,7 +165,7 @@ def _analytic_plan(config: Any, session: Session, card: Card, to_install: str) -
     return _plan(config, session, card, measure, source="analytic", note=note)
 
 
-def _compiled_plan(config: Any, session: Session, card: Card, compiler: Compiler) -> Plan:
+def _compiled_plan(config: Config, session: Session, card: Card, compiler: Compiler) -> Plan:
     """Returns the plan by compiled steps, with the program and, on a GPU, the expected times."""
 
     def measure(n_sequences: int) -> int | None:
@@ -182,7 +183,7 @@ def _limit_bytes(card: Card) -> int:
 
 
 def _plan(
-    config: Any,
+    config: Config,
     session: Session,
     card: Card,
     measure: Callable[[int], int | None],
@@ -199,10 +200,10 @@ def _plan(
     limit = _limit_bytes(card)
     shards = meshes.batch_shards(session.mesh)
     sizes = microbatch.microbatch_sizes(sessions.most_sequences(config), shards)
-    found = microbatch.search(measure, sizes, limit, lambda n: session.step_bytes(n // shards))
+    fitting = microbatch.search(measure, sizes, limit, lambda n: session.step_bytes(n // shards))
     # A plan that does not fit says what its smallest microbatch takes.
-    size = found.largest or sizes[0]
-    memory = _by_kind(session.state_bytes(), found.used[size], found.per_sequence * size)
+    size = fitting.largest or sizes[0]
+    memory = _by_kind(session.state_bytes(), fitting.used[size], fitting.per_sequence * size)
 
     rate_size = config.microbatch_size or size
     bound = roofline.roofline(
@@ -227,10 +228,10 @@ def _plan(
         attention=session.attention,
         n_params=session.n_params,
         batch_size=config.batch_size,
-        microbatch_size=found.largest,
+        microbatch_size=fitting.largest,
         configured_microbatch_size=config.microbatch_size,
         memory=memory | {"limit": round(microbatch.HEADROOM * limit)},
-        measured=dict(sorted(found.used.items())),
+        measured=dict(sorted(fitting.used.items())),
         flops=bound.flops,
         peak_flops=bound.peak_flops,
         step_s=bound.step_s,
@@ -285,13 +286,13 @@ def _with_program(plan: Plan, session: Session, compiler: Compiler) -> Plan:
     return dataclasses.replace(plan, expected=expected)
 
 
-def open_on_card(config: Any, card: Card, vocabulary: Vocabulary) -> Session:
+def open_on_card(config: Config, card: Card, vocabulary: Vocabulary) -> Session:
     """Returns the session on the card's own devices, to compile for."""
     changes = {"microbatch_size": None}
     return sessions.session_on(changed(config, changes), vocabulary, targets.devices(card))
 
 
-def open_stand_in(config: Any, card: Card, vocabulary: Vocabulary) -> Session:
+def open_stand_in(config: Config, card: Card, vocabulary: Vocabulary) -> Session:
     """Returns the session on as many CPU devices as the card has, for shapes alone.
 
     Its number format and its kernel of attention are those of the card.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from cramjax.budget import schedules
+from cramjax.config.views import Config
 from cramjax.planning.cards import Card
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -41,7 +41,7 @@ class Purchase:
 
 
 def roofline(
-    config: Any,
+    config: Config,
     card: Card,
     *,
     precision: str,
@@ -82,7 +82,7 @@ def roofline(
 
 
 def purchase(
-    config: Any, *, tokens_per_s: float, flops_per_sequence: float, microbatch_size: int
+    config: Config, *, tokens_per_s: float, flops_per_sequence: float, microbatch_size: int
 ) -> Purchase:
     """Returns what the budget of `config` buys at `tokens_per_s`.
 

@@ -16,21 +16,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def command(corpus, out, *flags):
     small = (
-        f"--config.data.source=text:{corpus}", f"--config.data.cache_dir={corpus.parent / 'prepared'}",
-        "--config.data.vocab_size=256", "--config.data.seq_len=32", "--config.data.heldout_fraction=0.1",
-        "--config.model.d_model=32", "--config.model.d_ff=64", "--config.batch_size=16", "--config.eval.batch_size=16",
-        "--config.log.tensorboard=False", "--config.log.fill_masks=0",
+        f"data.source=text:{corpus}", f"data.cache_dir={corpus.parent / 'prepared'}",
+        "data.vocab_size=256", "data.seq_len=32", "data.heldout_fraction=0.1", "model.d_model=32",
+        "model.d_ff=64", "batch_size=16", "eval.batch_size=16", "log.tensorboard=False",
+        "log.fill_masks=0",
     )  # fmt: skip
-    tool = [
-        sys.executable,
-        "-m",
-        "tools.sweep",
-        "--config",
-        "configs/quickstart.py:smoke",
-        "--out",
-        str(out),
-    ]
-    return [*tool, *small, *flags]
+    tool = [sys.executable, "-m", "tools.sweep", "--config", "configs/quickstart.py:smoke"]
+    overrides = [f"--config.{override}" for override in small]
+    return [*tool, "--out", str(out), *overrides, *flags]
 
 
 def environment():
@@ -67,31 +60,27 @@ def test_two_points_are_trained_once(corpus, tmp_path):
         "optimizer.lr-0.002",
     ]
     assert not out.exists()
+
     first = run(arguments)
     assert first.returncode == 0, first.stderr
     table = rows(out)
-    assert [(row["status"], row["steps"], row["stop_reason"]) for row in table] == [
-        ("finished", "4", "steps")
-    ] * 2
+    ends = [(row["status"], row["steps"], row["stop_reason"]) for row in table]
+    assert ends == [("finished", "4", "steps")] * 2
     for row in table:
         workdir = pathlib.Path(row["workdir"])
-        assert json.loads((workdir / "config.json").read_text())["optimizer"]["lr"] == float(
-            row["optimizer.lr"]
-        )
-        assert (
-            float(row["eval_loss"])
-            == json.loads((workdir / "summary.json").read_text())["eval_loss"]
-        )
+        config = json.loads((workdir / "config.json").read_text())
+        summary = json.loads((workdir / "summary.json").read_text())
+        assert config["optimizer"]["lr"] == float(row["optimizer.lr"])
+        assert summary["eval_loss"] == float(row["eval_loss"])
         assert "done (steps)" in (workdir / "log.txt").read_text()
     assert (out / "sweep.png").stat().st_size > 5000
+
     before = contents(out)
     second = run(arguments)
+    assert second.returncode == 0
+    assert "2 of them finished before" in second.stderr
     # A process that had been started would have added to log.txt.
-    assert (
-        second.returncode == 0
-        and "2 of them finished before" in second.stderr
-        and contents(out) == before
-    )
+    assert contents(out) == before
 
 
 @pytest.mark.slow
@@ -102,13 +91,12 @@ def test_a_signal_reaches_the_run_which_saves_a_checkpoint(corpus, tmp_path, how
         arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
     )
     metrics = tmp_path / "seed-0" / "metrics.jsonl"
-    end = time.monotonic() + 120
-    while (
-        time.monotonic() < end
-        and process.poll() is None
-        and not (metrics.exists() and metrics.stat().st_size)
-    ):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and metrics.stat().st_size:
+            break
         time.sleep(0.05)
+
     process.send_signal(how)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr
@@ -127,5 +115,7 @@ def test_a_signal_reaches_the_run_which_saves_a_checkpoint(corpus, tmp_path, how
 )
 def test_a_mistake_is_told_without_a_run(corpus, tmp_path, flags, message):
     done = run(command(corpus, tmp_path / "sweep", *flags))
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "sweep").exists()

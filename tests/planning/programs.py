@@ -11,7 +11,8 @@ STEP = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[
 %gemm (p0: bf16[1024,512], p1: bf16[512,2048]) -> bf16[1024,2048] {
   %p0 = bf16[1024,512]{1,0} parameter(0)
   %p1 = bf16[512,2048]{1,0} parameter(1)
-  %dot = f32[1024,2048]{1,0} dot(%p0, %p1), lhs_contracting_dims={1}, rhs_contracting_dims={0}, backend_config={"sizes":["64"]}
+  %dot = f32[1024,2048]{1,0} dot(%p0, %p1), lhs_contracting_dims={1}, rhs_contracting_dims={0}, \
+backend_config={"sizes":["64"]}
   ROOT %narrow = bf16[1024,2048]{1,0} convert(%dot)
 }
 
@@ -26,7 +27,8 @@ STEP = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[
   %turn = s32[] get-tuple-element(%state), index=0
   %hidden = bf16[1024,512]{1,0} get-tuple-element(%state), index=1
   %weights = bf16[512,2048]{1,0} constant({...})
-  %gemm_fusion_dot.1 = bf16[1024,2048]{1,0} fusion(%hidden, %weights), kind=kCustom, calls=%gemm, metadata={op_name="jit(step)/mlp"}, \
+  %gemm_fusion_dot.1 = bf16[1024,2048]{1,0} fusion(%hidden, %weights), kind=kCustom, calls=%gemm, \
+metadata={op_name="jit(step)/mlp"}, \
 backend_config={"fusion_backend_config":{"kind":"__triton_nested_gemm_fusion"}}
   %copied = bf16[1024,512]{1,0} copy(%hidden)
   ROOT %next = (s32[], bf16[1024,512]{1,0}) tuple(%turn, %copied)
@@ -45,7 +47,8 @@ backend_config={"known_trip_count": {"n": "3"}, "known_init_step": {"init": "0",
 
 %update (q0: f32[4096,768]) -> f32[4096] {
   %q0 = f32[4096,768]{1,0} parameter(0)
-  ROOT %row_norms = f32[4096]{0} fusion(%q0), kind=kCustom, calls=%norm, metadata={op_name="jit(step)/norm"}, \
+  ROOT %row_norms = f32[4096]{0} fusion(%q0), kind=kCustom, calls=%norm, \
+metadata={op_name="jit(step)/norm"}, \
 backend_config={"fusion_backend_config":{"kind":"__triton"}}
 }
 
@@ -62,12 +65,13 @@ ENTRY %main (params: f32[4096,768], batch: bf16[1024,512], n: s32[]) -> f32[4096
 
 
 def of_fusion(body: str, kind: str = "kLoop") -> str:
-    """A program that is one fusion of no operands but its parameters: `body` has the lines of the fused computation."""
+    """Returns a program that is one fusion; `body` has the lines of the fused computation."""
     lines = body.strip("\n").splitlines()
     parameters = [line.strip().split(" = ") for line in lines if " parameter(" in line]
     operands = [f"  %o{place} = {shape}" for place, (_, shape) in enumerate(parameters)]
     names = ", ".join(f"%o{place}" for place in range(len(parameters)))
     root = lines[-1].split(" = ")[1]
+    # The shape of the root ends at a space, or at the closing bracket of a tuple.
     end = root.index(") ") + 1 if root.startswith("(") else root.index(" ")
     result = root[:end]
     return "\n".join(
@@ -82,7 +86,7 @@ def of_fusion(body: str, kind: str = "kLoop") -> str:
 def of_call(
     target: str, operands: list[str], result: str, config: str, op_name: str = "call"
 ) -> str:
-    """A program that is one custom call."""
+    """Returns a program that is one custom call."""
     names = ", ".join(f"%o{place}" for place in range(len(operands)))
     lines = [f"  %o{place} = {shape} parameter({place})" for place, shape in enumerate(operands)]
     call = f'  ROOT %call.1 = {result} custom-call({names}), custom_call_target="{target}", '

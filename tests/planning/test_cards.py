@@ -36,7 +36,7 @@ def test_a_gpu_is_described_to_the_compiler(card):
     assert f'"{card.device_kind}"' in text
     assert f"device_memory_size: {card.memory_bytes}\n" in text
 
-    # An instruction of a lane is two FLOPs. From Ampere on the float32 rate is that of tensor cores.
+    # An instruction is two FLOPs. From Ampere on the float32 rate is that of tensor cores.
     if card.gpu.capability < (8, 0):
         assert 2e-12 * card.instructions_per_s == pytest.approx(card.peak.float32, rel=0.03)
 

@@ -5,8 +5,6 @@ import pytest
 from cramjax.planning import hlo, kernels, traffic
 from tests.planning import programs
 
-MB = 1e6
-
 
 def launched(text, loops=1):
     return kernels.launched(hlo.parse(text), loops)
@@ -23,18 +21,18 @@ def test_instructions_have_shapes_operands_and_attributes():
         "add", "gemm", "norm", "layer", "turns", "microbatch", "update", "main",
     }  # fmt: skip
     layer = program.computations["layer"]
-    assert layer.root == "next" and [one.name for one in layer][:2] == ["state", "turn"]
-    state, fusion = layer.instructions["state"], layer.instructions["gemm_fusion_dot.1"]
-    assert (
-        state.arrays == (hlo.Array("s32", ()), hlo.Array("bf16", (1024, 512)))
-        and state.n_bytes == 4 + 2 * 1024 * 512
-    )
-    assert (
-        fusion.operands == ("hidden", "weights")
-        and fusion.called("calls") == "gemm"
-        and fusion.op_name == "jit(step)/mlp"
-    )
-    assert layer.instructions["hidden"].index == 1 and layer.instructions["weights"].operands == ()
+    assert layer.root == "next"
+    assert [one.name for one in layer][:2] == ["state", "turn"]
+
+    state = layer.instructions["state"]
+    fusion = layer.instructions["gemm_fusion_dot.1"]
+    assert state.arrays == (hlo.Array("s32", ()), hlo.Array("bf16", (1024, 512)))
+    assert state.n_bytes == 4 + 2 * 1024 * 512
+    assert fusion.operands == ("hidden", "weights")
+    assert fusion.called("calls") == "gemm"
+    assert fusion.op_name == "jit(step)/mlp"
+    assert layer.instructions["hidden"].index == 1
+    assert layer.instructions["weights"].operands == ()
     assert [one.name for one in layer.users["hidden"]] == ["gemm_fusion_dot.1", "copied"]
     dot = program.computations["gemm"].instructions["dot"]
     assert dot.numbers("lhs_contracting_dims") == (1,) and dot.config == {"sizes": ["64"]}
@@ -42,8 +40,15 @@ def test_instructions_have_shapes_operands_and_attributes():
 
 @pytest.mark.parametrize(
     "shape, n_bytes",
-    [("pred[3,5]{1,0}", 15), ("s4[7]{0}", 4), ("f8e4m3fn[8]{0}", 8), ("f32[]", 4), ("bf16[<=8,2]{1,0:T(8,128)(2,1)S(1)}", 32), ("()", 0)],
-)  # fmt: skip
+    [
+        ("pred[3,5]{1,0}", 15),
+        ("s4[7]{0}", 4),
+        ("f8e4m3fn[8]{0}", 8),
+        ("f32[]", 4),
+        ("bf16[<=8,2]{1,0:T(8,128)(2,1)S(1)}", 32),
+        ("()", 0),
+    ],
+)
 def test_bytes_of_arrays(shape, n_bytes):
     program = hlo.parse(f"ENTRY %main (p: f32[]) -> f32[] {{\n  ROOT %p = {shape} parameter(0)\n}}")
     assert program.computations["main"].instructions["p"].n_bytes == n_bytes
@@ -57,13 +62,10 @@ def test_what_is_no_program_is_refused():
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_loops_count_as_often_as_they_run(microbatches):
     product, copy, norm = launched(programs.STEP, microbatches)
-    # The layers' loop has its count in the program, that of microbatches has not; a called computation runs once.
+    # The program has the count of the layers' loop, not that of microbatches.
     assert (product.count, copy.count, norm.count) == (3 * microbatches, 3 * microbatches, 1)
-    assert (product.kind, copy.kind, norm.kind) == (
-        kernels.PRODUCTS,
-        kernels.COPIES,
-        kernels.REDUCTIONS,
-    )
+    kinds = (kernels.PRODUCTS, kernels.COPIES, kernels.REDUCTIONS)
+    assert (product.kind, copy.kind, norm.kind) == kinds
     assert (product.form, norm.form) == ("generated", "rows") and product.dtype == "bf16"
     assert product.work.flops == 2 * 1024 * 512 * 2048
     assert (product.work.read, product.work.written) == (
@@ -78,10 +80,8 @@ def test_exchange_between_devices_is_noticed_and_left_out():
     assert kernels.has_collectives(hlo.parse(programs.STEP))
     assert "all-reduce" not in {kernel.name for kernel in launched(programs.STEP)}
     alone = programs.STEP.replace("all-reduce(", "negate(")
-    assert (
-        not kernels.has_collectives(hlo.parse(alone))
-        and len(launched(alone)) == len(launched(programs.STEP)) + 1
-    )
+    assert not kernels.has_collectives(hlo.parse(alone))
+    assert len(launched(alone)) == len(launched(programs.STEP)) + 1
 
 
 def test_of_an_operand_that_is_sliced_the_slices_are_read():
@@ -104,7 +104,8 @@ def test_of_a_layer_taken_from_a_stack_the_layer_is_read():
   %p0 = f32[24,512,512]{2,1,0} parameter(0)
   %p1 = s32[] parameter(1)
   %zero = s32[] constant(0)
-  %layer = f32[1,512,512]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,512,512}
+  %layer = f32[1,512,512]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), \
+dynamic_slice_sizes={1,512,512}
   ROOT %narrow = bf16[1,512,512]{2,1,0} convert(%layer)"""
     )
     assert (
@@ -177,20 +178,21 @@ def test_random_bits_are_work_and_zeros_are_stores():
 
 
 def test_a_call_of_cublas_is_a_product():
-    (kernel,) = launched(
-        programs.of_call(
-            "__cublas$lt$matmul", ["bf16[4,768,1024]{2,1,0}", "bf16[4,1024,256]{2,1,0}"], "(f32[4,768,256]{2,1,0}, s8[33554432]{0})",
-            '{"gemm_backend_config":{"beta":0,"dot_dimension_numbers":{"lhs_batch_dimensions":["0"],"lhs_contracting_dimensions":["2"]}}}',
-        )
-    )  # fmt: skip
+    operands = ["bf16[4,768,1024]{2,1,0}", "bf16[4,1024,256]{2,1,0}"]
+    results = "(f32[4,768,256]{2,1,0}, s8[33554432]{0})"
+    numbers = '{"lhs_batch_dimensions":["0"],"lhs_contracting_dimensions":["2"]}'
+    config = f'{{"gemm_backend_config":{{"beta":0,"dot_dimension_numbers":{numbers}}}}}'
+    (kernel,) = launched(programs.of_call("__cublas$lt$matmul", operands, results, config))
+
     assert (kernel.kind, kernel.form, kernel.dtype) == (kernels.PRODUCTS, "library", "bf16")
-    assert (
-        kernel.work.flops == 2 * 4 * 768 * 256 * 1024 and kernel.work.written == 4 * 4 * 768 * 256
-    )  # not its scratch memory
+    assert kernel.work.flops == 2 * 4 * 768 * 256 * 1024
+    # Scratch memory, the second result, is not written.
+    assert kernel.work.written == 4 * 4 * 768 * 256
 
 
 ATTENTION = (
-    '{"cudnn_fmha_backend_config": {"fmha_scale": 0.125, "intermediate_tensor_shape": {"element_type": "BF16", '
+    '{"cudnn_fmha_backend_config": {"fmha_scale": 0.125, '
+    '"intermediate_tensor_shape": {"element_type": "BF16", '
     '"dimensions": ["8", "12", "128", "512"]}, "mask_type": "NO_MASK"}}'
 )
 QUERY, KEY = "bf16[8,128,12,64]{3,2,1,0}", "bf16[8,512,12,64]{3,2,1,0}"
@@ -201,29 +203,22 @@ QUERY, KEY = "bf16[8,128,12,64]{3,2,1,0}", "bf16[8,512,12,64]{3,2,1,0}"
 )
 def test_a_call_of_cudnn_is_attention_both_ways(name):
     results = "(bf16[8,12,128,64]{3,1,2,0}, f32[8,12,128]{2,1,0}, u8[256]{0})"
-    (forward,) = launched(
-        programs.of_call(f"__cudnn$fmha{name}", [QUERY, KEY, KEY], results, ATTENTION)
-    )
     gradients = f"({QUERY}, {KEY}, {KEY}, u8[0]{{0}})"
-    (backward,) = launched(
-        programs.of_call(
-            f"__cudnn$fmha{name}Backward", [QUERY, KEY, KEY, QUERY, QUERY], gradients, ATTENTION
-        )
-    )
+    target = f"__cudnn$fmha{name}"
+
+    def call(target, operands, results, config):
+        (kernel,) = launched(programs.of_call(target, operands, results, config))
+        return kernel
+
+    forward = call(target, [QUERY, KEY, KEY], results, ATTENTION)
+    backward = call(f"{target}Backward", [QUERY, KEY, KEY, QUERY, QUERY], gradients, ATTENTION)
     assert (forward.kind, forward.form, backward.form) == (kernels.ATTENTION, "forward", "backward")
-    assert (
-        forward.work.flops == 4 * 8 * 12 * 128 * 512 * 64
-        and backward.work.flops == 2.5 * forward.work.flops
-    )
+    assert forward.work.flops == 4 * 8 * 12 * 128 * 512 * 64
+    assert backward.work.flops == 2.5 * forward.work.flops
     assert forward.work.read == 2 * (8 * 128 + 2 * 8 * 512) * 12 * 64
-    (causal,) = launched(
-        programs.of_call(
-            f"__cudnn$fmha{name}",
-            [QUERY, KEY, KEY],
-            results,
-            ATTENTION.replace("NO_MASK", "CAUSAL"),
-        )
-    )
+
+    config = ATTENTION.replace("NO_MASK", "CAUSAL")
+    causal = call(target, [QUERY, KEY, KEY], results, config)
     assert causal.work.flops == forward.work.flops / 2
 
 
@@ -266,7 +261,8 @@ ENTRY %main (p: f32[1000], q: pred[]) -> f32[1000] {
   %done = f32[1000]{0} fusion-done(%start)
   %started = ((f32[1000]{0}), f32[1000]{0}, s32[]) async-start(%done), calls=%one
   %finished = f32[1000]{0} async-done(%started)
-  ROOT %chosen = f32[1000]{0} conditional(%q, %finished, %finished), true_computation=%one, false_computation=%none
+  ROOT %chosen = f32[1000]{0} conditional(%q, %finished, %finished), \
+true_computation=%one, false_computation=%none
 }"""
     assert [kernel.name for kernel in launched(text)] == ["start", "work", "work"]
     assert {kernel.work.written for kernel in launched(text)} == {4000}

@@ -1,4 +1,7 @@
-"""The ledger: cards and kinds of kernels on programs of our own, and, where the measured programs lie beside the checkout, held to them."""
+"""The ledger: cards and kinds of kernels on small programs, and on the measured programs.
+
+The measured programs lie beside the checkout; without them their tests are skipped.
+"""
 
 import collections
 import gzip
@@ -12,7 +15,8 @@ from tests.planning import programs
 
 H100 = cards.CARDS["h100"]
 GPUS = [card for card in cards.CARDS.values() if card.gpu]
-# One NVIDIA H100 80GB HBM3, 2026-11-26, jax 0.11.2, commit 4601a63, AdamW and bfloat16: microbatches of a step, and its ms.
+# Microbatches of a step, and its ms: one NVIDIA H100 80GB HBM3, 2026-11-26, jax 0.11.2, commit
+# 4601a63, AdamW and bfloat16.
 MEASURED = {
     "bert128": (2, 241.6),
     "modern128": (2, 240.6),
@@ -33,12 +37,11 @@ def seconds(*launched, card=H100):
 
 @pytest.mark.parametrize("card", GPUS, ids=lambda card: card.name)
 def test_no_kernel_is_faster_than_its_card(card):
-    peak, memory = (
-        1e12 * (card.peak.bfloat16 or card.peak.float16 or card.peak.float32),
-        1e9 * card.peak.bandwidth,
-    )
+    peak = 1e12 * (card.peak.bfloat16 or card.peak.float16 or card.peak.float32)
+    memory = 1e9 * card.peak.bandwidth
     for kind, form in (
-        (kernels.PRODUCTS, "generated"), (kernels.PRODUCTS, "library"), (kernels.ATTENTION, "forward"), (kernels.ATTENTION, "backward"),
+        (kernels.PRODUCTS, "generated"), (kernels.PRODUCTS, "library"),
+        (kernels.ATTENTION, "forward"), (kernels.ATTENTION, "backward"),
     ):  # fmt: skip
         assert seconds(kernel(kind, form, flops=1e13, n_bytes=1e9), card=card) > 1e13 / peak
         assert seconds(kernel(kind, form, flops=1e3, n_bytes=1e10), card=card) > 1e10 / memory
@@ -49,11 +52,10 @@ def test_no_kernel_is_faster_than_its_card(card):
 def test_what_sets_a_kernels_time():
     product = kernel(kernels.PRODUCTS, "library", flops=1e12, n_bytes=1e9)
     written_apart = kernel(kernels.PRODUCTS, "generated", flops=1e12, n_bytes=1e9)
-    narrow, wide = (
-        product,
-        kernel(kernels.PRODUCTS, "library", flops=1e12, n_bytes=1e9, dtype="f32"),
-    )
-    assert seconds(product) < seconds(written_apart) and seconds(narrow) < seconds(wide)
+    in_float32 = kernel(kernels.PRODUCTS, "library", flops=1e12, n_bytes=1e9, dtype="f32")
+    assert seconds(product) < seconds(written_apart)
+    assert seconds(product) < seconds(in_float32)
+
     # Instructions and bytes overlap: the slower of the two counts.
     moved = kernel(kernels.ELEMENTWISE, n_bytes=1e9)
     assert seconds(kernel(kernels.ELEMENTWISE, n_bytes=1e9, operations=1e6)) == seconds(moved)
@@ -76,9 +78,8 @@ def test_a_card_with_twice_the_bandwidth_waits_half_as_long_for_memory():
 def test_kinds_add_up_to_the_step_the_largest_first():
     rows = ledger.rows(kernels.launched(hlo.parse(programs.STEP), 2), H100)
     by_kind = ledger.by_kind(rows)
-    assert set(by_kind) == set(kernels.KINDS) and sum(by_kind.values()) == pytest.approx(
-        sum(row.seconds for row in rows)
-    )
+    assert set(by_kind) == set(kernels.KINDS)
+    assert sum(by_kind.values()) == pytest.approx(sum(row.seconds for row in rows))
     assert list(by_kind.values()) == sorted(by_kind.values(), reverse=True)
     assert by_kind[kernels.PRODUCTS] > 0 and by_kind[kernels.ATTENTION] == 0
 
@@ -86,31 +87,29 @@ def test_kinds_add_up_to_the_step_the_largest_first():
 def test_the_list_of_kernels_has_the_longest_first_and_says_what_is_left():
     rows = ledger.rows(kernels.launched(hlo.parse(programs.STEP), 2), H100)
     head, first, rest = report.kernel_list(rows, 1).splitlines()
-    assert (
-        head.split()[:4] == ["ms", "count", "kind", "GFLOP"]
-        and "gemm_fusion_dot.1" in first
-        and first.split()[1:3] == ["6", "products"]
-    )
+    assert head.split()[:4] == ["ms", "count", "kind", "GFLOP"]
+    assert "gemm_fusion_dot.1" in first
+    assert first.split()[1:3] == ["6", "products"]
     assert rest.startswith("the other 2: ")
     assert len(report.kernel_list(rows, 99).splitlines()) == 5
 
 
 @pytest.fixture(params=MEASURED)
 def measured(request, root):
-    """A measured program and its profile: name, ledger, instructions by name, ms of the step, kernels by name as [ms, launches]."""
-    found = [
-        parent / "shared" / "gpu" for parent in root.parents if (parent / "shared" / "gpu").is_dir()
-    ]
-    program = found and found[0] / f"{request.param}.hlo.txt.gz"
-    if not program or not program.is_file():
+    """A measured program: its ledger, instructions by name, ms of the step, and its profile."""
+    folders = [parent / "shared" / "gpu" for parent in root.parents]
+    programs = [folder / f"{request.param}.hlo.txt.gz" for folder in folders]
+    program = next((path for path in programs if path.is_file()), None)
+    if program is None:
         pytest.skip("the measured programs are not beside the checkout")
+
     parsed = hlo.parse(gzip.decompress(program.read_bytes()).decode())
     microbatches, step_ms = MEASURED[request.param]
     rows = ledger.rows(kernels.launched(parsed, microbatches), H100)
-    instructions = {
-        one.name: one for computation in parsed.computations.values() for one in computation
-    }
-    profile = json.loads((found[0] / f"{request.param}.json").read_text())
+    instructions = {}
+    for computation in parsed.computations.values():
+        instructions |= computation.instructions
+    profile = json.loads((program.parent / f"{request.param}.json").read_text())
     return rows, instructions, step_ms, profile
 
 
@@ -122,56 +121,60 @@ def test_the_expected_step_is_the_measured_one_within_a_tenth(measured):
 
 def test_each_kind_of_kernel_takes_what_was_measured_within_a_fifth(measured, request):
     rows, instructions, step_ms, profile = measured
-    found, expected = by_kind(rows, instructions, profile)
-    for kind, ms in sorted(found.items()):  # with pytest -s, the table of docs/benchmarks.md
-        print(
-            f"{request.node.callspec.id}  {kind}: measured {ms:.1f} ms, expected {expected[kind]:.1f}"
-        )
+    measured_ms, expected_ms = by_kind(rows, instructions, profile)
+    # With pytest -s, the table of docs/benchmarks.md.
+    program = request.node.callspec.id
+    for kind, ms in sorted(measured_ms.items()):
+        print(f"{program}  {kind}: measured {ms:.1f} ms, expected {expected_ms[kind]:.1f}")
 
-    large = [kind for kind, ms in found.items() if ms > 0.05 * step_ms]
+    large = [kind for kind, ms in measured_ms.items() if ms > 0.05 * step_ms]
     assert len(large) >= 3
     for kind in large:
-        assert expected[kind] == pytest.approx(found[kind], rel=0.2), kind
+        assert expected_ms[kind] == pytest.approx(measured_ms[kind], rel=0.2), kind
 
 
 # Kernels of libraries go by names of their own.
 LIBRARIES = {"nvjet": "library", "cublas": "library", "cudnn": "attention", "memcpy": "copy"}
+KIND_OF_LIBRARY = {
+    "library": kernels.PRODUCTS,
+    "attention": kernels.ATTENTION,
+    "copy": kernels.COPIES,
+}
 
 
 def by_kind(rows, instructions, profile):
-    """Measured and expected ms by kind of the profile's longest kernels, which are 70 names.
+    """Returns measured and expected ms by kind of the profile's longest kernels (70 names).
 
-    Fused kernels of equal code are launched under the name of one of them. Those of libraries are compared as a whole.
+    Fused kernels of equal code are launched under the name of one of them. Kernels of a library are
+    compared as a whole.
     """
     alike = collections.defaultdict(list)
+    launched_as = {}
     for row in rows:
-        alike[_group(instructions[row.kernel.name], row.kernel)].append(row)
-    launched_as = {
-        row.kernel.name.replace(".", "_"): name for name, group in alike.items() for row in group
-    }
+        group = _group(instructions[row.kernel.name], row.kernel)
+        alike[group].append(row)
+        launched_as[row.kernel.name.replace(".", "_")] = group
 
-    found, expected = collections.Counter(), collections.Counter()
+    measured_ms = collections.Counter()
+    expected_ms = collections.Counter()
     for name, ms, n_launched in profile["kernels_ms_per_step"]:
         mark = next((group for mark, group in LIBRARIES.items() if mark in name), None)
         group = alike.pop(mark or launched_as.get(name), None)
-        kind = {
-            "library": kernels.PRODUCTS,
-            "attention": kernels.ATTENTION,
-            "copy": kernels.COPIES,
-        }.get(mark)
+        kind = KIND_OF_LIBRARY.get(mark)
         if group:
             kind = group[0].kernel.kind
-            # The loops' profile has clones of a kernel under one name: as many as were launched count.
+            # A profile has the clones of a kernel in loops under one name; those that were launched
+            # count.
             n_counted = sum(row.kernel.count for row in group)
             scale = 1 if mark else n_launched / n_counted
-            expected[kind] += 1e3 * scale * sum(row.seconds for row in group)
+            expected_ms[kind] += 1e3 * scale * sum(row.seconds for row in group)
         if kind:
-            found[kind] += ms
-    return found, expected
+            measured_ms[kind] += ms
+    return measured_ms, expected_ms
 
 
 def _group(instruction, kernel):
-    """What a kernel is launched as: its library, or the fusion whose code it has."""
+    """Returns the name that a kernel is launched under: its library, or the fusion of its code."""
     if kernel.kind == kernels.ATTENTION or kernel.form == "library":
         return "attention" if kernel.kind == kernels.ATTENTION else "library"
     if instruction.opcode in ("copy", "fusion-start"):

@@ -46,12 +46,19 @@ def test_a_picture_is_drawn_of_whatever_there_is(tmp_path, lines, unigram_loss):
     assert (tmp_path / "loss.png").stat().st_size > 5000
 
 
-def test_held_out_losses_stand_at_the_tokens_read_by_then():
-    train, held_out = plots._split(
-        [eval_line(0), train_line(10), eval_line(15), train_line(20), eval_line(30)]
-    )
-    assert [line["tokens"] for line in held_out] == [0, 15000, 20000]
-    assert len(train) == 2
+def test_held_out_losses_stand_at_the_tokens_read_by_then(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots.figures, "save", lambda figure, path: drawn.append(figure))
+    lines = [eval_line(0), train_line(10), eval_line(15), train_line(20), eval_line(30)]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plots.plot_loss(path, tmp_path / "loss.png")
+
+    over_tokens = drawn[0].axes[0]
+    curves = {line.get_label(): line for line in over_tokens.lines}
+    assert over_tokens.get_xlabel() == "tokens, thousands"
+    assert list(curves["held-out"].get_xdata()) == [0, 15, 20]
+    assert list(curves["train"].get_xdata()) == [10, 20]
 
 
 def test_smoothing_keeps_length_ends_and_straight_lines():
