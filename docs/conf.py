@@ -8,6 +8,7 @@ import pathlib
 import re
 import sys
 import tomllib
+import typing
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -40,8 +41,8 @@ napoleon_use_rtype = False
 toc_object_entries = False
 
 # Names of other projects have no pages here: their inventories would need a network.
-# Neither have private classes and type variables of ours.
-nitpick_ignore_regex = [("py:.*", r"(?!cramjax\.).*"), ("py:.*", r".*\.(_\w+|[A-Z])")]
+# Neither have private classes of ours.
+nitpick_ignore_regex = [("py:.*", r"(?!cramjax\.).*"), ("py:.*", r".*\._\w+")]
 # An annotation says `Plan` or `Meter` for the one that its module imports; several modules have one.
 suppress_warnings = ["ref.python"]
 
@@ -78,7 +79,7 @@ def _show_as_code(app, what, name, obj, options, lines):
     del app, name, obj, options
     text = "\n".join(lines)
     if what == "module":
-        text = "\n\n".join(map(_as_list, text.split("\n\n")))
+        text = "\n\n".join(map(_as_list, text.strip().split("\n\n"))) + "\n"
     text = re.sub(r"(?m)(?<!:):\n\n(?=( +)\S)", _literal_block, text)
     parts = re.split(r"(``.+?``|(?<![:\\])`[^`]+`)", text, flags=re.DOTALL)
     for number, part in enumerate(parts):
@@ -132,8 +133,17 @@ def _escaped(text):
     return re.sub(r"(?<=\w)_(?!\w)", r"\\_", text)
 
 
+def _type_variable(app, env, node, contnode):
+    """Show a type variable as text: it has no entry to link to."""
+    del app, env
+    module, _, name = node.get("reftarget", "").rpartition(".")
+    value = getattr(sys.modules.get(module), name, None)
+    return contnode if isinstance(value, typing.TypeVar) else None
+
+
 def setup(app):
     """Called by Sphinx."""
     app.connect("source-read", _read_page)
+    app.connect("missing-reference", _type_variable)
     # After napoleon (500), which writes the fields.
     app.connect("autodoc-process-docstring", _show_as_code, priority=900)

@@ -139,17 +139,3 @@ def test_every_decision_stands_in_the_index(root):
     index = (folder / "index.md").read_text()
     missing = [path.name for path in folder.glob("0*.md") if f"]({path.name})" not in index]
     assert not missing
-
-
-def test_pages_have_at_most_100_columns(root):
-    long = []
-    for page in pages(root):
-        language = None
-        for number, line in enumerate((root / page).read_text().splitlines(), start=1):
-            if line.startswith("```"):
-                language = line.removeprefix("```") if language is None else None
-            # Tables and pictures cannot be broken, and output is as it was printed.
-            is_free = line.startswith(("|", "![")) or language == ""
-            if len(line) > 100 and not is_free:
-                long.append(f"{page}:{number}: {len(line)}")
-    assert not long
