@@ -1,4 +1,4 @@
-"""The networks of the recipes by the names papers and libraries use: what is tested is what users train."""
+"""The networks of the recipes, by the names that papers and libraries use."""
 
 import dataclasses
 

@@ -12,7 +12,8 @@ from cramjax.training import session
 from cramjax.training.state import initial_state
 
 COMMON = (
-    "model.n_layers=2", "model.d_model=32", "model.n_heads=2", "model.d_ff=64", "data.vocab_size=64", "data.seq_len=32",
+    "model.n_layers=2", "model.d_model=32", "model.n_heads=2", "model.d_ff=64",
+    "data.vocab_size=64", "data.seq_len=32",
     "precision=float32", "batch_size=16", "eval.batch_size=16",
 )  # fmt: skip
 RECIPES = {

@@ -1,7 +1,8 @@
-"""From a trained network to a larger one: what each parameter, and what an optimizer knows of it, becomes.
+"""From a trained network to a larger one: the new values of parameters and optimizer moments.
 
-An operator is a rule for one parameter, told apart by its path and the names of its axes; `grow` applies it to parameters and moments
-alike. Which of them leave the network's function as it is stands with each.
+An operator is a rule for one parameter, which it knows by its path and the names of its axes.
+`grow` applies it to parameters and moments alike. The docstring of an operator says whether it
+preserves the network's function.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Params = dict[str, Any]
 Axes = tuple[str | None, ...]
 
 VALUE, GRADIENT, SQUARE = "value", "gradient", "square"
-"""What a number is: a parameter, a mean of its gradients, or of their squares."""
+"""Kinds of numbers: a parameter, a mean of its gradients, a mean of their squares."""
 
 # Where a block writes into the residual stream.
 _WRITERS = ("attention/out", "mlp/wo", "mlp/wo/up")
@@ -34,7 +35,14 @@ _MOMENTS = {"mu": GRADIENT, "nu": SQUARE, "trace": GRADIENT}
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One parameter: `path` joined by "/", names of its `axes`, what its numbers are, in a stack the `first` layer that has it."""
+    """One parameter, or a moment of it.
+
+    Attributes:
+        path: joined by "/".
+        axes: their names.
+        kind: of its numbers.
+        first: the first layer that has it, in a stack where the first layers lack it.
+    """
 
     path: str
     axes: Axes
@@ -42,11 +50,11 @@ class Leaf:
     first: int = 0
 
     def writes(self) -> bool:
-        """Whether it is the last of a block's branch, kernel or bias."""
+        """Returns whether it is the last of a block's branch, kernel or bias."""
         return self.path.rpartition("/")[0].endswith(_WRITERS)
 
     def is_outer(self) -> bool:
-        """Whether it comes behind the activation of a feed-forward."""
+        """Returns whether it comes after the activation of a feed-forward."""
         return _OUTER in self.path
 
 
@@ -54,47 +62,61 @@ class Operator(Protocol):
     """A rule for every parameter."""
 
     def __call__(self, leaf: Leaf, old: jax.Array, fresh: jax.Array) -> jax.Array:
-        """The grown parameter or moment, of the shape of `fresh`: an initial parameter, or zeros for a moment."""
+        """Returns the grown parameter or moment.
+
+        Args:
+            leaf: says what it is.
+            old: its value in the small network.
+            fresh: the large network's initial parameter, or zeros for a moment; the result has its
+                shape.
+        """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Depth:
-    """More layers, made of those there are.
+    """More layers, made of those in the small network.
 
-    `how`: "stack" puts copies of the whole stack on top (ABAB; Gong et al., 2019; CompoundGrow, arXiv 2010.12562), "repeat"
-    each layer's copies behind it (AABB), "interpolate" means of the two nearest layers, and "identity" copies as "repeat" does whose
-    branches write zeros: with norms in front of the branches the network's function stays what it was (arXiv 2203.06211).
+    `how` is one of:
+        "stack": copies of the whole stack on top (ABAB; Gong et al., 2019; CompoundGrow, arXiv
+            2010.12562).
+        "repeat": each layer's copies behind it (AABB).
+        "interpolate": means of the two nearest layers.
+        "identity": copies as with "repeat", whose branches write zeros. With norms in front of the
+            branches this preserves the network's function (arXiv 2203.06211).
     """
 
     how: str = "stack"
 
     def __call__(self, leaf: Leaf, old: jax.Array, fresh: jax.Array) -> jax.Array:
-        """As `Operator`; parameters outside of stacks stay."""
+        """Returns the grown leaf; parameters outside of stacks stay."""
         if leaf.axes[:1] != (ax.LAYER,):
             return old
-        sources = self.sources(old.shape[0] + leaf.first, fresh.shape[0] + leaf.first)
-        if (
-            leaf.first
-        ):  # of a layer that lacks it, what is fresh; other dimensions grow by themselves
-            old = jnp.concatenate([fresh[(slice(leaf.first), *map(slice, old.shape[1:]))], old])
+        first = leaf.first
+        sources = self.sources(old.shape[0] + first, fresh.shape[0] + first)
+        if first:
+            # Layers that lack it have its fresh value; other operators grow other dimensions.
+            missing = fresh[(slice(first), *map(slice, old.shape[1:]))]
+            old = jnp.concatenate([missing, old])
+
         if self.how == "interpolate":
             exact = jax.lax.Precision.HIGHEST  # accelerators would round the parameters
-            grown = jnp.einsum(
-                "bs,s...->b...", jnp.asarray(sources, old.dtype), old, precision=exact
-            )[leaf.first :]
-        else:
-            grown = old[sources.argmax(1)[leaf.first :]]
+            shares = jnp.asarray(sources, old.dtype)
+            return jnp.einsum("bs,s...->b...", shares, old, precision=exact)[first:]
+
+        origin = sources.argmax(1)  # int [n_big], the layer that each one is a copy of
+        grown = old[origin[first:]]
         if self.how == "identity" and leaf.writes():
-            origin = sources.argmax(1)
-            copied = np.r_[False, origin[1:] == origin[:-1]][leaf.first :].reshape(
-                (-1,) + (1,) * (old.ndim - 1)
-            )
-            grown = jnp.where(copied, jnp.zeros((), old.dtype), grown)
+            is_copy = np.r_[False, origin[1:] == origin[:-1]][first:]
+            is_copy = is_copy.reshape((-1,) + (1,) * (old.ndim - 1))
+            grown = jnp.where(is_copy, jnp.zeros((), old.dtype), grown)
         return grown
 
     def sources(self, n_small: int, n_big: int) -> np.ndarray:
-        """float64 [n_big, n_small]: shares of the small network's layers in each of the large one's.
+        """Returns the shares of the small network's layers in each of the large one's.
+
+        Returns:
+            float64 [n_big, n_small].
 
         Raises:
             ValueError: for an unknown `how`.
@@ -105,23 +127,30 @@ class Depth:
             return np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(n_small)[None]))
         if self.how not in ("stack", "repeat", "identity"):
             raise ValueError(f"unknown way to deepen: {self.how!r}")
-        return np.eye(n_small)[at % n_small if self.how == "stack" else at * n_small // n_big]
+        origin = at % n_small if self.how == "stack" else at * n_small // n_big
+        return np.eye(n_small)[origin]
 
 
 @dataclasses.dataclass(frozen=True)
 class SharedWidth:
-    """A feed-forward k times as wide, of k copies: the inner half repeated, the outer half repeated and divided by k.
+    """A feed-forward k times as wide, of k copies.
 
-    Parameter sharing of CompoundGrow (arXiv 2010.12562): the function stays what it was for every activation. The copies
-    would stay alike for ever, for so do their gradients; `noise` sets the outer halves apart by that share of their standard deviation,
-    summing to zero over the copies, which leaves the function alone.
+    The inner half is repeated, the outer half repeated and divided by k. This is the parameter
+    sharing of CompoundGrow (arXiv 2010.12562), and preserves the function for every activation. The
+    copies would stay alike for ever, because their gradients are. `noise` sets the outer halves
+    apart by that share of their standard deviation. It sums to zero over the copies, so the
+    function stays.
     """
 
     noise: float = 0.1
     seed: int = 0
 
     def __call__(self, leaf: Leaf, old: jax.Array, fresh: jax.Array) -> jax.Array:
-        """As `Operator`. Raises ValueError where the width is no multiple."""
+        """Returns the grown leaf.
+
+        Raises:
+            ValueError: if the new width is no multiple of the old one.
+        """
         if ax.MLP not in leaf.axes:
             return old
         axis = leaf.axes.index(ax.MLP)
@@ -130,16 +159,20 @@ class SharedWidth:
             raise ValueError(
                 f"{leaf.path}: a width of {fresh.shape[axis]} is no multiple of {old.shape[axis]}"
             )
+
         copies = jnp.stack([old] * k, axis)  # the copies' axis, then the width
-        # A copy's inner half is seen through 1/k of the outer half: so is its gradient. The outer half sees each copy in full.
+        # The gradient of a copy's inner half passes through 1/k of the outer half, so it is
+        # divided. The outer half sees each copy in full.
         divided = leaf.is_outer() if leaf.kind == VALUE else not leaf.is_outer()
         if divided:
-            copies = copies / (k * k if leaf.kind == SQUARE else k)
+            divisor = k * k if leaf.kind == SQUARE else k
+            copies = copies / divisor
         if leaf.kind == VALUE and leaf.is_outer() and self.noise and k > 1:
             copies = copies + self._apart(leaf.path, copies, axis)
         return copies.reshape(old.shape[:axis] + (k * old.shape[axis],) + old.shape[axis + 1 :])
 
     def _apart(self, path: str, copies: jax.Array, axis: int) -> jax.Array:
+        """Returns noise of the shape of `copies` that sums to zero over them."""
         key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(path.encode()))
         drawn = jax.random.normal(key, copies.shape, copies.dtype)
         return self.noise * copies.std() * (drawn - drawn.mean(axis, keepdims=True))
@@ -147,24 +180,25 @@ class SharedWidth:
 
 @dataclasses.dataclass(frozen=True)
 class ZeroWidth:
-    """A wider residual stream, more heads, a wider feed-forward: what is new reads at random and writes zeros.
+    """A wider residual stream, more heads, a wider feed-forward.
 
-    Composable exact expansions (arXiv 2308.06103): the function stays what it was where norms are RMSNorms in front of the branches, whose
-    gains shrink by sqrt(old width / new width); LayerNorms whose input has another mean than zero are off by that, and sinusoidal
-    positions are others in another width.
-    `tied`: paths of norms right before a tied decoder that scales by the width itself (T5's), whose gains stay.
+    New parts read at random and write zeros: composable exact expansions (arXiv 2308.06103). With
+    RMSNorms in front of the branches, whose gains shrink by sqrt(old width / new width), the
+    function stays the same. LayerNorms are off by the mean of their input, and sinusoidal positions
+    differ in another width. `tied` are paths of norms whose gains stay, because the logits behind
+    them scale by the width (`models.network.Network.unscaled_norms`).
     """
 
     tied: tuple[str, ...] = ()
 
     def __call__(self, leaf: Leaf, old: jax.Array, fresh: jax.Array) -> jax.Array:
-        """As `Operator`."""
+        """Returns the grown leaf."""
         if old.shape == fresh.shape:
             return old
         rest = fresh
         if leaf.axes[-1] == ax.NORM and leaf.kind == VALUE:
-            gain = math.sqrt(old.shape[-1] / fresh.shape[-1])
-            gain = 1.0 if leaf.path.startswith(self.tied) or leaf.path.endswith("/bias") else gain
+            stays = leaf.path.startswith(self.tied) or leaf.path.endswith("/bias")
+            gain = 1.0 if stays else math.sqrt(old.shape[-1] / fresh.shape[-1])
             old, rest = old * gain, fresh * gain
         elif leaf.writes() or leaf.path.startswith(("encoder/embeddings", "embeddings", "head")):
             rest = jnp.zeros_like(fresh)
@@ -173,12 +207,12 @@ class ZeroWidth:
 
 @dataclasses.dataclass(frozen=True)
 class Compound:
-    """Several operators, one after the other, each of its own dimension: CompoundGrow (arXiv 2010.12562)."""
+    """Several operators, one for each dimension, applied in order (CompoundGrow, arXiv 2010.12562)."""
 
     operators: tuple[Operator, ...]
 
     def __call__(self, leaf: Leaf, old: jax.Array, fresh: jax.Array) -> jax.Array:
-        """As `Operator`."""
+        """Returns the grown leaf."""
         for operator in self.operators:
             old = operator(leaf, old, fresh)
         return old
@@ -193,62 +227,76 @@ def grow(
     opt_state: Any = None,
     fresh_state: Any = None,
 ) -> tuple[Params, Any]:
-    """Parameters and optimizer state of a larger network.
+    """Returns parameters and optimizer state of a larger network.
 
     Args:
-        params: of the small network; factors of matrices that are whole in the large one are multiplied first (`models.lowrank`).
-        axes: of the large network, as of `param_axes`. fresh: its initial parameters, for their shapes and what is new.
-        operator: the rule. opt_state: of the small network's optimizer; fresh_state: what the same optimizer makes of `fresh`.
+        params: of the small network. Factors of matrices that are not factored in the large one are
+            multiplied first (`models.lowrank`).
+        axes: of the large network, as from `network.param_axes`.
+        fresh: its initial parameters, for their shapes and for new parts.
+        operator: the rule.
+        opt_state: of the small network's optimizer.
+        fresh_state: the state of the same optimizer for `fresh`.
 
     Returns:
-        The parameters, and the state with its moments grown alike; what is no moment of a parameter (counts) stays, and what has a form
-        of its own (factored moments), or is of a matrix that was none, starts anew where its shape changes.
+        The parameters, and the state with its moments grown alike. Counts stay. Other state, such
+        as factored moments or that of a matrix that was factored, starts anew if its shape changes.
     """
     factors_stay = jax.tree.structure(params) == jax.tree.structure(fresh)
-    whole = params if factors_stay else merged(params)
-    flat, new = (flatten_dict(tree, sep="/") for tree in (whole, fresh))
-    known = _leaves(flatten_dict(axes, sep="/"), new)
-    grown = unflatten_dict(
-        {path: operator(known[path], flat[path], new[path]) for path in new}, sep="/"
-    )
+    if not factors_stay:
+        params = merged(params)
+    olds = flatten_dict(params, sep="/")
+    news = flatten_dict(fresh, sep="/")
+    leaves = _leaves(flatten_dict(axes, sep="/"), news)
+    flat = {path: operator(leaves[path], olds[path], new) for path, new in news.items()}
+    grown = unflatten_dict(flat, sep="/")
     if opt_state is None:
         return grown, None
-    olds = dict(jax.tree_util.tree_leaves_with_path(opt_state))
-    leaves = [
-        _grown_state(known, operator, path, olds[path], leaf) if path in olds else leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(fresh_state)
-    ]
-    return grown, jax.tree.unflatten(jax.tree.structure(fresh_state), leaves)
+
+    old_state = dict(jax.tree_util.tree_leaves_with_path(opt_state))
+    state = []
+    for path, new in jax.tree_util.tree_leaves_with_path(fresh_state):
+        if path in old_state:
+            new = _grown_state(leaves, operator, path, old_state[path], new)
+        state.append(new)
+    return grown, jax.tree.unflatten(jax.tree.structure(fresh_state), state)
 
 
 def _leaves(names: Mapping[str, Axes], params: Mapping[str, jax.Array]) -> dict[str, Leaf]:
+    """Returns the leaf of each parameter by path, from the names of their axes."""
+    stacks = {}
+    for path, axes in names.items():
+        if axes[:1] == (ax.LAYER,):
+            stacks[path] = path.partition("/layers/")[0]
+
     depths: dict[str, int] = {}
-    stacks = {
-        path: path.partition("/layers/")[0]
-        for path, axes in names.items()
-        if axes[:1] == (ax.LAYER,)
-    }
     for path, stack in stacks.items():
         depths[stack] = max(depths.get(stack, 0), params[path].shape[0])
-    return {
-        path: Leaf(
-            path, axes, first=depths[stacks[path]] - params[path].shape[0] if path in stacks else 0
-        )
-        for path, axes in names.items()
-    }
+
+    leaves = {}
+    for path, axes in names.items():
+        # A parameter with fewer layers than its stack is one that the first layers lack.
+        first = depths[stacks[path]] - params[path].shape[0] if path in stacks else 0
+        leaves[path] = Leaf(path, axes, first=first)
+    return leaves
 
 
 def _grown_state(
-    known: Mapping[str, Leaf], operator: Operator, path: Any, old: Any, fresh: Any
+    leaves: Mapping[str, Leaf], operator: Operator, path: Any, old: Any, fresh: Any
 ) -> Any:
-    """A leaf of an optimizer's state; its path ends in the name of a field and the keys of the parameter it belongs to, if any."""
-    field, keys = None, []
+    """Returns a grown leaf of an optimizer's state.
+
+    Its path ends in the name of a field and the keys of the parameter it belongs to, if any.
+    """
+    field = None
+    keys: list[str] = []
     for entry in path:
         if isinstance(entry, jax.tree_util.GetAttrKey):
             field, keys = entry.name, []
         elif isinstance(entry, jax.tree_util.DictKey):
             keys.append(str(entry.key))
-    leaf = known.get("/".join(keys))
+
+    leaf = leaves.get("/".join(keys))
     if field in _MOMENTS and leaf is not None:
         return operator(dataclasses.replace(leaf, kind=_MOMENTS[field]), old, jnp.zeros_like(fresh))
     return old if jnp.shape(old) == jnp.shape(fresh) else fresh

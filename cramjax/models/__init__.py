@@ -1,1 +1,4 @@
-"""Networks: NNX modules to write them, plain dicts to hold their parameters; no mesh, no configuration, no optimizer here."""
+"""Networks: NNX modules to write them, plain dicts to hold their parameters.
+
+The package knows no mesh, no configuration and no optimizer.
+"""

@@ -1,7 +1,7 @@
-"""Glossary of the logical axis names of this package; parameters carry them, `parallel/rules.py` maps them to a mesh.
+"""Glossary of the logical axis names of parameters; `parallel/rules.py` maps them to a mesh.
 
-Shape comments use the same words. An axis that is never cut nor decayed by name (the 3 of a fused query-key-value kernel, the 2 halves
-of a gated feed-forward) is None.
+Shape comments use the same words. An axis without a name is None: the 3 of a fused query-key-value
+kernel, and the 2 halves of a gated feed-forward.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ BATCH = "batch"  # sequences
 LENGTH = "length"  # positions of a sequence; of the queries in attention
 KV_LENGTH = "kv_length"  # positions of the keys and values in attention
 EMBED = "embed"  # width of the residual stream
-EMBED_OUT = (
-    "embed_out"  # embed again, where a matrix maps it to itself; one axis of a mesh cannot cut both
-)
+# Embed again, where a matrix maps it to itself: one axis of a mesh cannot cut both.
+EMBED_OUT = "embed_out"
 HEADS = "heads"
 HEAD_DIM = "head_dim"
 RANK = "rank"  # between the factors of a feed-forward matrix
@@ -32,14 +31,17 @@ Axes = tuple[str | None, ...]
 
 
 def is_axes(node: Any) -> bool:
-    """Whether `node` is a leaf of a tree of axis names."""
+    """Returns whether `node` is a leaf of a tree of axis names."""
     return isinstance(node, tuple)
 
 
 def roles(axes: Any) -> Any:
-    """matrix, embedding, norm, bias or scalar for each parameter, from its path and axes: a tree like `axes`."""
+    """Returns a tree like `axes` with the role of each parameter, from its path and axes.
 
-    def role(path, names):
+    A role is "matrix", "embedding", "norm", "bias" or "scalar".
+    """
+
+    def role(path: Any, names: Axes) -> str:
         keys = [getattr(entry, "key", str(entry)) for entry in path]
         if keys[-1] == "bias":
             return "bias"
@@ -53,16 +55,16 @@ def roles(axes: Any) -> Any:
 
 
 def own_axes(role: str, names: Axes) -> tuple[int, ...]:
-    """Axes of a single tensor; the others tell apart layers and, in a matrix, fused parts (query, key, value; halves of a GLU)."""
-    return tuple(
-        i
-        for i, axis in enumerate(names)
-        if axis != LAYER and (axis is not None or role != "matrix")
-    )
+    """Returns the axes of a single tensor.
+
+    The others tell apart layers and, in a matrix, fused parts (query, key, value; halves of a GLU).
+    """
+    others = {LAYER, None} if role == "matrix" else {LAYER}
+    return tuple(i for i, axis in enumerate(names) if axis not in others)
 
 
 def rows_and_columns(names: Axes) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The axes of a matrix that are summed over when it is used, and those of its result."""
+    """Returns the axes of a matrix that its product sums over, and those of the result."""
     own = own_axes("matrix", names)
     split = 1 if names[own[0]] == EMBED else len(own) - 1
     return own[:split], own[split:]

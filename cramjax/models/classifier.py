@@ -1,4 +1,4 @@
-"""A classifier on an encoder: the first token's hidden state or the mean of all, a transform, scores.
+"""A classifier on an encoder: the first hidden state or the mean of all, a transform, scores.
 
 The transform is BERT's pooler (arXiv 1810.04805, section 3.2), whose width is free (Cramming's is
 1,024), or the one before the decoder of masked language modelling, trained further as in ModernBERT

@@ -19,17 +19,20 @@ def attention(
     causal: bool,
     scale: float,
 ) -> jax.Array:
-    """Attention of 16-bit arrays [batch, length, heads, head_dim] → the same shape and dtype.
+    """Returns attention of 16-bit arrays [batch, length, heads, head_dim], in this shape and dtype.
 
     Args:
+        query: [batch, length, heads, head_dim].
+        key_: [batch, kv_length, heads, head_dim].
+        value: [batch, kv_length, heads, head_dim].
         bias: [1, heads, length, kv_length], added to the scores; cuDNN reads it, and writes its
             gradient, in 16 bits.
         mask: bool [batch, 1 or heads, length, kv_length]; not together with a bias.
-        causal: a position sees none behind it.
+        causal: a position sees no later one.
         scale: the scores are multiplied by it.
     """
     n_rows, length, kv_length = query.shape[0], query.shape[1], key_.shape[1]
-    # Its backward pass takes even lengths alone; what is added is hidden.
+    # Its backward pass takes only even lengths; the added position is hidden.
     query, key_, value = (_even(x, 1) for x in (query, key_, value))
     if bias is not None:
         bias = _even(_even(bias.astype(query.dtype), 2), 3, _lowest(query.dtype))
@@ -47,7 +50,7 @@ def attention(
 
 
 def _even(x: jax.Array, axis: int, fill: float = 0.0) -> jax.Array:
-    """`x` with one more entry of `fill` along `axis` if that has an odd length above 1."""
+    """Returns `x` with one more entry of `fill` along `axis` if that has an odd length above 1."""
     size = x.shape[axis]
     if size == 1 or size % 2 == 0:
         return x
@@ -57,23 +60,24 @@ def _even(x: jax.Array, axis: int, fill: float = 0.0) -> jax.Array:
 
 
 def _lowest(dtype: jnp.dtype) -> float:
-    """A score so low that no probability is left; cuDNN fails at the lowest number there is."""
+    """Returns a score so low that no probability is left; cuDNN fails at the dtype's lowest."""
     return -float(2 << 40) if dtype == jnp.bfloat16 else -float(2 << 14)
 
 
-def _masked(query, key_, value, mask, scale):
-    """As `attention` with a mask, without the gradient of the mask, which nobody reads.
+def _masked(
+    query: jax.Array, key_: jax.Array, value: jax.Array, mask: jax.Array, scale: float
+) -> jax.Array:
+    """Returns `attention` with a mask, without the mask's gradient, which nobody reads.
 
-    The public function knows no way to leave it out before JAX 0.11.2, so this calls the private
-    one that it calls.
+    Before JAX 0.11.2 the public function cannot leave it out, so this calls the private function
+    below it.
     """
     try:
         from jax._src.cudnn import fused_attention_stablehlo as below
 
         unused = jnp.zeros(0, query.dtype)
-        bias = jnp.where(
-            mask, jnp.zeros((), query.dtype), jnp.asarray(_lowest(query.dtype), query.dtype)
-        )
+        zero = jnp.zeros((), query.dtype)
+        bias = jnp.where(mask, zero, jnp.asarray(_lowest(query.dtype), query.dtype))
         has_bias, has_bias_gradient = True, False
         return below._dot_product_attention(
             query,

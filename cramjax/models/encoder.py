@@ -1,8 +1,8 @@
 """The encoder: blocks, their stack, the masked-language-modelling head, and pure functions on them.
 
-crammed BERT, the original BERT, 24hBERT and ModernBERT are values of one `EncoderConfig` (the recipes
-in `configs`). Masking and losses are in `objectives`, shardings in `parallel`. The paths of the
-parameters are public names: exports, decay masks and growth refer to them.
+crammed BERT, the original BERT, 24hBERT and ModernBERT are values of one `EncoderConfig` (the
+recipes in `configs`). Masking and losses are in `objectives`, shardings in `parallel`. The paths of
+the parameters are public names: exports, decay masks and growth refer to them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flax import nnx
 from cramjax.models import axes as ax
 from cramjax.models import module, pooling, stack
 from cramjax.models.activations import gelu
-from cramjax.models.attention import Attention, attention_mask
+from cramjax.models.attention import Attention, Rotary, Source, attention_mask
 from cramjax.models.dropout import dropout
 from cramjax.models.feedforward import FeedForward
 from cramjax.models.layers import (
@@ -35,7 +35,6 @@ from cramjax.models.layers import (
 from cramjax.models.module import param
 
 Params = dict[str, Any]
-Rotary = tuple[jax.Array | np.ndarray, jax.Array | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,22 +155,10 @@ class View(NamedTuple):
     rotary: Rotary | None
 
 
-class Source(NamedTuple):
-    """A sequence that a block attends to instead of its own input.
-
-    Attributes:
-        hidden: [batch, kv_length, embed].
-        rotary: the angles of its keys.
-    """
-
-    hidden: jax.Array
-    rotary: Rotary | None
-
-
 def _views(
     cfg: EncoderConfig, length: int, positions: jax.Array | None, mask: jax.Array | None
 ) -> tuple[View, ...]:
-    """Returns the view of a block that sees everything and, with a local window, that of the others."""
+    """Returns the view of a block that sees everything and, with a window, that of the others."""
 
     def rotary(base: float) -> Rotary | None:
         if cfg.positions != "rotary":

@@ -20,9 +20,10 @@ _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 class FeedForward(nnx.Module):
-    """Two matrices around a GELU or ReLU, or the gated GELU of arXiv 2002.05202: (GELU(x W0) * x W1) Wo.
+    """Two matrices around a GELU or ReLU, or the gated GELU of arXiv 2002.05202.
 
-    `init_in`, `init_out`: of the matrices before and after the activation. With an `ffn_rank` each of them is a product of two.
+    The latter is (GELU(x W0) * x W1) Wo. `init_in` and `init_out` fill the matrices before and
+    after the activation. With an `ffn_rank` each matrix is a product of two.
     """
 
     def __init__(
@@ -35,32 +36,36 @@ class FeedForward(nnx.Module):
         init_out: Initializer,
     ):
         self.cfg, self.dtype = cfg, precision.matmul_dtype
+        self.is_gated = cfg.ffn in ("geglu", "geglu_tanh")
         common = {"bias": cfg.linear_bias, "precision": precision, "rngs": rngs}
         dense = functools.partial(LowRank, rank=cfg.ffn_rank) if cfg.ffn_rank else Linear
-        if cfg.ffn in ("geglu", "geglu_tanh"):
+        if self.is_gated:
             # Index 0 of the middle axis goes through the GELU, index 1 is the linear half.
-            spec, shape, axes = (
-                "bte,egf->btgf",
-                (cfg.d_model, 2, cfg.d_ff),
-                (ax.EMBED, None, ax.MLP),
-            )
+            spec = "bte,egf->btgf"
+            shape = (cfg.d_model, 2, cfg.d_ff)
+            axes = (ax.EMBED, None, ax.MLP)
         else:
-            spec, shape, axes = "bte,ef->btf", (cfg.d_model, cfg.d_ff), (ax.EMBED, ax.MLP)
+            spec = "bte,ef->btf"
+            shape = (cfg.d_model, cfg.d_ff)
+            axes = (ax.EMBED, ax.MLP)
         self.wi = dense(spec, shape, axes, init=init_in, **common)
-        self.wo = dense(
-            "btf,fe->bte", (cfg.d_ff, cfg.d_model), (ax.MLP, ax.EMBED), init=init_out, **common
-        )
+
+        shape, axes = (cfg.d_ff, cfg.d_model), (ax.MLP, ax.EMBED)
+        self.wo = dense("btf,fe->bte", shape, axes, init=init_out, **common)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """[batch, length, embed] → the same; with a key, dropout between the matrices."""
+        """[batch, length, embed] → the same shape; with a key, dropout between the matrices."""
         inner = dropout(self._activate(self.wi(x)), self.cfg.dropout, key)
         if self.dtype == jnp.float16:
-            # A trained T5 goes beyond what float16 holds just here: the largest number is nearer than infinity.
+            # A trained T5 exceeds the range of float16 only here: its largest number is nearer than
+            # infinity.
             inner = jnp.clip(inner, -_FLOAT16_MAX, _FLOAT16_MAX)
         return self.wo(inner)
 
-    def _activate(self, inner):
+    def _activate(self, inner: jax.Array) -> jax.Array:
         """[batch, length, (2,) mlp] → [batch, length, mlp]."""
-        if self.cfg.ffn in ("geglu", "geglu_tanh"):
+        if self.is_gated:
             return gated_gelu(inner, self.cfg.ffn == "geglu_tanh")
-        return jax.nn.relu(inner) if self.cfg.ffn == "relu" else gelu(inner)
+        if self.cfg.ffn == "relu":
+            return jax.nn.relu(inner)
+        return gelu(inner)

@@ -1,4 +1,4 @@
-"""Text from a T5: greedy or beam search over a cache of keys and values, for `jax.jit` as a whole."""
+"""Text from a T5: greedy or beam search over a cache of keys and values, all inside `jax.jit`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from cramjax.models import decoding, module
 from cramjax.models.layers import Precision
-from cramjax.models.t5 import Params, T5Config, encode, head
+from cramjax.models.t5 import Cache, Params, T5Config, encode, head
 
 
 def generate(
@@ -25,15 +25,19 @@ def generate(
     n_beams: int = 1,
     length_penalty: float = 1.0,
 ) -> decoding.Decoded:
-    """The most likely targets of each row of `tokens` int [batch, length].
+    """Returns the most likely targets of each row of `tokens`.
 
     Args:
-        cfg: the network. precision: its number formats. params: as from `t5.init_params`.
-        max_len: tokens generated at most, the end of sequence included.
+        cfg: the network.
+        precision: its number formats.
+        params: as from `network.init_params`.
+        tokens: int [batch, length].
+        max_len: the largest number of generated tokens, the end of sequence included.
         special: ids of "pad" (which starts a sequence and fills it up) and "sep" (which ends it).
         vocab_size: entries of the tokenizer; those that pad the embedding are never chosen.
-        padding_mask: bool [batch, length]: False where nobody should look.
-        n_beams: 1 is greedy. length_penalty: for beams, see `decoding.beam_search`.
+        padding_mask: bool [batch, length], False where nobody should look.
+        n_beams: hypotheses of a sequence; 1 is greedy.
+        length_penalty: for beams, see `decoding.beam_search`.
 
     Returns:
         tokens int32 [batch, max_len] and scores float32 [batch].
@@ -58,28 +62,38 @@ def init_cache(
     *,
     max_len: int,
     padding_mask: jax.Array | None = None,
-) -> dict[str, jax.Array]:
-    """What `decode_step` remembers: keys and values of up to `max_len` positions (empty) and of `encoded`, for every layer.
+) -> Cache:
+    """Returns the cache of `decode_step` before the first step.
 
-    Axis 0 of every array is the layer (1 for the mask), axis 1 the row of `encoded` [n, kv_length, embed].
+    It holds, for every layer, keys and values of `max_len` empty positions and of `encoded`. Axis 0
+    of every array is the layer (of size 1 for the mask), axis 1 the row.
+
+    Args:
+        cfg: the network.
+        precision: its number formats.
+        params: as from `network.init_params`.
+        encoded: [n, kv_length, embed] as from `t5.encode`.
+        max_len: positions of the decoder.
+        padding_mask: bool [n, kv_length], False where nobody should look.
     """
     model = module.bind(cfg.build(precision), params)
     n, kv_length = encoded.shape[:2]
 
-    def cross(_, params):
+    def cross(_: None, params: Params) -> tuple[None, list[jax.Array]]:
         attention = module.bind(model.decoder.build_block, params).cross_attention
         return None, attention.keys_and_values(encoded)
 
     _, (cross_key, cross_value) = jax.lax.scan(cross, None, module.params_of(model.decoder.layers))
     shape = (cfg.n_decoder_layers, n, max_len, cfg.n_heads, cfg.head_dim)
-    mask = jnp.ones((n, kv_length), bool) if padding_mask is None else padding_mask.astype(bool)
+    if padding_mask is None:
+        padding_mask = jnp.ones((n, kv_length), bool)
     empty = jnp.zeros(shape, precision.activation_dtype)
     return {
         "key": empty,
         "value": empty,
         "cross_key": cross_key,
         "cross_value": cross_value,
-        "cross_mask": mask[None],
+        "cross_mask": padding_mask.astype(bool)[None],
     }
 
 
@@ -87,11 +101,23 @@ def decode_step(
     cfg: T5Config,
     precision: Precision,
     params: Params,
-    cache: dict,
+    cache: Cache,
     tokens: jax.Array,
     index: jax.Array,
-) -> tuple[jax.Array, dict]:
-    """float32 logits [n, vocab] of what follows `tokens` int [n] at position `index` (int32 scalar), and the cache with them."""
+) -> tuple[jax.Array, Cache]:
+    """Runs the decoder for one position.
+
+    Args:
+        cfg: the network.
+        precision: its number formats.
+        params: as from `network.init_params`.
+        cache: as from `init_cache` or the step before.
+        tokens: int [n], at position `index`.
+        index: int32 scalar.
+
+    Returns:
+        float32 logits [n, vocab] of the next position, and the cache with this one in it.
+    """
     model = module.bind(cfg.build(precision), params)
     hidden, cache = model.decoder.step(model.embed(tokens[:, None]), cache, index)
     return head(cfg, precision, params, hidden[:, 0]), cache

@@ -134,7 +134,7 @@ def _has_narrow_tensor_cores(call: AttentionCall, device: jax.Device) -> bool:
 
 
 def _is_ampere(device: jax.Device) -> bool:
-    """Whether the GPU is NVIDIA's and of that generation or a later one."""
+    """Returns whether the GPU is NVIDIA's, of that generation or a later one."""
     capability = str(getattr(device, "compute_capability", ""))
     # AMD's are words, as "gfx90a".
     return capability.replace(".", "").isdigit() and float(capability) >= 8.0

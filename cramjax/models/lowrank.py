@@ -1,4 +1,4 @@
-"""A matrix as the product of two narrower ones, and the parameters of such layers written as whole matrices again."""
+"""A matrix as the product of two narrower ones, and the way back to whole matrices."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _DOWN, _UP = "down", "up"
 
 
 class LowRank(nnx.Module):
-    """A dense layer whose kernel is a product of two: `Linear` with a narrow middle (factorisation of CompoundGrow, arXiv 2010.12562).
+    """A dense layer whose kernel is a product of two.
 
-    Arguments as of `Linear`, with the `rank` of the kernel; a bias is that of the second half.
+    This is the factorisation of CompoundGrow (arXiv 2010.12562). It takes the arguments of `Linear`
+    and the `rank` of the kernel. A bias belongs to the second half.
     """
 
     def __init__(
@@ -38,28 +39,30 @@ class LowRank(nnx.Module):
         left, right = operands.split(",")  # the kernel's first axis is the one that is summed
         middle = f"{left[:-1]}r"
         common = {"precision": precision, "rngs": rngs}
-        shapes, names = (
-            ((shape[0], rank), (rank, *shape[1:])),
-            ((axes[0], ax.RANK), (ax.RANK, *axes[1:])),
-        )
-        self.down = Linear(
-            f"{left},{right[0]}r->{middle}", shapes[0], names[0], bias=False, init=init, **common
-        )
+
+        down = f"{left},{right[0]}r->{middle}"
+        down_shape, down_axes = (shape[0], rank), (axes[0], ax.RANK)
+        self.down = Linear(down, down_shape, down_axes, bias=False, init=init, **common)
+
         # The product has the deviation that `init` gives to the whole matrix.
         second = jax.nn.initializers.normal(rank**-0.5)
-        self.up = Linear(
-            f"{middle},r{right[1:]}->{out}", shapes[1], names[1], bias=bias, init=second, **common
-        )
+        up = f"{middle},r{right[1:]}->{out}"
+        up_shape, up_axes = (rank, *shape[1:]), (ax.RANK, *axes[1:])
+        self.up = Linear(up, up_shape, up_axes, bias=bias, init=second, **common)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """As `Linear`."""
+        """Returns the product and bias in the activation dtype."""
         return self.up(self.down(x))
 
 
 def merged(params: dict[str, Any]) -> dict[str, Any]:
-    """`params`, stacks of layers among them, with each pair of factors as the matrix it stands for; the function stays what it was."""
+    """Returns stacked `params` with each pair of factors as the matrix that is their product.
+
+    The network's function stays the same.
+    """
     flat = flatten_dict(params, sep="/")
-    for path in [path for path in flat if path.endswith(f"/{_DOWN}/kernel")]:
+    factored = [path for path in flat if path.endswith(f"/{_DOWN}/kernel")]
+    for path in factored:
         place = path.removesuffix(f"/{_DOWN}/kernel")
         down, up = flat.pop(path), flat.pop(f"{place}/{_UP}/kernel")
         exact = jax.lax.Precision.HIGHEST  # accelerators would round the parameters

@@ -1,8 +1,8 @@
 """The one file that touches the mechanics of Flax NNX.
 
 It declares parameters, stacks blocks, and moves between modules and plain dicts. NNX is used for
-`Module`, `Param`, `Rngs` in constructors, `eval_shape`, `split`, `merge`, `state` and the functions on
-pure dicts. All transformations of a model are plain JAX on the dicts.
+`Module`, `Param`, `Rngs` in constructors, `eval_shape`, `split`, `merge`, `state` and the functions
+on pure dicts. All transformations of a model are plain JAX on the dicts.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class Stacked(Network, Protocol):
 
     @property
     def unroll(self) -> str | int | bool:
-        """How far the loops are unrolled: "auto", a bool, or a number of blocks."""
+        """The extent to which loops are unrolled: "auto", a bool, or a number of blocks."""
         ...
 
 

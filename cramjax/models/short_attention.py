@@ -1,11 +1,12 @@
 """Self-attention of short sequences on a GPU, in one kernel a pass.
 
 General kernels stream the keys past the queries, and pay for it with partial sums and passes over
-what they saved. Up to `LONGEST` positions all keys of a head lie in one block. The forward pass reads the
-fused projection and writes the mixture; the backward pass reads the projection and a gradient,
-computes the probabilities again, and writes the projection's gradient whole. Rotary positions are
-turned on the way. Dropout is a function of a seed and a place, so that a resumed or recomputed step
-draws the same; cuDNN's is not: its state lies in the process and moves with each call.
+what they saved. Up to `LONGEST` positions all keys of a head lie in one block. The forward pass
+reads the fused projection and writes the mixture; the backward pass reads the projection and a
+gradient, computes the probabilities again, and writes the projection's gradient whole. Rotary
+positions are turned on the way. Dropout is a function of a seed and a place, so that a resumed or
+recomputed step draws the same; cuDNN's is not: its state lies in the process and moves with each
+call.
 
 Written in Pallas for Triton, which compiles it for cards of compute capability 8.0 and above. JAX
 0.11 calls that backend deprecated; where it is gone, `is_possible` says no, and another kernel is
@@ -56,7 +57,7 @@ TILES = {
 
 
 def is_possible(length: int, head_dim: int) -> bool:
-    """Whether the sizes are powers of two that fit, and this JAX has a Triton."""
+    """Returns whether the sizes are powers of two that fit, and this JAX has a Triton."""
     return triton is not None and length in (64, LONGEST) and head_dim in (32, 64, 128)
 
 
@@ -159,7 +160,7 @@ def _of_a_row(array) -> pl.BlockSpec:
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """What both passes do for one sequence and head.
+    """The work of both passes for one sequence and head.
 
     `refs` are references by name, as `_call` passes them. Queries and keys are lists of parts along
     the head's dimensions: one, or with rotary positions its two halves, which turn into each other.

@@ -1,4 +1,6 @@
-"""The encoder-decoder of T5 (arXiv 1910.10683, section 2.1), versions 1.0 and 1.1, and pure functions on it.
+"""The encoder-decoder of T5 (arXiv 1910.10683, section 2.1), versions 1.0 and 1.1.
+
+The module has its network and pure functions on it.
 
 Pre-norm blocks with RMSNorm, no biases, one table of relative position buckets for all layers of a
 stack, no scaling of the scores. 1.0 has ReLU and ties the logits to the embedding; 1.1 has a gated

@@ -1,4 +1,7 @@
-"""Losses over a vocabulary, in float32, as sums with their weights so that they add up over microbatches and devices."""
+"""Losses over a vocabulary, in float32, as weighted sums.
+
+Sums add up over microbatches and devices; means do not.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 MOST_LOGITS = 2**28
-"""Logits there are at a time where gradients are taken: a gigabyte of float32."""
+"""Logits in memory at a time, where gradients are taken: a gigabyte of float32."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
@@ -22,15 +25,19 @@ def predicted_cross_entropy(
     weights: jax.Array,
     z_loss: float = 0.0,
 ) -> jax.Array:
-    """`cross_entropy` of `logits_of(params, hidden)`, with few logits in memory at a time.
+    """Returns `cross_entropy` of `logits_of(params, hidden)`, with few logits in memory at a time.
 
-    Where gradients are taken, they are computed with the loss, chunk by chunk along the axis of positions: no logits
-    wait for a backward pass. A chunk has at most `MOST_LOGITS` of them. Sums run in another order than for the whole.
+    Where gradients are taken, they are computed with the loss, chunk by chunk along the axis of
+    positions: no logits wait for a backward pass. A chunk has at most `MOST_LOGITS` of them. Sums
+    run in another order than for all positions at once.
 
     Args:
-        logits_of: gives float32 [batch, positions, vocab].
-        params: a tree of float32 arrays. hidden: [batch, positions, embed].
-        labels: int32 [batch, positions]. weights: float32 [batch, positions]; neither is differentiated.
+        logits_of: returns float32 [batch, positions, vocab].
+        params: a tree of float32 arrays.
+        hidden: [batch, positions, embed].
+        labels: int32 [batch, positions], not differentiated.
+        weights: float32 [batch, positions], not differentiated.
+        z_loss: as for `cross_entropy`.
 
     Returns:
         float32 scalar.
@@ -52,12 +59,14 @@ def _predicted_forward(logits_of, params, hidden, labels, weights, z_loss):
         return loss, tuple(gradients)
 
     def add_chunk(sums, chunk):
+        # Gradients of parameters add up over chunks, those of hidden states stand side by side.
         loss, of_params, of_hidden = loss_and_gradients(*chunk)
         return jax.tree.map(jnp.add, sums, (loss, of_params)), of_hidden
 
     chunks = tuple(_split(x, n_chunks) for x in (hidden, labels, weights))
     zeros = jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params)
     (loss, of_params), of_hidden = jax.lax.scan(add_chunk, zeros, chunks)
+    # [chunks, batch, positions / chunks, embed] → [batch, positions, embed]
     of_hidden = jnp.moveaxis(of_hidden, 0, 1).reshape((hidden.shape[0], -1, hidden.shape[2]))
     return loss, (of_params, of_hidden[:, :n_positions])
 
@@ -73,7 +82,10 @@ predicted_cross_entropy.defvjp(_predicted_forward, _predicted_backward)
 
 
 def _split(x: jax.Array, n_chunks: int) -> jax.Array:
-    """[batch, positions, …] → [chunks, batch, positions / chunks, …], filled up with zeros, which have no weight."""
+    """[batch, positions, …] → [chunks, batch, positions / chunks, …].
+
+    Zeros fill up the last chunk, and have no weight.
+    """
     size = -(-x.shape[1] // n_chunks)
     rest = [(0, 0)] * (x.ndim - 2)
     filled = jnp.pad(x, [(0, 0), (0, n_chunks * size - x.shape[1]), *rest])
@@ -84,13 +96,13 @@ def _split(x: jax.Array, n_chunks: int) -> jax.Array:
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, weights: jax.Array, z_loss: float = 0.0
 ) -> jax.Array:
-    """Weighted sum of the cross-entropy in nats, plus `z_loss` times log(Z)^2 (weighted alike).
+    """Returns the weighted sum of the cross-entropy in nats, plus `z_loss` times log(Z)^2.
 
     Args:
         logits: float32 [..., vocab].
         labels: int32 [...], the right entries.
-        weights: float32 [...]; 0 leaves a position out. Not differentiated.
-        z_loss: coefficient that keeps the normaliser near 1; 0 for none.
+        weights: float32 [...], not differentiated; 0 leaves a position out.
+        z_loss: coefficient that keeps the normaliser Z near 1; 0 for none.
 
     Returns:
         float32 scalar.
@@ -106,8 +118,9 @@ def _forward(logits, labels, weights, z_loss):
 
 
 def _backward(z_loss, saved, cotangent):
-    # Written out because the transpose of the gather is a scatter into a zero array of the size of the logits: on CPU
-    # that costs more than the softmax itself. The comparison below fuses into the same single pass.
+    # Written out because the transpose of the gather is a scatter into a zero array of the size of
+    # the logits: on CPU that costs more than the softmax itself. The comparison below fuses into
+    # the same single pass.
     logits, labels, weights, log_z = saved
     scale = (cotangent * weights)[..., None]
     probabilities = jnp.exp(logits - log_z[..., None])
@@ -116,20 +129,20 @@ def _backward(z_loss, saved, cotangent):
     return gradient * scale, None, None
 
 
-def _gathered(logits, labels):
+def _gathered(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
 
 
-def _compared(logits, labels):
-    # Part of the sum of exponentials' sweep over the logits, where a gather would be one of its own.
+def _compared(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    # Part of the sum of exponentials' sweep over the logits, where a gather would be one of its
+    # own.
     return jnp.sum(jnp.where(_hits(logits, labels), logits, 0.0), axis=-1)
 
 
-def _hits(logits, labels):
-    """bool [..., vocab]: the right entries."""
-    return labels[..., None] == jax.lax.broadcasted_iota(
-        labels.dtype, logits.shape, logits.ndim - 1
-    )
+def _hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the right entries: bool [..., vocab]."""
+    entries = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    return labels[..., None] == entries
 
 
 cross_entropy.defvjp(_forward, _backward)

@@ -69,6 +69,7 @@ class MaskedLM:
                 "the prepared data has sentinels and no mask token, as span corruption needs it: "
                 "prepare data with data.extra_ids=0, or train a T5 on it"
             )
+
         described = encoder_config(config.model, vocabulary.vocab_size)
         objective = config.objective
         common = {

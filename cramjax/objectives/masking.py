@@ -1,7 +1,8 @@
-"""Masked language modelling on the device: exact counts, static shapes, a pure function of (key, row).
+"""Masking on the device: exact counts, static shapes, a pure function of (key, row).
 
-Cramming (arXiv 2212.14034, section 4 and its code of 2023) predicts exactly a quarter of the positions of every sequence, and only
-those reach the decoder ("sparse prediction", as in arXiv 2104.07705); 80% of them become the mask token, 10% a random one.
+Cramming (arXiv 2212.14034, section 4 and its code of 2023) predicts exactly a quarter of the
+positions of every sequence, and only those reach the decoder ("sparse prediction", as in arXiv
+2104.07705). 80% of them become the mask token, 10% a random one.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ import jax.numpy as jnp
 
 
 def n_predicted(mask_rate: float, seq_len: int) -> int:
-    """Positions predicted in a sequence of `seq_len` tokens of which the share `mask_rate` is to be."""
+    """Returns the number of positions that are predicted in a sequence of `seq_len` tokens."""
     return max(1, round(mask_rate * seq_len))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Masking:
-    """How a sequence is corrupted.
+    """The corruption of a sequence.
 
-    `mask_rate`: share of positions predicted; `mask_share` and `random_share` of those become the mask token or a random token,
-    the rest stays; `special_ids` are never chosen; random tokens are uniform over `vocab_size` entries.
+    Attributes:
+        mask_rate: share of positions that are predicted.
+        mask_share: share of those that become the mask token.
+        random_share: share of those that become a random token; the others stay.
+        mask_id: the mask token.
+        special_ids: tokens that are never predicted.
+        vocab_size: random tokens are uniform over so many entries.
     """
 
     mask_rate: float
@@ -33,13 +39,20 @@ class Masking:
     vocab_size: int
 
     def n_predicted(self, seq_len: int) -> int:
-        """Positions predicted in a sequence of `seq_len` tokens."""
+        """Returns the number of positions that are predicted in a sequence of `seq_len` tokens."""
         return n_predicted(self.mask_rate, seq_len)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedBatch:
-    """A corrupted batch: `inputs` int32 [batch, length]; `positions`, `labels` int32 and `weights` float32 [batch, predicted]."""
+    """A corrupted batch.
+
+    Attributes:
+        inputs: int32 [batch, length].
+        positions: int32 [batch, predicted], in random order.
+        labels: int32 [batch, predicted], the tokens there.
+        weights: float32 [batch, predicted], 0 for a special token.
+    """
 
     inputs: jax.Array
     positions: jax.Array
@@ -50,37 +63,37 @@ class MaskedBatch:
 def mask_tokens(
     masking: Masking, key: jax.Array, tokens: jax.Array, rows: jax.Array
 ) -> MaskedBatch:
-    """Corrupt `tokens` int32 [batch, length]; row i depends on (key, rows[i], tokens[i]) alone.
+    """Corrupts `tokens` int32 [batch, length]; row i depends on (key, rows[i], tokens[i]) alone.
 
-    So the masks are the same however the batch is cut into microbatches or laid out on devices. A sequence with too few ordinary
-    tokens fills up its count with special ones, left as they are and at weight 0.
+    So the masks are the same however the batch is cut into microbatches or laid out on devices. A
+    sequence with too few ordinary tokens fills up its count with special ones, which stay and have
+    weight 0.
     """
     batch, length = tokens.shape
     n_predicted = masking.n_predicted(length)
     n_masked = round(masking.mask_share * n_predicted)
     n_random = round(masking.random_share * n_predicted)
 
-    def draw(row):
+    def draw(row: jax.Array) -> jax.Array:
         row_key = jax.random.fold_in(key, row)
-        # One block of bits a row: the first `length` rank the positions, the others pick the random tokens.
+        # One block of bits a row: the first `length` rank the positions, the others pick the random
+        # tokens.
         return jax.random.bits(row_key, (length + n_random,), jnp.uint32)
 
     bits = jax.vmap(draw)(rows)  # [batch, length + random]
     special = _is_special(tokens, masking.special_ids)
-    # Ordinary positions score in [2^30, 2^31), special ones below: the top scores are a uniform draw of ordinary positions.
+    # Ordinary positions score in [2^30, 2^31), special ones below: the top scores are a uniform
+    # draw of ordinary positions.
     score = (bits[:, :length] >> 2).astype(jnp.int32) + jnp.where(special, 0, 1 << 30)
     _, positions = jax.lax.top_k(score, n_predicted)  # [batch, predicted], in random order
     labels = jnp.take_along_axis(tokens, positions, axis=1)
     weights = jnp.where(_is_special(labels, masking.special_ids), 0.0, 1.0).astype(jnp.float32)
+
+    # The order is random already: the first become masks, the next random tokens, the rest stay.
     random_tokens = (bits[:, length:] % jnp.uint32(masking.vocab_size)).astype(jnp.int32)
-    replacement = jnp.concatenate(
-        [
-            jnp.full((batch, n_masked), masking.mask_id, jnp.int32),
-            random_tokens,
-            labels[:, n_masked + n_random :],
-        ],
-        axis=1,
-    )
+    masks = jnp.full((batch, n_masked), masking.mask_id, jnp.int32)
+    kept = labels[:, n_masked + n_random :]
+    replacement = jnp.concatenate([masks, random_tokens, kept], axis=1)  # [batch, predicted]
     replacement = jnp.where(weights > 0, replacement, labels)
     inputs = jax.vmap(lambda row, at, new: row.at[at].set(new, unique_indices=True))(
         tokens, positions, replacement
@@ -89,6 +102,7 @@ def mask_tokens(
 
 
 def _is_special(tokens: jax.Array, special_ids: tuple[int, ...]) -> jax.Array:
+    """Returns bool, of the shape of `tokens`."""
     special = jnp.zeros(tokens.shape, bool)
     for token_id in special_ids:
         special |= tokens == token_id

@@ -1,8 +1,8 @@
-"""The protocols of an objective: what the train step needs, and what pretraining and finetuning need.
+"""The protocols of an objective: for the train step, for pretraining and for finetuning.
 
-An objective is a frozen dataclass: a network, its number formats, and the corruption or task that it
-learns. Its methods are pure functions. The training loop sees an objective and neither a network nor
-a corruption, so another family of models is another class (`families.py`).
+An objective is a frozen dataclass: a network, its number formats, and the corruption or task that
+it learns. Its methods are pure functions. The training loop sees an objective and neither a network
+nor a corruption, so another family of models is another class (`families.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ S = TypeVar("S", bound=Stacked)
 
 
 class Vocabulary(Protocol):
-    """What an objective reads of a dataset.
+    """The part of a dataset that an objective reads.
 
     Attributes:
         vocab_size: entries of the tokenizer.
@@ -37,7 +37,7 @@ class Vocabulary(Protocol):
 
 
 class Objective(Protocol):
-    """What the train step needs."""
+    """The interface of the train step."""
 
     @property
     def n_predicted(self) -> int:
@@ -59,7 +59,7 @@ class Objective(Protocol):
 
 
 class PretrainingObjective(Objective, Protocol):
-    """What pretraining needs besides: fresh parameters, evaluation and accounting."""
+    """The interface of pretraining, with evaluation and accounting."""
 
     @property
     def network(self) -> Network:
@@ -121,7 +121,7 @@ class PretrainingObjective(Objective, Protocol):
 
 
 class FinetuningObjective(Objective, Protocol):
-    """What finetuning needs besides: parameters to start from, and predictions.
+    """The interface of finetuning, with parameters to start from and predictions.
 
     Equal objectives are equal objects, which `jax.jit` recognises.
     """

@@ -17,7 +17,7 @@ from cramjax.config.span_lengths import SpanLengths
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Corruption(SpanLengths):
-    """How a text is corrupted.
+    """The corruption of a text.
 
     Attributes:
         n_raw: tokens of the text.
@@ -45,7 +45,8 @@ def corrupt_spans(
     """Corrupts `tokens` int32 [batch, n_raw]; row i depends on (key, rows[i], tokens[i]) alone.
 
     The noise and the other tokens are each cut into `n_spans` pieces of at least one token, and all
-    ways to cut are equally likely. The pieces alternate, beginning with other tokens and ending with
+    ways to cut are equally likely. The pieces alternate, beginning with other tokens and ending
+    with
     noise: as in T5, the first token is never noise and the last always.
     """
     inputs, targets = jax.vmap(
@@ -91,9 +92,9 @@ def _corrupt(
 
 
 def _piece_ends(bits: jax.Array, n_pieces: int) -> jax.Array:
-    """Returns the ends int32 [n_pieces] of pieces of n tokens, cut at the gaps with the highest bits.
+    """Returns the ends int32 [n_pieces] of pieces of n tokens.
 
-    `bits` uint32 [n - 1] has a word for each gap.
+    They are cut at the gaps with the highest bits. `bits` uint32 [n - 1] has a word for each gap.
     """
     n = bits.shape[0] + 1
     if n_pieces == 1:

@@ -1,1 +1,1 @@
-"""Optimizers: which update each parameter gets by its role, and dynamic loss scaling for float16."""
+"""Optimizers: the update of each parameter by its role, and loss scaling for float16."""

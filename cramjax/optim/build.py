@@ -1,8 +1,9 @@
-"""From a name and numbers to one optax transformation; the learning rate is not in it, it is an argument of the step.
+"""From a name and numbers to one optax transformation, without the learning rate.
 
-Layers are stacked on a leading `layer` axis and projections are fused, so whatever an optimizer does per tensor (LAMB's trust ratio,
-Adafactor's factors, clipping and parameter scale, Muon's orthogonalisation) is mapped over those axes: the update of a stack equals the
-updates of the matrices in it.
+The learning rate is an argument of the step. Layers are stacked on a leading `layer` axis and
+projections are fused, so everything an optimizer does per tensor is mapped over those axes: LAMB's
+trust ratio, Adafactor's factors, clipping and parameter scale, Muon's orthogonalisation. The update
+of a stack equals the updates of the matrices in it.
 """
 
 from __future__ import annotations
@@ -29,28 +30,39 @@ def make_optimizer(
     parameter_scale: str = "auto",
     relative_step: bool = False,
 ) -> optax.GradientTransformation:
-    """The update direction of `name` for a tree whose leaves have the logical `axes`, to be multiplied by the learning rate.
+    """Returns the transformation from gradients to updates, which the learning rate multiplies.
 
-    Weight decay is decoupled (arXiv 1711.05101) and leaves out biases and norms, as Cramming's code of 2023 does.
+    Weight decay is decoupled (arXiv 1711.05101) and leaves out biases and norms, as Cramming's code
+    of 2023 does.
 
     Args:
         name: adamw, adafactor, lamb, lion or muon.
-        axes: tree of tuples of axis names, one a parameter.
-        b1: decay of the first moment. b2: decay of the second moment. eps: added to denominators.
+        axes: tree of tuples of axis names, one for each parameter.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to denominators.
         weight_decay: coefficient of the decoupled decay.
-        parameter_scale: "on": the update of a matrix is multiplied by max(1e-3, its root mean square), as Adafactor does (arXiv
-            1804.04235, section 8) and nanoT5 does with AdamW (arXiv 2309.02373); "auto": for Adafactor only; or "off".
-        relative_step: multiply by Adafactor's own min(0.01, step^-0.5) (section 9 there).
+        parameter_scale: with "on" the update of a matrix is multiplied by max(1e-3, its root mean
+            square), as Adafactor does (arXiv 1804.04235, section 8) and nanoT5 does with AdamW
+            (arXiv 2309.02373). "auto" means Adafactor only, "off" never.
+        relative_step: multiplies by Adafactor's own min(0.01, step^-0.5) (section 9 there).
+
+    Raises:
+        ValueError: for another name.
     """
     adapt = _direction(name, axes, b1, b2, eps, weight_decay)
     if parameter_scale == "on" or (parameter_scale == "auto" and name == "adafactor"):
         adapt = optax.chain(adapt, per_matrix(optax.scale_by_param_block_rms(), axes))
     if relative_step:
         adapt = optax.chain(adapt, optax.scale_by_schedule(_relative_step))
-    if name == "muon":  # decays by itself
+    # Muon decays by itself, and its updates have their sign.
+    if name == "muon":
         return _with_standard_promotion(adapt)
+
     decay = optax.add_decayed_weights(weight_decay, decay_mask(axes))
-    trust = per_matrix(optax.scale_by_trust_ratio(), axes) if name == "lamb" else optax.identity()
+    trust = optax.identity()
+    if name == "lamb":
+        trust = per_matrix(optax.scale_by_trust_ratio(), axes)
     return _with_standard_promotion(optax.chain(adapt, decay, trust, optax.scale(-1.0)))
 
 
@@ -61,7 +73,12 @@ def _relative_step(count: jax.Array) -> jax.Array:
 def _with_standard_promotion(
     transform: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-    # optax raises Python floats to int32 step counts, which the project's strict dtype promotion would refuse.
+    """Returns `transform` under JAX's standard promotion of dtypes.
+
+    optax raises Python floats to int32 step counts, which the strict promotion of the project's
+    tests refuses.
+    """
+
     def init(params):
         with jax.numpy_dtype_promotion("standard"):
             return transform.init(params)
@@ -76,7 +93,7 @@ def _with_standard_promotion(
 def _direction(
     name: str, axes: Any, b1: float, b2: float, eps: float, weight_decay: float
 ) -> optax.GradientTransformation:
-    """What a gradient becomes before decay and sign; for Muon with both."""
+    """Returns the direction of an update before decay and sign; for Muon after both."""
     match name:
         case "adamw" | "lamb":
             return optax.scale_by_adam(b1, b2, eps)
@@ -84,11 +101,12 @@ def _direction(
             return optax.scale_by_lion(b1, b2)
         case "adafactor":
             # arXiv 1804.04235: factored second moment, update clipping at RMS 1.
-            return per_matrix(
-                optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)), axes
-            )
+            clip = optax.clip_by_block_rms(1.0)
+            return per_matrix(optax.chain(optax.scale_by_factored_rms(), clip), axes)
         case "muon":
-            # consistent_rms 0.2 gives updates the size of AdamW's, so that learning rates carry over (arXiv 2502.16982).
+            numbers = jax.tree.map(_muon_axes, roles(axes), axes, is_leaf=is_axes)
+            # consistent_rms 0.2 gives updates the size of AdamW's, so that learning rates carry
+            # over (arXiv 2502.16982).
             return contrib.muon(
                 1.0,
                 eps=eps,
@@ -97,53 +115,61 @@ def _direction(
                 adam_b1=b1,
                 adam_b2=b2,
                 consistent_rms=0.2,
-                muon_weight_dimension_numbers=jax.tree.map(
-                    _muon_axes, roles(axes), axes, is_leaf=is_axes
-                ),
+                muon_weight_dimension_numbers=numbers,
             )
     raise ValueError(f"unknown optimizer {name!r}")
 
 
 def decay_mask(axes: Any) -> Any:
-    """The same tree with True where weight decay applies: every parameter but biases and the scales of norms."""
+    """Returns a tree like `axes` with True where weight decay applies.
+
+    It applies to every parameter except biases and the scales of norms.
+    """
     return jax.tree.map(lambda role: role in ("matrix", "embedding", "scalar"), roles(axes))
 
 
 def per_matrix(transform: optax.GradientTransformation, axes: Any) -> optax.GradientTransformation:
-    """`transform` applied to every matrix (or vector) by itself: each layer of a stack, each part of a fused projection.
+    """Returns `transform` applied to every matrix or vector by itself.
 
-    A projection to heads is the matrix it is a view of, [embed, heads * head_dim], as in T5X's Adafactor.
+    Those are each layer of a stack, and each part of a fused projection. A projection to heads is
+    the matrix [embed, heads * head_dim], as in T5X's Adafactor.
     """
     # Stacks of different depth cannot share one vmap, hence a label for each leaf's path.
     paths = jax.tree.map_with_path(
         lambda path, _: jax.tree_util.keystr(path), axes, is_leaf=is_axes
     )
-    parts = zip(
-        *(jax.tree.leaves(tree, is_leaf=is_axes) for tree in (paths, roles(axes), axes)),
-        strict=True,
-    )
-    return optax.partition(
-        {path: _folded(transform, role, names) for path, role, names in parts}, paths
-    )
+    leaves = (jax.tree.leaves(tree, is_leaf=is_axes) for tree in (paths, roles(axes), axes))
+    by_path = {
+        path: _folded(transform, role, names) for path, role, names in zip(*leaves, strict=True)
+    }
+    return optax.partition(by_path, paths)
 
 
 def _folded(
     transform: optax.GradientTransformation, role: str, names: Axes
 ) -> optax.GradientTransformation:
-    """`transform` of one parameter as [batch, rows, columns] or [batch, entries], mapped over the batch if there is one."""
-    own = (
-        rows_and_columns(names) if role == "matrix" else tuple((i,) for i in own_axes(role, names))
-    )
-    batch = tuple(i for i in range(len(names)) if not any(i in group for group in own))
-    order = batch + sum(own, ())
+    """Returns `transform` of one parameter, mapped over its layers and fused parts.
 
-    def fold(x):
-        sizes = [
-            math.prod(x.shape[i] for i in group) for group in ((batch,) if batch else ()) + own
-        ]
+    The parameter is seen as [batch, rows, columns] or [batch, entries], without a batch if it has
+    neither layers nor parts.
+    """
+    if role == "matrix":
+        groups = rows_and_columns(names)
+    else:
+        groups = tuple((i,) for i in own_axes(role, names))
+    single = sum(groups, ())
+    batch = tuple(i for i in range(len(names)) if i not in single)
+    order = batch + single
+    if batch:
+        groups = (batch, *groups)
+
+    def fold(x: jax.Array) -> jax.Array:
+        sizes = []
+        for group in groups:
+            sizes.append(math.prod(x.shape[i] for i in group))
         return jnp.transpose(x, order).reshape(sizes)
 
-    def unfold(x, like):
+    def unfold(x: jax.Array, like: jax.Array) -> jax.Array:
         back = tuple(order.index(i) for i in range(len(order)))
         return jnp.transpose(x.reshape([like.shape[i] for i in order]), back)
 
@@ -153,13 +179,18 @@ def _folded(
         return over_batch(transform.init)(jax.tree.map(fold, params))
 
     def update(updates, state, params=None):
-        folded = jax.tree.map(fold, updates), state, jax.tree.map(fold, params)
-        new, state = over_batch(transform.update)(*folded)
+        folded = jax.tree.map(fold, updates)
+        new, state = over_batch(transform.update)(folded, state, jax.tree.map(fold, params))
         return jax.tree.map(unfold, new, updates), state
 
     return optax.GradientTransformation(init, update)
 
 
 def _muon_axes(role: str, names: Axes) -> contrib.MuonDimensionNumbers | None:
-    """Which axes of a matrix are rows and columns; None for embeddings, norms and biases, which Muon leaves to AdamW."""
-    return contrib.MuonDimensionNumbers(*rows_and_columns(names)) if role == "matrix" else None
+    """Returns which axes of a matrix are rows and columns.
+
+    It returns None for embeddings, norms and biases, which Muon leaves to AdamW.
+    """
+    if role != "matrix":
+        return None
+    return contrib.MuonDimensionNumbers(*rows_and_columns(names))

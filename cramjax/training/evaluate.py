@@ -1,4 +1,4 @@
-"""Held-out evaluation: the same sequences and positions every time, exact means over ragged batches."""
+"""Held-out evaluation: the same positions every time, exact means over ragged batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progressive training: the session of each stage, and the program that grows one state to the next.
+"""Progressive training: the session of each stage, and the program that grows a state.
 
 Both are made in the background while the stage before trains, so that a switch costs a copy of the
 state and no compilation.
@@ -79,7 +79,7 @@ class Stages:
         )
 
     def _fastest_kernels(self) -> kernels.Choices:
-        """Returns those of all stages, timed before the first one trains: later the card is busy."""
+        """Returns those of all stages, timed before the first one trains and the card is busy."""
         if self._kernels is None:
             self._kernels = {}
             for number in range(len(self)):

@@ -20,7 +20,7 @@ from cramjax.objectives import families
 
 
 def preview(config: Any, n_examples: int) -> Iterator[str]:
-    """Yields lines with the first `n_examples` rows of step 0, corrupted with the keys of that step.
+    """Yields lines with the first `n_examples` rows of step 0, corrupted with its keys.
 
     It prepares the data first if that is not done yet. The targets of masked language modelling are
     the words behind the masks in their order.

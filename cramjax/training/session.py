@@ -34,7 +34,7 @@ from cramjax.tuning import answers, attention_choice, devices, footprint, microb
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AssumedVocabulary:
-    """The vocabulary a configuration asks for, without a dataset: for plans, benchmarks and tests."""
+    """The vocabulary of a configuration without a dataset, for plans, benchmarks and tests."""
 
     vocab_size: int
     extra_ids: int = 0
@@ -48,7 +48,8 @@ class AssumedVocabulary:
     @property
     def dtype(self) -> np.dtype:
         """uint16 if it can hold every id, else uint32."""
-        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+        dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+        return np.dtype(dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class Session:
 
     @property
     def dynamic_scale(self) -> bool:
-        """Whether the loss is scaled: float16 only."""
+        """True if the loss is scaled: in float16 only."""
         return self.precision == "float16"
 
     @functools.cached_property
@@ -204,8 +205,8 @@ def _question(session: Session, limit_bytes: int) -> dict[str, Any]:
 def fastest_kernels(config: Any, vocabulary: Vocabulary, announce: Announce) -> kernels.Choices:
     """Returns the fastest kernel for each call of attention in a step of `config`.
 
-    They are timed on this process's devices. The result is empty without a GPU, if the configuration
-    names a kernel, and if XLA divides a step.
+    They are timed on this process's devices. The result is empty without a GPU, if the
+    configuration names a kernel, and if XLA divides a step.
     """
     device = jax.local_devices()[0]
     mesh = meshes.make_mesh(**config.mesh.to_dict(), devices=jax.devices())

@@ -30,8 +30,8 @@ batch: uint16 or uint32 [microbatches, rows, tokens], or a tree of arrays with a
 axis and the rows in the second axis of "tokens"; its first `n_micro` (int32) microbatches are used.
 lr: float32.
 
-Metrics are scalars: float32 `loss` (mean, nats) and `grad_norm` (before clipping), int32 `skipped` and
-`skipped_in_row`; with `noise_scale` also float32 `noise` and `signal` (`_noise_and_signal`).
+Metrics are scalars: float32 `loss` (mean, nats) and `grad_norm` (before clipping), int32 `skipped`
+and `skipped_in_row`; with `noise_scale` also float32 `noise` and `signal` (`_noise_and_signal`).
 """
 
 
@@ -48,9 +48,9 @@ def make_train_step(
 ) -> TrainStep:
     """Returns the train step.
 
-    The gradient is that of the mean loss over all predicted positions of the batch, however it is cut
-    into microbatches. A gradient that is not finite leaves parameters and moments as they are, and is
-    counted.
+    The gradient is that of the mean loss over all predicted positions of the batch, however it is
+    cut into microbatches. A gradient that is not finite leaves parameters and moments as they are,
+    and is counted.
 
     Args:
         objective: gives the loss.
@@ -69,7 +69,8 @@ def make_train_step(
 
     def step(state, batch, lr, n_micro):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        # Scaled to the mean over a microbatch: in float16 the sum over its positions would overflow.
+        # Scaled to the mean over a microbatch: in float16 the sum over its positions would
+        # overflow.
         n_rows = _tokens(batch).shape[1]
         unit = state.loss_scale.scale / (n_rows * objective.n_predicted)
         loss_sum, weight, gradients, squares = accumulate(state.params, key, batch, n_micro, unit)
@@ -132,11 +133,12 @@ def _updated(
 
 
 def _noise_and_signal(small: jax.Array, big: jax.Array, n_rows: int, n_micro: jax.Array) -> Metrics:
-    """Returns unbiased estimates of the gradient's noise and signal (arXiv 1812.06162, appendix A.1).
+    """Returns unbiased estimates of the gradient's noise and signal.
 
-    "noise" is the trace of the covariance of a sequence's gradient, "signal" the square norm of the
-    true gradient. Means of many of these, divided by each other, are the gradient noise scale in
-    sequences; a single pair says little. With one microbatch both are 0.
+    See arXiv 1812.06162, appendix A.1. "noise" is the trace of the covariance of a sequence's
+    gradient, "signal" the square norm of the true gradient. Means of many of these, divided by each
+    other, are the gradient noise scale in sequences; a single pair says little. With one microbatch
+    both are 0.
 
     Args:
         small: mean square norm of the gradients of microbatches.
@@ -155,9 +157,9 @@ def _noise_and_signal(small: jax.Array, big: jax.Array, n_rows: int, n_micro: ja
 def _apart(accumulate: Callable[..., Sums], mesh: Mesh) -> Callable[..., Sums]:
     """Returns `accumulate` with each copy of the network summing over its own rows.
 
-    The sums are exchanged once, at the end. Left to the partitioner, every microbatch's gradients are
-    exchanged, for a BERT-large 1.3 GB each time. Where a mesh shards the network as well, it stays
-    with the partitioner: a program that is apart on one axis alone crashes it (jax 0.10.2).
+    The sums are exchanged once, at the end. Left to the partitioner, every microbatch's gradients
+    are exchanged, for a BERT-large 1.3 GB each time. Where a mesh shards the network as well, it
+    stays with the partitioner: a program that is apart on one axis alone crashes it (jax 0.10.2).
     """
     by_rows, replicated = PartitionSpec(None, DATA), PartitionSpec()
     n_copies = mesh.shape[DATA]

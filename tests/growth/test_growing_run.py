@@ -1,4 +1,4 @@
-"""A run whose network grows: exact over stops before, at and after a switch, sharded, counted, exported."""
+"""A run whose network grows: exact over stops around a switch, sharded, counted, exported."""
 
 import json
 import os
@@ -112,14 +112,15 @@ class Kill:
             os.kill(os.getpid(), signal.SIGKILL)
     def close(self):
         pass
-cramjax.train(this.config(this.pathlib.Path(sys.argv[1]), "checkpoint.every_steps=2"), sys.argv[2], sinks=[Kill()])
+config = this.config(this.pathlib.Path(sys.argv[1]), "checkpoint.every_steps=2")
+cramjax.train(config, sys.argv[2], sinks=[Kill()])
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("evaluation", [1, 2], ids=["before growing", "after growing"])
 def test_killed_in_the_middle_of_a_switch_it_comes_to_the_same(whole, corpus, tmp_path, evaluation):
-    """A real kill, between the last step of a stage and the first of the next, on one side or the other of growing."""
+    """A real kill between the last step of a stage and the first of the next, around growing."""
     devices = {"XLA_FLAGS": os.environ["XLA_FLAGS"]}
     command = [sys.executable, "-c", KILLED, str(corpus), str(tmp_path / "run"), str(evaluation)]
     done = cli.run(command, check=False, **devices)
@@ -195,7 +196,7 @@ def test_it_grows_sharded_and_in_other_ways(corpus, tmp_path, more):
 
 
 def test_the_loss_does_not_jump_where_the_function_stays(corpus, tmp_path):
-    """Wider by sharing and deeper by identity, at a learning rate of zero: the same loss on both sides of the switch."""
+    """Wider by sharing and deeper by identity, at a learning rate of zero: the loss stays."""
     stages = [{"until": 0.5, "depth": 0.5, "width": 0.5}]
     more = (
         "growth.depth=identity",

@@ -89,7 +89,7 @@ def grown(small, operator, **changes):
 
 
 def jump(small, operator, **changes):
-    """How far logits move."""
+    """Returns the largest change of a logit, relative to the largest logit above 1."""
     params, big, more = grown(small, operator, **changes)
     shapes = jax.tree.map(jnp.shape, network.abstract_params(big))
     assert jax.tree.map(jnp.shape, more) == shapes
@@ -275,7 +275,7 @@ def test_moments_grow_as_gradients_do():
 
 @pytest.mark.slow
 def test_noise_between_copies_lets_the_loss_fall_further():
-    """Fitting a wide teacher: copies without noise stay the narrow network they come from, copies with noise do not."""
+    """A fit to a wide teacher: copies without noise stay the narrow network, others do not."""
     small = dataclasses.replace(ENCODER, n_layers=1, d_ff=2, ffn="gelu")
     teacher = dataclasses.replace(small, d_ff=24)
     wanted = logits(teacher, trained(teacher, seed=5))

@@ -1,4 +1,4 @@
-"""The choice of an attention kernel, that the kernels agree, and that no gradient crosses a mask."""
+"""Attention: the choice of a kernel, the agreement of kernels, no gradient across a mask."""
 
 import dataclasses
 import types
@@ -167,7 +167,8 @@ def test_short_attention_drops_the_same_in_both_passes_and_in_every_tile():
     fused, _ = fused_inputs(n_rows=1, n_heads=1)
     seeds = jnp.asarray([[7]], jnp.uint32)
     tile = short_attention.Tile(32, 4)
-    # Queries of zeros weigh all keys alike, and values that are unit vectors show which ones are kept.
+    # Queries of zeros weigh all keys alike, and values that are unit vectors show which ones
+    # are kept.
     probe = fused.at[:, :, 0].set(0.0).at[:, :, 2].set(0.0)
 
     def kept(tile):

@@ -13,7 +13,10 @@ IDS = {"start_id": START, "eos_id": EOS, "pad_id": PAD}
 
 
 def table(seed, n_rows=3, n_states=97):
-    """Log-probabilities float64 [rows, states, vocab] of what follows each history (by its hash), a row a model of its own."""
+    """Returns log-probabilities of the next token, float64 [rows, states, vocab].
+
+    A state is the hash of a history, and each row is a model of its own.
+    """
     logits = np.random.default_rng(seed).normal(0, 2.0, (n_rows, n_states, VOCAB))
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
@@ -26,7 +29,7 @@ def history_hash(tokens):
 
 
 def step_of(log_probs):
-    """A step whose answer depends on the whole history, which it keeps in the cache, and on the row, which stands there too."""
+    """Returns a step that depends on the row and the whole history, and a cache that holds both."""
     values = jnp.asarray(log_probs, jnp.float32)
 
     def step(cache, tokens, index):
@@ -71,9 +74,8 @@ def search(log_probs, vocab_size=VOCAB, **beams):
         **IDS,
         **beams,
     }
-    return jax.jit(
-        functools.partial(decoding.beam_search if beams else decoding.greedy, step, **options)
-    )(cache)
+    search = decoding.beam_search if beams else decoding.greedy
+    return jax.jit(functools.partial(search, step, **options))(cache)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -105,14 +107,13 @@ def test_wide_enough_a_beam_finds_the_best_there_is(seed, length_penalty):
 
 
 def narrow_search(row_table, n_beams, length_penalty):
-    """The best hypothesis and its score: what `beam_search` is, with lists, for one sequence, and without stopping early."""
+    """Returns the best hypothesis and its score: `beam_search` with lists, without stopping early."""
     going, ended = [((), 0.0)], []
     for length in range(1, MAX_LEN + 1):
-        candidates = [
-            (said + (token,), log_prob(row_table, said + (token,)))
-            for said, _ in going
-            for token in range(VOCAB)
-        ]
+        candidates = []
+        for said, _ in going:
+            longer = [said + (token,) for token in range(VOCAB)]
+            candidates += [(tokens, log_prob(row_table, tokens)) for tokens in longer]
         candidates = sorted(candidates, key=lambda pair: -pair[1])[: 2 * n_beams]
         ends = [said[-1] == EOS or length == MAX_LEN for said, _ in candidates]
         ended += [
@@ -180,9 +181,8 @@ def test_it_is_traced_once_and_stops_when_all_have_ended(beams):
         return both[cache["kind"][0]], cache
 
     options = {"batch_size": 2, "max_len": MAX_LEN, "vocab_size": VOCAB, **IDS, **beams}
-    run = jax.jit(
-        functools.partial(decoding.beam_search if beams else decoding.greedy, step, **options)
-    )
+    search = decoding.beam_search if beams else decoding.greedy
+    run = jax.jit(functools.partial(search, step, **options))
 
     def steps(kinds):
         ran.clear()
@@ -200,14 +200,18 @@ def test_it_is_traced_once_and_stops_when_all_have_ended(beams):
 def test_entries_that_pad_the_embedding_are_never_chosen(beams):
     found = search(certain(4), vocab_size=4, **beams)
     assert np.all(np.asarray(found.tokens) < 4)
-    # Padding keeps its share of the softmax: what is chosen has the 20 nats less that it has of the whole row.
+    # Padding keeps its share of the softmax: the chosen token has the 20 nats less that it has in
+    # the whole row.
     per_token = np.asarray(found.scores) / (1 if beams else MAX_LEN)
     np.testing.assert_allclose(per_token, -20.0, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
 def peer():
-    """torch, and a small T5 of transformers with weights so large that scores are spread and hypotheses end at 2 to 8 tokens."""
+    """Returns torch and a small T5 of transformers.
+
+    Its weights are so large that scores are spread and hypotheses end at 2 to 8 tokens.
+    """
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     sizes = {
@@ -233,7 +237,10 @@ def peer():
 
 
 def step_of_peer(torch, model, inputs, max_len):
-    """The network outside of JAX; it decodes the whole history anew, which the cache holds, so beams must be reordered."""
+    """Returns a step that runs the network outside of JAX, and its cache.
+
+    It decodes the whole history anew. The cache holds the history, so beams must be reordered.
+    """
     vocab = model.config.vocab_size
 
     def logits(inputs, history, index):

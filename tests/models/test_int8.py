@@ -1,4 +1,4 @@
-"""Products of whole numbers: exact sums, near the products of floats, in every place of a network that has a matrix."""
+"""Products of integers: exact sums, close to the products of floats, for every matrix of a network."""
 
 import dataclasses
 
@@ -46,15 +46,20 @@ def test_a_product_is_that_of_the_rounded_operands(spec):
 
 NETWORKS = {
     "encoder": encoder.EncoderConfig(
-        vocab_size=64, n_layers=3, d_model=32, n_heads=2, d_ff=48, ffn="geglu", first_norm=False, positions="rotary",
+        vocab_size=64, n_layers=3, d_model=32, n_heads=2, d_ff=48, ffn="geglu", first_norm=False,
+        positions="rotary",
         head_transform=True, decoder_bias=True,
     ),
     "BERT": encoder.EncoderConfig(
-        vocab_size=64, n_layers=2, d_model=32, n_heads=2, d_ff=48, positions="learned", linear_bias=True, token_types=2,
+        vocab_size=64, n_layers=2, d_model=32, n_heads=2, d_ff=48, positions="learned",
+        linear_bias=True, token_types=2,
     ),
-    "T5": t5.T5Config(vocab_size=64, n_layers=2, n_decoder_layers=2, d_model=32, n_heads=2, head_dim=16, d_ff=48),
+    "T5": t5.T5Config(
+        vocab_size=64, n_layers=2, n_decoder_layers=2, d_model=32, n_heads=2, head_dim=16, d_ff=48,
+    ),
     "tied T5": t5.T5Config(
-        vocab_size=64, n_layers=2, n_decoder_layers=2, d_model=32, n_heads=2, head_dim=16, d_ff=48, tie_embeddings=True
+        vocab_size=64, n_layers=2, n_decoder_layers=2, d_model=32, n_heads=2, head_dim=16, d_ff=48,
+        tie_embeddings=True,
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Means of embeddings: what `pool` makes of a sequence, and that a pooled encoder is the encoder where every mean is of one token."""
+"""Means of embeddings: `pool` on a sequence, and a pooled encoder with means of one token."""
 
 import dataclasses
 import functools

@@ -136,7 +136,8 @@ def test_scan_unrolled_and_rematerialized_agree(cfg):
 
 def test_init_is_t5xs():
     cfg = t5.T5Config(
-        vocab_size=512, n_layers=2, n_decoder_layers=2, d_model=256, n_heads=8, head_dim=32, d_ff=512, ffn="geglu_tanh",
+        vocab_size=512, n_layers=2, n_decoder_layers=2, d_model=256, n_heads=8, head_dim=32,
+        d_ff=512, ffn="geglu_tanh",
         tie_embeddings=False,
     )  # fmt: skip
     params = network.init_params(cfg, jax.random.key(0))
@@ -234,7 +235,8 @@ def test_impossible_numbers_are_refused():
 
 
 def test_count_is_the_formula_of_the_paper():
-    # Small of arXiv 2109.10686: 60.51 million; per layer 4 d (h kv) + 2 d f + 2 d, in a decoder 8 d (h kv) + 2 d f + 3 d.
+    # Small of arXiv 2109.10686: 60.51 million. A layer has 4 d (h kv) + 2 d f + 2 d, one of a decoder
+    # 8 d (h kv) + 2 d f + 3 d.
     cfg = t5.T5Config(
         vocab_size=32128,
         n_layers=6,

@@ -1,4 +1,4 @@
-"""The T5 task in the train step: everything the masked-language-modelling task is held to."""
+"""Span corruption in the train step, held to the same as masked language modelling."""
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +31,9 @@ def whole():
 
 
 def test_rows_are_exactly_as_long_as_fills_the_inputs():
-    task = open_t5().objective
-    assert (task.row_tokens, task.n_predicted) == (N_RAW, N_TARGETS)
-    inputs, targets = task.preview(jax.random.key(0), jnp.asarray(texts(1)[0]), jnp.arange(16))
+    objective = open_t5().objective
+    assert (objective.row_tokens, objective.n_predicted) == (N_RAW, N_TARGETS)
+    inputs, targets = objective.preview(jax.random.key(0), jnp.asarray(texts(1)[0]), jnp.arange(16))
     assert inputs.shape == (16, 32) and targets.shape == (16, N_TARGETS)
     # Sentinels from the top of the vocabulary, the end of sequence at both ends.
     assert np.all(np.sort(inputs, axis=1)[:, -2:] == [62, 63]) and np.all(targets[:, 0] == 63)
@@ -66,7 +66,8 @@ def test_every_mesh_gives_the_losses_of_one_device(whole, mesh):
 @pytest.mark.parametrize("relative_step", [False, True])
 def test_adafactor_trains(relative_step):
     made = open_t5("optimizer.name=adafactor", f"optimizer.relative_step={relative_step}")
-    values, _ = losses(made, np.repeat(texts(1), 40, axis=0), lr=3.0 if relative_step else 3e-2)
+    lr = 3.0 if relative_step else 3e-2
+    values, _ = losses(made, np.repeat(texts(1), 40, axis=0), lr=lr)
     assert values[-1] < values[0] - 0.2
 
 
@@ -119,7 +120,8 @@ def test_too_few_sentinels_are_refused():
 
 def test_the_program_does_little_more_than_the_products_of_the_model():
     overrides = (
-        "model.n_layers=2", "model.n_decoder_layers=3", "data.vocab_size=4096", "batch_size=8", "microbatch_size=8",
+        "model.n_layers=2", "model.n_decoder_layers=3", "data.vocab_size=4096", "batch_size=8",
+        "microbatch_size=8",
         "precision=float32", "eval.batch_size=8", "data.seq_len=256",
     )  # fmt: skip
     with one_device():

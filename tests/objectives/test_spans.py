@@ -63,13 +63,16 @@ def test_every_promise_holds(how, seed):
     for text, read, wanted in zip(tokens, np.asarray(inputs), np.asarray(targets), strict=True):
         assert read[-1] == wanted[-1] == EOS
         spans = spans_of(wanted)
-        # Sentinels count from the first, alike in inputs and targets; spans are not empty and do not touch.
+        # Sentinels count from the first, alike in inputs and targets; spans are not empty and do
+        # not touch.
         assert list(spans) == sentinels == [token for token in read.tolist() if token > 900]
         assert all(spans.values()) and sum(map(len, spans.values())) == how.n_noise
         places = np.flatnonzero(read > 900)
         assert np.all(np.diff(places) > 1) and places[0] > 0 and places[-1] == how.n_inputs - 2
         # Putting the spans back gives the text.
-        restored = [token for place in read[:-1].tolist() for token in spans.get(place, [place])]
+        restored = []
+        for token in read[:-1].tolist():
+            restored += spans.get(token, [token])
         assert restored == text.tolist()
 
 

@@ -21,10 +21,10 @@ NUMBERS = {"b1": 0.9, "b2": 0.98, "eps": 1e-8, "weight_decay": 0.1}
 def tree(seed):
     leaves, structure = jax.tree.flatten(AXES, is_leaf=lambda node: isinstance(node, tuple))
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    arrays = [
-        jax.random.normal(k, [SHAPES[a] for a in axes], jnp.float32)
-        for k, axes in zip(keys, leaves, strict=True)
-    ]
+    arrays = []
+    for key, axes in zip(keys, leaves, strict=True):
+        shape = [SHAPES[axis] for axis in axes]
+        arrays.append(jax.random.normal(key, shape, jnp.float32))
     return jax.tree.unflatten(structure, arrays)
 
 
@@ -105,7 +105,7 @@ def test_every_optimizer_descends(name):
 
 @pytest.mark.parametrize("name", ["adafactor", "lamb"])
 def test_a_fused_projection_is_the_matrices_it_fuses(name):
-    """As in the reference codes, where queries, keys and values are parameters of their own, [embed, heads * head_dim]."""
+    """The reference codes have queries, keys and values [embed, heads * head_dim] as parameters."""
     fused_axes = {"qkv": {"kernel": ("layer", "embed", None, "heads", "head_dim")}}
     apart_axes = {part: {"kernel": ("embed", "mlp")} for part in "abc"}
     # Both sides over 128, so that Adafactor factors; parts of very different size.

@@ -1,4 +1,7 @@
-"""T5 against `T5ForConditionalGeneration`: logits, loss, gradients, search; both forms, padding, uneven depths, odd heads; float32."""
+"""T5 against `T5ForConditionalGeneration` in float32: logits, loss, gradients, search.
+
+Both versions, padding, uneven depths and odd heads are covered.
+"""
 
 import functools
 
@@ -45,6 +48,7 @@ def tiny(name):
 
 
 def peer(cfg):
+    feed_forward = "relu" if cfg.ffn == "relu" else "gated-gelu"
     config = transformers.T5Config(
         vocab_size=cfg.vocab_size,
         d_model=cfg.d_model,
@@ -54,10 +58,11 @@ def peer(cfg):
         num_decoder_layers=cfg.n_decoder_layers,
         num_heads=cfg.n_heads,
         dropout_rate=0.0,
-        feed_forward_proj="relu" if cfg.ffn == "relu" else "gated-gelu",
+        feed_forward_proj=feed_forward,
         tie_word_embeddings=cfg.tie_embeddings,
         decoder_start_token_id=0,
     )
+
     model = transformers.T5ForConditionalGeneration(config)
     generator = torch.Generator().manual_seed(0)
     if not cfg.tie_embeddings:
@@ -67,7 +72,8 @@ def peer(cfg):
             # Spread enough that every path shows in the logits; norms away from 1.
             offset = 1.0 if "norm" in name else 0.0
             spread = 0.7 if "shared" in name or "relative" in name else 0.15
-            # Scores are not scaled: without this the softmax is all or nothing, and float32 no match for itself.
+            # Scores are not scaled: without this the softmax is all or nothing, and float32 no match
+            # for itself.
             spread *= cfg.head_dim**-0.5 if name.endswith(".q.weight") else 1.0
             weight.copy_(offset + spread * torch.randn(weight.shape, generator=generator))
     return model.eval()
@@ -102,6 +108,7 @@ def test_logits_and_loss(pair, padded):
         for row, (n_inputs, n_targets) in enumerate(((37, 19), (20, 4), (1, 11))):
             mask[row, n_inputs:], weights[row, n_targets:] = False, 0.0
     labels = np.where(weights > 0, targets, -100)
+
     with torch.no_grad():
         expected = model(
             input_ids=torch.from_numpy(inputs),
@@ -109,23 +116,17 @@ def test_logits_and_loss(pair, padded):
             decoder_input_ids=torch.from_numpy(np.pad(targets[:, :-1], ((0, 0), (1, 0)))),
             labels=torch.from_numpy(labels),
         )
-    padding_mask = jnp.asarray(mask) if padded else None
-    encoded = t5.encode(cfg, FLOAT32, params, jnp.asarray(inputs), padding_mask=padding_mask)
-    hidden = t5.decode(
-        cfg,
-        FLOAT32,
-        params,
-        encoded,
-        t5.shift_right(jnp.asarray(targets), 0),
-        padding_mask=padding_mask,
-    )
+
+    options = {"padding_mask": jnp.asarray(mask) if padded else None}
+    encoded = t5.encode(cfg, FLOAT32, params, jnp.asarray(inputs), **options)
+    read = t5.shift_right(jnp.asarray(targets), 0)
+    hidden = t5.decode(cfg, FLOAT32, params, encoded, read, **options)
     logits = t5.head(cfg, FLOAT32, params, hidden)
     assert float(jnp.std(logits)) > 0.3  # so that the tolerance means something
     np.testing.assert_allclose(logits, expected.logits.numpy(), atol=ATOL)
-    loss = (
-        cross_entropy(logits, jnp.asarray(targets, jnp.int32), jnp.asarray(weights)) / weights.sum()
-    )
-    assert float(loss) == pytest.approx(expected.loss.item(), abs=ATOL)
+
+    nats = cross_entropy(logits, jnp.asarray(targets, jnp.int32), jnp.asarray(weights))
+    assert float(nats / weights.sum()) == pytest.approx(expected.loss.item(), abs=ATOL)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,7 @@ def test_generation(pair, n_beams, length_penalty):
     rng = np.random.default_rng(2)
     inputs = rng.integers(2, 131, (6, 15))
     mask = np.arange(15)[None] < rng.integers(4, 16, (6, 1))
+    early_stopping = "never" if n_beams > 1 else False
     with torch.no_grad():
         expected = model.generate(
             input_ids=torch.from_numpy(inputs),
@@ -170,7 +172,7 @@ def test_generation(pair, n_beams, length_penalty):
             max_new_tokens=9,
             num_beams=n_beams,
             length_penalty=length_penalty,
-            early_stopping="never" if n_beams > 1 else False,
+            early_stopping=early_stopping,
             do_sample=False,
             use_cache=False,  # theirs has as many layers as the encoder
         ).numpy()[:, 1:]

@@ -1,4 +1,4 @@
-"""Forward parity with the stock classes of `transformers`: random weights, float32, with and without padding."""
+"""Forward parity with the classes of `transformers`: random float32 weights, also with padding."""
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ CASES = {
 
 @pytest.fixture(scope="module", params=CASES)
 def pair(request):
-    """(our config, our parameters, the torch model), equal weights, all of them away from 0 and 1."""
+    """Returns our config, our parameters and the torch model, with equal weights away from 0 and 1."""
     build, family = CASES[request.param]
     cfg = networks.named(request.param, **SHRINK)
     torch.manual_seed(0)
@@ -101,30 +101,24 @@ def test_logits_and_loss(pair, padded):
         mask[0, 13:] = mask[2, 5:] = 0
         tokens[mask == 0] = 0
     labels = np.where((numbers.random(tokens.shape) < 0.3) & (mask == 1), tokens, -100)
-    extra = (
-        {}
-        if cfg.positions == "rotary"
-        else {"token_type_ids": torch.tensor(numbers.integers(0, 2, tokens.shape))}
-    )
+    theirs = {"input_ids": torch.tensor(tokens), "labels": torch.tensor(labels)}
+    ours = {}
+    if padded:
+        theirs["attention_mask"] = torch.tensor(mask)
+        ours["padding_mask"] = jnp.asarray(mask == 1)
+    if cfg.positions != "rotary":
+        token_types = numbers.integers(0, 2, tokens.shape)
+        theirs["token_type_ids"] = torch.tensor(token_types)
+        ours["token_types"] = jnp.asarray(token_types, jnp.int32)
+
     with torch.no_grad():
-        expected = model(
-            input_ids=torch.tensor(tokens),
-            attention_mask=torch.tensor(mask) if padded else None,
-            labels=torch.tensor(labels),
-            **extra,
-        )
-    token_types = jnp.asarray(extra["token_type_ids"].numpy(), jnp.int32) if extra else None
-    hidden = encoder.encode(
-        cfg,
-        FLOAT32,
-        params,
-        jnp.asarray(tokens, jnp.int32),
-        padding_mask=jnp.asarray(mask == 1) if padded else None,
-        token_types=token_types,
-    )
+        expected = model(**theirs)
+    hidden = encoder.encode(cfg, FLOAT32, params, jnp.asarray(tokens, jnp.int32), **ours)
     logits = np.asarray(encoder.head(cfg, FLOAT32, params, hidden))
+
     seen = mask == 1
     np.testing.assert_allclose(logits[seen], expected.logits.numpy()[seen], atol=ATOL, rtol=0)
+
     scored = labels >= 0
     log_probabilities = np.asarray(jax.nn.log_softmax(logits))
     loss = -log_probabilities[scored, labels[scored]].mean()
