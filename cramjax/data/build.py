@@ -24,7 +24,7 @@ from cramjax.data.clean import CleanRules
 from cramjax.data.dataset import FORMAT
 from cramjax.data.journal import Journal
 from cramjax.data.plan import PreparationPlan, sentence_order_length
-from cramjax.data.progress import Meter
+from cramjax.data.progress import StageMeter
 from cramjax.data.selection import Selection, kept_batches, kept_texts
 from cramjax.data.source import Part
 from cramjax.data.spool import Job, Spool, SpooledPart
@@ -72,7 +72,7 @@ class Builder:
     """Carries out one plan in the directory `partial`."""
 
     def __init__(
-        self, plan: PreparationPlan, partial: pathlib.Path, meter: Meter, n_workers: int | None
+        self, plan: PreparationPlan, partial: pathlib.Path, meter: StageMeter, n_workers: int | None
     ):
         """Read how far an earlier process came.
 

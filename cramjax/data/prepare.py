@@ -19,12 +19,13 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cramjax.config.views import DataConfig
 from cramjax.console import Announce
 from cramjax.data import pack
 from cramjax.data.build import Builder
 from cramjax.data.dataset import TokenDataset
 from cramjax.data.plan import PreparationPlan, plan_preparation
-from cramjax.data.progress import Meter
+from cramjax.data.progress import StageMeter
 from cramjax.data.source import TextSource
 from cramjax.data.sources import open_sources
 from cramjax.data.spool import Damaged
@@ -36,7 +37,7 @@ _LOCK_POLL_S = 0.5
 
 
 def prepare(
-    config: Any,
+    config: DataConfig,
     sources: Sequence[TextSource] | None = None,
     *,
     announce: Announce | None = None,
@@ -71,11 +72,11 @@ def prepare(
     directory = cache / plan.name
     if not _is_published(directory):
         cache.mkdir(parents=True, exist_ok=True)
-        _prepare_once(plan, directory, Meter(announce), n_workers)
+        _prepare_once(plan, directory, StageMeter(announce), n_workers)
     return directory
 
 
-def open_data(config: Any, announce: Announce) -> TokenDataset:
+def open_data(config: DataConfig, announce: Announce) -> TokenDataset:
     """Return the dataset that `config` describes; prepare it if it is missing.
 
     Args:
@@ -105,7 +106,7 @@ def _is_published(directory: pathlib.Path) -> bool:
 
 
 def _prepare_once(
-    plan: PreparationPlan, directory: pathlib.Path, meter: Meter, n_workers: int | None
+    plan: PreparationPlan, directory: pathlib.Path, meter: StageMeter, n_workers: int | None
 ) -> None:
     """Prepare the dataset, or wait for the process that does."""
     try:
@@ -124,7 +125,7 @@ def _prepare_once(
 
 
 def _build(
-    plan: PreparationPlan, directory: pathlib.Path, meter: Meter, n_workers: int | None
+    plan: PreparationPlan, directory: pathlib.Path, meter: StageMeter, n_workers: int | None
 ) -> None:
     """Go on with an earlier preparation; if it is damaged, delete it and start again."""
     partial = directory.with_name(directory.name + ".partial")
@@ -144,7 +145,7 @@ def _build(
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path, meter: Meter) -> Iterator[None]:
+def _locked(path: pathlib.Path, meter: StageMeter) -> Iterator[None]:
     """Hold the lock file at `path`; wait while another process holds it.
 
     The lock ends with its process, however that ends.

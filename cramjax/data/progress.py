@@ -9,7 +9,7 @@ from cramjax import console
 from cramjax.console import Announce
 
 
-class Meter(console.Meter):
+class StageMeter(console.Meter):
     """Shows rate and time left of the current stage; silent without `announce`."""
 
     def __init__(self, announce: Announce | None, now: Callable[[], float] = time.monotonic):

@@ -361,8 +361,7 @@ def _attend(query, key_, value, mask, bias, kept, dtype):
     """Returns softmax(query key^T + bias) value over [batch, heads, length, head_dim] in float32.
 
     `kept` multiplies the probabilities. The casts to `dtype` are in here, so that gradients leave
-    as
-    float32: on CPU they are transposed next, which is slow in 16 bits.
+    as float32: on CPU they are transposed next, which is slow in 16 bits.
     """
     return _attend_forward(query, key_, value, mask, bias, kept, dtype)[0]
 

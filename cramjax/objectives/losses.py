@@ -134,15 +134,15 @@ def _gathered(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _compared(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    # Part of the sum of exponentials' sweep over the logits, where a gather would be one of its
-    # own.
+    # It joins the sweep of the sum of exponentials over the logits; a gather would be a second one.
     return jnp.sum(jnp.where(_hits(logits, labels), logits, 0.0), axis=-1)
 
 
 def _hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the right entries: bool [..., vocab]."""
+    right = labels[..., None]
     entries = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
-    return labels[..., None] == entries
+    return right == entries
 
 
 cross_entropy.defvjp(_forward, _backward)

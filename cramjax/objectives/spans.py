@@ -46,8 +46,7 @@ def corrupt_spans(
 
     The noise and the other tokens are each cut into `n_spans` pieces of at least one token, and all
     ways to cut are equally likely. The pieces alternate, beginning with other tokens and ending
-    with
-    noise: as in T5, the first token is never noise and the last always.
+    with noise: as in T5, the first token is never noise and the last always.
     """
     inputs, targets = jax.vmap(
         lambda text, row: _corrupt(corruption, jax.random.fold_in(key, row), text)
