@@ -81,6 +81,7 @@ _PENDING = (
     "tests/publishing",
     "tests/startup.py",
     "tests/stepping.py",
+    "tests/test_architecture.py",
     "tests/test_configs.py",
     "tests/test_console.py",
     "tests/test_docs.py",
