@@ -348,4 +348,8 @@ def _cut(examples: list[int], size: int, batch_size: int) -> list[list[int]]:
 
 
 def _stacked(batches: Sequence[Arrays]) -> Arrays:
-    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+    """Returns the arrays of several batches along a new leading axis."""
+    stacked = {}
+    for name in batches[0]:
+        stacked[name] = np.stack([batch[name] for batch in batches])
+    return stacked
