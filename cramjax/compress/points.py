@@ -126,7 +126,7 @@ def _measure(folder: pathlib.Path, point: Point, config: Any) -> dict[str, Any]:
         "value": score.value,
         "loss": score.loss,
         "params": sum(leaf.size for leaf in weights),
-        "nonzero": sum(np.count_nonzero(leaf) for leaf in weights),
+        "nonzero": sum(int(np.count_nonzero(leaf)) for leaf in weights),
         "int8": any(isinstance(leaf, Int8) for leaf in flat.values()),
         "latency": subject.latency(config, params),
     }
