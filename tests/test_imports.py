@@ -108,6 +108,7 @@ BELOW = {
         "data",
         "glue",
         "models",
+        "objectives",
         "checkpoints",
         "training",
         "inference",

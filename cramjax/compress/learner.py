@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cramjax.compress import matrices
 from cramjax.compress.prune import keep_zeros
 from cramjax.compress.quantize import Quantizer
+from cramjax.objectives.objective import FinetuningObjective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Compressed:
             finetuning).
     """
 
-    objective: Any
+    objective: FinetuningObjective
     quantizer: Quantizer | None = None
 
     @property

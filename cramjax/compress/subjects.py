@@ -31,6 +31,7 @@ from cramjax.finetuning.saved import pretrained_params
 from cramjax.glue.tasks import Task
 from cramjax.inference import LoadedModel
 from cramjax.models import network
+from cramjax.objectives.objective import FinetuningObjective
 from cramjax.training import session
 from cramjax.training.evaluate import Evaluator
 
@@ -122,9 +123,9 @@ class TaskSubject:
         self.settings = settings
         self.max_length = settings.max_length
         self._announce = announce
-        self._opened: dict[Any, tuple[Feed, Any]] = {}
+        self._opened: dict[Any, tuple[Feed, FinetuningObjective]] = {}
 
-    def _open(self, config: Any) -> tuple[Feed, Any]:
+    def _open(self, config: Any) -> tuple[Feed, FinetuningObjective]:
         """Returns the feed and the objective of a network; equal networks share them."""
         if config not in self._opened:
             model = dataclasses.replace(self.model, config=config)
@@ -134,7 +135,12 @@ class TaskSubject:
         return self._opened[config]
 
     def _train(
-        self, config: Any, objective: Any, params: Any, settings: Settings, seed: int
+        self,
+        config: Any,
+        objective: FinetuningObjective,
+        params: Any,
+        settings: Settings,
+        seed: int,
     ) -> Any:
         """Returns the parameters after training with the last epoch's."""
         feed, _ = self._open(config)
@@ -195,7 +201,7 @@ class TaskSubject:
         return times
 
 
-def _mean_loss(objective: Any, params: Any, batches: Sequence[Arrays]) -> float:
+def _mean_loss(objective: FinetuningObjective, params: Any, batches: Sequence[Arrays]) -> float:
     """Returns the mean loss of a `Classification` over the examples of `batches`."""
     total = 0.0
     weight = 0.0

@@ -43,12 +43,12 @@ class Classification:
     n_predicted = 1
 
     def init(self, key: jax.Array, trained: Params) -> Params:
-        """Parameters to start from: the encoder of `trained` and a fresh head."""
+        """Returns the parameters to start from: the encoder of `trained` and a fresh head."""
         return classifier.init_from(self.config, key, trained)
 
     @property
     def axes(self) -> Params:
-        """Logical axes of the parameters."""
+        """Logical axis names of the parameters."""
         return network.param_axes(self.config)
 
     def scores(self, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:

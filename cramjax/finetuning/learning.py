@@ -22,6 +22,7 @@ from cramjax.hub import equivalence
 from cramjax.hub.families import FAMILIES
 from cramjax.inference import LoadedModel
 from cramjax.models import encoder, kernels, t5
+from cramjax.objectives.objective import FinetuningObjective
 from cramjax.tuning import attention_choice
 
 Splits = Mapping[str, list[Row]]
@@ -33,7 +34,7 @@ def open_task(
     splits: Splits,
     settings: Settings,
     announce: Callable[[str], None],
-) -> tuple[Feed, Any]:
+) -> tuple[Feed, FinetuningObjective]:
     """Returns the examples of a task as `model` reads them, and the objective that learns them.
 
     The objective is a `Classification` or a `TextToText`. On a GPU an encoder's attention runs by
@@ -123,7 +124,7 @@ def _with_fastest_attention(
 
 
 def score(
-    task: Task, splits: Splits, feed: Feed, objective: Any, params: Any
+    task: Task, splits: Splits, feed: Feed, objective: FinetuningObjective, params: Any
 ) -> tuple[dict[str, float], dict[str, list[Any]]]:
     """Returns metrics in percent, and predictions by split.
 

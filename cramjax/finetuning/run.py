@@ -23,6 +23,7 @@ from cramjax.finetuning.store import Store, digest
 from cramjax.glue import rows
 from cramjax.glue.tasks import Task
 from cramjax.inference import LoadedModel, untrained
+from cramjax.objectives.objective import FinetuningObjective
 from cramjax.tuning import devices
 
 SMALL_TASK = 20_000
@@ -40,7 +41,7 @@ class _OpenTask:
     task: Task
     splits: learning.Splits
     feed: Feed
-    objective: Any
+    objective: FinetuningObjective
 
     def score(self, params: Any) -> tuple[dict[str, float], dict[str, list[Any]]]:
         """Returns metrics in percent, and predictions by split."""

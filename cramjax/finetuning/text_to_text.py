@@ -45,13 +45,13 @@ class TextToText:
     n_predicted = 2
 
     def init(self, key: jax.Array, trained: Params) -> Params:
-        """Parameters to start from: all are `trained`."""
+        """Returns the parameters to start from: all are `trained`."""
         del key
         return trained
 
     @property
     def axes(self) -> Params:
-        """Logical axes of the parameters."""
+        """Logical axis names of the parameters."""
         return network.param_axes(self.config)
 
     def loss(

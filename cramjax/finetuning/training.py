@@ -21,6 +21,7 @@ import numpy as np
 from cramjax.budget.schedules import multiplier
 from cramjax.finetuning.feed import Arrays, Feed
 from cramjax.finetuning.protocols import Settings
+from cramjax.objectives.objective import FinetuningObjective
 from cramjax.optim.build import make_optimizer
 from cramjax.optim.scale import initial_loss_scale
 from cramjax.training.state import TrainState
@@ -60,7 +61,7 @@ class Programs:
 
 @functools.lru_cache(maxsize=16)
 def programs(
-    objective: Any,
+    objective: FinetuningObjective,
     optimizer: str,
     b1: float,
     b2: float,
@@ -124,7 +125,7 @@ class Trained:
 
 def train(
     feed: Feed,
-    objective: Any,
+    objective: FinetuningObjective,
     settings: Settings,
     trained: Any,
     seeds: Sequence[int],
@@ -194,7 +195,7 @@ def _initial(program: Programs, trained: Any, seeds: Sequence[int]) -> tuple[Tra
 
 
 def programs_of(
-    objective: Any, settings: Settings, dynamic_scale: bool, together: bool
+    objective: FinetuningObjective, settings: Settings, dynamic_scale: bool, together: bool
 ) -> Programs:
     """Returns the programs of `objective` under the optimizer of `settings`."""
     return programs(
@@ -288,12 +289,14 @@ def of_seed(params: Any, index: int, n_seeds: int) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def predictor(objective: Any) -> Callable[..., jax.Array]:
+def predictor(objective: FinetuningObjective) -> Callable[..., jax.Array]:
     """Returns the jitted `predict` of an objective; equal objectives share it."""
     return jax.jit(objective.predict)
 
 
-def predict(objective: Any, params: Any, batches: Sequence[Arrays]) -> list[np.ndarray]:
+def predict(
+    objective: FinetuningObjective, params: Any, batches: Sequence[Arrays]
+) -> list[np.ndarray]:
     """Returns the outputs for each batch, with the parameters of one seed."""
     function = predictor(objective)
     # All batches are dispatched before the first output is read.

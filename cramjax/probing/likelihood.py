@@ -205,6 +205,7 @@ def _scorer(cfg: Network, hidden_id: int, vocab_size: int, pad_id: int) -> Calla
         hidden_tokens = jnp.where(everywhere == index, jnp.int32(hidden_id), tokens)
         ids = {"gap_id": hidden_id, "pad_id": pad_id}
         logits = cfg.gap_logits(FLOAT32, params, hidden_tokens, places, padding_mask=mask, **ids)
+        # Padding of the vocabulary has no probability.
         real = jnp.where(jnp.arange(logits.shape[1])[None] < vocab_size, logits, -jnp.inf)
         picked = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
         return picked - jax.nn.logsumexp(real, axis=1)
