@@ -141,8 +141,8 @@ def _compared(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def _hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the right entries: bool [..., vocab]."""
-    entries = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
-    return labels[..., None] == entries
+    right = labels[..., None]
+    return right == jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
 
 
 cross_entropy.defvjp(_forward, _backward)
