@@ -65,7 +65,7 @@ class TextToText:
         read = t5.shift_right(batch["targets"], self.pad_id)
         hidden = t5.decode(*common, encoded, read, padding_mask=batch["mask"], key=decoder_key)
         logits = t5.head(*common, hidden)
-        total = losses.cross_entropy(logits, batch["targets"], batch["weights"], 0.0)
+        total: Any = losses.cross_entropy(logits, batch["targets"], batch["weights"], 0.0)
         return total, jnp.sum(batch["weights"])
 
     def predict(self, params: Params, batch: Batch) -> jax.Array:

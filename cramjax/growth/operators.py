@@ -207,7 +207,7 @@ class ZeroWidth:
 
 @dataclasses.dataclass(frozen=True)
 class Compound:
-    """Several operators, one for each dimension, applied in order (CompoundGrow, arXiv 2010.12562)."""
+    """Several operators in order, one for each dimension (CompoundGrow, arXiv 2010.12562)."""
 
     operators: tuple[Operator, ...]
 
@@ -245,9 +245,10 @@ def grow(
     factors_stay = jax.tree.structure(params) == jax.tree.structure(fresh)
     if not factors_stay:
         params = merged(params)
-    olds = flatten_dict(params, sep="/")
-    news = flatten_dict(fresh, sep="/")
-    leaves = _leaves(flatten_dict(axes, sep="/"), news)
+    olds: dict[str, Any] = flatten_dict(params, sep="/")
+    news: dict[str, Any] = flatten_dict(fresh, sep="/")
+    names: dict[str, Any] = flatten_dict(axes, sep="/")
+    leaves = _leaves(names, news)
     flat = {path: operator(leaves[path], olds[path], new) for path, new in news.items()}
     grown = unflatten_dict(flat, sep="/")
     if opt_state is None:

@@ -8,7 +8,7 @@ what that function cannot: one in einsums, and one for short sequences (`short_a
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,11 +103,11 @@ class Attention(nnx.Module):
 
         (query,) = projections(self.qkv, x, slice(0, 1))  # [batch, length, heads, head_dim]
         key_, value = projections(self.qkv, source.hidden, slice(1, 3))
-        if rotary is not None:
+        if rotary is not None and source.rotary is not None:
             query = rotate(query, *rotary)
             key_ = rotate(key_, *source.rotary)
-        options = {"mask": mask, "dropout_key": key}
-        return self.out(attend(self.cfg, self.precision, query, key_, value, **options))
+        mixed = attend(self.cfg, self.precision, query, key_, value, mask=mask, dropout_key=key)
+        return self.out(mixed)
 
     def _mix_within(
         self,
@@ -148,17 +148,17 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         rate = 0.0 if key is None else self.cfg.attention_dropout
         seeds = None
-        if rate:
+        if key is not None and rate:
             seeds = jax.random.bits(key, (x.shape[0], self.cfg.n_heads), jnp.uint32)
         # [batch, length, 3, heads, head_dim]
         fused = self.qkv(x).astype(self.precision.matmul_dtype)
         if rotary is not None:
-            rotary = tuple(map(jnp.asarray, rotary))
+            rotary = jnp.asarray(rotary[0]), jnp.asarray(rotary[1])
         if mask is not None:
             mask = mask.astype(jnp.int8)
 
         scale = self.cfg.head_dim**-0.5
-        mixed = short_attention.attention(fused, rotary, mask, seeds, scale, rate, tile)
+        mixed: Any = short_attention.attention(fused, rotary, mask, seeds, scale, rate, tile)
         return mixed.astype(self.precision.activation_dtype)
 
 
@@ -289,7 +289,8 @@ def mix(
     Returns:
         [batch, length, heads, head_dim] in the activation dtype.
     """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if scale is None:
+        scale = float(query.shape[-1] ** -0.5)
     if kernel == kernels.EINSUM:
         if causal:
             mask, bias = _with_causal(mask, bias, query.shape[1], key_.shape[1])
@@ -340,7 +341,8 @@ def einsum_attention(
     products that accumulate in float32 in the backward pass as well. On CPU that makes a training
     step of a small model a tenth shorter.
     """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if scale is None:
+        scale = float(query.shape[-1] ** -0.5)
     query = query if scale == 1.0 else query * scale
     # To [batch, heads, length, head_dim].
     query = jnp.swapaxes(query, 1, 2)
@@ -352,7 +354,7 @@ def einsum_attention(
         shape = query.shape[:3] + (key_.shape[2],)  # [batch, heads, length, kv_length]
         kept = dropout(jnp.ones(shape, precision.matmul_dtype), dropout_rate, dropout_key)
 
-    mixed = _attend(query, key_, value, mask, bias, kept, precision.matmul_dtype)
+    mixed: Any = _attend(query, key_, value, mask, bias, kept, precision.matmul_dtype)
     return jnp.swapaxes(mixed, 1, 2).astype(precision.activation_dtype)
 
 

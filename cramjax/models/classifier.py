@@ -142,6 +142,9 @@ def classify(
         positions: as for `encoder.encode`.
         token_types: as for `encoder.encode`.
         key: dropout is on if given.
+
+    Raises:
+        ValueError: for pooling "mean" without `segment_ids`.
     """
     encoder_key, head_key = (None, None) if key is None else jax.random.split(key)
     hidden = encoder.encode(
@@ -159,6 +162,8 @@ def classify(
     if cfg.pooling == "first":
         hidden = hidden[first]  # [n, embed]
     else:
+        if segment_ids is None:
+            raise ValueError("pooling 'mean' needs segment_ids")
         numbers = jnp.arange(1, len(first) + 1)[:, None]
         belongs = (segment_ids.reshape(1, -1) == numbers).astype(jnp.float32)  # [n, rows * length]
         float32 = jnp.dtype(jnp.float32)

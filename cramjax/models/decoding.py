@@ -100,7 +100,7 @@ class _Beams(NamedTuple):
     """The state of a beam search.
 
     Attributes:
-        index: int32 scalar, tokens that each growing hypothesis has.
+        n_tokens: int32 scalar, tokens that each growing hypothesis has.
         tokens: int32 [batch, beams, max_len], hypotheses that still grow, best first.
         sums: float32 [batch, beams], their sums of log-probabilities.
         ended_tokens: int32 [batch, beams, max_len], hypotheses that have ended, best first.
@@ -108,7 +108,7 @@ class _Beams(NamedTuple):
         cache: of the growing hypotheses.
     """
 
-    index: jax.Array
+    n_tokens: jax.Array
     tokens: jax.Array
     sums: jax.Array
     ended_tokens: jax.Array
@@ -137,7 +137,7 @@ class _BeamSearch:
         sums = jnp.where(jnp.arange(self.n_beams) == 0, 0.0, IMPOSSIBLE)
         blank = jnp.full((*shape, self.max_len), self.pad_id, jnp.int32)
         return _Beams(
-            index=jnp.zeros((), jnp.int32),
+            n_tokens=jnp.zeros((), jnp.int32),
             tokens=blank,
             sums=jnp.broadcast_to(sums, shape).astype(jnp.float32),
             ended_tokens=blank,
@@ -148,7 +148,7 @@ class _BeamSearch:
     def next(self, beams: _Beams) -> _Beams:
         """Returns the state with one more token in each growing hypothesis."""
         n_beams = self.n_beams
-        logits, cache = self.step(beams.cache, self._last_tokens(beams), beams.index)
+        logits, cache = self.step(beams.cache, self._last_tokens(beams), beams.n_tokens)
         vocab = logits.shape[-1]
         log_probs = _log_probabilities(logits, self.vocab_size)
         log_probs = log_probs.reshape(self.batch_size, n_beams, -1)  # [batch, beams, vocab]
@@ -158,8 +158,10 @@ class _BeamSearch:
         totals, flat = jax.lax.top_k(sums, 2 * n_beams)  # [batch, 2 * beams]
         parents, chosen = flat // vocab, (flat % vocab).astype(jnp.int32)
         tokens = jnp.take_along_axis(beams.tokens, parents[..., None], axis=1)
-        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[..., None], beams.index, axis=2)
-        ends = (chosen == self.eos_id) | (beams.index + 1 == self.max_len)
+        tokens = jax.lax.dynamic_update_slice_in_dim(
+            tokens, chosen[..., None], beams.n_tokens, axis=2
+        )
+        ends = (chosen == self.eos_id) | (beams.n_tokens + 1 == self.max_len)
         ended_tokens, ended_scores = self._ended(beams, tokens, totals, ends)
 
         # Of the others, the best go on, each with the cache of its parent.
@@ -169,13 +171,13 @@ class _BeamSearch:
         offsets = jnp.arange(self.batch_size, dtype=parents.dtype)[:, None] * n_beams
         rows = (parents + offsets).reshape(-1)
         cache = jax.tree.map(lambda leaf: leaf[:, rows], cache)
-        return _Beams(beams.index + 1, tokens, sums, ended_tokens, ended_scores, cache)
+        return _Beams(beams.n_tokens + 1, tokens, sums, ended_tokens, ended_scores, cache)
 
     def _last_tokens(self, beams: _Beams) -> jax.Array:
         """Returns the last token of each growing hypothesis: int32 [batch * beams]."""
-        at = jnp.maximum(beams.index - 1, 0)
+        at = jnp.maximum(beams.n_tokens - 1, 0)
         last = jax.lax.dynamic_index_in_dim(beams.tokens, at, axis=2, keepdims=False)
-        return jnp.where(beams.index == 0, self.start_id, last).reshape(-1)
+        return jnp.where(beams.n_tokens == 0, self.start_id, last).reshape(-1)
 
     def _ended(
         self, beams: _Beams, tokens: jax.Array, totals: jax.Array, ends: jax.Array
@@ -189,7 +191,7 @@ class _BeamSearch:
             ends: bool [batch, candidates].
         """
         n_beams = self.n_beams
-        length = (beams.index + 1).astype(jnp.float32)
+        length = (beams.n_tokens + 1).astype(jnp.float32)
         # Of the candidates that end, transformers takes those among the best n_beams.
         is_among_best = (jnp.arange(2 * n_beams) < n_beams)[None]
         scores = totals / length**self.length_penalty
@@ -206,9 +208,9 @@ class _BeamSearch:
         # (for a positive penalty).
         longest = float(self.max_len)
         if self.length_penalty <= 0:
-            longest = (beams.index + 1).astype(jnp.float32)
+            longest = (beams.n_tokens + 1).astype(jnp.float32)
         attainable = beams.sums[:, 0] / longest**self.length_penalty
-        return (beams.index < self.max_len) & jnp.any(attainable > beams.ended_scores[:, -1])
+        return (beams.n_tokens < self.max_len) & jnp.any(attainable > beams.ended_scores[:, -1])
 
 
 def beam_search(

@@ -179,7 +179,7 @@ def _views(
 
 def _view(views: tuple[View, ...], sees_all: jax.Array | None) -> View:
     """Returns the view of a block; `sees_all` (bool scalar) chooses between two."""
-    if len(views) == 1:
+    if len(views) == 1 or sees_all is None:
         return views[0]
     return jax.tree.map(lambda everything, near: jnp.where(sees_all, everything, near), *views)
 
@@ -213,8 +213,12 @@ class Block(nnx.Module):
         """x [batch, length, embed] → the same shape; it attends to `source` if that is given."""
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         is_pre = self.cfg.norm_position == "pre"
-        if source is not None and is_pre and self.attention_norm is not None:
-            source = source._replace(hidden=self.attention_norm(source.hidden))
+
+        def norm(y: jax.Array) -> jax.Array:
+            return y if self.attention_norm is None else self.attention_norm(y)
+
+        if source is not None and is_pre:
+            source = source._replace(hidden=norm(source.hidden))
 
         def attend(y: jax.Array) -> jax.Array:
             mixed = self.attention(y, view.mask, view.rotary, keys[0], source)
@@ -224,11 +228,10 @@ class Block(nnx.Module):
             return dropout(self.mlp(y), self.cfg.dropout, keys[2])
 
         if not is_pre:
-            x = self.attention_norm(x + attend(x))
+            x = norm(x + attend(x))
             return self.mlp_norm(x + feed(x))
 
-        normed = x if self.attention_norm is None else self.attention_norm(x)
-        x = x + attend(normed)
+        x = x + attend(norm(x))
         return x + feed(self.mlp_norm(x))
 
 
@@ -350,7 +353,7 @@ class Head(nnx.Module):
 
     def __call__(self, hidden: jax.Array, embedding: jax.Array) -> jax.Array:
         """hidden [tokens, embed], embedding [vocab, embed] → float32 [tokens, vocab]."""
-        if self.dense is not None:
+        if self.dense is not None and self.norm is not None:
             hidden = self.norm(gelu(self.dense(hidden)))  # [tokens, embed]
         matmul_dtype = self.precision.matmul_dtype
         logits = product("te,ve->tv", hidden, embedding, matmul_dtype, jnp.dtype(jnp.float32))

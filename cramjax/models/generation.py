@@ -81,6 +81,7 @@ def init_cache(
 
     def cross(_: None, params: Params) -> tuple[None, list[jax.Array]]:
         attention = module.bind(model.decoder.build_block, params).cross_attention
+        assert attention is not None  # a decoder has one
         return None, attention.keys_and_values(encoded)
 
     _, (cross_key, cross_value) = jax.lax.scan(cross, None, module.params_of(model.decoder.layers))

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cramjax.models.kernels import Device
+
 _LARGEST = 127
 
 LEAST_NUMBERS = 1 << 16
@@ -53,7 +55,7 @@ class Int8:
         return self.codes.astype(dtype) * self.scale.astype(dtype)
 
 
-def is_faster(device: jax.Device, matmul_dtype: jnp.dtype) -> bool:
+def is_faster(device: Device, matmul_dtype: jnp.dtype) -> bool:
     """Returns whether int8 products are known to be faster on `device` than `matmul_dtype`.
 
     On CPUs they are faster than float32. They are faster than bfloat16 only for a few dozen tokens

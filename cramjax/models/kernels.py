@@ -6,8 +6,8 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
-import jax
 import jax.numpy as jnp
 
 from cramjax.models import short_attention
@@ -40,6 +40,18 @@ class AttentionCall:
     dropout_rate: float = 0.0
 
 
+class Device(Protocol):
+    """The part of a `jax.Device` that the choice reads.
+
+    An NVIDIA GPU also has `compute_capability`.
+    """
+
+    @property
+    def platform(self) -> str:
+        """Names the backend: "cpu", "gpu", "tpu" and so on."""
+        ...
+
+
 class Unable(ValueError):
     """A kernel was asked for that cannot do a call; the message says what it lacks."""
 
@@ -64,7 +76,7 @@ def noting() -> Iterator[set[AttentionCall]]:
         _noted.reset(token)
 
 
-def candidates(call: AttentionCall, device: jax.Device) -> list[str]:
+def candidates(call: AttentionCall, device: Device) -> list[str]:
     """Returns the kernels that can do `call` on `device`, the one to take unmeasured first.
 
     "cudnn" is cuDNN's fused attention, "xla" that of `jax.nn.dot_product_attention`. "einsum" is
@@ -76,12 +88,12 @@ def candidates(call: AttentionCall, device: jax.Device) -> list[str]:
     return [*fused, plain, *_short(call, device)]
 
 
-def promising(call: AttentionCall, device: jax.Device) -> str:
+def promising(call: AttentionCall, device: Device) -> str:
     """Returns the kernel that is likely the fastest for `call` on a `device` that is absent."""
     return [*_short(call, device), *candidates(call, device)][0]
 
 
-def _short(call: AttentionCall, device: jax.Device) -> list[str]:
+def _short(call: AttentionCall, device: Device) -> list[str]:
     suits = call.is_fused and not call.has_bias and not call.is_causal
     if not suits or not _has_narrow_tensor_cores(call, device):
         return []
@@ -92,7 +104,7 @@ def _short(call: AttentionCall, device: jax.Device) -> list[str]:
     )
 
 
-def choose(requested: str, call: AttentionCall, device: jax.Device, measured: Choices) -> str:
+def choose(requested: str, call: AttentionCall, device: Device, measured: Choices) -> str:
     """Returns the kernel for `call` behind `requested`: "auto", "xla" or "cudnn".
 
     "xla" stands for whatever XLA compiles.
@@ -112,7 +124,7 @@ def choose(requested: str, call: AttentionCall, device: jax.Device, measured: Ch
     return measured.get(call, possible[0])
 
 
-def lacking_for_cudnn(call: AttentionCall, device: jax.Device) -> str:
+def lacking_for_cudnn(call: AttentionCall, device: Device) -> str:
     """Returns, in words, what `call` on `device` lacks for cuDNN's attention; "" if nothing."""
     if device.platform not in GPUS:
         return "an NVIDIA GPU"
@@ -129,11 +141,11 @@ def lacking_for_cudnn(call: AttentionCall, device: jax.Device) -> str:
     return "attention_dropout 0" if call.dropout_rate > 0 else ""
 
 
-def _has_narrow_tensor_cores(call: AttentionCall, device: jax.Device) -> bool:
+def _has_narrow_tensor_cores(call: AttentionCall, device: Device) -> bool:
     return device.platform in GPUS and _is_ampere(device) and jnp.dtype(call.dtype).itemsize == 2
 
 
-def _is_ampere(device: jax.Device) -> bool:
+def _is_ampere(device: Device) -> bool:
     """Returns whether the GPU is NVIDIA's, of that generation or a later one."""
     capability = str(getattr(device, "compute_capability", ""))
     # AMD's are words, as "gfx90a".

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from cramjax.models import axes as ax
 from cramjax.models import int8
 from cramjax.models.dropout import dropout
 from cramjax.models.int8 import Int8
-from cramjax.models.kernels import AttentionCall
+from cramjax.models.kernels import AttentionCall, Device
 from cramjax.models.module import Initializer, param
 
 
@@ -42,7 +43,7 @@ class Precision:
 
     activation_dtype: jnp.dtype
     matmul_dtype: jnp.dtype
-    device: jax.Device | None = None
+    device: Device | None = None
     rows: NamedSharding | None = None
     kernels: tuple[tuple[AttentionCall, str], ...] = ()
 
@@ -226,7 +227,8 @@ class Norm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., embed] → the same shape, in the activation dtype."""
         bias = None if self.bias is None else self.bias[...]
-        return normalize(x, self.scale[...], bias, self.centre, self.eps).astype(self.dtype)
+        normed: Any = normalize(x, self.scale[...], bias, self.centre, self.eps)
+        return normed.astype(self.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -410,7 +412,9 @@ def rotary_tables(
     return jnp.asarray(cosines)[positions], jnp.asarray(sines)[positions]
 
 
-def rotate(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
+def rotate(
+    x: jax.Array, cosines: jax.Array | np.ndarray, sines: jax.Array | np.ndarray
+) -> jax.Array:
     """Returns `x` [batch, length, ..., head_dim] turned by the angles of `rotary_tables`.
 
     Dimension i is paired with i + head_dim / 2.

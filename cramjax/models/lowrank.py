@@ -60,7 +60,7 @@ def merged(params: dict[str, Any]) -> dict[str, Any]:
 
     The network's function stays the same.
     """
-    flat = flatten_dict(params, sep="/")
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
     factored = [path for path in flat if path.endswith(f"/{_DOWN}/kernel")]
     for path in factored:
         place = path.removesuffix(f"/{_DOWN}/kernel")

@@ -112,7 +112,8 @@ attention.defvjp(_forward, _backward)
 def _call(
     kernel, fused, rotary, mask, seeds, cotangent, result, tile: Tile, interpret: bool
 ) -> jax.Array:
-    """Runs `kernel` for each sequence and head, with references by name to what is given."""
+    """Runs `kernel` for each sequence and head, with references to the given arrays by name."""
+    assert triton is not None  # see `is_possible`
     n_rows, length, _, n_heads, _ = fused.shape
     cosines, sines = (None, None) if rotary is None else rotary
     arrays = {
@@ -243,7 +244,7 @@ class _Work:
         weights = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
         return weights / jnp.sum(weights, axis=1, keepdims=True)
 
-    def _factors(self, refs, first: int, shape: tuple[int, int]) -> jax.Array | None:
+    def _factors(self, refs, first: int, shape: tuple[int, ...]) -> jax.Array | None:
         """float32 `shape`: 0 where dropout hits, else above 1; None without dropout."""
         if "seed" not in refs:
             return None

@@ -276,6 +276,7 @@ class Block(nnx.Module):
         x = x + self._drop(attended, keys[1])
 
         if self.cross_attention is not None:
+            assert self.cross_norm is not None and encoded is not None
             kv = self.cross_attention.keys_and_values(encoded)
             attended = self.cross_attention(self.cross_norm(x), kv, cross_mask, keys[2])
             x = x + self._drop(attended, keys[3])
@@ -297,6 +298,8 @@ class Block(nnx.Module):
         """
         attended, updated = self.attention.step(self.attention_norm(x), bias, cache, index)
         x = x + attended
+
+        assert self.cross_norm is not None and self.cross_attention is not None
         kv = [cache["cross_key"], cache["cross_value"]]
         x = x + self.cross_attention(self.cross_norm(x), kv, cross_mask, None)
         return x + self.mlp(self.mlp_norm(x)), updated

@@ -141,8 +141,7 @@ def _compared(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def _hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the right entries: bool [..., vocab]."""
     right = labels[..., None]
-    entries = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
-    return right == entries
+    return right == jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
 
 
 cross_entropy.defvjp(_forward, _backward)

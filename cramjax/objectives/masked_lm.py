@@ -151,7 +151,9 @@ class MaskedLM:
         hidden = self._states(self.precision, params, batch, tokens, dropout_key, self.pool)
         head_params = encoder.head_params(params)
         predicted = hidden, batch.labels, batch.weights
-        total = losses.predicted_cross_entropy(self._logits, head_params, *predicted, self.z_loss)
+        total: Any = losses.predicted_cross_entropy(
+            self._logits, head_params, *predicted, self.z_loss
+        )
         return total, jnp.sum(batch.weights)
 
     def evaluate(

@@ -21,19 +21,27 @@ S = TypeVar("S", bound=Stacked)
 
 
 class Vocabulary(Protocol):
-    """The part of a dataset that an objective reads.
+    """The part of a dataset that an objective reads."""
 
-    Attributes:
-        vocab_size: entries of the tokenizer.
-        special_tokens: ids of special tokens by role, such as "pad", "mask" and "sep".
-        extra_ids: sentinels, which are the last entries.
-        dtype: of tokens.
-    """
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the tokenizer."""
+        ...
 
-    vocab_size: int
-    special_tokens: dict[str, int]
-    extra_ids: int
-    dtype: np.dtype
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of special tokens by role, such as "pad", "mask" and "sep"."""
+        ...
+
+    @property
+    def extra_ids(self) -> int:
+        """Sentinels, which are the last entries."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of tokens."""
+        ...
 
 
 class Objective(Protocol):
@@ -45,7 +53,7 @@ class Objective(Protocol):
         ...
 
     def loss(
-        self, params: Params, key: jax.Array, batch: Any, rows: jax.Array
+        self, params: Params, key: jax.Array, batch: Any, rows: jax.Array, /
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (sum in nats, weight) of a microbatch; the loss is their quotient.
 

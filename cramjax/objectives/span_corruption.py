@@ -131,7 +131,9 @@ class SpanCorruption:
         weights = jnp.ones(batch.targets.shape, jnp.float32)
         predicted = self._states(params, batch, dropout_key), batch.targets, weights
         head_params = t5.head_params(self.network, params)
-        total = losses.predicted_cross_entropy(self._logits, head_params, *predicted, self.z_loss)
+        total: Any = losses.predicted_cross_entropy(
+            self._logits, head_params, *predicted, self.z_loss
+        )
         return total, jnp.sum(weights)
 
     def evaluate(

@@ -66,8 +66,8 @@ def make_optimizer(
     return _with_standard_promotion(optax.chain(adapt, decay, trust, optax.scale(-1.0)))
 
 
-def _relative_step(count: jax.Array) -> jax.Array:
-    return jnp.minimum(1e-2, jax.lax.rsqrt(count.astype(jnp.float32) + 1.0))
+def _relative_step(count: jax.typing.ArrayLike) -> jax.Array:
+    return jnp.minimum(1e-2, jax.lax.rsqrt(jnp.asarray(count).astype(jnp.float32) + 1.0))
 
 
 def _with_standard_promotion(

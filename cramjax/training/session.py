@@ -259,7 +259,7 @@ def session_on(
     )
 
 
-def describe_attention(session: Session, vocabulary: Vocabulary, device: jax.Device) -> str:
+def describe_attention(session: Session, vocabulary: Vocabulary, device: kernels.Device) -> str:
     """Returns the names of the kernels that `session` would take on another `device`."""
     config, mesh = session.config, session.mesh
     shards = meshes.batch_shards(mesh)
@@ -268,7 +268,7 @@ def describe_attention(session: Session, vocabulary: Vocabulary, device: jax.Dev
 
 
 def _promising(
-    config: Any, calls: set[kernels.AttentionCall], mesh: Mesh, device: jax.Device
+    config: Any, calls: set[kernels.AttentionCall], mesh: Mesh, device: kernels.Device
 ) -> kernels.Choices:
     if not owns_rows(config, mesh):
         return {}
@@ -278,7 +278,7 @@ def _promising(
 def _names(
     config: Any,
     calls: set[kernels.AttentionCall],
-    device: jax.Device,
+    device: kernels.Device,
     chosen: kernels.Choices,
 ) -> str:
     names = {kernels.choose(config.model.attention, call, device, chosen) for call in calls}
@@ -371,7 +371,8 @@ def compile_train_step(
     if session.program is not None:
         return session.program
     started = time.monotonic()
-    compiled = lower_train_step(session).compile(options)
+    compiler_options = dict(options or {})
+    compiled = lower_train_step(session).compile(compiler_options or None)
     return compiled, time.monotonic() - started
 
 

@@ -67,7 +67,8 @@ def abstract_state(
     shapes = jax.eval_shape(
         lambda key: initial(objective, optimizer, dynamic_scale, key), jax.random.key(0)
     )
-    replicated = meshes.replicated(mesh)
+    # Shardings stand in the places of arrays.
+    replicated: Any = meshes.replicated(mesh)
     axes = network.param_axes(objective.network)
     params = rules.param_shardings(axes, shapes.params, mesh)
     shardings = TrainState(

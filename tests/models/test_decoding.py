@@ -107,7 +107,7 @@ def test_wide_enough_a_beam_finds_the_best_there_is(seed, length_penalty):
 
 
 def narrow_search(row_table, n_beams, length_penalty):
-    """Returns the best hypothesis and its score: `beam_search` with lists, without stopping early."""
+    """Returns the best hypothesis and its score, with lists and without stopping early."""
     going, ended = [((), 0.0)], []
     for length in range(1, MAX_LEN + 1):
         candidates = []

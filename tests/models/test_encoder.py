@@ -185,9 +185,9 @@ def test_dropout_is_a_function_of_the_key(rates):
 
 @pytest.mark.parametrize("unroll", [1, True])
 def test_dropout_differs_between_layers(unroll):
-    # Blocks of equal weights whose attention gives the constant 1 and whose feed-forward gives 0: two
-    # of them add dropout(1) + dropout(1), which is 0 where both drop. Independent masks do so at a
-    # quarter of the places, equal ones at a half.
+    # Blocks of equal weights whose attention gives the constant 1 and whose feed-forward gives 0:
+    # two of them add dropout(1) + dropout(1), which is 0 where both drop. Independent masks do so
+    # at a quarter of the places, equal ones at a half.
     cfg = EncoderConfig(
         **SMALL | {"n_layers": 2},
         linear_bias=True,

@@ -1,4 +1,4 @@
-"""Products of integers: exact sums, close to the products of floats, for every matrix of a network."""
+"""Products of integers: exact sums, close to products of floats, in all of a network."""
 
 import dataclasses
 

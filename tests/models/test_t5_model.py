@@ -235,8 +235,8 @@ def test_impossible_numbers_are_refused():
 
 
 def test_count_is_the_formula_of_the_paper():
-    # Small of arXiv 2109.10686: 60.51 million. A layer has 4 d (h kv) + 2 d f + 2 d, one of a decoder
-    # 8 d (h kv) + 2 d f + 3 d.
+    # Small of arXiv 2109.10686: 60.51 million. A layer has 4 d (h kv) + 2 d f + 2 d, one of a
+    # decoder 8 d (h kv) + 2 d f + 3 d.
     cfg = t5.T5Config(
         vocab_size=32128,
         n_layers=6,

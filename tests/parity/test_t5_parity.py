@@ -72,8 +72,8 @@ def peer(cfg):
             # Spread enough that every path shows in the logits; norms away from 1.
             offset = 1.0 if "norm" in name else 0.0
             spread = 0.7 if "shared" in name or "relative" in name else 0.15
-            # Scores are not scaled: without this the softmax is all or nothing, and float32 no match
-            # for itself.
+            # Scores are not scaled: without this the softmax is all or nothing, and float32 no
+            # match for itself.
             spread *= cfg.head_dim**-0.5 if name.endswith(".q.weight") else 1.0
             weight.copy_(offset + spread * torch.randn(weight.shape, generator=generator))
     return model.eval()
@@ -176,6 +176,7 @@ def test_generation(pair, n_beams, length_penalty):
             do_sample=False,
             use_cache=False,  # theirs has as many layers as the encoder
         ).numpy()[:, 1:]
+
     generate = functools.partial(
         generation.generate, cfg, FLOAT32, max_len=9, special={"pad": 0, "sep": 1}, vocab_size=131
     )

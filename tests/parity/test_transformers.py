@@ -69,7 +69,7 @@ CASES = {
 
 @pytest.fixture(scope="module", params=CASES)
 def pair(request):
-    """Returns our config, our parameters and the torch model, with equal weights away from 0 and 1."""
+    """Returns our config, our parameters and the torch model, of equal weights."""
     build, family = CASES[request.param]
     cfg = networks.named(request.param, **SHRINK)
     torch.manual_seed(0)
