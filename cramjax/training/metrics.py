@@ -139,7 +139,7 @@ class TensorBoard:
         """Close the event file."""
         self._writer.close()
 
-    def _add(self, event: Event) -> None:
+    def _add(self, event: Any) -> None:
         self._writer.write(event.SerializeToString())
         self._writer.flush()
 

@@ -105,9 +105,7 @@ def test_the_summary_has_counts_losses_and_shares_of_the_time(run):
     spent.data_wait_s += 2
     recorder.evaluated(EvalResult(2.0, 0.25))
 
-    session = types.SimpleNamespace(
-        objective=types.SimpleNamespace(n_params=7), precision="float32", microbatch_size=4
-    )
+    session = types.SimpleNamespace(n_params=7, precision="float32", microbatch_size=4)
     summary = recorder.summary(session, "steps")
     assert summary["steps"] == 10 and summary["tokens"] == 1000 and summary["flops"] == 10_000
     assert summary["elapsed_s"] == 10.0 and summary["tokens_per_s"] == 100.0
