@@ -76,10 +76,9 @@ def _show_as_code(app, what, name, obj, options, lines):
     Docstrings are read in editors first. They write `name` for code, as Markdown does, and use
     stars, bars and underscores as they are.
     """
-    del app, name, obj, options
+    del app, what, name, obj, options
     text = "\n".join(lines)
-    if what == "module":
-        text = "\n\n".join(map(_as_list, text.strip().split("\n\n"))) + "\n"
+    text = "\n\n".join(map(_as_list, text.strip("\n").split("\n\n"))) + "\n"
     text = re.sub(r"(?m)(?<!:):\n\n(?=( +)\S)", _literal_block, text)
     parts = re.split(r"(``.+?``|(?<![:\\])`[^`]+`)", text, flags=re.DOTALL)
     for number, part in enumerate(parts):
@@ -94,16 +93,19 @@ def _show_as_code(app, what, name, obj, options, lines):
 
 def _as_list(paragraph):
     """Make a list of a paragraph whose lines are entries: "name  what it is", or indented ones."""
-    first, *rest = paragraph.split("\n")
-    title, entries = [], [first, *rest]
-    if rest and first.endswith(":") and all(line.startswith(" ") for line in rest):
-        title, entries = [first, ""], rest
-    margin = min(len(line) - len(line.lstrip()) for line in entries)
-    has_columns = bool(re.match(r" *[\w`./]+ {2,}\S", entries[0]))
-    is_list = entries[0].lstrip().startswith(("- ", "* "))
-    if is_list or not (title or has_columns):
+    lines = paragraph.split("\n")
+    margin = min(_indent(line) for line in lines)
+    n_title = next((n for n, line in enumerate(lines) if _indent(line) > margin), 0)
+    has_title = n_title > 0 and lines[n_title - 1].endswith(":")
+    has_title = has_title and all(_indent(line) > margin for line in lines[n_title:])
+    has_columns = bool(re.match(r" *[\w`./]+ {2,}\S", lines[0]))
+    # Lists are left as they are, and so are the fields and directives that napoleon writes.
+    is_markup = lines[0].lstrip().startswith(("- ", "* ", ":", ".."))
+    if is_markup or not (has_title or has_columns):
         return paragraph
 
+    title, entries = ([*lines[:n_title], ""], lines[n_title:]) if has_title else ([], lines)
+    margin = min(_indent(line) for line in entries)
     listed = list(title)
     for line in entries:
         text = line[margin:]
@@ -114,11 +116,14 @@ def _as_list(paragraph):
     return "\n".join(listed)
 
 
+def _indent(line):
+    return len(line) - len(line.lstrip())
+
+
 def _literal_block(match):
     start = match.string.rfind("\n", 0, match.start()) + 1
     line = match.string[start : match.start()]
-    indent = len(line) - len(line.lstrip())
-    is_block = len(match[1]) > indent and not line.lstrip().startswith((":", ".."))
+    is_block = len(match[1]) > _indent(line) and not line.lstrip().startswith((":", ".."))
     return "::\n\n" if is_block else match[0]
 
 
