@@ -1,4 +1,4 @@
-"""Reads a prepared dataset by sequence number: format 1 of ARCHITECTURE.md, checked when opened.
+"""Reads a prepared dataset by sequence number: docs/internals/dataset_format.md, checked when opened.
 
 NumPy only, and nothing here writes. `index.py` says which sequence comes when, and `loader.py`
 makes batches.

@@ -1,4 +1,4 @@
-"""Writes token shards so that a killed writer can go on: format 1 of ARCHITECTURE.md.
+"""Writes token shards so that a killed writer can go on: docs/internals/dataset_format.md.
 
 Documents come in as token ids. They get their [SEP] and their shard here, and at the end the
 manifest. `selection.py` and `build.py` decide which documents are kept; `dataset.py` reads the
