@@ -2,8 +2,14 @@
 
 
 class UserError(Exception):
-    """A mistake the user can correct: one sentence naming the file, key or value and what to do. Exit code 2."""
+    """A mistake that the user can correct; the command ends with exit code 2.
+
+    The message is one sentence that names the file, key or value and says what to do.
+    """
 
 
 class RunFailed(Exception):
-    """A run that cannot go on (diverged, disk full, …): one sentence saying why and what is saved. Exit code 1."""
+    """A run that cannot go on (diverged, disk full, …); the command ends with exit code 1.
+
+    The message is one sentence that says why, and what is saved.
+    """

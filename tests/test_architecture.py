@@ -22,7 +22,7 @@ def names(root, text):
 
 
 def module_of(root, path):
-    """The file of a path that is given with or without "cramjax/"; None if there is no such file."""
+    """Returns the file of a path with or without "cramjax/", or None if there is none."""
     inner = path.removeprefix("cramjax/")
     for folder in ("cramjax", "."):
         file = root / folder / f"{inner}.py"

@@ -1,4 +1,6 @@
-"""One clock for every kind of budget: hours, steps, tokens and FLOPs; the first limit reached ends the run.
+"""One clock for every kind of budget: hours, steps, tokens and FLOPs.
+
+The first limit reached ends the run.
 
 Hours count from the first step of the first start and go on over restarts. Compilation, evaluation
 and checkpoints count. Preparing data does not, because `start` comes after it, as in Cramming
@@ -18,7 +20,7 @@ from typing import Any
 from cramjax.errors import UserError
 
 N_RECENT = 16
-"""Steps whose durations predict the next one: enough for a median that no evaluation or checkpoint moves."""
+"""Recent steps that predict the next one: their median is not moved by a checkpoint."""
 
 
 class Clock:
@@ -32,13 +34,14 @@ class Clock:
             ...one optimizer step...
             clock.advance(n_tokens, n_flops, n_rows)
 
-    Read the results of the step before within the loop: with more steps in flight than one, the intervals
-    between calls of `advance` are those of their dispatch, and the end of a time budget is missed by the
-    steps in flight.
+    The loop must read the results of the step before. With more steps in flight than one, the
+    intervals between calls of `advance` are those of dispatching, and the run overshoots a time
+    budget by the steps in flight.
 
-    The last step always runs at a fraction of exactly 1.0, so the learning rate is at its end value. With
-    hours as the limit, the step that ends nearest to the limit, by the recent step durations, is the last.
-    Without hours nothing here depends on time: every fraction is a function of the counts.
+    The last step always runs at a fraction of exactly 1.0, so the learning rate is at its end
+    value. Under a limit in hours the last step is the one that ends nearest to the limit, by the
+    durations of recent steps. Without hours nothing depends on time: every fraction is a function
+    of the counts.
     """
 
     def __init__(
@@ -50,8 +53,15 @@ class Clock:
         flops: float | None = None,
         time_source: Callable[[], float] = time.monotonic,
     ):
-        """At least one limit; `time_source` returns seconds. Raises UserError where no limit is given or one
-        is not > 0.
+        """Set the limits; at least one is needed.
+
+        Args:
+            hours: wall-clock hours. steps: optimizer steps.
+            tokens: tokens read. flops: model FLOPs.
+            time_source: returns seconds.
+
+        Raises:
+            UserError: if no limit is given, or one is not above 0.
         """
         limits = {"hours": hours, "steps": steps, "tokens": tokens, "flops": flops}
         self.limits = {name: limit for name, limit in limits.items() if limit is not None}
@@ -62,19 +72,26 @@ class Clock:
         for name, limit in self.limits.items():
             if not limit > 0:
                 raise UserError(f"budget.{name}={limit}: must be more than 0")
-        self.n_steps, self.n_tokens, self.n_flops, self.n_rows = 0, 0, 0, 0
+
+        self.n_steps = 0
+        self.n_tokens = 0
+        self.n_flops: float = 0
+        self.n_rows = 0
+
         self._now = time_source
-        self._read_at: float | None = None  # None: not running
+        # The latest reading of the time source; None while the clock does not run.
+        self._read_at: float | None = None
         self._elapsed_s = 0.0
-        self._advanced_at_s: float | None = (
-            None  # `elapsed_s` at the latest advance() since start()
-        )
+        # `elapsed_s` at the latest `advance` since `start`.
+        self._advanced_at_s: float | None = None
+        # Seconds, tokens and FLOPs of recent steps.
         self._recent: collections.deque[tuple[float, int, float]] = collections.deque(
             maxlen=N_RECENT
         )
-        self._planned: dict[str, float] | None = (
-            None  # shares of the limits when the step under way will have ended
-        )
+
+        # Shares of the limits at the end of the step that runs.
+        self._planned: dict[str, float] | None = None
+        # Fractions never fall below that of a step that has run.
         self._floor = 0.0
         self._ended_by: str | None = None
 
@@ -85,7 +102,7 @@ class Clock:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds counted, over all starts; never decreases, whatever the time source does."""
+        """Returns the seconds counted over all starts; they never decrease."""
         self._tick()
         return self._elapsed_s
 
@@ -99,37 +116,44 @@ class Clock:
             self._read_at = now
 
     def advance(self, n_tokens: int, n_flops: float, n_rows: int = 0) -> None:
-        """Count one finished optimizer step of `n_tokens` tokens, `n_flops` model FLOPs and `n_rows` training
-        rows.
+        """Count one finished optimizer step.
+
+        Args:
+            n_tokens: tokens of the step.
+            n_flops: model FLOPs of the step.
+            n_rows: training rows of the step.
         """
         elapsed_s = self.elapsed_s
-        # The first interval after a start holds the compilation and says nothing about the next step.
+        # The first interval after a start holds the compilation: it predicts no later step.
         if self._advanced_at_s is not None:
             self._recent.append((elapsed_s - self._advanced_at_s, n_tokens, n_flops))
         self._advanced_at_s = elapsed_s if self._read_at is not None else None
+
         self.n_steps += 1
         self.n_tokens += n_tokens
         self.n_flops += n_flops
         self.n_rows += n_rows
+
+        # Time ends a run by plan; counts end it also where a step was larger than planned.
         shares = self._shares(elapsed_s, self.n_steps, self.n_tokens, self.n_flops)
         planned = self._planned if self._planned is not None else shares
         counted = {name: share for name, share in shares.items() if name != "hours"}
         for ending in (planned, counted):
             if self._ended_by is None and ending and max(ending.values()) >= 1.0:
                 self._ended_by = max(ending, key=ending.__getitem__)
+
         self._floor = min(1.0, max(self._floor, *planned.values()))
         self._planned = None
 
     def fraction(self) -> float:
-        """Share of the budget spent by now, in [0, 1]: the largest over the limits. Never decreases; 1.0 when
-        done.
+        """Returns the share of the budget spent by now, the largest over the limits, in [0, 1].
+
+        It never decreases, and is 1.0 when the run is done.
         """
         if self.done():
             return 1.0
-        return min(
-            1.0,
-            max(self._shares(self.elapsed_s, self.n_steps, self.n_tokens, self.n_flops).values()),
-        )
+        shares = self._shares(self.elapsed_s, self.n_steps, self.n_tokens, self.n_flops)
+        return min(1.0, max(shares.values()))
 
     def plan_step(self, n_tokens: int, n_flops: float) -> float:
         """Plan the step about to start; returns the share of the budget spent at its end.
@@ -155,30 +179,29 @@ class Clock:
         return min(1.0, max(self._floor, *shares.values()))
 
     def done(self) -> bool:
-        """Whether the budget is spent: the step that ran at fraction 1.0 has been counted."""
+        """Returns True when the step that ran at fraction 1.0 has been counted."""
         return self._ended_by is not None
 
     def which(self) -> str | None:
-        """The limit that ended the run ("hours", "steps", "tokens" or "flops"); None while it goes on."""
+        """Returns the limit that ended the run, such as "hours", or None while it goes on."""
         return self._ended_by
 
     def remaining_s(self) -> float | None:
-        """Seconds until the first limit is reached at the recent speed; None where that is not known yet."""
+        """Returns the seconds to the first limit at the recent speed, or None before a step."""
         if self.done():
             return 0.0
+
+        counts = {"steps": self.n_steps, "tokens": self.n_tokens, "flops": self.n_flops}
         left = []
         for name, limit in self.limits.items():
             if name == "hours":
                 left.append(limit * 3600 - self.elapsed_s)
             elif self._recent:
-                count = {"steps": self.n_steps, "tokens": self.n_tokens, "flops": self.n_flops}[
-                    name
-                ]
-                left.append((limit - count) * self._per_unit_s(name))
+                left.append((limit - counts[name]) * self._per_unit_s(name))
         return max(0.0, min(left)) if left else None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON values."""
+        """Returns the clock for a checkpoint, as JSON values."""
         return {
             "elapsed_s": self.elapsed_s,
             "steps": self.n_steps,
@@ -191,32 +214,40 @@ class Clock:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`. Under other limits than it was saved with, the counts decide whether it
-        is over.
+        """Go on from `state_dict()`.
+
+        If the limits have changed since, the counts decide whether the run is over.
         """
         self._elapsed_s = float(state["elapsed_s"])
-        self.n_steps, self.n_tokens = int(state["steps"]), int(state["tokens"])
-        self.n_flops, self.n_rows = state["flops"], int(state["rows"])
+        self.n_steps = int(state["steps"])
+        self.n_tokens = int(state["tokens"])
+        self.n_flops = state["flops"]
+        self.n_rows = int(state["rows"])
         self._recent.clear()
-        self._planned, self._advanced_at_s = None, None
+        self._planned = None
+        self._advanced_at_s = None
+
         if state["limits"] == self.limits:
-            self._floor, self._ended_by = state["fraction"], state["ended_by"]
-        else:
-            shares = self._shares(self._elapsed_s, self.n_steps, self.n_tokens, self.n_flops)
-            largest = max(shares, key=shares.__getitem__)
-            self._floor, self._ended_by = 0.0, largest if shares[largest] >= 1.0 else None
+            self._floor = state["fraction"]
+            self._ended_by = state["ended_by"]
+            return
+        shares = self._shares(self._elapsed_s, self.n_steps, self.n_tokens, self.n_flops)
+        largest = max(shares, key=shares.__getitem__)
+        self._floor = 0.0
+        self._ended_by = largest if shares[largest] >= 1.0 else None
 
     def _shares(
         self, elapsed_s: float, n_steps: int, n_tokens: int, n_flops: float
     ) -> dict[str, float]:
-        """Share spent of every limit that is set; may exceed 1."""
+        """Returns the share spent of every limit that is set; it may exceed 1."""
         spent = {"hours": elapsed_s / 3600, "steps": n_steps, "tokens": n_tokens, "flops": n_flops}
         return {name: spent[name] / limit for name, limit in self.limits.items()}
 
     def _per_unit_s(self, unit: str) -> float:
-        """Median seconds a step, token or FLOP of the recent steps; 0.0 before there are any.
+        """Returns the median seconds of a step, token or FLOP in recent steps; 0.0 before any.
 
-        A token's rather than a step's duration predicts the next step, because a batch ramp lengthens steps.
+        The duration of a token predicts the next step better than that of a step, because a batch
+        ramp lengthens steps.
         """
         sizes = {
             "steps": lambda entry: 1,

@@ -83,8 +83,11 @@ class ShapeTable:
             UserError: for a name or a test that cannot be read.
         """
         keep = [parse_test(text) for text in tests]
-        rows = [self.row(shapes.parse(name)) for name in names or _all_names()]
-        rows = [row for row in rows if all(test(row) for test in keep)]
+        rows = []
+        for name in names or _all_names():
+            row = self.row(shapes.parse(name))
+            if all(test(row) for test in keep):
+                rows.append(row)
         if sort:
             rows.sort(key=operator.attrgetter(sort))
         return rows
@@ -140,8 +143,11 @@ def parse_test(text: str) -> Callable[[Row], bool]:
 
 def render(rows: Sequence[Row]) -> str:
     """Returns the rows below a head, in aligned columns."""
-    table = [COLUMNS, *(tuple(_cell(row, column) for column in COLUMNS) for row in rows)]
-    widths = [max(len(text) for text in column) for column in zip(*table, strict=True)]
+    table = [list(COLUMNS)]
+    for row in rows:
+        table.append([_cell(row, column) for column in COLUMNS])
+    widths = [max(map(len, texts)) for texts in zip(*table, strict=True)]
+
     lines = []
     for line in table:
         cells = [text.rjust(width) for text, width in zip(line, widths, strict=True)]

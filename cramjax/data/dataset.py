@@ -1,4 +1,6 @@
-"""Reads a prepared dataset by sequence number: docs/internals/dataset_format.md, checked when opened.
+"""Reads a prepared dataset by sequence number, and checks it when it is opened.
+
+The format is that of docs/internals/dataset_format.md.
 
 NumPy only, and nothing here writes. `index.py` says which sequence comes when, and `loader.py`
 makes batches.

@@ -85,7 +85,8 @@ def test_a_time_budget_ends_within_a_step_of_it_at_fraction_one(step_s, compile_
     clock = Clock(hours=180 / 3600, time_source=time)
     fractions = run(clock, time, durations)
     assert clock.done() and clock.which() == "hours"
-    # Half a step of rounding, and what the last two steps differ from the estimate: at worst the longest step there is.
+    # Half a step of rounding, and the error of the estimate for the last two steps: at worst the
+    # longest step.
     assert abs(clock.elapsed_s - 180) <= 1.2 * step_s
     assert fractions[-1] == 1.0 and max(fractions[:-1]) < 1.0
     assert fractions == sorted(fractions)

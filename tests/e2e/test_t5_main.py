@@ -1,4 +1,4 @@
-"""A T5 from the command line: the same files and guarantees as a masked language model, and its own demonstration."""
+"""A T5 from the command line: the files and guarantees of a masked LM, and a demonstration."""
 
 import json
 import signal
@@ -11,13 +11,15 @@ import pytest
 from tests.e2e import test_main as cli
 
 SMALL = (
-    "--config.data.vocab_size=300", "--config.data.extra_ids=20", "--config.data.seq_len=48", "--config.data.heldout_fraction=0.1",
-    "--config.data.max_mb=None", "--config.data.loader=numpy", "--config.model.n_layers=1", "--config.model.d_model=64",
-    "--config.model.n_heads=2", "--config.model.head_dim=24", "--config.model.d_ff=96", "--config.model.vocab_multiple=8",
-    "--config.budget.hours=None", "--config.budget.steps=60", "--config.eval.batch_size=16", "--config.eval.batches=2",
-    "--config.eval.every_fraction=0.5", "--config.log.every_steps=5", "--config.log.tensorboard=False",
-    "--config.batch_size=16", "--config.microbatch_size=8", "--config.precision=float32", "--config.schedule.batch_ramp=0.5",
-    "--config.checkpoint.every_steps=7",
+    "--config.data.vocab_size=300", "--config.data.extra_ids=20", "--config.data.seq_len=48",
+    "--config.data.heldout_fraction=0.1", "--config.data.max_mb=None",
+    "--config.data.loader=numpy", "--config.model.n_layers=1", "--config.model.d_model=64",
+    "--config.model.n_heads=2", "--config.model.head_dim=24", "--config.model.d_ff=96",
+    "--config.model.vocab_multiple=8", "--config.budget.hours=None", "--config.budget.steps=60",
+    "--config.eval.batch_size=16", "--config.eval.batches=2", "--config.eval.every_fraction=0.5",
+    "--config.log.every_steps=5", "--config.log.tensorboard=False", "--config.batch_size=16",
+    "--config.microbatch_size=8", "--config.precision=float32",
+    "--config.schedule.batch_ramp=0.5", "--config.checkpoint.every_steps=7",
 )  # fmt: skip
 
 
