@@ -25,7 +25,7 @@ _PUBLIC = {
     "fill_spans": "cramjax.inference",
     "generate": "cramjax.inference",
 }
-__all__ = sorted(_PUBLIC)
+__all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -43,7 +43,8 @@ toc_object_entries = False
 # Names of other projects have no pages here: their inventories would need a network.
 # Neither have private classes of ours.
 nitpick_ignore_regex = [("py:.*", r"(?!cramjax\.).*"), ("py:.*", r".*\._\w+")]
-# An annotation says `Plan` or `Meter` for the one that its module imports; several modules have one.
+# An annotation says `Plan` or `Meter` for the one that its module imports; several modules have
+# one.
 suppress_warnings = ["ref.python"]
 
 # Pages that are files of the repository's root.

@@ -159,8 +159,8 @@ class Clock:
         """Plan the step about to start; returns the share of the budget spent at its end.
 
         The share is exact for steps, tokens and FLOPs, and an estimate for hours. It is never below
-        that of a step that has run. A planned share of 1.0 makes this step the last one: `done()` is
-        true after the next `advance`.
+        that of a step that has run. A planned share of 1.0 makes this step the last one: `done()`
+        is true after the next `advance`.
 
         Args:
             n_tokens: tokens of the step.

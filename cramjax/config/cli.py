@@ -14,12 +14,16 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cramjax import stop
 from cramjax.errors import RunFailed, UserError
 
 T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    D = TypeVar("D", bound=DataclassInstance)
 
 
 def make_parser(module: str, purpose: str, example: str) -> argparse.ArgumentParser:
@@ -65,7 +69,7 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
-def from_flags(kind: type[T], args: argparse.Namespace, **values: Any) -> T:
+def from_flags(kind: type[D], args: argparse.Namespace, **values: Any) -> D:
     """Returns a dataclass whose fields are the flags of the same names, and `values`."""
     names = {field.name for field in dataclasses.fields(kind)} - values.keys()
     return kind(**{name: getattr(args, name) for name in names}, **values)

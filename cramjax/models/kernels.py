@@ -41,7 +41,7 @@ class AttentionCall:
 
 
 class Device(Protocol):
-    """The part of a `jax.Device` that the choice reads.
+    """The part of a `jax.Device` that this project reads; type checkers do not know that class.
 
     An NVIDIA GPU also has `compute_capability`.
     """
@@ -49,6 +49,15 @@ class Device(Protocol):
     @property
     def platform(self) -> str:
         """Names the backend: "cpu", "gpu", "tpu" and so on."""
+        ...
+
+    @property
+    def device_kind(self) -> str:
+        """Names the model, such as "NVIDIA H100 PCIe"."""
+        ...
+
+    def memory_stats(self) -> dict[str, int] | None:
+        """Returns bytes by name, such as "bytes_limit", or None if the backend does not say."""
         ...
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,8 +19,8 @@ AXES = (DATA, "fsdp", "tensor")
 BATCH_AXES = (DATA, "fsdp")
 
 
-def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device]) -> Mesh:
-    """A data × fsdp × tensor mesh over all `devices`; one size may be -1 ("the rest").
+def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any]) -> Mesh:
+    """Returns a data × fsdp × tensor mesh over all JAX `devices`; one size may be -1 ("the rest").
 
     Raises:
         UserError: if the sizes do not multiply to the number of devices.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -304,10 +303,7 @@ def open_stand_in(config: Config, card: Card, vocabulary: Vocabulary) -> Session
             f"and only {len(local)} can stand in for them"
         )
 
-    # The parts of a jax.Device that choose precision and kernels.
-    platform = "gpu" if card.gpu else "tpu"
-    capability = "{}.{}".format(*card.gpu.capability) if card.gpu else ""
-    device = types.SimpleNamespace(platform=platform, compute_capability=capability)
+    device = _StandIn.of(card)
     changes = {
         "microbatch_size": None,
         "precision": devices.resolve_precision(config.precision, device),
@@ -316,6 +312,24 @@ def open_stand_in(config: Config, card: Card, vocabulary: Vocabulary) -> Session
     session = sessions.session_on(changed(config, changes), vocabulary, local[: card.n_devices])
     attention = sessions.describe_attention(session, vocabulary, device)
     return dataclasses.replace(session, attention=attention)
+
+
+@dataclasses.dataclass(frozen=True)
+class _StandIn:
+    """The parts of a device that choose precision and kernels, of a card without a compiler."""
+
+    platform: str
+    device_kind: str
+    compute_capability: str
+
+    @classmethod
+    def of(cls, card: Card) -> _StandIn:
+        if card.gpu is None:
+            return cls("tpu", card.name, "")
+        return cls("gpu", card.name, "{}.{}".format(*card.gpu.capability))
+
+    def memory_stats(self) -> None:
+        """Returns nothing: a stand-in has no memory."""
 
 
 def _by_kind(state: Mapping[str, int], needed: int, activations: float) -> dict[str, int]:

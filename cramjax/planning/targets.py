@@ -11,6 +11,7 @@ import jax
 from jax.experimental import topologies
 
 from cramjax.errors import UserError
+from cramjax.models.kernels import Device
 from cramjax.planning import cards
 from cramjax.planning.cards import Card
 
@@ -31,7 +32,7 @@ def missing(card: Card) -> str | None:
     return None if is_installed else f'pip install "jax[{extra}]=={jax.__version__}"'
 
 
-def devices(card: Card) -> list[jax.Device]:
+def devices(card: Card) -> list[Device]:
     """Returns the devices of `card`, to compile for.
 
     Raises:

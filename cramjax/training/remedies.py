@@ -13,6 +13,7 @@ import jax
 from cramjax.config.resolve import changed
 from cramjax.config.views import Config
 from cramjax.errors import RunFailed, UserError
+from cramjax.models.kernels import Device
 from cramjax.objectives.objective import Vocabulary
 from cramjax.parallel import mesh as meshes
 from cramjax.training import session as sessions
@@ -47,7 +48,7 @@ class Remedy:
 def find(
     config: Config,
     vocabulary: Vocabulary,
-    on: Sequence[jax.Device],
+    on: Sequence[Device],
     *,
     microbatch_size: int,
     room: float,
@@ -85,7 +86,7 @@ def find(
 def _smaller(
     config: Config,
     vocabulary: Vocabulary,
-    on: Sequence[jax.Device],
+    on: Sequence[Device],
     microbatch_size: int,
     room: float,
 ) -> list[Remedy]:
@@ -116,7 +117,7 @@ def _fitting(
     config: Config,
     overrides: Mapping[str, Any],
     vocabulary: Vocabulary,
-    on: Sequence[jax.Device],
+    on: Sequence[Device],
     room: float,
 ) -> Remedy | None:
     """Returns `overrides` as a remedy if their step fits `room`, or None."""

@@ -222,7 +222,7 @@ def fastest_kernels(config: Any, vocabulary: Vocabulary, announce: Announce) -> 
 def session_on(
     config: Any,
     vocabulary: Vocabulary,
-    on: Sequence[jax.Device],
+    on: Sequence[kernels.Device],
     chosen: kernels.Choices | None = None,
 ) -> Session:
     """Returns the session of `config` on devices that need not be here.

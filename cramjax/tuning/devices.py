@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from cramjax.budget import peaks
 from cramjax.models.encoder import Precision
+from cramjax.models.kernels import Device
 
 
-def resolve_precision(name: str, device: jax.Device) -> str:
+def resolve_precision(name: str, device: Device) -> str:
     """Returns the format of matrix products: `name`, or for "auto" the fast one on `device`.
 
     That is float32, bfloat16 or float16.
@@ -32,7 +33,7 @@ def resolve_precision(name: str, device: jax.Device) -> str:
     return "float16" if capability >= 7.0 else "float32"
 
 
-def make_precision(name: str, device: jax.Device) -> Precision:
+def make_precision(name: str, device: Device) -> Precision:
     """Returns the dtypes of a format on `device`.
 
     On a CPU, bfloat16 narrows only the operands of products; activations stay float32.
@@ -44,7 +45,7 @@ def make_precision(name: str, device: jax.Device) -> Precision:
     return Precision(activation_dtype=activation_dtype, matmul_dtype=matmul_dtype, device=device)
 
 
-def peak_flops(device: jax.Device, precision: str) -> float:
+def peak_flops(device: Device, precision: str) -> float:
     """Returns the peak FLOP/s of dense products on one device.
 
     A card that is not in the table is measured, on a product of width 1024, in half a second.
@@ -54,7 +55,7 @@ def peak_flops(device: jax.Device, precision: str) -> float:
 
 
 def measure_matmul_flops(
-    device: jax.Device, precision: str, size: int = 1024, seconds: float = 0.3
+    device: Device, precision: str, size: int = 1024, seconds: float = 0.3
 ) -> float:
     """Returns the best FLOP/s of matrix products over some seconds of repeats.
 
@@ -77,7 +78,7 @@ def measure_matmul_flops(
     return 2 * size**3 / best
 
 
-def memory_bytes(device: jax.Device) -> int | None:
+def memory_bytes(device: Device) -> int | None:
     """Returns the bytes this process may use on `device`.
 
     None on a CPU, whose memory is shared with all other programs.
@@ -86,7 +87,7 @@ def memory_bytes(device: jax.Device) -> int | None:
     return stats.get("bytes_limit") if stats else None
 
 
-def peak_memory_bytes(device: jax.Device) -> int | None:
+def peak_memory_bytes(device: Device) -> int | None:
     """Returns the most bytes in use on `device` so far, or None if the backend does not say."""
     stats = device.memory_stats() if device.platform != "cpu" else None
     return stats.get("peak_bytes_in_use") if stats else None
