@@ -12,13 +12,14 @@ import pathlib
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import tokenizers
 from flax.traverse_util import unflatten_dict
 
 from cramjax.checkpoints import packed
 from cramjax.checkpoints.checkpoint import Checkpoints
+from cramjax.config.resolve import changed
+from cramjax.config.views import Config
 from cramjax.data import tokenizers as tokenizer_files
 from cramjax.errors import UserError
 from cramjax.hub import directory, download
@@ -164,7 +165,7 @@ def _read_packed(path: pathlib.Path, whole: bool) -> Pretrained:
     )
 
 
-def with_tokenizer(config: Any) -> Any:
+def with_tokenizer(config: Config) -> Config:
     """Returns `config` with the tokenizer of the model it starts from, if it starts from one.
 
     The embeddings of that model mean nothing under another tokenizer.
@@ -185,14 +186,14 @@ def with_tokenizer(config: Any) -> Any:
             f"but model.family={config.model.family}; take another recipe"
         )
 
-    changed = config.to_dict()
-    changed["data"] |= {
-        "tokenizer": str(file),
-        "extra_ids": extra_ids,
-        # Ids may have gaps, so the number of entries is not enough.
-        "vocab_size": max(tokenizer.get_vocab().values()) + 1,
+    # Ids may have gaps, so the number of entries is not enough.
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    values = {
+        "data.tokenizer": str(file),
+        "data.extra_ids": extra_ids,
+        "data.vocab_size": vocab_size,
     }
-    return ml_collections.FrozenConfigDict(changed)
+    return changed(config, values)
 
 
 def start_from(

@@ -19,14 +19,15 @@ from cramjax.compress.candidates import Candidate
 from cramjax.compress.plan import CompressionPlan
 from cramjax.files import write_json
 from cramjax.models.int8 import Int8, is_faster
+from cramjax.models.network import Network
 
 RESULT = "result.json"
 
 
-class Network(NamedTuple):
+class TrainedNetwork(NamedTuple):
     """A network in memory: its configuration and parameters."""
 
-    config: Any
+    config: Network
     params: Any
 
 
@@ -63,12 +64,12 @@ class PointFolders:
         """Returns the result of a point that is done."""
         return json.loads((self.folder(point) / RESULT).read_text())
 
-    def read(self, point: Point) -> Network:
+    def read(self, point: Point) -> TrainedNetwork:
         """Returns the network of a point that is done."""
         model = pretrained.read(self.folder(point))
-        return Network(model.config, jax.device_put(model.params))
+        return TrainedNetwork(model.config, jax.device_put(model.params))
 
-    def write(self, point: Point, network: Network) -> dict[str, Any]:
+    def write(self, point: Point, network: TrainedNetwork) -> dict[str, Any]:
         """Write a compressed model, measure it as it is read from there, and return the result."""
         folder = self.folder(point)
         temporary = folder.with_name(f".{folder.name}")
@@ -83,7 +84,7 @@ class PointFolders:
         os.replace(temporary, folder)
         return result
 
-    def _save(self, folder: pathlib.Path, point: Point, network: Network) -> int:
+    def _save(self, folder: pathlib.Path, point: Point, network: TrainedNetwork) -> int:
         """Write the tokenizer and the packed parameters; return the bytes of the latter."""
         candidate = point.candidate
         (folder / "tokenizer").mkdir(parents=True)
@@ -108,7 +109,7 @@ class PointFolders:
         )
 
 
-def _measure(folder: pathlib.Path, point: Point, config: Any) -> dict[str, Any]:
+def _measure(folder: pathlib.Path, point: Point, config: Network) -> dict[str, Any]:
     """Returns score, sizes and latency of the compressed model in `folder`."""
     subject = point.candidate.subject
     precision = point.candidate.model.precision

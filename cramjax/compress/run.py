@@ -11,7 +11,7 @@ from cramjax.compress import matrices, pareto, prune
 from cramjax.compress.candidates import Candidate
 from cramjax.compress.entries import make_entries
 from cramjax.compress.plan import WHOLE, CompressionRequest
-from cramjax.compress.points import Network, Point, PointFolders
+from cramjax.compress.points import Point, PointFolders, TrainedNetwork
 from cramjax.console import Announce
 from cramjax.files import write_json
 from cramjax.finetuning.store import Store, digest
@@ -67,7 +67,7 @@ class CompressionRun:
     def _compress(self, candidate: Candidate, seed: int) -> None:
         """Do all points of a model and a seed: ascending shares, each from the one before."""
         # The pruned network, while it is in memory.
-        network: Network | None = None
+        network: TrainedNetwork | None = None
         for share in sorted(self.plan.shares):
             whole = Point(candidate, seed, share, WHOLE)
             if self._folders.is_done(whole):
@@ -83,15 +83,15 @@ class CompressionRun:
                 network = network or self._folders.read(whole)
                 self._keep(point, self._ready_to_quantize(point, network))
 
-    def _network_before(self, point: Point) -> Network:
+    def _network_before(self, point: Point) -> TrainedNetwork:
         """Returns the network that is pruned to a share: that of the share before, or the first."""
         *earlier, _ = self.plan.path(point.share)
         if earlier:
             return self._folders.read(dataclasses.replace(point, share=earlier[-1]))
         candidate = point.candidate
-        return Network(candidate.model.config, candidate.subject.start(point.seed))
+        return TrainedNetwork(candidate.model.config, candidate.subject.start(point.seed))
 
-    def _pruned(self, point: Point, network: Network) -> Network:
+    def _pruned(self, point: Point, network: TrainedNetwork) -> TrainedNetwork:
         """Returns the network after pruning to the share of `point`, and after finetuning."""
         if not point.share:
             return network
@@ -114,9 +114,9 @@ class CompressionRun:
 
         if self.plan.epochs:
             params = subject.recover(config, params, point.seed, self.plan.epochs, None)
-        return Network(config, params)
+        return TrainedNetwork(config, params)
 
-    def _ready_to_quantize(self, point: Point, network: Network) -> Network:
+    def _ready_to_quantize(self, point: Point, network: TrainedNetwork) -> TrainedNetwork:
         """Returns the network after quantisation-aware finetuning, if the plan asks for it."""
         if not self.plan.qat_epochs:
             return network
@@ -124,9 +124,9 @@ class CompressionRun:
         params = point.candidate.subject.recover(
             network.config, network.params, point.seed, self.plan.qat_epochs, quantizer
         )
-        return Network(network.config, params)
+        return TrainedNetwork(network.config, params)
 
-    def _keep(self, point: Point, network: Network) -> None:
+    def _keep(self, point: Point, network: TrainedNetwork) -> None:
         """Write a point and announce its result."""
         result = self._folders.write(point, network)
         self._n_finished += 1

@@ -31,6 +31,7 @@ from cramjax.finetuning.saved import pretrained_params
 from cramjax.glue.tasks import Task
 from cramjax.inference import LoadedModel
 from cramjax.models import network
+from cramjax.models.network import Network
 from cramjax.objectives.objective import FinetuningObjective
 from cramjax.training import session
 from cramjax.training.evaluate import Evaluator
@@ -70,12 +71,12 @@ class Subject(Protocol):
         """Returns the parameters before any compression."""
         ...
 
-    def axes(self, config: Any) -> Any:
+    def axes(self, config: Network) -> Any:
         """Returns the axis names of the parameters."""
         ...
 
     def recover(
-        self, config: Any, params: Any, seed: int, epochs: int, quantizer: Quantizer | None
+        self, config: Network, params: Any, seed: int, epochs: int, quantizer: Quantizer | None
     ) -> Any:
         """Returns parameters after more finetuning; zeros stay zeros.
 
@@ -83,11 +84,11 @@ class Subject(Protocol):
         """
         ...
 
-    def score(self, config: Any, params: Any) -> Score:
+    def score(self, config: Network, params: Any) -> Score:
         """Returns the quality of a network."""
         ...
 
-    def latency(self, config: Any, params: Any) -> dict[str, dict[str, float]]:
+    def latency(self, config: Network, params: Any) -> dict[str, dict[str, float]]:
         """Returns milliseconds for each of `LATENCY_BATCHES`: p50_ms and p99_ms."""
         ...
 
@@ -125,7 +126,7 @@ class TaskSubject:
         self._announce = announce
         self._opened: dict[Any, tuple[Feed, FinetuningObjective]] = {}
 
-    def _open(self, config: Any) -> tuple[Feed, FinetuningObjective]:
+    def _open(self, config: Network) -> tuple[Feed, FinetuningObjective]:
         """Returns the feed and the objective of a network; equal networks share them."""
         if config not in self._opened:
             model = dataclasses.replace(self.model, config=config)
@@ -136,7 +137,7 @@ class TaskSubject:
 
     def _train(
         self,
-        config: Any,
+        config: Network,
         objective: FinetuningObjective,
         params: Any,
         settings: Settings,
@@ -163,20 +164,20 @@ class TaskSubject:
         _, objective = self._open(config)
         return self._train(config, objective, pretrained_params(self.model), self.settings, seed)
 
-    def axes(self, config: Any) -> Any:
+    def axes(self, config: Network) -> Any:
         """Returns the axis names of the parameters."""
         _, objective = self._open(config)
         return objective.axes
 
     def recover(
-        self, config: Any, params: Any, seed: int, epochs: int, quantizer: Quantizer | None
+        self, config: Network, params: Any, seed: int, epochs: int, quantizer: Quantizer | None
     ) -> Any:
         """Returns parameters after `epochs` of finetuning; the learning rate starts anew."""
         _, objective = self._open(config)
         settings = dataclasses.replace(self.settings, epochs=epochs, max_steps=None)
         return self._train(config, Compressed(objective, quantizer), params, settings, seed)
 
-    def score(self, config: Any, params: Any) -> Score:
+    def score(self, config: Network, params: Any) -> Score:
         """Returns the task's headline in percent."""
         feed, objective = self._open(config)
         metrics, _ = learning.score(self.task, self.splits, feed, objective, params)
@@ -189,7 +190,7 @@ class TaskSubject:
             loss=loss,
         )
 
-    def latency(self, config: Any, params: Any) -> dict[str, dict[str, float]]:
+    def latency(self, config: Network, params: Any) -> dict[str, dict[str, float]]:
         """Returns milliseconds for the first training examples, which are tokenised before."""
         feed, objective = self._open(config)
         predict = training.predictor(objective)
@@ -250,22 +251,22 @@ class TextSubject:
         """Returns the run's parameters."""
         return self.model.params
 
-    def axes(self, config: Any) -> Any:
+    def axes(self, config: Network) -> Any:
         """Returns the axis names of the parameters."""
         return network.param_axes(self._session.objective.network)
 
     def recover(
-        self, config: Any, params: Any, seed: int, epochs: int, quantizer: Quantizer | None
+        self, config: Network, params: Any, seed: int, epochs: int, quantizer: Quantizer | None
     ) -> Any:
         """Returns `params` themselves, because there is nothing to learn from."""
         return params
 
-    def score(self, config: Any, params: Any) -> Score:
+    def score(self, config: Network, params: Any) -> Score:
         """Returns the held-out loss in nats for each predicted token, as in the run's summary."""
         loss = self._evaluate(jax.device_put(params)).loss
         return Score(metric="heldout_loss", value=loss, loss=loss)
 
-    def latency(self, config: Any, params: Any) -> dict[str, dict[str, float]]:
+    def latency(self, config: Network, params: Any) -> dict[str, dict[str, float]]:
         """Returns milliseconds for scoring held-out sequences."""
         tokens, weights = self._batches[0]
         times = {}

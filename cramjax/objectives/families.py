@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from cramjax.config.views import Config
 from cramjax.models.layers import Precision
 from cramjax.models.network import DEFAULT_FAMILY, Network
 from cramjax.objectives.masked_lm import MaskedLM
@@ -24,7 +25,7 @@ class Family(Protocol):
         ...
 
     def from_config(
-        self, config: Any, vocabulary: Vocabulary, precision: Precision
+        self, config: Config, vocabulary: Vocabulary, precision: Precision
     ) -> PretrainingObjective:
         """Returns the objective of a whole configuration over a vocabulary.
 
@@ -38,7 +39,7 @@ OBJECTIVES: dict[str, Family] = {"encoder": MaskedLM, "t5": SpanCorruption}
 """The objective by `model.family`."""
 
 
-def build(config: Any, vocabulary: Vocabulary, precision: Precision) -> PretrainingObjective:
+def build(config: Config, vocabulary: Vocabulary, precision: Precision) -> PretrainingObjective:
     """Returns the objective of `config`; see `Family.from_config`."""
     return OBJECTIVES[config.model.family].from_config(config, vocabulary, precision)
 

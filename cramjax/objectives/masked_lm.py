@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cramjax.budget import flops
+from cramjax.config.views import Config
 from cramjax.errors import UserError
 from cramjax.models import encoder, pooling
 from cramjax.models.layers import Precision
@@ -57,7 +58,7 @@ class MaskedLM:
     z_loss: float
 
     @classmethod
-    def from_config(cls, config: Any, vocabulary: Vocabulary, precision: Precision) -> MaskedLM:
+    def from_config(cls, config: Config, vocabulary: Vocabulary, precision: Precision) -> MaskedLM:
         """Returns the objective of `config` over a vocabulary.
 
         Raises:

@@ -11,6 +11,7 @@ import numpy as np
 
 from cramjax.budget import flops
 from cramjax.config.span_lengths import span_lengths
+from cramjax.config.views import Config
 from cramjax.errors import UserError
 from cramjax.models import t5
 from cramjax.models.layers import Precision
@@ -55,7 +56,7 @@ class SpanCorruption:
 
     @classmethod
     def from_config(
-        cls, config: Any, vocabulary: Vocabulary, precision: Precision
+        cls, config: Config, vocabulary: Vocabulary, precision: Precision
     ) -> SpanCorruption:
         """Returns the objective of `config` over a vocabulary.
 

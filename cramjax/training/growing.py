@@ -15,6 +15,7 @@ import jax
 
 from cramjax.config import stages
 from cramjax.config.resolve import changed
+from cramjax.config.views import Config
 from cramjax.data import loader as loaders
 from cramjax.data.dataset import TokenDataset
 from cramjax.growth.operators import Compound, Depth, Operator, SharedWidth, ZeroWidth, grow
@@ -46,7 +47,7 @@ class Prepared:
 class Stages:
     """The stages of a configuration over a dataset."""
 
-    def __init__(self, config: Any, dataset: TokenDataset, announce: Callable[[str], None]):
+    def __init__(self, config: Config, dataset: TokenDataset, announce: Callable[[str], None]):
         """`announce` is told what a search for a microbatch does."""
         self.config, self._dataset, self._announce = config, dataset, announce
         self.stages = stages.of(config)

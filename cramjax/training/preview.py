@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ import tokenizers
 
 from cramjax import start
 from cramjax.checkpoints import pretrained
+from cramjax.config.views import Config
 from cramjax.console import Progress
 from cramjax.data import loader as loaders
 from cramjax.data import prepare
@@ -19,7 +19,7 @@ from cramjax.models.layers import FLOAT32
 from cramjax.objectives import families
 
 
-def preview(config: Any, n_examples: int) -> Iterator[str]:
+def preview(config: Config, n_examples: int) -> Iterator[str]:
     """Yields lines with the first `n_examples` rows of step 0, corrupted with its keys.
 
     It prepares the data first if that is not done yet. The targets of masked language modelling are

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from cramjax.config.views import Config
 from cramjax.console import Announce, silent
 from cramjax.errors import UserError
 from cramjax.models import kernels, network
@@ -70,7 +71,7 @@ class Session:
         program: the train step, if the search for a microbatch has compiled it.
     """
 
-    config: Any
+    config: Config
     mesh: Mesh
     precision: str
     attention: str
@@ -115,7 +116,7 @@ class Session:
 
 
 def open_session(
-    config: Any,
+    config: Config,
     vocabulary: Vocabulary,
     announce: Announce = silent,
     fastest: kernels.Choices | None = None,
@@ -202,7 +203,7 @@ def _question(session: Session, limit_bytes: int) -> dict[str, Any]:
     }
 
 
-def fastest_kernels(config: Any, vocabulary: Vocabulary, announce: Announce) -> kernels.Choices:
+def fastest_kernels(config: Config, vocabulary: Vocabulary, announce: Announce) -> kernels.Choices:
     """Returns the fastest kernel for each call of attention in a step of `config`.
 
     They are timed on this process's devices. The result is empty without a GPU, if the
@@ -220,7 +221,7 @@ def fastest_kernels(config: Any, vocabulary: Vocabulary, announce: Announce) -> 
 
 
 def session_on(
-    config: Any,
+    config: Config,
     vocabulary: Vocabulary,
     on: Sequence[kernels.Device],
     chosen: kernels.Choices | None = None,
@@ -268,7 +269,7 @@ def describe_attention(session: Session, vocabulary: Vocabulary, device: kernels
 
 
 def _promising(
-    config: Any, calls: set[kernels.AttentionCall], mesh: Mesh, device: kernels.Device
+    config: Config, calls: set[kernels.AttentionCall], mesh: Mesh, device: kernels.Device
 ) -> kernels.Choices:
     if not owns_rows(config, mesh):
         return {}
@@ -276,7 +277,7 @@ def _promising(
 
 
 def _names(
-    config: Any,
+    config: Config,
     calls: set[kernels.AttentionCall],
     device: kernels.Device,
     chosen: kernels.Choices,
@@ -285,7 +286,7 @@ def _names(
     return " and ".join(sorted(names)) or "no"
 
 
-def owns_rows(config: Any, mesh: Mesh) -> bool:
+def owns_rows(config: Config, mesh: Mesh) -> bool:
     """Returns whether a step's program sees the sequences of one device alone.
 
     Only then may a kernel of ours stand in it: XLA's partitioner does not know how to divide such a
@@ -294,7 +295,7 @@ def owns_rows(config: Any, mesh: Mesh) -> bool:
     return mesh.size == 1 or (meshes.is_of_copies(mesh) and not config.log.noise_scale)
 
 
-def most_sequences(config: Any) -> int:
+def most_sequences(config: Config) -> int:
     """Returns the largest possible microbatch.
 
     That is the batch, or half of it if the noise scale compares microbatches.
@@ -303,7 +304,7 @@ def most_sequences(config: Any) -> int:
 
 
 def build_objective(
-    config: Any,
+    config: Config,
     vocabulary: Vocabulary,
     precision: str,
     mesh: Mesh,
@@ -327,7 +328,7 @@ def build_objective(
 
 
 def attention_calls(
-    config: Any, objective: PretrainingObjective, n_rows: int, token_dtype: np.dtype
+    config: Config, objective: PretrainingObjective, n_rows: int, token_dtype: np.dtype
 ) -> set[kernels.AttentionCall]:
     """Returns the calls of attention in the loss, found by tracing it for `n_rows` sequences.
 
@@ -346,7 +347,9 @@ def attention_calls(
     return calls
 
 
-def build_optimizer(config: Any, objective: PretrainingObjective) -> optax.GradientTransformation:
+def build_optimizer(
+    config: Config, objective: PretrainingObjective
+) -> optax.GradientTransformation:
     """Returns the optimizer of `config.optimizer` for the parameters of the objective's network."""
     settings = config.optimizer
     return make_optimizer(

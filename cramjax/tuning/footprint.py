@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from cramjax.budget import estimate
+from cramjax.config.views import Config
 
 
 def state_bytes(params: Any, state: Any) -> dict[str, int]:
@@ -21,7 +22,7 @@ def state_bytes(params: Any, state: Any) -> dict[str, int]:
 
 
 def step_bytes(
-    config: Any,
+    config: Config,
     state: dict[str, int],
     n_sequences: int,
     *,
