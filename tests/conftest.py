@@ -12,12 +12,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of a test's time is the compilation of programs that run for milliseconds. LLVM need not
 # optimise them, and the older emitter of fusions compiles in half the time. XLA's passes over the
 # program, which tests look at, are the same.
-_XLA_FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
-)
-os.environ.setdefault("XLA_FLAGS", " ".join(_XLA_FLAGS))
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK_TO_COMPILE}")
 os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Many tests compile the same programs, and the next run compiles them again. They are kept, for

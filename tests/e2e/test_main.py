@@ -12,6 +12,8 @@ import time
 import numpy as np
 import pytest
 
+from tests.conftest import QUICK_TO_COMPILE
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = (
     "--config.data.vocab_size=256",
@@ -51,8 +53,13 @@ def command(corpus, workdir, *flags, recipe="configs/quickstart.py"):
 
 
 def environment(**extra):
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return kept | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"} | extra
+    """Returns the environment of a command: one device, and programs that compile quickly."""
+    ours = {
+        "PYTHONPATH": str(ROOT),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "XLA_FLAGS": QUICK_TO_COMPILE,
+    }
+    return os.environ | ours | extra
 
 
 def run(*arguments, check=True, **extra):

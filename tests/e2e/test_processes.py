@@ -16,6 +16,7 @@ import pytest
 
 from cramjax.errors import UserError
 from cramjax.parallel import processes
+from tests.conftest import QUICK_TO_COMPILE
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = (
@@ -57,9 +58,7 @@ def start(corpus, workdir, *flags, n=1, devices=1):
         *SMALL,
         *flags,
     ]
-    xla_flags = (
-        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    )
+    xla_flags = f"--xla_force_host_platform_device_count={devices} {QUICK_TO_COMPILE}"
     children = []
     for number in range(n):
         environment = os.environ | {"XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT)}
