@@ -26,6 +26,8 @@ def flags(checkpoint, glue, out, *more):
 
 
 def test_a_run_is_finetuned(small_run, glue, tmp_path):
+    # Dear, because a run is pretrained first. The cheaper tests of finetuning start from a model in
+    # memory: only here does the command read a run's checkpoint and write every file it promises.
     more = ("--task=cola", "--seeds=1", "--compare", "--set=max_steps=3")
     done = cli.run(flags(small_run, glue, tmp_path, *more))
     assert "CoLA MCC" in done.stdout

@@ -112,6 +112,8 @@ def wait_for_step(workdir, step, children, timeout_s=180):
 
 
 def test_two_processes_learn_what_one_does(corpus, tmp_path):
+    # Dear, because three processes start JAX. Only real processes share a clock, divide the reading
+    # of rows and reduce gradients over gloo; the mesh tests of one process do none of these.
     steps = "--config.budget.steps=12"
     for name, more in (("one", {}), ("pair", {"n": 2, "devices": 2})):
         codes, said = end(start(corpus, tmp_path / name, steps, **more))
