@@ -253,8 +253,8 @@ def compiled(monkeypatch, tmp_path):
 def test_a_start_compiles_one_step_in_full_and_the_next_one_does_not_search(
     compiled, corpus, tmp_path, monkeypatch
 ):
-    # Dear, because it starts two runs. The tests of the search count probes of a fake compiler; only
-    # a start shows that nothing else compiles, and that the second start finds its answers.
+    # Dear, because it starts two runs. The tests of the search count probes of a fake compiler;
+    # only a start shows that nothing else compiles, and that the second finds its answers.
     import cramjax
     from cramjax.tuning import devices
 

@@ -188,8 +188,8 @@ def test_a_longer_budget_goes_on_from_the_checkpoint(undisturbed, corpus, tmp_pa
     ids=lambda how: how.name,
 )
 def test_killed_and_restarted_the_parameters_are_bit_identical(undisturbed, corpus, tmp_path, how):
-    # Dear, because it trains twice. The tests of checkpoints kill a writer; this one kills a whole run
-    # between any two of its threads and compares every bit of the parameters.
+    # Dear, because it trains twice. The tests of checkpoints kill a writer; this one kills a whole
+    # run at any of its steps and compares every bit of the parameters.
     workdir = tmp_path / "killed"
     flags = (*undisturbed[1], "--config.checkpoint.every_steps=7")
     process = subprocess.Popen(

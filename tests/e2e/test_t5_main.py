@@ -36,8 +36,8 @@ def undisturbed(corpus, tmp_path_factory):
 
 
 def test_a_run_learns_and_ends_with_filled_spans(undisturbed):
-    # Dear, because 160 steps are what it takes to learn. The tests of the objective see losses; only
-    # a run shows that preparation, training, evaluation and generation agree on sentinels.
+    # Dear, because it takes 160 steps to learn. The tests of the objective see losses; only a run
+    # shows that preparation, training, evaluation and generation agree on sentinels.
     workdir, done = undisturbed
     summary = json.loads((workdir / "summary.json").read_text())
     assert (

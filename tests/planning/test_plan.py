@@ -298,8 +298,8 @@ def test_a_program_compiled_for_an_absent_gpu_is_expected_kernel_by_kernel(root,
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu")
 def test_a_train_step_is_compiled_for_tpus_that_are_not_here(root, tmp_path):
-    # Dear, because libtpu compiles the step for eight devices. The cheaper tests of plans replace the
-    # compiler; this one shows that the real one is asked, and read rightly.
+    # Dear, because libtpu compiles the step for eight devices. The cheaper tests of plans replace
+    # the compiler; this one shows that the real one is asked, and read rightly.
     out = tmp_path / "plan.json"
     config = ["--config", "configs/quickstart.py", *(f"--config.{override}" for override in TINY)]
     ended = tool(root, *config, "--device", "v5e-8", "--json", str(out))

@@ -66,8 +66,8 @@ def run_code(folder, monkeypatch, capsys):
 
 
 def test_a_run_is_a_folder_of_transformers(exported, small_run):
-    # Dear, because a run is trained and exported for the whole file. The tests of formats use random
-    # parameters; this one follows a run's own checkpoint, tokenizer and metrics to the folder.
+    # Dear, because a run is trained and exported for the whole file. The tests of formats use
+    # random parameters; this one follows a run's checkpoint, tokenizer and metrics to the folder.
     names = {path.name for path in exported.iterdir()}
     assert {"config.json", "model.safetensors", "README.md", "loss.png"} <= names
     assert {"tokenizer.json", "tokenizer_config.json"} <= names
