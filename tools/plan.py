@@ -90,7 +90,7 @@ def _check_one_device(args: argparse.Namespace, chosen: list["Card"]) -> None:
         )
     if args.kernels and chosen[0].gpu is None:
         raise UserError(
-            f"--kernels: lists those of a GPU, and {chosen[0].name} is none; "
+            f"--kernels: lists the kernels of a GPU, and {chosen[0].name} is not a GPU; "
             "--program writes its program"
         )
 

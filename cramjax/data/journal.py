@@ -1,4 +1,4 @@
-"""The record of which parts are packed, by which an interrupted preparation goes on.
+"""The record of packed parts, from which an interrupted preparation goes on.
 
 Each line of `journal.jsonl` says that a part is packed, how long each shard is after it, and
 what was dropped. To go on, the shards are cut back to the last line, and the parts after it are

@@ -16,7 +16,7 @@ from cramjax.errors import UserError
 RANGE_BYTES = 64 << 20
 """Plain files are read in ranges of this size, by as many processes as there are cores."""
 
-# The formats of which a range can be read, because a line shows where a document begins.
+# Formats that can be read in ranges, because a line shows where a document begins.
 _RANGED_FORMATS = (".txt", ".jsonl")
 
 

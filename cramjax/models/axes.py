@@ -12,7 +12,6 @@ import jax
 
 BATCH = "batch"  # sequences
 LENGTH = "length"  # positions of a sequence; of the queries in attention
-KV_LENGTH = "kv_length"  # positions of the keys and values in attention
 EMBED = "embed"  # width of the residual stream
 # Embed again, where a matrix maps it to itself: one axis of a mesh cannot cut both.
 EMBED_OUT = "embed_out"
