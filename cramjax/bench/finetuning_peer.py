@@ -103,7 +103,7 @@ def _train(wanted: dict[str, Any], mode: str) -> dict[str, Any]:
     last = WARMUP_STEPS + wanted["n_steps"]
     times: dict[int, float] = {}
 
-    class Clock(transformers.TrainerCallback):
+    class StepClock(transformers.TrainerCallback):
         """Notes the times of the first and the last timed step."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -118,7 +118,7 @@ def _train(wanted: dict[str, Any], mode: str) -> dict[str, Any]:
             _arguments(wanted, mode, folder),
             data_collator=_collate,
             train_dataset=examples,
-            callbacks=[Clock()],
+            callbacks=[StepClock()],
         )
         trainer.train()
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cramjax import console
-from cramjax.compress import matrices, pareto, prune
+from cramjax.compress import fronts, matrices, prune
 from cramjax.compress.candidates import Candidate
 from cramjax.compress.entries import make_entries
 from cramjax.compress.plan import WHOLE, CompressionRequest
@@ -141,7 +141,7 @@ class CompressionRun:
         """Write pareto.json and pareto.png, and return the entries."""
         entries = make_entries(self.request.out, self.plan, self.candidates, self._folders)
         write_json(self.request.out / "pareto.json", entries)
-        pareto.plot(entries, self.request.out / "pareto.png")
+        fronts.plot(entries, self.request.out / "pareto.png")
         return entries
 
 

@@ -16,7 +16,7 @@ from cramjax.config.views import Config, EncoderModelConfig, ModelConfig, T5Mode
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Family:
+class FamilyKeys:
     """A family of networks.
 
     Attributes:
@@ -192,9 +192,9 @@ def _head_mistakes(model: ModelConfig) -> Iterator[str]:
         yield f"model.n_heads={model.n_heads}: must divide model.d_model={model.d_model}"
 
 
-FAMILIES: dict[str, Family] = {
-    "encoder": Family(keys=ENCODER, objectives=("mlm",), mistakes=_encoder_mistakes),
-    "t5": Family(keys=T5, objectives=("span_corruption",), mistakes=_t5_mistakes),
+FAMILIES: dict[str, FamilyKeys] = {
+    "encoder": FamilyKeys(keys=ENCODER, objectives=("mlm",), mistakes=_encoder_mistakes),
+    "t5": FamilyKeys(keys=T5, objectives=("span_corruption",), mistakes=_t5_mistakes),
 }
 
 

@@ -1,8 +1,8 @@
 """Translates config.json to our configuration and back, for the families that our networks cover.
 
-`Family.fixed` holds what all models of a family share, `Family.keys` what differs; both directions
-follow from these. A configuration that asks for something our networks cannot do is refused here,
-so that nothing is read wrongly in silence.
+`StockFamily.fixed` holds what all models of a family share, `StockFamily.keys` what differs; both
+directions follow from these. A configuration that asks for something our networks cannot do is
+refused here, so that nothing is read wrongly in silence.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Config = Network | ClassifierConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Family:
+class StockFamily:
     """The configuration of one `model_type`.
 
     Attributes:
@@ -119,22 +119,22 @@ _BERT_ONLY: dict[str, tuple] = {
 _MODERNBERT_ONLY = {"hidden_activation": ("gelu",), "classifier_activation": ("gelu",)}
 _T5_ONLY = {"feed_forward_proj": ("relu", "gated-gelu", "gelu", "gated-gelu_python")}
 
-FAMILIES: dict[str, Family] = {
-    "bert": Family(
+FAMILIES: dict[str, StockFamily] = {
+    "bert": StockFamily(
         architecture="BertForMaskedLM",
         config=EncoderConfig,
         keys=_BERT_KEYS,
         fixed=_POST_NORM,
         only=_BERT_ONLY,
     ),
-    "megatron-bert": Family(
+    "megatron-bert": StockFamily(
         architecture="MegatronBertForMaskedLM",
         config=EncoderConfig,
         keys=_BERT_KEYS,
         fixed=_PRE_NORM | {"embedding_norm": False},
         only=_BERT_ONLY,
     ),
-    "roberta": Family(
+    "roberta": StockFamily(
         architecture="RobertaForMaskedLM",
         config=EncoderConfig,
         keys=_BERT_KEYS,
@@ -143,7 +143,7 @@ FAMILIES: dict[str, Family] = {
         pad_id=1,
         offset_positions=True,
     ),
-    "roberta-prelayernorm": Family(
+    "roberta-prelayernorm": StockFamily(
         architecture="RobertaPreLayerNormForMaskedLM",
         config=EncoderConfig,
         keys=_BERT_KEYS,
@@ -152,7 +152,7 @@ FAMILIES: dict[str, Family] = {
         pad_id=1,
         offset_positions=True,
     ),
-    "modernbert": Family(
+    "modernbert": StockFamily(
         architecture="ModernBertForMaskedLM",
         config=EncoderConfig,
         keys=_MODERNBERT_KEYS,
@@ -160,7 +160,7 @@ FAMILIES: dict[str, Family] = {
         only=_MODERNBERT_ONLY,
         transform="prediction",
     ),
-    "t5": Family(
+    "t5": StockFamily(
         architecture="T5ForConditionalGeneration",
         config=T5Config,
         keys=_T5_KEYS,

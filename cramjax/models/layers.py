@@ -257,18 +257,18 @@ def _normalize_forward(x, scale, bias, centre, eps):
 
 def _moments(x: jax.Array, centre: bool, eps: float) -> tuple[jax.Array, jax.Array]:
     """Returns mean and inverse deviation of each row of `x`: float32 [..., 1] each."""
-    wide = x.astype(jnp.float32)
+    x32 = x.astype(jnp.float32)
     mean = jnp.zeros(x.shape[:-1] + (1,), jnp.float32)
     if x.dtype == jnp.float32:
-        mean = jnp.mean(wide, axis=-1, keepdims=True) if centre else mean
-        variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
+        mean = jnp.mean(x32, axis=-1, keepdims=True) if centre else mean
+        variance = jnp.mean(jnp.square(x32 - mean), axis=-1, keepdims=True)
         return mean, jax.lax.rsqrt(variance + eps)
 
     # Accelerators: both sums in one pass, together with the residual sum before it. The rounding of
     # `x` is coarser than the loss in the difference of squares.
-    square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
     if centre:
-        mean = jnp.mean(wide, axis=-1, keepdims=True)
+        mean = jnp.mean(x32, axis=-1, keepdims=True)
         square = jnp.maximum(square - jnp.square(mean), 0.0)
     # In memory, or XLA computes them again for each gradient, and writes float32 activations for
     # that.
@@ -278,14 +278,14 @@ def _moments(x: jax.Array, centre: bool, eps: float) -> tuple[jax.Array, jax.Arr
 def _normalize_backward(centre, eps, saved, cotangent):
     x, mean, inverse_std, scale, bias = saved
     standard = _standardize(x, mean, inverse_std)
-    wide = cotangent.astype(jnp.float32)
+    cotangent32 = cotangent.astype(jnp.float32)
 
     rows = tuple(range(x.ndim - 1))
-    scale_gradient = jnp.sum(wide * standard, axis=rows)
-    bias_gradient = None if bias is None else jnp.sum(wide, axis=rows)
+    scale_gradient = jnp.sum(cotangent32 * standard, axis=rows)
+    bias_gradient = None if bias is None else jnp.sum(cotangent32, axis=rows)
 
     # The gradient of x has no part along `standard`, nor along the mean.
-    inner = wide * _broadcast(scale, x.ndim)
+    inner = cotangent32 * _broadcast(scale, x.ndim)
     slope = jnp.mean(inner * standard, axis=-1, keepdims=True)
     shift = jnp.mean(inner, axis=-1, keepdims=True) if centre else jnp.zeros_like(slope)
     x_gradient = (inner - standard * slope - shift) * inverse_std

@@ -48,8 +48,8 @@ def _means(x: jax.Array, size: int) -> jax.Array:
     """Returns means of every `size` positions: [batch, length, …] → float32 [batch, groups, …]."""
     n_groups = -(-x.shape[1] // size)
     missing = n_groups * size - x.shape[1]
-    wide = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2)))
+    x32 = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2)))
     counts = np.full(n_groups, size, np.float32)
     counts[-1:] -= missing
-    sums = wide.reshape((x.shape[0], n_groups, size, *x.shape[2:])).sum(axis=2)
+    sums = x32.reshape((x.shape[0], n_groups, size, *x.shape[2:])).sum(axis=2)
     return sums / counts.reshape((1, n_groups) + (1,) * (x.ndim - 2))

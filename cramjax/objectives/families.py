@@ -16,7 +16,7 @@ from cramjax.objectives.objective import PretrainingObjective, Vocabulary
 from cramjax.objectives.span_corruption import SpanCorruption
 
 
-class Family(Protocol):
+class ObjectiveClass(Protocol):
     """The class of a pretraining objective."""
 
     @property
@@ -35,12 +35,12 @@ class Family(Protocol):
         ...
 
 
-OBJECTIVES: dict[str, Family] = {"encoder": MaskedLM, "t5": SpanCorruption}
+OBJECTIVES: dict[str, ObjectiveClass] = {"encoder": MaskedLM, "t5": SpanCorruption}
 """The objective by `model.family`."""
 
 
 def build(config: Config, vocabulary: Vocabulary, precision: Precision) -> PretrainingObjective:
-    """Returns the objective of `config`; see `Family.from_config`."""
+    """Returns the objective of `config`; see `ObjectiveClass.from_config`."""
     return OBJECTIVES[config.model.family].from_config(config, vocabulary, precision)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cramjax.planning import hlo, kernels, ledger
 from cramjax.planning.cards import Card
-from cramjax.planning.ledger import Row
+from cramjax.planning.ledger import KernelRow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Expectation:
     basis: str
     step_s: float
     s_by_kind: Mapping[str, float]
-    rows: Sequence[Row]
+    rows: Sequence[KernelRow]
     tokens_per_s: float
     mfu: float
     tokens: float
@@ -52,7 +52,7 @@ def no_entry(reason: str) -> dict[str, str | None]:
     return {**dict.fromkeys(keys), "expected_note": reason}
 
 
-def read(program: str, card: Card, n_microbatches: int) -> tuple[list[Row], str]:
+def read(program: str, card: Card, n_microbatches: int) -> tuple[list[KernelRow], str]:
     """Returns the ledger of a GPU program's text, and a note on what it leaves out.
 
     Args:

@@ -56,7 +56,7 @@ class Rates:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class KernelRow:
     """A kernel and the expected seconds of all its launches in a step."""
 
     kernel: Kernel
@@ -80,17 +80,17 @@ def rates(card: Card) -> Rates:
     )
 
 
-def rows(launched: Sequence[Kernel], card: Card) -> list[Row]:
+def rows(launched: Sequence[Kernel], card: Card) -> list[KernelRow]:
     """Returns the kernels with their expected seconds, in the order given."""
     reached = rates(card)
     ledger = []
     for kernel in launched:
         seconds = kernel.count * (_seconds(kernel, reached) + _LAUNCH_S)
-        ledger.append(Row(kernel, seconds))
+        ledger.append(KernelRow(kernel, seconds))
     return ledger
 
 
-def by_kind(ledger: Sequence[Row]) -> dict[str, float]:
+def by_kind(ledger: Sequence[KernelRow]) -> dict[str, float]:
     """Returns the expected seconds of a step by kind of kernel, the largest first."""
     total = dict.fromkeys(kernels.KINDS, 0.0)
     for row in ledger:

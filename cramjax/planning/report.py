@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cramjax import figures
 from cramjax.planning import kernels
 from cramjax.planning.expectation import Expectation
-from cramjax.planning.ledger import Row
+from cramjax.planning.ledger import KernelRow
 from cramjax.planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -94,12 +94,12 @@ def _expected_row(name: str, expected: Expectation) -> tuple[str, ...]:
     )
 
 
-def kernel_list(ledger: Sequence[Row], n_rows: int) -> str:
+def kernel_list(ledger: Sequence[KernelRow], n_rows: int) -> str:
     """Returns a table of the kernels of a step that take longest.
 
     Kernels of equal work and origin share a line.
     """
-    groups: dict[tuple, list[Row]] = {}
+    groups: dict[tuple, list[KernelRow]] = {}
     for row in ledger:
         kernel = row.kernel
         # Numbers in the path count layers and copies of one operation.
@@ -114,11 +114,11 @@ def kernel_list(ledger: Sequence[Row], n_rows: int) -> str:
     return "\n".join([*lines, f"the other {len(others)}: {rest_ms:.2f} ms of {all_ms:.2f}"])
 
 
-def _seconds(rows: Sequence[Row]) -> float:
+def _seconds(rows: Sequence[KernelRow]) -> float:
     return sum(row.seconds for row in rows)
 
 
-def _kernel_row(rows: Sequence[Row]) -> tuple[str, ...]:
+def _kernel_row(rows: Sequence[KernelRow]) -> tuple[str, ...]:
     kernel = rows[0].kernel
     return (
         f"{1e3 * _seconds(rows):.2f}",

@@ -10,10 +10,10 @@ from cramjax.training import plots
 from cramjax.training.loop import Outcome
 from cramjax.training.parts import Run
 from cramjax.training.records import Recorder
-from cramjax.training.stage import Stage
+from cramjax.training.stage import OpenStage
 
 
-def finish(run: Run, stage: Stage, outcome: Outcome, recorder: Recorder) -> dict[str, Any]:
+def finish(run: Run, stage: OpenStage, outcome: Outcome, recorder: Recorder) -> dict[str, Any]:
     """Evaluate a run that has ended and write its results; returns the summary.
 
     A run that a signal has stopped is neither evaluated nor written: it goes on later.

@@ -8,7 +8,7 @@ from cramjax.training.due import EvalDue, SaveDue
 from cramjax.training.evaluate import EvalResult
 from cramjax.training.parts import Run
 from cramjax.training.records import Recorder
-from cramjax.training.stage import Stage
+from cramjax.training.stage import OpenStage
 from cramjax.training.state import TrainState
 
 
@@ -27,7 +27,7 @@ class Milestones:
             every_steps=config.checkpoint.every_steps,
         ).after(elapsed_s, run.clock.n_steps)
 
-    def before_step(self, stage: Stage, state: TrainState) -> None:
+    def before_step(self, stage: OpenStage, state: TrainState) -> None:
         """Evaluate and save `state` if that is due."""
         clock = self._run.clock
         fraction = clock.fraction()
@@ -41,14 +41,14 @@ class Milestones:
             with self._run.spent.on("save_s"):
                 self.save(stage, state)
 
-    def evaluate(self, stage: Stage, state: TrainState) -> EvalResult:
+    def evaluate(self, stage: OpenStage, state: TrainState) -> EvalResult:
         """Evaluate `state` inside the budget, and record the result."""
         with self._run.spent.on("eval_s"):
             result = stage.evaluator(state.params)
         self._recorder.evaluated(result)
         return result
 
-    def save(self, stage: Stage, state: TrainState, *, block: bool = False) -> None:
+    def save(self, stage: OpenStage, state: TrainState, *, block: bool = False) -> None:
         """Save `state` unless its step is saved; with `block`, return when it is on disk."""
         run = self._run
         step = run.clock.n_steps

@@ -23,7 +23,7 @@ from cramjax.training.metrics import MetricsWriter, Silence, Sink
 from cramjax.training.parts import Run
 from cramjax.training.records import Recorder
 from cramjax.training.session import Session
-from cramjax.training.stage import Stage, open_batches
+from cramjax.training.stage import OpenStage, open_batches
 from cramjax.training.state import TrainState, initial_state
 from cramjax.training.workdir import environment
 
@@ -52,7 +52,7 @@ class Opening:
 class Ready:
     """All that the first step needs."""
 
-    stage: Stage
+    stage: OpenStage
     state: TrainState
     batches: DevicePrefetch
     unigram_loss: float
@@ -138,7 +138,7 @@ def make_ready(run: Run, opening: Opening) -> Ready:
     run.progress.announce(
         f"compiled in {compile_s:.1f} s; the first step starts after {run.since_start_s():.1f} s"
     )
-    stage = Stage(number=opening.number, session=session, step_fn=step_fn, evaluator=evaluator)
+    stage = OpenStage(number=opening.number, session=session, step_fn=step_fn, evaluator=evaluator)
     return Ready(stage=stage, state=state, batches=batches, unigram_loss=unigram_loss)
 
 

@@ -29,7 +29,7 @@ from cramjax.training.milestones import Milestones
 from cramjax.training.opening import Ready
 from cramjax.training.parts import Run, open_run
 from cramjax.training.records import Recorder
-from cramjax.training.stage import Stage, open_batches
+from cramjax.training.stage import OpenStage, open_batches
 from cramjax.training.workdir import Workdir
 
 
@@ -118,7 +118,7 @@ def _train(
 
 def _train_stages(
     run: Run, ready: Ready, milestones: Milestones, recorder: Recorder
-) -> tuple[Stage, Outcome]:
+) -> tuple[OpenStage, Outcome]:
     """Train stage by stage; returns the last stage and the end of its loop."""
     stage = ready.stage
     state = ready.state

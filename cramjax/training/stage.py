@@ -16,7 +16,7 @@ from cramjax.training.session import Session
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
+class OpenStage:
     """A stage that is ready to train.
 
     Attributes:

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from cramjax.training.growing import Prepared
 from cramjax.training.milestones import Milestones
 from cramjax.training.parts import Run
-from cramjax.training.stage import Stage
+from cramjax.training.stage import OpenStage
 from cramjax.training.state import TrainState
 
 
@@ -22,11 +22,11 @@ def wait_for(following: Future[Prepared], run: Run) -> None:
 
 def grow(
     run: Run,
-    stage: Stage,
+    stage: OpenStage,
     state: TrainState,
     following: Future[Prepared],
     milestones: Milestones,
-) -> tuple[Stage, TrainState]:
+) -> tuple[OpenStage, TrainState]:
     """Returns the next stage and its first state, grown from `state`; evaluates before and after.
 
     If the next stage cannot be prepared, `state` is saved and the error raised.
@@ -41,7 +41,7 @@ def grow(
             raise
         grown = prepared.grow(state)
 
-    next_stage = Stage(
+    next_stage = OpenStage(
         number=stage.number + 1,
         session=prepared.session,
         step_fn=prepared.step_fn,

@@ -95,7 +95,7 @@ def test_another_family_is_one_entry(tmp_path, monkeypatch):
         if config.model.n_experts > config.model.d_ff:
             yield f"model.n_experts={config.model.n_experts}: more than model.d_ff"
 
-    toy = families.Family(
+    toy = families.FamilyKeys(
         keys={"n_experts": count(4, "experts of a feed-forward")},
         objectives=("mlm",),
         mistakes=mistakes,

@@ -152,7 +152,9 @@ class BagOfWords:
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    keys = config_families.Family(keys={}, objectives=("mlm",), mistakes=lambda config: iter(()))
+    keys = config_families.FamilyKeys(
+        keys={}, objectives=("mlm",), mistakes=lambda config: iter(())
+    )
     monkeypatch.setitem(config_families.FAMILIES, "bag", keys)
     monkeypatch.setitem(families.OBJECTIVES, "bag", BagOfWords)
 
