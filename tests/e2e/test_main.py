@@ -124,6 +124,7 @@ def test_a_run_leaves_what_the_contract_names(undisturbed):
         "tokenizer/tokenizer.json",
     ):
         assert (workdir / name).stat().st_size > 0, name
+
     summary = json.loads((workdir / "summary.json").read_text())
     assert (
         summary["steps"] == 60 and summary["stop_reason"] == "steps" and summary["progress"] == 1.0
@@ -134,6 +135,7 @@ def test_a_run_leaves_what_the_contract_names(undisturbed):
         "data_wait_fraction", "goodput",
     ):  # fmt: skip
         assert summary[key] is not None, key
+
     assert summary["resumed_from"] is None and 0 < summary["goodput"] <= 1
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["60"]
     assert "compiling" in done.stderr and "unigram" in done.stderr
@@ -204,11 +206,13 @@ def test_killed_and_restarted_the_parameters_are_bit_identical(undisturbed, corp
     _, stderr = process.communicate(timeout=60)
     expected = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[how]
     assert process.returncode == expected, stderr
+
     done = run(command(corpus, workdir, *flags))
     summary = json.loads((workdir / "summary.json").read_text())
     assert "resuming" in done.stderr and summary["resumed_from"] and summary["steps"] == 60
     steps = [line["step"] for line in lines(workdir) if "loss" in line]
     assert steps == sorted(set(steps))  # no step twice in the record
+
     theirs, ours = params(undisturbed[0]), params(workdir)
     assert theirs.keys() == ours.keys()
     for name in theirs:
