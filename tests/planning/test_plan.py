@@ -244,7 +244,7 @@ def tool(root, *arguments):
         (("--device", "rtx3070ti"), "--device rtx3070ti: not known"),
         (("--device", "t4", "--config.batch_size=0"), "batch_size"),
         (("--device", "t4,h100", "--program", "step.txt"), "--program: is of one device"),
-        (("--device", "v5e-8", "--kernels", "5"), "v5e-8 is none"),
+        (("--device", "v5e-8", "--kernels", "5"), "v5e-8 is not a GPU"),
     ],
 )
 def test_mistakes_are_one_sentence(root, flags, message):
