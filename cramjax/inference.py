@@ -144,6 +144,7 @@ def fill_mask(model: LoadedModel, text: str, top_k: int = 5) -> list[list[tuple[
             f"fill_mask: this model is finetuned for {model.finetuned['task']} "
             "and predicts no words; load the run before that"
         )
+
     ids = model.tokenizer.encode(text).ids
     mask = model.special["mask"]
     positions = [index for index, token in enumerate(ids) if token == mask]

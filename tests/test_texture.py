@@ -15,8 +15,9 @@ import pytest
 
 MAX_COLUMNS = 100
 MAX_FUNCTION_LINES = 60
-# A body of this many lines (without its docstring) has at least one blank line.
-BLANK_LINE_FROM = 25
+# A function of 25 lines has a blank line outside its docstring, unless its body is one paragraph.
+PARAGRAPHS_FROM = 25
+MAX_PARAGRAPH = 9
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DOCUMENTED = (ast.Module, ast.ClassDef, *FUNCTIONS)
@@ -113,7 +114,8 @@ def _in_function(node: ast.FunctionDef, lines: list[str]) -> Iterator[tuple[int,
     has_docstring = ast.get_docstring(node, clean=False) is not None
     start = node.body[0].end_lineno if has_docstring else node.lineno
     body = lines[start : node.end_lineno]
-    if len(body) >= BLANK_LINE_FROM and all(line.strip() for line in body):
+    is_one_paragraph = all(line.strip() for line in body)
+    if is_one_paragraph and size >= PARAGRAPHS_FROM and len(body) > MAX_PARAGRAPH:
         yield node.lineno, "paragraphs", f"{node.name} has {size} lines and no blank line"
 
 

@@ -113,6 +113,7 @@ def comparison(
     rates = {peer["mode"]: peer["examples_per_s"] for peer in peers if "error" not in peer}
     float32 = {mode: rate for mode, rate in rates.items() if mode.startswith("float32")}
     in_random_order = [rate for mode, rate in float32.items() if "grouped" not in mode]
+
     return {
         "ours_examples_per_s": {name: [before[name], after[name]] for name in before},
         "peers": peers,

@@ -53,6 +53,7 @@ def multiplier(
         return max(0.0, min(0.25 + f, 4 * (1 - f)))
     if name == "one_cycle":
         return min(2 * f, 2 - 2 * f)
+
     if name not in _DECAYS:
         raise UserError(
             f"schedule.name={name!r}: must be one of triangle2, one_cycle, {', '.join(_DECAYS)}"

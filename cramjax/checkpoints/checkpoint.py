@@ -108,6 +108,7 @@ class Checkpoints:
         self.wait()
         if step in self._manager.all_steps():
             return
+
         self._start(step, state, sidecar)
         while block:
             self.wait()

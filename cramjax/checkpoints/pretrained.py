@@ -217,6 +217,7 @@ def start_from(
             f"init_from={pretrained.path}: is finetuned for {pretrained.finetuned['task']}; "
             "name the run it was finetuned from"
         )
+
     # The flags that would make the new network the same.
     flags = []
     for key, value in dataclasses.asdict(pretrained.config).items():
@@ -227,6 +228,7 @@ def start_from(
             f"init_from={pretrained.path}: is another network than the configuration's; "
             f"add {' '.join(flags)}"
         )
+
     return jax.tree.map(_start_leaf, fresh, pretrained.params)
 
 

@@ -147,12 +147,15 @@ def _text_subject(
             f"{checkpoint}: is neither finetuned nor a run with its text; give --task and "
             "--data_dir"
         )
+
+    # Without a task nothing is trained: what needs training to recover is refused.
     if plan.structured or plan.qat_epochs:
         flag = "--structured" if plan.structured else "--qat_epochs"
         raise UserError(
             f"{flag}: {checkpoint} is not finetuned and nothing would repair it; give --task and "
             "--data_dir"
         )
+
     if any(plan.shares):
         announce(
             f"{checkpoint} is not finetuned: pruned without finetuning in between, and judged by "

@@ -118,6 +118,7 @@ class TaskSubject:
                 "finetuning setting optimizer=muon: moves weights that are pruned; take adamw, "
                 "adafactor, lamb or lion"
             )
+
         self.model = model
         self.task = task
         self.splits = dict(splits)

@@ -90,6 +90,7 @@ class Builder:
         self._config = plan.config
         self._partial = partial
         self._meter = meter
+
         self._spool = Spool(_jobs(plan, partial / "spool"), n_workers)
         self._selection = Selection(
             plan.share_bytes, exact=plan.config.dedup_exact, near=plan.config.dedup_near
@@ -355,6 +356,7 @@ class Builder:
             for source in self._plan.sources
         ]
         dropped = {reason: count for reason, count in sorted(self._dropped.items()) if count}
+
         return {
             "format": FORMAT,
             "fingerprint": self._plan.fingerprint,

@@ -173,6 +173,7 @@ class TokenDataset:
                 f"dataset with data.order='sentence_length' for sequences of {seq_len} tokens, or "
                 "set data.order='shuffled'."
             )
+
         order = _load_array(path)
         expected = self.n_sequences("train", seq_len)[source]
         if order.dtype.kind != "u" or order.shape != (expected,):

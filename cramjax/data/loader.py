@@ -204,6 +204,7 @@ class DevicePrefetch:
         self._place = place
         self._n_max_units = n_max_units
         self._depth = depth
+
         self._pending: collections.deque[concurrent.futures.Future] = collections.deque()
         self._executor = concurrent.futures.ThreadPoolExecutor(
             1, thread_name_prefix="cramjax-prefetch"

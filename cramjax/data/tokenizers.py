@@ -131,6 +131,7 @@ def load(path: str | pathlib.Path, extra_ids: int = 0) -> tuple[Tokenizer, bytes
             f"data.tokenizer={path}: no such file; name a tokenizer.json, a .model, or one of "
             f"{', '.join(KINDS)}"
         )
+
     content = path.read_bytes()
     try:
         if path.suffix == ".model":

@@ -115,6 +115,7 @@ def classification(
     changed = dataclasses.replace(
         config, dropout=dropout, attention_dropout=attention_dropout, document_attention=False
     )
+
     head = classifier.ClassifierConfig(
         encoder=changed,
         width=width or config.d_model,

@@ -271,6 +271,7 @@ def _outcome(
         "epoch": trained.epoch[number],
         "n_steps": trained.n_steps,
     }
+
     for other in diagnostics:
         name = other.task.name
         outcome["metrics"][name], outcome["predictions"][name] = other.score(params)

@@ -82,6 +82,7 @@ def _task(
     """
     by_split = zip(("train", "validation", "test"), sizes, strict=True)
     prefix = "glue" if suite == "glue" else "super_glue"
+
     values: dict[str, Any] = {
         "suite": suite,
         "name": name,

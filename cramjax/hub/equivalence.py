@@ -155,11 +155,13 @@ def as_trained(
     fields = raw.get(_NOTE)
     if not isinstance(fields, Mapping) or not set(fields) <= _NOTED:
         return stock, params
+
     try:
         cfg = dataclasses.replace(stock, **fields)
         narrowed = narrow(params, cfg)
     except (TypeError, ValueError):  # somebody wrote something else there
         return stock, params
+
     if narrowed is None:
         return stock, params
     return cfg, narrowed

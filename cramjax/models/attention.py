@@ -242,6 +242,7 @@ def attend(
     facts = {"has_bias": bias is not None, "has_mask": mask is not None, "is_causal": causal}
     sizes = query.shape[1], key_.shape[1], query.shape[3]
     kernel = _kernel(cfg, precision, *sizes, dropout_key, **facts)
+
     return mix(
         kernel,
         precision,

@@ -263,5 +263,6 @@ def beam_search(
         vocab_size=vocab_size,
         length_penalty=length_penalty,
     )
+
     beams = jax.lax.while_loop(search.goes_on, search.next, search.first(cache))
     return Decoded(beams.ended_tokens[:, 0], beams.ended_scores[:, 0])

@@ -401,6 +401,7 @@ def encode(
     length = tokens.shape[1]
     if cfg.max_length is not None and positions is None and length > cfg.max_length:
         raise ValueError(f"{length} tokens a sequence, but only {cfg.max_length} learned positions")
+
     model = module.bind(cfg.build(precision), params)
     mask = attention_mask(segment_ids, padding_mask)
     return model.encoder(tokens, token_types, positions, mask, key)

@@ -47,6 +47,7 @@ def generate(
     step = functools.partial(decode_step, cfg, precision, params)
     common = {"batch_size": tokens.shape[0], "max_len": max_len, "vocab_size": vocab_size}
     ids = {"start_id": special["pad"], "eos_id": special["sep"], "pad_id": special["pad"]}
+
     if n_beams == 1:
         return decoding.greedy(step, cache, **common, **ids)
     return decoding.beam_search(

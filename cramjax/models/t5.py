@@ -149,7 +149,9 @@ class SelfAttention(nnx.Module):
             mask: as from `attention_mask`.
             key: dropout is on if given.
         """
-        query, key_, value = projections(self.qkv, x)  # each [batch, length, heads, head_dim]
+        # Each is [batch, length, heads, head_dim].
+        query, key_, value = projections(self.qkv, x)
+
         mixed = attend(
             self.cfg,
             self.precision,
@@ -453,6 +455,7 @@ def decode(
     cross_mask = None
     if padding_mask is not None:
         cross_mask = padding_mask.astype(bool)[:, None, None]  # [batch, 1, 1, kv_length]
+
     return model.decoder(model.embed(tokens), None, encoded, cross_mask, key)
 
 

@@ -71,6 +71,7 @@ class SpanCorruption:
         rates = objective.noise_density, objective.mean_span
         if precision.matmul_dtype == jnp.float16:
             precision = dataclasses.replace(precision, activation_dtype=jnp.dtype(jnp.float32))
+
         return cls(
             described=described,
             network=unrolled(described, config.budget.hours),

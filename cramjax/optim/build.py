@@ -103,6 +103,7 @@ def _direction(
             # arXiv 1804.04235: factored second moment, update clipping at RMS 1.
             clip = optax.clip_by_block_rms(1.0)
             return per_matrix(optax.chain(optax.scale_by_factored_rms(), clip), axes)
+
         case "muon":
             numbers = jax.tree.map(_muon_axes, roles(axes), axes, is_leaf=is_axes)
             # consistent_rms 0.2 gives updates the size of AdamW's, so that learning rates carry

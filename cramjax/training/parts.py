@@ -86,6 +86,7 @@ def open_run(
     # Several processes share their autotuning, so they must compile in the same order.
     few_cores = start.n_cores() <= start.FEW_CORES
     n_workers = 1 if few_cores or processes.count() > 1 else 2
+
     return Run(
         config=config,
         workdir=workdir,

@@ -67,6 +67,7 @@ def abstract_state(
     shapes = jax.eval_shape(
         lambda key: initial(objective, optimizer, dynamic_scale, key), jax.random.key(0)
     )
+
     # Shardings stand in the places of arrays.
     replicated: Any = meshes.replicated(mesh)
     axes = network.param_axes(objective.network)
@@ -77,6 +78,7 @@ def abstract_state(
         opt_state=rules.optimizer_shardings(optimizer, shapes.params, params, mesh),
         loss_scale=jax.tree.map(lambda _: replicated, shapes.loss_scale),
     )
+
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,

@@ -48,6 +48,7 @@ def step_bytes(
         itemsize=itemsize,
         fused=fused,
     )
+
     # Gradients lie like their parameters, which are float32.
     working = estimate.working_bytes(state["parameters"] // 4, itemsize)
     return sum(state.values()) + working + n_sequences * per_sequence

@@ -27,10 +27,12 @@ def garbage():
         (0xE000, 0x110000),
     ]
     chooser = random.Random(0)
+
     lines = []
     for _ in range(150):
         characters = [chr(chooser.randrange(*chooser.choice(ranges))) for _ in range(60)]
         lines.append("".join(characters))
+
     return [
         *lines,
         "",

@@ -222,6 +222,7 @@ def peer():
         "num_layers": 1,
         "num_heads": 2,
     }
+
     model = transformers.T5ForConditionalGeneration(
         transformers.T5Config(**sizes, decoder_start_token_id=START)
     ).eval()
@@ -229,6 +230,7 @@ def peer():
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(0.8 * torch.randn(weight.shape, generator=generator))
+
     # Threads that wait for each other take most of the time of so small a network.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -264,5 +264,6 @@ ENTRY %main (p: f32[1000], q: pred[]) -> f32[1000] {
   ROOT %chosen = f32[1000]{0} conditional(%q, %finished, %finished), \
 true_computation=%one, false_computation=%none
 }"""
+
     assert [kernel.name for kernel in launched(text)] == ["start", "work", "work"]
     assert {kernel.work.written for kernel in launched(text)} == {4000}

@@ -68,9 +68,11 @@ def choose(
     card="some card",
     lines=None,
 ):
-    """The size that is chosen where a step may take `room` bytes and the formula is wrong by the
-    factor `error`.
+    """Returns the chosen size if a step may take `room` bytes.
+
+    The formula is wrong by the factor `error`.
     """
+    lines = [] if lines is None else lines
     size, (program, _) = microbatch.choose_microbatch(
         compiler.lower,
         microbatch.microbatch_sizes(batch_size, shards),
@@ -78,8 +80,9 @@ def choose(
         lambda n: round(compiler.fixed + error * compiler.slope * n),
         platform=platform,
         answer=Answer({"card": card}),
-        announce=(lines if lines is not None else []).append,
+        announce=lines.append,
     )
+
     assert program.size == size
     return size
 
