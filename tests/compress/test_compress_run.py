@@ -156,7 +156,7 @@ def test_other_ways(finetuned, glue, tmp_path, options):
     export(folder, tmp_path / "hf", tell=lambda text: None)
 
     assert (
-        "compressed model (50% of it pruned, quantised to 3 bits)"
+        "50% of the weights pruned, quantised to 3 bits"
         in (tmp_path / "hf" / "README.md").read_text()
     )
 

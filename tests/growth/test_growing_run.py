@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib  # noqa: F401, for the process that is killed
 import signal
 import sys
 
@@ -101,18 +100,22 @@ def test_a_stage_of_factors_and_means_exports_as_the_network_it_is(corpus, tmp_p
     assert cramjax.load(tmp_path / "run").config.ffn_rank == 0
 
 
+# The checkpoint of step 2 is written in the background: the kill comes when it is complete.
 KILLED = """
-import os, signal, sys, cramjax
+import os, pathlib, signal, sys, time, cramjax
 from tests.growth import test_growing_run as this
+checkpoint = pathlib.Path(sys.argv[2]) / "checkpoints" / "2"
 class Kill:
     left = int(sys.argv[3])
     def write(self, step, values):
         Kill.left -= "eval_loss" in values and step == 3
         if not Kill.left:
+            while not checkpoint.exists():
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
     def close(self):
         pass
-config = this.config(this.pathlib.Path(sys.argv[1]), "checkpoint.every_steps=2")
+config = this.config(pathlib.Path(sys.argv[1]), "checkpoint.every_steps=2")
 cramjax.train(config, sys.argv[2], sinks=[Kill()])
 """
 
