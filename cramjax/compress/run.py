@@ -41,13 +41,13 @@ class CompressionRun:
             # A Store refuses a folder with another setup.
             Store(request.out / candidate.name, setup)
 
-    def run(self) -> list[dict[str, Any]]:
-        """Do what is missing; write pareto.json and pareto.png after every model and seed."""
         is_done = [self._folders.is_done(point) for point in self._points()]
         self._n_missing = is_done.count(False)
         self._n_finished = 0
         self._pace = console.Pace()
 
+    def run(self) -> list[dict[str, Any]]:
+        """Do what is missing; write pareto.json and pareto.png after every model and seed."""
         for seed in range(self.plan.n_seeds):
             for candidate in self.candidates:
                 self._compress(candidate, seed)
