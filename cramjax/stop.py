@@ -126,7 +126,7 @@ def answered() -> Iterator[None]:
     An inner `StopSignal` may remember the signal instead. This is for a command line, which owns
     its process.
     """
-    with StopSignal() as stop, _watched():
+    with StopSignal() as stop, _watched(), _quiet_destructors():
         try:
             with stop.at_once():
                 yield
@@ -135,6 +135,25 @@ def answered() -> Iterator[None]:
             leave(code, f"stopped by {_name(code)}")
         if stop.requested:
             leave(stop.exit_code, f"stopped by {_name(stop.exit_code)}")
+
+
+@contextlib.contextmanager
+def _quiet_destructors() -> Iterator[None]:
+    """Inside, Python prints no traceback of a `Stopped` that a destructor swallows.
+
+    The import system has such destructors, too. The process ends all the same.
+    """
+    previous = sys.unraisablehook
+
+    def report(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, Stopped):
+            previous(unraisable)
+
+    sys.unraisablehook = report
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous
 
 
 @contextlib.contextmanager

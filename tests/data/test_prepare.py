@@ -287,6 +287,7 @@ main = int(status.partition("VmHWM:")[2].split()[0])
 worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 print(main + 2 * worker)
 """
+
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1_800_000, f"{done.stdout} kB"

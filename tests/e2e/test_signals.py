@@ -103,6 +103,18 @@ def test_a_signal_that_a_library_swallows_is_no_success(signum, code):
     check(child, signum, code, after_s=0.1)
 
 
+def test_a_signal_inside_a_destructor_prints_no_traceback():
+    # Python reports what a destructor raises, and goes on.
+    script = (
+        "import time\n"
+        "class Slow:\n"
+        "    def __del__(self):\n"
+        "        time.sleep(60)\n" + BLOCKED.format(blocks="slow = Slow(); del slow")
+    )
+    child, _ = started([sys.executable, "-c", script], "blocked")
+    check(child, signal.SIGINT, 130, after_s=0.1)
+
+
 def test_what_a_command_remembers_is_left_to_it():
     script = BLOCKED.format(
         blocks="from cramjax.stop import StopSignal; import time\n"
