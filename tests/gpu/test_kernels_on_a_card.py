@@ -34,7 +34,7 @@ def inputs(device, length, n_heads=2, head_dim=64):
 def test_no_gradient_crosses_from_one_document_to_another(precision, name, border):
     query, key_, value = inputs(precision.device, 128)
     documents = (jnp.arange(128) >= border).astype(jnp.int32)
-    mask = (documents[:, None] == documents)[None, None]
+    mask = (documents[:, None] == documents[None])[None, None]
 
     def first_document(query, key_, value):
         if name in short_attention.TILES:
