@@ -11,7 +11,7 @@ import concurrent.futures
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,6 +38,8 @@ TOLERANCE = 0.05
 
 Pass = Callable[..., tuple[jax.Array, Any]]
 """A compiled forward and backward pass: inputs → (value, gradients)."""
+Programs = dict[str, concurrent.futures.Future[tuple[tuple[Pass, tuple], tuple[Pass, tuple]]]]
+"""By kernel, the pass to compare and the pass to time, each with its arguments."""
 
 
 def fastest(
@@ -55,28 +57,36 @@ def fastest(
     """
     device = precision.device
     assert device is not None, "kernels are timed on a device"
-    chosen = {}
+    chosen: dict[AttentionCall, str] = {}
+    unknown: dict[AttentionCall, list[str]] = {}
+    answers: dict[AttentionCall, Answer] = {}
     for call in sorted(calls, key=repr):
         names = kernels.candidates(call, device)
         if len(names) < 2:
             continue
-        question = {
-            "call": dataclasses.asdict(call),
-            "device": device.device_kind,
-            "kernels": names,
-        }
-        if processes.count() > 1:
-            question = None
-        answer = Answer(question)
-
-        name = (answer.read() or {}).get("kernel")
-        if name not in names:
+        answers[call] = _answer(call, names, device)
+        name = (answers[call].read() or {}).get("kernel")
+        if name in names:
+            announce(f"attention {_words(call)}: {name}")
+            chosen[call] = name
+        else:
             announce(f"attention {_words(call)}: timing {', '.join(names)}…")
-            name = _agreed(_time(call, names, precision, announce), names)
-            answer.write({"kernel": name})
+            unknown[call] = names
+
+    for call, programs in _compile(unknown, precision).items():
+        name = _agreed(_time(programs, announce), unknown[call])
         announce(f"attention {_words(call)}: {name}")
+        answers[call].write({"kernel": name})
         chosen[call] = name
     return chosen
+
+
+def _answer(call: AttentionCall, names: list[str], device: kernels.Device) -> Answer:
+    """Returns the file of the answer to "which of `names` is the fastest for `call`?"."""
+    if processes.count() > 1:
+        return Answer(None)
+    facts = dataclasses.asdict(call)
+    return Answer({"call": facts, "device": device.device_kind, "kernels": names})
 
 
 def _agreed(name: str, names: list[str]) -> str:
@@ -97,19 +107,32 @@ def _words(call: AttentionCall) -> str:
     return f"of {sizes}{ending}"
 
 
-def _time(call: AttentionCall, names: list[str], precision: Precision, announce: Announce) -> str:
-    """Returns the kernel with the lowest median; those that fail or disagree are left out."""
+def _compile(
+    unknown: Mapping[AttentionCall, list[str]], precision: Precision
+) -> dict[AttentionCall, Programs]:
+    """Compile every kernel of every call, side by side."""
+    n_programs = sum(len(names) for names in unknown.values())
+    if not n_programs:
+        return {}
     # Several processes share their autotuning, so they must compile in the same order.
-    n_workers = len(names) if processes.count() == 1 else 1
+    n_workers = n_programs if processes.count() == 1 else 1
+    compiling: dict[AttentionCall, Programs] = {}
+    # All are compiled before one is timed, because the compiler times kernels on the card as well.
     with concurrent.futures.ThreadPoolExecutor(n_workers) as pool:
-        programs = {name: pool.submit(_programs, call, name, precision) for name in names}
+        for call, names in unknown.items():
+            submitted = {name: pool.submit(_programs, call, name, precision) for name in names}
+            compiling[call] = submitted
+    return compiling
 
+
+def _time(programs: Programs, announce: Announce) -> str:
+    """Returns the kernel with the lowest median; those that fail or disagree are left out."""
     # Plain kernels come first: the first result is what the others must agree with.
     plain = (kernels.XLA, kernels.EINSUM)
     expected: Any = None
     seconds: dict[str, float] = {}
     problems: list[str] = []
-    for name in sorted(names, key=lambda name: name not in plain):
+    for name in sorted(programs, key=lambda name: name not in plain):
         try:
             compared, timed = programs[name].result()
             outcome = _outcome(*compared)
@@ -119,13 +142,15 @@ def _time(call: AttentionCall, names: list[str], precision: Precision, announce:
                 seconds[name] = _median_s(*timed)
             else:
                 problems.append(f"{name} computes something else, and is left out")
-        except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
-            problems.append(f"{name} does not run here ({str(error).splitlines()[0][:120]})")
+        # Each compiler of kernels has exceptions of its own, and the plain kernels always run.
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            problems.append(f"{name} does not run here ({reason[:120]})")
 
     for problem in problems:
         announce(f"attention: {problem}")
     if not seconds:
-        return names[0]
+        return next(iter(programs))
     announce("attention: " + ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in seconds.items()))
     return min(seconds, key=seconds.__getitem__)
 

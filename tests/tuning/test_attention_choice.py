@@ -108,7 +108,7 @@ def test_not_a_number_is_no_agreement():
 @pytest.mark.parametrize("name", ["xla", "einsum"])
 def test_a_session_on_a_gpu_takes_what_was_found(two_kernels, monkeypatch, name):
     monkeypatch.setattr(kernels, "GPUS", ("cpu",))
-    monkeypatch.setattr(attention_choice, "_time", lambda call, names, precision, announce: name)
+    monkeypatch.setattr(attention_choice, "_time", lambda programs, announce: name)
     made = open_tiny("microbatch_size=4")
     assert made.attention == name and losses(made, [batches(1)[0]])
     assert (
@@ -118,7 +118,7 @@ def test_a_session_on_a_gpu_takes_what_was_found(two_kernels, monkeypatch, name)
 
 def test_where_xla_divides_the_step_no_kernel_of_ours_is_taken(two_kernels, monkeypatch):
     monkeypatch.setattr(kernels, "GPUS", ("cpu",))
-    monkeypatch.setattr(attention_choice, "_time", lambda call, names, precision, announce: "xla")
+    monkeypatch.setattr(attention_choice, "_time", lambda programs, announce: "xla")
     divided = ("microbatch_size=8", "mesh.data=1", "mesh.fsdp=8")
     assert open_tiny(*divided, devices=8).attention == "einsum"
     assert open_tiny("microbatch_size=8", "mesh.data=8", devices=8).attention == "xla"
