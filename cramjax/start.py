@@ -122,6 +122,10 @@ def keep_programs() -> None:
 
     A user who sets JAX_COMPILATION_CACHE_DIR chooses another folder, or none if it is empty.
     """
+    # A kernel of ours carries the lines of Python that traced it first. A start that times kernels
+    # and one that need not would compile different programs, and find nothing in the cache.
+    if "JAX_TRACEBACK_IN_LOCATIONS_LIMIT" not in os.environ:
+        jax.config.update("jax_traceback_in_locations_limit", 0)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "cramjax" / "xla"))

@@ -12,11 +12,13 @@ import sys
 import types
 
 import jax
+import jax.numpy as jnp
 import pytest
 import stepping
 from jax._src import xla_bridge
 
 from cramjax import start
+from cramjax.models import short_attention
 from cramjax.sweeps import catalogue, grid
 from tests.e2e import test_main as cli
 
@@ -188,9 +190,35 @@ def test_the_card_s_memory_is_claimed_but_where_the_user_has_said_how_much(monke
     assert names[0] not in os.environ
 
 
+def test_the_program_of_a_kernel_does_not_say_which_lines_of_python_traced_it(monkeypatch):
+    # Else a start that times kernels fills the compile cache with programs that the next one, which
+    # need not time, never asks for: on an H100 it compiled and searched anew.
+    before = jax.config.jax_traceback_in_locations_limit
+    monkeypatch.delenv("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", raising=False)
+    try:
+        jax.config.update("jax_traceback_in_locations_limit", 100)
+        assert "short_attention.py" in lowered_kernel()
+        start.keep_programs()
+        assert "short_attention.py" not in lowered_kernel()
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
+
+
+def lowered_kernel():
+    """Returns a program for a GPU with our kernel in it, as text."""
+    fused = jax.ShapeDtypeStruct((2, 128, 3, 2, 64), jnp.bfloat16)
+    tile = next(iter(short_attention.TILES.values()))
+
+    def mixture(fused):
+        return short_attention.attention(fused, None, None, None, 0.125, 0.0, tile)
+
+    return jax.jit(mixture).trace(fused).lower(lowering_platforms=("cuda",)).as_text()
+
+
 COMPILE = """
 import os, resource, sys
 import jax
+import jax.numpy as jnp
 if sys.argv[1] == "started":
     from cramjax import start
     jax.config.update("jax_platforms", "cuda")
