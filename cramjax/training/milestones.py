@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+
 from cramjax.training.due import EvalDue, SaveDue
 from cramjax.training.evaluate import EvalResult
 from cramjax.training.parts import Run
@@ -33,11 +35,14 @@ class Milestones:
         fraction = clock.fraction()
         if self._eval_due.is_due(fraction):
             self._eval_due = self._eval_due.after(fraction)
+            # Steps that the device still computes are no part of the evaluation's seconds.
+            jax.block_until_ready(state)
             self.evaluate(stage, state)
 
         # A save that failed is made up for at once.
         is_due = self._save_due.is_due(clock.elapsed_s, clock.n_steps)
         if is_due or self._run.checkpoints.save_failed:
+            jax.block_until_ready(state)
             with self._run.spent.on("save_s"):
                 self.save(stage, state)
 
