@@ -27,7 +27,8 @@ PLAIN_INTERVAL_S = 10.0
 
 def announce(text: str) -> None:
     """Print `text` to stderr as a line of its own."""
-    print(text, file=sys.stderr, flush=True)
+    # One write: threads print as well, and their lines must not mix.
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)
 
 
 def silent(text: str) -> None:
@@ -183,7 +184,7 @@ class Progress:
     def announce(self, text: str) -> None:
         """Print a line that stays ("compiling the train step…")."""
         if self._console is None:
-            print(text, file=self._stream, flush=True)
+            print(f"{text}\n", end="", file=self._stream, flush=True)
         else:
             self._console.print(text, markup=False, style="dim")
 
