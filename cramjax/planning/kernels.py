@@ -41,8 +41,8 @@ class Kernel:
         dtype: element type of a product's operands, else of the result.
         op_name: path of the operation in the traced function.
         form: tells apart kernels of a kind that differ in rate. Products are "generated" or come
-            from a "library", attention is "forward" or "backward", generated reductions go by
-            "rows".
+            from a "library". cuDNN's attention is "forward", "forward with bias" or "backward", our
+            own is "short forward" or "short backward". Generated reductions go by "rows".
     """
 
     name: str
@@ -177,7 +177,9 @@ _ATTENTION_FLOPS = {"forward": 4.0, "backward": 10.0}
 def _attention(computation: Computation, call: Instruction) -> _Launch:
     """Reads a call of cuDNN.
 
-    Backward it sums gradients of the queries in float32 in scratch memory, and reads them again.
+    Backward it sums gradients of the queries in float32 in scratch memory, and reads them again. If
+    a bias has a gradient, it writes the gradient of the scores as well, and two further kernels
+    read it: one for the gradient of the bias, one for that of the queries.
     """
     operands = computation.operands(call)
     config = call.config["cudnn_fmha_backend_config"]
@@ -190,11 +192,21 @@ def _attention(computation: Computation, call: Instruction) -> _Launch:
     visible = 0.5 if "CAUSAL" in config.get("mask_type", "") else 1.0
     flops = _ATTENTION_FLOPS[form] * visible * math.prod(scores) * head_dim
 
-    sums = 4.0 * queries.size if form == "backward" else 0.0
+    read = _bytes(operands)
     # The last array is scratch memory.
-    written = sum(array.n_bytes for array in call.arrays[:-1])
-    work = Work(_bytes(operands) + sums, written + sums, flops, 0)
-    return _Launch(ATTENTION, work, queries.dtype, form)
+    results = call.arrays[:-1]
+    written = float(sum(array.n_bytes for array in results))
+    if form == "backward":
+        read += 4.0 * queries.size
+        written += 4.0 * queries.size
+        # The gradients of query, key and value, and that of a bias that is not only a mask.
+        if len(results) > 3:
+            score_bytes = queries.n_bytes / queries.size * math.prod(scores)
+            read += 2 * score_bytes
+            written += score_bytes
+    elif "Bias" in call.target:
+        form = "forward with bias"
+    return _Launch(ATTENTION, Work(read, written, flops, 0), queries.dtype, form)
 
 
 def _short_attention(computation: Computation, call: Instruction) -> _Launch:
@@ -210,7 +222,7 @@ def _short_attention(computation: Computation, call: Instruction) -> _Launch:
     form = "backward" if result.dims == fused.dims else "forward"
     flops = _ATTENTION_FLOPS[form] * n_rows * n_heads * length**2 * head_dim
     work = Work(_bytes(operands), result.n_bytes, flops, 0)
-    return _Launch(ATTENTION, work, fused.dtype, form)
+    return _Launch(ATTENTION, work, fused.dtype, f"short {form}")
 
 
 def _plain(computation: Computation, instruction: Instruction) -> _Launch:

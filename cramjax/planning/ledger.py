@@ -1,8 +1,8 @@
 """Expected seconds of a GPU step from its kernels, by efficiencies measured on an H100.
 
-Every figure here is read off profiles of seven programs, kernel by kernel (docs/benchmarks.md): one
-NVIDIA H100 80GB HBM3, 2026-11-26, jax 0.11.2. The figures are shares of the card's peaks, so other
-cards are scaled by their peaks; that scaling has not been measured.
+Every figure here is read off profiles of eleven programs, kernel by kernel (docs/benchmarks.md):
+one NVIDIA H100 80GB HBM3, 2026-11-26 and 27, jax 0.11.2. The figures are shares of the card's
+peaks, so other cards are scaled by their peaks; that scaling has not been measured.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ _MEMORY = 0.87
 _ROWS = 0.63
 # cuDNN's attention with heads of 64. Forward it is bound by memory at 128 tokens and reaches 370
 # TFLOP/s at 512. Backward three kernels follow each other, so that bytes (2.1 TB/s) and products
-# (500 TFLOP/s) add. Our kernel for short sequences has run on no card yet; it has the same rates.
-_ATTENTION_FORWARD = 0.374
+# (500 TFLOP/s) add. With a bias it reaches 200 TFLOP/s forward.
+_ATTENTION_FORWARD = {"forward": 0.374, "forward with bias": 0.202}
 _ATTENTION_BACKWARD = 0.505
 _ATTENTION_MEMORY = 0.627
+# Our kernel of attention for short sequences: 2.0 TB/s forward and 1.3 backward, with dropout 1.6
+# and 1.1. The figures lie between.
+_SHORT_ATTENTION = {"short forward": 0.53, "short backward": 0.365}
 # Random bits and GELUs, bound by instructions as `traffic` counts them: 12 to 16 of 33 T/s.
 _OPERATIONS = 0.4
 # From the end of one kernel to the end of the next one, if that has nothing to do.
@@ -110,11 +113,21 @@ def _seconds(kernel: Kernel, reached: Rates) -> float:
         return max(multiply, n_bytes / memory, work.operations / reached.operations)
 
     if kernel.kind == kernels.ATTENTION:
-        if kernel.form == "backward":
-            moved = n_bytes / (_ATTENTION_MEMORY * reached.memory)
-            return moved + work.flops / (_ATTENTION_BACKWARD * reached.peak)
-        return max(n_bytes / memory, work.flops / (_ATTENTION_FORWARD * reached.peak))
+        return _attention_s(kernel, reached)
 
     if kernel.form == "rows":
         memory = _ROWS * reached.memory
     return max(n_bytes / memory, work.operations / reached.operations)
+
+
+def _attention_s(kernel: Kernel, reached: Rates) -> float:
+    work = kernel.work
+    n_bytes = work.read + work.written
+    if kernel.form in _SHORT_ATTENTION:
+        moved = n_bytes / (_SHORT_ATTENTION[kernel.form] * reached.memory)
+        return max(moved, work.flops / (_ATTENTION_BACKWARD * reached.peak))
+    if kernel.form == "backward":
+        moved = n_bytes / (_ATTENTION_MEMORY * reached.memory)
+        return moved + work.flops / (_ATTENTION_BACKWARD * reached.peak)
+    multiplied = work.flops / (_ATTENTION_FORWARD[kernel.form] * reached.peak)
+    return max(n_bytes / (_MEMORY * reached.memory), multiplied)

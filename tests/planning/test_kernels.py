@@ -212,10 +212,18 @@ def test_a_call_of_cudnn_is_attention_both_ways(name):
 
     forward = call(target, [QUERY, KEY, KEY], results, ATTENTION)
     backward = call(f"{target}Backward", [QUERY, KEY, KEY, QUERY, QUERY], gradients, ATTENTION)
-    assert (forward.kind, forward.form, backward.form) == (kernels.ATTENTION, "forward", "backward")
+    forms = ("forward with bias" if "Bias" in name else "forward", "backward")
+    assert (forward.kind, forward.form, backward.form) == (kernels.ATTENTION, *forms)
     assert forward.work.flops == 4 * 8 * 12 * 128 * 512 * 64
     assert backward.work.flops == 2.5 * forward.work.flops
     assert forward.work.read == 2 * (8 * 128 + 2 * 8 * 512) * 12 * 64
+
+    # The gradient of a bias is the sum of the scores', which are written once and read twice.
+    with_bias = f"({QUERY}, {KEY}, {KEY}, bf16[1,12,128,512]{{3,2,1,0}}, u8[0]{{0}})"
+    summed = call(f"{target}Backward", [QUERY, KEY, KEY, QUERY, QUERY], with_bias, ATTENTION)
+    scores = 2 * 8 * 12 * 128 * 512
+    assert summed.work.read == backward.work.read + 2 * scores
+    assert summed.work.written == backward.work.written + scores + 2 * 12 * 128 * 512
 
     config = ATTENTION.replace("NO_MASK", "CAUSAL")
     causal = call(target, [QUERY, KEY, KEY], results, config)
@@ -232,7 +240,8 @@ def test_our_own_kernel_is_attention_both_ways():
         return kernel
 
     forward, backward = one([fused], mixed), one([fused, mixed], fused)
-    assert (forward.kind, forward.form, backward.form) == (kernels.ATTENTION, "forward", "backward")
+    forms = ("short forward", "short backward")
+    assert (forward.kind, forward.form, backward.form) == (kernels.ATTENTION, *forms)
     assert forward.work == traffic.Work(
         3 * 2 * 8 * 128 * 768, 2 * 8 * 128 * 768, 4 * 8 * 12 * 128**2 * 64, 0
     )

@@ -35,6 +35,51 @@ def seconds(*launched, card=H100):
     return sum(row.seconds for row in ledger.rows(launched, card))
 
 
+# Attention of the steps of docs/benchmarks.md, from their profiles: the same kind of card,
+# 2026-11-27, jax 0.11.2. Form, launches, GFLOP, MB read and written by a launch (cuDNN's with the
+# gradient of the scores, if there is a bias), and the ms of all launches together.
+ATTENTION = {
+    "bert_1day": ([("short forward", 32, 25.8, 302, 101)], 6.4),
+    "bert_1day, backward": ([("short backward", 32, 64.4, 403, 302)], 17.4),
+    "bert_24h_academic": ([("short forward", 96, 17.2, 201, 67)], 16.2),
+    "bert_24h_academic, backward": ([("short backward", 96, 42.9, 268, 201)], 39.4),
+    "t5_1day": (
+        [
+            ("forward with bias", 48, 25.8, 82, 26),
+            ("forward with bias", 48, 0.6, 17, 6),
+            ("forward", 48, 5.7, 56, 6),
+        ],
+        8.2,
+    ),
+    "t5_1day, backward": (
+        [
+            ("backward", 48, 64.4, 586, 333),
+            ("backward", 48, 1.6, 60, 38),
+            ("backward", 48, 14.3, 79, 67),
+        ],
+        37.6,
+    ),
+    "small-nl24": (
+        [("forward with bias", 96, 17.2, 55, 17), ("forward", 96, 3.8, 37, 4)],
+        10.1,
+    ),
+    "small-nl24, backward": (
+        [("backward", 96, 42.9, 391, 222), ("backward", 96, 9.6, 52, 45)],
+        43.6,
+    ),
+}
+
+
+@pytest.mark.parametrize("step", ATTENTION)
+def test_attention_takes_what_was_measured_within_a_sixth(step):
+    launches, measured_ms = ATTENTION[step]
+    expected_s = 0.0
+    for form, count, gflop, read_mb, written_mb in launches:
+        work = Work(1e6 * read_mb, 1e6 * written_mb, 1e9 * gflop, 0)
+        expected_s += seconds(kernels.Kernel("k", kernels.ATTENTION, count, work, "bf16", "", form))
+    assert 1e3 * expected_s == pytest.approx(measured_ms, rel=1 / 6)
+
+
 @pytest.mark.parametrize("card", GPUS, ids=lambda card: card.name)
 def test_no_kernel_is_faster_than_its_card(card):
     peak = 1e12 * (card.peak.bfloat16 or card.peak.float16 or card.peak.float32)
@@ -42,6 +87,8 @@ def test_no_kernel_is_faster_than_its_card(card):
     for kind, form in (
         (kernels.PRODUCTS, "generated"), (kernels.PRODUCTS, "library"),
         (kernels.ATTENTION, "forward"), (kernels.ATTENTION, "backward"),
+        (kernels.ATTENTION, "forward with bias"),
+        (kernels.ATTENTION, "short forward"), (kernels.ATTENTION, "short backward"),
     ):  # fmt: skip
         assert seconds(kernel(kind, form, flops=1e13, n_bytes=1e9), card=card) > 1e13 / peak
         assert seconds(kernel(kind, form, flops=1e3, n_bytes=1e10), card=card) > 1e10 / memory
