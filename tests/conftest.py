@@ -13,9 +13,9 @@ import sys
 # A shell that names no platform gets the CPU, also beside a card.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of a test's time is the compilation of programs that run for milliseconds. LLVM need not
-# optimise them, and the older emitter of fusions compiles in half the time. XLA's passes over the
-# program, which tests look at, are the same.
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"
+# optimise them, need not divide them among threads, and the older emitter of fusions compiles in
+# half the time. XLA's passes over the program, which tests look at, are the same.
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     # Later versions have no older emitter, and XLA ends a process whose flags it does not know.
     QUICK_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"

@@ -9,9 +9,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
+import cramjax
+from cramjax.training.workdir import Workdir
 from tests.conftest import QUICK_TO_COMPILE
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -80,16 +83,9 @@ def losses(workdir):
 
 
 def params(workdir):
-    """Returns the newest checkpoint's parameters as a flat dict, read in a process of its own."""
-    out = workdir / "params.npz"
-    code = (
-        "import sys, jax, numpy as np, cramjax; model = cramjax.load(sys.argv[1]); "
-        "flat = jax.tree_util.tree_flatten_with_path(model.params)[0]; "
-        "names = [jax.tree_util.keystr(path) for path, _ in flat]; "
-        "np.savez(sys.argv[2], **dict(zip(names, [np.asarray(leaf) for _, leaf in flat])))"
-    )
-    run([sys.executable, "-c", code, str(workdir), str(out)])
-    return dict(np.load(out))
+    """Returns the newest checkpoint's parameters as a flat dict."""
+    flat = jax.tree_util.tree_flatten_with_path(cramjax.load(workdir).params)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
 
 
 def wait_for_step(workdir, step, process, timeout_s=120):
@@ -221,25 +217,10 @@ def test_killed_and_restarted_the_parameters_are_bit_identical(undisturbed, corp
 
 def test_a_second_run_in_the_same_workdir_is_refused(corpus, tmp_path):
     workdir = tmp_path / "busy"
-    flags = (*SMALL, "--config.budget.steps=100000")
-    first = subprocess.Popen(
-        command(corpus, workdir, *flags),
-        cwd=ROOT,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        wait_for_step(workdir, 5, first)
-        second = run(command(corpus, workdir, *flags), check=False)
-        assert (
-            second.returncode == 2
-            and str(workdir) in second.stderr
-            and "Traceback" not in second.stderr
-        )
-    finally:
-        first.kill()
-        first.communicate()
+    with Workdir(workdir):
+        second = run(command(corpus, workdir, *SMALL, "--config.budget.steps=5"), check=False)
+    assert second.returncode == 2 and str(workdir) in second.stderr
+    assert "Traceback" not in second.stderr
 
 
 def test_another_model_shape_is_refused_with_the_differing_entries(undisturbed, corpus):

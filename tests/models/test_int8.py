@@ -44,6 +44,8 @@ def test_a_product_is_that_of_the_rounded_operands(spec):
     assert y.dtype == np.float32 and np.abs(y - exact).max() < 0.02 * np.abs(exact).max()
 
 
+# Compiled once for a network, however many tests ask.
+init = jax.jit(network.init_params, static_argnums=0)
 NETWORKS = {
     "encoder": encoder.EncoderConfig(
         vocab_size=64, n_layers=3, d_model=32, n_heads=2, d_ff=48, ffn="geglu", first_norm=False,
@@ -91,7 +93,7 @@ def outputs(cfg, params):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_of_whole_numbers_is_near_that_of_floats(name, granularity):
     cfg = NETWORKS[name]
-    params = network.init_params(cfg, jax.random.key(0))
+    params = init(cfg, jax.random.key(0))
     tensors, paths = stored(cfg, params, granularity)
     whole = {path: leaf.whole() if path in paths else leaf for path, leaf in tensors.items()}
     for path in paths:
@@ -104,7 +106,7 @@ def test_a_network_of_whole_numbers_is_near_that_of_floats(name, granularity):
 
 def test_groups_other_bits_and_small_matrices_become_floats(monkeypatch):
     cfg = dataclasses.replace(NETWORKS["encoder"], n_layers=2)
-    params = flatten_dict(network.init_params(cfg, jax.random.key(0)), sep="/")
+    params = flatten_dict(init(cfg, jax.random.key(0)), sep="/")
     paths = matrices.find(network.param_axes(cfg))
     eight = Quantizer(bits=8)
 

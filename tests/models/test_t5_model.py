@@ -33,7 +33,14 @@ def tokens(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).integers(3, 50, shape), jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+# Compiled once for a network and a shape, however many tests ask.
+_init = jax.jit(network.init_params, static_argnums=0)
+
+
+def init(cfg):
+    return _init(cfg, jax.random.key(0))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _hidden(cfg, params, inputs, targets, options):
     encoded = t5.encode(cfg, FLOAT32, params, inputs, **options)
@@ -92,7 +99,7 @@ def test_bias_has_the_written_out_gradient():
 
 def test_the_decoder_sees_no_later_token():
     cfg = V10
-    params = network.init_params(cfg, jax.random.key(0))
+    params = init(cfg)
     inputs, targets = tokens(2, 9), tokens(2, 8, seed=1)
     before = hidden(cfg, params, inputs, targets)
     after = hidden(cfg, params, inputs, targets.at[:, 5].add(1))
@@ -102,7 +109,7 @@ def test_the_decoder_sees_no_later_token():
 
 def test_padding_changes_nothing():
     cfg = V11
-    params = network.init_params(cfg, jax.random.key(0))
+    params = init(cfg)
     inputs, targets = tokens(2, 9), tokens(2, 8, seed=1)
     padded = jnp.pad(inputs, ((0, 0), (0, 4)), constant_values=7)
     mask = jnp.arange(13)[None] < jnp.full((2, 1), 9)
@@ -116,7 +123,7 @@ def test_padding_changes_nothing():
 @pytest.mark.slow
 @FORMS
 def test_scan_unrolled_and_rematerialized_agree(cfg):
-    params = network.init_params(cfg, jax.random.key(0))
+    params = init(cfg)
     inputs, targets = tokens(2, 9), tokens(2, 8, seed=1)
 
     def value_and_gradient(**changes):
@@ -140,7 +147,7 @@ def test_init_is_t5xs():
         d_ff=512, ffn="geglu_tanh",
         tie_embeddings=False,
     )  # fmt: skip
-    params = network.init_params(cfg, jax.random.key(0))
+    params = init(cfg)
     layers = params["decoder"]["layers"]
     qkv = layers["attention"]["qkv"]["kernel"]
     for array, deviation in (
@@ -157,14 +164,14 @@ def test_init_is_t5xs():
         assert float(jnp.std(array)) == pytest.approx(deviation, rel=0.03)
     assert np.all(layers["mlp_norm"]["scale"] == 1.0)
     assert float(jnp.abs(layers["mlp"]["wi"]["kernel"]).max()) < 2.3 * 256**-0.5  # truncated
-    jax.tree.map(np.testing.assert_array_equal, params, network.init_params(cfg, jax.random.key(0)))
+    jax.tree.map(np.testing.assert_array_equal, params, init(cfg))
 
 
 @pytest.mark.slow
 def test_the_first_loss_is_near_that_of_chance():
     """transformers' initialisation of an untied head starts near 110."""
     cfg = dataclasses.replace(V11, d_model=128, vocab_size=1000)
-    params = network.init_params(cfg, jax.random.key(0))
+    params = init(cfg)
     inputs, targets = tokens(4, 16), tokens(4, 16, seed=1)
     logits = t5.head(cfg, FLOAT32, params, hidden(cfg, params, inputs, t5.shift_right(targets, 0)))
     loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1).mean()
@@ -173,7 +180,7 @@ def test_the_first_loss_is_near_that_of_chance():
 
 def test_dropout_is_a_function_of_the_key():
     cfg = dataclasses.replace(V10, dropout=0.3, attention_dropout=0.3)
-    params = network.init_params(cfg, jax.random.key(0))
+    params = init(cfg)
     inputs, targets = tokens(2, 9), tokens(2, 8, seed=1)
     one, again, other = (
         hidden(cfg, params, inputs, targets, key=jax.random.key(k)) for k in (0, 0, 1)
@@ -186,7 +193,7 @@ def test_dropout_is_a_function_of_the_key():
 
 @FORMS
 def test_every_parameter_has_axes_and_a_gradient(cfg):
-    params = network.init_params(cfg, jax.random.key(0))
+    params = init(cfg)
     axes = network.param_axes(cfg)
     jax.tree.map(
         lambda leaf, names: leaf.ndim == len(names) or pytest.fail(str(names)), params, axes
@@ -208,7 +215,7 @@ def test_every_parameter_has_axes_and_a_gradient(cfg):
 )
 def test_narrow_products_are_close(cfg, activations, operands):
     precision = Precision(jnp.dtype(activations), jnp.dtype(operands))
-    params = network.init_params(cfg, jax.random.key(0))
+    params = init(cfg)
     inputs, targets = tokens(2, 9), tokens(2, 8, seed=1)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -223,7 +230,7 @@ def test_narrow_products_are_close(cfg, activations, operands):
 
 def test_float16_stays_finite_where_the_feed_forward_leaves_its_range():
     precision = Precision(jnp.dtype("float32"), jnp.dtype("float16"))
-    params = network.init_params(V11, jax.random.key(0))
+    params = init(V11)
     params["encoder"]["layers"]["mlp"]["wi"]["kernel"] *= 3000.0
     encoded = t5.encode(V11, precision, params, tokens(2, 9))
     assert bool(jnp.all(jnp.isfinite(encoded)))

@@ -11,14 +11,17 @@ from cramjax.parallel import mesh as meshes
 from cramjax.training import session
 from cramjax.training.evaluate import Evaluator
 from cramjax.training.state import initial_state
-from tests.stepping import batches, losses, one_device, open_tiny
+from tests.stepping import batches, losses, one_device, open_tiny, shared_tiny
 
 # 32 inputs are 34 tokens of text, 5 of them noise in 2 spans, and 8 targets.
 N_RAW, N_TARGETS = 34, 8
 
 
-def open_t5(*overrides, **options):
-    return open_tiny("microbatch_size=16", *overrides, recipe="t5_1day", **options)
+def open_t5(*overrides, devices=1):
+    overrides = ("microbatch_size=16", *overrides)
+    if devices == 1:
+        return shared_tiny(*overrides, recipe="t5_1day")
+    return open_tiny(*overrides, recipe="t5_1day", devices=devices)
 
 
 def texts(n):

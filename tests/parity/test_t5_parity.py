@@ -87,6 +87,14 @@ def from_peer(cfg, tensors):
     return params
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def compute_logits(cfg, params, inputs, read, padding_mask=None):
+    """Our logits of the targets that the decoder reads."""
+    encoded = t5.encode(cfg, FLOAT32, params, inputs, padding_mask=padding_mask)
+    hidden = t5.decode(cfg, FLOAT32, params, encoded, read, padding_mask=padding_mask)
+    return t5.head(cfg, FLOAT32, params, hidden)
+
+
 @pytest.fixture(params=SHAPES)
 def pair(request):
     cfg = tiny(request.param)
@@ -117,11 +125,9 @@ def test_logits_and_loss(pair, padded):
             labels=torch.from_numpy(labels),
         )
 
-    options = {"padding_mask": jnp.asarray(mask) if padded else None}
-    encoded = t5.encode(cfg, FLOAT32, params, jnp.asarray(inputs), **options)
     read = t5.shift_right(jnp.asarray(targets), 0)
-    hidden = t5.decode(cfg, FLOAT32, params, encoded, read, **options)
-    logits = t5.head(cfg, FLOAT32, params, hidden)
+    padding_mask = jnp.asarray(mask) if padded else None
+    logits = compute_logits(cfg, params, jnp.asarray(inputs), read, padding_mask)
     assert float(jnp.std(logits)) > 0.3  # so that the tolerance means something
     np.testing.assert_allclose(logits, expected.logits.numpy(), atol=ATOL)
 
@@ -140,9 +146,8 @@ def test_gradients(pair):
     expected = from_peer(cfg, {name: weight.grad for name, weight in model.named_parameters()})
 
     def loss(params):
-        encoded = t5.encode(cfg, FLOAT32, params, jnp.asarray(inputs))
-        hidden = t5.decode(cfg, FLOAT32, params, encoded, t5.shift_right(jnp.asarray(targets), 0))
-        logits = t5.head(cfg, FLOAT32, params, hidden)
+        read = t5.shift_right(jnp.asarray(targets), 0)
+        logits = compute_logits(cfg, params, jnp.asarray(inputs), read)
         return (
             cross_entropy(
                 logits, jnp.asarray(targets, jnp.int32), jnp.ones(targets.shape, jnp.float32)
@@ -150,7 +155,7 @@ def test_gradients(pair):
             / targets.size
         )
 
-    gradients = jax.grad(loss)(jax.tree.map(jnp.asarray, params))
+    gradients = jax.jit(jax.grad(loss))(jax.tree.map(jnp.asarray, params))
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         theirs = expected
         for entry in path:
@@ -196,11 +201,14 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(pair):
         jnp.asarray(rng.integers(2, 131, (2, 7))),
     )
     mask = jnp.arange(11)[None] < jnp.asarray([[11], [6]])
-    encoded = t5.encode(cfg, FLOAT32, params, inputs, padding_mask=mask)
-    whole = t5.head(
-        cfg, FLOAT32, params, t5.decode(cfg, FLOAT32, params, encoded, targets, padding_mask=mask)
-    )
-    cache = generation.init_cache(cfg, FLOAT32, params, encoded, max_len=9, padding_mask=mask)
+    whole = compute_logits(cfg, params, inputs, targets, mask)
+
+    @jax.jit
+    def begin(params):
+        encoded = t5.encode(cfg, FLOAT32, params, inputs, padding_mask=mask)
+        return generation.init_cache(cfg, FLOAT32, params, encoded, max_len=9, padding_mask=mask)
+
+    cache = begin(params)
     step = jax.jit(functools.partial(generation.decode_step, cfg, FLOAT32))
     for index in range(7):
         logits, cache = step(params, cache, targets[:, index], jnp.int32(index))

@@ -6,7 +6,10 @@ import pytest
 from cramjax.models import kernels, short_attention
 from tests.stepping import batches, losses, open_tiny
 
-SHORT = ("model.d_model=64", "data.seq_len=64", "microbatch_size=8", "optimizer.name=adamw")
+SHORT = (
+    "model.n_layers=1", "model.first_norm=True", "model.d_model=64", "data.seq_len=64",
+    "microbatch_size=8", "optimizer.name=adamw",
+)  # fmt: skip
 DROPOUT = ("model.attention_dropout=0.3", "model.dropout=0.1")
 
 

@@ -13,16 +13,16 @@ from cramjax.parallel import mesh as meshes
 from cramjax.training import session
 from cramjax.training.state import initial_state
 from cramjax.training.step import make_train_step
-from tests.stepping import batches, losses, one_device, open_tiny
+from tests.stepping import batches, losses, one_device, open_tiny, program, shared_tiny
 
 
 @pytest.fixture(scope="module")
 def whole():
-    return losses(open_tiny("microbatch_size=16"), batches(4))
+    return losses(shared_tiny("microbatch_size=16"), batches(4))
 
 
 def test_it_learns(whole):
-    made = open_tiny("microbatch_size=16")
+    made = shared_tiny("microbatch_size=16")
     values, _ = losses(made, np.repeat(batches(1), 60, axis=0))
     assert values[-1] < values[0] - 0.5
 
@@ -81,14 +81,14 @@ def test_every_optimizer_trains(name, lr):
 @pytest.mark.parametrize("precision", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_narrow_formats_train_to_the_loss_of_float32(precision):
     data = np.repeat(batches(1), 40, axis=0)
-    wide, _ = losses(open_tiny("microbatch_size=16"), data, lr=3e-3)
+    wide, _ = losses(shared_tiny("microbatch_size=16"), data, lr=3e-3)
     narrow, state = losses(open_tiny("microbatch_size=16", f"precision={precision}"), data, lr=3e-3)
     assert abs(np.mean(narrow[-5:]) - np.mean(wide[-5:])) < 0.1
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
-    made = open_tiny("microbatch_size=16")
+    made = shared_tiny("microbatch_size=16")
     bad = _Poisoned(made.objective)
     step = jax.jit(make_train_step(bad, made.optimizer, seed=0, clip_norm=0.5, dynamic_scale=False))
     state = initial_state(made.objective, made.optimizer, False, made.abstract, 0)
@@ -120,8 +120,8 @@ class _Poisoned:
 
 
 def test_the_step_donates_its_state_and_moves_nothing_behind_its_back():
-    made = open_tiny("microbatch_size=16")
-    compiled, _ = session.compile_train_step(made)
+    made = shared_tiny("microbatch_size=16")
+    compiled = program(made)
     state = initial_state(made.objective, made.optimizer, made.dynamic_scale, made.abstract, 0)
     batch = jax.device_put(batches(1), meshes.batch_sharding(made.mesh, 3, 1))
     scalars = jax.device_put((np.float32(1e-2), np.int32(1)), meshes.replicated(made.mesh))
