@@ -1,6 +1,7 @@
 """Sessions of tiny networks and steps on random tokens, for the tests of the train step."""
 
 import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -48,19 +49,9 @@ def open_tiny(*overrides, devices=1, recipe="quickstart"):
 
 @functools.cache
 def shared_tiny(*overrides, recipe="quickstart"):
-    """Returns a session on one device that tests share; `losses` compiles it once."""
-    return open_tiny(*overrides, recipe=recipe)
-
-
-# Session's id → the session, which keeps the id, and its step.
-_PROGRAMS: dict[int, tuple[session.Session, jax.stages.Compiled]] = {}
-
-
-def program(made):
-    """Returns the compiled step of a session; a shared session is compiled once."""
-    if id(made) not in _PROGRAMS:
-        _PROGRAMS[id(made)] = (made, session.compile_train_step(made)[0])
-    return _PROGRAMS[id(made)][1]
+    """Returns a session on one device, with its compiled step, that tests share."""
+    made = open_tiny(*overrides, recipe=recipe)
+    return dataclasses.replace(made, program=session.compile_train_step(made))
 
 
 def batches(n, rows=16, seed=0, length=32):
@@ -68,7 +59,7 @@ def batches(n, rows=16, seed=0, length=32):
 
 
 def losses(made, data, lr=1e-2, n_micro=None):
-    compiled = program(made)
+    compiled, _ = session.compile_train_step(made)
     state = initial_state(
         made.objective, made.optimizer, made.dynamic_scale, made.abstract, made.config.seed
     )

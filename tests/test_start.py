@@ -218,7 +218,6 @@ def lowered_kernel():
 COMPILE = """
 import os, resource, sys
 import jax
-import jax.numpy as jnp
 if sys.argv[1] == "started":
     from cramjax import start
     jax.config.update("jax_platforms", "cuda")

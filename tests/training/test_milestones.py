@@ -75,6 +75,25 @@ def test_an_evaluation_comes_before_the_save_of_the_same_step():
     assert house.events == [("eval", 5), ("recorded", 5), ("save", 5)]
 
 
+def test_the_steps_before_are_done_when_an_evaluation_or_a_save_begins():
+    # Else their seconds count as the evaluation's, and the rate of the steps is too high.
+    house = House(every_steps=1)
+    state = types.SimpleNamespace(
+        params={}, block_until_ready=lambda: house.events.append(("waited", house.clock.n_steps))
+    )
+    milestones = house.milestones()
+    house.clock.advance(1, 1.0)
+    milestones.before_step(house.stage, state)
+    assert house.events == [("waited", 1), ("save", 1)]
+
+    house.clock.advance(4, 4.0)
+    house.events.clear()
+    for _ in range(4):
+        house.clock.advance(1, 1.0)
+    milestones.before_step(house.stage, state)
+    assert [name for name, _ in house.events] == ["waited", "eval", "recorded", "waited", "save"]
+
+
 def test_saves_follow_the_minutes():
     house = House(every_fraction=0.0, every_minutes=1.0)
     house.train(house.milestones(), 7, step_s=20.0)

@@ -13,7 +13,7 @@ from cramjax.parallel import mesh as meshes
 from cramjax.training import session
 from cramjax.training.state import initial_state
 from cramjax.training.step import make_train_step
-from tests.stepping import batches, losses, one_device, open_tiny, program, shared_tiny
+from tests.stepping import batches, losses, one_device, open_tiny, shared_tiny
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ class _Poisoned:
 
 def test_the_step_donates_its_state_and_moves_nothing_behind_its_back():
     made = shared_tiny("microbatch_size=16")
-    compiled = program(made)
+    compiled, _ = session.compile_train_step(made)
     state = initial_state(made.objective, made.optimizer, made.dynamic_scale, made.abstract, 0)
     batch = jax.device_put(batches(1), meshes.batch_sharding(made.mesh, 3, 1))
     scalars = jax.device_put((np.float32(1e-2), np.int32(1)), meshes.replicated(made.mesh))
