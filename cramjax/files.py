@@ -1,4 +1,4 @@
-"""Small files: JSON that is written whole or not at all, and lock files."""
+"""Small files: JSON that is written whole or not at all and read with care, and lock files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import fcntl
 import json
 import os
 import pathlib
+import stat
 import tempfile
 from typing import Any, Self
 
 from cramjax.errors import UserError
+
+MAX_JSON_BYTES = 32 * 2**20
+"""The largest file that `read_json` reads; parsed, it may take twenty times as much memory."""
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -39,6 +43,47 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     except BaseException:
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def read_json(path: str | os.PathLike, cure: str) -> dict[str, Any]:
+    """Returns the JSON object in a file that may be damaged or a stranger's.
+
+    Args:
+        path: of the file.
+        cure: what to do if the file cannot be used, the end of the error's sentence.
+
+    Raises:
+        UserError: if there is no such file, it is no regular file, is larger than
+            `MAX_JSON_BYTES`, or holds anything but one JSON object in UTF-8.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UserError(f"{path}: is no regular file; {cure}")
+            content = file.read(MAX_JSON_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {cure}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {cure}") from error
+    if len(content) > MAX_JSON_BYTES:
+        raise UserError(f"{path}: is larger than {MAX_JSON_BYTES >> 20} MB; {cure}")
+
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); {cure}") from error
+    except ValueError as error:  # not JSON, or a number of thousands of digits
+        raise UserError(f"{path}: not readable as JSON ({error}); {cure}") from error
+    except RecursionError:
+        raise UserError(f"{path}: its JSON is nested too deeply; {cure}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object; {cure}")
+    return value
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file for reading; a pipe that nobody writes to would be waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class FileLock:
