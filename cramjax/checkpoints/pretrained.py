@@ -23,20 +23,12 @@ from cramjax.config.views import Config
 from cramjax.data import tokenizers as tokenizer_files
 from cramjax.errors import UserError
 from cramjax.hub import directory, download
+from cramjax.models import network
 from cramjax.objectives.families import network_of
 from cramjax.parallel import mesh as meshes
 
 # Fields that may differ between a network and the parameters it starts from.
-_FREE = {
-    "vocab_size",
-    "dropout",
-    "attention_dropout",
-    "init_std",
-    "document_attention",
-    "attention",
-    "unroll",
-    "remat",
-}
+_FREE = network.FREE_FIELDS | {"vocab_size", "document_attention"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

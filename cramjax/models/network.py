@@ -22,6 +22,11 @@ Params = dict[str, Any]
 DEFAULT_FAMILY = "encoder"
 """The family of a description that names none: checkpoints of encoders are older than the key."""
 
+FREE_FIELDS = frozenset(
+    {"dropout", "attention_dropout", "init_std", "attention", "unroll", "remat"}
+)
+"""Fields that say how a network is trained or computed; a run may change them when it goes on."""
+
 
 class Buildable(Protocol):
     """Numbers that modules are built from; hashable, so that they can be a static argument."""
