@@ -57,6 +57,16 @@ def idle_step(
     return state, {"loss": loss, "grad_norm": loss + 1.0, "skipped": zero, "skipped_in_row": zero}
 
 
+class _NoPauses:
+    """No evaluation and no checkpoint is ever due."""
+
+    def are_due(self) -> bool:
+        return False
+
+    def before_step(self, state: TrainState) -> None:
+        del state
+
+
 def _timed(
     session: Session, step: Callable[..., Any], state: TrainState, batch: jax.Array
 ) -> tuple[float, TrainState]:
@@ -91,7 +101,7 @@ def _timed(
             schedule=schedule,
             clock=clock,
             coordinator=OneProcess(StopSignal()),
-            before_step=lambda state: None,
+            pauses=_NoPauses(),
             record=recorder.record,
         )
         return (time.perf_counter() - started) / N_ROUNDS, outcome.state

@@ -349,6 +349,28 @@ class Checkpoints:
             self._manager.reload()
 
 
+def newest_sidecar(directory: str | pathlib.Path) -> tuple[int, dict[str, Any]] | None:
+    """Returns step and JSON of the newest checkpoint that is whole, or None without one.
+
+    Files alone are read, so neither devices nor other processes are needed.
+    """
+    for step in sorted(_steps(pathlib.Path(directory)), reverse=True):
+        folder = pathlib.Path(directory) / str(step)
+        try:
+            _verify(folder)
+            return step, json.loads((folder / "sidecar" / "metadata").read_text())
+        except (OSError, ValueError):
+            continue  # `restore` warns of it and moves it away
+    return None
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+    """Returns the steps of the complete checkpoints: a folder gets its number when it is whole."""
+    if not directory.is_dir():
+        return []
+    return [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
+
+
 def _seal(folder: pathlib.Path) -> None:
     """Write size and CRC-32 of every file: TensorStore does not notice a flipped bit."""
     write_json(folder / _CHECKSUMS, dict(_checksums(folder)))

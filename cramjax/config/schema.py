@@ -114,6 +114,9 @@ DATA = {
     "allow_build": flag(
         False, "let TensorFlow Datasets download and build a dataset that is not on disk yet"
     ),
+    "allow_change": flag(
+        False, "let a run that goes on take another dataset than the one it was made with"
+    ),
     "max_shard_tokens": count(1 << 27, "tokens in a shard file at most", 1024),
 }
 

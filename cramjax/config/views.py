@@ -73,6 +73,7 @@ class DataConfig(Section, Protocol):
     loader: str
     extra_ids: int
     allow_build: bool
+    allow_change: bool
     max_shard_tokens: int
 
 

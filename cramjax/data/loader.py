@@ -97,19 +97,14 @@ def open_loader(
         UserError: if a source has no sequence of that length, the sentence order was not
             prepared, or TensorFlow is asked for and does not import.
     """
-    if cls_token and "cls" not in dataset.special_tokens:
-        raise UserError(
-            f"data.cls_token=True: {dataset.directory} has a T5's tokenizer, without such a token; "
-            "set it to False"
-        )
-    length = seq_len - int(cls_token)
+    sizes, orders = training_rows(dataset, seq_len=seq_len, cls_token=cls_token, order=order)
     reader = RowReader(
         dataset=dataset,
         seed=seed,
         seq_len=seq_len,
         cls_token=cls_token,
-        sizes=_sizes(dataset, length),
-        orders=_orders(dataset, order, length),
+        sizes=sizes,
+        orders=orders,
         process_index=process_index,
         n_processes=n_processes,
     )
@@ -117,6 +112,41 @@ def open_loader(
     if loader == "numpy":
         return NumpyLoader(reader)
     return _tfdata_loader(reader, required=loader == "tfdata")
+
+
+def training_rows(
+    dataset: TokenDataset, *, seq_len: int, cls_token: bool = False, order: str = "shuffled"
+) -> tuple[tuple[int, ...], tuple[np.ndarray | None, ...]]:
+    """Return the training sequences in each source and their order, as a `RowReader` takes them.
+
+    See `open_loader` for the arguments and the errors.
+    """
+    if cls_token and "cls" not in dataset.special_tokens:
+        raise UserError(
+            f"data.cls_token=True: {dataset.directory} has a T5's tokenizer, without such a token; "
+            "set it to False"
+        )
+    length = seq_len - int(cls_token)
+    return _sizes(dataset, length), _orders(dataset, order, length)
+
+
+def heldout_rows(dataset: TokenDataset, *, seq_len: int, cls_token: bool = False) -> list[int]:
+    """Return the held-out sequences in each source, 0 for a source that is not trained on.
+
+    Raises:
+        UserError: if no sequence is held out.
+    """
+    available = dataset.n_sequences("heldout", seq_len - int(cls_token))
+    # A source without a weight is not trained on, so it is not evaluated on.
+    available = [
+        size if weight else 0 for size, weight in zip(available, dataset.weights, strict=True)
+    ]
+    if not sum(available):
+        raise UserError(
+            f"{dataset.directory} holds out no sequence of {seq_len} tokens to evaluate on: raise "
+            "data.heldout_fraction or data.max_mb, or lower data.seq_len."
+        )
+    return available
 
 
 def heldout_batches(
@@ -142,17 +172,8 @@ def heldout_batches(
     Raises:
         UserError: if no sequence is held out.
     """
-    # A source without a weight is not trained on, so it is not evaluated on.
-    available = dataset.n_sequences("heldout", seq_len - int(cls_token))
-    available = [
-        size if weight else 0 for size, weight in zip(available, dataset.weights, strict=True)
-    ]
+    available = heldout_rows(dataset, seq_len=seq_len, cls_token=cls_token)
     n_available = sum(available)
-    if not n_available:
-        raise UserError(
-            f"{dataset.directory} holds out no sequence of {seq_len} tokens to evaluate on: raise "
-            "data.heldout_fraction or data.max_mb, or lower data.seq_len."
-        )
 
     n_full = min(n_batches, n_available // batch_size)
     n_rows = max(n_full, 1) * batch_size

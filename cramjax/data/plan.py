@@ -11,6 +11,7 @@ import json
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from cramjax.config.views import DataConfig
 from cramjax.data import tokenizers
@@ -24,6 +25,9 @@ _FINGERPRINTED = (
     "max_mb", "normalize", "min_chars", "max_chars", "compressibility", "dedup_exact",
     "dedup_near", "heldout_fraction", "max_shard_tokens",
 )  # fmt: skip
+
+# Those of them that say how much text is taken, and into how many files it goes.
+_AMOUNTS = ("max_mb", "tokenizer_sample_mb", "max_shard_tokens")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,18 @@ def plan_preparation(config: DataConfig, sources: Sequence[TextSource]) -> Prepa
         fingerprint=fingerprint,
         name=_directory_name(config, sources, fingerprint),
     )
+
+
+def text_settings(config: DataConfig) -> dict[str, Any]:
+    """Returns the keys of `data` that say which text a dataset holds, and in which form.
+
+    The keys that only say how much text to take are left out.
+    """
+    names = {"source", "extra_ids", *_FINGERPRINTED} - set(_AMOUNTS)
+    settings: dict[str, Any] = {name: getattr(config, name) for name in sorted(names)}
+    if (length := sentence_order_length(config)) is not None:
+        settings["order"] = f"{config.order} of {length} tokens"
+    return settings
 
 
 def sentence_order_length(config: DataConfig) -> int | None:

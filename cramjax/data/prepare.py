@@ -83,13 +83,25 @@ def open_data(config: DataConfig, announce: Announce) -> TokenDataset:
         config: The `data` part of the configuration.
         announce: Prints the progress and, at the end, the size and place of the dataset.
     """
-    directory = prepare(config, announce=announce)
-    dataset = TokenDataset.open(directory)
+    dataset = TokenDataset.open(prepare(config, announce=announce))
+    announce(describe(dataset))
+    return dataset
 
+
+def describe(dataset: TokenDataset) -> str:
+    """Return a line with the size, the source and the place of a dataset."""
     n_tokens = dataset.manifest["train_tokens"]
     source = dataset.manifest["source"]
-    announce(f"data: {n_tokens:,} training tokens of {source} in {directory}")
-    return dataset
+    return f"data: {n_tokens:,} training tokens of {source} in {dataset.directory}"
+
+
+def planned_fingerprint(config: DataConfig) -> str:
+    """Return the fingerprint of the dataset that `prepare` would make of a corpus.
+
+    Raises:
+        UserError: as `prepare` does, for what it finds before it reads any text.
+    """
+    return plan_preparation(config, open_sources(config)).fingerprint
 
 
 def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:

@@ -28,10 +28,21 @@ class EvalDue:
     def after(self, fraction: float) -> EvalDue:
         """Returns the rule from `fraction` on: multiples up to there are passed.
 
-        This is the rule after an evaluation, and at the start and the restart of a run. A long step
-        that passes several multiples is followed by one evaluation.
+        This is the rule after an evaluation and at the start of a run. A long step that passes
+        several multiples is followed by one evaluation.
         """
         return dataclasses.replace(self, n_passed=self._count(fraction))
+
+    def resumed(self, fraction: float, n_passed: int | None) -> EvalDue:
+        """Returns the rule for a run that goes on at `fraction`.
+
+        Args:
+            fraction: the share of the budget that is spent.
+            n_passed: the multiples that had been passed, or None to take those up to `fraction`.
+        """
+        if n_passed is None:
+            return self.after(fraction)
+        return dataclasses.replace(self, n_passed=n_passed)
 
     def _count(self, fraction: float) -> int:
         return math.floor(fraction / self.every + _HAIR) if self.every else 0

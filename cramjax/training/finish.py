@@ -2,44 +2,72 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from cramjax.errors import RunFailed
 from cramjax.files import write_json
 from cramjax.parallel import processes
 from cramjax.training import plots
+from cramjax.training.evaluate import Evaluator
 from cramjax.training.loop import Outcome
 from cramjax.training.parts import Run
 from cramjax.training.records import Recorder
-from cramjax.training.stage import OpenStage
+from cramjax.training.session import Session
 
 
-def finish(run: Run, stage: OpenStage, outcome: Outcome, recorder: Recorder) -> dict[str, Any]:
+def finish(
+    run: Run, session: Session, evaluator: Evaluator, outcome: Outcome, recorder: Recorder
+) -> dict[str, Any]:
     """Evaluate a run that has ended and write its results; returns the summary.
 
-    A run that a signal has stopped is neither evaluated nor written: it goes on later.
+    A run that a signal has stopped is neither evaluated nor written: it goes on later. `session`
+    and `evaluator` are those of the last stage.
+
+    Raises:
+        RunFailed: if the run has ended with a loss that is not a number.
     """
     reason = outcome.stop_reason
     # A signal that comes after the end of the budget stops nothing: the run is finished.
     if reason == run.coordinator.reason:
         step = run.clock.n_steps
         run.progress.announce(f"stopped by {reason}: checkpoint at step {step} is saved")
-        return recorder.summary(stage.session, reason)
+        return recorder.summary(session, reason)
 
     # The last evaluation and the rest come after the budget, so they are not in the elapsed time.
     elapsed_s = run.clock.elapsed_s
-    recorder.evaluated(stage.evaluator(outcome.state.params))
+    recorder.evaluated(evaluator(outcome.state.params))
     recorder.close()
-    summary = recorder.summary(stage.session, reason) | {"elapsed_s": round(elapsed_s, 3)}
+    summary = recorder.summary(session, reason) | {"elapsed_s": round(elapsed_s, 3)}
     if not processes.is_first():
-        return summary
+        return checked(summary)
 
     summary_path = run.workdir / "summary.json"
     plot_path = run.workdir / "loss.png"
     write_json(summary_path, summary)
     plots.plot_loss(run.workdir / "metrics.jsonl", plot_path, recorder.unigram_loss)
     run.progress.close()
+    checked(summary)
     run.progress.announce(
         f"done ({reason}): held-out loss {summary['eval_loss']:.3f} nats, "
         f"unigram {recorder.unigram_loss:.3f}; {summary_path}, {plot_path}"
     )
+    return summary
+
+
+def checked(summary: dict[str, Any]) -> dict[str, Any]:
+    """Returns the summary of a finished run.
+
+    Raises:
+        RunFailed: if the run has ended with a loss that is not a number.
+    """
+    for name in ("eval_loss", "train_loss"):
+        loss = summary[name]
+        # JSON has null for NaN. A run that ends at once has no training loss.
+        if (loss is None and name == "eval_loss") or (loss is not None and not math.isfinite(loss)):
+            raise RunFailed(
+                f"the run has ended, but its {name} is not a number: its parameters are useless; "
+                "lower optimizer.lr, set optimizer.clip_norm or precision=float32, and start it in "
+                "another workdir"
+            )
     return summary

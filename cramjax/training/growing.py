@@ -20,9 +20,11 @@ from cramjax.data import loader as loaders
 from cramjax.data.dataset import TokenDataset
 from cramjax.growth.operators import Compound, Depth, Operator, SharedWidth, ZeroWidth, grow
 from cramjax.models import kernels, network
+from cramjax.parallel import mesh as meshes
 from cramjax.training import session
 from cramjax.training.evaluate import Evaluator
 from cramjax.training.state import TrainState, initial
+from cramjax.tuning import devices
 
 Grow = Callable[[TrainState], TrainState]
 
@@ -78,6 +80,29 @@ class Stages:
         return session.open_session(
             self.config_of(number), self._dataset, self._announce, self._fastest_kernels()
         )
+
+    def check_rows(self, first: int) -> None:
+        """Check that the dataset serves all stages from `first` on, before anything is compiled.
+
+        Raises:
+            UserError: if it has no sequence of a stage's length, or not the order that is asked.
+        """
+        config = self.config
+        mesh = meshes.make_mesh(**config.mesh.to_dict(), devices=jax.devices())
+        precision = devices.resolve_precision(config.precision, jax.devices()[0])
+        for number in range(first, len(self)):
+            of_stage = self.config_of(number)
+            objective = session.build_objective(of_stage, self._dataset, precision, mesh)
+            loaders.training_rows(
+                self._dataset,
+                seq_len=objective.row_tokens,
+                cls_token=config.data.cls_token,
+                order=config.data.order,
+            )
+            # The last stage has the longest rows, on which all stages are evaluated.
+            loaders.heldout_rows(
+                self._dataset, seq_len=objective.eval_row_tokens, cls_token=config.data.cls_token
+            )
 
     def _fastest_kernels(self) -> kernels.Choices:
         """Returns those of all stages, timed before the first one trains and the card is busy."""

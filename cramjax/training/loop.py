@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -40,11 +42,13 @@ class Outcome:
         stop_reason: a limit of the budget, a signal or "early_termination"; None at the end of a
             stage that is not the last.
         data_wait_s: seconds that the loop waited for batches.
+        failure: the error that ended the loop, or None; `state` is the last one before it.
     """
 
     state: TrainState
     stop_reason: str | None
     data_wait_s: float
+    failure: Exception | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,13 +114,60 @@ class StepSchedule:
         return self.until < 1.0 and clock.fraction() >= self.until
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Dispatched:
-    """A step that the device may still be computing; `metrics` are on the device."""
+class Pauses(Protocol):
+    """Evaluations and checkpoints between steps."""
 
-    number: int
-    plan: PlannedStep
-    metrics: dict[str, jax.Array]
+    def are_due(self) -> bool:
+        """Returns whether anything is to be done before the next step; called before each step."""
+        ...
+
+    def before_step(self, state: TrainState) -> None:
+        """Do what is due with `state`; may wait for the device."""
+        ...
+
+
+class _InFlight:
+    """The step that the device may still be computing, if any."""
+
+    def __init__(self, config: Config, record: Callable[[StepRecord], None]):
+        self._config = config
+        self._record = record
+        self._step: tuple[int, PlannedStep, dict[str, jax.Array]] | None = None
+
+    def take(self, number: int, plan: PlannedStep, metrics: dict[str, jax.Array]) -> None:
+        """Keep a dispatched step; its `metrics` are on the device."""
+        self._step = (number, plan, metrics)
+
+    def settle(self) -> str | None:
+        """Wait for the step and record its metrics; returns the reason to stop, if they are one.
+
+        Raises:
+            RunFailed: if gradients stay non-finite.
+        """
+        if self._step is None:
+            return None
+        number, plan, on_device = self._step
+        self._step = None
+        metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
+        self._record(
+            StepRecord(
+                step=number,
+                fraction=plan.fraction,
+                lr=plan.lr,
+                batch_size=plan.n_rows,
+                metrics=metrics,
+            )
+        )
+
+        if metrics["skipped_in_row"] >= self._config.optimizer.max_skipped:
+            raise RunFailed(
+                f"the gradient was not finite for {int(metrics['skipped_in_row'])} steps in a row "
+                f"(up to step {number}); these steps changed no parameter, and the state is saved; "
+                "lower optimizer.lr or set optimizer.clip_norm, or precision=float32"
+            )
+        if schedules.stops_early(self._config.schedule, plan.fraction, metrics["loss"]):
+            return "early_termination"
+        return None
 
 
 def run_steps(
@@ -127,78 +178,105 @@ def run_steps(
     schedule: StepSchedule,
     clock: Clock,
     coordinator: Coordinator,
-    before_step: Callable[[TrainState], None],
+    pauses: Pauses,
     record: Callable[[StepRecord], None],
 ) -> Outcome:
-    """Train `state` until the stage or the budget ends, a signal arrives or the run has failed.
+    """Train `state` until the stage or the budget ends, a signal arrives or something fails.
 
-    The order of a round must not change: evaluate and save (`before_step`), then take the batch,
-    step, and read the metrics of the step before. So a checkpoint holds a state together with the
-    rows and the clock that produced it, and a resumed run draws the same next batch.
+    `prefetch` gives batches from the row of the first step on, and `clock` runs. `record` gets each
+    finished step one step late, or before a pause, and must be cheap.
 
-    `prefetch` gives batches from the row of the first step on, and `clock` runs. `before_step` is
-    called with the state before each step, and may wait for the device. `record` gets each finished
-    step one step late, and must be cheap.
-
-    Raises:
-        RunFailed: if gradients stay non-finite.
+    An error ends the loop with its last state, so that the caller can save it first.
     """
-    pending: _Dispatched | None = None
+    in_flight = _InFlight(schedule.config, record)
+    loop = _Loop(
+        step_fn=step_fn,
+        state=state,
+        prefetch=prefetch,
+        schedule=schedule,
+        clock=clock,
+        in_flight=in_flight,
+        advance=coordinator.advance,
+    )
+    failure: Exception | None = None
     reason: str | None = None
-    wait_s = 0.0
-    n_micro = schedule.n_microbatches(clock.fraction())
-    prefetch.request(n_micro)
+    try:
+        reason = loop.run(pauses, lambda: coordinator.requested)
+    except Exception as error:
+        failure = error
+        # The device may still have the step before the error.
+        with contextlib.suppress(Exception):
+            in_flight.settle()
 
-    while reason is None and not clock.done() and not coordinator.requested:
-        if schedule.is_over(clock):
-            break
-        before_step(state)
-        plan = schedule.plan(n_micro, clock)
-        batch, waited_s = prefetch.get()
-        wait_s += waited_s
+    return Outcome(
+        state=loop.state,
+        stop_reason=reason or clock.which() or coordinator.reason,
+        data_wait_s=loop.wait_s,
+        failure=failure,
+    )
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Loop:
+    """The loop and its last state, which outlives an error."""
+
+    step_fn: StepFn
+    state: TrainState
+    prefetch: DevicePrefetch
+    schedule: StepSchedule
+    clock: Clock
+    in_flight: _InFlight
+    advance: Callable[[], None]
+    wait_s: float = 0.0
+
+    def run(self, pauses: Pauses, is_stopped: Callable[[], bool]) -> str | None:
+        """Take step after step; returns the reason to stop that a step's metrics give, if any.
+
+        The order of a round must not change: evaluate and save (`pauses`), then take the batch,
+        step, and read the metrics of the step before. So a checkpoint holds a state together with
+        the rows and the clock that produced it, and a resumed run draws the same next batch.
+        """
+        n_micro = self.schedule.n_microbatches(self.clock.fraction())
+        self.prefetch.request(n_micro)
+        reason: str | None = None
+        while reason is None and not self.clock.done() and not is_stopped():
+            if self.schedule.is_over(self.clock):
+                break
+            if pauses.are_due():
+                # The record is complete up to this step, so a checkpoint knows all of it.
+                reason = self.in_flight.settle()
+                if reason is not None:
+                    break
+                pauses.before_step(self.state)
+            n_micro, reason = self._step(n_micro)
+        return self.in_flight.settle() or reason
+
+    def _step(self, n_micro: int) -> tuple[int, str | None]:
+        """Train one step of `n_micro` microbatches.
+
+        Returns:
+            The microbatches of the next step, and the reason to stop that the step before gives.
+        """
+        plan = self.schedule.plan(n_micro, self.clock)
+        batch, waited_s = self.prefetch.get()
+        self.wait_s += waited_s
 
         # The next batch is read while this step runs. Its size follows the share at its start.
-        n_micro = schedule.n_microbatches(plan.fraction)
-        prefetch.request(n_micro)
+        n_next = self.schedule.n_microbatches(plan.fraction)
+        self.prefetch.request(n_next)
 
         # These transfers are intended: two `device_put` calls cost five times the call of the step.
         with jax.transfer_guard_host_to_device("allow"):
-            state, metrics = step_fn(state, batch, np.float32(plan.lr), np.int32(plan.n_micro))
-        coordinator.advance()
-
-        # Only now are the metrics of the step before read, so the device never waits for the host.
-        if pending is not None:
-            reason = _finish(pending, schedule.config, record)
-        clock.advance(plan.n_tokens, plan.n_flops, plan.n_rows)
-        pending = _Dispatched(number=clock.n_steps, plan=plan, metrics=metrics)
-
-    if pending is not None:
-        reason = _finish(pending, schedule.config, record) or reason
-    reason = reason or clock.which() or coordinator.reason
-    return Outcome(state=state, stop_reason=reason, data_wait_s=wait_s)
-
-
-def _finish(
-    pending: _Dispatched, config: Config, record: Callable[[StepRecord], None]
-) -> str | None:
-    """Wait for a step and record its metrics; returns the reason to stop, if they are one."""
-    metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
-    record(
-        StepRecord(
-            step=pending.number,
-            fraction=pending.plan.fraction,
-            lr=pending.plan.lr,
-            batch_size=pending.plan.n_rows,
-            metrics=metrics,
-        )
-    )
-
-    if metrics["skipped_in_row"] >= config.optimizer.max_skipped:
-        raise RunFailed(
-            f"the gradient was not finite for {int(metrics['skipped_in_row'])} steps in a row "
-            f"(up to step {pending.number}); the last checkpoint is kept; "
-            "lower optimizer.lr or set optimizer.clip_norm, or precision=float32"
-        )
-    if schedules.stops_early(config.schedule, pending.plan.fraction, metrics["loss"]):
-        return "early_termination"
-    return None
+            self.state, metrics = self.step_fn(
+                self.state, batch, np.float32(plan.lr), np.int32(plan.n_micro)
+            )
+        try:
+            self.advance()
+            # Only now are the metrics of the step before read, so the device never waits for the
+            # host.
+            reason = self.in_flight.settle()
+        finally:
+            # The new state and the clock belong together, whatever the step before says.
+            self.clock.advance(plan.n_tokens, plan.n_flops, plan.n_rows)
+            self.in_flight.take(self.clock.n_steps, plan, metrics)
+        return n_next, reason

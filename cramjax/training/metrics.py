@@ -49,6 +49,8 @@ class MetricsWriter:
     Args:
         workdir: the folder of the run.
         resumed_step: lines of later steps are cut from an existing file, because they come again.
+        keeps_evaluation: whether an evaluation of `resumed_step` itself stays; it does not if it
+            comes again.
         tensorboard: whether to write TensorBoard's files, in the folder tb.
         wandb_project: a project of Weights & Biases, or None.
         config: the configuration, for Weights & Biases.
@@ -60,13 +62,14 @@ class MetricsWriter:
         workdir: str | os.PathLike,
         *,
         resumed_step: int = 0,
+        keeps_evaluation: bool = True,
         tensorboard: bool = False,
         wandb_project: str | None = None,
         config: Mapping[str, Any] | None = None,
         sinks: Sequence[Sink] = (),
     ):
         self._path = pathlib.Path(workdir) / "metrics.jsonl"
-        _cut_after(self._path, resumed_step)
+        _cut_after(self._path, resumed_step, keeps_evaluation)
         self._file = self._path.open("a", encoding="utf-8")
         self._sinks: list[Sink] = list(sinks)
 
@@ -197,16 +200,23 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             continue
-        if isinstance(line, dict) and "step" in line:
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
     return lines
 
 
-def _cut_after(path: pathlib.Path, step: int) -> None:
-    """Rewrite a file with its lines up to `step`; a crash leaves the old file or the new one."""
+def _cut_after(path: pathlib.Path, step: int, keeps_evaluation: bool) -> None:
+    """Rewrite a file with the lines that do not come again after a checkpoint of `step`.
+
+    A crash leaves the old file or the new one. See `MetricsWriter` for `keeps_evaluation`.
+    """
     if not path.exists():
         return
-    kept = [json.dumps(line) + "\n" for line in read(path) if line["step"] <= step]
+    kept = []
+    for line in read(path):
+        comes_again = line["step"] == step and "eval_loss" in line and not keeps_evaluation
+        if line["step"] <= step and not comes_again:
+            kept.append(json.dumps(line) + "\n")
     temporary = path.with_name(f".{path.name}.cut")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)

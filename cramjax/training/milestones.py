@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
+from cramjax.parallel import processes
 from cramjax.training.due import EvalDue, SaveDue
 from cramjax.training.evaluate import EvalResult
 from cramjax.training.parts import Run
@@ -15,54 +18,119 @@ from cramjax.training.state import TrainState
 
 
 class Milestones:
-    """Evaluates and saves; knows when each is due next."""
+    """Evaluates and saves the state of the present stage; knows when each is due next."""
 
-    def __init__(self, run: Run, recorder: Recorder):
-        """Both are due from the clock's present readings on."""
+    def __init__(
+        self,
+        run: Run,
+        recorder: Recorder,
+        stage: OpenStage,
+        sidecar: Mapping[str, Any] | None = None,
+    ):
+        """Both are due from the clock's present readings on.
+
+        `sidecar` is that of the checkpoint that this start goes on from, or None. An evaluation
+        that was due there and not made, because a signal came first, is due at once.
+        """
         config = run.config
-        elapsed_s = run.clock.elapsed_s
         self._run = run
+        self._stage = stage
         self._recorder = recorder
-        self._eval_due = EvalDue(every=config.eval.every_fraction).after(run.clock.fraction())
+        self._eval_due = EvalDue(every=config.eval.every_fraction).resumed(
+            run.clock.fraction(), _evaluations_passed(run, sidecar)
+        )
         self._save_due = SaveDue(
             every_minutes=config.checkpoint.every_minutes,
             every_steps=config.checkpoint.every_steps,
-        ).after(elapsed_s, run.clock.n_steps)
+        ).after(run.clock.elapsed_s, run.clock.n_steps)
 
-    def before_step(self, stage: OpenStage, state: TrainState) -> None:
+    def enter(self, stage: OpenStage) -> None:
+        """Go on with the states of `stage`."""
+        self._stage = stage
+
+    def are_due(self) -> bool:
+        """Returns whether `before_step` has anything to do."""
+        return self._must_evaluate() or self._must_save()
+
+    def before_step(self, state: TrainState) -> None:
         """Evaluate and save `state` if that is due."""
-        clock = self._run.clock
-        fraction = clock.fraction()
-        if self._eval_due.is_due(fraction):
-            self._eval_due = self._eval_due.after(fraction)
+        if self._must_evaluate():
+            self._eval_due = self._eval_due.after(self._run.clock.fraction())
             # Steps that the device still computes are no part of the evaluation's seconds.
             jax.block_until_ready(state)
-            self.evaluate(stage, state)
+            self.evaluate(state)
 
-        # A save that failed is made up for at once.
-        is_due = self._save_due.is_due(clock.elapsed_s, clock.n_steps)
-        if is_due or self._run.checkpoints.save_failed:
+        if self._must_save():
             jax.block_until_ready(state)
             with self._run.spent.on("save_s"):
-                self.save(stage, state)
+                self.save(state)
 
-    def evaluate(self, stage: OpenStage, state: TrainState) -> EvalResult:
+    def _must_evaluate(self) -> bool:
+        return self._eval_due.is_due(self._run.clock.fraction())
+
+    def _must_save(self) -> bool:
+        clock = self._run.clock
+        # A save that failed is made up for at once.
+        is_due = self._save_due.is_due(clock.elapsed_s, clock.n_steps)
+        return is_due or self._run.checkpoints.save_failed
+
+    def evaluate(self, state: TrainState) -> EvalResult:
         """Evaluate `state` inside the budget, and record the result."""
         with self._run.spent.on("eval_s"):
-            result = stage.evaluator(state.params)
+            result = self._stage.evaluator(state.params)
         self._recorder.evaluated(result)
         return result
 
-    def save(self, stage: OpenStage, state: TrainState, *, block: bool = False) -> None:
-        """Save `state` unless its step is saved; with `block`, return when it is on disk."""
+    def save(
+        self, state: TrainState, *, block: bool = False, stop_reason: str | None = None
+    ) -> None:
+        """Save `state` unless its step is saved; with `block`, return when it is on disk.
+
+        `stop_reason` is noted beside the last state of a loop.
+        """
         run = self._run
         step = run.clock.n_steps
         if step and run.checkpoints.latest() != step:
             sidecar = {
                 "clock": run.clock.state_dict(),
                 "spent": dataclasses.asdict(run.spent),
-                "stage": stage.number,
+                "stage": self._stage.number,
+                "record": self._recorder.state_dict(),
+                "evaluations": dataclasses.asdict(self._eval_due),
+                "config": run.config.to_dict(),
+                "dataset": run.dataset_note(),
+                "stop_reason": stop_reason,
             }
-            sidecar |= run.identity(stage.session)
+            sidecar |= run.identity(self._stage.session)
             run.checkpoints.save(step, state, sidecar, block=block)
         self._save_due = self._save_due.after(run.clock.elapsed_s, step)
+
+    def rescue(self, state: TrainState) -> None:
+        """Save `state` before an error ends the run, if the devices still have it."""
+        run = self._run
+        step = run.clock.n_steps
+        # Saving is a work of all processes, and an error may be one process's alone.
+        if processes.count() > 1 or any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+            return
+        try:
+            jax.block_until_ready(state)
+            self.save(state, block=True)
+        # Whatever it is, the error that ends the run says more.
+        except Exception as error:
+            run.progress.announce(f"step {step} could not be saved ({type(error).__name__})")
+            return
+        run.progress.announce(f"an error ends the run: checkpoint at step {step} is saved")
+
+
+def _evaluations_passed(run: Run, sidecar: Mapping[str, Any] | None) -> int | None:
+    """Returns the multiples of `eval.every_fraction` passed at a checkpoint.
+
+    None if the checkpoint does not say, or another budget or interval counts them anew.
+    """
+    if sidecar is None or "evaluations" not in sidecar:
+        return None
+    noted = sidecar["evaluations"]
+    is_same_budget = sidecar["clock"]["limits"] == run.clock.limits
+    if not is_same_budget or noted["every"] != run.config.eval.every_fraction:
+        return None
+    return noted["n_passed"]

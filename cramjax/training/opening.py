@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,9 +16,13 @@ from cramjax.data import tokenizers
 from cramjax.data.loader import DevicePrefetch
 from cramjax.errors import UserError
 from cramjax.files import write_json
+from cramjax.models import network
 from cramjax.parallel import processes
-from cramjax.training import remedies
+from cramjax.training import history, remedies
 from cramjax.training import session as sessions
+from cramjax.training.finish import finish
+from cramjax.training.history import Earlier
+from cramjax.training.loop import Outcome
 from cramjax.training.metrics import MetricsWriter, Silence, Sink
 from cramjax.training.parts import Run
 from cramjax.training.records import Recorder
@@ -62,7 +66,8 @@ def open_stage(run: Run) -> Opening:
     """Open the stage of the newest checkpoint, or the first one; clock and counts go on from there.
 
     Raises:
-        UserError: if the checkpoint is another configuration's, or memory or mesh do not fit.
+        UserError: if the checkpoint is another configuration's, the dataset has no rows for it, or
+            memory or mesh do not fit.
         RunFailed: if there are checkpoints, and all are damaged.
     """
     opened: dict[int, Session] = {}
@@ -70,11 +75,17 @@ def open_stage(run: Run) -> Opening:
     def expected(sidecar: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         """Returns the shapes to restore into, and the entries that must agree."""
         number = _stage_number(run, sidecar)
+        run.stages.check_rows(number)
         opened[number] = run.stages.open(number)
-        return opened[number].abstract, run.identity(opened[number])
+        identity = run.identity(opened[number])
+        saved = sidecar["model"]
+        free = {name: saved[name] for name in network.FREE_FIELDS & saved.keys()}
+        identity["model"] = identity["model"] | free
+        return opened[number].abstract, identity
 
     restored = run.checkpoints.restore(expected)
     if restored is None:
+        run.stages.check_rows(0)
         return Opening(number=0, session=run.stages.open(0), restored=None)
 
     run.clock.load_state_dict(restored.sidecar["clock"])
@@ -88,23 +99,29 @@ def _stage_number(run: Run, sidecar: Mapping[str, Any]) -> int:
     return min(sidecar.get("stage", 0), len(run.stages) - 1)
 
 
-def finished_summary(run: Run, opening: Opening) -> dict[str, Any] | None:
-    """Returns the summary of a run that has come to its end, or None if it is to be trained."""
-    path = run.workdir / "summary.json"
-    if opening.restored is None or not path.exists():
-        return None
-    summary = json.loads(path.read_text())
-    # A run that has a summary may go on with a larger budget, unless it failed.
-    is_over = run.clock.done() or summary["stop_reason"] == "early_termination"
-    return summary if is_over else None
+def describe_run(run: Run, opening: Opening, earlier: Earlier | None) -> None:
+    """Say where the run goes on and with which changes; describe this start in the workdir.
 
+    Process 0 alone writes config.json, environment.json, a line of history.jsonl and the tokenizer.
+    """
+    if not processes.is_first():
+        return
+    changed: history.Changes = {}
+    if opening.restored and earlier:
+        step = opening.restored.step
+        changed = history.changes(earlier.config, run.config)
+        run.progress.announce(f"resuming {run.workdir} at step {step}")
+        if changed:
+            run.progress.announce("changed since that checkpoint:")
+        for line in history.describe(changed):
+            run.progress.announce(line)
 
-def describe_run(run: Run) -> None:
-    """Write config.json, environment.json and the tokenizer into the workdir."""
-    write_json(run.workdir / "config.json", run.config.to_dict())
+    note = run.dataset_note()
     kinds = [device.device_kind for device in jax.devices()]
-    described = environment(kinds) | {"dataset": str(run.dataset.directory)}
+    write_json(run.workdir / "config.json", run.config.to_dict())
+    described = environment(kinds) | {"dataset": note["directory"]}
     write_json(run.workdir / "environment.json", described)
+    history.append(run.workdir, opening.resumed_from or 0, changed, note)
     tokenizer = run.dataset.directory / "tokenizer"
     shutil.copytree(tokenizer, run.workdir / "tokenizer", dirs_exist_ok=True)
 
@@ -175,27 +192,55 @@ def _params_of(
     return pretrained.start_from(origin, session.objective.description, params)
 
 
-def open_recorder(run: Run, opening: Opening, ready: Ready, sinks: Sequence[Sink]) -> Recorder:
-    """Returns the recorder; metrics lines after the step of the checkpoint are cut off."""
+def finish_restored(
+    run: Run, opening: Opening, stop_reason: str, sinks: Sequence[Sink]
+) -> dict[str, Any]:
+    """Finish a run that was killed between its last checkpoint and its summary.
+
+    Returns the summary.
+    """
+    assert opening.restored is not None
+    session = opening.session
+    run.progress.announce("it has trained to its end; only the last evaluation is left")
+    evaluator = run.stages.evaluator(opening.number, session)
+    unigram_loss = evaluator.unigram_loss(run.dataset.unigram_counts)
+    outcome = Outcome(state=opening.restored.state, stop_reason=stop_reason, data_wait_s=0.0)
+    with contextlib.closing(open_recorder(run, opening, unigram_loss, sinks)) as recorder:
+        return finish(run, session, evaluator, outcome, recorder)
+
+
+def open_recorder(
+    run: Run, opening: Opening, unigram_loss: float, sinks: Sequence[Sink]
+) -> Recorder:
+    """Returns the recorder, as it was at the checkpoint; later metrics lines are cut off."""
     log = run.config.log
+    sidecar = opening.restored.sidecar if opening.restored else {}
+    # Checkpoints that 0.2.0 and older wrote have no record.
+    record = sidecar.get("record")
+
     writer: MetricsWriter | Silence = Silence()
     if processes.is_first():
         writer = MetricsWriter(
             run.workdir,
             resumed_step=opening.resumed_from or 0,
+            keeps_evaluation=not record or record["evaluated_step"] == opening.resumed_from,
             tensorboard=log.tensorboard,
             wandb_project=log.wandb,
             config=run.config.to_dict(),
             sinks=sinks,
         )
-    return Recorder(
+
+    recorder = Recorder(
         writer=writer,
         progress=run.progress,
         clock=run.clock,
         spent=run.spent,
         every_steps=log.every_steps,
         peak_flops=opening.session.peak_flops,
-        unigram_loss=ready.unigram_loss,
+        unigram_loss=unigram_loss,
         started=run.started,
         resumed_from=opening.resumed_from,
     )
+    if record:
+        recorder.load_state_dict(record)
+    return recorder

@@ -59,6 +59,13 @@ class Run:
             "optimizer": self.config.optimizer.name,
         }
 
+    def dataset_note(self) -> dict[str, Any]:
+        """Returns what a checkpoint and environment.json say of the dataset."""
+        return {
+            "directory": str(self.dataset.directory.resolve()),
+            "fingerprint": self.dataset.manifest.get("fingerprint"),
+        }
+
     def since_start_s(self) -> float:
         """Returns the seconds since the command started."""
         return time.monotonic() - self.started

@@ -90,12 +90,14 @@ class Recorder:
         self._started = started
         self._resumed_from = resumed_from
 
-        self._window: list[StepRecord] = []
+        # The losses since the latest line.
+        self._window: list[float] = []
         self._recent: collections.deque[float] = collections.deque(maxlen=LOSS_WINDOW)
         self._mark = self._reading()
         self._rates = {"tokens_per_s": 0.0, "mfu": 0.0}
         self._noise: tuple[float, float] | None = None
         self._last_eval: EvalResult | None = None
+        self._evaluated_step: int | None = None
         self._skipped = 0
         self._first_step_s: float | None = None
 
@@ -103,17 +105,18 @@ class Recorder:
         """Take in a finished step; writes a line every `every_steps`."""
         if self._first_step_s is None:
             self._first_step_s = time.monotonic() - self._started
-        self._window.append(step)
+        self._window.append(step.metrics["loss"])
         self._recent.append(step.metrics["loss"])
         self._skipped = int(step.metrics["skipped"])
         self._take_noise(step.metrics)
         if step.step % self._every_steps == 0 or step.fraction >= 1.0:
-            self._flush()
+            self._flush(step)
 
     def evaluated(self, result: EvalResult) -> None:
         """Take in an evaluation and write its line."""
         self._last_eval = result
         step = self._clock.n_steps
+        self._evaluated_step = step
         values = {
             "elapsed_s": round(self._clock.elapsed_s, 3),
             "tokens": self._clock.n_tokens,
@@ -162,6 +165,34 @@ class Recorder:
         """Mean training loss of the latest steps, in nats per predicted token."""
         return sum(self._recent) / len(self._recent) if self._recent else None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the record for a checkpoint, as JSON values.
+
+        With it a killed run has the same lines and summary as an undisturbed one.
+        """
+        evaluated = self._last_eval
+        return {
+            "recent": [_finite(loss) for loss in self._recent],
+            "window": [_finite(loss) for loss in self._window],
+            "noise": self._noise,
+            "skipped": self._skipped,
+            "first_step_s": self._first_step_s,
+            "evaluated_step": self._evaluated_step,
+            "evaluated": evaluated and [_finite(evaluated.loss), _finite(evaluated.accuracy)],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self._recent.extend(map(_number, state["recent"]))
+        self._window = [_number(loss) for loss in state["window"]]
+        if state["noise"]:
+            self._noise = (state["noise"][0], state["noise"][1])
+        self._skipped = state["skipped"]
+        self._first_step_s = state["first_step_s"]
+        self._evaluated_step = state["evaluated_step"]
+        if state["evaluated"]:
+            self._last_eval = EvalResult(*map(_number, state["evaluated"]))
+
     def close(self) -> None:
         """Finish the open files of the writer."""
         self._writer.close()
@@ -188,8 +219,8 @@ class Recorder:
         seconds = self._clock.elapsed_s - self._spent.total_s()
         return seconds, self._clock.n_tokens, self._clock.n_flops
 
-    def _flush(self) -> None:
-        """Write a line for the steps of the window, and show it."""
+    def _flush(self, last: StepRecord) -> None:
+        """Write a line for the steps of the window, of which `last` is the last; show it."""
         reading = self._reading()
         seconds, tokens, flops = (
             now - before for now, before in zip(reading, self._mark, strict=True)
@@ -203,13 +234,11 @@ class Recorder:
                 "mfu": round(flops / seconds / self._peak_flops, 4),
             }
 
-        last = self._window[-1]
-        losses = [step.metrics["loss"] for step in self._window]
         values = {
             "elapsed_s": round(self._clock.elapsed_s, 3),
             "progress": round(last.fraction, 6),
             "tokens": self._clock.n_tokens,
-            "loss": sum(losses) / len(losses),
+            "loss": sum(self._window) / len(self._window),
             "lr": last.lr,
             "grad_norm": last.metrics["grad_norm"],
             "batch_size": last.batch_size,
@@ -224,3 +253,12 @@ class Recorder:
         self._writer.write(last.step, values)
         eta_s = self._clock.remaining_s()
         self._progress.update(step=last.step, fraction=last.fraction, eta_s=eta_s, **values)
+
+
+def _finite(value: float) -> float | None:
+    """Returns a number as JSON has it: null for NaN and infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

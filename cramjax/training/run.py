@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
 import time
@@ -14,15 +13,13 @@ from typing import Any
 import jax
 
 from cramjax import start
-from cramjax.checkpoints import pretrained
 from cramjax.config.views import Config
 from cramjax.console import Progress
-from cramjax.data import prepare
 from cramjax.parallel import processes
 from cramjax.parallel.coordinator import coordinate
 from cramjax.stop import StopSignal, exit_code
-from cramjax.training import opening, remedies, session, switch
-from cramjax.training.finish import finish
+from cramjax.training import dataset_choice, history, opening, remedies, session, switch
+from cramjax.training.finish import checked, finish
 from cramjax.training.loop import Outcome, run_steps
 from cramjax.training.metrics import Sink
 from cramjax.training.milestones import Milestones
@@ -83,8 +80,13 @@ def _train(
         # Before the first step there is nothing to save, so a signal ends the command at once:
         # the next start resumes the preparation of data and finds what is compiled.
         with stop.at_once():
-            config = pretrained.with_tokenizer(config)
-            dataset = prepare.open_data(config.data, progress.announce)
+            earlier = history.read(path)
+            config = dataset_choice.with_tokenizer(config, earlier)
+            if earlier:
+                dataset_choice.refuse_another(config, earlier, path)
+            if earlier and (summary := history.finished(earlier, config, path, progress.announce)):
+                return checked(summary)
+            dataset = dataset_choice.open_dataset(config, earlier, path, progress.announce)
             run = open_run(
                 config,
                 path,
@@ -97,23 +99,19 @@ def _train(
 
             opened = opening.open_stage(run)
             progress.announce(session.describe(opened.session))
-            if summary := opening.finished_summary(run, opened):
-                reason = summary["stop_reason"]
-                progress.announce(f"{path} is finished: {reason} after {summary['steps']} steps")
-                return summary
-
-            if opened.restored:
-                progress.announce(f"resuming {path} at step {opened.restored.step}")
-            if processes.is_first():
-                opening.describe_run(run)
+            opening.describe_run(run, opened, earlier)
+            if earlier and (reason := history.ended_by(earlier, config)):
+                # Only the end was lost: its evaluation, and what follows.
+                return opening.finish_restored(run, opened, reason, sinks)
             ready = opening.make_ready(run, opened)
-            recorder = opening.open_recorder(run, opened, ready, sinks)
+            recorder = opening.open_recorder(run, opened, ready.unigram_loss, sinks)
             resources.enter_context(contextlib.closing(recorder))
 
-        milestones = Milestones(run, recorder)
+        sidecar = opened.restored.sidecar if opened.restored else None
+        milestones = Milestones(run, recorder, ready.stage, sidecar)
         stage, outcome = _train_stages(run, ready, milestones, recorder)
-        milestones.save(stage, outcome.state, block=True)
-        return finish(run, stage, outcome, recorder)
+        milestones.save(outcome.state, block=True, stop_reason=outcome.stop_reason)
+        return finish(run, stage.session, stage.evaluator, outcome, recorder)
 
 
 def _train_stages(
@@ -135,9 +133,12 @@ def _train_stages(
                 schedule=stage.schedule(run),
                 clock=run.clock,
                 coordinator=run.coordinator,
-                before_step=functools.partial(milestones.before_step, stage),
+                pauses=milestones,
                 record=recorder.record,
             )
+            if outcome.failure is not None:
+                milestones.rescue(outcome.state)
+                raise outcome.failure
         run.spent.data_wait_s += outcome.data_wait_s
 
         if following is None or outcome.stop_reason is not None:

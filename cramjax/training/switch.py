@@ -29,25 +29,27 @@ def grow(
 ) -> tuple[OpenStage, TrainState]:
     """Returns the next stage and its first state, grown from `state`; evaluates before and after.
 
-    If the next stage cannot be prepared, `state` is saved and the error raised.
+    If the network cannot grow, `state` is saved and the error raised.
     """
-    before = milestones.evaluate(stage, state)
-    with run.spent.on("growth_s"):
-        try:
+    try:
+        before = milestones.evaluate(state)
+        with run.spent.on("growth_s"):
             prepared = following.result()
-        except Exception:
-            # What this stage has learned is kept.
-            milestones.save(stage, state, block=True)
-            raise
-        grown = prepared.grow(state)
+            grown = prepared.grow(state)
 
-    next_stage = OpenStage(
-        number=stage.number + 1,
-        session=prepared.session,
-        step_fn=prepared.step_fn,
-        evaluator=prepared.evaluator,
-    )
-    after = milestones.evaluate(next_stage, grown)
+        next_stage = OpenStage(
+            number=stage.number + 1,
+            session=prepared.session,
+            step_fn=prepared.step_fn,
+            evaluator=prepared.evaluator,
+        )
+        milestones.enter(next_stage)
+        after = milestones.evaluate(grown)
+    except Exception:
+        # What this stage has learned is kept.
+        milestones.enter(stage)
+        milestones.rescue(state)
+        raise
 
     n_before = stage.session.n_params
     n_after = next_stage.session.n_params

@@ -59,8 +59,9 @@ class Loop:
     The state is the number of steps it has seen. `metrics(step)` gives entries of a step's metrics.
     """
 
-    def __init__(self, metrics=lambda step: {}):
+    def __init__(self, metrics=lambda step: {}, pauses=True):
         self.events = []
+        self._pauses = pauses
         self.records = []
         self._metrics = metrics
 
@@ -70,6 +71,9 @@ class Loop:
     def get(self):
         self.events.append(("get",))
         return "batch", 0.5
+
+    def are_due(self):
+        return self._pauses
 
     def before_step(self, state):
         self.events.append(("before", state))
@@ -101,24 +105,36 @@ class Loop:
             schedule=schedule,
             clock=self.clock,
             coordinator=coordinator or FakeCoordinator(),
-            before_step=self.before_step,
+            pauses=self,
             record=self.record,
         )
 
 
-def test_a_round_is_milestones_batch_step_and_the_record_of_the_step_before():
-    loop = Loop()
+def test_a_round_is_batch_step_and_the_record_of_the_step_before():
+    loop = Loop(pauses=False)
     outcome = loop.run(steps=3)
     assert loop.events == [
         ("request", 4),
-        ("before", 0), ("get",), ("request", 4), ("step", 4),
-        ("before", 1), ("get",), ("request", 4), ("step", 4), ("record", 1),
-        ("before", 2), ("get",), ("request", 4), ("step", 4), ("record", 2),
+        ("get",), ("request", 4), ("step", 4),
+        ("get",), ("request", 4), ("step", 4), ("record", 1),
+        ("get",), ("request", 4), ("step", 4), ("record", 2),
         ("record", 3),
     ]  # fmt: skip
     assert outcome.state == 3
-    assert outcome.stop_reason == "steps"
+    assert outcome.stop_reason == "steps" and outcome.failure is None
     assert outcome.data_wait_s == 1.5
+
+
+def test_a_pause_comes_after_the_record_of_all_steps_before():
+    # Else a checkpoint would not know its own step's loss.
+    loop = Loop()
+    loop.run(steps=2)
+    assert loop.events == [
+        ("request", 4),
+        ("before", 0), ("get",), ("request", 4), ("step", 4),
+        ("record", 1), ("before", 1), ("get",), ("request", 4), ("step", 4),
+        ("record", 2),
+    ]  # fmt: skip
 
 
 def test_the_clock_counts_rows_tokens_and_flops_of_each_step():
@@ -183,16 +199,38 @@ def test_after_a_growth_the_learning_rate_warms_up_again():
     assert [step.lr for step in loop.records] == [0.0, 0.5 * 0.5, 0.25 * 1.0, 0.0]
 
 
-def test_gradients_that_stay_non_finite_fail_the_run():
-    loop = Loop(metrics=lambda step: {"skipped_in_row": max(0, step - 1)})
-    with pytest.raises(RunFailed, match=r"not finite for 3 steps in a row \(up to step 4\)"):
-        loop.run(steps=20)
-    assert [step.step for step in loop.records] == [1, 2, 3, 4]
+def test_gradients_that_stay_non_finite_end_the_loop_with_the_state_and_the_error():
+    loop = Loop(metrics=lambda step: {"skipped_in_row": max(0, step - 1)}, pauses=False)
+    outcome = loop.run(steps=20)
+    assert isinstance(outcome.failure, RunFailed)
+    assert "not finite for 3 steps in a row (up to step 4)" in str(outcome.failure)
+    # Step 4 is read after step 5 is dispatched, and state and clock agree.
+    assert outcome.state == loop.clock.n_steps == 5
+    assert [step.step for step in loop.records] == [1, 2, 3, 4, 5]
+
+
+def test_an_error_anywhere_in_a_round_leaves_state_clock_and_record_at_the_same_step():
+    for name in ("get", "record", "before_step", "step"):
+        loop = Loop()
+        whole = getattr(loop, name)
+        n_left = iter([True, True, False])
+
+        def fails_once(*arguments, whole=whole, n_left=n_left):
+            if not next(n_left, True):
+                raise OSError("a disk that went away")
+            return whole(*arguments)
+
+        setattr(loop, name, fails_once)
+        outcome = loop.run(steps=20)
+        assert isinstance(outcome.failure, OSError) and outcome.stop_reason is None, name
+        assert outcome.state == loop.clock.n_steps > 0, name
+        if name != "record":
+            assert loop.records[-1].step == outcome.state, name
 
 
 @pytest.mark.parametrize("loss", [9.5, float("nan")])
 def test_a_loss_above_the_limit_ends_the_run_one_step_later(loss):
-    loop = Loop(metrics=lambda step: {"loss": loss if step >= 3 else 4.0})
+    loop = Loop(metrics=lambda step: {"loss": loss if step >= 3 else 4.0}, pauses=False)
     outcome = loop.run(steps=20, stop_loss=9.0)
     assert outcome.stop_reason == "early_termination"
     # Step 3 is read after step 4 is dispatched.

@@ -37,7 +37,9 @@ class House:
         self.clock = Clock(steps=10, time_source=lambda: self.now)
         self.clock.start()
         self.checkpoints = Checkpoints(self.events)
+
         config = types.SimpleNamespace(
+            to_dict=lambda: {"seed": 0},
             eval=types.SimpleNamespace(every_fraction=every_fraction),
             checkpoint=types.SimpleNamespace(every_minutes=every_minutes, every_steps=every_steps),
         )
@@ -47,26 +49,29 @@ class House:
             spent=Spent(),
             checkpoints=self.checkpoints,
             identity=lambda session: {"model": session},
+            dataset_note=lambda: {"directory": "/d", "fingerprint": "f"},
+            progress=types.SimpleNamespace(announce=lambda line: self.events.append(line)),
         )
         self.stage = types.SimpleNamespace(number=0, session="network", evaluator=self._evaluate)
         recorder = contextlib.nullcontext()
         recorder.evaluated = lambda result: self.events.append(("recorded", self.clock.n_steps))
+        recorder.state_dict = lambda: {"recent": []}
         self.recorder = recorder
 
     def _evaluate(self, params):
         self.events.append(("eval", self.clock.n_steps))
         return EvalResult(loss=2.0, accuracy=0.5)
 
-    def milestones(self):
-        return Milestones(self.run, self.recorder)
+    def milestones(self, sidecar=None):
+        return Milestones(self.run, self.recorder, self.stage, sidecar)
 
     def train(self, milestones, n_steps, step_s=0.0):
         state = types.SimpleNamespace(params={})
         for _ in range(n_steps):
-            milestones.before_step(self.stage, state)
+            milestones.before_step(state)
             self.now += step_s
             self.clock.advance(1, 1.0)
-        milestones.before_step(self.stage, state)
+        milestones.before_step(state)
 
 
 def test_an_evaluation_comes_before_the_save_of_the_same_step():
@@ -83,14 +88,14 @@ def test_the_steps_before_are_done_when_an_evaluation_or_a_save_begins():
     )
     milestones = house.milestones()
     house.clock.advance(1, 1.0)
-    milestones.before_step(house.stage, state)
+    milestones.before_step(state)
     assert house.events == [("waited", 1), ("save", 1)]
 
     house.clock.advance(4, 4.0)
     house.events.clear()
     for _ in range(4):
         house.clock.advance(1, 1.0)
-    milestones.before_step(house.stage, state)
+    milestones.before_step(state)
     assert [name for name, _ in house.events] == ["waited", "eval", "recorded", "waited", "save"]
 
 
@@ -110,17 +115,72 @@ def test_a_resumed_run_counts_from_its_checkpoint():
     assert house.events == [("eval", 5), ("recorded", 5), ("save", 8)]
 
 
+def test_an_evaluation_that_a_signal_prevented_is_made_when_the_run_goes_on():
+    house = House()
+    house.train(house.milestones(), 4)
+    house.clock.advance(1, 1.0)  # due now, but a signal ends the loop
+    milestones = house.milestones()
+    assert not milestones.are_due()  # without a checkpoint's word
+
+    house.clock.n_steps = 4
+    house.milestones().save(None)
+    sidecar = house.checkpoints.sidecar
+    house.clock.n_steps = 5
+    resumed = house.milestones(sidecar)
+    assert resumed.are_due()
+    house.train(resumed, 0)
+    assert ("eval", 5) in house.events and not resumed.are_due()
+
+
+def test_another_budget_counts_its_evaluations_anew():
+    house = House()
+    house.train(house.milestones(), 5)
+    house.milestones().save(None)
+    sidecar = house.checkpoints.sidecar
+    sidecar["clock"]["limits"] = {"steps": 20}
+    sidecar["evaluations"]["n_passed"] = 0
+    assert not house.milestones(sidecar).are_due()
+
+
+def test_an_error_that_ends_a_run_saves_its_state_first():
+    house = House()
+    house.train(house.milestones(), 3)
+    house.milestones().rescue({})
+    assert ("save", 3) in house.events
+    assert house.events[-1] == "an error ends the run: checkpoint at step 3 is saved"
+
+
+def test_a_state_that_the_device_has_lost_is_not_saved():
+    house = House()
+    house.train(house.milestones(), 3)
+    lost = types.SimpleNamespace(is_deleted=lambda: True)
+    house.milestones().rescue({"weights": lost})
+    assert house.events == []
+
+
+def test_a_save_that_fails_at_the_end_says_so_and_hides_no_other_error(monkeypatch):
+    house = House()
+    house.train(house.milestones(), 3)
+
+    def fails(*_, **__):
+        raise OSError("no space")
+
+    monkeypatch.setattr(house.checkpoints, "save", fails)
+    house.milestones().rescue({})
+    assert house.events == ["step 3 could not be saved (OSError)"]
+
+
 def test_a_step_is_saved_once_also_at_the_end():
     house = House(every_fraction=0.0, every_steps=3)
     milestones = house.milestones()
     house.train(milestones, 3)
-    milestones.save(house.stage, None, block=True)
+    milestones.save(None, block=True)
     assert house.events == [("save", 3)]
 
 
 def test_step_0_is_not_saved():
     house = House()
-    house.milestones().save(house.stage, None, block=True)
+    house.milestones().save(None, block=True)
     assert house.events == []
 
 
@@ -144,6 +204,9 @@ def test_a_checkpoint_holds_clock_spent_stage_and_identity():
         "compile_s", "eval_s", "save_s", "data_wait_s", "growth_s"
     }  # fmt: skip
     assert sidecar["stage"] == 1 and sidecar["model"] == "network"
+    assert sidecar["config"] == {"seed": 0} and sidecar["record"] == {"recent": []}
+    assert sidecar["dataset"] == {"directory": "/d", "fingerprint": "f"}
+    assert sidecar["evaluations"] == {"every": 0.0, "n_passed": 0}
 
 
 def test_the_seconds_of_evaluations_and_saves_are_counted_by_cause(monkeypatch):

@@ -1,0 +1,164 @@
+"""The choice of a run's dataset: a run that goes on keeps the one it was made with.
+
+So installed packages, a corpus that was moved or touched, a longer budget or a lost cache never
+change what a run learns from in silence, and never make it unable to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from cramjax.checkpoints import pretrained
+from cramjax.config.resolve import changed
+from cramjax.config.views import Config
+from cramjax.console import Announce
+from cramjax.data import plan, prepare, tokenizers
+from cramjax.data.dataset import TokenDataset
+from cramjax.errors import UserError
+from cramjax.training.history import Earlier
+
+ALLOW = "--config.data.allow_change=True"
+
+
+def with_tokenizer(config: Config, earlier: Earlier | None) -> Config:
+    """Returns `config` with the tokenizer of the model it starts from, if it starts from one.
+
+    That model is not read again when a run goes on: it may have moved.
+    """
+    if earlier is None:
+        return pretrained.with_tokenizer(config)
+    if not config.init_from:
+        return config
+    before = earlier.config.data
+    return changed(
+        config,
+        {
+            "data.tokenizer": before.tokenizer,
+            "data.extra_ids": before.extra_ids,
+            "data.vocab_size": before.vocab_size,
+        },
+    )
+
+
+def open_dataset(
+    config: Config, earlier: Earlier | None, workdir: pathlib.Path, announce: Announce
+) -> TokenDataset:
+    """Returns the dataset that a run trains on; prepares it if it is missing.
+
+    Args:
+        config: the configuration.
+        earlier: the checkpoint that the run goes on from, or None.
+        workdir: the folder of the run; a dataset that is prepared for a run that goes on gets the
+            tokenizer there.
+        announce: prints a line.
+
+    Raises:
+        UserError: if the dataset cannot be opened or prepared.
+    """
+    if earlier is None:
+        return prepare.open_data(config.data, announce)
+    if config.data.allow_change:
+        return _prepare_for(config, workdir, announce)
+
+    own = _own(config, earlier)
+    if own is not None:
+        announce(prepare.describe(own))
+        return own
+    return _prepare_again(config, earlier, workdir, announce)
+
+
+def refuse_another(config: Config, earlier: Earlier, workdir: pathlib.Path) -> None:
+    """Check that the configuration names the text that the run was trained on.
+
+    Raises:
+        UserError: if it names another text, without `data.allow_change`.
+    """
+    if config.data.allow_change:
+        return
+    before = plan.text_settings(earlier.config.data)
+    now = plan.text_settings(config.data)
+    names = [key for key in now if _as_json(before.get(key)) != _as_json(now[key])]
+    if not names or (names == ["source"] and _is_the_same_elsewhere(config, earlier)):
+        return
+    listed = ", ".join(f"data.{key} {before.get(key)} → {now[key]}" for key in names)
+    raise UserError(
+        f"{workdir}: was trained on another dataset ({listed}); leave these keys as they were, or "
+        f"give another --workdir; to go on with other text on purpose, add {ALLOW}"
+    )
+
+
+def _as_json(value: object) -> str:
+    """Returns the form that config.json keeps, where a list is also a tuple's form."""
+    return json.dumps(value)
+
+
+def _is_the_same_elsewhere(config: Config, earlier: Earlier) -> bool:
+    """Returns whether the source is a prepared dataset with the content of the run's."""
+    folder = _prepared_folder(config)
+    return folder is not None and _matches(TokenDataset.open(folder), earlier)
+
+
+def _prepared_folder(config: Config) -> pathlib.Path | None:
+    source = config.data.source
+    if isinstance(source, str) and source.startswith("prepared:"):
+        return pathlib.Path(source.removeprefix("prepared:"))
+    return None
+
+
+def _matches(dataset: TokenDataset, earlier: Earlier) -> bool:
+    """Returns whether a dataset has the content of the run's, as far as that is known."""
+    manifest = dataset.manifest
+    if earlier.fingerprint is not None and manifest.get("fingerprint") != earlier.fingerprint:
+        return False
+    return manifest.get("tokenizer_sha256") == earlier.sidecar["tokenizer_sha256"]
+
+
+def _own(config: Config, earlier: Earlier) -> TokenDataset | None:
+    """Returns the run's dataset where it was, or where `prepared:` names it now; None if gone."""
+    folder = _prepared_folder(config)
+    if folder is None:
+        folder = earlier.dataset
+    if folder is None or not (folder / "manifest.json").exists():
+        return None
+    dataset = TokenDataset.open(folder)
+    if _matches(dataset, earlier):
+        return dataset
+    if _prepared_folder(config) is None:
+        return None
+    raise UserError(
+        f"{folder}: holds another dataset than the one that this run was trained on; name the "
+        f"folder where that is now, or go on with this one by {ALLOW}"
+    )
+
+
+def _prepare_again(
+    config: Config, earlier: Earlier, workdir: pathlib.Path, announce: Announce
+) -> TokenDataset:
+    """Returns the run's dataset, prepared once more because its folder is gone."""
+    announce(f"the dataset that this run was made with is gone ({earlier.dataset})")
+    try:
+        is_unchanged = prepare.planned_fingerprint(config.data) == earlier.fingerprint
+    except UserError:
+        is_unchanged = False
+    if is_unchanged:
+        return prepare.open_data(config.data, announce)
+    dataset = _prepare_for(config, workdir, announce)
+    if not _matches(dataset, earlier):
+        announce(
+            "  its source has changed since: the run goes on with the same tokenizer on the text "
+            "that is there now, and losses before and after do not compare"
+        )
+    return dataset
+
+
+def _prepare_for(config: Config, workdir: pathlib.Path, announce: Announce) -> TokenDataset:
+    """Returns the dataset that the configuration names, in the tokens of the run."""
+    data = config.data
+    tokenizer = workdir / "tokenizer" / "tokenizer.json"
+    is_trained_here = (
+        data.tokenizer in tokenizers.KINDS or not pathlib.Path(data.tokenizer).exists()
+    )
+    if _prepared_folder(config) is None and is_trained_here and tokenizer.exists():
+        data = changed(config, {"data.tokenizer": str(tokenizer)}).data
+    return prepare.open_data(data, announce)

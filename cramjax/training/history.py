@@ -1,0 +1,200 @@
+"""The history of a run: what its checkpoint was made with, and what has changed since.
+
+A run keeps the configuration and the dataset of its checkpoint beside the arrays, so that a later
+start can compare. Nothing here needs the dataset, a device or another process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from cramjax.budget.clock import Clock
+from cramjax.checkpoints import checkpoint
+from cramjax.config import stored
+from cramjax.config.views import Config
+from cramjax.console import Announce
+from cramjax.errors import UserError
+from cramjax.files import read_json
+from cramjax.models.network import FREE_FIELDS
+
+Changes = dict[str, tuple[Any, Any]]
+"""Key of the configuration → (value at the checkpoint, value now)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """The newest checkpoint of a run, without its arrays.
+
+    Attributes:
+        step: its step.
+        sidecar: the JSON beside its arrays.
+        config: the configuration that it was made with.
+        dataset: the folder of the dataset that it was made with; None if nothing says.
+        fingerprint: that dataset's; None if nothing says.
+        summary: content of summary.json if it describes this step, else None.
+    """
+
+    step: int
+    sidecar: Mapping[str, Any]
+    config: Config
+    dataset: pathlib.Path | None
+    fingerprint: str | None
+    summary: dict[str, Any] | None
+
+
+def read(workdir: pathlib.Path) -> Earlier | None:
+    """Returns what a workdir says of the run's newest checkpoint, or None without one.
+
+    Raises:
+        UserError: if config.json is needed and cannot be read.
+    """
+    newest = checkpoint.newest_sidecar(workdir / "checkpoints")
+    if newest is None:
+        return None
+
+    step, sidecar = newest
+    # Checkpoints that 0.2.0 and older wrote say neither configuration nor dataset.
+    content = sidecar.get("config") or read_json(
+        workdir / "config.json", "give another --workdir, or start over in an empty one"
+    )
+    note = sidecar.get("dataset") or _noted_in_environment(workdir)
+    dataset = None
+    if note.get("directory"):
+        dataset = pathlib.Path(note["directory"])
+
+    return Earlier(
+        step=step,
+        sidecar=sidecar,
+        config=stored.read(content),
+        dataset=dataset,
+        fingerprint=note.get("fingerprint"),
+        summary=_summary_of(workdir, step),
+    )
+
+
+def _noted_in_environment(workdir: pathlib.Path) -> dict[str, Any]:
+    path = workdir / "environment.json"
+    if not path.exists():
+        return {}
+    noted = read_json(path, "delete it; the run then takes the dataset of its configuration")
+    return {"directory": noted.get("dataset")}
+
+
+def _summary_of(workdir: pathlib.Path, step: int) -> dict[str, Any] | None:
+    path = workdir / "summary.json"
+    if not path.exists():
+        return None
+    try:
+        summary = read_json(path, "")
+    except UserError:
+        return None  # written again after an evaluation
+    # The summary may be that of a shorter budget.
+    return summary if summary.get("steps") == step else None
+
+
+def changes(before: Config, now: Config) -> Changes:
+    """Returns the keys whose values differ, in alphabetical order.
+
+    A key that one of the two does not have belongs to another version, and counts as the same.
+    """
+    old, new = _flat(before), _flat(now)
+    both = sorted(old.keys() & new.keys() - {"data.allow_change"})
+    return {key: (old[key], new[key]) for key in both if old[key] != new[key]}
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """Returns dotted key → value as JSON has it."""
+    nested = json.loads(json.dumps(config.to_dict()))
+    flat: dict[str, Any] = {}
+    for section, entries in nested.items():
+        # A list of sources or stages is one value.
+        if isinstance(entries, dict):
+            flat |= {f"{section}.{key}": value for key, value in entries.items()}
+        else:
+            flat[section] = entries
+    return flat
+
+
+def describe(changed: Changes) -> list[str]:
+    """Returns a line for each change, as "optimizer.lr: 0.001 → 0.0005"."""
+    return [f"  {key}: {before} → {now}" for key, (before, now) in changed.items()]
+
+
+def ended_by(earlier: Earlier, config: Config) -> str | None:
+    """Returns why the run has come to its end under the budget and schedule of `config`, if it has.
+
+    A larger budget goes on, and so does a changed `schedule.stop_loss` that has ended the run.
+    """
+    # Checkpoints that 0.2.0 and older wrote do not say it; the summary does.
+    reason = earlier.sidecar.get("stop_reason") or (earlier.summary or {}).get("stop_reason")
+    is_same_limit = config.schedule.stop_loss == earlier.config.schedule.stop_loss
+    if reason == "early_termination" and is_same_limit:
+        return reason
+    clock = Clock(**config.budget.to_dict())
+    clock.load_state_dict(earlier.sidecar["clock"])
+    return clock.which()
+
+
+def finished(
+    earlier: Earlier, config: Config, workdir: pathlib.Path, announce: Announce
+) -> dict[str, Any] | None:
+    """Returns the summary of a run that has come to its end, or None if there is anything to do.
+
+    Says that the run is finished, how to go on, and which changes are therefore not used.
+
+    Raises:
+        UserError: if the configuration is another model's, so that --workdir is likely a mistake.
+    """
+    reason = ended_by(earlier, config)
+    if reason is None or earlier.summary is None:
+        return None
+
+    changed = changes(earlier.config, config)
+    free = {f"model.{name}" for name in FREE_FIELDS}
+    for key in sorted(changed.keys() - free):
+        if key.startswith("model.") or key == "optimizer.name":
+            before, now = changed[key]
+            raise UserError(
+                f"{workdir}: the run there belongs to another configuration: {key} is {before} in "
+                f"the checkpoint, {now} now; use the configuration it was made with, or another "
+                "--workdir"
+            )
+
+    announce(f"{workdir} is finished: {earlier.summary['stop_reason']} after {earlier.step} steps")
+    if reason == "early_termination":
+        announce(
+            f"  its loss was above schedule.stop_loss={config.schedule.stop_loss}; to go on all the"
+            " same: --config.schedule.stop_loss=None"
+        )
+    if changed:
+        announce("the configuration has changed, but nothing is left to train with it:")
+        for line in describe(changed):
+            announce(line)
+    return earlier.summary
+
+
+def append(workdir: pathlib.Path, step: int, changed: Changes, dataset: Mapping[str, Any]) -> None:
+    """Add the line of one start to history.jsonl.
+
+    Args:
+        workdir: the folder of the run.
+        step: the step that the start goes on from.
+        changed: what differs from the configuration of that step's checkpoint.
+        dataset: `Run.dataset_note`.
+    """
+    line = {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "step": step,
+        "command": shlex.join(sys.orig_argv),
+        "changes": {key: list(values) for key, values in changed.items()},
+        "dataset": dict(dataset),
+    }
+    with (workdir / "history.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

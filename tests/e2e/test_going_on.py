@@ -1,0 +1,322 @@
+"""Runs that are interrupted, moved or extended, against one that is left alone.
+
+All of them run in this process: a signal is raised by a sink, and a kill is an error that nothing
+catches. `tests/e2e/test_main.py` and `tests/chaos` kill real processes.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import cramjax
+from cramjax.config.recipes import RECIPES
+from cramjax.config.resolve import get_config
+from cramjax.errors import RunFailed, UserError
+from cramjax.training import dataset_choice, finish, history
+from tests import stepping
+
+N_STEPS = 12
+SMALL = (
+    *stepping.RECIPES["quickstart"],
+    "data.vocab_size=256",
+    "data.heldout_fraction=0.1",
+    "data.loader=numpy",
+    "microbatch_size=8",
+    "budget.hours=None",
+    f"budget.steps={N_STEPS}",
+    "schedule.batch_ramp=0.5",
+    "eval.every_fraction=0.25",
+    "eval.batches=2",
+    "log.every_steps=4",
+    "log.tensorboard=False",
+    "checkpoint.every_steps=5",
+)
+TIMES = {
+    "elapsed_s", "tokens_per_s", "mfu", "compile_s", "time_to_first_step_s", "goodput",
+    "data_wait_fraction", "resumed_from",
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it, and nothing is written after it."""
+
+
+class Signal:
+    """A sink that raises a signal when it gets a line of `step`."""
+
+    def __init__(self, step, name="loss"):
+        self._step, self._name = step, name
+
+    def write(self, step, values):
+        if step == self._step and self._name in values:
+            signal.raise_signal(signal.SIGTERM)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory, corpus):
+    folder = tmp_path_factory.mktemp("text")
+    shutil.copy(corpus, folder / "stories.txt")
+    return folder / "stories.txt"
+
+
+def configured(text, *overrides):
+    return get_config(
+        "quickstart",
+        *SMALL,
+        f"data.source=text:{text}",
+        f"data.cache_dir={text.parent / 'prepared'}",
+        *overrides,
+    )
+
+
+def train(text, workdir, *overrides, sinks=()):
+    with stepping.one_device():
+        return cramjax.train(configured(text, *overrides), workdir, sinks=sinks)
+
+
+def choose(config, workdir):
+    """Returns the dataset on which the run in `workdir` would go on, and what was said."""
+    said = []
+    earlier = history.read(workdir)
+    dataset_choice.refuse_another(config, earlier, workdir)
+    return dataset_choice.open_dataset(config, earlier, workdir, said.append), "\n".join(said)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(text, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    train(text, workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(undisturbed, tmp_path):
+    """A copy of the finished run."""
+    return shutil.copytree(undisturbed, tmp_path / "run")
+
+
+def story(workdir):
+    """Returns lines and summary of a run without anything that is a time."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    summary = json.loads((workdir / "summary.json").read_text())
+    return [without_times(json.loads(line)) for line in lines] + [without_times(summary)]
+
+
+def without_times(values):
+    return {name: value for name, value in values.items() if name not in TIMES}
+
+
+def params(workdir):
+    return jax.tree.leaves(cramjax.load(workdir).params)
+
+
+# A signal with the line of step 8 stops the run at step 9, whose evaluation it prevents. The others
+# come in the middle of a line's window, and with an evaluation.
+@pytest.mark.parametrize(
+    "step, name",
+    [
+        pytest.param(4, "loss", marks=pytest.mark.slow),
+        pytest.param(6, "eval_loss", marks=pytest.mark.slow),
+        (8, "loss"),
+    ],
+)
+def test_a_stopped_run_tells_the_same_story_as_one_left_alone(
+    undisturbed, text, tmp_path, step, name
+):
+    stopped = train(text, tmp_path, sinks=[Signal(step, name)])
+    assert stopped["stop_reason"] == "sigterm" and stopped["steps"] < N_STEPS
+    assert not (tmp_path / "summary.json").exists()
+
+    train(text, tmp_path)
+    assert story(tmp_path) == story(undisturbed)
+    for ours, theirs in zip(params(tmp_path), params(undisturbed), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "killed_in", ["write_json", pytest.param("checked", marks=pytest.mark.slow)]
+)
+def test_killed_after_the_last_checkpoint_it_only_evaluates_again(
+    undisturbed, text, tmp_path, monkeypatch, capsys, killed_in
+):
+    def kill(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(finish, killed_in, kill)
+        train(text, tmp_path)
+    train(text, tmp_path)
+    said = capsys.readouterr().err
+    if killed_in == "write_json":
+        assert "only the last evaluation is left" in said
+    assert said.count("compiling the train step") == 1
+    assert story(tmp_path) == story(undisturbed)
+
+
+def test_an_error_saves_the_state_first_and_the_run_goes_on(
+    undisturbed, text, tmp_path, monkeypatch
+):
+    from cramjax.data import loader
+
+    read = loader.DevicePrefetch.get
+    n_left = iter(range(8))
+
+    def fails(self):
+        if next(n_left, None) is None:
+            raise OSError(5, "Input/output error")
+        return read(self)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(loader.DevicePrefetch, "get", fails)
+        train(text, tmp_path)
+    assert history.read(tmp_path).step == 8
+    train(text, tmp_path)
+    assert story(tmp_path) == story(undisturbed)
+
+
+def test_a_finished_run_needs_neither_its_dataset_nor_its_text(workdir, text, monkeypatch, capsys):
+    before = (workdir / "summary.json").read_bytes()
+    monkeypatch.setattr("cramjax.data.prepare.prepare", None)
+    nowhere = text.parent / "nowhere.txt"
+    assert train(nowhere, workdir, "data.allow_change=True")["steps"] == N_STEPS
+    said = capsys.readouterr().err
+    assert f"{workdir} is finished: steps after {N_STEPS} steps" in said
+    assert "data.source: " in said and f"→ text:{nowhere}" in said
+    assert (workdir / "summary.json").read_bytes() == before
+
+
+@contextlib.contextmanager
+def edited(text, old, new):
+    """Inside, `text` holds `new` for `old`; afterwards it is as it was, the time included."""
+    words, times = text.read_text(), text.stat()
+    text.write_text(words.replace(old, new))
+    try:
+        yield
+    finally:
+        text.write_text(words)
+        os.utime(text, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_a_changed_text_does_not_change_the_dataset_of_a_run(workdir, text, capsys):
+    dataset = history.read(workdir).dataset
+    with edited(text, "garden", "orchard"):
+        summary = train(text, workdir, "budget.steps=13", "optimizer.lr=0.002")
+    said = capsys.readouterr().err
+    assert summary["steps"] == 13 and f"in {dataset}" in said
+    assert "changed since that checkpoint:\n  budget.steps: 12 → 13\n" in said
+
+    noted = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in noted] == [0, 12]
+    assert noted[0]["changes"] == {}
+    assert noted[1]["changes"]["budget.steps"] == [12, 13]
+    assert noted[1]["dataset"]["directory"] == str(dataset)
+
+
+def test_another_dataset_is_taken_when_asked_and_read_with_the_tokenizer_of_the_run(
+    workdir, text, tmp_path
+):
+    other = tmp_path / "stories.txt"
+    other.write_text(text.read_text().replace("garden", "orchard"))
+    with pytest.raises(UserError, match=r"another dataset \(data.source text:.*allow_change"):
+        choose(configured(other), workdir)
+    dataset, _ = choose(configured(other, "data.allow_change=True"), workdir)
+    before = history.read(workdir)
+    assert dataset.directory.parent == tmp_path / "prepared"
+    assert dataset.manifest["fingerprint"] != before.fingerprint
+    assert dataset.manifest["tokenizer_sha256"] == before.sidecar["tokenizer_sha256"]
+
+
+def test_a_lost_dataset_is_prepared_again(workdir, text, tmp_path):
+    before = history.read(workdir)
+    forget_dataset(workdir, tmp_path)
+    # Nothing else has changed, so it is the same dataset as before.
+    dataset, said = choose(configured(text), workdir)
+    assert dataset.manifest["fingerprint"] == before.fingerprint
+    assert "the dataset that this run was made with is gone" in said and "changed" not in said
+
+
+def test_a_lost_dataset_whose_text_has_changed_gets_the_tokenizer_of_the_run(
+    workdir, text, tmp_path
+):
+    before = history.read(workdir)
+    forget_dataset(workdir, tmp_path)
+    with edited(text, "garden", "orchard"):
+        dataset, said = choose(configured(text), workdir)
+    assert "goes on with the same tokenizer on the text that is there now" in said
+    assert dataset.manifest["fingerprint"] != before.fingerprint
+    assert dataset.manifest["tokenizer_sha256"] == before.sidecar["tokenizer_sha256"]
+
+
+def forget_dataset(workdir, tmp_path):
+    """Makes the newest checkpoint name a dataset that is not there."""
+    folder = workdir / "checkpoints" / str(N_STEPS)
+    note = folder / "sidecar" / "metadata"
+    sidecar = json.loads(note.read_text())
+    sidecar["dataset"]["directory"] = str(tmp_path / "gone")
+    note.write_text(json.dumps(sidecar))
+    (folder / "checksums.json").unlink()
+
+
+def test_a_moved_dataset_is_the_same_dataset(workdir, text, tmp_path):
+    moved = shutil.copytree(history.read(workdir).dataset, tmp_path / "moved")
+    config = configured(text, f"data.source=prepared:{moved}")
+    assert choose(config, workdir)[0].directory == moved
+    # The folder now holds another dataset, which nobody asked for.
+    manifest = json.loads((moved / "manifest.json").read_text())
+    (moved / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": "0" * 64}))
+    with pytest.raises(UserError, match="another dataset"):
+        choose(config, workdir)
+
+
+@pytest.mark.slow
+def test_a_run_that_stop_loss_has_ended_says_how_to_go_on(text, tmp_path, capsys):
+    failing = ("schedule.stop_loss=0.01", "schedule.stop_after=0.5")
+    ended = train(text, tmp_path, *failing)
+    assert ended["stop_reason"] == "early_termination" and ended["steps"] < N_STEPS
+    train(text, tmp_path, *failing)
+    assert "to go on all the same: --config.schedule.stop_loss=None" in capsys.readouterr().err
+    assert train(text, tmp_path)["steps"] == N_STEPS
+
+
+def test_a_run_whose_loss_is_not_a_number_fails(undisturbed):
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert finish.checked(summary) == summary
+    for loss in (None, float("nan")):
+        with pytest.raises(RunFailed, match="eval_loss is not a number"):
+            finish.checked(summary | {"eval_loss": loss})
+
+
+@pytest.mark.slow
+def test_how_a_network_is_computed_may_change_on_the_way(workdir, text, capsys):
+    assert train(text, workdir, "budget.steps=13", "model.remat=full")["steps"] == 13
+    assert "model.remat: none → full" in capsys.readouterr().err
+
+
+def test_a_dataset_without_rows_for_a_later_stage_is_refused_before_anything_is_compiled(
+    text, tmp_path, capsys
+):
+    stages = 'growth.stages=[{"until": 0.5, "depth": 1.0, "length": 0.03125}]'
+    with pytest.raises(UserError, match="no sequence of 16384 tokens"):
+        train(text, tmp_path, "data.seq_len=16384", "model.positions=rotary", stages)
+    assert "compiling" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.py")))
+def test_a_larger_budget_names_the_same_text_for_every_recipe(recipe):
+    """A recipe takes an amount of text from its budget, not another text."""
+    from cramjax.data.plan import text_settings
+
+    short = get_config(recipe)
+    longer = get_config(recipe, f"budget.hours={2 * (short.budget.hours or 24)}")
+    assert text_settings(short.data) == text_settings(longer.data)
+    changed = set(history.changes(short, longer))
+    assert "budget.hours" in changed and changed <= {"budget.hours", "data.max_mb"}
