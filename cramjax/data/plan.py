@@ -83,13 +83,17 @@ def plan_preparation(config: DataConfig, sources: Sequence[TextSource]) -> Prepa
 def text_settings(config: DataConfig) -> dict[str, Any]:
     """Returns the keys of `data` that say which text a dataset holds, and in which form.
 
-    The keys that only say how much text to take are left out.
+    Those are left out that only say how much text to take, and those that the configuration of an
+    older version does not have.
     """
     names = {"source", "extra_ids", *_FINGERPRINTED} - set(_AMOUNTS)
-    settings: dict[str, Any] = {name: getattr(config, name) for name in sorted(names)}
-    if (length := sentence_order_length(config)) is not None:
-        settings["order"] = f"{config.order} of {length} tokens"
-    return settings
+    return {name: getattr(config, name) for name in sorted(names) if hasattr(config, name)}
+
+
+def all_settings(config: DataConfig) -> dict[str, Any]:
+    """Returns `text_settings`, and the keys that say how much text, in which files and orders."""
+    amounts = {name: getattr(config, name) for name in _AMOUNTS}
+    return text_settings(config) | amounts | {"order": sentence_order_length(config)}
 
 
 def sentence_order_length(config: DataConfig) -> int | None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 from cramjax.checkpoints import pretrained
 from cramjax.config.resolve import changed
-from cramjax.config.views import Config
+from cramjax.config.views import Config, DataConfig
 from cramjax.console import Announce
 from cramjax.data import plan, prepare, tokenizers
 from cramjax.data.dataset import TokenDataset
@@ -58,9 +60,8 @@ def open_dataset(
     """
     if earlier is None:
         return prepare.open_data(config.data, announce)
-    if config.data.allow_change:
+    if config.data.allow_change and _differing(config, earlier, plan.all_settings):
         return _prepare_for(config, workdir, announce)
-
     own = _own(config, earlier)
     if own is not None:
         announce(prepare.describe(own))
@@ -74,23 +75,26 @@ def refuse_another(config: Config, earlier: Earlier, workdir: pathlib.Path) -> N
     Raises:
         UserError: if it names another text, without `data.allow_change`.
     """
-    if config.data.allow_change:
+    names = _differing(config, earlier, plan.text_settings)
+    if not names or config.data.allow_change:
         return
-    before = plan.text_settings(earlier.config.data)
-    now = plan.text_settings(config.data)
-    names = [key for key in now if _as_json(before.get(key)) != _as_json(now[key])]
-    if not names or (names == ["source"] and _is_the_same_elsewhere(config, earlier)):
+    if names == ["source"] and _is_the_same_elsewhere(config, earlier):
         return
-    listed = ", ".join(f"data.{key} {before.get(key)} → {now[key]}" for key in names)
+    before, now = earlier.config.data, config.data
+    listed = [f"data.{name} {getattr(before, name)} → {getattr(now, name)}" for name in names]
     raise UserError(
-        f"{workdir}: was trained on another dataset ({listed}); leave these keys as they were, or "
-        f"give another --workdir; to go on with other text on purpose, add {ALLOW}"
+        f"{workdir}: was trained on another dataset ({', '.join(listed)}); leave these keys as "
+        f"they were, or give another --workdir; to go on with other text on purpose, add {ALLOW}"
     )
 
 
-def _as_json(value: object) -> str:
-    """Returns the form that config.json keeps, where a list is also a tuple's form."""
-    return json.dumps(value)
+def _differing(
+    config: Config, earlier: Earlier, settings: Callable[[DataConfig], dict[str, Any]]
+) -> list[str]:
+    """Returns the keys of `data`, of those in `settings`, that name another dataset."""
+    before, now = settings(earlier.config.data), settings(config.data)
+    # config.json has lists for tuples.
+    return [name for name in before if json.dumps(before[name]) != json.dumps(now[name])]
 
 
 def _is_the_same_elsewhere(config: Config, earlier: Earlier) -> bool:

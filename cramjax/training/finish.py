@@ -36,7 +36,8 @@ def finish(
 
     # The last evaluation and the rest come after the budget, so they are not in the elapsed time.
     elapsed_s = run.clock.elapsed_s
-    recorder.evaluated(evaluator(outcome.state.params))
+    if recorder.evaluated_step != run.clock.n_steps:
+        recorder.evaluated(evaluator(outcome.state.params))
     recorder.close()
     summary = recorder.summary(session, reason) | {"elapsed_s": round(elapsed_s, 3)}
     if not processes.is_first():

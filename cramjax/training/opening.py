@@ -205,25 +205,38 @@ def finish_restored(
     evaluator = run.stages.evaluator(opening.number, session)
     unigram_loss = evaluator.unigram_loss(run.dataset.unigram_counts)
     outcome = Outcome(state=opening.restored.state, stop_reason=stop_reason, data_wait_s=0.0)
-    with contextlib.closing(open_recorder(run, opening, unigram_loss, sinks)) as recorder:
+    recorder = open_recorder(run, opening, unigram_loss, sinks, has_ended=True)
+    with contextlib.closing(recorder):
         return finish(run, session, evaluator, outcome, recorder)
 
 
 def open_recorder(
-    run: Run, opening: Opening, unigram_loss: float, sinks: Sequence[Sink]
+    run: Run,
+    opening: Opening,
+    unigram_loss: float,
+    sinks: Sequence[Sink],
+    *,
+    has_ended: bool = False,
 ) -> Recorder:
-    """Returns the recorder, as it was at the checkpoint; later metrics lines are cut off."""
+    """Returns the recorder, as it was at the checkpoint; metrics lines that come again are cut off.
+
+    With `has_ended` only the last evaluation is to come.
+    """
     log = run.config.log
     sidecar = opening.restored.sidecar if opening.restored else {}
     # Checkpoints that 0.2.0 and older wrote have no record.
     record = sidecar.get("record")
+    # A stage ends with evaluations of its last step, after the checkpoint. If the run goes on with
+    # a larger budget, they stay.
+    ends_here = has_ended or run.clock.fraction() >= run.stages.until(opening.number)
+    is_noted = not record or record["evaluated_step"] == opening.resumed_from
 
     writer: MetricsWriter | Silence = Silence()
     if processes.is_first():
         writer = MetricsWriter(
             run.workdir,
             resumed_step=opening.resumed_from or 0,
-            keeps_evaluation=not record or record["evaluated_step"] == opening.resumed_from,
+            keeps_evaluation=is_noted or not ends_here,
             tensorboard=log.tensorboard,
             wandb_project=log.wandb,
             config=run.config.to_dict(),

@@ -65,6 +65,10 @@ class Recorder:
         unigram_loss: held-out loss of the unigram baseline, in nats.
         started: `time.monotonic()` when the command started.
         resumed_from: the step of the checkpoint that this start goes on from, or None.
+
+    Attributes:
+        unigram_loss: as given.
+        evaluated_step: the step of the latest evaluation, or None.
     """
 
     def __init__(
@@ -97,7 +101,7 @@ class Recorder:
         self._rates = {"tokens_per_s": 0.0, "mfu": 0.0}
         self._noise: tuple[float, float] | None = None
         self._last_eval: EvalResult | None = None
-        self._evaluated_step: int | None = None
+        self.evaluated_step: int | None = None
         self._skipped = 0
         self._first_step_s: float | None = None
 
@@ -116,7 +120,7 @@ class Recorder:
         """Take in an evaluation and write its line."""
         self._last_eval = result
         step = self._clock.n_steps
-        self._evaluated_step = step
+        self.evaluated_step = step
         values = {
             "elapsed_s": round(self._clock.elapsed_s, 3),
             "tokens": self._clock.n_tokens,
@@ -177,7 +181,7 @@ class Recorder:
             "noise": self._noise,
             "skipped": self._skipped,
             "first_step_s": self._first_step_s,
-            "evaluated_step": self._evaluated_step,
+            "evaluated_step": self.evaluated_step,
             "evaluated": evaluated and [_finite(evaluated.loss), _finite(evaluated.accuracy)],
         }
 
@@ -189,7 +193,7 @@ class Recorder:
             self._noise = (state["noise"][0], state["noise"][1])
         self._skipped = state["skipped"]
         self._first_step_s = state["first_step_s"]
-        self._evaluated_step = state["evaluated_step"]
+        self.evaluated_step = state["evaluated_step"]
         if state["evaluated"]:
             self._last_eval = EvalResult(*map(_number, state["evaluated"]))
 

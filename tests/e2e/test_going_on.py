@@ -18,7 +18,7 @@ import cramjax
 from cramjax.config.recipes import RECIPES
 from cramjax.config.resolve import get_config
 from cramjax.errors import RunFailed, UserError
-from cramjax.training import dataset_choice, finish, history
+from cramjax.training import dataset_choice, finish, history, metrics
 from tests import stepping
 
 N_STEPS = 12
@@ -213,6 +213,12 @@ def test_a_changed_text_does_not_change_the_dataset_of_a_run(workdir, text, caps
     said = capsys.readouterr().err
     assert summary["steps"] == 13 and f"in {dataset}" in said
     assert "changed since that checkpoint:\n  budget.steps: 12 → 13\n" in said
+
+    # The evaluation at the end of the shorter budget stays.
+    evaluations = [
+        line["step"] for line in metrics.read(workdir / "metrics.jsonl") if "eval_loss" in line
+    ]
+    assert evaluations == [3, 6, 9, 12, 13]
 
     noted = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in noted] == [0, 12]
