@@ -7,6 +7,7 @@ import argparse
 import pathlib
 import sys
 
+from cramjax import streams
 from cramjax.config.cli import add_config_flags, at_least, make_parser, run_command
 
 EXAMPLE = """example:
@@ -40,6 +41,8 @@ def _train(args: argparse.Namespace) -> int:
         print("held-out sentences, hidden words as [truth → guess]:")
         for line in demonstrate(workdir, config.log.fill_masks):
             print(f"  {line}")
+    # The result is in the workdir, whatever has become of these lines.
+    streams.waive_output()
     return code
 
 

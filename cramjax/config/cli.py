@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cramjax import stop
+from cramjax import stop, streams
 from cramjax.errors import RunFailed, UserError
 
 T = TypeVar("T")
@@ -118,7 +118,32 @@ def run_command(
     A user's mistake becomes one sentence on stderr. Without `argv` the process belongs to this
     command: SIGTERM and Ctrl-C end it within two seconds, and a stopped command does not return. A
     command that saves first opens a `StopSignal` of its own.
+
+    A terminal that is gone or a closed pipe is no error. A result that stdout could not take, as on
+    a full disk, is one.
     """
+    with streams.unbroken():
+        try:
+            code = _run(command, argv, parser)
+        except SystemExit as end:
+            # argparse ends with 0 after --help, which is a result as well.
+            if end.code or not streams.lost_output():
+                raise
+            code = 0
+
+        lost = streams.lost_output()
+        if code == 0 and lost:
+            print(f"error: stdout: the result cannot be written ({lost})", file=sys.stderr)
+            return 1
+        return code
+
+
+def _run(
+    command: Callable[[argparse.Namespace], int | None],
+    argv: list[str] | None,
+    parser: argparse.ArgumentParser,
+) -> int:
+    """Does the same with streams that do not raise."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
     args, rest = parser.parse_known_args(argv)
     args.overrides = _overrides(parser, rest)

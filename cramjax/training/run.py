@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from cramjax import start
+from cramjax import start, streams
 from cramjax.config.views import Config
 from cramjax.console import Progress
 from cramjax.parallel import processes
@@ -46,7 +46,7 @@ def train(
         UserError: for a mistake in the configuration, the data or the workdir.
         RunFailed: if training cannot go on.
     """
-    with StopSignal() as stop:
+    with streams.unbroken(), StopSignal() as stop:
         return _train(config, pathlib.Path(workdir), stop, sinks)
 
 
