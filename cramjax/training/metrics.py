@@ -7,12 +7,15 @@ TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import math
 import os
 import pathlib
 import socket
+import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +28,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 Event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
 SessionLog = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 Summary = summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+UPLOAD_S = 120.0
+"""Seconds that the end of a run waits for a logging service."""
 
 _log = logging.getLogger("cramjax")
 
@@ -44,7 +50,8 @@ class Sink(Protocol):
 class MetricsWriter:
     """Writes numbers to `<workdir>/metrics.jsonl` and passes them to the sinks.
 
-    A sink that raises is dropped with one warning: it never stops a run.
+    Nothing of this stops a run. A sink that raises is dropped with one warning. Lines that the disk
+    does not take are kept in memory, and written in order when it does.
 
     Args:
         workdir: the folder of the run.
@@ -68,9 +75,9 @@ class MetricsWriter:
         config: Mapping[str, Any] | None = None,
         sinks: Sequence[Sink] = (),
     ):
-        self._path = pathlib.Path(workdir) / "metrics.jsonl"
-        _cut_after(self._path, resumed_step, keeps_evaluation)
-        self._file = self._path.open("a", encoding="utf-8")
+        path = pathlib.Path(workdir) / "metrics.jsonl"
+        _cut_after(path, resumed_step, keeps_evaluation)
+        self._lines = LineFile(path)
         self._sinks: list[Sink] = list(sinks)
 
         if tensorboard:
@@ -85,8 +92,7 @@ class MetricsWriter:
         Infinity and NaN become null in the file, so that every line is JSON.
         """
         line = {"step": step} | {name: _jsonable(value) for name, value in values.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        self._lines.write(json.dumps(line, allow_nan=False))
 
         known = {name: value for name, value in values.items() if value is not None}
         for sink in list(self._sinks):
@@ -99,7 +105,7 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Close the file and the sinks."""
-        self._file.close()
+        self._lines.close()
         for sink in self._sinks:
             try:
                 sink.close()
@@ -112,6 +118,102 @@ class MetricsWriter:
             self._sinks.append(make())
         except Exception as error:
             _warn(name, error)
+
+
+class LineFile:
+    """A file of lines, each of them whole; one that cannot be written now is written later.
+
+    A full disk or a folder that is away gives one warning. A file that was deleted is made again
+    with all its lines, because the open one still has them.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        """Open the file, made if it is missing; new lines come after those that are there."""
+        self._path = path
+        self._waiting: list[bytes] = []
+        self._has_warned = False
+        self._file: io.FileIO | None = None
+        # The size of the file, up to the last whole line.
+        self._end = 0
+        self._attempt()
+
+    def write(self, line: str) -> None:
+        """Add `line` after those that wait, and try to write them all."""
+        self._waiting.append(f"{line}\n".encode())
+        self._attempt()
+
+    def close(self) -> None:
+        """Try once more to write what waits, and close; a second call does nothing."""
+        if self._waiting:
+            self._attempt()
+        if self._waiting:
+            _log.warning("%s: the last %d lines are lost", self._path, len(self._waiting))
+            self._waiting = []
+        if self._file is not None:
+            # A network's file system may say only now that the disk is full.
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
+
+    def _attempt(self) -> None:
+        try:
+            self._file = self._opened()
+            self._append(self._file, b"".join(self._waiting))
+            self._waiting = []
+        except OSError as error:
+            if not self._has_warned:
+                _log.warning(
+                    "%s: cannot be written (%s); the run goes on, and the lines are kept for later",
+                    self._path,
+                    error.strerror,
+                )
+            self._has_warned = True
+
+    def _opened(self) -> io.FileIO:
+        """Returns the file that is at the path now."""
+        before = self._file
+        if before is not None and _has_path(before, self._path):
+            return before
+        file = io.FileIO(self._path, "a+")
+        self._end = os.fstat(file.fileno()).st_size
+
+        # A file with lines is one that somebody has put there: it is left as it is.
+        if before is not None and self._end == 0:
+            self._append(file, _content(before))
+        return file
+
+    def _append(self, file: io.FileIO, content: bytes) -> None:
+        """Write `content` at the end of the file, or nothing of it."""
+        size = os.fstat(file.fileno()).st_size
+        if size > self._end:
+            # A part of a line, which could not be taken back when it failed.
+            file.truncate(self._end)
+        self._end = min(size, self._end)
+        try:
+            written = 0
+            while written < len(content):
+                written += file.write(content[written:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(self._end)
+            raise
+        self._end += len(content)
+
+
+def _content(file: io.FileIO) -> bytes:
+    """Returns the bytes of an open file that may be deleted; a network's may have lost them."""
+    try:
+        return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
+    except OSError:
+        return b""
+
+
+def _has_path(file: io.FileIO, path: pathlib.Path) -> bool:
+    """Returns whether the open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _warn(name: str, error: Exception) -> None:
@@ -182,8 +284,22 @@ class Wandb:
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Upload the rest."""
-        self._run.finish()
+        """Upload the rest; raises TimeoutError if that takes longer than `UPLOAD_S`."""
+        errors: list[Exception] = []
+
+        def finish() -> None:
+            try:
+                self._run.finish()
+            except Exception as error:
+                errors.append(error)
+
+        uploading = threading.Thread(target=finish, name="cramjax-wandb", daemon=True)
+        uploading.start()
+        uploading.join(UPLOAD_S)
+        if uploading.is_alive():
+            raise TimeoutError(f"not uploaded within {UPLOAD_S:.0f} s; `wandb sync` uploads later")
+        if errors:
+            raise errors[0]
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:

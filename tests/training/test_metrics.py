@@ -1,10 +1,15 @@
 """The outputs for numbers: lines, the cut at a restart, TensorBoard and services that fail."""
 
+import errno
+import io
 import json
 import logging
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import threading
 import types
 
 import pytest
@@ -58,6 +63,92 @@ def test_a_run_from_the_start_begins_an_empty_file(tmp_path):
     assert lines(tmp_path) == [{"step": 1, "loss": 2.0}]
 
 
+@pytest.fixture
+def full_disk(monkeypatch):
+    """While it has an entry, a write to a line file takes that many bytes and then fails."""
+    room = []
+    whole = io.FileIO.write
+
+    class Disk(io.FileIO):
+        def write(self, data):
+            if not room:
+                return whole(self, data)
+            if room[0] == 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            n_bytes = room[0]
+            room[0] = 0
+            return whole(self, data[:n_bytes])
+
+    monkeypatch.setattr(metrics.io, "FileIO", Disk)
+    return room
+
+
+def test_lines_that_a_full_disk_does_not_take_come_later_in_order(tmp_path, full_disk, caplog):
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, {"loss": 1.0})
+    for step, room in ((2, 9), (3, 0), (4, 3)):
+        full_disk[:] = [room]
+        writer.write(step, {"loss": float(step)})
+        assert [line["step"] for line in lines(tmp_path)] == [1]  # and no half of a line
+    full_disk.clear()
+    writer.write(5, {"loss": 5.0})
+    writer.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
+    assert len(caplog.records) == 1 and "No space left on device" in caplog.text
+
+
+def test_a_half_line_that_cannot_be_taken_back_is_cut_off_later(tmp_path, full_disk, monkeypatch):
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, {"loss": 1.0})
+    full_disk[:] = [9]
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.io.FileIO, "truncate", fail)
+        writer.write(2, {"loss": 2.0})
+    assert not (tmp_path / "metrics.jsonl").read_text().endswith("\n")
+    full_disk.clear()
+    writer.write(3, {"loss": 3.0})
+    writer.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_lines_that_never_can_be_written_are_counted(tmp_path, full_disk, caplog):
+    writer = MetricsWriter(tmp_path)
+    for step in (1, 2):
+        full_disk[:] = [0]
+        writer.write(step, {"loss": 1.0})
+    writer.close()
+    assert not lines(tmp_path) and "the last 2 lines are lost" in caplog.text
+
+
+def test_a_folder_that_is_deleted_and_made_again_has_all_lines(tmp_path, caplog):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    writer = MetricsWriter(workdir)
+    for step in (1, 2, 3, 4):
+        if step == 2:
+            shutil.rmtree(workdir)
+        if step == 4:
+            workdir.mkdir()
+        writer.write(step, {"loss": 1.0})
+    writer.close()
+    assert [line["step"] for line in lines(workdir)] == [1, 2, 3, 4]
+    assert len(caplog.records) == 1 and "No such file or directory" in caplog.text
+
+
+def test_a_file_that_somebody_has_put_there_gets_the_lines_that_follow(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, {"loss": 1.0})
+    (tmp_path / "new").write_text('{"step": 0}\n')
+    os.replace(tmp_path / "new", tmp_path / "metrics.jsonl")
+    writer.write(2, {"loss": 1.0})
+    writer.close()
+    assert [line["step"] for line in lines(tmp_path)] == [0, 2]
+
+
 def test_reading_skips_what_is_not_a_line(tmp_path):
     (tmp_path / "m.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe\n[1]\n{"loss": 3}\n{"step": 2}\n')
     assert metrics.read(tmp_path / "m.jsonl") == [{"step": 1}, {"step": 2}]
@@ -102,9 +193,11 @@ class FakeRun:
     def finish(self):
         if self.fails_at == "finish":
             raise ConnectionError("no route")
+        if self.fails_at == "never":
+            threading.Event().wait()
 
 
-@pytest.mark.parametrize("fails_at", ["import", "init", "log", "finish"])
+@pytest.mark.parametrize("fails_at", ["import", "init", "log", "finish", "never"])
 def test_a_failing_service_is_one_warning_and_the_run_goes_on(
     tmp_path, monkeypatch, caplog, fails_at
 ):
@@ -115,6 +208,7 @@ def test_a_failing_service_is_one_warning_and_the_run_goes_on(
 
     module = None if fails_at == "import" else types.SimpleNamespace(init=init)
     monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setattr(metrics, "UPLOAD_S", 0.1)
     with caplog.at_level(logging.WARNING, "cramjax"):
         writer = MetricsWriter(tmp_path, wandb_project="mine")
         for step in (1, 2, 3):
