@@ -1,48 +1,147 @@
-"""Small files: JSON that is written whole or not at all and read with care, and lock files."""
+"""Small files: JSON and copies, whole or not at all and read with care, and lock files."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
+import logging
+import math
 import os
 import pathlib
 import stat
-import tempfile
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, Self
 
-from cramjax.errors import UserError
+from cramjax.errors import RunFailed, UserError
 
 MAX_JSON_BYTES = 32 * 2**20
 """The largest file that `read_json` reads; parsed, it may take twenty times as much memory."""
 
+# What a file system answers that does not know a call.
+_UNKNOWN_CALL = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+# What a disk answers that takes no more.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+_COPIED_BYTES = 1 << 20
+
+_log = logging.getLogger("cramjax")
+
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write `value` as indented JSON.
+    """Write `value` as indented JSON; infinity and NaN, which JSON does not have, become null.
 
     A reader finds the old file or the new one, also after a crash at any moment.
 
     Raises:
         UserError: if the folder cannot be written.
+        RunFailed: if the disk takes no more.
     """
-    path = pathlib.Path(path)
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    # A name that is no UTF-8 has lone surrogates. Their codes are JSON's own escapes.
+    content = f"{text}\n".encode("utf-8", errors="backslashreplace")
+    _write_whole(pathlib.Path(path), lambda file: file.write(content))
 
-    # The temporary file lies in the same folder: a rename is atomic on one file system only.
+
+def copy_file(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Copy the content of a regular file, without its mode: a copy can be replaced later.
+
+    A reader finds the old file or the new one, also after a crash at any moment.
+
+    Raises:
+        UserError: if `source` is no regular file (a link is none), or cannot be read, or the folder
+            of `target` cannot be written.
+        RunFailed: if the disk takes no more.
+    """
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        # Without blocking, because a pipe that nobody writes to would wait.
+        number = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{source}: is a link; put the file itself there") from error
+        raise UserError(f"{source}: cannot be read ({error.strerror})") from error
 
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise UserError(f"{source}: is no regular file; put the file itself there")
+
+    with open(number, "rb") as file:
+
+        def copy(copied: BinaryIO) -> None:
+            while block := file.read(_COPIED_BYTES):
+                copied.write(block)
+
+        _write_whole(pathlib.Path(target), copy)
+
+
+def _write_whole(path: pathlib.Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Replace the file at `path` by what `write` writes, in one moment."""
+    # It lies in the same folder: a rename is atomic on one file system only. It has one name, so
+    # that what a killed process has left there is replaced.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
+        with _open_alone(temporary) as file:
+            try:
+                write(file)
+                file.flush()
+                with _if_known():
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        kind = RunFailed if error.errno in _NO_ROOM else UserError
+        raise kind(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _open_alone(path: pathlib.Path) -> BinaryIO:
+    """Returns the empty file at `path`, open for writing and locked against other writers."""
+    while True:
+        try:
+            number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            # A killed process of another user has left it, or a link lies there.
+            if error.errno not in (errno.EACCES, errno.ELOOP) or not os.path.lexists(path):
+                raise
+            path.unlink()
+            continue
+
+        file = open(number, "wb")
+        try:
+            with _if_known():
+                fcntl.flock(number, fcntl.LOCK_EX)
+            # The writer before has given it its final name, or removed it.
+            if path.exists() and os.path.samestat(os.fstat(number), path.lstat()):
+                os.ftruncate(number, 0)
+                return file
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+@contextlib.contextmanager
+def _if_known() -> Any:
+    """Inside, a call that the file system does not know does nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNKNOWN_CALL:
+            raise
+
+
+def _finite(value: Any) -> Any:
+    """Returns a copy of a value of JSON with None in place of infinity and NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
 
 
 def read_json(path: str | os.PathLike, cure: str) -> dict[str, Any]:
@@ -91,10 +190,12 @@ class FileLock:
 
     The lock is the operating system's (flock). It ends with the process, however that ends, so a
     process that was killed leaves no lock behind. The text in the file is for people: who holds it.
+    A file system without locks gives a warning, and nobody is kept out.
     """
 
     def __init__(self, path: str | os.PathLike):
         """Open the file, made if it is missing. Raises OSError if it cannot be written."""
+        self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
 
     def acquire(self) -> bool:
@@ -103,7 +204,22 @@ class FileLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:
+            if error.errno not in _UNKNOWN_CALL:
+                raise
+            _log.warning(
+                "%s: this file system has no locks (%s); start no second command on this folder",
+                self._path,
+                error.strerror,
+            )
         return True
+
+    def is_at(self, path: str | os.PathLike) -> bool:
+        """Returns whether `path` still is the file of this lock; it may have been deleted."""
+        try:
+            return os.path.samestat(os.fstat(self._file), os.stat(path))
+        except OSError:
+            return False
 
     def read(self) -> str:
         """Returns the text in the file."""

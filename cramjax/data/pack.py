@@ -247,7 +247,8 @@ def publish(partial: pathlib.Path, directory: pathlib.Path, manifest: dict[str, 
     """Write the manifest, and rename `partial` to `directory`: it becomes a dataset in one step."""
     content = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     temporary = partial / "manifest.json.tmp"
-    temporary.write_text(content, encoding="utf-8")
+    # A name that is no UTF-8 has lone surrogates. Their codes are JSON's own escapes.
+    temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
     temporary.rename(partial / "manifest.json")
     publish_finished(partial, directory)
 

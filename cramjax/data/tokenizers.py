@@ -27,6 +27,9 @@ T5_TOKENS = {"pad": "<pad>", "sep": "</s>", "unk": "<unk>"}
 `sep` ends a sequence. The sentinels are the last entries, the first one last.
 """
 
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+"""The files that `save` writes; the last one for a SentencePiece model alone."""
+
 KINDS = ("wordpiece", "unigram", "bpe")
 """The kinds of tokenizer that can be trained."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ from cramjax.checkpoints.checkpoint import Restored
 from cramjax.data import tokenizers
 from cramjax.data.loader import DevicePrefetch
 from cramjax.errors import UserError
-from cramjax.files import write_json
+from cramjax.files import copy_file, write_json
 from cramjax.models import network
 from cramjax.parallel import processes
 from cramjax.training import history, remedies
@@ -122,8 +122,18 @@ def describe_run(run: Run, opening: Opening, earlier: Earlier | None) -> None:
     described = environment(kinds) | {"dataset": note["directory"]}
     write_json(run.workdir / "environment.json", described)
     history.append(run.workdir, opening.resumed_from or 0, changed, note)
-    tokenizer = run.dataset.directory / "tokenizer"
-    shutil.copytree(tokenizer, run.workdir / "tokenizer", dirs_exist_ok=True)
+    _copy_tokenizer(run.dataset.directory / "tokenizer", run.workdir / "tokenizer")
+
+
+def _copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copy the files of a tokenizer; nothing else that somebody may have put beside them."""
+    try:
+        target.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be made ({error.strerror})") from error
+    for name in tokenizers.FILES:
+        if (source / name).exists():
+            copy_file(source / name, target / name)
 
 
 def make_ready(run: Run, opening: Opening) -> Ready:
