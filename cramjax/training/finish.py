@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import pathlib
 from typing import Any
 
-from cramjax.errors import RunFailed
+from cramjax.errors import RunFailed, UserError
 from cramjax.files import write_json
 from cramjax.parallel import processes
 from cramjax.training import plots
@@ -14,6 +16,8 @@ from cramjax.training.loop import Outcome
 from cramjax.training.parts import Run
 from cramjax.training.records import Recorder
 from cramjax.training.session import Session
+
+_log = logging.getLogger("cramjax")
 
 
 def finish(
@@ -43,15 +47,21 @@ def finish(
     if not processes.is_first():
         return checked(summary)
 
-    summary_path = run.workdir / "summary.json"
-    plot_path = run.workdir / "loss.png"
-    write_json(summary_path, summary)
-    plots.plot_loss(run.workdir / "metrics.jsonl", plot_path, recorder.unigram_loss)
+    paths = [run.workdir / "summary.json"]
+    try:
+        write_json(paths[0], summary)
+    except (UserError, RunFailed) as error:
+        raise RunFailed(
+            f"{error}; the checkpoint of step {run.clock.n_steps} is saved: "
+            "make room and run the command again"
+        ) from error
+
+    paths += _plot(run, recorder)
     run.progress.close()
     checked(summary)
     run.progress.announce(
         f"done ({reason}): held-out loss {summary['eval_loss']:.3f} nats, "
-        f"unigram {recorder.unigram_loss:.3f}; {summary_path}, {plot_path}"
+        f"unigram {recorder.unigram_loss:.3f}; {', '.join(map(str, paths))}"
     )
     return summary
 
@@ -72,3 +82,15 @@ def checked(summary: dict[str, Any]) -> dict[str, Any]:
                 "another workdir"
             )
     return summary
+
+
+def _plot(run: Run, recorder: Recorder) -> list[pathlib.Path]:
+    """Draw loss.png and return its path; without it the run is finished all the same."""
+    path = run.workdir / "loss.png"
+    try:
+        plots.plot_loss(run.workdir / "metrics.jsonl", path, recorder.unigram_loss)
+    # matplotlib raises any kind of error, for fonts and folders of its own as well.
+    except Exception as error:
+        _log.warning("%s: not drawn (%s: %s)", path, type(error).__name__, error)
+        return []
+    return [path]
