@@ -6,6 +6,7 @@ The pyplot interface is avoided because it keeps every figure in memory.
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +20,8 @@ GRID_COLOUR = "#e6e6e6"
 
 def new_figure(width: float, height: float, *, dpi: float) -> Figure:
     """Returns an empty figure of `width` by `height` inches that lays out its panels itself."""
+    # A user without a home would get two warnings: the figure is drawn all the same.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

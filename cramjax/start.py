@@ -8,14 +8,17 @@ them.
 from __future__ import annotations
 
 import ctypes
+import difflib
 import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import re
 import sys
 
 import jax
 
+from cramjax.errors import UserError
 from cramjax.parallel import processes
 
 GPU_FRACTION = 0.92
@@ -25,6 +28,9 @@ JAX's own default, 0.75, leaves 3 GB of a 12 GB card unused.
 """
 FEW_CORES = 4
 """The largest number of cores at which threads do not wait for each other for one shared heap."""
+
+# JAX's name of a platform → the extra of its package with the plugin.
+_EXTRAS = {"cuda": "cuda12", "gpu": "cuda12", "tpu": "tpu"}
 
 # glibc's mallopt parameters, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -43,7 +49,8 @@ def start(*, together: bool = False) -> None:
         together: whether to join the other processes that the environment names, if any.
 
     Raises:
-        UserError: if the processes do not find each other.
+        UserError: if the processes do not find each other, or the platform that the user asks for
+            is not there.
     """
     if computes_on_cpu() and n_cores() <= FEW_CORES:
         keep_freed_memory()
@@ -51,6 +58,7 @@ def start(*, together: bool = False) -> None:
     keep_programs()
     if together:
         processes.join()
+    check_devices()
 
 
 def computes_on_cpu() -> bool:
@@ -118,7 +126,7 @@ def claim_memory() -> None:
 
 
 def keep_programs() -> None:
-    """Keep compiled programs on disk between runs.
+    """Keep compiled programs on disk between runs, if there is a folder for them.
 
     A user who sets JAX_COMPILATION_CACHE_DIR chooses another folder, or none if it is empty.
     """
@@ -126,7 +134,58 @@ def keep_programs() -> None:
     # and one that need not would compile different programs, and find nothing in the cache.
     if "JAX_TRACEBACK_IN_LOCATIONS_LIMIT" not in os.environ:
         jax.config.update("jax_traceback_in_locations_limit", 0)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "cramjax" / "xla"))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (folder := _programs_folder()):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _programs_folder() -> pathlib.Path | None:
+    """Returns the user's folder for compiled programs, or None if nothing can be written there."""
+    # A relative folder is no folder (XDG Base Directory Specification). A user of a container may
+    # have no home at all; then "~" stays as it is.
+    given = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
+    home = pathlib.Path(os.path.expanduser("~"))
+    caches = given if given.is_absolute() else home / ".cache"
+    folder = caches / "cramjax" / "xla"
+    if not folder.is_absolute():
+        return None
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
+
+
+def check_devices() -> None:
+    """Ask for the first device; JAX starts now.
+
+    Raises:
+        UserError: if JAX finds none on the platforms that the user asks for.
+    """
+    try:
+        jax.devices()
+    # JAX asserts that it knows a platform, and CUDA's plugin is one that it knows and lacks.
+    except (RuntimeError, AssertionError) as error:
+        # JAX defines its options at run time.
+        asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        reason = re.sub(r"\(set JAX_PLATFORMS=.*", "", " ".join(str(error).split())).strip()
+        if not reason or "list of known backends" in reason:
+            raise UserError(_lacking(asked)) from error
+        named = f"JAX_PLATFORMS={asked}: " if asked else ""
+        raise UserError(
+            f"{named}JAX cannot start ({reason}); JAX_PLATFORMS=cpu computes on the CPU"
+        ) from error
+
+
+def _lacking(platforms: str) -> str:
+    """Returns the sentence about a platform that this installation of JAX does not have."""
+    first = platforms.split(",")[0]
+    if first in _EXTRAS:
+        return (
+            f"JAX_PLATFORMS={platforms}: JAX is installed without a plugin for {first}; install it "
+            f'(pip install "jax[{_EXTRAS[first]}]=={jax.__version__}"), or unset JAX_PLATFORMS'
+        )
+    near = difflib.get_close_matches(first, (*_EXTRAS, "cpu"), 1)
+    hint = f"did you mean {near[0]}?" if near else "unset it, or take cpu, cuda or tpu"
+    return f"JAX_PLATFORMS={platforms}: this installation of JAX knows no platform {first}; {hint}"

@@ -27,7 +27,7 @@ BELOW = {
     "optim": {"models"},
     "growth": {"models"},
     "hub": {"errors", "data", "models"},
-    "start": {"parallel"},
+    "start": {"errors", "parallel"},
     "checkpoints": {
         "errors",
         "files",

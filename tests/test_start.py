@@ -18,6 +18,7 @@ import stepping
 from jax._src import xla_bridge
 
 from cramjax import start
+from cramjax.errors import UserError
 from cramjax.models import short_attention
 from cramjax.sweeps import catalogue, grid
 from tests.e2e import test_main as cli
@@ -190,6 +191,55 @@ def test_the_card_s_memory_is_claimed_but_where_the_user_has_said_how_much(monke
     assert names[0] not in os.environ
 
 
+@pytest.mark.parametrize(
+    "platforms, error, sentence",
+    [
+        (
+            "cuda",
+            AssertionError(),
+            "a plugin for cuda; install it .pip install .jax.cuda12",
+        ),
+        ("cuda,cpu", AssertionError(), "without a plugin for cuda"),
+        ("cdua", RuntimeError("X is not in the list of known backends: []"), "did you mean cuda?"),
+        ("tpu", RuntimeError("no chip\n found. (set JAX_PLATFORMS='' to)"), r"\(no chip found\.\)"),
+        (None, RuntimeError("no driver"), r"JAX cannot start \(no driver\)"),
+    ],
+)
+def test_a_platform_that_is_not_there_is_one_sentence(monkeypatch, platforms, error, sentence):
+    def devices():
+        raise error
+
+    config = types.SimpleNamespace(jax_platforms=platforms)
+    absent = types.SimpleNamespace(config=config, devices=devices, __version__="0.10.2")
+    monkeypatch.setattr(start, "jax", absent)
+    with pytest.raises(UserError, match=sentence) as raised:
+        start.check_devices()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("caches", ["relative", "unwritable", "homeless", "written"])
+def test_programs_are_kept_only_where_something_can_be_written(tmp_path, monkeypatch, caches):
+    monkeypatch.chdir(tmp_path)
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if caches == "homeless":  # and no entry of this user in the table of users
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    else:
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if caches == "relative":
+        monkeypatch.setenv("XDG_CACHE_HOME", "caches")
+    if caches == "unwritable":
+        (tmp_path / "home").touch()
+
+    asked = {}
+    monkeypatch.setattr(jax.config, "update", asked.__setitem__)
+    start.keep_programs()
+    folder = tmp_path / "home" / ".cache" / "cramjax" / "xla"
+    has_folder = caches in ("relative", "written")
+    assert asked.get("jax_compilation_cache_dir") == (str(folder) if has_folder else None)
+    assert folder.is_dir() == has_folder and not (tmp_path / "~").exists()
+
+
 def test_the_program_of_a_kernel_does_not_say_which_lines_of_python_traced_it(monkeypatch):
     # Else a start that times kernels fills the compile cache with programs that the next one, which
     # need not time, never asks for: on an H100 it compiled and searched anew.
@@ -221,6 +271,7 @@ import jax
 if sys.argv[1] == "started":
     from cramjax import start
     jax.config.update("jax_platforms", "cuda")
+    start.check_devices = lambda: None  # there is no card
     start.start()
 jax.config.update("jax_platforms", "cpu")
 from cramjax.config.resolve import get_config
