@@ -74,7 +74,7 @@ class OneProcess:
 class SeveralProcesses(Stop):
     """The coordinator of several processes; clock and signals are one step late.
 
-    A collective of two numbers is dispatched with each step and read one step later, together with
+    A collective of three numbers is dispatched with each step and read one step later, together with
     the metrics of that step. So no process waits for it.
     """
 
@@ -84,7 +84,7 @@ class SeveralProcesses(Stop):
         self._now = now
         self._started = now()
 
-        # One row of devices for each process, so that every process places its own two numbers.
+        # One row of devices for each process, so that every process places its own numbers.
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         grid = np.asarray(devices).reshape(processes.count(), -1)
         mesh = Mesh(grid, ("process", "device"))
@@ -93,29 +93,31 @@ class SeveralProcesses(Stop):
         self._combine = jax.jit(_combine, out_shardings=replicated)
 
         self._pending: jax.Array | None = None
-        self._milliseconds = 0
+        self._agreed_s = 0.0
 
     def now(self) -> float:
         """Returns the seconds of process 0's clock; they change in `advance` alone."""
-        return self._milliseconds / 1000
+        return self._agreed_s
 
     def advance(self) -> None:
         """Send this process's clock and signal; take over what all sent one call ago."""
-        milliseconds = round(1000 * (self._now() - self._started))
-        numbers = np.asarray([[milliseconds, self._stop.signum or 0]], np.int32)
+        # Milliseconds alone would overflow after 24 days.
+        seconds, milliseconds = divmod(round(1000 * (self._now() - self._started)), 1000)
+        numbers = np.asarray([[seconds, milliseconds, self._stop.signum or 0]], np.int32)
         with jax.transfer_guard_host_to_device("allow"):
             placed = jax.make_array_from_process_local_data(self._sharding, numbers)
 
         before = self._pending
         self._pending = self._combine(placed)
         if before is not None:
-            self._milliseconds, signum = (int(value) for value in jax.device_get(before))
+            seconds, milliseconds, signum = (int(value) for value in jax.device_get(before))
+            self._agreed_s = seconds + milliseconds / 1000
             self.signum = signal.Signals(signum) if signum else None
 
 
 def _combine(numbers: jax.Array) -> jax.Array:
-    """Returns int32 [2]: process 0's milliseconds and any process's signal, 0 for no signal.
+    """Returns int32 [3]: process 0's seconds and milliseconds, any process's signal or 0.
 
-    `numbers` is int32 [processes, 2]: milliseconds and signal of each process.
+    `numbers` is int32 [processes, 3]: seconds, milliseconds and signal of each process.
     """
-    return jnp.stack([numbers[0, 0], jnp.max(numbers[:, 1])])
+    return jnp.stack([numbers[0, 0], numbers[0, 1], jnp.max(numbers[:, 2])])

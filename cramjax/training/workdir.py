@@ -5,9 +5,11 @@ Checkpoints and metrics have modules of their own.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import platform
@@ -32,6 +34,10 @@ PACKAGES = (
     "tokenizers",
     "tensorflow-cpu",
 )
+# Words in the names of variables that hold secrets.
+_SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL")
+
+_log = logging.getLogger("cramjax")
 
 
 class Workdir:
@@ -43,25 +49,47 @@ class Workdir:
     def __init__(self, path: str | os.PathLike):
         """Make and lock `path`; raises UserError if it cannot be written or a run holds it."""
         self.path = pathlib.Path(path)
+        self._lock = self._locked()
+
+    def _locked(self) -> FileLock:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / LOCK)
-            is_ours = self._lock.acquire()
+            lock = FileLock(self.path / LOCK)
+            is_ours = lock.acquire()
         except OSError as error:
             raise UserError(
                 f"--workdir {self.path}: cannot be written ({error.strerror}); give another folder"
             ) from error
 
         if not is_ours:
-            owner = _describe_owner(self._lock.read())
-            self._lock.close()
+            owner = _describe_owner(lock.read())
+            lock.close()
             raise UserError(
                 f"--workdir {self.path}: another run is using it ({owner}); "
                 "wait for it to end or give another folder"
             )
 
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": _now()}
-        self._lock.write(json.dumps(owner))
+        # The text is for people: a full disk keeps nobody from the lock.
+        with contextlib.suppress(OSError):
+            lock.write(json.dumps(owner))
+        return lock
+
+    def restore(self) -> bool:
+        """Make and lock the folder again if somebody has deleted it; returns whether that was so.
+
+        Raises:
+            UserError: if it cannot be made, or another run has taken its place.
+        """
+        if self._lock.is_at(self.path / LOCK):
+            return False
+        lock = self._locked()
+        self._lock.close()
+        self._lock = lock
+        _log.warning(
+            "%s: the folder was deleted while the run goes on; it is made again", self.path
+        )
+        return True
 
     def close(self) -> None:
         """Give the lock up; a second call does nothing."""
@@ -81,7 +109,10 @@ def environment(devices: list[str]) -> dict[str, Any]:
         devices: the device kinds that JAX reports.
     """
     versions = {name: _version(name) for name in PACKAGES}
-    flags = sorted(name for name in os.environ if name.startswith(("JAX_", "XLA_")))
+    names = sorted(name for name in os.environ if name.startswith(("JAX_", "XLA_")))
+    flags = {name: os.environ[name] for name in names}
+    # The file is shared with the model, so a secret must not be in it.
+    flags |= {name: "(hidden)" for name in names if any(word in name for word in _SECRET)}
     return {
         "command": shlex.join(sys.orig_argv),
         "started": _now(),
@@ -92,7 +123,7 @@ def environment(devices: list[str]) -> dict[str, Any]:
         "devices": devices,
         "packages": {name: version for name, version in versions.items() if version is not None},
         "git": _git_revision(),
-        "flags": {name: os.environ[name] for name in flags},
+        "flags": flags,
     }
 
 

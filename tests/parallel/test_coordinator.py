@@ -29,3 +29,11 @@ def test_the_clock_and_signals_of_several_processes_are_one_step_late():
     assert coordinator.now() == 1.5 and not coordinator.requested
     coordinator.advance()
     assert coordinator.now() == 3.0 and coordinator.reason == "sigint"
+
+
+def test_the_clock_of_several_processes_goes_on_for_months():
+    seconds = iter([100.0, 100.0 + 60 * 86_400.25, 100.0 + 60 * 86_400.25])
+    coordinator = SeveralProcesses(Stop(), now=lambda: next(seconds))
+    coordinator.advance()
+    coordinator.advance()
+    assert coordinator.now() == 60 * 86_400.25

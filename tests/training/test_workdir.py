@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,3 +80,29 @@ def test_the_environment_says_what_ran_and_is_json():
     found = json.loads(json.dumps(workdir.environment(["cpu"])))
     assert found["devices"] == ["cpu"] and found["packages"]["jax"] and found["command"]
     assert {"python", "host", "git", "started", "flags"} <= found.keys()
+
+
+def test_the_environment_keeps_no_secrets(monkeypatch):
+    monkeypatch.setenv("JAX_SECRET_TOKEN", "hunter2")
+    monkeypatch.setenv("XLA_API_KEY", "hunter2")
+    monkeypatch.setenv("JAX_LOG_COMPILES", "1")
+    found = workdir.environment(["cpu"])
+    assert "hunter2" not in json.dumps(found) and found["flags"]["JAX_LOG_COMPILES"] == "1"
+    assert found["flags"]["JAX_SECRET_TOKEN"] == found["flags"]["XLA_API_KEY"] == "(hidden)"
+
+
+def test_a_folder_that_was_deleted_is_made_and_locked_again(tmp_path, caplog):
+    with Workdir(tmp_path / "run") as held:
+        assert not held.restore()
+        shutil.rmtree(tmp_path / "run")
+        assert held.restore() and "was deleted" in caplog.text
+        with pytest.raises(UserError, match="another run"):
+            Workdir(tmp_path / "run")
+        assert not held.restore()
+
+
+def test_a_deleted_folder_that_another_run_has_taken_is_left_to_it(tmp_path):
+    with Workdir(tmp_path / "run") as first:
+        shutil.rmtree(tmp_path / "run")
+        with Workdir(tmp_path / "run"), pytest.raises(UserError, match="another run"):
+            first.restore()
