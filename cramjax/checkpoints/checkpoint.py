@@ -143,6 +143,12 @@ class Checkpoints:
             "%s: a checkpoint could not be saved, trying again (%s)", self._directory, reason
         )
 
+    def reload(self) -> None:
+        """Look again which checkpoints there are, after somebody has deleted the folder."""
+        self.wait()
+        self._manager.close()
+        self._manager = self._open()
+
     def restore(
         self, abstract_state: Any, must_match: Mapping[str, Any] | None = None
     ) -> Restored | None:

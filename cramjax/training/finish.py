@@ -52,8 +52,7 @@ def finish(
         write_json(paths[0], summary)
     except (UserError, RunFailed) as error:
         raise RunFailed(
-            f"{error}; the checkpoint of step {run.clock.n_steps} is saved: "
-            "make room and run the command again"
+            f"{error}; run the command again when it can: it goes on from the last checkpoint"
         ) from error
 
     paths += _plot(run, recorder)

@@ -11,6 +11,7 @@ import jax
 from cramjax.parallel import processes
 from cramjax.training.due import EvalDue, SaveDue
 from cramjax.training.evaluate import EvalResult
+from cramjax.training.opening import describe_run
 from cramjax.training.parts import Run
 from cramjax.training.records import Recorder
 from cramjax.training.stage import OpenStage
@@ -90,6 +91,9 @@ class Milestones:
         """
         run = self._run
         step = run.clock.n_steps
+        if run.folder is not None and run.folder.restore():
+            describe_run(run)
+            run.checkpoints.reload()
         if step and run.checkpoints.latest() != step:
             sidecar = {
                 "clock": run.clock.state_dict(),

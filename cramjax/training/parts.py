@@ -19,6 +19,7 @@ from cramjax.parallel.coordinator import Coordinator
 from cramjax.training.growing import Stages
 from cramjax.training.records import Spent
 from cramjax.training.session import Session
+from cramjax.training.workdir import Workdir
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Run:
     Attributes:
         config: the configuration, with its tokenizer.
         workdir: the folder of the run.
+        folder: its lock; None in all processes but process 0.
         dataset: the prepared text.
         progress: the display; silent in all processes but process 0.
         coordinator: clock and request to stop of all processes.
@@ -41,6 +43,7 @@ class Run:
 
     config: Config
     workdir: pathlib.Path
+    folder: Workdir | None
     dataset: TokenDataset
     progress: Progress
     coordinator: Coordinator
@@ -84,6 +87,7 @@ def open_run(
     workdir: pathlib.Path,
     dataset: TokenDataset,
     *,
+    folder: Workdir | None,
     progress: Progress,
     coordinator: Coordinator,
     started: float,
@@ -97,6 +101,7 @@ def open_run(
     return Run(
         config=config,
         workdir=workdir,
+        folder=folder,
         dataset=dataset,
         progress=progress,
         coordinator=coordinator,

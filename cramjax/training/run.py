@@ -72,8 +72,9 @@ def _train(
     with contextlib.ExitStack() as resources:
         # Process 0 alone locks the workdir, writes into it and prints.
         progress = Progress.silent()
+        folder = None
         if processes.is_first():
-            resources.enter_context(Workdir(path))
+            folder = resources.enter_context(Workdir(path))
             progress = resources.enter_context(contextlib.closing(Progress()))
         coordinator = coordinate(stop)
 
@@ -91,6 +92,7 @@ def _train(
                 config,
                 path,
                 dataset,
+                folder=folder,
                 progress=progress,
                 coordinator=coordinator,
                 started=started,

@@ -6,6 +6,7 @@ import types
 import pytest
 
 from cramjax.budget.clock import Clock
+from cramjax.training import milestones
 from cramjax.training.evaluate import EvalResult
 from cramjax.training.milestones import Milestones
 from cramjax.training.records import Spent
@@ -22,6 +23,9 @@ class Checkpoints:
     def latest(self):
         saved = [step for name, step in self._events if name == "save"]
         return None if self.save_failed else max(saved, default=None)
+
+    def reload(self):
+        self._events[:] = [("reload", None)]
 
     def save(self, step, state, sidecar, *, block):
         self._events.append(("save", step))
@@ -45,6 +49,7 @@ class House:
         )
         self.run = types.SimpleNamespace(
             config=config,
+            folder=None,
             clock=self.clock,
             spent=Spent(),
             checkpoints=self.checkpoints,
@@ -216,3 +221,18 @@ def test_the_seconds_of_evaluations_and_saves_are_counted_by_cause(monkeypatch):
     house.train(house.milestones(), 5)
     assert house.run.spent.eval_s == pytest.approx(1.0)
     assert house.run.spent.save_s == pytest.approx(1.0)
+
+
+def test_a_folder_that_was_deleted_gets_its_files_and_a_checkpoint_again(monkeypatch):
+    house = House()
+    at = house.milestones()
+    house.clock.advance(1, 1.0, 1)
+    at.save(house.stage, "state")
+    at.save(house.stage, "state")
+    assert house.events == [("save", 1)]
+
+    house.run.folder = types.SimpleNamespace(restore=lambda: True)
+    described = []
+    monkeypatch.setattr(milestones, "describe_run", described.append)
+    at.save(house.stage, "state")
+    assert described == [house.run] and house.events == [("reload", None), ("save", 1)]
