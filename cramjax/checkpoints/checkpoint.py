@@ -12,8 +12,11 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 import pathlib
+import re
 import shutil
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +35,9 @@ MAX_FAILURES = 3
 MAX_LISTED = 10
 """The most differing entries that the error for a checkpoint that does not fit names."""
 
+# TensorStore's form of an error of the operating system.
+_OF_THE_SYSTEM = re.compile(r"os_error_code='(\d+)'")
+_REASON_CHARS = 200
 _CHECKSUMS = "checksums.json"
 _DELETED = ".deleted"
 _log = logging.getLogger("cramjax")
@@ -135,9 +141,15 @@ class Checkpoints:
 
         reason = _reason(self._error)
         if self._n_failures >= MAX_FAILURES:
+            newest = self.latest()
+            kept = (
+                "none is complete"
+                if newest is None
+                else f"the newest complete one is step {newest}"
+            )
             raise RunFailed(
                 f"{self._directory}: {self._n_failures} checkpoints in a row could not be saved "
-                f"({reason}); the newest complete one is step {self.latest()}"
+                f"({reason}); {kept}"
             ) from self._error
         _log.warning(
             "%s: a checkpoint could not be saved, trying again (%s)", self._directory, reason
@@ -438,8 +450,17 @@ def _differences(
 
 
 def _reason(error: Exception) -> str:
-    """Returns one line for an error; Orbax's own messages fill pages."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    """Returns one line for an error; Orbax's own messages fill pages.
+
+    What the operating system said is in the middle of such a page, and is all that a user needs.
+    """
+    text = " ".join(str(error).split())
+    said = _OF_THE_SYSTEM.search(text)
+    if said:
+        return os.strerror(int(said.group(1)))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {text[:_REASON_CHARS]}"
 
 
 def _as_read_back(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -453,12 +474,26 @@ def _short(value: Any) -> str:
 
 
 def _quieten_orbax() -> None:
-    """Drop Orbax's log lines in absl: errors reach the user through the exceptions above."""
-    logger = logging.getLogger("absl")
-    if not any(isinstance(known, _NotFromOrbax) for known in logger.filters):
-        logger.addFilter(_NotFromOrbax())
+    """Drop what Orbax prints: errors reach the user through the exceptions above.
+
+    These are its log lines; and tracebacks of TensorStore, which goes on writing after the event
+    loop of a failed save is closed.
+    """
+    if any(isinstance(known, _NotFromOrbax) for known in logging.getLogger("absl").filters):
+        return
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_NotFromOrbax())
+
+    previous = sys.unraisablehook
+
+    def report(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            previous(unraisable)
+
+    sys.unraisablehook = report
 
 
 class _NotFromOrbax(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
+        return "orbax" not in record.pathname and ".orbax-checkpoint" not in record.getMessage()

@@ -74,8 +74,8 @@ class OneProcess:
 class SeveralProcesses(Stop):
     """The coordinator of several processes; clock and signals are one step late.
 
-    A collective of three numbers is dispatched with each step and read one step later, together with
-    the metrics of that step. So no process waits for it.
+    A collective of three numbers is dispatched with each step and read one step later, together
+    with the metrics of that step. So no process waits for it.
     """
 
     def __init__(self, stop: Stop, now: Callable[[], float] = time.monotonic):

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -328,3 +329,26 @@ assert "tensorflow" not in sys.modules
         cwd=pathlib.Path(__file__).parents[2],
     )
     assert done.returncode == 0 and "orbax" not in done.stderr.lower(), done.stderr
+
+
+def test_the_sentence_about_a_failed_save_is_what_the_system_said():
+    # TensorStore's message of a full disk; the reason comes after two long paths.
+    path = "/runs/mine/checkpoints/4.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp/" * 3
+    text = (
+        f'RESOURCE_EXHAUSTED: Error writing "step/0" in OCDBT database at local file "{path}": '
+        f'Failed writing: "{path}d/3de4": Failed to write 566706 bytes to file 14: No space left '
+        "on device [os_error_code='28']"
+    )
+    assert checkpoint._reason(ValueError(text)) == "No space left on device"
+    assert checkpoint._reason(PermissionError(13, "Permission denied")) == "Permission denied"
+    assert checkpoint._reason(ValueError("cut\n short")) == "ValueError: cut short"
+
+
+def test_what_orbax_says_of_its_own_tasks_is_not_printed(capfd, caplog):
+    checkpoint._quieten_orbax()
+    closed = types.SimpleNamespace(exc_value=RuntimeError("Event loop is closed"))
+    sys.unraisablehook(closed)
+    logging.getLogger("asyncio").error("never retrieved: 4.orbax-checkpoint-tmp")
+    logging.getLogger("asyncio").error("another task")
+    assert "another task" in caplog.text and "orbax" not in caplog.text
+    assert "Event loop" not in "".join(capfd.readouterr())
