@@ -7,6 +7,7 @@ step time, MFU against the measured peak of the same dtype, and the input pipeli
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import pathlib
 import statistics
@@ -18,13 +19,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from cramjax import start
 from cramjax.bench import overhead
 from cramjax.config.views import Config
 from cramjax.data import loader as loaders
-from cramjax.data import pack
-from cramjax.data.dataset import FORMAT, TokenDataset
+from cramjax.data import pack, tokenizers
+from cramjax.data.dataset import TokenDataset
+from cramjax.data.manifest import FORMAT
 from cramjax.models import stack
 from cramjax.parallel import mesh as meshes
 from cramjax.training import session as sessions
@@ -174,6 +178,13 @@ def _random_dataset(folder: pathlib.Path, vocab_size: int) -> pathlib.Path:
     partial = folder / "partial"
     partial.mkdir()
 
+    # Words that nobody reads: a dataset has a tokenizer of as many entries as it says.
+    words = {name: special[role] for role, name in tokenizers.SPECIAL_TOKENS.items()}
+    words |= {f"word{number}": number for number in range(len(special), vocab_size)}
+    unk = tokenizers.SPECIAL_TOKENS["unk"]
+    tokenizers.save(Tokenizer(WordLevel(words, unk_token=unk)), partial / "tokenizer")
+    tokenizer_file = partial / "tokenizer" / "tokenizer.json"
+
     tokens = np.random.default_rng(0).integers(len(special), vocab_size, PIPELINE_TOKENS)
     writer = pack.ShardWriter(
         partial, "train", 0, dtype=dtype, sep=special["sep"], max_tokens=PIPELINE_TOKENS + 1
@@ -185,7 +196,7 @@ def _random_dataset(folder: pathlib.Path, vocab_size: int) -> pathlib.Path:
     manifest = {
         "format": FORMAT,
         "fingerprint": "random",
-        "tokenizer_sha256": "",
+        "tokenizer_sha256": hashlib.sha256(tokenizer_file.read_bytes()).hexdigest(),
         "vocab_size": vocab_size,
         "dtype": dtype,
         "special_tokens": special,
@@ -194,8 +205,8 @@ def _random_dataset(folder: pathlib.Path, vocab_size: int) -> pathlib.Path:
         "filters": {},
         "dropped": {},
         "documents": 1,
-        "tokens": PIPELINE_TOKENS,
-        "train_tokens": PIPELINE_TOKENS,
+        "tokens": shards[0]["tokens"],
+        "train_tokens": shards[0]["tokens"],
         "heldout_tokens": 0,
         "shards": shards,
     }

@@ -105,6 +105,12 @@ DATA = {
         "tfdata; numpy (needs no TensorFlow); auto: tfdata if it is installed; same batches",
         ("auto", "tfdata", "numpy"),
     ),
+    "verify": text(
+        "background",
+        "compare the prepared files with their SHA-256: background (beside the first minutes of "
+        "training) or at_once (before it)",
+        ("background", "at_once"),
+    ),
     "extra_ids": count(
         0,
         "sentinels <extra_id_0>, … at the top of the vocabulary, counted in vocab_size "

@@ -71,6 +71,7 @@ class DataConfig(Section, Protocol):
     order: str
     cls_token: bool
     loader: str
+    verify: str
     extra_ids: int
     allow_build: bool
     allow_change: bool

@@ -21,8 +21,8 @@ from tokenizers import Tokenizer
 
 from cramjax.data import dedup, encode, pack, tokenizers
 from cramjax.data.clean import CleanRules
-from cramjax.data.dataset import FORMAT
 from cramjax.data.journal import Journal
+from cramjax.data.manifest import FORMAT
 from cramjax.data.plan import PreparationPlan, sentence_order_length
 from cramjax.data.progress import StageMeter
 from cramjax.data.selection import Selection, kept_batches, kept_texts

@@ -2,47 +2,23 @@
 
 The format is that of docs/internals/dataset_format.md.
 
-NumPy only, and nothing here writes. `index.py` says which sequence comes when, and `loader.py`
-makes batches.
+`manifest.py` checks what the manifest says, and `verification.py` the content of the shards.
+`index.py` says which sequence comes when, and `loader.py` makes batches.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cramjax.errors import UserError
-
-FORMAT = 1
-SPLITS = ("train", "heldout")
-SPECIAL_TOKENS = ("pad", "unk", "cls", "sep", "mask")
-# The special tokens of a vocabulary with sentinels.
-T5_SPECIAL_TOKENS = ("pad", "unk", "sep")
-
-_REPAIR = "prepare the dataset again with python -m tools.prepare_data"
-_KEYS = {
-    "vocab_size": int,
-    "dtype": str,
-    "special_tokens": dict,
-    "sources": list,
-    "shards": list,
-}
-_SHARD_KEYS = {
-    "file": str,
-    "split": str,
-    "source": int,
-    "tokens": int,
-    "documents": int,
-    "sha256": str,
-    "boundaries": str,
-}
+from cramjax.data import tokenizers
+from cramjax.data.manifest import REPAIR, SPLITS, plain_file, read_manifest, read_tokenizer
+from cramjax.data.verification import Verification
+from cramjax.errors import RunFailed, UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -59,6 +35,7 @@ class TokenDataset:
         dtype: Type of the tokens.
         weights: Weight of each source, as in the manifest.
         shards: (split, source) → the tokens of each shard, in order.
+        verification: Compares the shards with their SHA-256, when it is told to.
     """
 
     directory: Path
@@ -70,22 +47,25 @@ class TokenDataset:
     dtype: np.dtype
     weights: tuple[float, ...]
     shards: dict[tuple[str, int], tuple[np.ndarray, ...]]
+    verification: Verification
 
     @classmethod
     def open(cls, directory: str | Path) -> TokenDataset:
         """Map the dataset in `directory`.
 
-        Reads the manifest and the files' headers and sizes, not their content: see `verify`.
+        Checks everything but the content of the shards, which `verification` does.
 
         Raises:
-            UserError: if a file is missing, cut short or of another format; names the file.
+            UserError: if a file is missing, damaged, of another format, or a link out of the
+                folder; names the file.
         """
         directory = Path(directory)
-        manifest = _read_manifest(directory / "manifest.json")
+        manifest = read_manifest(directory)
+        _check_tokenizer(directory, manifest)
         dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
 
         shards: dict[tuple[str, int], list[np.ndarray]] = {}
-        unigram = _load_unigram(directory / "unigram.npy", manifest["vocab_size"])
+        unigram = _load_unigram(directory, manifest)
         for entry in manifest["shards"]:
             tokens = _map_shard(directory, entry, dtype)
             shards.setdefault((entry["split"], entry["source"]), []).append(tokens)
@@ -96,10 +76,11 @@ class TokenDataset:
             special_tokens=dict(manifest["special_tokens"]),
             extra_ids=manifest.get("extra_ids", 0),
             vocab_size=manifest["vocab_size"],
-            unigram_counts=np.array(unigram),
+            unigram_counts=unigram,
             dtype=dtype,
             weights=tuple(float(source["weight"]) for source in manifest["sources"]),
             shards={key: tuple(tokens) for key, tokens in shards.items()},
+            verification=Verification(directory, manifest),
         )
 
     def n_sequences(self, split: str, seq_len: int) -> list[int]:
@@ -166,7 +147,8 @@ class TokenDataset:
         Raises:
             UserError: if the dataset was prepared without this order.
         """
-        path = self.directory / f"sentence_order-{seq_len}-{source}.npy"
+        name = f"sentence_order-{seq_len}-{source}.npy"
+        path = self.directory / name
         if not path.exists():
             raise UserError(
                 f"{path} is absent, so data.order='sentence_length' cannot be served: prepare the "
@@ -174,132 +156,122 @@ class TokenDataset:
                 "set data.order='shuffled'."
             )
 
-        order = _load_array(path)
+        order = _load_array(self.directory, name)
         expected = self.n_sequences("train", seq_len)[source]
         if order.dtype.kind != "u" or order.shape != (expected,):
             raise UserError(
                 f"{path} holds {order.dtype} {list(order.shape)} instead of unsigned "
-                f"[{expected}]: {_REPAIR}."
+                f"[{expected}]: {REPAIR}."
+            )
+        is_there = np.zeros(expected, bool)
+        is_there[order[order < expected]] = True
+        if not is_there.all():
+            raise UserError(
+                f"{path} is damaged (it does not hold each number below {expected} once): {REPAIR}."
             )
         return order
 
-    def verify(self) -> None:
-        """Compare every shard with its SHA-256 in the manifest.
+    def refuse_foreign(self, tokens: np.ndarray, split: str) -> None:
+        """Check that ids that were read are entries of the vocabulary.
+
+        Args:
+            tokens: Ids that were read from the split, of any shape.
+            split: "train" or "heldout".
 
         Raises:
-            UserError: names the first shard that differs.
+            RunFailed: names the first shard that holds another id.
         """
+        if not tokens.size or tokens.max() < self.vocab_size:
+            return
         for entry in self.manifest["shards"]:
             path = self.directory / entry["file"]
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != entry["sha256"]:
-                raise UserError(
-                    f"{path} is damaged (its SHA-256 is not the manifest's): {_REPAIR}."
+            shard = np.memmap(path, self.dtype, mode="r") if entry["tokens"] else np.empty(0)
+            if entry["split"] == split and shard.size and shard.max() >= self.vocab_size:
+                raise RunFailed(
+                    f"{path} is damaged (it holds the id {shard.max()} of {self.vocab_size}): "
+                    f"{REPAIR}."
                 )
+        raise RunFailed(f"{self.directory}: ids changed while they were read: {REPAIR}.")
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """Read and check manifest.json; UserError says what is wrong."""
+def _check_tokenizer(directory: Path, manifest: dict[str, Any]) -> None:
+    """Check that the tokenizer is the manifest's and has the ids that it says."""
+    path = read_tokenizer(directory, manifest)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{path.parent} is not a prepared dataset (it has no manifest.json): name another "
-            f"directory, or {_REPAIR}."
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): {_REPAIR}.") from None
+        tokenizer = tokenizers.load(path)[0]
+    except UserError as error:
+        raise UserError(f"{path} is no tokenizer ({error}): {REPAIR}.") from None
 
-    format_number = manifest.get("format") if isinstance(manifest, dict) else None
-    if format_number != FORMAT:
-        raise UserError(
-            f"{path} is of format {format_number!r}, this version reads format {FORMAT}: {_REPAIR}."
-        )
-    _check_kinds(path, "", manifest, _KEYS)
-    for number, entry in enumerate(manifest["shards"]):
-        _check_kinds(path, f"shards[{number}].", entry, _SHARD_KEYS)
-    for problem in _contradictions(manifest):
-        raise UserError(f"{path}: {problem}; {_REPAIR}.")
-    return manifest
+    ids = tokenizers.special_ids(tokenizer)
+    facts = {
+        "vocab_size": max(tokenizer.get_vocab().values()) + 1,
+        "extra_ids": tokenizers.count_extra_ids(tokenizer),
+        "special_tokens": {role: ids.get(role) for role in manifest["special_tokens"]},
+    }
+    for key, value in facts.items():
+        if manifest.get(key, 0) != value:
+            raise UserError(
+                f"{directory / 'manifest.json'}: {key} is {manifest.get(key, 0)}, but the "
+                f"tokenizer beside it has {value}: {REPAIR}."
+            )
 
 
-def _check_kinds(path: Path, prefix: str, entries: Any, kinds: dict[str, type]) -> None:
-    """Check that `entries` is an object with a value of the right type for every key of `kinds`."""
-    if not isinstance(entries, dict):
-        entries = {}
-    wrong = [prefix + key for key, kind in kinds.items() if not isinstance(entries.get(key), kind)]
-    if wrong:
-        raise UserError(f"{path} lacks a valid {', '.join(wrong)}: {_REPAIR}.")
-
-
-def _contradictions(manifest: dict[str, Any]) -> Iterator[str]:
-    """Yield what cannot be true in a manifest that has all its keys."""
+def _load_unigram(directory: Path, manifest: dict[str, Any]) -> np.ndarray:
+    """Read the unigram counts, int64 [vocab_size]: those of the training tokens."""
+    path = directory / "unigram.npy"
+    counts = _load_array(directory, "unigram.npy")
     vocab_size = manifest["vocab_size"]
-    if manifest["dtype"] not in ("uint16", "uint32"):
-        yield f"dtype is {manifest['dtype']!r} instead of 'uint16' or 'uint32'"
-
-    extra_ids = manifest.get("extra_ids", 0)
-    if not isinstance(extra_ids, int) or not 0 <= extra_ids < vocab_size:
-        yield f"extra_ids is {extra_ids!r}, not a number below {vocab_size}"
-    for name in T5_SPECIAL_TOKENS if extra_ids else SPECIAL_TOKENS:
-        token = manifest["special_tokens"].get(name)
-        if not isinstance(token, int) or not 0 <= token < vocab_size:
-            yield f"special_tokens.{name} is {token!r}, not an id below {vocab_size}"
-
-    for number, source in enumerate(manifest["sources"]):
-        weight = source.get("weight") if isinstance(source, dict) else None
-        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-            yield f"sources[{number}].weight is {weight!r}, not a number of at least 0"
-
-    n_sources = len(manifest["sources"])
-    for number, entry in enumerate(manifest["shards"]):
-        split, source = entry["split"], entry["source"]
-        if split not in SPLITS or not 0 <= source < n_sources:
-            yield f"shards[{number}] has split {split!r} and source {source} of {n_sources}"
-
-
-def _load_unigram(path: Path, vocab_size: int) -> np.ndarray:
-    """Map the unigram counts, int64 [vocab_size]."""
-    counts = _load_array(path)
     if counts.dtype != np.int64 or counts.shape != (vocab_size,):
         raise UserError(
             f"{path} holds {counts.dtype} {list(counts.shape)} instead of int64 "
-            f"[{vocab_size}]: {_REPAIR}."
+            f"[{vocab_size}]: {REPAIR}."
+        )
+
+    counts = np.array(counts)
+    expected = manifest.get("files", {}).get("unigram.npy")
+    is_other = expected and hashlib.sha256(path.read_bytes()).hexdigest() != expected
+    # The sum by halves: damaged counts may overflow.
+    n_counted = (int((counts >> 32).sum()) << 32) + int((counts & 0xFFFFFFFF).sum())
+    if is_other or counts.min() < 0 or n_counted != manifest["train_tokens"]:
+        raise UserError(
+            f"{path} is damaged (it does not count the {manifest['train_tokens']} training "
+            f"tokens): {REPAIR}."
         )
     return counts
 
 
 def _map_shard(directory: Path, entry: dict[str, Any], dtype: np.dtype) -> np.ndarray:
     """Check the sizes of a shard's two files, and map its tokens read-only."""
-    path = directory / entry["file"]
+    path = plain_file(directory, entry["file"])
     expected_bytes = entry["tokens"] * dtype.itemsize
-    try:
-        n_bytes = path.stat().st_size
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing (the manifest lists it): {_REPAIR}.") from None
+    n_bytes = path.stat().st_size
     if n_bytes != expected_bytes:
-        raise UserError(f"{path} has {n_bytes} bytes instead of {expected_bytes}: {_REPAIR}.")
+        raise UserError(f"{path} has {n_bytes} bytes instead of {expected_bytes}: {REPAIR}.")
 
-    boundaries_path = directory / entry["boundaries"]
-    boundaries = _load_array(boundaries_path)
-    if boundaries.shape != (entry["documents"],):
+    boundaries = _load_array(directory, entry["boundaries"])
+    if boundaries.dtype != np.uint64 or boundaries.shape != (entry["documents"],):
         raise UserError(
-            f"{boundaries_path} holds {list(boundaries.shape)} offsets instead of "
-            f"[{entry['documents']}]: {_REPAIR}."
+            f"{directory / entry['boundaries']} holds {boundaries.dtype} {list(boundaries.shape)} "
+            f"instead of uint64 [{entry['documents']}]: {REPAIR}."
         )
 
     if not entry["tokens"]:
         return np.empty(0, dtype)  # an empty file cannot be mapped
-    # A plain array over the map: every slice of np.memmap itself costs microseconds.
-    return np.asarray(np.memmap(path, dtype, mode="r"))
-
-
-def _load_array(path: Path) -> np.ndarray:
-    """Map a .npy file; UserError names it if it is missing or damaged."""
     try:
-        return np.load(path, mmap_mode="r")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: {_REPAIR}.") from None
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a readable .npy file ({error}): {_REPAIR}.") from None
+        # A plain array over the map: every slice of np.memmap itself costs microseconds.
+        return np.asarray(np.memmap(path, dtype, mode="r"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+
+
+def _load_array(directory: Path, name: str) -> np.ndarray:
+    """Map a .npy file; UserError names it if it is missing or damaged."""
+    path = plain_file(directory, name)
+    try:
+        # Only this format: `np.load` would open archives and pickles as well.
+        return np.lib.format.open_memmap(path, mode="r")
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    except Exception as error:  # the header is a Python literal, which fails in many ways
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is not a readable .npy file ({reason}): {REPAIR}.") from None

@@ -69,6 +69,34 @@ class NumpyLoader:
         """Do nothing: there are no threads or files to release."""
 
 
+class CheckedLoader:
+    """A `BatchLoader` that gives no row of a dataset that is known to be damaged."""
+
+    def __init__(self, loader: BatchLoader, dataset: TokenDataset):
+        self._loader = loader
+        self._dataset = dataset
+
+    def stream(self, first_row: int, unit_rows: int) -> Iterator[np.ndarray]:
+        """See `BatchLoader.stream`; a unit with a foreign id raises RunFailed."""
+        return self._checked(self._loader.stream(first_row, unit_rows))
+
+    def _checked(self, units: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        try:
+            for unit in units:
+                self._dataset.verification.raise_damage()
+                self._dataset.refuse_foreign(unit, "train")
+                yield unit
+        finally:
+            # That of tf.data has threads.
+            close_units = getattr(units, "close", None)
+            if close_units is not None:
+                close_units()
+
+    def close(self) -> None:
+        """Release threads and files; the streams end."""
+        self._loader.close()
+
+
 def open_loader(
     dataset: TokenDataset,
     *,
@@ -109,9 +137,10 @@ def open_loader(
         n_processes=n_processes,
     )
 
-    if loader == "numpy":
-        return NumpyLoader(reader)
-    return _tfdata_loader(reader, required=loader == "tfdata")
+    opened: BatchLoader = NumpyLoader(reader)
+    if loader != "numpy":
+        opened = _tfdata_loader(reader, required=loader == "tfdata")
+    return CheckedLoader(opened, dataset)
 
 
 def training_rows(
@@ -171,6 +200,7 @@ def heldout_batches(
 
     Raises:
         UserError: if no sequence is held out.
+        RunFailed: if a sequence holds an id that is not below the dataset's `vocab_size`.
     """
     available = heldout_rows(dataset, seq_len=seq_len, cls_token=cls_token)
     n_available = sum(available)
@@ -190,6 +220,7 @@ def heldout_batches(
         seq_len,
         cls_token,
     )
+    dataset.refuse_foreign(tokens, "heldout")
     weights = (rows < n_different).astype(np.float32)
 
     batched_tokens = tokens.reshape(-1, batch_size, seq_len)

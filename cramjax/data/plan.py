@@ -15,7 +15,7 @@ from typing import Any
 
 from cramjax.config.views import DataConfig
 from cramjax.data import tokenizers
-from cramjax.data.dataset import FORMAT
+from cramjax.data.manifest import FORMAT
 from cramjax.data.source import Part, TextSource
 from cramjax.errors import UserError
 

@@ -82,6 +82,9 @@ def open_data(config: DataConfig, announce: Announce) -> TokenDataset:
     Args:
         config: The `data` part of the configuration.
         announce: Prints the progress and, at the end, the size and place of the dataset.
+
+    Raises:
+        UserError, RunFailed: see `prepare`.
     """
     dataset = TokenDataset.open(prepare(config, announce=announce))
     announce(describe(dataset))

@@ -71,6 +71,10 @@ class Milestones:
 
     def _must_save(self) -> bool:
         clock = self._run.clock
+        # While the shards are compared it waits for the result: a state trained on damaged rows
+        # must not push out a good one. Several processes save together, and one of them compares.
+        if self._run.dataset.verification.is_running and processes.count() == 1:
+            return False
         # A save that failed is made up for at once.
         is_due = self._save_due.is_due(clock.elapsed_s, clock.n_steps)
         return is_due or self._run.checkpoints.save_failed
@@ -88,8 +92,12 @@ class Milestones:
         """Save `state` unless its step is saved; with `block`, return when it is on disk.
 
         `stop_reason` is noted beside the last state of a loop.
+
+        Raises:
+            RunFailed: if a shard that it learned from is damaged.
         """
         run = self._run
+        run.dataset.verification.raise_damage()
         step = run.clock.n_steps
         if run.folder is not None and run.folder.restore():
             describe_run(run)
@@ -113,6 +121,8 @@ class Milestones:
         """Save `state` before an error ends the run, if the devices still have it."""
         run = self._run
         step = run.clock.n_steps
+        if run.dataset.verification.is_damaged:
+            return
         # Saving is a work of all processes, and an error may be one process's alone.
         if processes.count() > 1 or any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
             return

@@ -88,6 +88,8 @@ def _train(
             if earlier and (summary := history.finished(earlier, config, path, progress.announce)):
                 return checked(summary)
             dataset = dataset_choice.open_dataset(config, earlier, path, progress.announce)
+            if processes.is_first():
+                resources.enter_context(dataset.verification.start(config.data.verify))
             run = open_run(
                 config,
                 path,

@@ -1,10 +1,13 @@
 """Writes tiny prepared datasets (format 1) of random tokens, without the code under test."""
 
+import functools
 import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 MEAN_DOCUMENT = 40
@@ -68,6 +71,9 @@ def write_dataset(
             order = rng.permutation(n_sequences).astype(np.uint32)
             np.save(directory / f"sentence_order-{sentence_order_seq_len}-{source}.npy", order)
 
+    (directory / "tokenizer").mkdir(exist_ok=True)
+    (directory / "tokenizer" / "tokenizer.json").write_text(word_tokenizer(vocab_size))
+
     facts = {
         "fingerprint": f"random-{seed}",
         "vocab_size": vocab_size,
@@ -76,6 +82,14 @@ def write_dataset(
     }
     write_manifest(directory, facts, weights or [1.0] * len(train))
     return directory
+
+
+@functools.cache
+def word_tokenizer(vocab_size: int) -> str:
+    """Text of a tokenizer.json with the special tokens and as many words as it takes."""
+    words = {f"[{role.upper()}]": number for role, number in SPECIAL.items()}
+    words |= {f"word{number}": number for number in range(len(SPECIAL), vocab_size)}
+    return Tokenizer(WordLevel(words, unk_token="[UNK]")).to_str()
 
 
 def write_shard(directory: Path, stem: str, tokens: np.ndarray, offsets: np.ndarray) -> dict:
@@ -103,7 +117,9 @@ def write_manifest(directory: Path, facts: dict, weights: list[float]) -> None:
     ]
     manifest = facts | {
         "format": 1,
-        "tokenizer_sha256": "0" * 64,
+        "tokenizer_sha256": hashlib.sha256(
+            (directory / "tokenizer" / "tokenizer.json").read_bytes()
+        ).hexdigest(),
         "special_tokens": SPECIAL,
         "documents": sum(entry["documents"] for entry in shards),
         "tokens": sum(entry["tokens"] for entry in shards),

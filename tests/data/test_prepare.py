@@ -61,7 +61,7 @@ def prepared(tmp_path_factory):
 def test_every_document_is_counted_and_stands_once(prepared):
     source, data, directory = prepared
     manifest = prepare.read_manifest(directory)
-    TokenDataset.open(directory).verify()
+    TokenDataset.open(directory).verification.at_once()
     # 6 parts have the same five texts: 2 empty, 1 short, and 2 that are kept once. Ideographs have
     # no tokens.
     dropped = {"empty": 12, "min_chars": 6, "duplicate": 10, "no_tokens": 1, "not_json": 12}

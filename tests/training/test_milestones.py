@@ -6,7 +6,11 @@ import types
 import pytest
 
 from cramjax.budget.clock import Clock
+<<<<<<< HEAD
 from cramjax.training import milestones
+=======
+from cramjax.errors import RunFailed
+>>>>>>> aea0643 (Damaged or foreign files of a dataset are refused, shards beside training)
 from cramjax.training.evaluate import EvalResult
 from cramjax.training.milestones import Milestones
 from cramjax.training.records import Spent
@@ -47,9 +51,14 @@ class House:
             eval=types.SimpleNamespace(every_fraction=every_fraction),
             checkpoint=types.SimpleNamespace(every_minutes=every_minutes, every_steps=every_steps),
         )
+        self.verification = types.SimpleNamespace(is_running=False, raise_damage=lambda: None)
         self.run = types.SimpleNamespace(
             config=config,
+<<<<<<< HEAD
             folder=None,
+=======
+            dataset=types.SimpleNamespace(verification=self.verification),
+>>>>>>> aea0643 (Damaged or foreign files of a dataset are refused, shards beside training)
             clock=self.clock,
             spent=Spent(),
             checkpoints=self.checkpoints,
@@ -197,6 +206,29 @@ def test_a_failed_save_is_made_up_for_before_the_next_step():
     house.train(milestones, 1)
     house.checkpoints.save_failed = False
     assert ("save", 4) in house.events
+
+
+def test_a_due_save_waits_until_the_shards_are_compared():
+    house = House(every_fraction=0.0, every_steps=2)
+    milestones = house.milestones()
+    house.verification.is_running = True
+    house.train(milestones, 3)
+    assert house.events == []
+    house.verification.is_running = False
+    house.train(milestones, 0)
+    assert house.events == [("save", 3)]
+
+
+def test_nothing_is_saved_that_learned_from_a_damaged_shard():
+    def damaged():
+        raise RunFailed("train-0-00000.bin is damaged")
+
+    house = House(every_steps=1)
+    house.train(house.milestones(), 1)
+    house.verification.raise_damage = damaged
+    with pytest.raises(RunFailed, match="train-0-00000.bin"):
+        house.train(house.milestones(), 1)
+    assert house.events == [("save", 1)]
 
 
 def test_a_checkpoint_holds_clock_spent_stage_and_identity():
