@@ -12,6 +12,8 @@ import dataclasses
 import hashlib
 import logging
 import pathlib
+import shutil
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -25,6 +27,7 @@ from cramjax.data.journal import Journal
 from cramjax.data.manifest import FORMAT
 from cramjax.data.plan import PreparationPlan, sentence_order_length
 from cramjax.data.progress import StageMeter
+from cramjax.data.sealed import seal, unseal
 from cramjax.data.selection import Selection, kept_batches, kept_texts
 from cramjax.data.source import Part
 from cramjax.data.spool import Job, Spool, SpooledPart
@@ -35,6 +38,10 @@ _LOG = logging.getLogger("cramjax")
 # Batches whose encoding may be under way: one is in the tokenizer's threads while the ids of
 # another become arrays.
 _N_PENDING = 2
+# Work that a power failure may cost: syncing after each of ten thousand small parts takes minutes.
+_SYNC_S = 5.0
+# A last document of the sample that goes over its end by more is cut there, in characters.
+_SAMPLE_OVERSHOOT_CHARS = 1 << 20
 
 # The keys of `data` that the manifest records as its filters.
 _FILTERS = (
@@ -82,20 +89,26 @@ class Builder:
             meter: Shows the progress.
             n_workers: Processes that read and clean (None: one per core).
 
-        Raises:
-            Damaged: if the journal in `partial` is unreadable.
+        Whatever is damaged there is made again, from the first step that is not whole.
         """
         (partial / "spool").mkdir(parents=True, exist_ok=True)
+        _remove_unfinished(partial)
         self._plan = plan
         self._config = plan.config
         self._partial = partial
         self._meter = meter
 
-        self._spool = Spool(_jobs(plan, partial / "spool"), n_workers)
         self._selection = Selection(
             plan.share_bytes, exact=plan.config.dedup_exact, near=plan.config.dedup_near
         )
         self._journal = Journal(partial / "journal.jsonl")
+        if not _is_whole_tokenizer(partial):
+            self._journal.clear()
+        self._spool = Spool(_jobs(plan, partial / "spool"), n_workers, packed=self._journal.entries)
+        # Parts that are packed and not in the journal yet: their lines, and their texts.
+        self._pending: list[tuple[dict[str, Any], pathlib.Path]] = []
+        self._synced_s = time.monotonic()
+        self._written: dict[str, str] = {}
         self._dropped: collections.Counter[str] = collections.Counter()
 
     def build(self, directory: pathlib.Path) -> None:
@@ -127,6 +140,10 @@ class Builder:
             # Renamed when it is complete, so that a folder of this name is a whole tokenizer.
             temporary = self._partial / "tokenizer.tmp"
             tokenizers.save(tokenizer, temporary, model)
+            for path in temporary.iterdir():
+                pack.sync(path)
+            _seal_of(self._partial).write_text(seal(_digests(temporary)))
+            pack.sync(_seal_of(self._partial))
             temporary.rename(folder)
 
         # Always loaded, so that the ids do not depend on whether this process trained it.
@@ -179,8 +196,11 @@ class Builder:
 
                 part = self._spool.get((source, number), self._show_reading)
                 # The counts of the sample are thrown away: packing meets the same documents.
-                for _, text in kept_texts(part, selection, source, collections.Counter()):
-                    yield text
+                left_bytes = (selection.share_bytes[source] or 0) - selection.taken_bytes[source]
+                for row, text in kept_texts(part, selection, source, collections.Counter()):
+                    # The last document goes over the share. Only a huge one matters.
+                    yield text[: max(int(left_bytes), _SAMPLE_OVERSHOOT_CHARS)]
+                    left_bytes -= int(row["n_bytes"])
                 self._show(
                     "reading a sample",
                     source,
@@ -213,24 +233,42 @@ class Builder:
             entry = self._journal.entries.get((source, number))
             if entry is None:
                 entry = self._pack_part((source, number), part, writers, prepared, threads)
-                self._journal.append(entry)
+                self._pending.append((entry, part.path("text.zst")))
             else:
                 # Selected again only to remember its documents; the entry has what was dropped.
                 for rows, signatures in part.blocks(self._selection.needs_signatures):
                     self._selection.select(source, rows, signatures, collections.Counter())
+                part.path("text.zst").unlink(missing_ok=True)
 
-            part.path("text.zst").unlink(missing_ok=True)
             self._dropped.update(entry["dropped"])
+            if time.monotonic() - self._synced_s > _SYNC_S:
+                self._sync(writers)
 
         self._spool.finish_source(source)
+        self._sync(writers)
         for writer in writers.values():
             writer.close()
+            self._written |= writer.digests()
+
+    def _sync(self, writers: dict[str, pack.ShardWriter]) -> None:
+        """Bring the packed parts to the disk: the shards, then the journal; then drop the texts.
+
+        So after a power failure a part is in the journal and its shards, or it has its text.
+        """
+        for writer in writers.values():
+            writer.sync()
+        if self._pending:
+            self._journal.append([entry for entry, _ in self._pending])
+            pack.sync(self._partial)
+        for _, text in self._pending:
+            text.unlink(missing_ok=True)
+        self._pending.clear()
+        self._synced_s = time.monotonic()
 
     def _resume_writers(
         self, source: int, prepared: PreparedTokenizer
     ) -> dict[str, pack.ShardWriter]:
         """Open a writer for each split, and cut its files back to the last journal entry."""
-        state = self._journal.last_state(source)
         writers = {}
         for split in pack.SPLITS:
             writer = pack.ShardWriter(
@@ -241,7 +279,7 @@ class Builder:
                 sep=prepared.special_ids["sep"],
                 max_tokens=self._config.max_shard_tokens,
             )
-            writer.resume(state.get(split, [0, 0, 0]))
+            writer.resume(self._journal.shard_states(source, split))
             writers[split] = writer
         return writers
 
@@ -276,11 +314,9 @@ class Builder:
 
         for rows, encoding in pending:
             self._write(rows, encoding.result(), writers, dropped)
-        for writer in writers.values():
-            writer.flush()
         return {
             "part": list(key),
-            "writers": {split: writer.state() for split, writer in writers.items()},
+            "writers": {split: writer.news() for split, writer in writers.items()},
             "dropped": dict(dropped),
         }
 
@@ -317,7 +353,9 @@ class Builder:
 
     def _publish(self, directory: pathlib.Path, prepared: PreparedTokenizer) -> None:
         """Finish the shards, write the manifest, and rename `partial` to `directory`."""
-        shards = pack.finish(self._partial, dtype=prepared.dtype, vocab_size=prepared.size)
+        shards = pack.finish(
+            self._partial, dtype=prepared.dtype, vocab_size=prepared.size, written=self._written
+        )
         n_train = _count_tokens(shards, "train")
         n_heldout = _count_tokens(shards, "heldout")
         if not n_train:
@@ -371,6 +409,7 @@ class Builder:
             "filters": {key: getattr(self._config, key) for key in _FILTERS},
             "documents_read": self._selection.n_taken,
             "dropped": dropped,
+            "files": pack.digests_of(self._partial),
             "shards": shards,
         }
 
@@ -420,6 +459,40 @@ class Builder:
 
     def _show_reading(self, name: str, n_bytes: int) -> None:
         self._meter.show(f"reading {name} (compressed)", n_bytes, None)
+
+
+def _remove_unfinished(partial: pathlib.Path) -> None:
+    """Delete what a killed process had begun to write; the lock says that none is at work."""
+    for path in partial.glob("spool/*.tmp"):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(partial / "tokenizer.tmp", ignore_errors=True)
+
+
+def _is_whole_tokenizer(partial: pathlib.Path) -> bool:
+    """Returns whether an earlier process has saved the tokenizer; a damaged one is deleted."""
+    folder = partial / "tokenizer"
+    if not folder.exists():
+        return False
+    try:
+        if unseal(_seal_of(partial).read_bytes()) == _digests(folder):
+            return True
+    except (OSError, ValueError):
+        pass
+    _LOG.warning("%s: damaged, or of another version; making the tokenizer again", folder)
+    shutil.rmtree(folder)
+    return False
+
+
+def _seal_of(partial: pathlib.Path) -> pathlib.Path:
+    return partial / "tokenizer.seal"
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+    """Returns name → SHA-256 of the files in a folder."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
 
 
 def _jobs(plan: PreparationPlan, spool: pathlib.Path) -> dict[tuple[int, int], Job]:

@@ -12,13 +12,14 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from cramjax.data.spool import Damaged
+from cramjax.data.manifest import SPLITS
+from cramjax.data.sealed import Damaged
 
-SPLITS = ("train", "heldout")
 # Tokens read at a time, so that memory is bounded.
 _CHUNK_TOKENS = 1 << 22
 
@@ -58,6 +59,10 @@ class ShardWriter:
         self._number = 0
         self._n_tokens = 0
         self._n_documents = 0
+        # Digests of what was written to the two files of the shard, and the shards before it.
+        self._digests = (hashlib.sha256(), hashlib.sha256())
+        self._closed: list[list[Any]] = []
+        self._n_told = 0
         self._files: tuple[BinaryIO, BinaryIO] | None = None
 
     def add(self, documents: list[np.ndarray]) -> None:
@@ -74,120 +79,195 @@ class ShardWriter:
     def _add_one(self, tokens: np.ndarray) -> None:
         if self._n_tokens and self._n_tokens + len(tokens) + 1 > self._max_tokens:
             self.close()
+            self._closed.append(self._state())
             self._number += 1
             self._n_tokens = 0
             self._n_documents = 0
+            self._digests = (hashlib.sha256(), hashlib.sha256())
 
-        tokens_file, offsets_file = self._open()
-        offsets_file.write(np.uint64(self._n_tokens).astype("<u8").tobytes())
-        tokens_file.write(np.append(tokens, np.uint32(self._sep)).astype(self._dtype).tobytes())
+        contents = (
+            np.append(tokens, np.uint32(self._sep)).astype(self._dtype).tobytes(),
+            np.uint64(self._n_tokens).astype("<u8").tobytes(),
+        )
+        for file, digest, content in zip(self._open(), self._digests, contents, strict=True):
+            file.write(content)
+            digest.update(content)
         self._n_tokens += len(tokens) + 1
         self._n_documents += 1
 
     def _open(self) -> tuple[BinaryIO, BinaryIO]:
         if self._files is None:
-            tokens_path, offsets_path = self._paths()
+            tokens_path, offsets_path = self._paths(self._number)
             tokens_file = tokens_path.open("ab", buffering=1 << 20)
             offsets_file = offsets_path.open("ab", buffering=1 << 20)
             self._files = (tokens_file, offsets_file)
         return self._files
 
-    def flush(self) -> None:
-        """Hand everything to the operating system, so that it outlives this process."""
+    def sync(self) -> None:
+        """Bring everything to the disk, so that it outlives a power failure."""
         for file in self._files or ():
             file.flush()
+            os.fsync(file.fileno())
 
     def close(self) -> None:
-        """Flush and close the files; a second call does nothing."""
+        """Sync and close the files; a second call does nothing."""
+        self.sync()
         for file in self._files or ():
             file.close()
         self._files = None
 
-    def state(self) -> list[int]:
-        """Return [shard number, tokens in it, documents in it] for `resume`; call `flush` first."""
-        return [self._number, self._n_tokens, self._n_documents]
+    def news(self) -> list[list[Any]]:
+        """Return the states of the shards written to since the last call, for `resume`.
 
-    def resume(self, state: list[int]) -> None:
-        """Take the files back to `state`.
+        A state is [shard number, tokens in it, documents in it, SHA-256 of both files].
+        """
+        states = [*self._closed[self._n_told :], self._state()]
+        self._n_told = len(self._closed)
+        return states
+
+    def _state(self) -> list[Any]:
+        digests = [digest.hexdigest() for digest in self._digests]
+        return [self._number, self._n_tokens, self._n_documents, *digests]
+
+    def digests(self) -> dict[str, str]:
+        """Return name → SHA-256 of what was written to each file."""
+        digests = {}
+        for number, n_tokens, _, *both in (*self._closed, self._state()):
+            if n_tokens:
+                paths = self._paths(number)
+                digests |= {path.name: digest for path, digest in zip(paths, both, strict=True)}
+        return digests
+
+    def resume(self, states: list[list[Any]]) -> None:
+        """Take the files back to the last state of each shard, in their order.
 
         Raises:
-            Damaged: if they are shorter than that.
+            Damaged: if a file does not hold what was written to it.
         """
-        self._number, self._n_tokens, self._n_documents = state
+        if states:
+            *self._closed, last = states
+            self._number, self._n_tokens, self._n_documents, *_ = last
+        self._n_told = len(self._closed)
         for path in self._directory.glob(f"{self._stem}-*"):
             number = int(path.name.removeprefix(f"{self._stem}-").split(".")[0])
             if number > self._number:
                 path.unlink()
 
-        tokens_path, offsets_path = self._paths()
-        _truncate(tokens_path, self._n_tokens * self._dtype.itemsize)
-        _truncate(offsets_path, self._n_documents * 8)
+        for number, n_tokens, n_documents, *expected in states:
+            tokens_path, offsets_path = self._paths(number)
+            self._digests = (
+                _cut_back(tokens_path, n_tokens * self._dtype.itemsize),
+                _cut_back(offsets_path, n_documents * 8),
+            )
+            if [digest.hexdigest() for digest in self._digests] != expected:
+                raise Damaged(f"{tokens_path} is not what was written")
+        if not states:
+            for path in self._paths(0):
+                path.unlink(missing_ok=True)
 
-    def _paths(self) -> tuple[pathlib.Path, pathlib.Path]:
-        name = f"{self._stem}-{self._number:05d}"
+    def _paths(self, number: int) -> tuple[pathlib.Path, pathlib.Path]:
+        name = f"{self._stem}-{number:05d}"
         return self._directory / f"{name}.bin", self._directory / f"{name}.docs"
 
 
-def _truncate(path: pathlib.Path, size: int) -> None:
+def _cut_back(path: pathlib.Path, size: int) -> hashlib._Hash:
+    """Cut a file to `size` bytes; returns the SHA-256 of what is left, which can go on."""
     n_bytes = path.stat().st_size if path.exists() else 0
     if n_bytes < size:
         raise Damaged(f"{path} has {n_bytes} bytes instead of {size}")
     if n_bytes > size:
         os.truncate(path, size)
+    digest = hashlib.sha256()
+    if size:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    return digest
 
 
-def finish(directory: pathlib.Path, *, dtype: str, vocab_size: int) -> list[dict[str, Any]]:
+def finish(
+    directory: pathlib.Path,
+    *,
+    dtype: str,
+    vocab_size: int,
+    written: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
     """Turn the offsets into .npy files, and count the training split into unigram.npy.
 
     Args:
         directory: Where the shards are.
         dtype: Type of the tokens.
         vocab_size: Ids are below it.
+        written: Name → SHA-256 of what was written to each file; None compares nothing.
 
     Returns:
         The shards' entries in the manifest.
+
+    Raises:
+        Damaged: if a file does not hold what was written to it.
     """
     little_endian = np.dtype(dtype).newbyteorder("<")
     counts = np.zeros(vocab_size, np.int64)
     entries = []
+    digests = {}
     for path in sorted(directory.glob("*.bin"), key=_shard_order):
         split, source, _ = path.stem.split("-")
-        boundaries = _finish_offsets(path)
-        n_documents = len(np.load(boundaries, mmap_mode="r"))
+        raw_offsets = path.with_suffix(".docs")
+        offsets = np.fromfile(raw_offsets, "<u8")
+        digests[raw_offsets.name] = hashlib.sha256(offsets.tobytes()).hexdigest()
+        boundaries = path.with_suffix(".docs.npy")
+        np.save(boundaries, offsets)
 
-        # One pass over the tokens for the digest and the counts.
-        digest = hashlib.sha256()
-        n_tokens = 0
-        with path.open("rb") as file:
-            while len(tokens := np.fromfile(file, little_endian, _CHUNK_TOKENS)):
-                digest.update(tokens.tobytes())
-                n_tokens += len(tokens)
-                if split == "train":
-                    counts += np.bincount(tokens, minlength=vocab_size)
-
+        counted = counts if split == "train" else None
+        n_tokens, digests[path.name] = _read_shard(path, little_endian, counted)
         entry = {
             "file": path.name,
             "split": split,
             "source": int(source),
             "tokens": n_tokens,
-            "documents": n_documents,
-            "sha256": digest.hexdigest(),
+            "documents": len(offsets),
+            "sha256": digests[path.name],
             "boundaries": boundaries.name,
         }
         entries.append(entry)
 
+    if written is not None and digests != written:
+        changed = [
+            name for name in {**digests, **written} if digests.get(name) != written.get(name)
+        ]
+        raise Damaged(f"{directory / min(changed)} is not what was written")
     np.save(directory / "unigram.npy", counts)
     return entries
 
 
-def _finish_offsets(tokens_path: pathlib.Path) -> pathlib.Path:
-    """Convert a shard's offsets to .npy, unless a killed `finish` has; returns the file's path."""
-    converted = tokens_path.with_suffix(".docs.npy")
-    raw = tokens_path.with_suffix(".docs")
-    # `publish_finished` deletes the raw file.
-    if raw.exists():
-        np.save(converted, np.fromfile(raw, "<u8"))
-    return converted
+def _read_shard(path: pathlib.Path, dtype: np.dtype, counts: np.ndarray | None) -> tuple[int, str]:
+    """Returns the number of tokens of a shard and its SHA-256, by one pass over it.
+
+    Its tokens are added to `counts`, int64 [vocab_size], unless that is None.
+    """
+    digest = hashlib.sha256()
+    n_tokens = 0
+    with path.open("rb") as file:
+        while len(tokens := np.fromfile(file, dtype, _CHUNK_TOKENS)):
+            digest.update(tokens.tobytes())
+            n_tokens += len(tokens)
+
+            if counts is not None:
+                found = np.bincount(tokens, minlength=len(counts))
+                if len(found) > len(counts):
+                    raise Damaged(f"{path} holds an id over the vocabulary")
+                counts += found
+    return n_tokens, digest.hexdigest()
+
+
+def digests_of(directory: pathlib.Path) -> dict[str, str]:
+    """Return name → SHA-256 of every finished file but the shards, whose entries have theirs."""
+    digests = {}
+    for pattern in ("*.npy", "tokenizer/*"):
+        for path in sorted(directory.glob(pattern)):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[path.relative_to(directory).as_posix()] = digest
+    return digests
 
 
 def _shard_order(path: pathlib.Path) -> tuple[int, int, int]:
@@ -245,11 +325,16 @@ def _count_in_sequences(
 
 def publish(partial: pathlib.Path, directory: pathlib.Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, and rename `partial` to `directory`: it becomes a dataset in one step."""
+    # On the disk before the manifest says so, so that a power failure leaves no broken dataset.
+    for path in (*partial.glob("*.*"), *partial.glob("tokenizer/*")):
+        sync(path)
     content = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     temporary = partial / "manifest.json.tmp"
-    # A name that is no UTF-8 has lone surrogates. Their codes are JSON's own escapes.
+    # A name of a source that is not UTF-8 becomes an escape of JSON.
     temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
+    sync(temporary)
     temporary.rename(partial / "manifest.json")
+    sync(partial)
     publish_finished(partial, directory)
 
 
@@ -259,19 +344,15 @@ def publish_finished(partial: pathlib.Path, directory: pathlib.Path) -> None:
     A process that was killed within `publish` does only this when it starts again.
     """
     shutil.rmtree(partial / "spool", ignore_errors=True)
-    for pattern in ("*.docs", "journal.jsonl"):
+    for pattern in ("*.docs", "journal.jsonl", "tokenizer.seal"):
         for path in partial.glob(pattern):
             path.unlink()
-
-    # On the disk before it has its name, so that a power failure leaves no broken dataset.
-    for path in partial.rglob("*"):
-        if path.is_file():
-            _sync(path)
     partial.rename(directory)
-    _sync(directory.parent)
+    sync(directory.parent)
 
 
-def _sync(path: pathlib.Path) -> None:
+def sync(path: pathlib.Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

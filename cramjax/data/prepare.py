@@ -14,7 +14,6 @@ import contextlib
 import errno
 import logging
 import pathlib
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,14 +25,16 @@ from cramjax.data.build import Builder
 from cramjax.data.dataset import TokenDataset
 from cramjax.data.plan import PreparationPlan, plan_preparation
 from cramjax.data.progress import StageMeter
+from cramjax.data.sealed import Damaged
 from cramjax.data.source import TextSource
 from cramjax.data.sources import open_sources
-from cramjax.data.spool import Damaged
 from cramjax.errors import RunFailed, UserError
 from cramjax.files import FileLock
 
 _LOG = logging.getLogger("cramjax")
 _LOCK_POLL_S = 0.5
+_ATTEMPTS = 3
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def prepare(
@@ -53,27 +54,28 @@ def prepare(
 
     Raises:
         UserError: if a source cannot be read, or nothing is left of it.
-        RunFailed: if the disk is full, or a worker was killed; finished work is kept.
+        RunFailed: if the disk is full or fails, or a worker was killed; finished work is kept.
     """
-    if sources is None:
-        if isinstance(config.source, str) and config.source.startswith("prepared:"):
-            directory = pathlib.Path(config.source.removeprefix("prepared:"))
-            TokenDataset.open(directory)
-            return directory
-        sources = open_sources(config)
-
-    if config.max_mb == "budget":
-        raise UserError(
-            "data.max_mb='budget': resolve the configuration with its budget first, or give a "
-            "number of MB"
-        )
-    plan = plan_preparation(config, sources)
     cache = pathlib.Path(config.cache_dir)
-    directory = cache / plan.name
-    if not _is_published(directory):
-        cache.mkdir(parents=True, exist_ok=True)
-        _prepare_once(plan, directory, StageMeter(announce), n_workers)
-    return directory
+    with _explained(cache):
+        if sources is None:
+            if isinstance(config.source, str) and config.source.startswith("prepared:"):
+                directory = pathlib.Path(config.source.removeprefix("prepared:"))
+                TokenDataset.open(directory)
+                return directory
+            sources = open_sources(config)
+
+        if config.max_mb == "budget":
+            raise UserError(
+                "data.max_mb='budget': resolve the configuration with its budget first, or give a "
+                "number of MB"
+            )
+        plan = plan_preparation(config, sources)
+        directory = cache / plan.name
+        if not _is_published(directory):
+            cache.mkdir(parents=True, exist_ok=True)
+            _prepare_once(plan, directory, StageMeter(announce), n_workers)
+        return directory
 
 
 def open_data(config: DataConfig, announce: Announce) -> TokenDataset:
@@ -124,39 +126,75 @@ def _prepare_once(
     plan: PreparationPlan, directory: pathlib.Path, meter: StageMeter, n_workers: int | None
 ) -> None:
     """Prepare the dataset, or wait for the process that does."""
+    lock = directory.with_name(f".{plan.name}.lock")
     try:
-        with _locked(directory.with_name(f".{plan.name}.lock"), meter):
+        with _locked(lock, meter):
             if not _is_published(directory):
                 _build(plan, directory, meter, n_workers)
+            # Whoever waits for it, or makes it again, finds the dataset.
+            lock.unlink(missing_ok=True)
+    finally:
+        meter.close()
+
+
+@contextlib.contextmanager
+def _explained(cache: pathlib.Path) -> Iterator[None]:
+    """Inside, what the operating system refuses becomes one sentence."""
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunFailed(
-                f"the disk of {directory.parent} is full; free some space, or move "
-                "data.cache_dir, and run the command again: it goes on where it stopped"
+                f"the disk of {cache} is full; free some space, or move data.cache_dir, and run "
+                "the command again: it goes on where it stopped"
             ) from error
-        raise
-    finally:
-        meter.close()
+
+        where = str(error.filename or cache)
+        if not where.startswith(str(cache)):
+            raise UserError(f"{where}: cannot be read ({error.strerror})") from error
+        if error.errno in _REFUSED:
+            raise UserError(
+                f"data.cache_dir={cache}: cannot be written ({error.strerror}: {where}); name a "
+                "folder of your own"
+            ) from error
+        raise RunFailed(
+            f"{where}: {error.strerror or error}; what is finished is kept: check the disk and run "
+            "the command again"
+        ) from error
 
 
 def _build(
     plan: PreparationPlan, directory: pathlib.Path, meter: StageMeter, n_workers: int | None
 ) -> None:
-    """Go on with an earlier preparation; if it is damaged, delete it and start again."""
+    """Go on with an earlier preparation; what is damaged of it is made again."""
     partial = directory.with_name(directory.name + ".partial")
     if (partial / "manifest.json").exists():
         # Killed after the last stage: only the renaming is left to do.
-        pack.publish_finished(partial, directory)
-        return
+        try:
+            TokenDataset.open(partial).verification.at_once()
+        except (UserError, RunFailed) as error:
+            _warn(partial, error)
+            (partial / "manifest.json").unlink()
+        else:
+            pack.publish_finished(partial, directory)
+            return
 
-    try:
-        Builder(plan, partial, meter, n_workers).build(directory)
-    except Damaged as error:
-        _LOG.warning(
-            "%s: an earlier, unfinished preparation is damaged (%s); starting again", partial, error
-        )
-        shutil.rmtree(partial)
-        Builder(plan, partial, meter, n_workers).build(directory)
+    for _ in range(_ATTEMPTS):
+        try:
+            Builder(plan, partial, meter, n_workers).build(directory)
+            return
+        except Damaged as error:
+            _warn(partial, error)
+            for path in (*error.paths, partial / "journal.jsonl"):
+                path.unlink(missing_ok=True)
+    raise RunFailed(
+        f"{partial}: files there are not what was written a moment ago; check the disk, or move "
+        "data.cache_dir"
+    )
+
+
+def _warn(partial: pathlib.Path, error: Exception) -> None:
+    _LOG.warning("%s: damaged (%s); making again what is not whole", partial, error)
 
 
 @contextlib.contextmanager

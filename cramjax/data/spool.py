@@ -2,8 +2,8 @@
 
 A spooled part is four files: `<stem>.text.zst` (documents one after the other), `<stem>.rows` (a
 record `ROW` for each), `<stem>.signatures` (MinHash, if it is used), and `<stem>.json`, which is
-written last: only with it the part is whole. Workers import neither JAX nor the user's main
-program.
+written last and has the checksums of the others: only with it the part is whole. A part that is
+not is read again. Workers import neither JAX nor the user's main program.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import collections
 import contextlib
 import dataclasses
 import io
-import json
+import logging
 import multiprocessing
 import os
 import pathlib
@@ -20,7 +20,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, BinaryIO
@@ -29,14 +30,19 @@ import numpy as np
 import zstandard
 
 from cramjax.data import dedup
-from cramjax.data.clean import CleanRules, clean
+from cramjax.data.clean import CleanRules, clean, cut
+from cramjax.data.sealed import Damaged, seal, unseal
 from cramjax.data.source import Part, TextSource
 from cramjax.errors import RunFailed
 
+_LOG = logging.getLogger("cramjax")
 ROW = np.dtype(
     [("n_bytes", "<u8"), ("n_chars", "<u4"), ("piece", "<u4"), ("hash", "<u8"), ("split", "<u8")]
 )
 """A kept piece: its size, its number within its document, and the document's two hashes."""
+
+MAX_DOCUMENT_CHARS = 1 << 24
+"""A longer document is cut: a record may be a library of books, and each step holds one whole."""
 
 _BLOCK_ROWS = 1 << 15
 _SIGNATURE_BATCH_CHARS = 1 << 22
@@ -46,10 +52,6 @@ _MAX_WORKERS = 8
 # Records of each reason for which a dropped record is named.
 _EXAMPLES = 3
 _WAIT_S = 1.0
-
-
-class Damaged(Exception):
-    """A file of an unfinished preparation is not what was written there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,8 @@ def spool_part(job: Job) -> dict[str, Any]:
     """Read and clean `job.part` into files.
 
     Returns:
-        The summary that `<stem>.json` holds: documents, bytes, dropped (reason → count), examples.
+        The summary that `<stem>.json` holds: documents, bytes, dropped (reason → count), examples,
+        files (ending → size and CRC-32).
     """
     dropped: collections.Counter[str] = collections.Counter()
     examples: list[str] = []
@@ -93,13 +96,13 @@ def spool_part(job: Job) -> dict[str, Any]:
         for ending in ("text.zst", "rows", "signatures")
     }
     with contextlib.ExitStack() as stack:
-        files = {end: stack.enter_context(path.open("wb")) for end, path in temporary.items()}
+        opened = {end: stack.enter_context(path.open("wb")) for end, path in temporary.items()}
         compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
-        text_file = stack.enter_context(compressor.stream_writer(files["text.zst"], closefd=False))
-        signer = _Signer(files["signatures"]) if job.with_signatures else None
-        writer = _PartWriter(text_file, files["rows"], signer)
+        text_file = stack.enter_context(compressor.stream_writer(opened["text.zst"], closefd=False))
+        signer = _Signer(opened["signatures"]) if job.with_signatures else None
+        writer = _PartWriter(text_file, opened["rows"], signer)
 
-        for text in job.source.read(job.part, drop):
+        for text in bounded(job.source.read(job.part, drop)):
             pieces, reason = clean(text, job.rules)
             if reason:
                 dropped[reason] += 1
@@ -110,6 +113,7 @@ def spool_part(job: Job) -> dict[str, Any]:
         if signer:
             signer.flush()
 
+    files = {ending: _checksum(path) for ending, path in temporary.items()}
     for ending, path in temporary.items():
         path.replace(job.stem.with_name(f"{job.stem.name}.{ending}"))
     summary = {
@@ -117,11 +121,28 @@ def spool_part(job: Job) -> dict[str, Any]:
         "bytes": writer.n_bytes,
         "dropped": dict(dropped),
         "examples": examples,
+        "files": files,
     }
     unfinished_summary = job.stem.with_name(f"{job.stem.name}.json.{os.getpid()}.tmp")
-    unfinished_summary.write_text(json.dumps(summary))
+    unfinished_summary.write_text(seal(summary))
     unfinished_summary.replace(job.stem.with_name(f"{job.stem.name}.json"))
     return summary
+
+
+def bounded(texts: Iterable[str]) -> Iterator[str]:
+    """Yield texts, those of over `MAX_DOCUMENT_CHARS` in pieces, each a document of its own."""
+    for text in texts:
+        yield from cut(text, MAX_DOCUMENT_CHARS)
+
+
+def _checksum(path: pathlib.Path) -> list[int]:
+    """Returns size in bytes and CRC-32 of a file."""
+    n_bytes = checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(_TEXT_BUFFER_BYTES):
+            n_bytes += len(block)
+            checksum = zlib.crc32(block, checksum)
+    return [n_bytes, checksum]
 
 
 class _PartWriter:
@@ -209,14 +230,14 @@ class SpooledPart:
                 yield rows, signatures
 
         if n_bytes != self.summary["bytes"]:
-            raise Damaged(str(self.stem))
+            raise Damaged(f"{self.stem}.rows", self.path("json"))
 
     def _read_signatures(self, file: BinaryIO, n_documents: int) -> np.ndarray:
         """Read the next signatures, uint16 [n_documents, N_HASHES]."""
         n_values = n_documents * dedup.N_HASHES
         values = np.fromfile(file, np.uint16, n_values)
         if len(values) != n_values:
-            raise Damaged(str(self.stem))
+            raise Damaged(f"{self.stem}.signatures", self.path("json"))
         return values.reshape(-1, dedup.N_HASHES)
 
     def open_text(self) -> io.BufferedReader:
@@ -239,24 +260,36 @@ def read_text(file: io.BufferedReader, n_bytes: int) -> str:
     """
     try:
         content = file.read(n_bytes)
-    except zstandard.ZstdError as error:
-        raise Damaged(str(error)) from error
-    if len(content) != n_bytes:
-        raise Damaged("a text file is cut short")
-    return content.decode("utf-8")
+        if len(content) != n_bytes:
+            raise Damaged("a text file is cut short")
+        return content.decode("utf-8")
+    except (zstandard.ZstdError, UnicodeDecodeError) as error:
+        raise Damaged(f"a text file: {error}") from error
 
 
 class Spool:
     """Hands out parts in any order, and reads ahead on all cores. Use it as a context."""
 
-    def __init__(self, jobs: dict[tuple[int, int], Job], n_workers: int | None = None):
+    def __init__(
+        self,
+        jobs: dict[tuple[int, int], Job],
+        n_workers: int | None = None,
+        *,
+        packed: Collection[tuple[int, int]] = (),
+    ):
         """Start no process yet.
 
         Args:
             jobs: (source, part number) → job, in the order in which they will be asked for.
             n_workers: Processes (None: one per core, at most 8).
+            packed: The parts whose text is not needed any more.
         """
         self._jobs = jobs
+        self._packed = frozenset(packed)
+        # Parts on the disk whose content was compared with the checksums.
+        self._compared: set[tuple[int, int]] = set()
+        self._has_warned = False
+
         self._order = list(jobs)
         self._place = {key: place for place, key in enumerate(self._order)}
         self._n_workers = n_workers or min(_n_cores(), _MAX_WORKERS)
@@ -301,6 +334,10 @@ class Spool:
         """
         # Submitted before those ahead, so that it is read first.
         summary = self._on_disk(key)
+        if summary is not None and not self._is_whole(key, summary):
+            self._warn_once(self._jobs[key].stem)
+            self._futures.pop(key, None)
+            summary = None
         if summary is None:
             self._submit(key)
         self._read_ahead(key)
@@ -315,6 +352,13 @@ class Spool:
                 ) from error
         self._bytes[key] = summary["bytes"]
         return SpooledPart(stem=self._jobs[key].stem, summary=summary)
+
+    def _warn_once(self, stem: pathlib.Path) -> None:
+        if not self._has_warned:
+            _LOG.warning(
+                "%s: damaged, or of another version; such parts of the text are read again", stem
+            )
+        self._has_warned = True
 
     def _wait(
         self, key: tuple[int, int], on_wait: Callable[[str, int], None] | None
@@ -360,14 +404,33 @@ class Spool:
             self._futures[key] = self._pool.submit(spool_part, self._jobs[key])
 
     def _on_disk(self, key: tuple[int, int]) -> dict[str, Any] | None:
-        """Return the summary of a part that is whole, else None."""
-        stem = self._jobs[key].stem
+        """Return the summary of a part whose files are there, else None."""
+        part = SpooledPart(stem=self._jobs[key].stem, summary={})
         try:
-            return json.loads(stem.with_name(f"{stem.name}.json").read_text())
+            summary = unseal(part.path("json").read_bytes())
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise Damaged(f"{stem}.json") from error
+        except ValueError:
+            return {}  # no part is whole with this
+        # A part that was packed has no text any more. It is needed if the journal was lost.
+        if key not in self._packed and not part.path("text.zst").exists():
+            return None
+        return summary
+
+    def _is_whole(self, key: tuple[int, int], summary: dict[str, Any]) -> bool:
+        """Compare the files of a part with their checksums, once."""
+        if key not in self._compared:
+            part = SpooledPart(stem=self._jobs[key].stem, summary=summary)
+            endings = {"text.zst", "rows", "signatures"}
+            if key in self._packed:
+                endings.remove("text.zst")
+            for ending in endings:
+                path = part.path(ending)
+                expected = summary.get("files", {}).get(ending)
+                if not path.exists() or _checksum(path) != expected:
+                    return False
+            self._compared.add(key)
+        return True
 
 
 def _n_cores() -> int:

@@ -74,14 +74,15 @@ class Verification:
         return self.begin()
 
     def at_once(self) -> None:
-        """Compare everything now.
+        """Compare everything now, whatever was compared before.
 
         Raises:
             RunFailed: names the first file that is damaged.
             UserError: if a file cannot be read.
         """
         try:
-            self._compare_all(lambda _: None)
+            for file in self._files:
+                self._compare(plain_file(self._directory, file.name), file, lambda _: None)
         except OSError as error:
             raise UserError(f"{error.filename or self._directory}: {error.strerror}") from error
 
@@ -130,7 +131,7 @@ class Verification:
 
     def _compare_gently(self) -> None:
         try:
-            self._compare_all(self._stopping.wait)
+            self._compare_changed()
         except RunFailed as error:
             self._damage = error
         except (OSError, UserError) as error:
@@ -139,14 +140,14 @@ class Verification:
         finally:
             self.is_running = False
 
-    def _compare_all(self, pause: Callable[[float], object]) -> None:
-        """Compare file by file; `pause` is called with the seconds that each block took."""
+    def _compare_changed(self) -> None:
+        """Compare the files that changed since they were compared, and remember them."""
         remembered = self._remembered()
         for file in self._files:
             path = plain_file(self._directory, file.name)
             identity = _identity(path)
             if remembered.get(file.name) != [*identity, file.sha256]:
-                self._compare(path, file, pause)
+                self._compare(path, file, self._stopping.wait)
                 if self._stopping.is_set():
                     return
                 remembered[file.name] = [*identity, file.sha256]
@@ -156,7 +157,10 @@ class Verification:
             self._n_compared += 1
 
     def _compare(self, path: pathlib.Path, file: _File, pause: Callable[[float], object]) -> None:
-        """Compare one file; returns early if the thread is to end."""
+        """Compare one file; `pause` is called with the seconds that each block took.
+
+        Returns early if the thread is to end.
+        """
         digest = hashlib.sha256()
         with path.open("rb") as stream:
             while not self._stopping.is_set():

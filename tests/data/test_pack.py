@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cramjax.data import pack
-from cramjax.data.spool import Damaged
+from cramjax.data.sealed import Damaged
 
 SEP = 3
 
@@ -75,13 +75,13 @@ def test_resume_takes_the_files_back(tmp_path_factory, n_before, n_lost, seed):
     # Closed only at the end: what it wrote after `state` is what a kill leaves behind.
     killed = writer(tmp_path / "b")
     killed.add(before)
-    killed.flush()
-    state = killed.state()
+    killed.sync()
+    states = killed.news()
     killed.add(lost)
-    killed.flush()
+    killed.sync()
 
     going_on = writer(tmp_path / "b")
-    going_on.resume(state)
+    going_on.resume(states)
     going_on.add(after)
     going_on.close()
     killed.close()
@@ -90,7 +90,7 @@ def test_resume_takes_the_files_back(tmp_path_factory, n_before, n_lost, seed):
 
 def test_resume_refuses_files_that_are_too_short(tmp_path):
     with pytest.raises(Damaged, match="train-0-00002.bin has 0 bytes instead of 20"):
-        writer(tmp_path).resume([2, 10, 1])
+        writer(tmp_path).resume([[2, 10, 1, "", ""]])
 
 
 def test_sentence_order_counts_full_stops(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from cramjax.data.dataset import TokenDataset
 from cramjax.data.loader import heldout_batches, open_loader
+from cramjax.data.verification import Verification
 from cramjax.errors import RunFailed
 from tests.data.shards import write_dataset
 
@@ -18,9 +19,12 @@ def flip(path, offset=0):
     path.write_bytes(content)
 
 
-def wait(verification):
-    while verification.is_running:
-        time.sleep(0.001)
+def compare_beside(dataset):
+    """Compare in the background, and raise what was found."""
+    with dataset.verification.begin() as verification:
+        while verification.is_running:
+            time.sleep(0.001)
+        verification.raise_damage()
 
 
 def test_at_once_names_the_flipped_shard(tmp_path):
@@ -37,29 +41,29 @@ def test_in_the_background_it_ends_the_stream_of_batches(tmp_path):
     dataset = TokenDataset.open(tmp_path)
     stream = open_loader(dataset, seed=1, seq_len=16, loader="numpy").stream(0, 8)
     next(stream)
-    with dataset.verification.begin() as verification:
-        wait(verification)
-        with pytest.raises(RunFailed, match=r"train-0-00000\.bin is damaged"):
-            next(stream)
+    with pytest.raises(RunFailed, match=r"train-0-00000\.bin is damaged"):
+        compare_beside(dataset)
+    with pytest.raises(RunFailed, match=r"train-0-00000\.bin is damaged"):
+        next(stream)
 
 
 def test_what_was_compared_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
     write_dataset(tmp_path, train=((3000, 2000),))
-    TokenDataset.open(tmp_path).verification.at_once()
+    compare_beside(TokenDataset.open(tmp_path))
     compared = []
-    whole = TokenDataset.open(tmp_path).verification
-    compare = type(whole)._compare
-    monkeypatch.setattr(
-        type(whole),
-        "_compare",
-        lambda self, path, *rest: (compared.append(path.name), compare(self, path, *rest)),
-    )
-    whole.at_once()
+    compare = Verification._compare
+
+    def noted(self, path, *rest):
+        compared.append(path.name)
+        compare(self, path, *rest)
+
+    monkeypatch.setattr(Verification, "_compare", noted)
+    compare_beside(TokenDataset.open(tmp_path))
     assert compared == []
 
     flip(tmp_path / "train-0-00001.bin")
     with pytest.raises(RunFailed, match="train-0-00001"):
-        TokenDataset.open(tmp_path).verification.at_once()
+        compare_beside(TokenDataset.open(tmp_path))
     assert compared == ["train-0-00001.bin"]
 
 
@@ -68,15 +72,13 @@ def test_a_damaged_memory_of_it_is_as_none(tmp_path, content):
     flip(write_dataset(tmp_path) / "train-0-00000.bin")
     (tmp_path / ".verified.json").write_text(content)
     with pytest.raises(RunFailed, match="train-0-00000"):
-        TokenDataset.open(tmp_path).verification.at_once()
+        compare_beside(TokenDataset.open(tmp_path))
 
 
 def test_a_file_that_went_away_does_not_end_a_run(tmp_path, caplog):
     dataset = TokenDataset.open(write_dataset(tmp_path))
     (tmp_path / "train-0-00000.bin").unlink()
-    with dataset.verification.begin() as verification:
-        wait(verification)
-        verification.raise_damage()
+    compare_beside(dataset)
     assert "train-0-00000.bin is missing" in caplog.text
 
 

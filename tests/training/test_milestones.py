@@ -6,11 +6,8 @@ import types
 import pytest
 
 from cramjax.budget.clock import Clock
-<<<<<<< HEAD
-from cramjax.training import milestones
-=======
 from cramjax.errors import RunFailed
->>>>>>> aea0643 (Damaged or foreign files of a dataset are refused, shards beside training)
+from cramjax.training import milestones
 from cramjax.training.evaluate import EvalResult
 from cramjax.training.milestones import Milestones
 from cramjax.training.records import Spent
@@ -54,11 +51,8 @@ class House:
         self.verification = types.SimpleNamespace(is_running=False, raise_damage=lambda: None)
         self.run = types.SimpleNamespace(
             config=config,
-<<<<<<< HEAD
             folder=None,
-=======
             dataset=types.SimpleNamespace(verification=self.verification),
->>>>>>> aea0643 (Damaged or foreign files of a dataset are refused, shards beside training)
             clock=self.clock,
             spent=Spent(),
             checkpoints=self.checkpoints,
