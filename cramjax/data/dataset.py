@@ -269,9 +269,15 @@ def _load_array(directory: Path, name: str) -> np.ndarray:
     path = plain_file(directory, name)
     try:
         # Only this format: `np.load` would open archives and pickles as well.
-        return np.lib.format.open_memmap(path, mode="r")
+        array = np.lib.format.open_memmap(path, mode="r")
+        expected_bytes = array.offset + array.nbytes
     except PermissionError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     except Exception as error:  # the header is a Python literal, which fails in many ways
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} is not a readable .npy file ({reason}): {REPAIR}.") from None
+
+    n_bytes = path.stat().st_size
+    if n_bytes != expected_bytes:
+        raise UserError(f"{path} has {n_bytes} bytes instead of {expected_bytes}: {REPAIR}.")
+    return array
