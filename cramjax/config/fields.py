@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
 NoneType = type(None)
+LARGEST = (1 << 63) - 1
+"""The largest whole number of 64 bits."""
 
 
 def _accept(value: Any) -> None:
@@ -48,13 +51,13 @@ def flag(default: bool, help: str) -> Field:
 
 
 def count(default: int, help: str, low: int = 1) -> Field:
-    """A whole number of at least `low`."""
-    return Field(default=default, kinds=(int,), help=help, check=_within(low, None))
+    """A whole number of at least `low` that 64 bits hold."""
+    return Field(default=default, kinds=(int,), help=help, check=_within(low, LARGEST))
 
 
 def optional_count(default: int | None, help: str, low: int = 1) -> Field:
-    """A whole number of at least `low`, or None."""
-    return Field(default=default, kinds=(int, NoneType), help=help, check=_within(low, None))
+    """A whole number of at least `low` that 64 bits hold, or None."""
+    return Field(default=default, kinds=(int, NoneType), help=help, check=_within(low, LARGEST))
 
 
 def number(default: float, help: str, low: float | None = 0.0, high: float | None = None) -> Field:
@@ -75,16 +78,23 @@ def share(default: float, help: str) -> Field:
     return number(default, help, 0.0, 1.0)
 
 
+def is_finite(value: float) -> bool:
+    """Returns whether `value` is a number that a float can hold: not NaN, and not too large."""
+    return abs(value) <= sys.float_info.max
+
+
 def _within(low: float | None, high: float | None) -> Callable[[Any], str | None]:
     """Returns the check of a number's limits; it accepts None, which `kinds` decides about."""
 
     def check(value: float | None) -> str | None:
         if value is None:
             return None
+        if not is_finite(value):
+            return "must be a finite number"
         if low is not None and value < low:
             return f"must be at least {low:g}"
         if high is not None and value > high:
-            return f"must be at most {high:g}"
+            return f"must be at most {high if high == LARGEST else format(high, 'g')}"
         return None
 
     return check

@@ -18,6 +18,7 @@ from cramjax.config.fields import (
     NoneType,
     count,
     flag,
+    is_finite,
     number,
     optional_count,
     optional_number,
@@ -31,6 +32,8 @@ from cramjax.config.views import Config
 def _check_max_mb(value: Any) -> str | None:
     if isinstance(value, str):
         return None if value == "budget" else "must be a number, None or 'budget'"
+    if value is not None and not is_finite(value):
+        return "must be a finite number; None takes everything"
     return "must be over 0" if value is not None and value <= 0 else None
 
 

@@ -26,6 +26,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cramjax.config.fields import is_finite
 from cramjax.config.views import Config
 
 KEYS = ("until", "depth", "width", "rank", "length", "pool", "hidden", "batch", "lr")
@@ -170,7 +171,7 @@ def _entry_problems(where: str, entry: Any) -> list[str]:
 def _is_sound(key: str, value: Any) -> bool:
     # `type` and not `isinstance`: True is no number here.
     if key == "lr":
-        return type(value) in (int, float) and value > 0
+        return type(value) in (int, float) and is_finite(value) and value > 0
     if type(value) is float:
         return 0 < value <= 1 and key != "pool"
     return type(value) is int and value >= 1 and key != "until"

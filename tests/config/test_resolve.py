@@ -72,6 +72,40 @@ def test_impossible_combinations_are_refused_in_a_sentence(override, part):
         get_config("quickstart", override)
 
 
+@pytest.mark.parametrize(
+    "override, part",
+    [
+        ("seed=9223372036854775808", "must be at most 9223372036854775807"),
+        ("batch_size=1" + 30 * "0", "must be at most 9223372036854775807"),
+        ("budget.hours=1e999", "must be a finite number"),
+        ("budget.hours=nan", "must be int or float"),
+        ("budget.tokens=1" + 400 * "0", "must be a finite number"),
+        ("optimizer.lr=-1e999", "must be a finite number"),
+        ("data.max_mb=1e999", "must be a finite number"),
+        ('growth.stages=[{"until": 0.5, "lr": 1e999}]', "lr=inf: must be"),
+    ],
+)
+def test_numbers_that_no_machine_holds_are_refused_in_a_sentence(override, part):
+    with pytest.raises(UserError) as caught:
+        get_config("bert_1day", override)
+    assert part in str(caught.value) and override.split("=")[0] in str(caught.value)
+
+
+def test_a_recipe_with_a_number_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text(
+        "from configs import quickstart\n"
+        "def get_config(arg=''):\n"
+        "    config = quickstart.get_config()\n"
+        "    config.budget.hours = float('nan')\n"
+        "    config.data.max_mb = float('nan')\n"
+        "    return config\n"
+    )
+    with pytest.raises(UserError) as caught:
+        resolve(str(path), [])
+    assert str(caught.value).count("must be a finite number") == 2
+
+
 def test_sequences_longer_than_the_positions_are_refused():
     with pytest.raises(UserError, match="model.max_positions"):
         get_config("bert_1day", "data.seq_len=256")
