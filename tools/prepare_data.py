@@ -31,7 +31,9 @@ def _prepare(args: argparse.Namespace) -> None:
         start.start()
         config = pretrained.with_tokenizer(config)
     directory = prepare.prepare(config.data, announce=announce, n_workers=args.workers)
-    print(describe(directory, prepare.read_manifest(directory)))
+    table = describe(directory, prepare.read_manifest(directory))
+    # A name that is not UTF-8 cannot be printed as it is.
+    print(table.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def describe(directory: pathlib.Path, manifest: dict[str, Any]) -> str:

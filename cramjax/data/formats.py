@@ -35,6 +35,10 @@ BLOCK_BYTES = 1 << 20
 # Compressed bytes given to zstd at a time: what a bomb makes of them still fits in memory.
 _ZSTD_BYTES = 4096
 _PARQUET_ROWS = 256
+# A batch of a parquet file is smaller where its rows are long.
+_PARQUET_BYTES = 64 << 20
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 # Records and fields that are looked at to say which fields there are.
@@ -48,6 +52,24 @@ def file_format(path: str | os.PathLike) -> tuple[str, str | None]:
     if compression:
         plain = plain.with_suffix("")
     return plain.suffix.lower(), compression
+
+
+def real_compression(path: str | os.PathLike) -> str | None:
+    """Return the name of a file's compression by its first bytes or else by its name, or None.
+
+    A download may be packed under a plain name.
+
+    Raises:
+        UserError: if the file only points to one that Git LFS has not fetched.
+    """
+    with open(path, "rb") as file:
+        beginning = file.read(len(_LFS_POINTER))
+    if beginning == _LFS_POINTER:
+        raise UserError(
+            f"{path}: only a pointer of Git LFS, not the text; run git lfs pull in its repository"
+        )
+    found = [name for magic, name in _MAGIC.items() if beginning.startswith(magic)]
+    return found[0] if found else file_format(path)[1]
 
 
 def read_file(
@@ -65,7 +87,8 @@ def read_file(
     Raises:
         UserError: if the file is unreadable as a whole, or no record has the field.
     """
-    suffix, compression = file_format(path)
+    suffix, _ = file_format(path)
+    compression = real_compression(path)
     if suffix == ".parquet":
         return _parquet_texts(path, compression, field, drop)
     if suffix == ".json" and _is_json_list(path, compression):
@@ -300,9 +323,11 @@ def _row_group_texts(
     import pyarrow
 
     row = first_row
+    facts = table.metadata.row_group(group)
+    n_rows = min(_PARQUET_ROWS, _PARQUET_BYTES * facts.num_rows // max(1, facts.total_byte_size))
     try:
         for batch in table.iter_batches(
-            batch_size=_PARQUET_ROWS, row_groups=[group], columns=[field]
+            batch_size=max(1, n_rows), row_groups=[group], columns=[field]
         ):
             for value in _as_bytes(batch.column(0)):
                 where = f"{path}:{row}"
@@ -321,6 +346,11 @@ def _check_column(path: str, schema: Any, field: str) -> None:
 
     if field not in schema.names:
         _refuse_field(path, field, schema.names)
+    if schema.names.count(field) > 1:
+        raise UserError(
+            f"{path}: has {schema.names.count(field)} columns called {field!r}; rename one, or set "
+            "--config.data.text_field"
+        )
     kind = schema.field(field).type
     try:
         _as_bytes(pyarrow.array([], kind))

@@ -124,7 +124,8 @@ def _fingerprint(
 
     if config.tokenizer not in tokenizers.KINDS:
         # Loaded only to report a mistake now instead of after hours of reading.
-        tokenizers.load(config.tokenizer, config.extra_ids)
+        tokenizer = tokenizers.load(config.tokenizer, config.extra_ids)[0]
+        tokenizers.check_unknown(tokenizer, config.tokenizer)
         content = pathlib.Path(config.tokenizer).read_bytes()
         settings["tokenizer"] = hashlib.sha256(content).hexdigest()
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import glob
+import logging
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from cramjax.data.formats import FORMATS, file_format, read_file
+from cramjax.data.formats import FORMATS, file_format, read_file, real_compression
 from cramjax.data.source import Drop, Part
 from cramjax.errors import UserError
 
+_LOG = logging.getLogger("cramjax")
 RANGE_BYTES = 64 << 20
 """Plain files are read in ranges of this size, by as many processes as there are cores."""
 
+# A pointer of Git LFS has three short lines.
+_MAX_POINTER_BYTES = 1024
 # Formats that can be read in ranges, because a line shows where a document begins.
 _RANGED_FORMATS = (".txt", ".jsonl")
 
@@ -75,9 +80,13 @@ class TextFiles:
         key = f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}"
         common: dict[str, Any] = {"source": self.index, "path": str(path)}
 
-        suffix, compression = file_format(path)
-        has_ranges = suffix in _RANGED_FORMATS and compression is None
-        if not has_ranges or stat.st_size <= RANGE_BYTES:
+        # Looked into only where that decides something: there may be a hundred thousand files.
+        is_long = stat.st_size > RANGE_BYTES
+        compression = file_format(path)[1]
+        if is_long or stat.st_size < _MAX_POINTER_BYTES:
+            compression = real_compression(path)
+        has_ranges = is_long and file_format(path)[0] in _RANGED_FORMATS and compression is None
+        if not has_ranges:
             yield FilePart(**common, name=str(path), key=key, n_bytes=stat.st_size)
             return
 
@@ -101,9 +110,7 @@ def find_files(pattern: str) -> list[pathlib.Path]:
     """
     expanded = os.path.expanduser(pattern)
     if os.path.isdir(expanded):
-        # A folder may hold other files too.
-        inside = sorted(path for path in pathlib.Path(expanded).rglob("*") if path.is_file())
-        paths = [path for path in inside if file_format(path)[0] in FORMATS]
+        paths = _inside(pathlib.Path(expanded))
     elif os.path.isfile(expanded):
         # Before the glob: a file's name may itself hold brackets.
         paths = [pathlib.Path(expanded)]
@@ -125,3 +132,40 @@ def find_files(pattern: str) -> list[pathlib.Path]:
         if not os.access(path, os.R_OK):
             raise UserError(f"{path}: cannot be read; check its permissions")
     return paths
+
+
+def _inside(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Find the text files below a folder, sorted; links to folders are followed, each once.
+
+    Hidden files and folders are left out and said: they are copies of editors and systems.
+    """
+    found = []
+    hidden = []
+    # Real folders come first, so that a folder that is also linked goes by its own name.
+    waiting = collections.deque([folder])
+    linked: collections.deque[pathlib.Path] = collections.deque()
+    seen = {os.path.realpath(parent) for parent in pathlib.Path(os.path.realpath(folder)).parents}
+    while waiting or linked:
+        current = waiting.popleft() if waiting else linked.popleft()
+        real = os.path.realpath(current)
+        if real in seen:
+            continue
+        seen.add(real)
+
+        for path in sorted(current.iterdir()):
+            is_text = path.is_file() and file_format(path)[0] in FORMATS
+            if path.name.startswith("."):
+                hidden += [path] if is_text or path.is_dir() else []
+            elif path.is_dir():
+                (linked if path.is_symlink() else waiting).append(path)
+            elif is_text:
+                found.append(path)
+
+    if hidden:
+        _LOG.warning(
+            "text:%s: left out %d hidden files and folders, such as %s",
+            folder,
+            len(hidden),
+            min(hidden),
+        )
+    return sorted(found)

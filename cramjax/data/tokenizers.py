@@ -148,6 +148,26 @@ def load(path: str | pathlib.Path, extra_ids: int = 0) -> tuple[Tokenizer, bytes
         ) from error
 
 
+def check_unknown(tokenizer: Tokenizer, path: str | pathlib.Path) -> None:
+    """Check that a tokenizer has an id for words that it does not know.
+
+    Raises:
+        UserError: if it would fail at the first of them.
+    """
+    model = tokenizer.model
+    unknown = getattr(model, "unk_token", None)
+    problem = None
+    if unknown is not None and model.token_to_id(unknown) is None:
+        problem = f"its unknown token {unknown!r} is no entry of its vocabulary"
+    try:
+        # No alphabet has this character, unless it has all bytes.
+        tokenizer.encode("\U0010fffd")
+    except Exception as error:  # the library raises nothing else
+        problem = problem or f"a character that it does not know is an error ({error})"
+    if problem:
+        raise UserError(f"data.tokenizer={path}: {problem}; add it, or name another tokenizer")
+
+
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """Return the ids of the special tokens by role.
 

@@ -10,7 +10,8 @@ import pytest
 from text_source import FakeSource, document
 
 from cramjax.config import schema
-from cramjax.data import prepare, tokenizers
+from cramjax.data import prepare, spool, tokenizers
+from cramjax.data.clean import CleanRules, cut
 from cramjax.data.dataset import TokenDataset
 from cramjax.data.plan import plan_preparation
 from cramjax.errors import RunFailed, UserError
@@ -233,6 +234,51 @@ def test_a_damaged_unfinished_preparation_is_started_again(tmp_path, prepared):
     for end in ("rows", "signatures", "text.zst"):
         (partial / "spool" / f"0-000001.{end}").write_bytes(b"junk")
     assert hashes(prepare.prepare(other, [source], n_workers=2)) == hashes(directory)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    texts = [json.dumps({"text": document(0, number)}) for number in range(40)]
+    (folder / os.fsdecode(b"na\xefve.jsonl")).write_text("\n".join(["no json", *texts]))
+    data = settings(tmp_path, source=f"text:{folder}", cache_dir=f"{folder}-data")
+    directory = prepare.prepare(data, n_workers=1)
+    manifest = prepare.read_manifest(directory)
+    assert manifest["source"] == f"text:{folder}" and manifest["documents"] == 40
+    assert prepare.prepare(data) == directory
+
+
+def test_one_huge_document_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr("cramjax.data.spool.MAX_DOCUMENT_CHARS", 2000)
+    huge = " ".join(document(1, number) for number in range(60))
+    job = spool.Job(
+        source=FakeSource(texts=(huge,), documents_n=2),
+        part=FakeSource().parts()[0],
+        stem=tmp_path / "part",
+        rules=CleanRules(normalize=True, min_chars=0, max_chars=None),
+        with_signatures=False,
+        limit_bytes=None,
+    )
+    assert spool.spool_part(job)["documents"] == len(cut(huge, 2000)) + 2
+
+
+def test_the_sample_ends_within_a_huge_document(tmp_path, monkeypatch):
+    trained = []
+    train = tokenizers.train
+
+    def noted(kind, texts, **options):
+        trained.extend(texts)
+        return train(kind, texts, **options)
+
+    monkeypatch.setattr("cramjax.data.build.tokenizers.train", noted)
+    monkeypatch.setattr("cramjax.data.build._SAMPLE_OVERSHOOT_CHARS", 1000)
+    huge = " ".join(document(1, number) for number in range(200))
+    source = FakeSource(texts=(huge,), documents_n=3, parts_n=1)
+    data = settings(tmp_path, tokenizer_sample_mb=0.01)
+    directory = prepare.prepare(data, [source], n_workers=1)
+    assert sum(map(len, trained)) == 10_000 < len(huge)
+    # The text itself is whole.
+    assert prepare.read_manifest(directory)["documents_read"] == 4
 
 
 def test_full_disk_is_a_sentence(tmp_path, monkeypatch):

@@ -351,6 +351,64 @@ def test_a_wrong_source_is_refused_in_a_sentence(source, message):
             opened.parts()
 
 
+def write(path, *texts):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(texts))
+
+
+def test_a_folder_follows_its_links_once_and_leaves_out_hidden_files(tmp_path, caplog):
+    corpus = tmp_path / "corpus"
+    write(corpus / "a.txt", "one")
+    write(corpus / "real" / "b.txt", "two")
+    write(tmp_path / "elsewhere" / "deep" / "c.txt", "three")
+    write(corpus / ".ipynb_checkpoints" / "a-checkpoint.txt", "old")
+    write(corpus / "._a.txt", "of a Mac")
+    (corpus / "link").symlink_to(tmp_path / "elsewhere")
+    (corpus / "again").symlink_to(corpus / "real")
+    (tmp_path / "elsewhere" / "loop").symlink_to(corpus)
+    (corpus / "up").symlink_to(tmp_path)
+    assert sorted(read(corpus)[0]) == ["one", "three", "two"]
+    assert text_source.find_files(str(corpus))[1:] == [
+        corpus / "link" / "deep" / "c.txt",
+        corpus / "real" / "b.txt",
+    ]
+    assert "left out 2 hidden files and folders" in caplog.text
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+def test_a_packed_file_under_a_plain_name_is_unpacked(tmp_path, compression, monkeypatch):
+    content = "\n\n".join(TEXTS * 50).encode()
+    (tmp_path / "a.txt").write_bytes(packed(content, compression))
+    # Also where it is longer than a range.
+    monkeypatch.setattr(text_source, "RANGE_BYTES", 64)
+    assert read(tmp_path / "a.txt") == (TEXTS * 50, {})
+
+
+def test_a_pointer_of_git_lfs_is_refused_at_the_start(tmp_path):
+    write(tmp_path / "a.txt", "good")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    write(tmp_path / "b.txt", pointer)
+    (source,) = open_sources(data(f"text:{tmp_path}"))
+    with pytest.raises(UserError, match=r"b\.txt: only a pointer of Git LFS.*git lfs pull"):
+        source.parts()
+
+
+def test_two_columns_of_the_name_are_refused(tmp_path):
+    column = pyarrow.array(["a"])
+    table = pyarrow.Table.from_arrays([column, column], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="has 2 columns called 'text'; rename one"):
+        read(tmp_path / "a.parquet")
+
+
+def test_long_rows_of_a_parquet_file_are_read_few_at_a_time(tmp_path, monkeypatch):
+    texts = [letter * 100 for letter in "abcdefgh"]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    for n_bytes in (1, 250, 10**6):
+        monkeypatch.setattr(formats, "_PARQUET_BYTES", n_bytes)
+        assert read(tmp_path / "a.parquet") == (texts, {})
+
+
 def test_the_key_of_a_part_changes_with_the_file(tmp_path):
     path = tmp_path / "corpus.txt"
     path.write_text("one")
