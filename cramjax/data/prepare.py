@@ -60,9 +60,8 @@ def prepare(
     with _explained(cache):
         if sources is None:
             if isinstance(config.source, str) and config.source.startswith("prepared:"):
-                directory = pathlib.Path(config.source.removeprefix("prepared:"))
-                TokenDataset.open(directory)
-                return directory
+                # Whoever opens it checks it.
+                return pathlib.Path(config.source.removeprefix("prepared:"))
             sources = open_sources(config)
 
         if config.max_mb == "budget":

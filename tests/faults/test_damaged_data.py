@@ -116,9 +116,7 @@ def half(tmp_path_factory):
         monkeypatch.setattr(spool, "ProcessPoolExecutor", InThisProcess)
         whole = prepare.prepare(settings(tmp_path_factory.mktemp("whole")), [SOURCE], n_workers=1)
         cache = tmp_path_factory.mktemp("half")
-        partial = interrupt(cache, monkeypatch, Builder, "_pack_part", 2)
-        next(partial.glob("spool/*")).with_name("0-000003.rows.99.tmp").write_bytes(b"left over")
-        (partial / "tokenizer.tmp").mkdir()
+        interrupt(cache, monkeypatch, Builder, "_pack_part", 2)
     return files_of(whole), cache
 
 
@@ -150,6 +148,15 @@ def test_whatever_is_damaged_the_next_start_makes_the_same_dataset(
         assert n_warnings <= 1, caplog.text
         if how == "flipped":
             assert n_warnings == 1
+
+
+def test_leftovers_of_killed_workers_are_removed_at_the_next_start(half, tmp_path, monkeypatch):
+    shutil.copytree(half[1], tmp_path / "cache")
+    (partial,) = (tmp_path / "cache").glob("*.partial")
+    (partial / "spool" / "0-000003.rows.99.tmp").write_bytes(b"left over")
+    (partial / "tokenizer.tmp").mkdir()
+    interrupt(tmp_path / "cache", monkeypatch, Builder, "_pack_part", 0)
+    assert not list(partial.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("how", ["cut", "whole"])
