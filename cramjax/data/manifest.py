@@ -7,7 +7,6 @@ file inside the folder, and nothing that the manifest claims is believed before 
 from __future__ import annotations
 
 import hashlib
-import json
 import pathlib
 import stat
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cramjax.errors import UserError
+from cramjax.files import read_json
 
 FORMAT = 1
 SPLITS = ("train", "heldout")
@@ -24,8 +24,7 @@ T5_SPECIAL_TOKENS = ("pad", "unk", "sep")
 
 REPAIR = "delete the folder and prepare the dataset again with python -m tools.prepare_data"
 
-# A manifest of a thousand shards has half a megabyte; a tokenizer of a million entries 60 MB.
-_MAX_MANIFEST_BYTES = 64 << 20
+# A tokenizer of a million entries has 60 MB.
 _MAX_TOKENIZER_BYTES = 512 << 20
 _KEYS = {
     "vocab_size": int,
@@ -66,16 +65,11 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
             f"{directory} is not a prepared dataset (it has no manifest.json): name another "
             "directory, or prepare one with python -m tools.prepare_data."
         )
-    try:
-        manifest = json.loads(_content(directory, "manifest.json", _MAX_MANIFEST_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): {REPAIR}.") from None
-
-    format_number = manifest.get("format") if isinstance(manifest, dict) else None
-    if format_number != FORMAT:
+    manifest = read_json(plain_file(directory, "manifest.json"), REPAIR)
+    if manifest.get("format") != FORMAT:
         raise UserError(
-            f"{path} is of format {_short(format_number)}, this version reads format {FORMAT}: "
-            f"{REPAIR}."
+            f"{path} is of format {_short(manifest.get('format'))}, this version reads format "
+            f"{FORMAT}: {REPAIR}."
         )
     later = {key: kind for key, kind in _LATER_KEYS.items() if key in manifest}
     _check_kinds(path, "", manifest, _KEYS | later)
@@ -118,24 +112,20 @@ def read_tokenizer(directory: pathlib.Path, manifest: dict[str, Any]) -> pathlib
         UserError: if it is another tokenizer, or damaged.
     """
     name = "tokenizer/tokenizer.json"
-    content = _content(directory, name, _MAX_TOKENIZER_BYTES)
-    if hashlib.sha256(content).hexdigest() != manifest["tokenizer_sha256"]:
-        raise UserError(
-            f"{directory / name} is not the tokenizer of this dataset (its SHA-256 is not the "
-            f"manifest's): {REPAIR}."
-        )
-    return directory / name
-
-
-def _content(directory: pathlib.Path, name: str, max_bytes: int) -> bytes:
-    """Read a whole small file; UserError if it is large, or cannot be read."""
     path = plain_file(directory, name)
     try:
-        if path.stat().st_size > max_bytes:
-            raise UserError(f"{path} has over {max_bytes >> 20} MiB, which no such file has.")
-        return path.read_bytes()
+        n_bytes = path.stat().st_size
+        if n_bytes > _MAX_TOKENIZER_BYTES:
+            raise UserError(f"{path} has {n_bytes} bytes, which no tokenizer has: {REPAIR}.")
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    if hashlib.sha256(content).hexdigest() != manifest["tokenizer_sha256"]:
+        raise UserError(
+            f"{path} is not the tokenizer of this dataset (its SHA-256 is not the "
+            f"manifest's): {REPAIR}."
+        )
+    return path
 
 
 def _check_kinds(path: pathlib.Path, prefix: str, entries: Any, kinds: dict[str, type]) -> None:

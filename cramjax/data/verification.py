@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 import pathlib
 import threading
@@ -21,7 +20,7 @@ import numpy as np
 
 from cramjax.data.manifest import REPAIR, plain_file
 from cramjax.errors import RunFailed, UserError
-from cramjax.files import write_json
+from cramjax.files import read_json, write_json
 
 _LOG = logging.getLogger("cramjax")
 _BLOCK_BYTES = 1 << 22
@@ -190,11 +189,9 @@ class Verification:
     def _remembered(self) -> dict[str, Any]:
         """Returns file → identity and digest of what was compared before, {} if that is unknown."""
         try:
-            content = plain_file(self._directory, _REMEMBERED).read_text(encoding="utf-8")
-            remembered = json.loads(content)
-        except (OSError, UserError, ValueError, RecursionError):
+            return read_json(plain_file(self._directory, _REMEMBERED), "it is written again")
+        except UserError:
             return {}
-        return remembered if isinstance(remembered, dict) else {}
 
 
 def _listed(manifest: dict[str, Any]) -> Iterator[_File]:

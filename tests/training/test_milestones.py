@@ -48,7 +48,9 @@ class House:
             eval=types.SimpleNamespace(every_fraction=every_fraction),
             checkpoint=types.SimpleNamespace(every_minutes=every_minutes, every_steps=every_steps),
         )
-        self.verification = types.SimpleNamespace(is_running=False, raise_damage=lambda: None)
+        self.verification = types.SimpleNamespace(
+            is_running=False, is_damaged=False, raise_damage=lambda: None
+        )
         self.run = types.SimpleNamespace(
             config=config,
             folder=None,
@@ -220,8 +222,10 @@ def test_nothing_is_saved_that_learned_from_a_damaged_shard():
     house = House(every_steps=1)
     house.train(house.milestones(), 1)
     house.verification.raise_damage = damaged
+    house.verification.is_damaged = True
     with pytest.raises(RunFailed, match="train-0-00000.bin"):
         house.train(house.milestones(), 1)
+    house.milestones().rescue({})
     assert house.events == [("save", 1)]
 
 
