@@ -71,6 +71,7 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
             f"{path} is of format {_short(manifest.get('format'))}, this version reads format "
             f"{FORMAT}: {REPAIR}."
         )
+
     later = {key: kind for key, kind in _LATER_KEYS.items() if key in manifest}
     _check_kinds(path, "", manifest, _KEYS | later)
     for number, entry in enumerate(manifest["shards"]):

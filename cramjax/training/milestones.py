@@ -98,6 +98,7 @@ class Milestones:
         """
         run = self._run
         run.dataset.verification.raise_damage()
+
         step = run.clock.n_steps
         if run.folder is not None and run.folder.restore():
             describe_run(run)

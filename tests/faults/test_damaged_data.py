@@ -111,7 +111,7 @@ def interrupt(cache, monkeypatch, owner, name, after):
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
-    """What an undisturbed preparation gives, and a folder with one killed before its 3rd part."""
+    """The files of an undisturbed preparation, and a folder with one killed before its 3rd part."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(spool, "ProcessPoolExecutor", InThisProcess)
         whole = prepare.prepare(settings(tmp_path_factory.mktemp("whole")), [SOURCE], n_workers=1)
