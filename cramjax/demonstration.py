@@ -5,7 +5,6 @@ It hides words of held-out sentences and lets the model fill them.
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -13,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from cramjax.data.dataset import TokenDataset
+from cramjax.errors import UserError
+from cramjax.files import read_json
 from cramjax.inference import LoadedModel, fill_positions, generate_ids, load, split_spans
 
 WORDS_A_MASK = 7
@@ -37,8 +38,12 @@ def demonstrate(workdir: str | os.PathLike, n_sentences: int) -> list[str]:
             sentences of a readable length.
     """
     model = load(workdir)
-    environment = json.loads((pathlib.Path(workdir) / "environment.json").read_text())
-    dataset = TokenDataset.open(environment["dataset"])
+    where = pathlib.Path(workdir) / "environment.json"
+    cure = "start the run again, which writes it anew"
+    folder = read_json(where, cure).get("dataset")
+    if not isinstance(folder, str):
+        raise UserError(f"{where}: names no dataset; {cure}")
+    dataset = TokenDataset.open(folder)
     n_sequences = dataset.n_sequences("heldout", WINDOW)[0]
 
     lines: list[str] = []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from cramjax import start
 from cramjax.checkpoints import pretrained
 from cramjax.data.tokenizers import special_ids
 from cramjax.errors import UserError
+from cramjax.files import read_json
 from cramjax.models import encoder, network, t5
 from cramjax.models.generation import generate as generate_tokens
 from cramjax.models.int8 import is_faster
@@ -30,6 +30,8 @@ from cramjax.tuning import devices
 
 # Inputs are padded to a multiple of this many tokens, so that few lengths are compiled.
 LENGTH_MULTIPLE = 32
+
+_PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,18 @@ class LoadedModel:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self, self.params, self.tokenizer))
+
+    @functools.cached_property
+    def has_token(self) -> np.ndarray:
+        """bool [vocab_size]: True at the rows of the vocabulary that have a token."""
+        known = np.zeros(self.config.vocab_size, bool)
+        known[list(self.tokenizer.get_vocab().values())] = True
+        return known
+
+    @property
+    def n_token_rows(self) -> int:
+        """The rows up to the last one with a token; ids may have gaps."""
+        return int(np.flatnonzero(self.has_token)[-1]) + 1
 
     @property
     def is_t5(self) -> bool:
@@ -99,7 +113,7 @@ def load(
     # A run computes in the formats it was trained with, other models in the best of the device.
     precision = automatic
     if model.is_run:
-        setting = json.loads((model.path / "config.json").read_text())["precision"]
+        setting = _precision_of(model)
         precision = devices.make_precision(devices.resolve_precision(setting, device), device)
     special = special_ids(model.tokenizer)
     return LoadedModel(
@@ -112,6 +126,16 @@ def load(
         step=model.step,
         finetuned=model.finetuned,
     )
+
+
+def _precision_of(model: pretrained.Pretrained) -> str:
+    """Returns the precision that a run was trained with; raises UserError if it is not known."""
+    where = model.path / "config.json"
+    cure = "copy the config.json of the run there"
+    setting = read_json(where, cure).get("precision")
+    if setting not in _PRECISIONS:
+        raise UserError(f"{where}: precision={setting!r:.80} is none of ours; {cure}")
+    return setting
 
 
 def untrained(model: LoadedModel) -> LoadedModel:
@@ -134,6 +158,7 @@ def fill_mask(model: LoadedModel, text: str, top_k: int = 5) -> list[list[tuple[
     Raises:
         UserError: if `text` has no mask token, or the model is no masked language model.
     """
+    check_head(model)
     if model.is_t5:
         raise UserError(
             "fill_mask: this model is a T5; "
@@ -162,21 +187,43 @@ def fill_positions(
         model: an encoder that predicts tokens.
         ids: int32 [length], with mask tokens at `positions`.
         positions: indices into `ids`.
-        top_k: tokens to return for each position, best first.
+        top_k: tokens to return for each position, best first; all if there are fewer.
+
+    Raises:
+        UserError: if the weights give no numbers.
     """
     assert isinstance(model.config, encoder.EncoderConfig)
     hidden = encoder.encode(model.config, model.precision, model.params, jnp.asarray(ids)[None])
     at_positions = hidden[0, jnp.asarray(list(positions))]  # [positions, d_model]
     logits = encoder.head(model.config, model.precision, model.params, at_positions)
     # Rows that pad the vocabulary have no token.
-    logits = logits[:, : model.tokenizer.get_vocab_size()]
+    logits = jnp.where(jnp.asarray(model.has_token)[None], logits.astype(jnp.float32), -jnp.inf)
+    top_k = min(top_k, int(model.has_token.sum()))
     probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), top_k)
+    if np.isnan(probabilities).any():
+        raise UserError("the weights of this model are no numbers (NaN); load another model")
 
     guesses = []
     for row, shares in zip(np.asarray(tokens), np.asarray(probabilities), strict=True):
-        words = [model.tokenizer.id_to_token(int(token)) for token in row]
+        words = [_shown(model.tokenizer, int(token)) for token in row]
         guesses.append(list(zip(words, map(float, shares), strict=True)))
     return guesses
+
+
+def check_head(model: LoadedModel) -> None:
+    """Raises UserError for a model without trained weights that predict tokens."""
+    if model.extra.get("head_missing"):
+        raise UserError(
+            "this model has no head that predicts words, as a BertModel has none; "
+            "save it with its head (AutoModelForMaskedLM)"
+        )
+
+
+def _shown(tokenizer: tokenizers.Tokenizer, token: int) -> str:
+    """Returns a token as text; one byte of a longer character keeps its name, <0xC3>."""
+    name = tokenizer.id_to_token(token) or ""
+    text = tokenizer.decode([token], skip_special_tokens=False)
+    return name if not text or "\ufffd" in text else text
 
 
 def generate(
@@ -277,7 +324,7 @@ def generate_ids(
         length_penalty,
         pad,
         sep,
-        model.tokenizer.get_vocab_size(),
+        model.n_token_rows,
     )
     # The end of the sequence and the padding after it are cut off.
     decoded = np.asarray(search(model.params, tokens, mask).tokens)  # [rows, max_len]

@@ -26,7 +26,7 @@ BELOW = {
     "parallel": {"errors", "stop"},
     "optim": {"models"},
     "growth": {"models"},
-    "hub": {"errors", "data", "models"},
+    "hub": {"errors", "files", "data", "models"},
     "start": {"errors", "parallel"},
     "checkpoints": {
         "errors",
@@ -58,7 +58,7 @@ BELOW = {
         "checkpoints",
         "tuning",
     },
-    "inference": {"errors", "data", "models", "start", "checkpoints", "tuning"},
+    "inference": {"errors", "files", "data", "models", "start", "checkpoints", "tuning"},
     "finetuning": {
         "errors",
         "files",
@@ -99,7 +99,7 @@ BELOW = {
         "training",
     },
     "notebook": {"training"},
-    "demonstration": {"data", "inference"},
+    "demonstration": {"errors", "files", "data", "inference"},
     "compress": {
         "errors",
         "files",

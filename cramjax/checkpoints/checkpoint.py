@@ -12,10 +12,12 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import os
 import pathlib
 import re
 import shutil
+import stat
 import sys
 import threading
 import zlib
@@ -23,10 +25,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from cramjax.errors import RunFailed, UserError
-from cramjax.files import write_json
+from cramjax.files import read_json, write_json
 from cramjax.parallel import processes
 
 MAX_FAILURES = 3
@@ -38,7 +41,11 @@ MAX_LISTED = 10
 # TensorStore's form of an error of the operating system.
 _OF_THE_SYSTEM = re.compile(r"os_error_code='(\d+)'")
 _REASON_CHARS = 200
+MAX_INFLATION = 1000
+"""The most bytes of arrays for a byte on disk; trained numbers hardly compress."""
+
 _CHECKSUMS = "checksums.json"
+_SIDECAR = "sidecar/metadata"
 _DELETED = ".deleted"
 _log = logging.getLogger("cramjax")
 
@@ -199,29 +206,45 @@ class Checkpoints:
             )
         return None
 
-    def restore_params(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def restore_params(self, step: int | None = None) -> Restored:
         """Read the parameters of a checkpoint, without the rest of its state.
+
+        The run may be going on: if it deletes the checkpoint meanwhile, the newest one is read
+        that is there then.
 
         Args:
             step: the step of the checkpoint; the newest one if None.
 
         Returns:
-            The parameters, as arrays on the first device, and the sidecar.
+            The parameters, as arrays on the first device, with their step and the sidecar.
 
         Raises:
             UserError: if there is no such checkpoint.
-            RunFailed: if its files have changed since they were written.
+            RunFailed: if its files are damaged.
         """
-        step = self._existing(step)
+        while True:
+            chosen = self._existing(step)
+            folder = self._directory / str(chosen)
+            try:
+                return self._read_params(chosen)
+
+            # Orbax, TensorStore and JSON raise any kind of error for damaged files.
+            except Exception as error:
+                if folder.is_dir():
+                    others = [str(other) for other in self._steps() if other != chosen]
+                    cure = f"load step {' or '.join(others)}" if others else "train again"
+                    raise RunFailed(f"{folder}: damaged ({_reason(error)}); {cure}") from error
+                self._manager.reload()
+
+    def _read_params(self, step: int) -> Restored:
         folder = self._directory / str(step)
-        try:
-            _verify(folder)
-        except ValueError as error:
-            raise RunFailed(f"{folder}: damaged ({error})") from error
+        _verify(folder)
+        sidecar = _read_sidecar(folder)
 
         # The saved shapes, on one device, whatever devices the run had.
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         saved = self._manager.item_metadata(step)["state"].tree["params"]
+        _check_size(folder, saved)
         wanted = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved
         )
@@ -231,7 +254,10 @@ class Checkpoints:
         )
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             params = reader.restore(folder / "state", args=only_params)["params"]
-        return params, self._sidecar(step)
+        return Restored(step=step, state=params, sidecar=sidecar)
+
+    def _steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
 
     def _existing(self, step: int | None) -> int:
         """Returns `step`, or the newest for None; raises UserError if that is not there."""
@@ -243,15 +269,11 @@ class Checkpoints:
         if step is None:
             return newest
 
-        saved = sorted(self._manager.all_steps())
+        saved = self._steps()
         if step not in saved:
             steps = ", ".join(map(str, saved))
             raise UserError(f"{self._directory}: no checkpoint of step {step}; there are {steps}")
         return step
-
-    def _sidecar(self, step: int) -> dict[str, Any]:
-        args = ocp.args.Composite(sidecar=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args)["sidecar"]
 
     def close(self) -> None:
         """Wait for the save in progress and release threads. Raises RunFailed as `wait` does."""
@@ -330,7 +352,7 @@ class Checkpoints:
     ) -> Restored:
         folder = self._directory / str(step)
         _verify(folder)
-        sidecar = self._sidecar(step)
+        sidecar = _read_sidecar(folder)
         if callable(abstract_state):
             expect = cast(Expect, abstract_state)
             abstract_state, must_match = expect(sidecar)
@@ -395,13 +417,20 @@ def _seal(folder: pathlib.Path) -> None:
 
 
 def _verify(folder: pathlib.Path) -> None:
-    """Raise ValueError if a file has changed since `_seal`.
+    """Raise ValueError if a file has changed since `_seal`, or is no file.
 
     A checkpoint that was never sealed, because its run was killed just before, passes.
     """
+    for path in sorted(folder.rglob("*")):
+        # A pipe would be waited for, and a link leads out of the folder.
+        if not stat.S_ISREG(path.lstat().st_mode) and not stat.S_ISDIR(path.lstat().st_mode):
+            raise ValueError(f"{path.relative_to(folder)} is no regular file")
     if not (folder / _CHECKSUMS).exists():
         return
-    sealed = json.loads((folder / _CHECKSUMS).read_text())
+
+    sealed = _read_json(folder / _CHECKSUMS)
+    if _SIDECAR not in sealed:
+        raise ValueError(f"{_CHECKSUMS} has no {_SIDECAR}")
     present = dict(_checksums(folder))
     changed = sorted(name for name, checksum in sealed.items() if present.get(name) != checksum)
     if changed:
@@ -409,6 +438,32 @@ def _verify(folder: pathlib.Path) -> None:
             f"{len(changed)} of {len(sealed)} files changed since they were written, "
             f"first {changed[0]}"
         )
+
+
+def _read_sidecar(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the JSON that was saved beside the state; raises ValueError if it is damaged."""
+    return _read_json(folder / _SIDECAR)
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return read_json(path, "the checkpoint is damaged")
+    except UserError as error:
+        # For a checkpoint damage is no mistake: the one before it may be whole.
+        raise ValueError(str(error)) from error
+
+
+def _check_size(folder: pathlib.Path, saved: Any) -> None:
+    """Raise ValueError if the arrays in saved metadata cannot be what the files hold.
+
+    Otherwise a few bytes could ask for any amount of memory: parts that are missing are zeros.
+    """
+    claimed = sum(
+        math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(saved)
+    )
+    present = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if claimed > MAX_INFLATION * present:
+        raise ValueError(f"its arrays claim {claimed:,} bytes, its files have {present:,}")
 
 
 def _checksums(folder: pathlib.Path) -> Iterator[tuple[str, list[int]]]:

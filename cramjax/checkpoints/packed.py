@@ -37,6 +37,7 @@ import safetensors
 from safetensors.numpy import load_file, save_file
 
 from cramjax.errors import UserError
+from cramjax.files import read_json
 from cramjax.models.int8 import LEAST_NUMBERS, Int8
 
 FORMAT = 1
@@ -44,6 +45,8 @@ FILE, INDEX = "packed.safetensors", "packed.json"
 BITS = (2, 3, 4, 6, 8)
 # Numbers unpacked at a time: meanwhile each bit takes a byte.
 _CHUNK = 1 << 21
+
+_CURE = "compress the model again"
 
 Matrix = tuple[tuple[int, ...], ...]
 
@@ -118,7 +121,7 @@ def spread(scale: Any, n_rows: int, group: int) -> Any:
     if not group:
         return scale
     # The last group may have fewer rows.
-    return scale.repeat(group, axis=1)[:, :n_rows]
+    return scale.repeat(min(group, n_rows), axis=1)[:, :n_rows]
 
 
 def write(
@@ -224,36 +227,51 @@ def read_index(folder: pathlib.Path) -> dict[str, Any]:
         UserError: if it is damaged or of a later format.
     """
     where = folder / INDEX
-    try:
-        content = json.loads(where.read_text(encoding="utf-8"))
-        version = content["format"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{where}: not readable ({error!r}); compress the model again") from error
+    content = read_json(where, _CURE)
+    version = content.get("format")
     if version != FORMAT:
         raise UserError(f"{where}: format {version}, this cramjax reads {FORMAT}; update cramjax")
+    kinds = {
+        "network": dict,
+        "finetuned": dict | None,
+        "max_length": int,
+        "compression": dict,
+        "tensors": dict,
+    }
+    for key, kind in kinds.items():
+        if key not in content or not isinstance(content[key], kind):
+            raise UserError(f"{where}: {key} is missing or of another type; {_CURE}")
     return content
 
 
 def read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray | Quantized]]:
     """Returns the content of packed.json, and the tensors by path.
 
+    Memory is taken for bytes that are there, whatever packed.json claims: a tensor is compared with
+    its arrays before it is made.
+
     Raises:
         UserError: if the files are damaged, do not fit each other, or are of a later format.
     """
     content = read_index(folder)
+    file = folder / FILE
+    # A pipe would be waited for.
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; {_CURE}")
     try:
-        stored = load_file(folder / FILE)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"{folder / FILE}: not readable ({error}); compress the model again"
-        ) from error
+        stored = load_file(file)
+    # TypeError and others: a number format that NumPy lacks.
+    except (OSError, safetensors.SafetensorError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{file}: not readable ({error}); {_CURE}") from error
 
-    try:
-        tensors = {path: _load(path, entry, stored) for path, entry in content["tensors"].items()}
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{folder}: its two files do not fit each other ({error}); compress the model again"
-        ) from error
+    tensors = {}
+    for path, entry in content["tensors"].items():
+        try:
+            tensors[path] = _load(path, entry, stored)
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{folder}: {FILE} does not fit {INDEX} at {path!r} ({error}); {_CURE}"
+            ) from error
     return content, tensors
 
 
@@ -279,19 +297,26 @@ def values(
 def _load(
     path: str, entry: Mapping[str, Any], stored: Mapping[str, np.ndarray]
 ) -> np.ndarray | Quantized:
-    """Returns a tensor from its entry in `tensors` and its arrays in `stored`."""
-    shape, bits = tuple(entry["shape"]), entry["bits"]
+    """Returns a tensor from its entry in `tensors` and its arrays in `stored`.
+
+    Raises:
+        KeyError, ValueError, TypeError: if they do not fit each other.
+    """
+    shape, bits = _sizes(entry["shape"]), entry["bits"]
+    if bits not in (32, *BITS):
+        raise ValueError(f"{bits} bits")
     n = math.prod(shape)
     kept = None
     n_stored = n
     if entry["sparse"]:
-        bitmap = stored[f"{path}.kept"]
+        bitmap = _array(stored, f"{path}.kept", np.uint8, -(-n // 8))
         kept = np.unpackbits(bitmap, count=n, bitorder="little").astype(bool)
         n_stored = int(kept.sum())
 
-    numbers = stored[path] if bits == 32 else unpack(stored[path], bits, n_stored)
-    if len(numbers) != n_stored:
-        raise ValueError(f"{path} has {len(numbers)} numbers, not {n_stored}")
+    if bits == 32:
+        numbers = _array(stored, path, np.float32, n_stored)
+    else:
+        numbers = unpack(_array(stored, path, np.uint8, -(-n_stored * bits // 8)), bits, n_stored)
     if kept is not None:
         dense = np.zeros(n, numbers.dtype)
         dense[kept] = numbers
@@ -299,12 +324,42 @@ def _load(
     if bits == 32:
         return numbers.reshape(shape)
 
-    matrix = tuple(tuple(axes) for axes in entry["matrix"])
+    matrix = tuple(_sizes(axes) for axes in entry["matrix"])
+    if len(matrix) != 3 or sorted(sum(matrix, ())) != list(range(len(shape))):
+        raise ValueError(f"its axes are {matrix}")
+    folded = _folded_shape(shape, matrix)
+    (group,) = _sizes([entry["group"]])
     return Quantized(
-        codes=numbers.reshape(_folded_shape(shape, matrix)),
-        scale=stored[f"{path}.scale"],
+        codes=numbers.reshape(folded),
+        scale=_scale(stored[f"{path}.scale"], folded, group),
         bits=bits,
-        group=entry["group"],
+        group=group,
         matrix=matrix,
         shape=shape,
     )
+
+
+def _sizes(given: Any) -> tuple[int, ...]:
+    """Returns a list of whole numbers as a tuple; raises ValueError for anything else."""
+    if not isinstance(given, list) or not all(type(size) is int and size >= 0 for size in given):
+        raise ValueError(f"{given!r:.60} is no list of sizes")
+    return tuple(given)
+
+
+def _array(stored: Mapping[str, np.ndarray], name: str, dtype: Any, n: int) -> np.ndarray:
+    """Returns a stored array of `n` numbers; raises ValueError if it is another."""
+    array = stored[name]
+    if array.dtype != dtype or array.shape != (n,):
+        raise ValueError(f"{name} is {array.dtype}{list(array.shape)}, not {np.dtype(dtype)}[{n}]")
+    return array
+
+
+def _scale(scale: np.ndarray, folded: list[int], group: int) -> np.ndarray:
+    """Returns `scale` if it is one for a matrix of the shape `folded`; raises ValueError if not."""
+    batch, rows, columns = folded
+    shapes = [(batch, 1, columns), (batch, 1, 1)]
+    if group:
+        shapes = [(batch, -(-rows // group), columns)]
+    if scale.dtype not in (np.float16, np.float32) or scale.shape not in shapes:
+        raise ValueError(f"its scales are {scale.dtype}{list(scale.shape)}")
+    return scale

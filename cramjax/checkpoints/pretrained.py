@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 import tokenizers
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cramjax.checkpoints import packed
+from cramjax.checkpoints import described, packed
 from cramjax.checkpoints.checkpoint import Checkpoints
 from cramjax.config.resolve import changed
 from cramjax.config.views import Config
@@ -24,9 +24,10 @@ from cramjax.data import tokenizers as tokenizer_files
 from cramjax.errors import UserError
 from cramjax.hub import directory, download
 from cramjax.models import network
-from cramjax.objectives.families import network_of
 from cramjax.parallel import mesh as meshes
 
+_LOAD_ANOTHER = "load another step, or update cramjax"
+_COMPRESS = "compress the model again"
 # Fields that may differ between a network and the parameters it starts from.
 _FREE = network.FREE_FIELDS | {"vocab_size", "document_attention"}
 
@@ -127,34 +128,65 @@ def read(
 def _read_run(path: pathlib.Path, step: int | None) -> Pretrained:
     # The run may still be going on.
     checkpoints = Checkpoints(path / "checkpoints", read_only=True)
-    params, sidecar = checkpoints.restore_params(step)
-    step = checkpoints.latest() if step is None else step
+    restored = checkpoints.restore_params(step)
     checkpoints.close()
+
+    where = str(path / "checkpoints" / str(restored.step))
+    sidecar = restored.sidecar
+    config = described.network(sidecar.get("model"), where, _LOAD_ANOTHER)
+    finetuned = _finetuned(sidecar.get("finetuned"), where, _LOAD_ANOTHER)
+    arrays: dict[str, Any] = dict(flatten_dict(restored.state, sep="/"))
+    shapes = {key: leaf.shape for key, leaf in arrays.items()}
+    described.check_shapes(config, shapes, finetuned, where, _LOAD_ANOTHER)
 
     file = tokenizer_file(path)
     return Pretrained(
         path=path,
-        config=network_of(sidecar["model"]),
-        params=params,
-        tokenizer=tokenizers.Tokenizer.from_file(str(file)),
+        config=config,
+        params=restored.state,
+        tokenizer=_tokenizer(file, config, "copy the one of the run's prepared data there"),
         tokenizer_file=file,
-        step=step,
-        finetuned=sidecar.get("finetuned"),
+        step=restored.step,
+        finetuned=finetuned,
     )
 
 
 def _read_packed(path: pathlib.Path, whole: bool) -> Pretrained:
     content, tensors = packed.read(path)
+    where = str(path / packed.INDEX)
+    config = described.network(content["network"], where, _COMPRESS)
+    finetuned = _finetuned(content["finetuned"], where, _COMPRESS)
+    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    described.check_shapes(config, shapes, finetuned, where, _COMPRESS)
+
     file = tokenizer_file(path)
     return Pretrained(
         path=path,
-        config=network_of(content["network"]),
+        config=config,
         params=unflatten_dict(packed.values(tensors, whole=whole), sep="/"),
-        tokenizer=tokenizers.Tokenizer.from_file(str(file)),
+        tokenizer=_tokenizer(file, config, _COMPRESS),
         tokenizer_file=file,
-        finetuned=content["finetuned"],
+        finetuned=finetuned,
         is_run=False,
     )
+
+
+def _tokenizer(file: pathlib.Path, config: Any, cure: str) -> tokenizers.Tokenizer:
+    """Returns the tokenizer of a model of ours; raises UserError if it cannot be the model's."""
+    tokenizer = directory.read_tokenizer(file, config.family, cure)
+    directory.check_rows(file, tokenizer, config.vocab_size)
+    return tokenizer
+
+
+def _finetuned(notes: Any, where: str, cure: str) -> dict[str, Any] | None:
+    """Returns the notes about a finetuned model, with the keys that are always there; or None."""
+    if notes is None:
+        return None
+    kinds = {"task": str, "suite": str, "settings": dict, "seed": int}
+    for key, kind in kinds.items():
+        if not isinstance(notes, dict) or not isinstance(notes.get(key), kind):
+            raise UserError(f"{where}: finetuned has no {key} of type {kind.__name__}; {cure}")
+    return notes
 
 
 def with_tokenizer(config: Config) -> Config:

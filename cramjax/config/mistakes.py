@@ -31,7 +31,7 @@ def find(config: Config) -> list[str]:
 
     problems += _unknown_keys(values, entries, family)
     for key, field in schema.walk(entries):
-        problems += _value_problems(key, field, _lookup(values, key))
+        problems += value_problems(key, field, _lookup(values, key))
 
     # Relations between keys are worth a check only if each value is sound.
     return problems or list(_relation_problems(config))
@@ -43,7 +43,7 @@ def find_in_family(config: Config) -> list[str]:
     if not isinstance(model, Mapping):
         return ["model: must be a section; recipes start from cramjax.config.recipes.start"]
     family = model.get("family", _MISSING)
-    problems = _value_problems("model.family", family_key(), family)
+    problems = value_problems("model.family", family_key(), family)
     if problems:
         return problems
 
@@ -97,7 +97,8 @@ def _lookup(values: Mapping[str, Any], key: str) -> Any:
     return node
 
 
-def _value_problems(key: str, field: Field, value: Any) -> list[str]:
+def value_problems(key: str, field: Field, value: Any) -> list[str]:
+    """Returns what is wrong with the value of a key, whatever the other keys are."""
     if value is _MISSING:
         return [f"{key}: missing; recipes start from cramjax.config.recipes.start"]
 

@@ -117,6 +117,9 @@ def to_tokenizer(model: bytes) -> Tokenizer:
     prefix = "always" if proto.normalizer_spec.add_dummy_prefix else "never"
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme=prefix)
+    if _BYTE in {piece.type for piece in proto.pieces}:
+        # Bytes become characters again before spaces do.
+        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), tokenizer.decoder])
 
     user_defined = [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED]
     tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in user_defined])

@@ -62,7 +62,7 @@ def _open_t5(
         config,
         model.precision,
         special=model.special,
-        vocab_size=model.tokenizer.get_vocab_size(),
+        vocab_size=model.n_token_rows,
         max_target=feed.max_target,
         dropout=settings.dropout,
         attention_dropout=settings.attention_dropout,

@@ -63,9 +63,9 @@ class SavedModels:
                 "from; remove its runs to redo it"
             )
         checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-        params, _ = checkpoints.restore_params()
+        restored = checkpoints.restore_params()
         checkpoints.close()
-        return params
+        return restored.state
 
 
 def pretrained_params(model: LoadedModel) -> Any:

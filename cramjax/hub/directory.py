@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
+import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,9 +17,11 @@ import ml_dtypes  # noqa: F401  gives NumPy the name bfloat16, which safetensors
 import numpy as np
 import safetensors
 import tokenizers
+from tokenizers import decoders
 
 from cramjax.data.tokenizers import special_ids
 from cramjax.errors import UserError
+from cramjax.files import read_json
 from cramjax.hub import equivalence, families, tables
 
 _CONFIG = "config.json"
@@ -28,6 +30,8 @@ _INDEX = "model.safetensors.index.json"
 _TOKENIZER = "tokenizer.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _ROLES = {"encoder": ("pad", "cls", "sep", "mask"), "t5": ("pad", "sep")}
+_SAVE = "write it again with save_pretrained"
+_COPY = "copy all parts of the model"
 _CONVERT = "AutoModel.from_pretrained({path!r}).save_pretrained({path!r}, safe_serialization=True)"
 
 
@@ -60,10 +64,43 @@ def is_hf_directory(path: str | os.PathLike) -> bool:
     if any((path / name).is_file() for name in (_WEIGHTS, _INDEX, *_PICKLES)):
         return True
     try:
-        content = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return "model_type" in read_json(path / _CONFIG, _SAVE)
+    except UserError:
         return False
-    return isinstance(content, dict) and "model_type" in content
+
+
+def member(folder: pathlib.Path, name: str, cure: str) -> pathlib.Path:
+    """Returns the path of a regular file in a folder that may be a stranger's.
+
+    A link has to end in the folder. In a snapshot of the cache of `huggingface_hub` it may end in
+    the blobs of the same repository, where all its files are.
+
+    Args:
+        folder: the folder.
+        name: of the file, which may come from another file of the stranger's.
+        cure: what to do, the end of the error's sentence.
+
+    Raises:
+        UserError: if there is no such file, or it is none of the folder's.
+    """
+    path = folder / name
+    if name != pathlib.PurePath(name).name or "\0" in name:
+        raise UserError(f"{folder}: names the file {name!r:.200}, which is outside; {cure}")
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(f"{path}: {reason}; {cure}") from error
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path}: is no regular file; {cure}")
+
+    home = folder.resolve()
+    homes = [home]
+    if home.parent.name == "snapshots" and home.parents[1].name.startswith("models--"):
+        homes.append(home.parents[1] / "blobs")
+    if path.resolve().parent not in homes:
+        raise UserError(f"{path}: is a link out of its folder; copy the file there")
+    return path
 
 
 def read_model(path: str | os.PathLike) -> Imported:
@@ -76,13 +113,17 @@ def read_model(path: str | os.PathLike) -> Imported:
     path = pathlib.Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; name one that save_pretrained wrote")
-    where = path / _CONFIG
-    if not where.is_file():
-        raise UserError(f"{where}: no such file; name a directory that save_pretrained wrote")
 
-    raw = _read_json(where)
+    where = member(path, _CONFIG, "name a directory that save_pretrained wrote")
+    raw = read_json(where, _SAVE)
     family, config = families.from_json(raw, str(where))
-    tokenizer = _read_tokenizer(path, family)
+    tokenizer = read_tokenizer(
+        path / _TOKENIZER,
+        family,
+        f"write it with AutoTokenizer.from_pretrained({str(path)!r})"
+        f".save_pretrained({str(path)!r})",
+    )
+
     with open_weights(path) as tensors:
         config = _with_all_rows(family, config, tensors)
         pad_id = families.pad_id(family, raw, str(where))
@@ -91,42 +132,31 @@ def read_model(path: str | os.PathLike) -> Imported:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     config, params = equivalence.as_trained(raw, config, params)
-
-    # A token without a row would read another row.
-    largest = max(tokenizer.get_vocab().values(), default=0)
-    if largest >= config.vocab_size:
-        raise UserError(
-            f"{path / _TOKENIZER}: has an entry {largest}, but the embedding "
-            f"{config.vocab_size} rows; take both from the same model"
-        )
+    check_rows(path / _TOKENIZER, tokenizer, config.vocab_size)
     return Imported(family=family, config=config, params=params, tokenizer=tokenizer, extra=extra)
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: not readable as JSON ({error}); write it again with save_pretrained"
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object; write it again with save_pretrained")
-    return content
+def read_tokenizer(file: pathlib.Path, family: str, cure: str) -> tokenizers.Tokenizer:
+    """Returns the tokenizer of a model; it neither truncates nor pads.
 
+    Args:
+        file: a tokenizer.json in the folder of the model.
+        family: "t5", or any other for an encoder.
+        cure: what to do, the end of the error's sentence.
 
-def _read_tokenizer(path: pathlib.Path, family: str) -> tokenizers.Tokenizer:
-    file = path / _TOKENIZER
-    if not file.is_file():
-        raise UserError(
-            f"{file}: no such file; write it with "
-            f"AutoTokenizer.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
-        )
+    Raises:
+        UserError: if there is no such file, it is damaged, or lacks a special token.
+    """
+    member(file.parent, file.name, cure)
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception for a malformed file
-        raise UserError(
-            f"{file}: not a readable tokenizer.json ({error}); write it again with save_pretrained"
-        ) from error
+        raise UserError(f"{file}: not a readable tokenizer.json ({error}); {cure}") from error
+
+    # Until 0.2 a SentencePiece model with bytes was converted without their decoder.
+    has_bytes = tokenizer.token_to_id("<0xC3>") is not None
+    if has_bytes and isinstance(tokenizer.decoder, decoders.Metaspace):
+        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), tokenizer.decoder])
 
     # Rows are cut and padded elsewhere.
     tokenizer.no_truncation()
@@ -141,6 +171,16 @@ def _read_tokenizer(path: pathlib.Path, family: str) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def check_rows(file: pathlib.Path, tokenizer: tokenizers.Tokenizer, n_rows: int) -> None:
+    """Raises UserError for an entry without a row in the embedding: it would read another row."""
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= n_rows:
+        raise UserError(
+            f"{file}: has an entry {largest}, but the embedding {n_rows} rows; "
+            "take both from the same model"
+        )
+
+
 class _Weights(Mapping[str, np.ndarray]):
     """The tensors of open files by name; each is read from disk when it is asked for."""
 
@@ -150,8 +190,8 @@ class _Weights(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         try:
             return self.files[name].get_tensor(name)
-        # TypeError: a number format that NumPy lacks.
-        except (safetensors.SafetensorError, TypeError) as error:
+        # TypeError, AttributeError: a number format that NumPy lacks.
+        except (safetensors.SafetensorError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the tensor {name} is not readable ({error}); save the model in float32"
             ) from error
@@ -162,9 +202,9 @@ class _Weights(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def n_rows(self, name: str) -> int:
-        """Returns the length of axis 0 without reading the tensor."""
-        return (self.files[name].get_slice(name).get_shape() or [1])[0]
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of a tensor without reading it."""
+        return tuple(self.files[name].get_slice(name).get_shape())
 
 
 @contextlib.contextmanager
@@ -178,27 +218,26 @@ def open_weights(path: pathlib.Path) -> Iterator[_Weights]:
     if (path / _WEIGHTS).is_file():
         parts = [_WEIGHTS]
     elif (path / _INDEX).is_file():
-        files = _read_json(path / _INDEX).get("weight_map")
+        files = read_json(member(path, _INDEX, _COPY), _SAVE).get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(part, str) for part in files.values()):
-            raise UserError(
-                f"{path / _INDEX}: has no weight_map; write it again with save_pretrained"
-            )
+            raise UserError(f"{path / _INDEX}: has no weight_map; {_SAVE}")
         parts = sorted(set(files.values()))
     else:
         raise UserError(_missing_weights(path))
 
     with contextlib.ExitStack() as stack:
-        opened = {part: _open(path / part, stack) for part in parts}
+        opened = {part: _open(path, part, stack) for part in parts}
         if files is None:
             files = dict.fromkeys(opened[_WEIGHTS].keys(), _WEIGHTS)
+        present = {part: set(opened[part].keys()) for part in parts}
+        for name, part in files.items():
+            if name not in present[part]:
+                raise UserError(f"{path / part}: has no tensor {name!r:.200}; {_COPY}")
         yield _Weights({name: opened[part] for name, part in files.items()})
 
 
-def _open(file: pathlib.Path, stack: contextlib.ExitStack) -> Any:
-    if not file.is_file():
-        raise UserError(
-            f"{file}: no such file, but the index names it; copy all parts of the model"
-        )
+def _open(folder: pathlib.Path, part: str, stack: contextlib.ExitStack) -> Any:
+    file = member(folder, part, _COPY)
     try:
         return stack.enter_context(safetensors.safe_open(str(file), framework="np"))
     except (safetensors.SafetensorError, OSError) as error:
@@ -225,5 +264,6 @@ def _with_all_rows(family: str, config: families.Network, tensors: _Weights) -> 
     (embedding,) = table.entries[0].names
     for name in (embedding, embedding.removeprefix(table.prefix)):
         if name in tensors:
-            return dataclasses.replace(config, vocab_size=tensors.n_rows(name))
+            (n_rows, *_) = tensors.shape(name) or (1,)
+            return dataclasses.replace(config, vocab_size=n_rows)
     return config

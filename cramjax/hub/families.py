@@ -20,6 +20,9 @@ from cramjax.models.encoder import EncoderConfig
 from cramjax.models.network import abstract_params
 from cramjax.models.t5 import T5Config
 
+MAX_NUMBER = 2**31 - 1
+"""The largest number in a config.json."""
+
 Network = EncoderConfig | T5Config
 Config = Network | ClassifierConfig
 
@@ -184,16 +187,16 @@ def from_json(raw: Mapping[str, Any], where: str = "config.json") -> tuple[str, 
         UserError: if our networks do not cover the model. It names `where` and the key.
     """
     name = raw.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(
-            f"{where}: model_type={name!r} is not supported; known: {', '.join(FAMILIES)}"
+            f"{where}: model_type={name!r:.200} is not supported; known: {', '.join(FAMILIES)}"
         )
     family = FAMILIES[name]
     for key, values in family.only.items():
         if _get(raw, key, values[0]) not in values:
             known = " or ".join(map(str, values))
             raise UserError(
-                f"{where}: {key}={raw[key]!r} is not supported for {name}; it has to be {known}"
+                f"{where}: {key}={raw[key]!r:.80} is not supported for {name}; it has to be {known}"
             )
 
     fields = {
@@ -208,7 +211,7 @@ def from_json(raw: Mapping[str, Any], where: str = "config.json") -> tuple[str, 
 
     try:
         return name, family.config(**family.fixed, **fields)
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise UserError(f"{where}: no network has these numbers: {error}; correct them") from error
 
 
@@ -372,8 +375,11 @@ def _number(raw: Mapping[str, Any], key: str, default: Any, where: str) -> Any:
     least = 1 if default is None else 0
     if not fits or (wanted is int and value < least):
         raise UserError(
-            f"{where}: {key}={value!r} has to be of type {wanted.__name__} and at least {least}"
+            f"{where}: {key}={value!r:.80} has to be of type {wanted.__name__} and at least {least}"
         )
+    # JSON's numbers have no end, sizes on devices are int32; NaN is not below a limit either.
+    if type(value) is not bool and not abs(value) <= MAX_NUMBER:
+        raise UserError(f"{where}: {key}={value!r:.50} is no number that a network has; correct it")
     return wanted(value)
 
 
@@ -434,6 +440,9 @@ def _global_every(raw: Mapping[str, Any], n_layers: int, where: str) -> int:
     types = raw.get("layer_types")
     if types is None:
         return max(1, _number(raw, "global_attn_every_n_layers", 3, where))
+
+    if not isinstance(types, list) or len(types) != n_layers:
+        raise UserError(f"{where}: layer_types has to name {n_layers} layers; correct it")
 
     # If the first layer alone is global, any n beyond the other layers will do.
     for every in range(1, max(n_layers, 2) + 1):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -439,6 +439,15 @@ def to_hf(
     return state
 
 
+@runtime_checkable
+class Lazy(Protocol):
+    """Tensors that stay on disk until they are asked for."""
+
+    def shape(self, name: str) -> Shape:
+        """Returns the shape of a tensor without reading it."""
+        ...
+
+
 class _Tensors:
     """The tensors of a file by the names of a table, whichever known form the file has.
 
@@ -466,18 +475,29 @@ class _Tensors:
         return name in self.actual
 
     def __getitem__(self, name: str) -> np.ndarray:
+        tensor = self.state[self._present(name)]
+        if tensor.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+            raise UserError(
+                f"the tensor {name} is of {tensor.dtype}, not of floats; save the model unquantized"
+            )
+        return np.asarray(tensor, np.float32)
+
+    def shape(self, name: str) -> Shape:
+        """Returns the shape of a tensor; raises UserError if it is missing."""
+        actual = self._present(name)
+        if isinstance(self.state, Lazy):
+            return self.state.shape(actual)
+        return self.state[actual].shape
+
+    def _present(self, name: str) -> str:
+        """Returns the name in the file; raises UserError if there is none."""
         actual = self._find(name)
         if actual is None:
             raise UserError(
                 f"the tensor {name} is missing; "
                 "take the weights of the model that config.json describes"
             )
-        tensor = self.state[actual]
-        if tensor.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
-            raise UserError(
-                f"the tensor {name} is of {tensor.dtype}, not of floats; save the model unquantized"
-            )
-        return np.asarray(tensor, np.float32)
+        return actual
 
     def _find(self, name: str) -> str | None:
         """Returns the name in the file, or None."""
@@ -499,22 +519,35 @@ def _modern_name(name: str) -> str:
 
 def _read_entry(entry: Entry, shape: Shape, tensors: _Tensors, offset: int) -> np.ndarray:
     """Returns our parameter, of `shape`, from the tensors it is made of."""
+    _check_parts(entry, shape, tensors, offset)
     ours = np.empty(shape, np.float32)
     for index, name in entry.rows(shape):
-        part = ours[index].shape
-        expected = entry.their_shape(part)
-        if entry.offset:
-            expected = (expected[0] + offset, *expected[1:])
         tensor = tensors[name]
-        if tensor.shape != expected:
-            raise UserError(
-                f"the tensor {name} has shape {list(tensor.shape)}, "
-                f"but config.json says {list(expected)}; take both from the same model"
-            )
         if entry.offset:
             tensor = tensor[offset:]
-        ours[index] = entry.to_ours(tensor, part)
+        ours[index] = entry.to_ours(tensor, ours[index].shape)
     return ours
+
+
+def _check_parts(entry: Entry, shape: Shape, tensors: _Tensors, offset: int) -> None:
+    """Raises UserError if tensors are missing or of other shapes than our parameter's parts.
+
+    Memory for the parameter is taken afterwards, whatever config.json claims.
+    """
+    part = shape[1:] if entry.is_stacked else shape
+    if entry.fuse is not None:
+        part = (*part[: entry.fuse], *part[entry.fuse + 1 :])
+    expected = entry.their_shape(part)
+    if entry.offset:
+        expected = (expected[0] + offset, *expected[1:])
+
+    for _, name in entry.rows(shape):
+        found = tensors.shape(name)
+        if found != expected:
+            raise UserError(
+                f"the tensor {name} has shape {list(found)}, "
+                f"but config.json says {list(expected)}; take both from the same model"
+            )
 
 
 def _check_copies(table: Table, tensors: _Tensors) -> None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cramjax.errors import UserError
-from cramjax.inference import LoadedModel
+from cramjax.inference import LoadedModel, check_head
 from cramjax.models.layers import FLOAT32
 from cramjax.models.network import Network
 
@@ -59,8 +59,8 @@ def sentence_scores(
         float64 [sentences].
 
     Raises:
-        UserError: for a model without a token to mask with, or a sentence longer than its
-            positions.
+        UserError: for a model without a mask token or a trained head, weights that are no numbers,
+            or a sentence longer than the model's positions.
     """
     hidden_id = _hidden_id(model)
     pad_id = model.special["pad"]
@@ -76,18 +76,21 @@ def sentence_scores(
             places.setdefault(sentence, place)
     _check_lengths(model, unique, tokens, places)
 
-    score = _scorer(model.config, hidden_id, model.tokenizer.get_vocab_size(), pad_id)
+    score = _scorer(model.config, hidden_id, pad_id)
+    has_token = jnp.asarray(model.has_token)
     total = np.zeros(len(unique))
     n_copies = sum(map(len, scored))
     n_done = 0
     batches = _batches(tokens, scored, pad_id, batch_tokens, model.config.max_length)
-    dispatched = ((owners, score(model.params, **batch)) for owners, batch in batches)
+    dispatched = ((owners, score(model.params, has_token, **batch)) for owners, batch in batches)
     for owners, values in _read_behind(dispatched):
         # The end of a batch may be filled up with copies that nobody owns.
         np.add.at(total, owners, np.asarray(values, np.float64)[: len(owners)])
         n_done += len(owners)
         progress(n_done / n_copies)
 
+    if np.isnan(total).any():
+        raise UserError("the weights of this model are no numbers (NaN); give another model")
     scores = dict(zip(unique, total.tolist(), strict=True))
     return np.asarray([scores[sentence] for sentence in sentences])
 
@@ -103,7 +106,8 @@ def _read_behind(dispatched: Iterable[T]) -> Iterator[T]:
 
 
 def _hidden_id(model: LoadedModel) -> int:
-    """Returns the id of the token that hides a word."""
+    """Returns the id of the token that hides a word, of a model that can predict it."""
+    check_head(model)
     if model.is_t5:
         name = "<extra_id_0>"
         token_id = model.tokenizer.token_to_id(name)
@@ -189,15 +193,22 @@ def padded_length(n: int, longest: int | None) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _scorer(cfg: Network, hidden_id: int, vocab_size: int, pad_id: int) -> Callable[..., jax.Array]:
+def _scorer(cfg: Network, hidden_id: int, pad_id: int) -> Callable[..., jax.Array]:
     """Returns a jitted function that scores hidden tokens.
 
-    It takes (params, tokens [n, length], sizes [n], places [n]) and returns log p, float32 [n].
+    It takes (params, has_token bool [vocab], tokens [n, length], sizes [n], places [n]) and returns
+    log p, float32 [n].
     """
 
     @jax.jit
     @jax.default_matmul_precision("float32")  # a GPU would round the operands to TF32
-    def score(params: Any, tokens: jax.Array, sizes: jax.Array, places: jax.Array) -> jax.Array:
+    def score(
+        params: Any,
+        has_token: jax.Array,
+        tokens: jax.Array,
+        sizes: jax.Array,
+        places: jax.Array,
+    ) -> jax.Array:
         index = places[:, None]
         targets = jnp.take_along_axis(tokens, index, axis=1)[:, 0]
         everywhere = jnp.arange(tokens.shape[1])[None]
@@ -206,7 +217,7 @@ def _scorer(cfg: Network, hidden_id: int, vocab_size: int, pad_id: int) -> Calla
         ids = {"gap_id": hidden_id, "pad_id": pad_id}
         logits = cfg.gap_logits(FLOAT32, params, hidden_tokens, places, padding_mask=mask, **ids)
         # Padding of the vocabulary has no probability.
-        real = jnp.where(jnp.arange(logits.shape[1])[None] < vocab_size, logits, -jnp.inf)
+        real = jnp.where(has_token[None], logits, -jnp.inf)
         picked = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
         return picked - jax.nn.logsumexp(real, axis=1)
 
