@@ -36,7 +36,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import load_file, save_file
 
-from cramjax.errors import UserError
+from cramjax.errors import RunFailed, UserError
 from cramjax.files import read_json
 from cramjax.models.int8 import LEAST_NUMBERS, Int8
 
@@ -139,14 +139,14 @@ def write(
 
     Returns:
         The bytes of both files.
+
+    Raises:
+        RunFailed: if the disk is full or cannot be written.
     """
     stored: dict[str, np.ndarray] = {}
     layout: dict[str, dict[str, Any]] = {}
     for path in sorted(tensors):
         layout[path] = _store(path, tensors[path], stored)
-    save_file(stored, folder / FILE)
-    (folder / FILE).chmod(0o644)  # the library gives nobody else the right to read
-
     content = {
         "format": FORMAT,
         "network": dict(network),
@@ -155,7 +155,14 @@ def write(
         "compression": dict(compression),
         "tensors": layout,
     }
-    (folder / INDEX).write_text(json.dumps(content, sort_keys=True) + "\n", encoding="utf-8")
+    try:
+        save_file(stored, folder / FILE)
+        (folder / FILE).chmod(0o644)  # the library gives nobody else the right to read
+        (folder / INDEX).write_text(json.dumps(content, sort_keys=True) + "\n", encoding="utf-8")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RunFailed(
+            f"{folder}: cannot be written ({error}); free space there and give the same command"
+        ) from error
     return size(folder)
 
 

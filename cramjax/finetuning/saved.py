@@ -29,14 +29,24 @@ class SavedModels:
         return self._folder / task / f"point-{index}" / f"seed-{seed}"
 
     def save(self, task: Task, index: int, seed: int, settings: Settings, params: Any) -> None:
-        """Save the parameters of a seed at the point `index` of the grid."""
-        folder = self._path(task.name, index, seed)
-        (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
-        self._model.tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+        """Save the parameters of a seed at the point `index` of the grid.
 
+        Raises:
+            RunFailed: if the disk is full or cannot be written.
+        """
+        folder = self._path(task.name, index, seed)
         finetuned = learning.describe(task, settings, seed)
         precision = str(self._model.precision.matmul_dtype)
-        write_json(folder / "config.json", {"precision": precision, "finetuned": finetuned})
+        try:
+            (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
+            file = folder / "tokenizer" / "tokenizer.json"
+            file.write_text(self._model.tokenizer.to_str(), encoding="utf-8")
+            write_json(folder / "config.json", {"precision": precision, "finetuned": finetuned})
+        except OSError as error:
+            raise RunFailed(
+                f"{folder}: cannot be written ({error.strerror}); free space there and give the "
+                "same command"
+            ) from error
 
         # A finetuned model is a checkpoint of one step, which waits until it is on disk.
         checkpoints = Checkpoints(folder / "checkpoints", keep=1)

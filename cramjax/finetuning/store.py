@@ -14,9 +14,24 @@ import jax
 import numpy as np
 
 from cramjax.errors import UserError
-from cramjax.files import write_json
+from cramjax.files import read_json, write_json
 
 SETUP = "setup.json"
+
+_KINDS = {
+    "task": str,
+    "seed": int,
+    "point": dict,
+    "metrics": dict,
+    "predictions": dict,
+    "status": str,
+    "constant": bool,
+    "illegal": dict,
+    "loss": float,
+    "epoch": int,
+    "n_steps": int,
+    "seconds": int | float,
+}
 
 
 class Store:
@@ -47,7 +62,7 @@ class Store:
         # Tuples become lists, as in the file.
         setup = json.loads(json.dumps(setup))
         if path.is_file():
-            _check_setup(folder, setup, json.loads(path.read_text()))
+            _check_setup(folder, setup, read_json(path, "take another --out"))
             return
 
         try:
@@ -61,9 +76,20 @@ class Store:
         return self.folder / "runs" / task / f"point-{point}" / f"seed-{seed}.json"
 
     def read(self, task: str, point: int, seed: int) -> dict[str, Any] | None:
-        """Returns a finished run, or None if it is not finished."""
+        """Returns a finished run, or None if it is not finished.
+
+        Raises:
+            UserError: if its file is damaged.
+        """
         path = self.path(task, point, seed)
-        return json.loads(path.read_text()) if path.is_file() else None
+        if not path.exists():
+            return None
+        cure = "delete the file, and the same command does this run again"
+        run = read_json(path, cure)
+        for key, kind in _KINDS.items():
+            if not isinstance(run.get(key), kind):
+                raise UserError(f"{path}: {key} is missing or of another type; {cure}")
+        return run
 
     def write(self, run: dict[str, Any], point: int) -> None:
         """Keep a finished run."""

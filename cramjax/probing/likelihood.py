@@ -63,7 +63,8 @@ def sentence_scores(
             or a sentence longer than the model's positions.
     """
     hidden_id = _hidden_id(model)
-    pad_id = model.special["pad"]
+    scorer = _scorer(model.config, hidden_id, model.special["pad"])
+    score = functools.partial(scorer, model.params, model.has_token)
     unique = list(dict.fromkeys(sentences))
     encodings = model.tokenizer.encode_batch(unique)
     tokens = [np.asarray(encoding.ids, np.int32) for encoding in encodings]
@@ -76,13 +77,11 @@ def sentence_scores(
             places.setdefault(sentence, place)
     _check_lengths(model, unique, tokens, places)
 
-    score = _scorer(model.config, hidden_id, pad_id)
-    has_token = jnp.asarray(model.has_token)
     total = np.zeros(len(unique))
     n_copies = sum(map(len, scored))
     n_done = 0
-    batches = _batches(tokens, scored, pad_id, batch_tokens, model.config.max_length)
-    dispatched = ((owners, score(model.params, has_token, **batch)) for owners, batch in batches)
+    batches = _batches(model, tokens, scored, batch_tokens)
+    dispatched = ((owners, score(**batch)) for owners, batch in batches)
     for owners, values in _read_behind(dispatched):
         # The end of a batch may be filled up with copies that nobody owns.
         np.add.at(total, owners, np.asarray(values, np.float64)[: len(owners)])
@@ -138,23 +137,22 @@ def _check_lengths(
 
 
 def _batches(
+    model: LoadedModel,
     tokens: Sequence[np.ndarray],
     scored: Sequence[np.ndarray],
-    pad_id: int,
     batch_tokens: int,
-    longest: int | None,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Yields batches of masked copies of sentences of similar length.
 
     Args:
         tokens: token ids of each sentence.
         scored: places of its tokens that are scored.
-        longest: positions of the model.
 
     Yields:
         The sentence that each copy belongs to, and the arrays of the batch: tokens [n, length],
         and sizes and places of the hidden token [n].
     """
+    pad_id, longest = model.special["pad"], model.config.max_length
     buckets: dict[int, list[int]] = {}
     for number, ids in enumerate(tokens):
         buckets.setdefault(padded_length(len(ids), longest), []).append(number)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from cramjax.errors import UserError
 from cramjax.glue.tasks import SUITES
+from cramjax.hub.directory import member
 from cramjax.publishing.facts import Facts
 from cramjax.publishing.metadata import (
     SUITE_TITLES,
@@ -21,6 +25,8 @@ from cramjax.publishing.metadata import (
 PICTURE = "loss.png"
 
 _UNITS = (("hours", 3600), ("minutes", 60))
+# A path from the root on, at the start of a word or of a value, up to its last name.
+_ABSOLUTE = re.compile(r"(^|[=:,'\"])/(?!/)(?:[^:,'\"]*/)?([^:,/'\"]*)")
 _TABLE_HEAD = "| | |\n|---|---|\n"
 _SHOWN_SETTINGS = (
     "optimizer",
@@ -35,18 +41,18 @@ _SHOWN_SETTINGS = (
 
 _FILL_MASK = """from transformers import pipeline
 
-fill = pipeline("fill-mask", model="{name}")
+fill = pipeline("fill-mask", model={name})
 for guess in fill(f"The capital of France is {{fill.tokenizer.mask_token}}."):
     print(guess["token_str"], guess["score"])"""
 _CLASSIFY = """from transformers import pipeline
 
-classify = pipeline("text-classification", model="{name}")
+classify = pipeline("text-classification", model={name})
 print(classify({example}))"""
 _GENERATE = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForSeq2SeqLM.from_pretrained("{name}")
-inputs = tokenizer("{prompt}", return_tensors="pt")
+tokenizer = AutoTokenizer.from_pretrained({name})
+model = AutoModelForSeq2SeqLM.from_pretrained({name})
+inputs = tokenizer({prompt}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
 
 
@@ -69,14 +75,12 @@ def write(
         license: the Hub's name of a license.
         language: the code of the text's language.
     """
-    has_picture = (facts.folder / PICTURE).is_file()
-    if has_picture:
-        shutil.copyfile(facts.folder / PICTURE, directory / PICTURE)
+    has_picture = _copy_picture(facts.folder, directory)
 
     title = name.rpartition("/")[2]  # on the Hub the name is OWNER/NAME
-    sections = [f"# {title}", _description(facts, raw)]
+    sections = [f"# {_text(title)}", _description(facts, raw)]
     sections += _compression(facts)
-    sections += ["## Use", f"```python\n{_example(facts, raw, name)}\n```"]
+    sections += ["## Use", _block("python", _example(facts, raw, name))]
     if facts.finetuned:
         sections += _finetuning(facts.finetuned, facts.scores)
     elif facts.config:
@@ -87,7 +91,40 @@ def write(
 
     data = metadata(facts, raw, model_name=title, license=license, language=language)
     text = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
-    (directory / "README.md").write_text(text, encoding="utf-8")
+    # A name may hold bytes that are no UTF-8.
+    (directory / "README.md").write_text(text, encoding="utf-8", errors="replace")
+
+
+def _copy_picture(source: pathlib.Path, directory: pathlib.Path) -> bool:
+    """Copy the loss curve and return whether there is one; a link out of the folder is none."""
+    try:
+        picture = member(source, PICTURE, "")
+    except UserError:
+        return False
+    shutil.copyfile(picture, directory / PICTURE)
+    return True
+
+
+def _text(value: Any) -> str:
+    """Returns text of others for one line of Markdown: no markup, no HTML, no end of a cell."""
+    line = " ".join(str(value).split())
+    return re.sub(r"([\\`*\[\]<>|&#])", r"\\\1", line)
+
+
+def _code(value: Any) -> str:
+    """Returns text of others as a code span, which a table may hold."""
+    line = " ".join(str(value).split()).replace("|", "\\|")
+    longest = max(map(len, re.findall("`+", line)), default=0)
+    fence = "`" * (longest + 1)
+    space = " " if longest else ""
+    return f"{fence}{space}{line}{space}{fence}"
+
+
+def _block(language: str, lines: str) -> str:
+    """Returns a block of code that its lines do not end."""
+    longest = max(map(len, re.findall("`+", lines)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{lines}\n{fence}"
 
 
 def _description(facts: Facts, raw: Mapping[str, Any]) -> str:
@@ -96,7 +133,7 @@ def _description(facts: Facts, raw: Mapping[str, Any]) -> str:
     if facts.finetuned:
         task = facts.finetuned["task"]
         suite = SUITE_TITLES[facts.finetuned["suite"]]
-        start = f" from {facts.results['model']}" if facts.results else ""
+        start = f" from {_text(facts.results['model'])}" if facts.results else ""
         return f"A `{architecture}` finetuned{start} on {task} of {suite} with {tool}."
 
     size = ""
@@ -128,6 +165,7 @@ def _compression(facts: Facts) -> list[str]:
 def _example(facts: Facts, raw: Mapping[str, Any], name: str) -> str:
     """Returns a program that uses the model."""
     use = pipeline_tag(raw)
+    name = json.dumps(name, ensure_ascii=False)  # a string of Python too
     if use == "fill-mask":
         return _FILL_MASK.format(name=name)
 
@@ -136,7 +174,7 @@ def _example(facts: Facts, raw: Mapping[str, Any], name: str) -> str:
         if facts.finetuned:
             task = facts.finetuned["task"]
             prompt = f"{task} sentence1: It rains. sentence2: The street is wet."
-        return _GENERATE.format(name=name, prompt=prompt)
+        return _GENERATE.format(name=name, prompt=json.dumps(prompt))
 
     example = '{"text": "It rains.", "text_pair": "The street is wet."}'
     if facts.finetuned and _reads_one_text(facts.finetuned):
@@ -180,19 +218,19 @@ def _training_rows(facts: Facts) -> dict[str, str]:
     tokenizer = pathlib.PurePath(data["tokenizer"]).name
 
     return {
-        "data": ", ".join(f"`{_public_source(source)}`" for source in sources(facts)),
+        "data": ", ".join(_code(_public_source(source)) for source in sources(facts)),
         "objective": _objective(config["objective"]),
-        "tokenizer": f"`{tokenizer}`, {data['vocab_size']:,} entries",
+        "tokenizer": f"{_code(tokenizer)}, {data['vocab_size']:,} entries",
         "sequence": f"{data['seq_len']} tokens",
         "budget": f"{budget} (learning rate and batch size follow the share that is spent)",
         "spent": _amounts(facts.spent),
         "batch": f"up to {config['batch_size']:,} sequences",
         "optimizer": (
-            f"{optimizer['name']}, peak learning rate {optimizer['lr']:g}, "
-            f"schedule {config['schedule']['name']}"
+            f"{_text(optimizer['name'])}, peak learning rate {optimizer['lr']:g}, "
+            f"schedule {_text(config['schedule']['name'])}"
         ),
-        "hardware": _hardware(facts.environment),
-        "precision": str(facts.spent.get("precision", config["precision"])),
+        "hardware": _text(_hardware(facts.environment)),
+        "precision": _text(facts.spent.get("precision", config["precision"])),
     }
 
 
@@ -236,7 +274,7 @@ def _duration(elapsed_s: float) -> str:
 
 
 def _hardware(environment: Mapping[str, Any]) -> str:
-    devices = environment.get("devices", [])  # the kind of each device
+    devices = list(map(str, environment.get("devices") or []))  # the kind of each device
     kinds = ", ".join(f"{devices.count(kind)} × {kind}" for kind in dict.fromkeys(devices))
     if "cpus" in environment:
         return f"{kinds} ({environment['cpus']} CPU cores)"
@@ -247,10 +285,10 @@ def _finetuning(finetuned: Mapping[str, Any], scores: Mapping[str, float]) -> li
     settings = finetuned["settings"]
     # Which settings there are depends on the protocol.
     rows = [f"| seed | {finetuned['seed']} |"]
-    rows += [f"| {key} | {settings[key]} |" for key in _SHOWN_SETTINGS if key in settings]
+    rows += [f"| {key} | {_text(settings[key])} |" for key in _SHOWN_SETTINGS if key in settings]
     sections = ["## Finetuning", _TABLE_HEAD + "\n".join(rows)]
 
-    listed = ", ".join(f"{metric} {value:.1f}" for metric, value in scores.items())
+    listed = ", ".join(f"{_text(metric)} {value:.1f}" for metric, value in scores.items())
     if listed:
         sections.append(f"Scores of this model on the validation rows, in percent: {listed}.")
     return sections
@@ -261,7 +299,7 @@ def _scores(facts: Facts) -> list[str]:
     rows = []
     for _, task, metric, spread in task_scores(facts):
         rows.append(
-            f"| {task} | {metric} | {spread['median']:.1f} | {spread['std']:.1f} "
+            f"| {task} | {_text(metric)} | {spread['median']:.1f} | {spread['std']:.1f} "
             f"| {len(spread['seeds'])} |"
         )
     if not rows or not facts.results:
@@ -269,8 +307,8 @@ def _scores(facts: Facts) -> list[str]:
 
     protocol = facts.results["protocol"]
     text = (
-        f"Scores on the development sets, in percent, by the protocol `{protocol['name']}` "
-        f"({protocol['source']}). Scores of other protocols are not comparable."
+        f"Scores on the development sets, in percent, by the protocol {_code(protocol['name'])} "
+        f"({_text(protocol['source'])}). Scores of other protocols are not comparable."
     )
     head = "| task | metric | median | std | seeds |\n|---|---|---|---|---|\n"
     return [f"## {SUITE_TITLES[facts.results['suite']]}", text, head + "\n".join(rows)]
@@ -281,28 +319,39 @@ def _reproduction(facts: Facts) -> list[str]:
     environment = facts.environment
     # A finetuned model is not one run: it has no environment, but a command in its results.
     commands = []
-    if "command" in environment:
-        # The path of this machine's interpreter is of no use elsewhere.
-        commands.append(re.sub(r"^\S*python\S*", "python", environment["command"]))
+    if environment.get("command"):
+        commands.append(_public_command(environment["command"]))
     if facts.results and facts.results.get("command"):
-        commands.append(facts.results["command"])
+        commands.append(_public_command(facts.results["command"]))
     if not commands:
         return []
 
     notes = []
     if environment.get("git"):
-        notes.append(f"cramjax at git revision `{environment['git']}`")
+        notes.append(f"cramjax at git revision {_code(environment['git'])}")
     if environment.get("packages"):
         packages = environment["packages"].items()
-        notes.append(", ".join(f"{name} {version}" for name, version in packages))
+        notes.append(", ".join(f"{_text(name)} {_text(version)}" for name, version in packages))
     if "seed" in facts.config:
-        notes.append(f"seed {facts.config['seed']}")
+        notes.append(f"seed {_text(facts.config['seed'])}")
 
     lines = "\n".join(commands)
-    sections = ["## Reproduce", f"```bash\n{lines}\n```"]
+    sections = ["## Reproduce", _block("bash", lines)]
     if notes:
         sections.append("; ".join(notes) + ".")
     return sections
+
+
+def _public_command(command: str) -> str:
+    """Returns a command without the folders of this machine, its interpreter's among them."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = command.split()
+    public = [_ABSOLUTE.sub(lambda match: match[1] + match[2], word) for word in words]
+    if public and public[0].startswith("python"):
+        public[0] = "python"
+    return shlex.join(public)
 
 
 def _limitations(facts: Facts) -> str:

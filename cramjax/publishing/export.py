@@ -10,11 +10,13 @@ import dataclasses
 import pathlib
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 
+from safetensors import SafetensorError
+
 from cramjax.checkpoints import packed
-from cramjax.errors import UserError
+from cramjax.errors import RunFailed, UserError
+from cramjax.files import FileLock
 from cramjax.hub import directory
 from cramjax.inference import load
 from cramjax.publishing import card, parity, saving
@@ -80,7 +82,7 @@ def export(
     Raises:
         UserError: if there is no such model, no class of `transformers` computes it, or `out`
             holds other things.
-        RunFailed: if the written files fail a check.
+        RunFailed: if the written files fail a check, or the disk is full. Nothing is left of them.
     """
     options = options or Options()
     source = pathlib.Path(checkpoint)
@@ -140,23 +142,44 @@ def _check_arguments(source: pathlib.Path, out: pathlib.Path, options: Options) 
 
 @contextlib.contextmanager
 def _staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a folder beside `out`; its files move to `out` at the end, unless an error ends it."""
+    """Yields a folder beside `out`; its files move to `out` at the end, unless an error ends it.
+
+    The folder has one name, so that the next export removes what a killed one has left. A lock
+    tells a killed export from one that goes on.
+    """
+    staged = out.with_name(f".{out.name}.export")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        staged = pathlib.Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        lock = FileLock(staged.with_name(f"{staged.name}.lock"))
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from error
 
-    try:
-        yield staged
+    with lock:
+        if not lock.acquire():
+            raise UserError(f"--out {out}: another export writes there; wait for its end")
+        try:
+            shutil.rmtree(staged, ignore_errors=True)
+            staged.mkdir()
+            yield staged
+            _move(staged, out)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RunFailed(
+                f"--out {out}: cannot be written ({reason}); free space there or name another "
+                "folder, and export again"
+            ) from error
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+            staged.with_name(f"{staged.name}.lock").unlink(missing_ok=True)
 
-        # An earlier export may have had more files of weights.
-        out.mkdir(exist_ok=True)
-        names = {path.name for path in staged.iterdir()}
-        for path in out.glob(saving.WEIGHTS):
-            if path.name not in names:
-                path.unlink()
-        for path in staged.iterdir():
-            path.replace(out / path.name)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+
+def _move(staged: pathlib.Path, out: pathlib.Path) -> None:
+    """Move the files of `staged` to `out`, in place of those of an earlier export."""
+    # An earlier export may have had more files of weights.
+    out.mkdir(exist_ok=True)
+    names = {path.name for path in staged.iterdir()}
+    for path in out.glob(saving.WEIGHTS):
+        if path.name not in names:
+            path.unlink()
+    for path in staged.iterdir():
+        path.replace(out / path.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -9,9 +10,60 @@ from collections.abc import Mapping
 from typing import Any
 
 from cramjax.errors import UserError
+from cramjax.files import read_json
+from cramjax.glue.tasks import SUITES
 
 FINETUNINGS = pathlib.Path("runs/finetune")
 """The folder of `tools.finetune` without --out."""
+
+
+_NUMBER = (int, float)
+_NONE = type(None)
+_CURE = "restore the file"
+
+# Dotted key → its types, of what the card reads.
+_RUN = {
+    "data.source": (str, list),
+    "data.tokenizer": (str,),
+    "data.vocab_size": (int,),
+    "data.seq_len": (int,),
+    "data.lowercase": (bool,),
+    "optimizer.name": (str,),
+    "optimizer.lr": _NUMBER,
+    "schedule.name": (str,),
+    "objective.name": (str,),
+    "budget": (dict,),
+    "batch_size": (int,),
+    "precision": (str,),
+}
+_OBJECTIVES = {
+    "span_corruption": {"objective.noise_density": _NUMBER, "objective.mean_span": _NUMBER}
+}
+_MASKED = {"objective.mask_rate": _NUMBER}
+_ENVIRONMENT = {
+    "command": (str, _NONE),
+    "git": (str, _NONE),
+    "packages": (dict, _NONE),
+    "devices": (list, _NONE),
+}
+_SETTINGS = {
+    "settings.dropout": _NUMBER,
+    "settings.attention_dropout": _NUMBER,
+    "settings.pooling": (str,),
+    "settings.single_as_pair": (bool,),
+    "settings.max_length": (int,),
+}
+_RESULTS = {
+    "suite": (str,),
+    "model": (str,),
+    "protocol.name": (str,),
+    "protocol.source": (str,),
+    "command": (str, _NONE),
+}
+_SPREAD = {"median": _NUMBER, "std": _NUMBER, "seeds": (list,)}
+_SPENT = (
+    "steps", "tokens", "flops", "params", "elapsed_s", "eval_loss", "eval_accuracy", "unigram_loss",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,19 +117,25 @@ def read_facts(folder: pathlib.Path, results: pathlib.Path | None, step: int | N
     Raises:
         UserError: if `results` is not a results.json of `tools.finetune`.
     """
-    config = _read_object(folder / "config.json") or _read_object(folder / "packed.json") or {}
+    where = folder / "config.json"
+    if not where.exists():
+        where = folder / "packed.json"
+    config = _read_object(where) or {}
     finetuned = config.get("finetuned")
     compression = config.get("compression")
     spent = {}
     if not finetuned:
         spent = _read_spent(folder, step)
     if finetuned or compression:
+        _check_notes(finetuned, compression, where)
         config = {}  # the content of config.json is not that of a run
+    elif config:
+        _check_run(config, where)
 
     scored, scores = None, {}
     if results is not None:
-        scored = _read_object(results)
-        if not scored or "protocol" not in scored:
+        scored = _read_results(results)
+        if not scored:
             raise UserError(
                 f"--results {results}: is no results.json of tools.finetune; "
                 "name one, or leave --results out"
@@ -85,16 +143,72 @@ def read_facts(folder: pathlib.Path, results: pathlib.Path | None, step: int | N
     elif finetuned:
         scored, scores = _read_finetuning(folder.resolve(), finetuned["task"])
 
+    environment = _read_object(folder / "environment.json") or {}
+    _check(environment, _ENVIRONMENT, folder / "environment.json")
     return Facts(
         folder=folder,
         config=config,
-        environment=_read_object(folder / "environment.json") or {},
+        environment=environment,
         spent=spent,
         finetuned=finetuned,
         compression=compression,
         results=scored,
         scores=scores,
     )
+
+
+def _check(
+    content: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]], where: pathlib.Path
+) -> None:
+    """Raises UserError if a dotted key of a file has a value of another type than these."""
+    for dotted, allowed in kinds.items():
+        value: Any = content
+        for key in dotted.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        is_wrong_bool = isinstance(value, bool) and bool not in allowed
+        if is_wrong_bool or not isinstance(value, allowed):
+            names = " or ".join(kind.__name__ for kind in allowed)
+            raise UserError(
+                f"{where}: {dotted}={value!r:.80} is of another type than {names}; {_CURE}"
+            )
+
+
+def _check_run(config: Mapping[str, Any], where: pathlib.Path) -> None:
+    """Raises UserError if config.json is not that of a run."""
+    _check(config, _RUN, where)
+    _check(config, _OBJECTIVES.get(config["objective"]["name"], _MASKED), where)
+    limits = {f"budget.{name}": (*_NUMBER, _NONE) for name in config["budget"]}
+    _check(config, limits, where)
+
+
+def _check_notes(finetuned: Any, compression: Any, where: pathlib.Path) -> None:
+    """Raises UserError if the notes about a finetuned or compressed model are damaged."""
+    if finetuned:
+        _check({"finetuned": finetuned}, {"finetuned": (dict,)}, where)
+        _check(finetuned, {"task": (str,), "suite": (str,), "seed": (int,)} | _SETTINGS, where)
+        known = {task.name for task in SUITES.get(finetuned["suite"], ())}
+        if finetuned["task"] not in known:
+            raise UserError(f"{where}: finetuned names no task that is known; {_CURE}")
+    if compression:
+        _check({"compression": compression}, {"compression": (dict,)}, where)
+        _check(compression, {"prune": _NUMBER, "bits": (int,)}, where)
+
+
+def _read_results(path: pathlib.Path) -> dict[str, Any] | None:
+    """Returns a results.json of `tools.finetune`; None if there is none, or it is another file."""
+    content = _read_object(path)
+    if not content or "protocol" not in content:
+        return None
+    _check(content, _RESULTS, path)
+    if content["suite"] not in SUITES:
+        raise UserError(f"{path}: suite={content['suite']!r:.80} is not known; {_CURE}")
+    for task in SUITES[content["suite"]]:
+        entry = content.get(task.name, {})
+        _check({"entry": entry}, {"entry": (dict,)}, path)
+        for spread in entry.values():
+            if isinstance(spread, dict) and "median" in spread:
+                _check(spread, _SPREAD, path)
+    return content
 
 
 def _read_finetuning(
@@ -108,31 +222,46 @@ def _read_finetuning(
     if len(folder.parents) < 4 or folder.parents[2].name != "models":
         return None, {}
     out = folder.parents[3]
-    run = _read_object((out / "runs" / folder.relative_to(out / "models")).with_suffix(".json"))
-    scores = run["metrics"][task] if run else {}
-    return _read_object(out / "results.json"), scores
+    path = (out / "runs" / folder.relative_to(out / "models")).with_suffix(".json")
+    run = _read_object(path)
+    if not run:
+        return _read_results(out / "results.json"), {}
+    _check(run, {f"metrics.{task}": (dict,)}, path)
+    scores = run["metrics"][task]
+    _check(scores, dict.fromkeys(scores, _NUMBER), path)
+    return _read_results(out / "results.json"), scores
 
 
 def _read_spent(folder: pathlib.Path, step: int | None) -> dict[str, Any]:
-    """Returns summary.json, or the metrics up to a `step` before the end of the run."""
-    summary = _read_object(folder / "summary.json")
-    if summary and step in (None, summary["steps"]):
-        return summary
+    """Returns the figures of summary.json, or the metrics up to a `step` before the run's end."""
+    where = folder / "summary.json"
+    summary = _read_object(where)
+    if summary is None or step not in (None, summary.get("steps")):
+        where = folder / "metrics.jsonl"
+        summary = _latest(where, step)
+    numbers = {key: summary[key] for key in _SPENT if summary.get(key) is not None}
+    _check(numbers, dict.fromkeys(numbers, _NUMBER), where)
+    if isinstance(summary.get("precision"), str):
+        numbers["precision"] = summary["precision"]
+    return numbers
 
-    # The last value of each metric, as summary.json would have it.
+
+def _latest(path: pathlib.Path, step: int | None) -> dict[str, Any]:
+    """Returns the last value of each metric up to a `step`, named as in summary.json.
+
+    A line that a crash cut short is left out.
+    """
     latest: dict[str, Any] = {}
-    if (folder / "metrics.jsonl").is_file():
-        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            if step is None or entry["step"] <= step:
-                latest |= entry
-    return {"steps": latest.pop("step", step), "train_loss": latest.pop("loss", None)} | latest
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                entry = json.loads(line)
+                at = entry.get("step") if isinstance(entry, dict) else None
+                if type(at) is int and (step is None or at <= step):
+                    latest |= entry
+    return latest | {"steps": latest.get("step", step)}
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the JSON object in a file, or None if there is no such file or object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+    """Returns the JSON object in a file, or None without a file; raises UserError if damaged."""
+    return read_json(path, _CURE) if path.exists() else None

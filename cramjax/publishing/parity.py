@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import tokenizers
 
 from cramjax.errors import RunFailed, UserError
+from cramjax.files import read_json
 from cramjax.hub import families
 from cramjax.models import classifier, encoder, t5
 from cramjax.models.layers import FLOAT32
@@ -98,7 +98,7 @@ def _load_in_torch(directory: pathlib.Path) -> Any:
     import torch
     import transformers
 
-    (name,) = json.loads((directory / "config.json").read_text())["architectures"]
+    (name,) = read_json(directory / "config.json", "export again")["architectures"]
     model, report = getattr(transformers, name).from_pretrained(
         directory, output_loading_info=True, dtype=torch.float32
     )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from cramjax.errors import RunFailed, UserError
+from cramjax.hub import replies
 
 ATTEMPTS = 6
 FIRST_PAUSE_S = 2.0  # doubled from one attempt to the next
@@ -32,9 +33,6 @@ _XET = {
     "HF_XET_CLIENT_CONNECT_TIMEOUT": "10s",
     "HF_XET_CLIENT_READ_TIMEOUT": "60s",
 }
-# Names of classes: the release of huggingface_hub decides whether its HTTP library is
-# httpx or httpx2.
-_NETWORK = {"TimeoutException", "NetworkError", "RemoteProtocolError", "ProxyError"}
 
 
 def push(
@@ -141,9 +139,12 @@ def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
         raise UserError(f"{directory}: holds no config.json; name a directory that holds an export")
 
     files = {}
+    home = directory.resolve()
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory)
-        if path.is_file() and not set(FORBIDDEN_FOLDERS) & set(name.parts):
+        # A link out of the export is not part of it.
+        is_inside = path.is_file() and path.resolve().is_relative_to(home)
+        if is_inside and not set(FORBIDDEN_FOLDERS) & set(name.parts):
             files[name.as_posix()] = path
     return files
 
@@ -181,7 +182,7 @@ def _request_once(request: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
     try:
         response = request(*args, **kwargs)
     except Exception as error:
-        if _NETWORK & {kind.__name__ for kind in type(error).__mro__}:
+        if replies.is_network(error):
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
         raise
 
@@ -233,11 +234,9 @@ def _diagnosis(
     """
     from huggingface_hub import errors
 
-    causes = list(_causes(error))
-    response, network = None, None
+    causes = list(replies.causes(error))
+    response, network = replies.response_of(error), None
     for cause in causes:
-        if response is None:
-            response = getattr(cause, "response", None)
         if network is None and isinstance(cause, ConnectionError | TimeoutError):
             network = cause
     status = _xet_status(network) if response is None else response.status_code
@@ -251,7 +250,7 @@ def _diagnosis(
         return f"the connection failed ({_plain(network, hide=token)})", None
 
     if status in _BUSY or status >= 500:
-        asked_s = None if response is None else _asked_s(response)
+        asked_s = None if response is None else replies.asked_s(response)
         return f"the Hub answered {status}", asked_s
     if status in _CONFLICT:
         return f"another change got in between ({status})", None
@@ -282,13 +281,6 @@ def _failure(repo_id: str, reason: str, directory: pathlib.Path) -> RunFailed:
     )
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields the error and its causes; the library wraps the trouble with a single file."""
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
 def _xet_status(error: BaseException | None) -> int | None:
     """Returns the status in an error of Xet's client, or None.
 
@@ -296,19 +288,6 @@ def _xet_status(error: BaseException | None) -> int | None:
     """
     match = re.search(r"HTTP status (?:client|server) error \((\d{3})", str(error))
     return int(match[1]) if match else None
-
-
-def _asked_s(response: Any) -> float | None:
-    """Returns the seconds that an answer of the Hub asks to wait, or None."""
-    from huggingface_hub.utils import parse_ratelimit_headers
-
-    limit = parse_ratelimit_headers(response.headers)
-    if response.status_code == 429 and limit is not None and limit.remaining == 0:
-        return float(limit.reset_in_seconds)
-    try:
-        return max(0.0, float(response.headers["Retry-After"]))
-    except (KeyError, ValueError):  # absent, or a date
-        return None
 
 
 def _plain(said: Any, *, hide: str) -> str:

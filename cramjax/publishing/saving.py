@@ -6,7 +6,6 @@ the tokenizer.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +18,7 @@ from safetensors.numpy import save_file
 
 from cramjax.data import tokenizers as tokenizer_files
 from cramjax.errors import RunFailed, UserError
-from cramjax.files import write_json
+from cramjax.files import read_json, write_json
 from cramjax.hub import directory as hf_directory
 from cramjax.hub import equivalence, families, tables
 from cramjax.models import classifier
@@ -100,7 +99,7 @@ def read_back(
     if isinstance(model.config, classifier.ClassifierConfig):
         # `hub.directory` reads networks with the head that predicts tokens only.
         family, config = equivalence.find_family(model.config)
-        raw = json.loads((directory / "config.json").read_text())
+        raw = read_json(directory / "config.json", "export again")
         with hf_directory.open_weights(directory) as tensors:
             params, _ = tables.from_hf(family, config, tensors, pad_id=raw["pad_token_id"])
         written = equivalence.widen(config, written)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ import tokenizers
 
 from cramjax.checkpoints import packed
 from cramjax.data import tokenizers as tokenizer_files
+from cramjax.files import read_json
 from cramjax.glue.tasks import Task, find_tasks
 from cramjax.hub import families
 from cramjax.inference import LoadedModel
@@ -121,4 +121,4 @@ def _max_length(folder: pathlib.Path, model: LoadedModel) -> int:
         return model.finetuned["settings"]["max_length"]
     if packed.is_packed(folder):
         return packed.read_index(folder)["max_length"]
-    return json.loads((folder / "config.json").read_text())["data"]["seq_len"]
+    return read_json(folder / "config.json", "restore the file")["data"]["seq_len"]

@@ -3,6 +3,7 @@
 Child processes do it: huggingface_hub reads its environment when it is imported.
 """
 
+import dataclasses
 import json
 import pathlib
 import random
@@ -25,7 +26,20 @@ from huggingface_hub import get_session
 slept, timeout = [], get_session().timeout
 time.sleep = slept.append
 
-def answer(directory=None, repo_id=None, token=None, download=None, timeout_s=60.0, **options):
+def fetched(name):
+    from huggingface_hub import constants
+    from cramjax.hub import download
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = 0.2
+    try:
+        return {"path": str(download.download(name))}
+    except UserError as error:
+        return {"message": str(error)}
+
+def answer(
+    directory=None, repo_id=None, token=None, download=None, model=None, timeout_s=60.0, **options
+):
+    if model:
+        return fetched(model)
     if download:
         from huggingface_hub import snapshot_download
         return {"path": snapshot_download(download, **options)}
@@ -166,6 +180,32 @@ def test_what_was_pushed_can_be_downloaded(hub, pusher, export):
     attributes = hub.repos["me/there"].branches["main"][0].files[".gitattributes"].content
     expected = contents(export) | {".gitattributes": attributes}
     assert contents(pathlib.Path(answer["path"])) == expected
+
+
+def test_a_download_that_fails_says_why_in_one_sentence(hub, pusher, export):
+    pusher.push(export, "me/model")
+    limit = {"status": 429, "headers": {"Retry-After": "77"}, "times": 99}
+    hub.faults.append({"match": "GET /api/models/me/model", **limit})
+    assert "limits the rate of requests (429); wait 77 s" in pusher.ask(model="me/model")["message"]
+
+    hub.faults[:] = [{"match": "GET /me/model/resolve/", "drop": "never", "times": 99}]
+    message = pusher.ask(model="me/model")["message"]
+    assert message.startswith("me/model: the connection to the Hub failed") and "\n" not in message
+
+    hub.faults.clear()
+    fetched = contents(pathlib.Path(pusher.ask(model="me/model")["path"]))
+    assert fetched and fetched.items() <= contents(export).items()
+
+
+def test_a_repository_with_a_name_that_leads_out_is_refused(hub, pusher, export):
+    pusher.push(export, "me/evil")
+    commit = hub.repos["me/evil"].branches["main"][-1]
+    files = commit.files | {"../../evil.safetensors": commit.files["config.json"]}
+    hub.repos["me/evil"].branches["main"].append(
+        dataclasses.replace(commit, oid="e" * 40, files=files)
+    )
+    message = pusher.ask(model="me/evil")["message"]
+    assert "a file whose name leads out of its folder; do not use this model" in message
 
 
 def test_pushing_again_sends_what_changed(hub, pusher, export):
