@@ -46,6 +46,7 @@ MAX_INFLATION = 1000
 
 _CHECKSUMS = "checksums.json"
 _SIDECAR = "sidecar/metadata"
+_METADATA = "_CHECKPOINT_METADATA"
 _DELETED = ".deleted"
 _log = logging.getLogger("cramjax")
 
@@ -283,6 +284,7 @@ class Checkpoints:
             self._manager.close()
 
     def _open(self) -> ocp.CheckpointManager:
+        self._check_metadata()
         handlers = {
             "state": ocp.StandardCheckpointHandler(),
             "sidecar": ocp.JsonCheckpointHandler(),
@@ -306,6 +308,23 @@ class Checkpoints:
             ) from error
         self._remove_leftovers()
         return manager
+
+    def _check_metadata(self) -> None:
+        """Let no damaged file of Orbax's own keep all checkpoints from being opened.
+
+        A run that goes on does without it: the checkpoint it belongs to is then a damaged one.
+
+        Raises:
+            RunFailed: if nothing may be changed.
+        """
+        for path in sorted(self._directory.glob(f"[0-9]*/{_METADATA}")):
+            try:
+                read_json(path, "move its folder away")
+            except UserError as error:
+                if self._read_only:
+                    raise RunFailed(str(error)) from error
+                if processes.is_first():
+                    _remove(path)
 
     def _start(self, step: int, state: Any, sidecar: Mapping[str, Any]) -> None:
         """Begin a save, and a thread that waits for its end; errors of both go to `_error`."""
@@ -398,7 +417,7 @@ def newest_sidecar(directory: str | pathlib.Path) -> tuple[int, dict[str, Any]] 
         folder = pathlib.Path(directory) / str(step)
         try:
             _verify(folder)
-            return step, json.loads((folder / "sidecar" / "metadata").read_text())
+            return step, _read_sidecar(folder)
         except (OSError, ValueError):
             continue  # `restore` warns of it and moves it away
     return None
@@ -409,6 +428,14 @@ def _steps(directory: pathlib.Path) -> list[int]:
     if not directory.is_dir():
         return []
     return [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Delete a file, a link, or a folder that is in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _seal(folder: pathlib.Path) -> None:

@@ -155,6 +155,7 @@ def write(
         "compression": dict(compression),
         "tensors": layout,
     }
+
     try:
         save_file(stored, folder / FILE)
         (folder / FILE).chmod(0o644)  # the library gives nobody else the right to read

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
@@ -17,11 +16,13 @@ from cramjax.checkpoints import packed, pretrained
 from cramjax.compress import matrices, quantize
 from cramjax.compress.candidates import Candidate
 from cramjax.compress.plan import CompressionPlan
-from cramjax.files import write_json
+from cramjax.files import read_json, write_json
 from cramjax.models.int8 import Int8, is_faster
 from cramjax.models.network import Network
 
 RESULT = "result.json"
+
+_REDO = "delete its folder, and the same command does this point again"
 
 
 class TrainedNetwork(NamedTuple):
@@ -58,11 +59,11 @@ class PointFolders:
         result = self.folder(point) / RESULT
         if not result.is_file():
             return False
-        return json.loads(result.read_text())["path"] == self._plan.path(point.share)
+        return read_json(result, _REDO).get("path") == self._plan.path(point.share)
 
     def result(self, point: Point) -> dict[str, Any]:
         """Returns the result of a point that is done."""
-        return json.loads((self.folder(point) / RESULT).read_text())
+        return read_json(self.folder(point) / RESULT, _REDO)
 
     def read(self, point: Point) -> TrainedNetwork:
         """Returns the network of a point that is done."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from cramjax.console import Announce
 from cramjax.data import loader as loaders
 from cramjax.data.dataset import TokenDataset
 from cramjax.errors import UserError
+from cramjax.files import read_json
 from cramjax.finetuning import learning, results, training
 from cramjax.finetuning.feed import Arrays, Feed
 from cramjax.finetuning.protocols import Settings
@@ -39,6 +39,7 @@ from cramjax.training.evaluate import Evaluator
 LATENCY_BATCHES = {"batch_1": 1, "batch_32": 32}
 """Name in pareto.json → examples at a time."""
 
+_RESTORE = "start the run again, which writes it anew"
 _N_WARMUP = 3
 _N_REPETITIONS = 40
 
@@ -230,9 +231,8 @@ class TextSubject:
             UserError: if the text of the run is missing.
         """
         self.model = model
-        content = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-        config = stored.read(content)
-        environment = json.loads((workdir / "environment.json").read_text(encoding="utf-8"))
+        config = stored.read(read_json(workdir / "config.json", _RESTORE))
+        environment = read_json(workdir / "environment.json", _RESTORE)
         dataset = TokenDataset.open(environment["dataset"])
         self.max_length = config.data.seq_len
 

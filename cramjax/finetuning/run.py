@@ -20,6 +20,7 @@ from cramjax.finetuning.protocols import Settings
 from cramjax.finetuning.request import FinetuneRequest, check_starts, choose_tasks
 from cramjax.finetuning.saved import SavedModels
 from cramjax.finetuning.store import Store, digest
+from cramjax.finetuning.t5_feed import check_labels
 from cramjax.glue import rows
 from cramjax.glue.tasks import Task
 from cramjax.inference import LoadedModel, untrained
@@ -68,6 +69,9 @@ class Finetuning:
         self.diagnostics = [task for task in all_tasks if task.first]
         self.suite = all_tasks[0].suite
         check_starts(self.tasks, self.protocol, self.model.is_t5)
+        if self.model.is_t5:
+            for task in all_tasks:
+                check_labels(task, self.model.tokenizer)
         # A task whose model others start from comes before them.
         self.tasks = sorted(self.tasks, key=lambda task: not self._is_start(task))
 

@@ -27,7 +27,7 @@ _KINDS = {
     "status": str,
     "constant": bool,
     "illegal": dict,
-    "loss": float,
+    "loss": int | float | None,
     "epoch": int,
     "n_steps": int,
     "seconds": int | float,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from cramjax.errors import UserError
 from cramjax.finetuning.feed import Arrays, MicrobatchPlan, truncating
 from cramjax.finetuning.protocols import Settings
 from cramjax.glue import inputs
@@ -149,6 +150,28 @@ class T5Feed:
         """Returns the tokens before the first separator, or all."""
         is_end = ids == self._special["sep"]
         return ids[: int(np.argmax(is_end))] if is_end.any() else ids
+
+
+def check_labels(task: Task, tokenizer: tokenizers.Tokenizer) -> None:
+    """Raises UserError, by label, if the tokenizer cannot write an answer of the task.
+
+    A T5 whose tokenizer lowers capitals, or has no "_" or digits, would train for hours and answer
+    nothing that counts.
+    """
+    answers: Sequence[str] = task.labels or ()
+    if task.name == "wsc" or task.kind == "entities":
+        return  # the answers are words of the rows
+    if task.labels is None:
+        answers = [f"{tenths / 10:.1f}" for tenths in range(0, 51, 2)]
+
+    for answer in answers:
+        ids = tokenizer.encode(answer).ids
+        written = tokenizer.decode(ids)
+        if inputs.parse(task, {}, written) != inputs.parse(task, {}, answer):
+            raise UserError(
+                f"--task {task.name}: the tokenizer of this T5 writes the answer {answer!r} as "
+                f"{written!r}; take a T5 whose tokenizer keeps capitals, digits and '_'"
+            )
 
 
 def _encode(texts: Sequence[str], tokenizer: tokenizers.Tokenizer) -> list[np.ndarray]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -87,8 +89,15 @@ def _missing(task: Task, path: pathlib.Path) -> UserError:
 def _read_tsv(task: Task, path: pathlib.Path, split: str, warn: Callable[[str], None]) -> list[Row]:
     is_labelled = not split.startswith("test")
     # No quoting: quotation marks in these files are text.
+    # A cell may be a whole article: csv's limit of 131,072 characters is for the process.
+    csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        try:
+            lines = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        except csv.Error as error:
+            raise UserError(f"{path}: is no file of cells and tabs ({error})") from error
+    while lines and not any(cell.strip() for cell in lines[-1]):
+        lines.pop()
 
     if task.name == "cola" and is_labelled:
         # These files of CoLA have no header.
@@ -152,9 +161,12 @@ def _label(task: Task, value: Any, where: str) -> int | float:
     """Returns a label as a number, from its name or from its number in the official files."""
     if task.labels is None:
         try:
-            return float(value)
-        except ValueError:
-            raise UserError(f"{where}: the score {value!r} is no number") from None
+            score = float(value)
+        except (TypeError, ValueError):
+            score = math.nan
+        if not math.isfinite(score):
+            raise UserError(f"{where}: the score {value!r:.80} is no number")
+        return score
 
     text = str(value)
     names = [name.lower() for name in task.labels]
@@ -163,7 +175,9 @@ def _label(task: Task, value: Any, where: str) -> int | float:
     # Files with two classes may have numbers for them.
     if text.isdigit() and int(text) < len(task.labels) == 2:
         return int(text)
-    raise UserError(f"{where}: unknown label {text!r}; {task.folder} has {', '.join(task.labels)}")
+    raise UserError(
+        f"{where}: unknown label {text!r:.80}; {task.folder} has {', '.join(task.labels)}"
+    )
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
@@ -176,6 +190,9 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}:{number}: not a line of JSON ({error.msg})") from error
+            # Nested thousands of times, or a number of thousands of digits.
+            except (RecursionError, ValueError) as error:
+                raise UserError(f"{path}:{number}: not a line of JSON ({error})") from error
             if not isinstance(row, dict):
                 raise UserError(f"{path}:{number}: not a JSON object")
             yield number, row
@@ -186,16 +203,37 @@ def _superglue_rows(task: Task, path: pathlib.Path, number: int, raw: dict) -> I
     where = f"{path}:{number}"
     try:
         if task.kind == "answers":
-            yield from _multirc(task, raw, where)
+            rows = list(_multirc(task, raw, where))
         elif task.kind == "entities":
-            yield from _record(raw)
+            rows = list(_record(raw))
         else:
-            yield _plain_row(task, raw, where)
-    except (KeyError, TypeError) as error:
+            rows = [_plain_row(task, raw, where)]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         key = error.args[0] if isinstance(error, KeyError) else "one of its keys"
         raise UserError(
-            f"{where}: has no {key!r} (found: {', '.join(raw)}); give the official file"
+            f"{where}: has no {key!r} (found: {', '.join(raw):.200}); give the official file"
         ) from error
+    for row in rows:
+        _check_types(task, row, where)
+    yield from rows
+
+
+def _check_types(task: Task, row: Row, where: str) -> None:
+    """Raises UserError for a value that is not of the type that its key has in every row."""
+    for key, value in row.items():
+        if key in ("idx", "group", "label"):
+            parts = value if isinstance(value, tuple | list) else (value,)
+            is_right = all(isinstance(part, int | float | str) for part in parts)
+        elif key == "entities":
+            is_right = all(isinstance(entity, str) for entity in value)
+        elif key.endswith("_index") or key.removesuffix("1").removesuffix("2") in ("start", "end"):
+            is_right = isinstance(value, int)
+        else:
+            is_right = isinstance(value, str)
+        if not is_right:
+            raise UserError(f"{where}: {key} is {value!r:.80}; give the official file")
+    if task.kind == "choice" and row["question"] not in ("cause", "effect"):
+        raise UserError(f"{where}: question is {row['question']!r:.80}; give the official file")
 
 
 def _plain_row(task: Task, raw: dict, where: str) -> Row:

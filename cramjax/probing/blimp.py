@@ -60,6 +60,9 @@ def read(data_dir: str | pathlib.Path, limit: int | None = None) -> list[Pair]:
 
     pairs: list[Pair] = []
     for path in paths:
+        # A pipe would be waited for.
+        if not path.is_file():
+            raise UserError(f"{path}: cannot be read (no regular file); fetch BLiMP's again")
         try:
             with path.open("rb") as file:
                 for number, line in enumerate(itertools.islice(file, limit), start=1):
@@ -76,7 +79,8 @@ def _pair(line: bytes, where: str) -> Pair:
     form = f"a line of BLiMP has {', '.join(_KEYS.values())}"
     try:
         content = json.loads(line)
-    except ValueError as error:  # of JSON, or of UTF-8
+    # ValueError: of JSON, or of UTF-8; RecursionError: nested thousands of times
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not a line of JSON ({getattr(error, 'msg', error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{where}: not a JSON object; {form}")
@@ -86,7 +90,7 @@ def _pair(line: bytes, where: str) -> Pair:
             raise UserError(f"{where}: has no {key}; {form}")
         text = content[key]
         if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{where}: {key} is {text!r}; it has to be text")
+            raise UserError(f"{where}: {key} is {text!r:.80}; it has to be text")
 
     fields = {name: content[key] for name, key in _KEYS.items()}
     # The files spell one field in two ways.
