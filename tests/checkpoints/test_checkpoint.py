@@ -352,3 +352,50 @@ def test_what_orbax_says_of_its_own_tasks_is_not_printed(capfd, caplog):
     logging.getLogger("asyncio").error("another task")
     assert "another task" in caplog.text and "orbax" not in caplog.text
     assert "Event loop" not in "".join(capfd.readouterr())
+
+
+def test_a_checkpoint_that_is_dropped_while_it_is_read_gives_way_to_the_newest(folder, monkeypatch):
+    """A run that goes on deletes old checkpoints beside whoever reads them."""
+    writer = Checkpoints(folder, keep=2)
+    for step in (1, 2):
+        writer.save(step, make_state(step), {"step": step}, block=True)
+    reader = Checkpoints(folder, read_only=True)
+    verify = checkpoint._verify
+
+    def verify_late(path):
+        if path.name == "2":
+            for step in (3, 4):
+                writer.save(step, make_state(step), {"step": step}, block=True)
+        verify(path)
+
+    monkeypatch.setattr(checkpoint, "_verify", verify_late)
+    restored = reader.restore_params()
+    assert restored.step == 4 and restored.sidecar == {"step": 4}
+    np.testing.assert_array_equal(restored.state["embed"], make_state(4).params["embed"])
+    reader.close()
+    writer.close()
+
+
+def test_damage_to_the_checkpoint_that_is_loaded_names_the_others(folder):
+    checkpoints = Checkpoints(folder)
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step), {}, block=True)
+    _flip_bit(folder / "2" / "sidecar" / "metadata")
+    with pytest.raises(RunFailed, match="2: damaged .*sidecar/metadata.*; load step 1$"):
+        checkpoints.restore_params()
+    assert checkpoints.restore_params(1).step == 1
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("content", [b"[1, 2]", b"{", b""])
+def test_damage_to_the_metadata_of_orbax_is_damage_to_one_checkpoint(folder, content):
+    checkpoints = Checkpoints(folder)
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step), {}, block=True)
+    checkpoints.close()
+    (folder / "2" / "_CHECKPOINT_METADATA").write_bytes(content)
+    with pytest.raises(RunFailed, match="2/_CHECKPOINT_METADATA: .*; move its folder away"):
+        Checkpoints(folder, read_only=True)
+    again = Checkpoints(folder)
+    assert again.restore(abstract(make_state())).step == 1
+    again.close()

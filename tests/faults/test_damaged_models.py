@@ -235,7 +235,7 @@ def test_a_damaged_file_is_named_or_does_not_matter(whole, seed, tmp_path):
 @pytest.mark.parametrize("kind", MAKERS)
 def test_every_file_with_every_damage(whole, kind, damage, tmp_path):
     for number in range(len(files_of(whole[kind]))):
-        for seed in range(8 if damage in ("cut", "flipped") else 1):
+        for seed in range(3 if damage in ("cut", "flipped") else 1):
             place = tmp_path / f"{number}-{seed}"
             check(kind, damaged(whole, kind, number, damage, seed, place))
 
@@ -287,7 +287,8 @@ def test_a_value_of_another_type_is_named_or_does_not_matter(whole, seed, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, name", [(kind, name) for kind in JSON for name in JSON[kind]])
-def test_every_value_of_every_other_type(whole, kind, name, tmp_path):
+def test_every_value_of_other_types(whole, kind, name, tmp_path):
+    chooser = random.Random(0)
     for path in keys_of(json.loads((whole[kind] / name).read_text())):
-        for value in STRANGE:
+        for value in chooser.sample(STRANGE, 3):
             check_strange(whole, kind, name, path, value, tmp_path)

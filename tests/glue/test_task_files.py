@@ -44,6 +44,32 @@ def test_broken_lines_of_qqp_are_left_out_and_counted(folders):
     assert said == [f"{folders['glue']}/QQP/train.tsv: 1 broken lines left out"]
 
 
+def test_a_cell_may_be_an_article_and_a_blank_line_may_end_a_file(tmp_path):
+    (task,) = find_tasks(["rte"])
+    (tmp_path / "RTE").mkdir()
+    article = "a" * 140_000
+    text = RTE + f"0\t{article}\tb\tentailment\n1\tc\td\tnot_entailment\n\n \n"
+    (tmp_path / "RTE" / "train.tsv").write_text(text)
+    found = local_files.read(task, tmp_path, "train", print)
+    assert [row["sentence1"] for row in found] == [article, "c"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"a": ' * 100_000,
+        '{"idx": 0, "question": "q", "passage": ["p"], "label": true}',
+        '{"idx": {}, "question": "q", "passage": "p", "label": true}',
+    ],
+)
+def test_a_line_of_json_with_other_types_is_named(tmp_path, line):
+    (task,) = find_tasks(["boolq"])
+    (tmp_path / "BoolQ").mkdir()
+    (tmp_path / "BoolQ" / "train.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"train\.jsonl:1: "):
+        local_files.read(task, tmp_path, "train", print)
+
+
 RTE = "index\tsentence1\tsentence2\tlabel\n"
 STSB = "index\tsentence1\tsentence2\tscore\n"
 # Task, split, content of the file (None: no file), message.

@@ -3,9 +3,12 @@
 The tests go through the command line and a fake Hub's API.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
+import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from huggingface_hub import ModelCard
 import cramjax
 from cramjax.checkpoints import pretrained
 from cramjax.errors import RunFailed, UserError
+from cramjax.files import FileLock
 from cramjax.finetuning import run
 from cramjax.finetuning.protocols import Protocol, Settings
 from cramjax.finetuning.request import FinetuneRequest
@@ -105,6 +109,58 @@ def test_the_card_says_what_the_run_noted(exported, small_run, monkeypatch, caps
     assert "20 steps" in page and "![" in page and "text:stories.txt" in page
     printed = run_code(exported, monkeypatch, capsys)
     assert len(printed.splitlines()) == 5
+
+
+def test_what_a_killed_export_left_goes_with_the_next(small_run, tmp_path):
+    (tmp_path / ".out.export").mkdir()
+    (tmp_path / ".out.export" / "model.safetensors").write_bytes(b"half")
+    export(small_run, tmp_path / "out", tell=lambda _: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_at_the_same_time_is_refused(small_run, tmp_path):
+    with FileLock(tmp_path / ".out.export.lock") as lock:
+        assert lock.acquire()
+        with pytest.raises(UserError, match="another export writes there"):
+            export(small_run, tmp_path / "out", tell=lambda _: None)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(small_run, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with contextlib.ExitStack() as stack:
+        # A limit of the size of files, whose signal Python ignores, stands in for a full disk.
+        stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
+        with pytest.raises(RunFailed, match=r"--out .*/out: cannot be written .*; free space"):
+            export(small_run, tmp_path / "out", tell=lambda _: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_of_others_stays_text_in_the_card(small_run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(small_run, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["source"] = "text:/home/me/a`b|c\n<script>.txt"
+    (workdir / "config.json").write_text(json.dumps(config))
+    environment = json.loads((workdir / "environment.json").read_text())
+    command = "/home/me/bin/python3.11 -m cramjax.main --workdir /home/me/x"
+    environment |= {
+        "devices": ["<img src=x> | `y`"],
+        "command": f"{command} --config.data.source=text:/home/me/b.txt",
+    }
+    (workdir / "environment.json").write_text(json.dumps(environment))
+    (workdir / "loss.png").unlink(missing_ok=True)
+    (workdir / "loss.png").symlink_to("/etc/hostname")
+
+    out = tmp_path / 'a "quoted"\nname'
+    export(workdir, out, tell=lambda _: None)
+    page = (out / "README.md").read_text()
+    assert not (out / "loss.png").exists() and "![" not in page
+    assert "| data | `` text:a`b\\|c <script>.txt `` |" in page
+    assert r"\<img src=x\> \| \`y\`" in page
+    assert "python -m cramjax.main --workdir x --config.data.source=text:b.txt" in page
+    assert f"model={json.dumps(out.name)}" in code_of(page)
+    compile(code_of(page), "README.md", "exec")
 
 
 def test_scores_of_a_finetuning_stand_in_the_card(small_run, tmp_path, monkeypatch):

@@ -1,0 +1,102 @@
+"""Models whose vocabulary, head or weights are odd: no probability above 1, no answer lost."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from cramjax import inference
+from cramjax.errors import UserError
+from cramjax.finetuning.t5_feed import check_labels
+from cramjax.glue.tasks import find_tasks
+from cramjax.hub import directory
+from cramjax.models import encoder, network
+from cramjax.models.layers import FLOAT32
+from cramjax.probing import likelihood
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+CONFIG = encoder.EncoderConfig(
+    vocab_size=32, n_layers=1, d_model=8, n_heads=2, d_ff=8, decoder_bias=True
+)
+
+
+@pytest.fixture(scope="module")
+def gapped():
+    """A model of 22 entries of which the largest is 27; the bias of "a", 26, is 1000."""
+    ids = dict.fromkeys(SPECIAL) | {f"w{number}": None for number in range(15)}
+    ids = {word: number for number, word in enumerate(ids)} | {"a": 26, "b": 27}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(list(SPECIAL))
+
+    params = network.init_params(CONFIG, jax.random.key(0))
+    params["head"]["bias"] = params["head"]["bias"].at[26].set(1000.0)
+    special = {role: ids[f"[{role.upper()}]"] for role in ("pad", "unk", "cls", "sep", "mask")}
+    return inference.LoadedModel(
+        config=CONFIG, precision=FLOAT32, params=params, tokenizer=tokenizer, special=special
+    )
+
+
+def test_ids_with_gaps_are_tokens_too(gapped):
+    (guesses,) = inference.fill_mask(gapped, "w1 [MASK] w2", top_k=99)
+    assert guesses[0] == ("a", pytest.approx(1.0)) and len(guesses) == 22
+    scores = likelihood.sentence_scores(gapped, ["w1 w2 w3 w4", "w1 w2", "a"])
+    assert scores[0] < -3900 and scores[1] < -1900 and -1 < scores[2] <= 0
+
+
+def test_a_model_without_its_head_is_refused(gapped):
+    headless = dataclasses.replace(gapped, extra={"head_missing": True})
+    with pytest.raises(UserError, match="no head that predicts words"):
+        inference.fill_mask(headless, "[MASK]")
+    with pytest.raises(UserError, match="no head that predicts words"):
+        likelihood.sentence_scores(headless, ["w1"])
+
+
+def test_weights_that_are_no_numbers_are_refused(gapped):
+    nan = dataclasses.replace(
+        gapped, params=jax.tree.map(lambda leaf: leaf * np.nan, gapped.params)
+    )
+    with pytest.raises(UserError, match="are no numbers"):
+        inference.fill_mask(nan, "w1 [MASK]")
+    with pytest.raises(UserError, match="are no numbers"):
+        likelihood.sentence_scores(nan, ["w1 w2"])
+
+
+def test_bytes_of_a_character_are_shown_as_text(tmp_path):
+    """A tokenizer that an earlier version converted has no decoder of bytes."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces += [(f"<0x{byte:02X}>", -9.0) for byte in range(256)]
+    pieces += [(letter, -1.0) for letter in "▁nave"]
+    tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+
+    read = directory.read_tokenizer(tmp_path / "tokenizer.json", "t5", "")
+    text = "naïve 😀"
+    assert "<0x" in tokenizer.decode(tokenizer.encode(text).ids)
+    assert read.decode(read.encode(text).ids) == text
+
+
+def t5_tokenizer(letters):
+    entries = ["<pad>", "</s>", "<unk>", "▁", *letters]
+    pieces = [(piece, -1.0 if number > 2 else 0.0) for number, piece in enumerate(entries)]
+    tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "task, answer", [("rte", "not_entailment"), ("boolq", "False"), ("stsb", "0.0")]
+)
+def test_a_label_that_a_t5_cannot_write_is_named_before_finetuning(task, answer):
+    (task,) = find_tasks([task], None)
+    check_labels(task, t5_tokenizer("abcdefghijklmnopqrstuvwxyzTF_0123456789."))
+    with pytest.raises(UserError, match=f"writes the answer '{answer}' as"):
+        check_labels(task, t5_tokenizer("abcdefghijklmnopqrstuvwxyz"))
