@@ -4,15 +4,15 @@
 """
 
 import importlib
-import os
-import signal
 import sys
 from typing import Any
 
+from cramjax import stop
+
 if sys.argv[:1] == ["-m"]:
-    # A command of ours is about to be imported. Until `run_command` takes over, Ctrl-C ends it
+    # A command of ours is about to be imported. Until `run_command` takes over, a signal ends it
     # without a traceback.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    stop.end_imports()
 
 __version__ = "0.2.0"
 

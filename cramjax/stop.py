@@ -1,6 +1,11 @@
-"""SIGTERM and SIGINT: a request to stop after the current step.
+"""Signals that ask this process to stop: it saves what there is to save and exits with 128 + n.
 
-If there is nothing to save, a signal ends the command at once.
+SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU ask for the same. A further signal
+repeats the request: schedulers send several, a closed terminal's SIGHUP comes with a SIGTERM, and
+the kernel sends SIGXCPU every second. Only a second Ctrl-C leaves at once, without saving.
+
+A signal that was ignored when the process started, as SIGHUP is under nohup, stays ignored. One
+that a library ignores later does not.
 
 Python runs a signal's handler between two lines of the main thread, and a compilation is one line
 that takes a minute. So a second thread watches the signals of a command as well. It ends the
@@ -10,18 +15,31 @@ process if the main thread does not.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import select
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
-EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+# Not every system has all of them.
+EXIT_CODES: Mapping[signal.Signals, int] = {
+    signum: 128 + signum for signum in signal.Signals if signum.name in _NAMES
+}
 GRACE_S = 1.0
 """Seconds that the main thread has to leave by itself; a signal is answered within two seconds."""
+SAME_S = 0.5
+"""Seconds in which a second Ctrl-C is the first: a terminal and a wrapper may both send one."""
+PARENT = "CRAMJAX_PARENT"
+"""The environment variable with the id of the process whose end asks a command to stop."""
+_POLL_S = 0.5
 _FLUSH_S = 0.3
+# SIG_IGN as a pointer of C; SIG_DFL is None.
+_IGNORED = 1
 
 
 def exit_code(reason: str | None) -> int:
@@ -30,6 +48,32 @@ def exit_code(reason: str | None) -> int:
         if signum.name.lower() == reason:
             return code
     return 0
+
+
+def _answerable() -> Iterator[signal.Signals]:
+    """Yields the signals that this module may answer.
+
+    Those that are ignored stay so. Beside SIGTERM and SIGINT, those that have a handler are left to
+    it: it belongs to the program that calls `cramjax.train`.
+    """
+    for signum in EXIT_CODES:
+        handler = signal.getsignal(signum)
+        # None stands for a handler that is not Python's.
+        if handler is signal.SIG_IGN or handler is None:
+            continue
+        is_ours = getattr(handler, "__module__", None) == __name__
+        if signum in (signal.SIGTERM, signal.SIGINT) or handler is signal.SIG_DFL or is_ours:
+            yield signum
+
+
+def end_imports() -> None:
+    """From here until `answered`, a signal ends this process without a traceback."""
+    for signum in _answerable():
+        signal.signal(signum, _exit)
+
+
+def _exit(signum: int, _frame: object) -> None:
+    os._exit(128 + signum)
 
 
 class Stopped(SystemExit):
@@ -57,25 +101,47 @@ class Stop:
         return EXIT_CODES[self.signum] if self.signum else 0
 
 
+class _Presses:
+    """Tells a second Ctrl-C from the first."""
+
+    def __init__(self) -> None:
+        self._first_s: float | None = None
+
+    def is_second(self, signum: int) -> bool:
+        """Takes in a signal; returns True for a second Ctrl-C."""
+        if signum != signal.SIGINT:
+            return False
+        now = time.monotonic()
+        if self._first_s is None:
+            self._first_s = now
+        return now - self._first_s >= SAME_S
+
+
 class StopSignal(Stop):
-    """A context that remembers the first SIGTERM or SIGINT; a second one ends the process at once.
+    """A context that remembers the first signal; `EXIT_CODES` has those that it answers.
+
+    Later ones change nothing, except that a second Ctrl-C ends a command at once. Elsewhere, as in
+    a notebook, it raises KeyboardInterrupt.
 
     Contexts nest, and the innermost one answers. Outside the main thread (a notebook's server)
     signals belong to other code, and no handler is installed.
     """
 
     _innermost: StopSignal | None = None
+    # A second thread ends the process, whatever the main thread does.
+    _is_watched = False
 
     def __init__(self) -> None:
-        self._previous: dict[int, Any] = {}
+        self._previous: dict[signal.Signals, Any] = {}
         self._outer: StopSignal | None = None
         self._at_once = False
+        self._presses = _Presses()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._outer = StopSignal._innermost
             StopSignal._innermost = self
-            for signum in EXIT_CODES:
+            for signum in _answerable():
                 self._previous[signum] = signal.signal(signum, self._remember)
         return self
 
@@ -86,17 +152,25 @@ class StopSignal(Stop):
             StopSignal._innermost = self._outer
 
     def _remember(self, signum: int, _frame: object) -> None:
-        if self._at_once:
-            # The number is noted as well: a destructor may swallow the exception.
+        # Noted before anything is raised: a destructor may swallow the exception.
+        is_first = self.signum is None
+        if is_first:
             self.signum = signal.Signals(signum)
-            raise Stopped(self.exit_code)
 
-        # The second signal: the default handlers end the process.
-        if self.signum is not None:
-            for number in self._previous:
-                signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(signum)
-        self.signum = signal.Signals(signum)
+        if self._at_once:
+            # A further signal must not disturb the way out.
+            if is_first or not StopSignal._is_watched:
+                self._leave()
+        elif not StopSignal._is_watched and self._presses.is_second(signum):
+            raise KeyboardInterrupt
+
+    def _leave(self) -> None:
+        """Raise `Stopped`, through all contexts around this one."""
+        outer = self._outer
+        while outer is not None:
+            outer.signum = outer.signum or self.signum
+            outer = outer._outer
+        raise Stopped(self.exit_code)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -105,7 +179,7 @@ class StopSignal(Stop):
         A signal that came before raises it on entry.
         """
         if self.requested:
-            raise Stopped(self.exit_code)
+            self._leave()
         before = self._at_once
         self._at_once = True
         try:
@@ -124,17 +198,49 @@ def answered() -> Iterator[None]:
     """Inside, a signal ends this process within two seconds; the exit code is 128 + signal number.
 
     An inner `StopSignal` may remember the signal instead. This is for a command line, which owns
-    its process.
+    its process. The end of the process that `PARENT` names, if any, counts as a SIGTERM.
     """
     with StopSignal() as stop, _watched(), _quiet_destructors():
+        # Taken out of the environment: the processes that this one starts have another parent.
+        if parent := os.environ.pop(PARENT, None):
+            watch_parent(int(parent), _ask_orphan)
         try:
             with stop.at_once():
                 yield
-        except Stopped as stopped:
-            code = int(stopped.code or 0)
-            leave(code, f"stopped by {_name(code)}")
-        if stop.requested:
-            leave(stop.exit_code, f"stopped by {_name(stop.exit_code)}")
+        finally:
+            # Also if something has swallowed the exception, or made another one of it.
+            if stop.requested:
+                leave(stop.exit_code, f"stopped by {_name(stop.exit_code)}")
+
+
+def watch_parent(parent: int, then: Callable[[], object]) -> None:
+    """Call `then` in a thread after the end of the process `parent`, which started this one."""
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL_S)
+        then()
+
+    threading.Thread(target=wait, name="cramjax-parent", daemon=True).start()
+
+
+def _ask_orphan() -> None:
+    _flush("the command that started this one has ended")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Inside, this thread starts processes that signals do not reach, except SIGTERM.
+
+    A terminal sends its signals to all processes of a command. The first answers for all.
+    """
+    mask = EXIT_CODES.keys() - {signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, mask)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -168,26 +274,73 @@ def _watched() -> Iterator[None]:
     os.set_blocking(writer, False)
     previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), name="cramjax-signals", daemon=True).start()
+    StopSignal._is_watched = True
     try:
         yield
     finally:
+        StopSignal._is_watched = False
         signal.set_wakeup_fd(previous)
         os.close(writer)
 
 
 def _watch(reader: int) -> None:
-    """End the process for the first signal that comes while there is nothing to save.
+    """End the process for a signal that comes while there is nothing to save, or a second Ctrl-C.
 
     Returns when the other end of `reader` is closed.
     """
-    while numbers := os.read(reader, 64):
+    presses = _Presses()
+    handlers = _Handlers()
+    while True:
+        is_readable = select.select([reader], [], [], _POLL_S)[0]
+        handlers.take_back()
+        if not is_readable:
+            continue
+        numbers = os.read(reader, 64)
+        if not numbers:
+            break
         for number in numbers:
-            if number in EXIT_CODES and StopSignal.ends_at_once():
-                # The process ends now, whatever the main thread does.
-                time.sleep(GRACE_S)
-                code = 128 + number
-                leave(code, f"stopped by {_name(code)}")
+            _answer(number, presses)
     os.close(reader)
+
+
+def _answer(number: int, presses: _Presses) -> None:
+    """End the process if the signal `number` asks for that."""
+    if number not in EXIT_CODES:
+        return
+    code = 128 + number
+    if StopSignal.ends_at_once():
+        # The process ends now, whatever the main thread does.
+        time.sleep(GRACE_S)
+        leave(code, f"stopped by {_name(code)}")
+    if presses.is_second(number):
+        leave(code, f"left at once by a second {_name(code)}")
+
+
+class _Handlers:
+    """Python's handler of signals in C, which libraries may replace without Python's knowledge.
+
+    libtpu sets SIGHUP to ignored when JAX starts.
+    """
+
+    def __init__(self) -> None:
+        self._get = ctypes.pythonapi.PyOS_getsig
+        self._get.argtypes = [ctypes.c_int]
+        self._get.restype = ctypes.c_void_p
+        self._set = ctypes.pythonapi.PyOS_setsig
+        self._set.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        self._set.restype = ctypes.c_void_p
+        self._python: int | None = None
+
+    def take_back(self) -> None:
+        """Install Python's handler again where a library has made a signal ignored or default."""
+        for signum in EXIT_CODES:
+            if not callable(signal.getsignal(signum)):
+                continue
+            in_c = self._get(signum)
+            if in_c not in (None, _IGNORED):
+                self._python = self._python or in_c
+            elif self._python is not None:
+                self._set(signum, self._python)
 
 
 def leave(code: int, line: str = "") -> None:
@@ -213,4 +366,4 @@ def _flush(line: str) -> None:
 
 
 def _name(code: int) -> str:
-    return next(signum.name for signum, value in EXIT_CODES.items() if value == code)
+    return signal.Signals(code - 128).name

@@ -8,7 +8,17 @@ import contextlib
 import importlib.metadata
 import os
 import pathlib
+import signal
 import sys
+
+# Under nohup and in the background of a script some signals are ignored: here, and so in all that
+# tests start.
+for _signum, _usual in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+):
+    if signal.getsignal(_signum) is signal.SIG_IGN:
+        signal.signal(_signum, _usual)
 
 # A shell that names no platform gets the CPU, also beside a card.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

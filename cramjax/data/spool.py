@@ -11,14 +11,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import io
 import logging
 import multiprocessing
 import os
 import pathlib
-import signal
 import sys
-import threading
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -29,6 +28,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import zstandard
 
+from cramjax import stop
 from cramjax.data import dedup
 from cramjax.data.clean import CleanRules, clean, cut
 from cramjax.data.sealed import Damaged, seal, unseal
@@ -346,6 +346,8 @@ class Spool:
             try:
                 summary = self._wait(key, on_wait)
             except BrokenProcessPool as error:
+                # A signal to the whole group reaches this process as well, and is the answer.
+                time.sleep(_WAIT_S)
                 raise RunFailed(
                     f"a process that read {self._jobs[key].part.name} was killed, probably for "
                     "memory; what was finished is kept: run the command again"
@@ -397,10 +399,11 @@ class Spool:
             return
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(
-                self._n_workers, context, initializer=_start_worker, initargs=(os.getpid(),)
-            )
-        with _without_main_program():
+            with stop.held_back(), _quiet_tracker():
+                self._pool = ProcessPoolExecutor(
+                    self._n_workers, context, initializer=_start_worker, initargs=(os.getpid(),)
+                )
+        with _without_main_program(), stop.held_back():
             self._futures[key] = self._pool.submit(spool_part, self._jobs[key])
 
     def _on_disk(self, key: tuple[int, int]) -> dict[str, Any] | None:
@@ -458,13 +461,19 @@ def _without_main_program() -> Iterator[None]:
             setattr(main, name, value)
 
 
+@contextlib.contextmanager
+def _quiet_tracker() -> Iterator[None]:
+    """Start Python's tracker of semaphores so that it does not warn.
+
+    It removes those of a process that left at a signal, and that is no news.
+    """
+    sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
+    try:
+        yield
+    finally:
+        sys.warnoptions.pop()
+
+
 def _start_worker(parent: int) -> None:
-    """Prepare a worker: the parent answers Ctrl-C for all, and a worker ends with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def leave_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    """Prepare a worker: it ends with its parent."""
+    stop.watch_parent(parent, functools.partial(os._exit, 1))

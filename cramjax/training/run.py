@@ -53,7 +53,7 @@ def train(
 def train_until_stopped(config: Config, workdir: str | os.PathLike) -> int:
     """Train as a command does; returns the exit code.
 
-    The code is 0 when the budget is spent, 143 after SIGTERM and 130 after SIGINT.
+    The code is 0 when the budget is spent, and 128 + n after signal n (`stop.EXIT_CODES`).
     """
     with StopSignal() as stop:
         summary = _train(config, pathlib.Path(workdir), stop)
@@ -68,19 +68,19 @@ def _train(
     config: Config, path: pathlib.Path, stop: StopSignal, sinks: Sequence[Sink] = ()
 ) -> dict[str, Any]:
     started = time.monotonic()
-    start.start(together=True)
     with contextlib.ExitStack() as resources:
-        # Process 0 alone locks the workdir, writes into it and prints.
-        progress = Progress.silent()
-        folder = None
-        if processes.is_first():
-            folder = resources.enter_context(Workdir(path))
-            progress = resources.enter_context(contextlib.closing(Progress()))
-        coordinator = coordinate(stop)
-
         # Before the first step there is nothing to save, so a signal ends the command at once:
         # the next start resumes the preparation of data and finds what is compiled.
         with stop.at_once():
+            start.start(together=True)
+            # Process 0 alone locks the workdir, writes into it and prints.
+            progress = Progress.silent()
+            folder = None
+            if processes.is_first():
+                folder = resources.enter_context(Workdir(path))
+                progress = resources.enter_context(contextlib.closing(Progress()))
+            coordinator = coordinate(stop)
+
             earlier = history.read(path)
             config = dataset_choice.with_tokenizer(config, earlier)
             if earlier:

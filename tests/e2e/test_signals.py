@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C in real processes, while they import, read, train a tokenizer and compile:
+"""Signals in real processes, while they import, read, train a tokenizer and compile:
 answered, whatever C++ is doing.
 """
 
@@ -14,6 +14,7 @@ import pytest
 from tests.e2e import test_main as cli
 
 CODES = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+OTHERS = [(signal.SIGHUP, 129), (signal.SIGUSR1, 138), (signal.SIGUSR2, 140), (signal.SIGXCPU, 152)]
 # Of a test that fails: whatever is signalled would go on for a minute or more.
 PATIENCE_S = 30
 BLOCKED = """
@@ -64,21 +65,28 @@ def check(child, signum, code, after_s=0.0):
     print(f"{signum.name} after {after_s} s: {seconds:.2f} s")
 
 
-@pytest.mark.parametrize("signum, code", CODES)
+BLOCKS = {
+    "c": SLEEP,
+    # Code that catches everything does not keep the process.
+    "caught": "[0 for _ in range(60) if _try()]\n"
+    f"def _try():\n    try:\n        {SLEEP}\n    except BaseException:\n        return 1",
+    "python": "import time; time.sleep(60)",
+    # A stream that nobody reads.
+    "full-pipe": "[print('x' * 4096) for _ in range(10**6)]",
+}
+
+
 @pytest.mark.parametrize(
-    "blocks",
+    "kind, signum, code",
     [
-        SLEEP,
-        # Code that catches everything does not keep the process.
-        "[0 for _ in range(60) if _try()]\n"
-        f"def _try():\n    try:\n        {SLEEP}\n    except BaseException:\n        return 1",
-        "import time; time.sleep(60)",
-        # A stream that nobody reads.
-        "[print('x' * 4096) for _ in range(10**6)]",
+        *(("c", *each) for each in CODES),
+        *(("caught", *each) for each in OTHERS[:2]),
+        *(("python", *each) for each in OTHERS[2:]),
+        *(("full-pipe", *each) for each in CODES),
     ],
-    ids=["c", "caught", "python", "full-pipe"],
 )
-def test_a_command_that_is_blocked_ends(blocks, signum, code):
+def test_a_command_that_is_blocked_ends(kind, signum, code):
+    blocks = BLOCKS[kind]
     if "_try" in blocks:
         call, definition = blocks.split("\n", 1)
         script = definition + BLOCKED.format(blocks=call)
@@ -129,14 +137,15 @@ def test_what_a_command_remembers_is_left_to_it():
 
 
 @pytest.mark.parametrize("module", ["cramjax.main", "tools.plan"])
-def test_ctrl_c_in_the_middle_of_imports_is_no_traceback(module):
+def test_a_signal_in_the_middle_of_imports_is_no_traceback(module):
     flags = ["--config", "configs/quickstart.py:smoke"] + (
         ["--device", "t4"] if "plan" in module else []
     )
-    for imported in ("| cramjax", "argparse", "cramjax.errors", "jax._src.config", "optax"):
+    stages = (" cramjax\n", "argparse", "cramjax.errors", "jax._src.config", "optax")
+    for imported, (signum, expected) in zip(stages, CODES[1:] + OTHERS, strict=True):
         child, _ = started([sys.executable, "-X", "importtime", "-m", module, *flags], imported)
-        said, code, _ = stopped(child, signal.SIGINT)
-        assert code == 130 and "Traceback" not in said, (imported, said[-2000:])
+        said, code, _ = stopped(child, signum)
+        assert code == expected and "Traceback" not in said, (imported, said[-2000:])
 
 
 @pytest.fixture(scope="module")
