@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, Self
 
 from cramjax.errors import RunFailed, UserError
@@ -142,6 +142,20 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
     return value
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a path to write to; at the end that file takes the place of `path`.
+
+    A reader finds the old file or the new one, also if the process is killed at any moment.
+    """
+    temporary = path.with_name(f".{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: str | os.PathLike, cure: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from cramjax.compress.entries import make_entries
 from cramjax.compress.plan import WHOLE, CompressionRequest
 from cramjax.compress.points import Point, PointFolders, TrainedNetwork
 from cramjax.console import Announce
-from cramjax.files import write_json
+from cramjax.files import replacing, write_json
 from cramjax.finetuning.store import Store, digest
 
 
@@ -141,7 +141,8 @@ class CompressionRun:
         """Write pareto.json and pareto.png, and return the entries."""
         entries = make_entries(self.request.out, self.plan, self.candidates, self._folders)
         write_json(self.request.out / "pareto.json", entries)
-        fronts.plot(entries, self.request.out / "pareto.png")
+        with replacing(self.request.out / "pareto.png") as path:
+            fronts.plot(entries, path)
         return entries
 
 

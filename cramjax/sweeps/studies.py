@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cramjax.errors import UserError
+from cramjax.files import replacing
 from cramjax.stop import StopSignal
 from cramjax.sweeps import grid, sweep
 from cramjax.sweeps.sweep import Launch, Result
@@ -202,7 +203,8 @@ def _report(study: Study, points: Points, out: pathlib.Path) -> None:
         if file.exists():
             compressions[name] = json.loads(file.read_text(encoding="utf-8"))
     text = study.report(study, StudyResults(sweeps=sweeps, compressions=compressions))
-    (out / "report.md").write_text(text, encoding="utf-8")
+    with replacing(out / "report.md") as path:
+        path.write_text(text, encoding="utf-8")
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import fcntl
 import io
 import json
 import operator
@@ -21,12 +22,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from cramjax import console, pareto
 from cramjax.config import stored
 from cramjax.errors import UserError
-from cramjax.stop import StopSignal
+from cramjax.files import replacing
+from cramjax.stop import PARENT, StopSignal
 from cramjax.sweeps import plots
 from cramjax.sweeps.grid import Point
 from cramjax.training import metrics
@@ -132,16 +134,20 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 def launch(command: Sequence[str], log: pathlib.Path, stop: StopSignal) -> int:
     """Run `command`, add its output to `log`, and return its exit code.
 
-    A stop request is passed on to it once; its end is awaited.
+    A stop request is passed on to it once; its end is awaited. If this process dies, the command
+    stops as by SIGTERM. A command that still writes to `log`, after its parent died, is waited for.
     """
     with log.open("ab") as output:
-        # A group of its own, because Ctrl-C on a terminal reaches a whole group, and a second
-        # signal ends a run without a checkpoint.
+        if not _is_alone(output, log, stop):
+            return stop.exit_code
+        # A group of its own, because Ctrl-C on a terminal reaches a whole group, and a second one
+        # ends a run without a checkpoint.
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            env=os.environ | {PARENT: str(os.getpid())},
             process_group=0,
         )
 
@@ -156,6 +162,21 @@ def launch(command: Sequence[str], log: pathlib.Path, stop: StopSignal) -> int:
     finally:
         if child.poll() is None:
             child.terminate()
+
+
+def _is_alone(output: BinaryIO, log: pathlib.Path, stop: StopSignal) -> bool:
+    """Wait for the command that has `log` open; returns False if a signal comes first."""
+    is_told = False
+    while not stop.requested:
+        # The command inherits the lock with its output, and has it until its end.
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if not is_told:
+            console.announce(f"{log}: a command of before is still saving; waiting for its end")
+            is_told = True
+        time.sleep(0.2)
+    return False
 
 
 def run_sweep(
@@ -177,8 +198,7 @@ def run_sweep(
         lines: what is printed.
 
     Returns:
-        0; 1 if a point failed; 143 or 130 after SIGTERM or SIGINT, which the running point gets as
-        well.
+        0; 1 if a point failed; 128 + n after signal n, which the running point gets as well.
 
     Raises:
         UserError: if `out` cannot be written, is in use by another sweep, or holds runs of other
@@ -260,18 +280,13 @@ def write_results(results: Sequence[Result], out: pathlib.Path) -> None:
     A crash leaves the old file or the new one.
     """
     text = _csv(results)
-    _replace(out / "sweep.csv", lambda path: path.write_text(text, encoding="utf-8"))
+    with replacing(out / "sweep.csv") as path:
+        path.write_text(text, encoding="utf-8")
     drawn = [_drawn(result) for result in results]
     if any(point.curve or point.summary for point in drawn):
         keys = ", ".join(_shown(results[0].point.values))
-        _replace(out / "sweep.png", lambda path: plots.plot(drawn, keys, path))
-
-
-def _replace(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
-    """Replace the file `path` by what `write` writes to a path."""
-    temporary = path.with_name(f".{path.name}")
-    write(temporary)
-    os.replace(temporary, path)
+        with replacing(out / "sweep.png") as path:
+            plots.plot(drawn, keys, path)
 
 
 def _csv(results: Sequence[Result]) -> str:

@@ -4,6 +4,7 @@ Grids, mistakes before the first run, fronts, what a sweep leaves behind, which 
 """
 
 import csv
+import fcntl
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -343,6 +345,59 @@ def test_launch_keeps_the_output_and_passes_a_signal_on(tmp_path):
         assert sweep.launch(wait, log, stop) == 143
         assert stop.exit_code == 143
     assert log.read_text().count("ready") == 4
+
+
+# Stands in for a run: asked to stop, it saves for a while.
+SAVING = """
+import pathlib, sys, time
+from cramjax.config.cli import make_parser, run_command
+from cramjax.stop import StopSignal
+def command(args):
+    with StopSignal() as stop:
+        print("training", flush=True)
+        while not stop.requested: time.sleep(0.05)
+        time.sleep(1)
+        print("saved", flush=True)
+    return stop.exit_code
+sys.exit(run_command(command, None, make_parser("test", "A command.", "")))
+"""
+PARENT = """
+import pathlib, sys
+from cramjax.stop import StopSignal
+from cramjax.sweeps import sweep
+with StopSignal() as stop:
+    sweep.launch([sys.executable, "-c", sys.argv[1]], pathlib.Path(sys.argv[2]), stop)
+"""
+
+
+def test_a_run_ends_with_its_sweep_and_the_next_sweep_waits_for_it(tmp_path, capsys):
+    log = tmp_path / "log.txt"
+    killed = subprocess.Popen([sys.executable, "-c", PARENT, SAVING, str(log)], cwd=ROOT)
+    while not (log.exists() and "training" in log.read_text()):
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+
+    with StopSignal() as stop:
+        assert sweep.launch([sys.executable, "-c", PROGRAM, "done"], log, stop) == 0
+    said = log.read_text().splitlines()
+    assert said == [
+        "training",
+        "the command that started this one has ended",
+        "saved",
+        "ready",
+    ]
+    assert "is still saving; waiting for its end" in capsys.readouterr().err
+
+
+def test_a_signal_ends_the_wait_for_a_run_of_a_killed_sweep(tmp_path):
+    log = tmp_path / "log.txt"
+    with log.open("ab") as theirs, StopSignal() as stop:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        signal.raise_signal(signal.SIGHUP)
+        assert sweep.launch([sys.executable, "-c", PROGRAM, "done"], log, stop) == 129
+    assert not log.read_text()
 
 
 def drawn(label, **summary):
