@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cramjax.console import Announce
-from cramjax.files import write_json
+from cramjax.files import replacing, write_json
 from cramjax.finetuning import results, submission
 from cramjax.finetuning.request import FinetuneRequest
 from cramjax.glue.rows import TaskData
@@ -59,7 +59,8 @@ def write_outputs(
     summary = _summary(request, suite, entries, unfinished)
     write_json(request.out / "results.json", summary)
     text = results.markdown(suite, summary, compare=request.compare)
-    (request.out / "results.md").write_text(text, encoding="utf-8")
+    with replacing(request.out / "results.md") as path:
+        path.write_text(text, encoding="utf-8")
 
     if request.submit and server_files:
         path, lacking = submission.write_submission(request.out, suite, server_files)
@@ -98,7 +99,8 @@ def _server_files(
     """Returns name → lines of the server's files for the test splits with predictions."""
     files = {}
     for split, name in submission.file_names(item.task).items():
-        if split in predictions:
+        # Predictions of an earlier --submission stay after the test set is gone.
+        if split in predictions and split in item.data.splits:
             files[name] = submission.server_lines(
                 item.task, item.data.splits[split], predictions[split]
             )

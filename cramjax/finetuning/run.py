@@ -13,7 +13,7 @@ import numpy as np
 
 from cramjax import console
 from cramjax.console import Announce
-from cramjax.finetuning import learning, results, training
+from cramjax.finetuning import learning, results, submission, training
 from cramjax.finetuning.feed import Feed
 from cramjax.finetuning.outputs import FinishedTask, write_outputs
 from cramjax.finetuning.protocols import Settings
@@ -29,6 +29,10 @@ from cramjax.tuning import devices
 
 SMALL_TASK = 20_000
 """Training rows of a task whose seeds are trained together; a larger task fills a device alone."""
+
+RESULT = "the result"
+MODEL = "the model"
+"""What a run may lack. A result stays if its model is deleted."""
 
 NUMBERS_PER_PARAMETER = 10
 """float32 numbers in memory for each parameter: the parameter, its gradient, two moments and an
@@ -100,7 +104,10 @@ class Finetuning:
         # Tasks may be added to a folder, so each has a setup of its own with the sizes of its data.
         for task in self.tasks:
             splits = self.data[task.name].splits
-            sizes = {split: len(examples) for split, examples in splits.items()}
+            # The test sets are not part of it: a later --submission adds them.
+            sizes = {
+                split: len(splits[split]) for split in ("train", *task.splits) if split in splits
+            }
             Store(self.request.out / "runs" / task.name, {"data": sizes})
         return store
 
@@ -124,14 +131,63 @@ class Finetuning:
                 for group in self._seed_groups(task, self.protocol.settings_at(point)):
                     # A group is redone as a whole: a seed that is trained alone would differ by
                     # the rounding of another program.
-                    if all(self.store.read(task.name, index, seed) for seed in group):
-                        continue
-                    if self._deadline and time.monotonic() > self._deadline:
+                    lacking = {self._lacking(task, index, seed) for seed in group} - {""}
+                    if lacking and self._deadline and time.monotonic() > self._deadline:
                         unfinished[task.name] = f"the {self.request.hours:g} hours were over"
-                        continue
-                    self._run_group(task, index, point, group)
+                    elif lacking:
+                        self._announce_again(task, group, lacking)
+                        self._run_group(task, index, point, group)
             self._write(unfinished)
         return self._write(unfinished)
+
+    def _lacking(self, task: Task, index: int, seed: int) -> str:
+        """Returns what a run lacks of what this command needs, or ""."""
+        lacking = self._lacking_itself(task, index, seed)
+        if lacking or (index, seed) != SavedModels.START:
+            return lacking
+        if not self.saved_models.has(task.name, index, seed) and self._is_start_of_missing(task):
+            return MODEL
+        return ""
+
+    def _lacking_itself(self, task: Task, index: int, seed: int) -> str:
+        """Returns what a run lacks of what the user asks for, or ""."""
+        run = self.store.read(task.name, index, seed)
+        if run is None:
+            return RESULT
+        if self.request.save and not self.saved_models.has(task.name, index, seed):
+            return MODEL
+        if self.request.submit and not self._has_tests(task, run):
+            return "the predictions for the test set"
+        return ""
+
+    def _is_start_of_missing(self, task: Task) -> bool:
+        """Returns whether a run that lacks something starts from the model of `task`."""
+        for other in self.tasks:
+            for index, point in enumerate(self.protocol.points(other.name)):
+                if self.protocol.settings_at(point).start_from != task.name:
+                    continue
+                if any(self._lacking_itself(other, index, seed) for seed in self.seeds):
+                    return True
+        return False
+
+    def _announce_again(self, task: Task, seeds: Sequence[int], lacking: set[str]) -> None:
+        """Say why runs with results are trained again."""
+        if RESULT not in lacking:
+            self.announce(
+                f"{task.folder} seed {_shown(seeds)}: the result is there, "
+                f"{' and '.join(sorted(lacking))} not; training again"
+            )
+
+    def _has_tests(self, task: Task, run: dict[str, Any]) -> bool:
+        """Returns whether a run has predictions for all test rows that are present."""
+        answered = [other for other in self.diagnostics if other.first == task.name]
+        for shown in (task, *answered):
+            predictions = run["predictions"].get(shown.name, {})
+            splits = self.data[shown.name].splits
+            for split in submission.file_names(shown):
+                if split in splits and len(predictions.get(split, ())) != len(splits[split]):
+                    return False
+        return True
 
     def _seed_groups(self, task: Task, settings: Settings) -> list[list[int]]:
         """Returns the seeds that are trained together.
@@ -169,8 +225,7 @@ class Finetuning:
         if shown_point:
             shown_point = f" ({shown_point})"
         self.announce(
-            f"{task.folder} seed {', '.join(map(str, seeds))}{shown_point}: "
-            f"{opened.feed.n_train:,} examples"
+            f"{task.folder} seed {_shown(seeds)}{shown_point}: {opened.feed.n_train:,} examples"
         )
 
         started = time.monotonic()
@@ -182,6 +237,12 @@ class Finetuning:
             # Other tasks start from saved models, whether --save is given or not.
             if self.request.save or self._is_start(task):
                 self.saved_models.save(task, index, seed, settings, params)
+
+            earlier = self.store.read(task.name, index, seed)
+            if earlier:
+                # Test sets are predicted with --submission only, and what is there is kept.
+                for name, splits in run["predictions"].items():
+                    run["predictions"][name] = earlier["predictions"].get(name, {}) | splits
 
             run["seconds"] = (time.monotonic() - started) / len(seeds)
             self.store.write(run, index)
@@ -244,6 +305,10 @@ class Finetuning:
             if runs:
                 points.append((point, runs))
         return points
+
+
+def _shown(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _outcome(

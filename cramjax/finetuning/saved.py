@@ -13,12 +13,18 @@ from cramjax.finetuning.protocols import Settings
 from cramjax.glue.tasks import Task
 from cramjax.inference import LoadedModel
 
+_STEP = 1
+"""A finetuned model is a checkpoint of one step."""
+
 
 class SavedModels:
     """Saves finetuned models, one folder for each task, point of the grid and seed.
 
     `cramjax.load` reads such a folder: it holds a checkpoint, the tokenizer and config.json.
     """
+
+    START = (0, 0)
+    """The point of the grid and the seed whose model other tasks start from."""
 
     def __init__(self, folder: pathlib.Path, model: LoadedModel):
         """`model` is the pretrained model that is finetuned."""
@@ -27,6 +33,11 @@ class SavedModels:
 
     def _path(self, task: str, index: int, seed: int) -> pathlib.Path:
         return self._folder / task / f"point-{index}" / f"seed-{seed}"
+
+    def has(self, task: str, index: int, seed: int) -> bool:
+        """Returns whether the model of a seed at the point `index` of the grid is saved."""
+        # A checkpoint is complete or absent, and the rest is written before it.
+        return (self._path(task, index, seed) / "checkpoints" / str(_STEP)).is_dir()
 
     def save(self, task: Task, index: int, seed: int, settings: Settings, params: Any) -> None:
         """Save the parameters of a seed at the point `index` of the grid.
@@ -48,10 +59,10 @@ class SavedModels:
                 "same command"
             ) from error
 
-        # A finetuned model is a checkpoint of one step, which waits until it is on disk.
+        # This waits until the checkpoint is on disk.
         checkpoints = Checkpoints(folder / "checkpoints", keep=1)
         sidecar = {"model": self._model.description(), "finetuned": finetuned}
-        checkpoints.save(1, {"params": params}, sidecar, block=True)
+        checkpoints.save(_STEP, {"params": params}, sidecar, block=True)
         checkpoints.close()
 
     def start(self, settings: Settings) -> Any:
@@ -66,8 +77,8 @@ class SavedModels:
         if settings.start_from is None:
             return pretrained_params(self._model)
 
-        folder = self._path(settings.start_from, 0, 0)
-        if not (folder / "checkpoints").is_dir():
+        folder = self._path(settings.start_from, *self.START)
+        if not self.has(settings.start_from, *self.START):
             raise RunFailed(
                 f"{folder}: the model of {settings.start_from} is missing, which others start "
                 "from; remove its runs to redo it"

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cramjax.files import replacing
 from cramjax.glue.tasks import SUITES, Row, Task
 
 # GLUE's server takes names of classes for these tasks, and numbers for the others.
@@ -40,8 +41,8 @@ def write_predictions(
         for row, prediction in zip(rows[split], splits[split], strict=True):
             label = _label_text(task, row["label"])
             lines.append(f"{_index_text(row['idx'])}\t{_text(task, prediction)}\t{label}")
-        path = folder / f"{task.name}{suffix}.tsv"
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with replacing(folder / f"{task.name}{suffix}.tsv") as path:
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _index_text(index: Any) -> str:
@@ -147,7 +148,10 @@ def write_submission(
         wanted.extend(file_names(task).values())
 
     path = folder / "submission.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with (
+        replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
         for name in wanted:
             if name in files:
                 # ZipInfo has a fixed date, so the same predictions give the same file.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import zipfile
 
 import jax
@@ -149,6 +150,15 @@ def test_a_task_can_start_from_the_model_of_another(model, glue, tmp_path):
 
     assert [line.split()[0] for line in said if "examples" in line] == ["RTE", "CoLA"]
 
+    # The model is made again if it is needed again, and only then.
+    shutil.rmtree(tmp_path / "both" / "models")
+    _, said = finetune(model, glue, tmp_path / "both", ("cola", "rte"), protocol=protocol)
+    assert not [line for line in said if "examples" in line]
+    (tmp_path / "both" / "runs/cola/point-0/seed-0.json").unlink()
+    _, said = finetune(model, glue, tmp_path / "both", ("cola", "rte"), protocol=protocol)
+    assert "RTE seed 0: the result is there, the model not; training again" in said
+    assert [line.split()[0] for line in said if "examples" in line] == ["RTE", "CoLA"]
+
     alone, _ = finetune(
         model, glue, tmp_path / "plain", ("cola",), dataclasses.replace(PROTOCOL, n_seeds=1)
     )
@@ -174,6 +184,26 @@ def test_a_saved_model_is_a_folder_like_a_run(model, glue, tmp_path):
     )
 
     assert any(jax.tree.leaves(moved))
+
+
+def test_what_is_asked_for_later_is_made_for_results_that_are_there(model, glue, tmp_path):
+    options = {"tasks": ("cola",), "n_seeds": 1}
+    first, _ = finetune(model, glue, tmp_path, **options)
+
+    # CoLA has a test set, RTE has none.
+    _, said = finetune(model, glue, tmp_path, submit=True, **options)
+    lacking = "the predictions for the test set"
+    assert f"CoLA seed 0: the result is there, {lacking} not; training again" in said
+    assert (tmp_path / "submission.zip").is_file()
+
+    second, said = finetune(model, glue, tmp_path, save=True, **options)
+    assert "CoLA seed 0: the result is there, the model not; training again" in said
+    load(tmp_path / "models" / "cola" / "point-0" / "seed-0")
+    assert second["cola"]["matthews"] == first["cola"]["matthews"]
+
+    # Each kept what the other had made.
+    _, said = finetune(model, glue, tmp_path, save=True, submit=True, **options)
+    assert not [line for line in said if "training again" in line or "examples" in line]
 
 
 def test_a_pooler_is_where_a_head_of_its_width_starts(model):
