@@ -116,8 +116,8 @@ def run_command(
     """Parses `argv`, runs `command(args)` and returns the exit code.
 
     A user's mistake becomes one sentence on stderr. Without `argv` the process belongs to this
-    command: SIGTERM and Ctrl-C end it within two seconds, and a stopped command does not return. A
-    command that saves first opens a `StopSignal` of its own.
+    command: signals (`stop.EXIT_CODES`) end it within two seconds, and a stopped command does not
+    return. A command that saves first opens a `StopSignal` of its own.
 
     A terminal that is gone or a closed pipe is no error. A result that stdout could not take, as on
     a full disk, is one.

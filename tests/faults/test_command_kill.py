@@ -89,9 +89,7 @@ def test_a_finetuning_that_is_killed_over_and_over_gives_the_same(small_run, glu
     cli.run(killed)
 
     expected, found = (tmp_path / "whole", tmp_path / "killed")
-    names = {str(path.relative_to(expected)) for path in expected.rglob("*.t[sx]*")}
-    assert "predictions/cola.tsv" in names
-    for name in [*names, "submission.zip"]:
+    for name in ("predictions/cola.tsv", "predictions/rte.tsv", "submission.zip"):
         assert (found / name).read_bytes() == (expected / name).read_bytes(), name
     assert len(list(found.glob("models/*/*/*/checkpoints/1"))) == 4
     for task, metric in (("cola", "matthews"), ("rte", "accuracy")):
