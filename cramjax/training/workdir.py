@@ -49,6 +49,14 @@ class Workdir:
     def __init__(self, path: str | os.PathLike):
         """Make and lock `path`; raises UserError if it cannot be written or a run holds it."""
         self.path = pathlib.Path(path)
+        try:
+            str(self.path.absolute()).encode("utf-8")
+        except UnicodeEncodeError:
+            # Orbax finds that out at the first checkpoint.
+            raise UserError(
+                f"--workdir {os.fsencode(self.path)!r}: no checkpoint can be written to a path "
+                "that is not UTF-8; give another folder"
+            ) from None
         self._lock = self._locked()
 
     def _locked(self) -> FileLock:

@@ -257,12 +257,12 @@ def test_a_folder_that_was_deleted_gets_its_files_and_a_checkpoint_again(monkeyp
     house = House()
     at = house.milestones()
     house.clock.advance(1, 1.0, 1)
-    at.save(house.stage, "state")
-    at.save(house.stage, "state")
+    at.save("state")
+    at.save("state")
     assert house.events == [("save", 1)]
 
     house.run.folder = types.SimpleNamespace(restore=lambda: True)
     described = []
     monkeypatch.setattr(milestones, "describe_run", described.append)
-    at.save(house.stage, "state")
+    at.save("state")
     assert described == [house.run] and house.events == [("reload", None), ("save", 1)]
