@@ -87,6 +87,8 @@ class Checkpoints:
         self._saving_step: int | None = None
         self._error: Exception | None = None
         self._n_failures = 0
+        # The open directory, if its name is not UTF-8.
+        self._handle: int | None = None
         _quieten_orbax()
         self._manager = self._open()
 
@@ -254,7 +256,8 @@ class Checkpoints:
             {"params": wanted}, restore_args={"params": restore_args}, partial_restore=True
         )
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            params = reader.restore(folder / "state", args=only_params)["params"]
+            saved_at = self._in_utf_8() / str(step) / "state"
+            params = reader.restore(saved_at, args=only_params)["params"]
         return Restored(step=step, state=params, sidecar=sidecar)
 
     def _steps(self) -> list[int]:
@@ -282,6 +285,9 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+            if self._handle is not None:
+                os.close(self._handle)
+                self._handle = None
 
     def _open(self) -> ocp.CheckpointManager:
         self._check_metadata()
@@ -291,7 +297,7 @@ class Checkpoints:
         }
         if self._read_only:
             options = ocp.CheckpointManagerOptions(read_only=True)
-            return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+            return ocp.CheckpointManager(self._in_utf_8(), options=options, item_handlers=handlers)
 
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
@@ -300,7 +306,7 @@ class Checkpoints:
         )
         try:
             manager = ocp.CheckpointManager(
-                self._directory, options=options, item_handlers=handlers
+                self._in_utf_8(), options=options, item_handlers=handlers
             )
         except OSError as error:
             raise UserError(
@@ -325,6 +331,19 @@ class Checkpoints:
                     raise RunFailed(str(error)) from error
                 if processes.is_first():
                     _remove(path)
+
+    def _in_utf_8(self) -> pathlib.Path:
+        """Returns the directory under a name that TensorStore takes: it knows UTF-8 alone."""
+        try:
+            os.fspath(self._directory).encode("utf-8")
+        except UnicodeEncodeError:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            if self._handle is not None:
+                os.close(self._handle)
+            self._handle = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+            # Linux's other name for an open directory.
+            return pathlib.Path(f"/proc/self/fd/{self._handle}")
+        return self._directory
 
     def _start(self, step: int, state: Any, sidecar: Mapping[str, Any]) -> None:
         """Begin a save, and a thread that waits for its end; errors of both go to `_error`."""

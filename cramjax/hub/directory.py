@@ -149,7 +149,7 @@ def read_tokenizer(file: pathlib.Path, family: str, cure: str) -> tokenizers.Tok
     """
     member(file.parent, file.name, cure)
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        tokenizer = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises bare Exception for a malformed file
         raise UserError(f"{file}: not a readable tokenizer.json ({error}); {cure}") from error
 

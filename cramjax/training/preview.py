@@ -47,7 +47,7 @@ def preview(config: Config, n_examples: int) -> Iterator[str]:
     inputs, targets = jax.device_get(jax.jit(objective.preview)(key, tokens, rows))
 
     file = dataset.directory / "tokenizer" / "tokenizer.json"
-    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    tokenizer = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
     for row in range(n_examples):
         yield f"example {row}: {inputs.shape[1]} tokens in, {targets.shape[1]} to predict"
         for name, ids in (("inputs ", inputs[row]), ("targets", targets[row])):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import os
 import pathlib
 import resource
 import subprocess
@@ -399,3 +400,14 @@ def test_damage_to_the_metadata_of_orbax_is_damage_to_one_checkpoint(folder, con
     again = Checkpoints(folder)
     assert again.restore(abstract(make_state())).step == 1
     again.close()
+
+
+def test_a_folder_whose_name_is_no_utf_8_keeps_checkpoints(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    state = {"params": {"w": jnp.arange(3.0)}}
+    for step in (1, 2):
+        with contextlib.closing(Checkpoints(folder)) as checkpoints:
+            checkpoints.save(step, state, {}, block=True)
+    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
+        params = checkpoints.restore_params().state
+        assert checkpoints.latest() == 2 and params["w"].tolist() == [0.0, 1.0, 2.0]
