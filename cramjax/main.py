@@ -8,7 +8,7 @@ import pathlib
 import sys
 
 from cramjax import streams
-from cramjax.config.cli import add_config_flags, at_least, make_parser, run_command
+from cramjax.config.cli import add_config_flags, at_least, make_parser, path, run_command
 
 EXAMPLE = """example:
   python -m cramjax.main --config configs/quickstart.py
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_config_flags(parser)
     parser.add_argument(
-        "--workdir", type=pathlib.Path, metavar="DIR", help="folder of the run (default: runs/NAME)"
+        "--workdir", type=path, metavar="DIR", help="folder of the run (default: runs/NAME)"
     )
     parser.add_argument(
         "--show_batch",

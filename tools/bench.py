@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import pathlib
 import sys
 from typing import Any
 
@@ -10,7 +9,9 @@ from cramjax.config.cli import (
     add_config_flags,
     at_least,
     check_output,
+    in_home,
     make_parser,
+    path,
     run_command,
 )
 from cramjax.errors import UserError
@@ -139,6 +140,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--data_dir",
+        type=in_home,
         metavar="DIR|tfds",
         help="where the task is, as for tools.finetune",
     )
@@ -150,7 +152,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--json",
-        type=pathlib.Path,
+        type=path,
         metavar="FILE",
         help="write the result there as well",
     )

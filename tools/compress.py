@@ -1,10 +1,17 @@
 """`python -m tools.compress`: prune and quantise trained models; report quality at each size."""
 
 import argparse
-import pathlib
 import sys
 
-from cramjax.config.cli import at_least, comma_separated, from_flags, make_parser, run_command
+from cramjax.config.cli import (
+    at_least,
+    comma_separated,
+    from_flags,
+    in_home,
+    make_parser,
+    path,
+    run_command,
+)
 from cramjax.console import announce
 
 EXAMPLE = """written to --out:
@@ -55,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
+        type=in_home,
         dest="checkpoints",
         required=True,
         action="append",
@@ -68,9 +76,11 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="task of GLUE or SuperGLUE (default: a finetuned model's own)",
     )
 
-    parser.add_argument("--data_dir", metavar="DIR|tfds", help="folder with the data of the task")
     parser.add_argument(
-        "--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of the results"
+        "--data_dir", type=in_home, metavar="DIR|tfds", help="folder with the data of the task"
+    )
+    parser.add_argument(
+        "--out", type=path, required=True, metavar="DIR", help="folder of the results"
     )
 
 

@@ -1,10 +1,9 @@
 """`python -m tools.export_hf`: exports a model for stock `transformers`, and pushes it if asked."""
 
 import argparse
-import pathlib
 import sys
 
-from cramjax.config.cli import make_parser, run_command
+from cramjax.config.cli import in_home, make_parser, path, run_command
 
 EXAMPLE = """written to --out:
   config.json, model.safetensors   of a stock class: Bert, MegatronBert, RobertaPreLayerNorm or
@@ -78,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
+        type=in_home,
         required=True,
         metavar="WORKDIR",
         help="folder of a run, or of a model that tools.finetune saved",
@@ -85,7 +85,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         required=True,
-        type=pathlib.Path,
+        type=path,
         metavar="DIR",
         help="folder to write; an earlier export is replaced",
     )
@@ -115,7 +115,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 def _add_card_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results",
-        type=pathlib.Path,
+        type=path,
         metavar="FILE",
         help="results.json of tools.finetune, for the model card "
         "(default: the one in runs/finetune, if any)",

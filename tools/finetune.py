@@ -1,10 +1,17 @@
 """`python -m tools.finetune`: finetune a checkpoint on GLUE or SuperGLUE and print its scores."""
 
 import argparse
-import pathlib
 import sys
 
-from cramjax.config.cli import at_least, comma_separated, from_flags, make_parser, run_command
+from cramjax.config.cli import (
+    at_least,
+    comma_separated,
+    from_flags,
+    in_home,
+    make_parser,
+    path,
+    run_command,
+)
 from cramjax.console import announce
 
 EXAMPLE = """protocols (results carry all settings):
@@ -69,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
+        type=in_home,
         required=True,
         metavar="WORKDIR|HF_DIR",
         help="a run's folder, or a Hugging Face model's",
@@ -85,6 +93,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument(
         "--data_dir",
+        type=in_home,
         required=True,
         metavar="DIR|tfds",
         help="folder with CoLA/, RTE/, … as distributed, or tfds",
@@ -138,7 +147,7 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", type=pathlib.Path, metavar="DIR", help="default: runs/finetune/CHECKPOINT-PROTOCOL"
+        "--out", type=path, metavar="DIR", help="default: runs/finetune/CHECKPOINT-PROTOCOL"
     )
 
     parser.add_argument("--save", action="store_true", help="keep every finetuned model")

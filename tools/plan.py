@@ -11,6 +11,7 @@ from cramjax.config.cli import (
     at_least,
     check_output,
     make_parser,
+    path,
     run_command,
 )
 from cramjax.console import announce
@@ -133,14 +134,14 @@ def _make_parser() -> argparse.ArgumentParser:
         metavar="NAME[,NAME…]",
         help="rtx3060, t4, a100, v5e-8, …, or all",
     )
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write everything there")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write everything there")
     parser.add_argument(
-        "--plot", type=pathlib.Path, metavar="FILE.png", help="draw memory and tokens there"
+        "--plot", type=path, metavar="FILE.png", help="draw memory and tokens there"
     )
 
     parser.add_argument(
         "--program",
-        type=pathlib.Path,
+        type=path,
         metavar="FILE",
         help="write the optimised program there (HLO text), with the configured microbatch or the "
         "largest that fits",

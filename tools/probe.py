@@ -1,10 +1,9 @@
 """`python -m tools.probe`: measure what a model knows of grammar before it is finetuned (BLiMP)."""
 
 import argparse
-import pathlib
 import sys
 
-from cramjax.config.cli import at_least, check_output, make_parser, run_command
+from cramjax.config.cli import at_least, check_output, in_home, make_parser, path, run_command
 
 EXAMPLE = """a pair counts as right if the model finds the grammatical sentence more likely, by the
 pseudo-log-likelihood of a masked language model (every token masked in turn) or the span scores
@@ -50,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--checkpoint",
+        type=in_home,
         required=True,
         metavar="WORKDIR|HF_DIR",
         help="a run's folder, or a Hugging Face model's",
@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--suite", required=True, metavar="NAME", help="blimp")
     parser.add_argument(
         "--data_dir",
+        type=in_home,
         required=True,
         metavar="DIR",
         help="folder with BLiMP's .jsonl files, one for each paradigm",
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
     parser.add_argument(
         "--out",
-        type=pathlib.Path,
+        type=path,
         metavar="FILE",
         help="accuracies as JSON, with a table and a picture beside it",
     )

@@ -3,11 +3,10 @@
 import argparse
 import dataclasses
 import json
-import pathlib
 import sys
 
 from cramjax.budget import shape_table
-from cramjax.config.cli import check_output, make_parser, run_command
+from cramjax.config.cli import check_output, make_parser, path, run_command
 from cramjax.errors import UserError
 
 EXAMPLE = """columns:
@@ -91,7 +90,7 @@ def _make_parser() -> argparse.ArgumentParser:
         help="rows of the embedding (default: 32128)",
     )
     add("--seq_len", type=int, default=512, metavar="N", help="input tokens (default: 512)")
-    add("--json", type=pathlib.Path, metavar="FILE", help="write the rows there as well")
+    add("--json", type=path, metavar="FILE", help="write the rows there as well")
     return parser
 
 

@@ -1,10 +1,9 @@
 """`python -m tools.study`: runs the sweeps and compressions of a study and writes its tables."""
 
 import argparse
-import pathlib
 import sys
 
-from cramjax.config.cli import make_parser, run_command
+from cramjax.config.cli import in_home, make_parser, path, run_command
 from cramjax.errors import UserError
 
 EXAMPLE = """studies:
@@ -46,10 +45,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser("tools.study", "Run all of a study and write its tables.", EXAMPLE)
     parser.add_argument("name", metavar="STUDY", help="which one")
     parser.add_argument(
-        "--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of the study"
+        "--out", type=path, required=True, metavar="DIR", help="folder of the study"
     )
     parser.add_argument(
-        "--data_dir", metavar="DIR|tfds", help="where the tasks are, for a study that finetunes"
+        "--data_dir",
+        type=in_home,
+        metavar="DIR|tfds",
+        help="where the tasks are, for a study that finetunes",
     )
     return run_command(_study, argv, parser)
 

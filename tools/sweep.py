@@ -1,10 +1,9 @@
 """`python -m tools.sweep`: a run for each point of a grid over a recipe, and their comparison."""
 
 import argparse
-import pathlib
 import sys
 
-from cramjax.config.cli import add_config_flags, make_parser, run_command
+from cramjax.config.cli import add_config_flags, make_parser, path, run_command
 
 EXAMPLE = """written to --out:
   <point>/     the workdir of the point's run, with its output in log.txt
@@ -46,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         "brackets belongs to the value; the key `variant` is the recipe's argument after the colon",
     )
     parser.add_argument(
-        "--out", type=pathlib.Path, required=True, metavar="DIR", help="folder of the sweep"
+        "--out", type=path, required=True, metavar="DIR", help="folder of the sweep"
     )
     parser.add_argument(
         "--dry_run",

@@ -69,6 +69,19 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
+def path(text: str) -> pathlib.Path:
+    """Returns the path of a flag; an argparse `type`.
+
+    A leading ~ is the user's home, which a shell does not see in --workdir=~/run.
+    """
+    return pathlib.Path(in_home(text))
+
+
+def in_home(text: str) -> str:
+    """Returns the same as text, for flags that take other words than a path as well."""
+    return os.path.expanduser(text)
+
+
 def from_flags(kind: type[D], args: argparse.Namespace, **values: Any) -> D:
     """Returns a dataclass whose fields are the flags of the same names, and `values`."""
     names = {field.name for field in dataclasses.fields(kind)} - values.keys()

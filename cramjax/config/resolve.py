@@ -6,6 +6,7 @@ import ast
 import difflib
 import importlib.util
 import inspect
+import os
 import pathlib
 import types
 from collections.abc import Iterable, Mapping
@@ -81,7 +82,32 @@ def resolve(spec: str, overrides: Iterable[str] = ()) -> Config:
         raise UserError(f"{spec}: {len(problems)} mistake(s) in the configuration:\n{listed}")
     if config.data.max_mb == "budget":
         config.data.max_mb = _text_for_budget(config)
+    _expand_home(config)
     return freeze(config.to_dict())
+
+
+def _expand_home(config: Config) -> None:
+    """Replaces a leading ~ of every path by the user's home: a shell does not after an equals sign.
+
+    A folder called ~ is never what is meant.
+    """
+    data = config.data
+    data.cache_dir = os.path.expanduser(data.cache_dir)
+    data.tokenizer = os.path.expanduser(data.tokenizer)
+    if config.init_from:
+        config.init_from = os.path.expanduser(config.init_from)
+    data.source = _in_home(data.source)
+
+
+def _in_home(source: Any) -> Any:
+    """Returns a source of text, or a mixture of sources, with the home in its paths."""
+    if isinstance(source, list | tuple):
+        return type(source)(_in_home(entry) for entry in source)
+    scheme, _, address = str(source).partition(":")
+    if scheme not in ("text", "prepared", "pairs"):
+        return source
+    files = address.split(",") if scheme == "pairs" else [address]
+    return f"{scheme}:{','.join(map(os.path.expanduser, files))}"
 
 
 def _text_for_budget(config: Config) -> float | None:
@@ -114,7 +140,7 @@ def _load_recipe(spec: str) -> Config:
         UserError: the file is missing or is no recipe.
     """
     file, _, arg = spec.partition(":")
-    path = pathlib.Path(file)
+    path = pathlib.Path(os.path.expanduser(file))
     if not path.is_file():
         raise _no_such_recipe(file)
     module = _import(path, file)

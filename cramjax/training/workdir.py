@@ -13,6 +13,7 @@ import logging
 import os
 import pathlib
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -35,7 +36,7 @@ PACKAGES = (
     "tensorflow-cpu",
 )
 # Words in the names of variables that hold secrets.
-_SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL")
+_SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL")
 
 _log = logging.getLogger("cramjax")
 
@@ -120,7 +121,7 @@ def environment(devices: list[str]) -> dict[str, Any]:
     names = sorted(name for name in os.environ if name.startswith(("JAX_", "XLA_")))
     flags = {name: os.environ[name] for name in names}
     # The file is shared with the model, so a secret must not be in it.
-    flags |= {name: "(hidden)" for name in names if any(word in name for word in _SECRET)}
+    flags |= {name: "(hidden)" for name in names if _SECRET.search(name)}
     return {
         "command": shlex.join(sys.orig_argv),
         "started": _now(),

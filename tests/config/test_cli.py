@@ -1,8 +1,11 @@
 """Flags that several commands share."""
 
 import importlib
+import pathlib
 
 import pytest
+
+from cramjax.config import cli
 
 
 @pytest.mark.parametrize(
@@ -28,3 +31,9 @@ def test_a_number_that_is_too_small_or_none_is_a_usage_error(module, flag, least
     assert ended.value.code == 2
     mistake = f"must be at least {least}" if below else "must be a whole number"
     assert f"argument {flag}: {text}: {mistake}" in capsys.readouterr().err
+
+
+def test_a_path_of_a_flag_may_begin_with_the_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cli.path("~/run") == pathlib.Path("/home/me/run")
+    assert cli.path("runs/~x") == pathlib.Path("runs/~x") and cli.in_home("tfds") == "tfds"

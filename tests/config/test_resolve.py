@@ -137,3 +137,27 @@ def test_the_configuration_cannot_be_changed_afterwards():
     config = get_config("quickstart")
     with pytest.raises(AttributeError):
         config.seed = 3
+
+
+@pytest.mark.parametrize(
+    "source, wanted",
+    [
+        ("text:~/a.txt", "text:/home/me/a.txt"),
+        ("prepared:~", "prepared:/home/me"),
+        ("text:a~/b.txt", "text:a~/b.txt"),
+        ("installed-docs", "installed-docs"),
+        ([["text:~/a.txt", 2], ["hf:~/b:c", 1]], (("text:/home/me/a.txt", 2), ("hf:~/b:c", 1))),
+    ],
+)
+def test_the_home_of_a_path_is_found_where_no_shell_has_looked(monkeypatch, source, wanted):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = get_config(
+        "quickstart",
+        f"data.source={source}",
+        "data.cache_dir=~/cache",
+        "data.tokenizer=~/t.json",
+        "init_from=~/run",
+    )
+    assert config.to_dict()["data"]["source"] == wanted
+    paths = (config.data.cache_dir, config.data.tokenizer, config.init_from)
+    assert paths == ("/home/me/cache", "/home/me/t.json", "/home/me/run")
