@@ -21,7 +21,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, BinaryIO
 
@@ -297,7 +297,7 @@ class Spool:
         # Cleaned bytes of each part that was handed out.
         self._bytes: dict[tuple[int, int], int] = {}
         self._finished_sources: set[int] = set()
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: Executor | None = None
 
     def __enter__(self) -> Spool:
         return self
@@ -305,7 +305,9 @@ class Spool:
     def __exit__(self, *_: object) -> None:
         if self._pool is None:
             return
-        processes = list((self._pool._processes or {}).values())
+        processes: list[Any] = []
+        if isinstance(self._pool, ProcessPoolExecutor):
+            processes = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
         # What they read is not needed, or will be read again.
         for process in processes:
@@ -398,11 +400,7 @@ class Spool:
         if key in self._futures and not self._futures[key].cancelled():
             return
         if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            with stop.held_back(), _quiet_tracker():
-                self._pool = ProcessPoolExecutor(
-                    self._n_workers, context, initializer=_start_worker, initargs=(os.getpid(),)
-                )
+            self._pool = _open_pool(self._n_workers)
         with _without_main_program(), stop.held_back():
             self._futures[key] = self._pool.submit(spool_part, self._jobs[key])
 
@@ -434,6 +432,21 @@ class Spool:
                     return False
             self._compared.add(key)
         return True
+
+
+def _open_pool(n_workers: int) -> Executor:
+    """Returns worker processes, or a thread where the system has no semaphores for processes.
+
+    They lie in /dev/shm, which a container may not let anybody write.
+    """
+    context = multiprocessing.get_context("spawn")
+    try:
+        with stop.held_back(), _quiet_tracker():
+            return ProcessPoolExecutor(
+                n_workers, context, initializer=_start_worker, initargs=(os.getpid(),)
+            )
+    except (OSError, ImportError):
+        return ThreadPoolExecutor(1)
 
 
 def _n_cores() -> int:
