@@ -85,6 +85,7 @@ def make_packed(folder):
     tensors = dict(flatten_dict(random_params(NETWORK), sep="/"))
     dense = tensors["encoder/embeddings/tokens"]
     dense[3:] = 0  # a bitmap marks the zeros
+
     path = "encoder/layers/mlp/wi/kernel"
     layers, rows, columns = tensors[path].shape
     codes = np.random.default_rng(0).integers(-7, 8, (layers, rows, columns)).astype(np.int8)
@@ -234,8 +235,9 @@ def test_a_damaged_file_is_named_or_does_not_matter(whole, seed, tmp_path):
 @pytest.mark.parametrize("damage", ALL_DAMAGE)
 @pytest.mark.parametrize("kind", MAKERS)
 def test_every_file_with_every_damage(whole, kind, damage, tmp_path):
+    seeds = range(3) if damage in ("cut", "flipped") else range(1)
     for number in range(len(files_of(whole[kind]))):
-        for seed in range(3 if damage in ("cut", "flipped") else 1):
+        for seed in seeds:
             place = tmp_path / f"{number}-{seed}"
             check(kind, damaged(whole, kind, number, damage, seed, place))
 
