@@ -7,6 +7,7 @@ Hugging Face Hub.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 from typing import Any
@@ -140,11 +141,18 @@ def _read_run(path: pathlib.Path, step: int | None) -> Pretrained:
     described.check_shapes(config, shapes, finetuned, where, _LOAD_ANOTHER)
 
     file = tokenizer_file(path)
+    cure = "copy the one of the run's prepared data there"
+    tokenizer = _tokenizer(file, config, cure)
+    # A finetuned model does not note the hash.
+    trained_with = sidecar.get("tokenizer_sha256")
+    if trained_with and trained_with != hashlib.sha256(file.read_bytes()).hexdigest():
+        raise UserError(f"{file}: is not the tokenizer that the run was trained with; {cure}")
+
     return Pretrained(
         path=path,
         config=config,
         params=restored.state,
-        tokenizer=_tokenizer(file, config, "copy the one of the run's prepared data there"),
+        tokenizer=tokenizer,
         tokenizer_file=file,
         step=restored.step,
         finetuned=finetuned,

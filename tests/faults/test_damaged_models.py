@@ -5,6 +5,7 @@ damages one file, and reads the folder as `cramjax.load`, `tools.export_hf` and 
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -60,13 +61,17 @@ def random_params(config):
 
 
 def make_workdir(folder):
+    save_tokenizer(folder / "tokenizer")
+    tokenizer = (folder / "tokenizer" / "tokenizer.json").read_bytes()
     checkpoints = Checkpoints(folder / "checkpoints")
     params = jax.tree.map(jax.numpy.asarray, random_params(NETWORK))
-    sidecar = {"model": network.describe(NETWORK), "tokenizer_sha256": "0"}
+    sidecar = {
+        "model": network.describe(NETWORK),
+        "tokenizer_sha256": hashlib.sha256(tokenizer).hexdigest(),
+    }
     checkpoints.save(20, {"params": params}, sidecar, block=True)
     checkpoints.close()
 
-    save_tokenizer(folder / "tokenizer")
     config = get_config("quickstart", "data.seq_len=12").to_dict()
     environment = {"command": "python -m cramjax.main", "git": "abc", "devices": ["cpu"]}
     summary = {"steps": 20, "tokens": 9, "params": 99, "eval_loss": 3.0, "eval_accuracy": 0.1}
@@ -223,7 +228,7 @@ def damaged(whole, kind, number, damage, seed, tmp_path):
 ALL_DAMAGE = (*DAMAGE, "missing", "directory", "pipe", "device", "loop", "outside")
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(18))
 def test_a_damaged_file_is_named_or_does_not_matter(whole, seed, tmp_path):
     chooser = random.Random(seed)
     kind = list(MAKERS)[seed % 3]
@@ -278,7 +283,7 @@ def check_strange(whole, kind, name, path, value, tmp_path):
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(18))
 def test_a_value_of_another_type_is_named_or_does_not_matter(whole, seed, tmp_path):
     chooser = random.Random(seed)
     kind = list(MAKERS)[seed % 3]
