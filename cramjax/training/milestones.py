@@ -11,7 +11,7 @@ import jax
 from cramjax.parallel import processes
 from cramjax.training.due import EvalDue, SaveDue
 from cramjax.training.evaluate import EvalResult
-from cramjax.training.opening import describe_run
+from cramjax.training.opening import describe_start
 from cramjax.training.parts import Run
 from cramjax.training.records import Recorder
 from cramjax.training.stage import OpenStage
@@ -101,7 +101,7 @@ class Milestones:
 
         step = run.clock.n_steps
         if run.folder is not None and run.folder.restore():
-            describe_run(run)
+            describe_start(run)
             run.checkpoints.reload()
         if step and run.checkpoints.latest() != step:
             sidecar = {

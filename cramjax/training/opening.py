@@ -102,7 +102,7 @@ def _stage_number(run: Run, sidecar: Mapping[str, Any]) -> int:
 def describe_run(run: Run, opening: Opening, earlier: Earlier | None) -> None:
     """Say where the run goes on and with which changes; describe this start in the workdir.
 
-    Process 0 alone writes config.json, environment.json, a line of history.jsonl and the tokenizer.
+    Process 0 alone writes.
     """
     if not processes.is_first():
         return
@@ -116,12 +116,16 @@ def describe_run(run: Run, opening: Opening, earlier: Earlier | None) -> None:
         for line in history.describe(changed):
             run.progress.announce(line)
 
-    note = run.dataset_note()
+    describe_start(run)
+    history.append(run.workdir, opening.resumed_from or 0, changed, run.dataset_note())
+
+
+def describe_start(run: Run) -> None:
+    """Write config.json, environment.json and the tokenizer into the workdir."""
     kinds = [device.device_kind for device in jax.devices()]
     write_json(run.workdir / "config.json", run.config.to_dict())
-    described = environment(kinds) | {"dataset": note["directory"]}
+    described = environment(kinds) | {"dataset": run.dataset_note()["directory"]}
     write_json(run.workdir / "environment.json", described)
-    history.append(run.workdir, opening.resumed_from or 0, changed, note)
     _copy_tokenizer(run.dataset.directory / "tokenizer", run.workdir / "tokenizer")
 
 

@@ -50,14 +50,6 @@ class Workdir:
     def __init__(self, path: str | os.PathLike):
         """Make and lock `path`; raises UserError if it cannot be written or a run holds it."""
         self.path = pathlib.Path(path)
-        try:
-            str(self.path.absolute()).encode("utf-8")
-        except UnicodeEncodeError:
-            # Orbax finds that out at the first checkpoint.
-            raise UserError(
-                f"--workdir {os.fsencode(self.path)!r}: no checkpoint can be written to a path "
-                "that is not UTF-8; give another folder"
-            ) from None
         self._lock = self._locked()
 
     def _locked(self) -> FileLock:
@@ -120,8 +112,10 @@ def environment(devices: list[str]) -> dict[str, Any]:
     versions = {name: _version(name) for name in PACKAGES}
     names = sorted(name for name in os.environ if name.startswith(("JAX_", "XLA_")))
     flags = {name: os.environ[name] for name in names}
-    # The file is shared with the model, so a secret must not be in it.
-    flags |= {name: "(hidden)" for name in names if _SECRET.search(name)}
+    for name in names:
+        # The file is shared with the model, so a secret must not be in it.
+        if _SECRET.search(name):
+            flags[name] = "(hidden)"
     return {
         "command": shlex.join(sys.orig_argv),
         "started": _now(),

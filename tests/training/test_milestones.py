@@ -263,6 +263,6 @@ def test_a_folder_that_was_deleted_gets_its_files_and_a_checkpoint_again(monkeyp
 
     house.run.folder = types.SimpleNamespace(restore=lambda: True)
     described = []
-    monkeypatch.setattr(milestones, "describe_run", described.append)
+    monkeypatch.setattr(milestones, "describe_start", described.append)
     at.save("state")
     assert described == [house.run] and house.events == [("reload", None), ("save", 1)]
