@@ -216,7 +216,7 @@ def test_weights_in_several_files(saved, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, directory.read_model(tmp_path).params, whole.params)
 
     next(tmp_path.glob("model-00002-*")).unlink()
-    message = "model-00002-.*no such file, but the index names it"
+    message = "model-00002-.*no such file; copy all parts of the model"
     with pytest.raises(UserError, match=message):
         directory.read_model(tmp_path)
 
