@@ -116,6 +116,7 @@ def environment(devices: list[str]) -> dict[str, Any]:
         # The file is shared with the model, so a secret must not be in it.
         if _SECRET.search(name):
             flags[name] = "(hidden)"
+
     return {
         "command": shlex.join(sys.orig_argv),
         "started": _now(),
