@@ -1,8 +1,8 @@
 """Signals that ask this process to stop: it saves what there is to save and exits with 128 + n.
 
-SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU ask for the same. A further signal
-repeats the request: schedulers send several, a closed terminal's SIGHUP comes with a SIGTERM, and
-the kernel sends SIGXCPU every second. Only a second Ctrl-C leaves at once, without saving.
+SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU ask for the same. A signal that comes
+a second time leaves at once, without saving. Others repeat the request: schedulers send several, a
+closed terminal's SIGHUP comes with a SIGTERM, and the kernel sends SIGXCPU every second.
 
 A signal that was ignored when the process started, as SIGHUP is under nohup, stays ignored. One
 that a library ignores later does not.
@@ -33,7 +33,7 @@ EXIT_CODES: Mapping[signal.Signals, int] = {
 GRACE_S = 1.0
 """Seconds that the main thread has to leave by itself; a signal is answered within two seconds."""
 SAME_S = 0.5
-"""Seconds in which a second Ctrl-C is the first: a terminal and a wrapper may both send one."""
+"""Seconds in which a signal counts once: a terminal and a wrapper may both send it."""
 PARENT = "CRAMJAX_PARENT"
 """The environment variable with the id of the process whose end asks a command to stop."""
 _POLL_S = 0.5
@@ -101,27 +101,27 @@ class Stop:
         return EXIT_CODES[self.signum] if self.signum else 0
 
 
-class _Presses:
-    """Tells a second Ctrl-C from the first."""
+class _Repeats:
+    """Tells a signal that comes a second time."""
 
     def __init__(self) -> None:
-        self._first_s: float | None = None
+        self._first_s: dict[int, float] = {}
 
     def is_second(self, signum: int) -> bool:
-        """Takes in a signal; returns True for a second Ctrl-C."""
-        if signum != signal.SIGINT:
-            return False
+        """Takes in a signal; returns True if it came before, `SAME_S` ago or longer.
+
+        SIGXCPU never does: the kernel repeats it.
+        """
         now = time.monotonic()
-        if self._first_s is None:
-            self._first_s = now
-        return now - self._first_s >= SAME_S
+        first_s = self._first_s.setdefault(signum, now)
+        return signum != getattr(signal, "SIGXCPU", None) and now - first_s >= SAME_S
 
 
 class StopSignal(Stop):
     """A context that remembers the first signal; `EXIT_CODES` has those that it answers.
 
-    Later ones change nothing, except that a second Ctrl-C ends a command at once. Elsewhere, as in
-    a notebook, it raises KeyboardInterrupt.
+    Later ones change nothing, except that one that comes a second time ends a command at once.
+    Elsewhere, as in a notebook, it raises KeyboardInterrupt (Ctrl-C) or `Stopped`.
 
     Contexts nest, and the innermost one answers. Outside the main thread (a notebook's server)
     signals belong to other code, and no handler is installed.
@@ -135,7 +135,7 @@ class StopSignal(Stop):
         self._previous: dict[signal.Signals, Any] = {}
         self._outer: StopSignal | None = None
         self._at_once = False
-        self._presses = _Presses()
+        self._repeats = _Repeats()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -161,8 +161,8 @@ class StopSignal(Stop):
             # A further signal must not disturb the way out.
             if is_first or not StopSignal._is_watched:
                 self._leave()
-        elif not StopSignal._is_watched and self._presses.is_second(signum):
-            raise KeyboardInterrupt
+        elif not StopSignal._is_watched and self._repeats.is_second(signum):
+            raise KeyboardInterrupt if signum == signal.SIGINT else Stopped(128 + signum)
 
     def _leave(self) -> None:
         """Raise `Stopped`, through all contexts around this one."""
@@ -284,11 +284,11 @@ def _watched() -> Iterator[None]:
 
 
 def _watch(reader: int) -> None:
-    """End the process for a signal that comes while there is nothing to save, or a second Ctrl-C.
+    """End the process for a signal that comes while there is nothing to save, or a second time.
 
     Returns when the other end of `reader` is closed.
     """
-    presses = _Presses()
+    repeats = _Repeats()
     handlers = _Handlers()
     while True:
         is_readable = select.select([reader], [], [], _POLL_S)[0]
@@ -299,11 +299,11 @@ def _watch(reader: int) -> None:
         if not numbers:
             break
         for number in numbers:
-            _answer(number, presses)
+            _answer(number, repeats)
     os.close(reader)
 
 
-def _answer(number: int, presses: _Presses) -> None:
+def _answer(number: int, repeats: _Repeats) -> None:
     """End the process if the signal `number` asks for that."""
     if number not in EXIT_CODES:
         return
@@ -312,7 +312,7 @@ def _answer(number: int, presses: _Presses) -> None:
         # The process ends now, whatever the main thread does.
         time.sleep(GRACE_S)
         leave(code, f"stopped by {_name(code)}")
-    if presses.is_second(number):
+    if repeats.is_second(number):
         leave(code, f"left at once by a second {_name(code)}")
 
 
