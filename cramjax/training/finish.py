@@ -69,17 +69,16 @@ def checked(summary: dict[str, Any]) -> dict[str, Any]:
     """Returns the summary of a finished run.
 
     Raises:
-        RunFailed: if the run has ended with a loss that is not a number.
+        RunFailed: if the run has ended with a held-out loss that is not a number.
     """
-    for name in ("eval_loss", "train_loss"):
-        loss = summary[name]
-        # JSON has null for NaN. A run that ends at once has no training loss.
-        if (loss is None and name == "eval_loss") or (loss is not None and not math.isfinite(loss)):
-            raise RunFailed(
-                f"the run has ended, but its {name} is not a number: its parameters are useless; "
-                "lower optimizer.lr, set optimizer.clip_norm or precision=float32, and start it in "
-                "another workdir"
-            )
+    loss = summary["eval_loss"]
+    # JSON has null for NaN and infinity.
+    if loss is None or not math.isfinite(loss):
+        raise RunFailed(
+            "the run has ended, but its eval_loss is not a number: its parameters are useless; "
+            "lower optimizer.lr, set optimizer.clip_norm or precision=float32, and start it in "
+            "another workdir"
+        )
     return summary
 
 
