@@ -169,6 +169,22 @@ def read_json(path: str | os.PathLike, cure: str) -> dict[str, Any]:
         UserError: if there is no such file, it is no regular file, is larger than
             `MAX_JSON_BYTES`, or holds anything but one JSON object in UTF-8.
     """
+    value = _parsed(path, cure)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object; {cure}")
+    return value
+
+
+def read_json_objects(path: str | os.PathLike, cure: str) -> list[dict[str, Any]]:
+    """Returns the list of JSON objects in a file; arguments and errors as for `read_json`."""
+    value = _parsed(path, cure)
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise UserError(f"{path}: holds no list of JSON objects; {cure}")
+    return value
+
+
+def _parsed(path: str | os.PathLike, cure: str) -> Any:
+    """Returns the JSON in a file; raises UserError if there is none."""
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -182,16 +198,43 @@ def read_json(path: str | os.PathLike, cure: str) -> dict[str, Any]:
         raise UserError(f"{path}: is larger than {MAX_JSON_BYTES >> 20} MB; {cure}")
 
     try:
-        value = json.loads(content.decode("utf-8"))
+        return json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); {cure}") from error
     except ValueError as error:  # not JSON, or a number of thousands of digits
         raise UserError(f"{path}: not readable as JSON ({error}); {cure}") from error
     except RecursionError:
         raise UserError(f"{path}: its JSON is nested too deeply; {cure}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object; {cure}")
-    return value
+
+
+def check_types(
+    content: Mapping[str, Any],
+    kinds: Mapping[str, tuple[type, ...]],
+    where: str | os.PathLike,
+    cure: str,
+) -> None:
+    """Compare the values of an object of JSON with the types that a reader expects.
+
+    Args:
+        content: the object.
+        kinds: dotted key → types. A key that is missing counts as None.
+        where: the file, for messages.
+        cure: what to do, the end of the error's sentence.
+
+    Raises:
+        UserError: if a value is of another type.
+    """
+    for dotted, allowed in kinds.items():
+        value: Any = content
+        for key in dotted.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+
+        is_wrong_bool = isinstance(value, bool) and bool not in allowed
+        if is_wrong_bool or not isinstance(value, allowed):
+            names = " or ".join(kind.__name__ for kind in allowed)
+            raise UserError(
+                f"{where}: {dotted}={value!r:.80} is of another type than {names}; {cure}"
+            )
 
 
 def _open_at_once(path: str, flags: int) -> int:

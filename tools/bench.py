@@ -15,6 +15,7 @@ from cramjax.config.cli import (
     run_command,
 )
 from cramjax.errors import UserError
+from cramjax.files import write_json
 
 EXAMPLE = """printed, and written with --json:
   compile_s                              seconds
@@ -57,10 +58,10 @@ def _bench(args: argparse.Namespace) -> None:
     if args.suite:
         _bench_suite(args)
         return
-    text = json.dumps(_measure(args), indent=2)
-    print(text)
+    result = _measure(args)
+    print(json.dumps(result, indent=2))
     if args.json:
-        args.json.write_text(text + "\n")
+        write_json(args.json, result)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -104,7 +105,7 @@ def _bench_suite(args: argparse.Namespace) -> None:
         results.append(result)
         # A suite takes hours: what is measured is kept if a later member fails.
         if args.json:
-            args.json.write_text(json.dumps(results, indent=2) + "\n")
+            write_json(args.json, results)
     print(suites.table(results))
 
 

@@ -1,7 +1,6 @@
 """`python -m tools.plan`: plans a run on a device that is not here."""
 
 import argparse
-import json
 import pathlib
 import sys
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from cramjax.config.cli import (
 )
 from cramjax.console import announce
 from cramjax.errors import RunFailed, UserError
+from cramjax.files import write_json
 
 if TYPE_CHECKING:
     from cramjax.planning.cards import Card
@@ -109,7 +109,7 @@ def _check_compiler(card: "Card") -> None:
 
 def _write_json(path: pathlib.Path, recipe: str, plans: list["Plan"]) -> None:
     content = {"recipe": recipe, "plans": [each.entry() for each in plans]}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(path, content)
 
 
 def _write_program(path: pathlib.Path, program: str | None) -> None:

@@ -2,12 +2,12 @@
 
 import argparse
 import dataclasses
-import json
 import sys
 
 from cramjax.budget import shape_table
 from cramjax.config.cli import check_output, make_parser, path, run_command
 from cramjax.errors import UserError
+from cramjax.files import write_json
 
 EXAMPLE = """columns:
   name, enc, dec, d_model, d_ff, heads, head_dim
@@ -36,7 +36,7 @@ def _shapes(args: argparse.Namespace) -> None:
 
     if args.json:
         entries = [dataclasses.asdict(row) for row in rows]
-        args.json.write_text(json.dumps(entries, indent=2) + "\n")
+        write_json(args.json, entries)
 
 
 def _limits(args: argparse.Namespace) -> dict[str, float]:

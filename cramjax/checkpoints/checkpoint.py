@@ -291,6 +291,9 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         self._check_metadata()
+        if not self._read_only and self._directory.exists() and not _takes_files(self._directory):
+            # Otherwise it would come out at the first save.
+            raise UserError(f"{self._directory}: is no folder that can be written; move it away")
         handlers = {
             "state": ocp.StandardCheckpointHandler(),
             "sidecar": ocp.JsonCheckpointHandler(),
@@ -427,19 +430,28 @@ class Checkpoints:
             self._manager.reload()
 
 
-def newest_sidecar(directory: str | pathlib.Path) -> tuple[int, dict[str, Any]] | None:
+def newest_sidecar(
+    directory: str | pathlib.Path, check: Callable[[dict[str, Any]], None]
+) -> tuple[int, dict[str, Any]] | None:
     """Returns step and JSON of the newest checkpoint that is whole, or None without one.
 
-    Files alone are read, so neither devices nor other processes are needed.
+    Files alone are read, so neither devices nor other processes are needed. `check` raises
+    ValueError for the JSON of a damaged one.
     """
     for step in sorted(_steps(pathlib.Path(directory)), reverse=True):
         folder = pathlib.Path(directory) / str(step)
         try:
             _verify(folder)
-            return step, _read_sidecar(folder)
+            sidecar = _read_sidecar(folder)
+            check(sidecar)
+            return step, sidecar
         except (OSError, ValueError):
             continue  # `restore` warns of it and moves it away
     return None
+
+
+def _takes_files(path: pathlib.Path) -> bool:
+    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
 
 
 def _steps(directory: pathlib.Path) -> list[int]:

@@ -231,7 +231,8 @@ class TextSubject:
             UserError: if the text of the run is missing.
         """
         self.model = model
-        config = stored.read(read_json(workdir / "config.json", _RESTORE))
+        path = workdir / "config.json"
+        config = stored.read(read_json(path, _RESTORE), str(path), _RESTORE)
         environment = read_json(workdir / "environment.json", _RESTORE)
         dataset = TokenDataset.open(environment["dataset"])
         self.max_length = config.data.seq_len

@@ -111,6 +111,9 @@ def check_output(flag: str, path: pathlib.Path | None) -> None:
         return
     if path.is_dir():
         raise UserError(f"{flag} {path}: is a folder; give a file")
+    # A file takes its place when it is whole, which would harm a device such as /dev/stdout.
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"{flag} {path}: is a link, a pipe or a device; give a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

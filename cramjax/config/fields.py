@@ -34,6 +34,13 @@ class Field:
     choices: tuple[Any, ...] = ()
     check: Callable[[Any], str | None] = _accept
 
+    def takes(self, value: Any) -> bool:
+        """Returns whether `value` is of an accepted type."""
+        # bool is an int to Python, never to a reader of configurations.
+        if isinstance(value, bool) and bool not in self.kinds:
+            return False
+        return isinstance(value, self.kinds)
+
 
 def text(default: str, help: str, choices: tuple[str, ...] = ()) -> Field:
     """A string, one of `choices` if there are any."""

@@ -102,9 +102,7 @@ def value_problems(key: str, field: Field, value: Any) -> list[str]:
     if value is _MISSING:
         return [f"{key}: missing; recipes start from cramjax.config.recipes.start"]
 
-    # bool is an int to Python, never to a reader of configurations.
-    is_wrong_bool = isinstance(value, bool) and bool not in field.kinds
-    if is_wrong_bool or not isinstance(value, field.kinds):
+    if not field.takes(value):
         names = ["None" if kind is NoneType else kind.__name__ for kind in field.kinds]
         return [f"{key}={value!r}: must be {' or '.join(names)} ({field.help})"]
 

@@ -6,9 +6,7 @@ import dataclasses
 import errno
 import fnmatch
 import hashlib
-import json
 import logging
-import os
 import pathlib
 import re
 import time
@@ -18,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 from cramjax.data.formats import FORMATS, file_format, read_file
 from cramjax.data.source import Drop, Part
 from cramjax.errors import UserError
+from cramjax.files import check_types, read_json, write_json
 
 _LOG = logging.getLogger("cramjax")
 ATTEMPTS = 7
@@ -124,14 +123,13 @@ def open_hub(
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
     path = pathlib.Path(cache_dir) / "hub" / f"{digest}.json"
     if path.exists():
-        listing = json.loads(path.read_text())
+        cure = "delete it; the files are then listed again"
+        listing = read_json(path, cure)
+        check_types(listing, {"revision": (str,), "files": (list,)}, path, cure)
     else:
         listing = _list_files(match["repo"], match["revision"], match["glob"], spec)
-        # Renamed when it is whole: other processes may be listing too.
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"address": address, **listing}, indent=1))
-        temporary.replace(path)
+        write_json(path, {"address": address, **listing})
 
     return HubFiles(
         spec=spec,

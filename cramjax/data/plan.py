@@ -83,11 +83,10 @@ def plan_preparation(config: DataConfig, sources: Sequence[TextSource]) -> Prepa
 def text_settings(config: DataConfig) -> dict[str, Any]:
     """Returns the keys of `data` that say which text a dataset holds, and in which form.
 
-    Those are left out that only say how much text to take, and those that the configuration of an
-    older version does not have.
+    Those are left out that only say how much text to take.
     """
     names = {"source", "extra_ids", *_FINGERPRINTED} - set(_AMOUNTS)
-    return {name: getattr(config, name) for name in sorted(names) if hasattr(config, name)}
+    return {name: getattr(config, name) for name in sorted(names)}
 
 
 def all_settings(config: DataConfig) -> dict[str, Any]:

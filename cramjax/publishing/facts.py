@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cramjax.errors import UserError
-from cramjax.files import read_json
+from cramjax.files import check_types, read_json
 from cramjax.glue.tasks import SUITES
 
 FINETUNINGS = pathlib.Path("runs/finetune")
@@ -144,7 +144,7 @@ def read_facts(folder: pathlib.Path, results: pathlib.Path | None, step: int | N
         scored, scores = _read_finetuning(folder.resolve(), finetuned["task"])
 
     environment = _read_object(folder / "environment.json") or {}
-    _check(environment, _ENVIRONMENT, folder / "environment.json")
+    check_types(environment, _ENVIRONMENT, folder / "environment.json", _CURE)
     return Facts(
         folder=folder,
         config=config,
@@ -157,41 +157,27 @@ def read_facts(folder: pathlib.Path, results: pathlib.Path | None, step: int | N
     )
 
 
-def _check(
-    content: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]], where: pathlib.Path
-) -> None:
-    """Raises UserError if a dotted key of a file has a value of another type than these."""
-    for dotted, allowed in kinds.items():
-        value: Any = content
-        for key in dotted.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        is_wrong_bool = isinstance(value, bool) and bool not in allowed
-        if is_wrong_bool or not isinstance(value, allowed):
-            names = " or ".join(kind.__name__ for kind in allowed)
-            raise UserError(
-                f"{where}: {dotted}={value!r:.80} is of another type than {names}; {_CURE}"
-            )
-
-
 def _check_run(config: Mapping[str, Any], where: pathlib.Path) -> None:
     """Raises UserError if config.json is not that of a run."""
-    _check(config, _RUN, where)
-    _check(config, _OBJECTIVES.get(config["objective"]["name"], _MASKED), where)
+    check_types(config, _RUN, where, _CURE)
+    check_types(config, _OBJECTIVES.get(config["objective"]["name"], _MASKED), where, _CURE)
     limits = {f"budget.{name}": (*_NUMBER, _NONE) for name in config["budget"]}
-    _check(config, limits, where)
+    check_types(config, limits, where, _CURE)
 
 
 def _check_notes(finetuned: Any, compression: Any, where: pathlib.Path) -> None:
     """Raises UserError if the notes about a finetuned or compressed model are damaged."""
     if finetuned:
-        _check({"finetuned": finetuned}, {"finetuned": (dict,)}, where)
-        _check(finetuned, {"task": (str,), "suite": (str,), "seed": (int,)} | _SETTINGS, where)
+        check_types({"finetuned": finetuned}, {"finetuned": (dict,)}, where, _CURE)
+        check_types(
+            finetuned, {"task": (str,), "suite": (str,), "seed": (int,)} | _SETTINGS, where, _CURE
+        )
         known = {task.name for task in SUITES.get(finetuned["suite"], ())}
         if finetuned["task"] not in known:
             raise UserError(f"{where}: finetuned names no task that is known; {_CURE}")
     if compression:
-        _check({"compression": compression}, {"compression": (dict,)}, where)
-        _check(compression, {"prune": _NUMBER, "bits": (int,)}, where)
+        check_types({"compression": compression}, {"compression": (dict,)}, where, _CURE)
+        check_types(compression, {"prune": _NUMBER, "bits": (int,)}, where, _CURE)
 
 
 def _read_results(path: pathlib.Path) -> dict[str, Any] | None:
@@ -199,15 +185,15 @@ def _read_results(path: pathlib.Path) -> dict[str, Any] | None:
     content = _read_object(path)
     if not content or "protocol" not in content:
         return None
-    _check(content, _RESULTS, path)
+    check_types(content, _RESULTS, path, _CURE)
     if content["suite"] not in SUITES:
         raise UserError(f"{path}: suite={content['suite']!r:.80} is not known; {_CURE}")
     for task in SUITES[content["suite"]]:
         entry = content.get(task.name, {})
-        _check({"entry": entry}, {"entry": (dict,)}, path)
+        check_types({"entry": entry}, {"entry": (dict,)}, path, _CURE)
         for spread in entry.values():
             if isinstance(spread, dict) and "median" in spread:
-                _check(spread, _SPREAD, path)
+                check_types(spread, _SPREAD, path, _CURE)
     return content
 
 
@@ -226,9 +212,9 @@ def _read_finetuning(
     run = _read_object(path)
     if not run:
         return _read_results(out / "results.json"), {}
-    _check(run, {f"metrics.{task}": (dict,)}, path)
+    check_types(run, {f"metrics.{task}": (dict,)}, path, _CURE)
     scores = run["metrics"][task]
-    _check(scores, dict.fromkeys(scores, _NUMBER), path)
+    check_types(scores, dict.fromkeys(scores, _NUMBER), path, _CURE)
     return _read_results(out / "results.json"), scores
 
 
@@ -240,7 +226,7 @@ def _read_spent(folder: pathlib.Path, step: int | None) -> dict[str, Any]:
         where = folder / "metrics.jsonl"
         summary = _latest(where, step)
     numbers = {key: summary[key] for key in _SPENT if summary.get(key) is not None}
-    _check(numbers, dict.fromkeys(numbers, _NUMBER), where)
+    check_types(numbers, dict.fromkeys(numbers, _NUMBER), where, _CURE)
     if isinstance(summary.get("precision"), str):
         numbers["precision"] = summary["precision"]
     return numbers

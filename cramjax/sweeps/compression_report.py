@@ -41,6 +41,9 @@ def _sizes(title: str, results: Sequence[Result]) -> str:
         summary = result.summary
         if not summary:
             continue
+        loss = "no number"
+        if summary["eval_loss"] is not None:
+            loss = f"{summary['eval_loss']:.3f}"
         rows.append(
             (
                 ", ".join(result.point.values.values()),
@@ -48,7 +51,7 @@ def _sizes(title: str, results: Sequence[Result]) -> str:
                 f"{summary['steps']:,}",
                 f"{summary['tokens'] / 1e6:.1f} M",
                 f"{summary['flops']:.2e}",
-                f"{summary['eval_loss']:.3f}",
+                loss,
             )
         )
     return f"## {title}\n\n{markdown(_SIZES_HEAD, rows)}\n"

@@ -69,6 +69,12 @@ def _seed(result: Result) -> str:
     return result.point.values["seed"]
 
 
+def _loss(result: Result) -> float:
+    """Returns the held-out loss of a finished run; infinity if it ended with NaN."""
+    loss = result.summary["eval_loss"]
+    return math.inf if loss is None else loss
+
+
 def report(study: Study, results: StudyResults) -> str:
     """Returns the text of report.md.
 
@@ -89,10 +95,10 @@ def report(study: Study, results: StudyResults) -> str:
 def _sooner(hours: Sequence[Result], sooner: Sequence[Result]) -> Rows:
     """Returns a row for each arm of `sooner`: do its runs end below the controls of `hours`?"""
     controls = _by_arm(hours).get(CONTROL, [])
-    goals = {_seed(run): run.summary["eval_loss"] for run in controls}
+    goals = {_seed(run): _loss(run) for run in controls if math.isfinite(_loss(run))}
     rows: Rows = []
     for arm, runs in _by_arm(sooner).items():
-        losses = [run.summary["eval_loss"] for run in runs]
+        losses = [_loss(run) for run in runs]
         n_below = 0
         for run, loss in zip(runs, losses, strict=True):
             # Without a control of the seed, nothing is below it.
@@ -113,7 +119,7 @@ def _equal_budget(part: SweepPart, results: Sequence[Result]) -> str:
                 f"{first['steps']:,}",
                 f"{first['tokens'] / 1e6:.2f} M",
                 f"{first['flops']:.2e}",
-                median([run.summary["eval_loss"] for run in runs]),
+                median([_loss(run) for run in runs]),
                 _share_of_control(runs, controls, "elapsed_s"),
                 _share_of_control(runs, controls, "flops"),
             )
@@ -131,7 +137,7 @@ def _share_of_control(
     shares = []
     for run in runs:
         control = controls.get(_seed(run))
-        if control is None:
+        if control is None or control["eval_loss"] is None:
             continue
         value = reached(_curve(run), key, control["eval_loss"])
         if value is not None:

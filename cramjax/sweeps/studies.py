@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import statistics
 import sys
@@ -12,12 +11,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cramjax.errors import UserError
-from cramjax.files import replacing
+from cramjax.files import check_types, read_json_objects, replacing
 from cramjax.stop import StopSignal
 from cramjax.sweeps import grid, sweep
 from cramjax.sweeps.sweep import Launch, Result
 
 Rows = list[tuple[str, ...]]
+_NUMBER = (int, float)
+# Of an entry of pareto.json, what reports read.
+_ENTRY = {
+    "model": (str,),
+    "metric": (str,),
+    "prune": _NUMBER,
+    "bits": (int,),
+    "bytes": _NUMBER,
+    "value": _NUMBER,
+    "values": (list,),
+}
 Points = Mapping[str, Sequence[grid.Point]]
 """Name of a sweep → its points."""
 
@@ -201,10 +211,21 @@ def _report(study: Study, points: Points, out: pathlib.Path) -> None:
     for name in study.compressions:
         file = out / name / "pareto.json"
         if file.exists():
-            compressions[name] = json.loads(file.read_text(encoding="utf-8"))
+            compressions[name] = read_entries(file)
     text = study.report(study, StudyResults(sweeps=sweeps, compressions=compressions))
     with replacing(out / "report.md") as path:
         path.write_text(text, encoding="utf-8")
+
+
+def read_entries(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the entries of a pareto.json; raises UserError if it is damaged."""
+    cure = "delete it; the compression then writes it again"
+    entries = read_json_objects(path, cure)
+    if not entries:
+        raise UserError(f"{path}: has no entry; {cure}")
+    for entry in entries:
+        check_types(entry, _ENTRY, path, cure)
+    return entries
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

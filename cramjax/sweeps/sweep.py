@@ -11,7 +11,6 @@ import csv
 import dataclasses
 import fcntl
 import io
-import json
 import operator
 import os
 import pathlib
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 from cramjax import console, pareto
 from cramjax.config import stored
 from cramjax.errors import UserError
-from cramjax.files import replacing
+from cramjax.files import check_types, read_json, replacing
 from cramjax.stop import PARENT, StopSignal
 from cramjax.sweeps import plots
 from cramjax.sweeps.grid import Point
@@ -45,6 +44,13 @@ PARETO_COLUMNS = {"pareto_params": "params", "pareto_flops": "flops", "pareto_s"
 """Column of sweep.csv → the cost in the summary; the column marks the front of `eval_loss`."""
 
 MAX_ERROR = 500
+
+_NUMBER = (int, float)
+# What is read of a summary.
+_SUMMARY = dict.fromkeys(("params", "steps", "tokens", "flops", "elapsed_s"), _NUMBER) | {
+    # A run that ended with NaN has none.
+    "eval_loss": (*_NUMBER, type(None))
+}
 
 Launch = Callable[[Sequence[str], pathlib.Path, StopSignal], int]
 """(command line, log file, stop request) → exit code.
@@ -93,7 +99,7 @@ def find_results(points: Sequence[Point], out: pathlib.Path) -> list[Result]:
             difference = _difference(before, point.config)
             mistakes.append(f"{result.workdir} has a run of another configuration ({difference})")
             continue
-        summary = _read_json(result.workdir / "summary.json")
+        summary = _read_summary(result.workdir)
         if summary:
             result.status = "finished"
             result.summary = summary
@@ -104,12 +110,25 @@ def find_results(points: Sequence[Point], out: pathlib.Path) -> list[Result]:
 
 
 def _read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
-    content = _read_json(workdir / "config.json")
-    return None if content is None else stored.current(content)
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    cure = "delete its folder or give another --out"
+    return stored.current(read_json(path, cure), str(path), cure)
 
 
-def _read_json(path: pathlib.Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the summary of a finished run; None if there is none that can be used.
+
+    The next start of a finished run without one writes it again.
+    """
+    path = workdir / "summary.json"
+    try:
+        summary = read_json(path, "")
+        check_types(summary, _SUMMARY, path, "")
+    except UserError:
+        return None
+    return summary
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -247,7 +266,7 @@ def _run_point(result: Result, launch: Launch, stop: StopSignal) -> None:
         result.error = error_of(log, start, code)
 
     # A run with a summary has trained to its end, also if it then got a signal or failed.
-    summary = _read_json(result.workdir / "summary.json")
+    summary = _read_summary(result.workdir)
     if summary:
         result.status = "finished"
         result.summary = summary

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import os
 import pathlib
 import shlex
 import sys
@@ -21,11 +22,16 @@ from cramjax.config import stored
 from cramjax.config.views import Config
 from cramjax.console import Announce
 from cramjax.errors import UserError
-from cramjax.files import read_json
+from cramjax.files import check_types, read_json
 from cramjax.models.network import FREE_FIELDS
+from cramjax.training.sidecar import check
 
 Changes = dict[str, tuple[Any, Any]]
 """Key of the configuration → (value at the checkpoint, value now)."""
+
+_LOSS = (int, float, type(None))
+# Of summary.json, what is read of a finished run.
+_SUMMARY = {"steps": (int,), "stop_reason": (str,), "eval_loss": _LOSS, "train_loss": _LOSS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,15 +61,15 @@ def read(workdir: pathlib.Path) -> Earlier | None:
     Raises:
         UserError: if config.json is needed and cannot be read.
     """
-    newest = checkpoint.newest_sidecar(workdir / "checkpoints")
+    newest = checkpoint.newest_sidecar(workdir / "checkpoints", check)
     if newest is None:
         return None
 
     step, sidecar = newest
+    path = workdir / "config.json"
+    cure = "give another --workdir, or start over in an empty one"
     # Checkpoints that 0.2.0 and older wrote say neither configuration nor dataset.
-    content = sidecar.get("config") or read_json(
-        workdir / "config.json", "give another --workdir, or start over in an empty one"
-    )
+    content = sidecar.get("config") or read_json(path, cure)
     note = sidecar.get("dataset") or _noted_in_environment(workdir)
     dataset = None
     if note.get("directory"):
@@ -72,7 +78,7 @@ def read(workdir: pathlib.Path) -> Earlier | None:
     return Earlier(
         step=step,
         sidecar=sidecar,
-        config=stored.read(content),
+        config=stored.read(content, str(path), cure),
         dataset=dataset,
         fingerprint=note.get("fingerprint"),
         summary=_summary_of(workdir, step),
@@ -83,7 +89,9 @@ def _noted_in_environment(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / "environment.json"
     if not path.exists():
         return {}
-    noted = read_json(path, "delete it; the run then takes the dataset of its configuration")
+    cure = "delete it; the run then takes the dataset of its configuration"
+    noted = read_json(path, cure)
+    check_types(noted, {"dataset": (str, type(None))}, path, cure)
     return {"directory": noted.get("dataset")}
 
 
@@ -93,6 +101,7 @@ def _summary_of(workdir: pathlib.Path, step: int) -> dict[str, Any] | None:
         return None
     try:
         summary = read_json(path, "")
+        check_types(summary, _SUMMARY, path, "")
     except UserError:
         return None  # written again after an evaluation
     # The summary may be that of a shorter budget.
@@ -102,7 +111,7 @@ def _summary_of(workdir: pathlib.Path, step: int) -> dict[str, Any] | None:
 def changes(before: Config, now: Config) -> Changes:
     """Returns the keys whose values differ, in alphabetical order.
 
-    A key that one of the two does not have belongs to another version, and counts as the same.
+    A key that a later version had belongs to no part of this one, and counts as the same.
     """
     old, new = _flat(before), _flat(now)
     both = sorted(old.keys() & new.keys() - {"data.allow_change"})
@@ -188,6 +197,9 @@ def append(workdir: pathlib.Path, step: int, changed: Changes, dataset: Mapping[
         step: the step that the start goes on from.
         changed: what differs from the configuration of that step's checkpoint.
         dataset: `Run.dataset_note`.
+
+    Raises:
+        UserError: if the file cannot be written.
     """
     line = {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -196,5 +208,15 @@ def append(workdir: pathlib.Path, step: int, changed: Changes, dataset: Mapping[
         "changes": {key: list(values) for key, values in changed.items()},
         "dataset": dict(dataset),
     }
-    with (workdir / "history.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+
+    path = workdir / "history.jsonl"
+    try:
+        with path.open("a+b") as file:
+            # A crash may have cut the last line short.
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(line).encode() + b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); move it away") from error

@@ -24,6 +24,8 @@ from typing import Any, Protocol
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from cramjax.errors import UserError
+
 # These classes are generated at run time, so a type checker does not see them.
 Event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
 SessionLog = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
@@ -76,6 +78,8 @@ class MetricsWriter:
         sinks: Sequence[Sink] = (),
     ):
         path = pathlib.Path(workdir) / "metrics.jsonl"
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: is no regular file; move it away")
         _cut_after(path, resumed_step, keeps_evaluation)
         self._lines = LineFile(path)
         self._sinks: list[Sink] = list(sinks)

@@ -27,6 +27,7 @@ from cramjax.training.metrics import MetricsWriter, Silence, Sink
 from cramjax.training.parts import Run
 from cramjax.training.records import Recorder
 from cramjax.training.session import Session
+from cramjax.training.sidecar import check
 from cramjax.training.stage import OpenStage, open_batches
 from cramjax.training.state import TrainState, initial_state
 from cramjax.training.workdir import environment
@@ -74,6 +75,7 @@ def open_stage(run: Run) -> Opening:
 
     def expected(sidecar: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         """Returns the shapes to restore into, and the entries that must agree."""
+        check(sidecar)
         number = _stage_number(run, sidecar)
         run.stages.check_rows(number)
         opened[number] = run.stages.open(number)

@@ -97,7 +97,7 @@ def _cpu_flags() -> set[str]:
     info = pathlib.Path("/proc/cpuinfo")
     if not info.exists():
         return set()
-    for line in info.read_text().splitlines():
+    for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("flags"):
             return set(line.split(":", 1)[1].split())
     return set()

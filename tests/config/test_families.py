@@ -118,8 +118,8 @@ def test_the_flat_keys_of_version_0_1_are_left_out(name):
     for family in families.FAMILIES:
         flat |= schema.default_values(families.model_keys(family))
     old = content | {"model": flat | content["model"]}
-    assert stored.current(old) == content
-    assert stored.read(old).to_dict() == content
+    assert stored.current(old, "config.json", "") == content
+    assert stored.read(old, "config.json", "").to_dict() == content
     assert len(old["model"]) == 38
 
 

@@ -54,7 +54,7 @@ def config_of(folder, name, **values):
     """The configuration in a config.json, with its dataset where it lies now."""
     content = json.loads((folder / name / "config.json").read_text())
     source = f"prepared:{folder / DATASETS[name]}"
-    return changed(stored.read(content), {"data.source": source, **values})
+    return changed(stored.read(content, "config.json", ""), {"data.source": source, **values})
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -64,7 +64,7 @@ def test_the_configuration_has_the_keys_of_its_family(written, name):
     config = config_of(written, name)
     assert config.model.to_dict().keys() == families.model_keys(config.model.family).keys()
     assert config.to_dict().keys() == content.keys()
-    assert stored.current(content)["model"] == config.model.to_dict()
+    assert stored.current(content, "config.json", "")["model"] == config.model.to_dict()
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -83,7 +83,7 @@ def test_the_model_is_loaded(written, name):
 
 def test_a_sweep_takes_a_finished_run(written):
     content = json.loads((written / "t5" / "config.json").read_text())
-    config = json.loads(json.dumps(stored.read(content).to_dict()))
+    config = json.loads(json.dumps(stored.read(content, "config.json", "").to_dict()))
     point = grid.Point(name="t5", values={}, spec="", overrides=(), config=config)
     (result,) = sweep.find_results([point], written)
     assert result.status == "finished" and result.summary["steps"] == 4

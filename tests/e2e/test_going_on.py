@@ -326,3 +326,90 @@ def test_a_larger_budget_names_the_same_text_for_every_recipe(recipe):
     assert text_settings(short.data) == text_settings(longer.data)
     changed = set(history.changes(short, longer))
     assert "budget.hours" in changed and changed <= {"budget.hours", "data.max_mb"}
+
+
+DAMAGE = {
+    "clock": None,
+    "config": {"model": {}},
+    "dataset": "a folder",
+    "record": {"recent": 5},
+    "spent": {"eval_s": "long"},
+    "stage": -1,
+}
+
+
+def damage(folder, **values):
+    """Changes the JSON beside the arrays of a checkpoint that was killed before it was sealed."""
+    note = folder / "sidecar" / "metadata"
+    note.write_text(json.dumps(json.loads(note.read_text()) | values))
+    (folder / "checksums.json").unlink()
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_checkpoint_with_a_damaged_sidecar_is_a_damaged_one(workdir, name):
+    assert history.read(workdir).step == N_STEPS
+    damage(workdir / "checkpoints" / str(N_STEPS), **{name: DAMAGE[name]})
+    assert history.read(workdir).step == N_STEPS - 2
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_sidecar(workdir, text, undisturbed):
+    damage(workdir / "checkpoints" / str(N_STEPS), clock={"steps": "many"})
+    train(text, workdir)
+    assert (workdir / "checkpoints" / f"damaged-{N_STEPS}").is_dir()
+    assert story(workdir) == story(undisturbed)
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("config.json", {"model": {"family": "bird"}}, "of no family that this version knows"),
+        ("config.json", {"budget": None}, "budget=None is of another type"),
+        ("config.json", {"growth": {"stages": [5]}}, "no list of stages"),
+        ("environment.json", {"dataset": 5}, "dataset=5 is of another type"),
+    ],
+)
+def test_files_of_an_older_version_that_are_damaged_are_named(workdir, name, content, said):
+    note = workdir / "checkpoints" / str(N_STEPS) / "sidecar" / "metadata"
+    sidecar = json.loads(note.read_text())
+    for later in ("config", "dataset", "record", "evaluations", "stop_reason"):
+        del sidecar[later]
+    note.write_text(json.dumps(sidecar))
+    (note.parent.parent / "checksums.json").unlink()
+    assert history.read(workdir).dataset is not None
+    path = workdir / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | content))
+    with pytest.raises(UserError, match=f"{name}: .*{said}"):
+        history.read(workdir)
+
+
+@pytest.mark.parametrize("damage", [{"stop_reason": 5}, {"eval_loss": "low"}, {"train_loss": {}}])
+def test_a_summary_that_is_damaged_is_none(workdir, damage):
+    path = workdir / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    assert history.read(workdir).summary is None
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    for name in ("metrics.jsonl", "history.jsonl"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=r"metrics\.jsonl: is no regular file"):
+        metrics.MetricsWriter(tmp_path)
+    with pytest.raises(UserError, match=r"history\.jsonl: cannot be written"):
+        history.append(tmp_path, 0, {}, {})
+
+
+def test_a_file_in_the_place_of_the_checkpoints_is_named_at_the_start(workdir, text):
+    shutil.rmtree(workdir / "checkpoints")
+    (workdir / "checkpoints").write_text("")
+    with pytest.raises(UserError, match="checkpoints: is no folder"):
+        train(text, workdir)
+
+
+def test_a_line_of_history_that_a_crash_cut_is_followed_by_a_whole_one(workdir):
+    path = workdir / "history.jsonl"
+    path.write_bytes(b'{"step": 0}\n{"st')
+    history.append(workdir, 5, {}, {})
+    history.append(workdir, 6, {}, {})
+    lines = path.read_text().splitlines()
+    assert lines[:2] == ['{"step": 0}', '{"st']
+    assert [json.loads(line)["step"] for line in lines[2:]] == [5, 6]

@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+from cramjax.errors import UserError
 from cramjax.sweeps import compression_report, grid, growth_report, studies
 from cramjax.sweeps.catalogue import STUDIES
 from cramjax.sweeps.sweep import Result
@@ -113,6 +114,25 @@ def test_a_lower_loss_is_better_and_a_cell_without_a_fitting_model_is_empty():
 
 
 LARGE = STUDIES["train_large"]
+
+
+def test_a_run_that_ended_with_nan_has_no_loss(tmp_path):
+    hours = []
+    for seed, final in (("0", 5.0), ("1", None)):
+        hours.append(result(tmp_path, {"seed": seed, "variant": "control"}, final))
+        hours.append(result(tmp_path, {"seed": seed, "variant": "stack"}, 4.0 if final else None))
+    results = studies.StudyResults(sweeps={"hours": hours, "sooner": hours})
+    text = growth_report.report(STUDIES["growth"], results)
+    assert "| stack | 7 | 2.00 M | 1.00e+09 | inf (4.000 to inf) | 1 of 2 do | 1 of 2 do |" in text
+    assert "| stack | inf (4.000 to inf) | 1 of 2 |" in text
+
+
+@pytest.mark.parametrize("damaged", ['[{"model": "a"}]', "{}", "[]", "[5]", "[{"])
+def test_damaged_entries_of_a_compression_are_named(tmp_path, damaged):
+    path = tmp_path / "pareto.json"
+    path.write_text(damaged)
+    with pytest.raises(UserError, match="pareto.json: .*; delete it"):
+        studies.read_entries(path)
 
 
 @pytest.fixture(scope="module")

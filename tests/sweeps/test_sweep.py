@@ -65,6 +65,7 @@ def leave_run(workdir, **values):
     summary = {
         "params": 1000,
         "steps": 4,
+        "tokens": 100,
         "flops": 5e12,
         "elapsed_s": 2.5,
         "eval_loss": 3.0,
@@ -237,6 +238,39 @@ def test_finished_points_are_not_started_again(points, tmp_path):
     assert run(points, tmp_path, runs) == 0
     assert runs.started == [points[2].name]
     assert [row["status"] for row in rows(tmp_path)] == ["finished"] * 3
+
+
+def leave_runs(points, out):
+    """Leaves what finished runs leave, without the sweep's picture."""
+    for point in points:
+        (out / point.name).mkdir()
+        (out / point.name / "config.json").write_text(json.dumps(point.config))
+        leave_run(out / point.name)
+
+
+@pytest.mark.parametrize("damaged", ['{"steps": 4', "[]", '{"elapsed_s": "long"}'])
+def test_a_run_whose_summary_is_damaged_is_started_again(points, tmp_path, damaged):
+    leave_runs(points, tmp_path)
+    (tmp_path / points[1].name / "summary.json").write_text(damaged)
+    found = [result.status for result in sweep.find_results(points, tmp_path)]
+    assert found == ["finished", "pending", "finished"]
+
+
+def test_keys_that_came_later_do_not_make_another_configuration(points, tmp_path):
+    leave_runs(points, tmp_path)
+    path = tmp_path / points[0].name / "config.json"
+    config = json.loads(path.read_text())
+    del config["data"]["verify"]
+    path.write_text(json.dumps(config))
+    assert sweep.find_results(points, tmp_path)[0].status == "finished"
+
+
+def test_a_damaged_configuration_is_named(points, tmp_path):
+    leave_runs(points, tmp_path)
+    path = tmp_path / points[0].name / "config.json"
+    path.write_text('{"model": ')
+    with pytest.raises(UserError, match=f"{path}: not readable as JSON"):
+        sweep.find_results(points, tmp_path)
 
 
 def test_a_failed_point_is_recorded_the_others_run_and_it_runs_again(points, tmp_path):
