@@ -13,6 +13,7 @@ import logging
 import os
 import pathlib
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -150,8 +151,17 @@ def run_command(
         lost = streams.lost_output()
         if code == 0 and lost:
             print(f"error: stdout: the result cannot be written ({lost})", file=sys.stderr)
-            return 1
+            code = 1
+        if argv is None and _has_other_threads():
+            # After a failed save Orbax's threads wait for files that never come, for hours.
+            stop.leave(code)
         return code
+
+
+def _has_other_threads() -> bool:
+    """Returns whether Python would wait for a thread before it ends."""
+    others = set(threading.enumerate()) - {threading.main_thread()}
+    return any(not thread.daemon for thread in others)
 
 
 def _run(
@@ -187,6 +197,17 @@ def _exit_code(
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except OSError as error:
+        # A disk, a quota or a folder of the network may fail at any moment.
+        if args.debug or error.errno is None:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {place}{error.strerror}; when that is mended, run the same command again: it "
+            "goes on from what is there (--debug shows where this happened)",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -170,7 +170,9 @@ def _staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
             ) from error
         finally:
             shutil.rmtree(staged, ignore_errors=True)
-            staged.with_name(f"{staged.name}.lock").unlink(missing_ok=True)
+            # A lock that stays keeps nobody out.
+            with contextlib.suppress(OSError):
+                staged.with_name(f"{staged.name}.lock").unlink()
 
 
 def _move(staged: pathlib.Path, out: pathlib.Path) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import concurrent.futures
 import pathlib
 import random
 import shutil

@@ -27,7 +27,8 @@ QUICK_FINETUNING = ("--seeds=2", "--set=batch_size=16", "--set=lr=1e-3", "--set=
 # Of metrics lines, summaries, results and tables: all that is time, or tells of restarts.
 TIMES = {
     "elapsed_s", "tokens_per_s", "mfu", "compile_s", "time_to_first_step_s", "data_wait_fraction",
-    "goodput", "growth_s", "resumed_from", "pareto_s", "seconds", "latency_ms_1", "latency_ms_32",
+    "goodput", "growth_s", "resumed_from", "pareto_s", "seconds",
+    "seconds_per_seed", "latency_ms_1", "latency_ms_32",
 }  # fmt: skip
 
 
@@ -63,12 +64,14 @@ class Command:
         result: what must be the same as without faults: name → value.
         weight: of 20 stories, about so many disturb it.
         reads: the folder of its world, in which files are damaged between starts as well.
+        data: the share of stories that find the data prepared.
     """
 
     words: Callable[[World], list[str]]
     result: Callable[[World], dict]
     weight: int
     reads: Callable[[World], pathlib.Path]
+    data: float = 1.0
 
 
 def _recipe(world):
@@ -156,12 +159,14 @@ COMMANDS = {
         lambda world: _run(world.out),
         weight=10,
         reads=lambda world: world.cache,
+        data=0.85,
     ),
     "prepare": Command(
         lambda world: ["tools.prepare_data", *_recipe(world)],
         lambda world: {"files": _files(world.cache, without=(".verified.json",))},
         weight=4,
         reads=lambda world: world.cache,
+        data=0.0,
     ),
     "finetune": Command(
         _tool("finetune", "--task=cola,rte", "--data_dir={given}/glue", *QUICK_FINETUNING),

@@ -26,8 +26,8 @@ class Start:
         signals: (seconds after the start, signal) in order of time.
         to_group: whether signals reach all processes of the command, as from a terminal.
         inside: arguments of `zygote.install`.
-        output: "file", "terminal", "pipe" or "full": where stdout and stderr go.
-        closes_after_s: when the other end of a terminal or a pipe closes.
+        output: "kept", "terminal", "pipe" or "full": where stdout and stderr go.
+        closes_after_s: when the other end of a terminal or a pipe closes before its time.
         codes: the exit codes that are right.
     """
 
@@ -37,8 +37,8 @@ class Start:
     signals: list = dataclasses.field(default_factory=list)
     to_group: bool = False
     inside: dict | None = None
-    output: str = "file"
-    closes_after_s: float = 0.0
+    output: str = "kept"
+    closes_after_s: float | None = None
     codes: set = dataclasses.field(default_factory=lambda: {0})
 
     def moment(self, chooser):
@@ -52,7 +52,9 @@ class Start:
         }  # fmt: skip
 
     def fail_operation(self, chooser, n, action, *, reads=False):
-        first = chooser.randint(1, self.n_operations * (4 if reads else 1))
+        # A start that goes on has fewer operations than a first one.
+        n_operations = self.n_operations * (4 if reads else 1)
+        first = 1 + int(n_operations * chooser.random() ** 2)
         self.inside = {
             "kind": "operation", "below": str(self.folder), "first": first, "n": n,
             "action": action, "reads": reads,
@@ -174,11 +176,13 @@ def gone(_chooser, _content):
     return None
 
 
-DURING = {
+SIGNALS = {
     "stop signal": stop_signal,
     "several signals": several_signals,
     "kill -9": kill,
     "SIGSTOP and SIGCONT": pause,
+}
+INSIDE = {
     "signal at a file operation": signal_at_an_operation,
     "kill -9 at a file operation": kill_at_an_operation,
     "disk error": disk_error,
@@ -186,11 +190,14 @@ DURING = {
     "fsync error": fsync_error,
     "no room": no_room,
     "clock moved": moved_clock,
+}
+OUTPUT = {
     "terminal lost": lost_terminal,
     "pipe closed": closed_pipe,
     "output full": full_output,
 }
-"""Name → function that gives a `Start` its fault."""
+DURING = {"signals": SIGNALS, "inside": INSIDE, "output": OUTPUT}
+"""Way into a process → name → function that gives a `Start` its fault; one of each at a time."""
 
 BETWEEN = {
     "file cut": cut,

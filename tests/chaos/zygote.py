@@ -8,6 +8,7 @@ An order may bring faults that strike inside the process: see `install`.
 """
 
 import errno
+import faulthandler
 import json
 import os
 import resource
@@ -16,10 +17,14 @@ import signal
 import sys
 import time
 
+from cramjax import stop
+
 IMPORTS = (
     "cramjax.compress.run", "cramjax.data.prepare", "cramjax.finetuning.run",
     "cramjax.publishing.export", "cramjax.sweeps.sweep", "cramjax.training.run",
 )  # fmt: skip
+# After so many seconds a command says where it hangs.
+HANGS_S = 50
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link"}
 
@@ -53,6 +58,9 @@ def become(order):
     os.environ.update(order["environment"])
     sys.argv = [module, *arguments]
     sys.orig_argv = [sys.executable, "-m", module, *arguments]
+    faulthandler.dump_traceback_later(HANGS_S)
+    # A command does this when it imports cramjax.
+    stop.end_imports()
     if order["fault"]:
         install(**order["fault"])
     runpy.run_module(module, run_name="__main__", alter_sys=True)
