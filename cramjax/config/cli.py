@@ -153,7 +153,7 @@ def run_command(
             print(f"error: stdout: the result cannot be written ({lost})", file=sys.stderr)
             code = 1
         if argv is None and _has_other_threads():
-            # After a failed save Orbax's threads wait for files that never come, for hours.
+            # After a failed save Orbax's threads wait for files that never come, for minutes.
             stop.leave(code)
         return code
 

@@ -24,11 +24,11 @@ SMALL = (
     "optimizer.name=adamw", "optimizer.lr=5e-3",
 )  # fmt: skip
 QUICK_FINETUNING = ("--seeds=2", "--set=batch_size=16", "--set=lr=1e-3", "--set=epochs=1")
-# Of metrics lines, summaries, results and tables: all that is time, or tells of restarts.
+# Of metrics lines, summaries, results and tables: all that is time, or tells of restarts and places.
 TIMES = {
     "elapsed_s", "tokens_per_s", "mfu", "compile_s", "time_to_first_step_s", "data_wait_fraction",
-    "goodput", "growth_s", "resumed_from", "pareto_s", "seconds",
-    "seconds_per_seed", "latency_ms_1", "latency_ms_32",
+    "goodput", "growth_s", "resumed_from", "pareto_s", "pareto_latency", "seconds", "workdir",
+    "seconds_per_seed", "latency",
 }  # fmt: skip
 
 
