@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cramjax.errors import UserError
@@ -21,6 +22,7 @@ from cramjax.publishing.metadata import (
     sources,
     task_scores,
 )
+from cramjax.publishing.starts import Start
 
 PICTURE = "loss.png"
 
@@ -85,6 +87,7 @@ def write(
         sections += _finetuning(facts.finetuned, facts.scores)
     elif facts.config:
         sections += _pretraining(facts, has_picture)
+        sections += _changes(facts.starts)
     sections += _scores(facts)
     sections += _reproduction(facts)
     sections += ["## Limitations", _limitations(facts)]
@@ -209,6 +212,32 @@ def _pretraining(facts: Facts, has_picture: bool) -> list[str]:
     return sections
 
 
+def _changes(starts: Sequence[Start]) -> list[str]:
+    """Returns the table of what changed between the starts of a run; [] if nothing did."""
+    rows = []
+    for start in starts:
+        for key, (before, now) in start.changes.items():
+            values = f"{_code(_public(before))} | {_code(_public(now))}"
+            rows.append(f"| {start.step:,} | {_code(key)} | {values} |")
+    for before, now in itertools.pairwise(starts):
+        if before.fingerprint != now.fingerprint and "data.source" not in now.changes:
+            rows.append(f"| {now.step:,} | text | | prepared again, with another content |")
+    if not rows:
+        return []
+
+    text = (
+        "The run was stopped and went on with other settings. The table above has the last ones, "
+        "this one the step from which each was used."
+    )
+    head = "| from step | key | before | then |\n|---|---|---|---|\n"
+    return ["## Changes during training", text, head + "\n".join(rows)]
+
+
+def _public(value: Any) -> str:
+    """Returns a value of the configuration without the folders of this machine."""
+    return _ABSOLUTE.sub(lambda match: match[1] + match[2], str(value))
+
+
 def _training_rows(facts: Facts) -> dict[str, str]:
     """Returns the rows of the table about a run: key → text."""
     config = facts.config
@@ -319,7 +348,14 @@ def _reproduction(facts: Facts) -> list[str]:
     environment = facts.environment
     # A finetuned model is not one run: it has no environment, but a command in its results.
     commands = []
-    if environment.get("command"):
+    for start in facts.starts:
+        if commands and not start.changes:
+            continue  # the same command once more
+        if start.step:
+            commands.append(f"# stopped, and gone on from step {start.step}:")
+        commands.append(_public_command(start.command))
+    # Earlier versions noted the last start alone.
+    if not commands and environment.get("command"):
         commands.append(_public_command(environment["command"]))
     if facts.results and facts.results.get("command"):
         commands.append(_public_command(facts.results["command"]))
@@ -348,7 +384,7 @@ def _public_command(command: str) -> str:
         words = shlex.split(command)
     except ValueError:
         words = command.split()
-    public = [_ABSOLUTE.sub(lambda match: match[1] + match[2], word) for word in words]
+    public = [_public(word) for word in words]
     if public and public[0].startswith("python"):
         public[0] = "python"
     return shlex.join(public)

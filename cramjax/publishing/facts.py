@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cramjax.errors import UserError
 from cramjax.files import check_types, read_json
 from cramjax.glue.tasks import SUITES
+from cramjax.publishing import starts
+from cramjax.publishing.starts import Start
 
 FINETUNINGS = pathlib.Path("runs/finetune")
 """The folder of `tools.finetune` without --out."""
@@ -79,6 +81,7 @@ class Facts:
         results: content of a results.json of `tools.finetune`, or None.
         scores: metric → score of this one finetuned model, in percent.
         compression: what was done to a packed model; None for others.
+        starts: those of the run that the model has its training from; empty if nothing says.
     """
 
     folder: pathlib.Path
@@ -89,6 +92,7 @@ class Facts:
     results: Mapping[str, Any] | None
     scores: Mapping[str, float]
     compression: Mapping[str, Any] | None = None
+    starts: Sequence[Start] = ()
 
 
 def find_results(checkpoint: str | pathlib.Path) -> pathlib.Path | None:
@@ -154,6 +158,7 @@ def read_facts(folder: pathlib.Path, results: pathlib.Path | None, step: int | N
         compression=compression,
         results=scored,
         scores=scores,
+        starts=starts.read(folder, step),
     )
 
 

@@ -149,6 +149,7 @@ def test_text_of_others_stays_text_in_the_card(small_run, tmp_path):
         "command": f"{command} --config.data.source=text:/home/me/b.txt",
     }
     (workdir / "environment.json").write_text(json.dumps(environment))
+    (workdir / "history.jsonl").unlink()  # as version 0.2.0 leaves a run
     (workdir / "loss.png").unlink(missing_ok=True)
     (workdir / "loss.png").symlink_to("/etc/hostname")
 
@@ -161,6 +162,46 @@ def test_text_of_others_stays_text_in_the_card(small_run, tmp_path):
     assert "python -m cramjax.main --workdir x --config.data.source=text:b.txt" in page
     assert f"model={json.dumps(out.name)}" in code_of(page)
     compile(code_of(page), "README.md", "exec")
+
+
+def test_the_card_says_what_changed_while_the_run_was_trained(small_run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(small_run, workdir)
+    command = "/home/me/bin/python -m cramjax.main --workdir /home/me/x"
+
+    def line(step, fingerprint="f", **changes):
+        dataset = {"directory": "/home/me/d", "fingerprint": fingerprint}
+        shown = command + "".join(f" --config.{key}={now}" for key, (_, now) in changes.items())
+        entry = {"step": step, "command": shown, "changes": changes, "dataset": dataset}
+        return json.dumps(entry) + "\n"
+
+    lines = [
+        line(0),
+        line(3, seed=(1, 2)),  # thrown away by the next
+        line(2, **{"data.source": ("text:/home/me/a|b", "text:/home/me/<c>")}),
+        '{"step": 4, "changes": [',
+        '{"step": 4, "command": "x", "changes": {"a": 5}, "dataset": {}}\n',
+        line(5),  # nothing has changed
+        line(6, "g", **{"optimizer.lr": (0.5, 0.25)}),
+        line(1000, seed=(1, 3)),  # after the exported step
+    ]
+    (workdir / "history.jsonl").write_text("".join(lines))
+    export(workdir, tmp_path / "out", tell=lambda _: None)
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert [row for row in page.splitlines() if row.startswith(("| 2 |", "| 6 |"))] == [
+        "| 2 | `data.source` | `text:a\\|b` | `text:<c>` |",
+        "| 6 | `optimizer.lr` | `0.5` | `0.25` |",
+        "| 6 | text | | prepared again, with another content |",
+    ]
+    (commands,) = re.findall(r"```bash\n(.*?)\n```", page, re.DOTALL)
+    assert commands.splitlines() == [
+        "python -m cramjax.main --workdir x",
+        "# stopped, and gone on from step 2:",
+        "python -m cramjax.main --workdir x '--config.data.source=text:<c>'",
+        "# stopped, and gone on from step 6:",
+        "python -m cramjax.main --workdir x --config.optimizer.lr=0.25",
+    ]
+    assert "seed" not in page.split("## Changes during training")[1].split("##")[0]
 
 
 def test_scores_of_a_finetuning_stand_in_the_card(small_run, tmp_path, monkeypatch):
