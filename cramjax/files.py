@@ -242,6 +242,29 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
+@contextlib.contextmanager
+def alone_in(folder: pathlib.Path, flag: str) -> Iterator[None]:
+    """Inside, no other command works in the folder that `flag` names, made if it is missing.
+
+    Raises:
+        UserError: if another command works there, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+    except OSError as error:
+        raise UserError(
+            f"{flag} {folder}: cannot be written ({error.strerror}); give another folder"
+        ) from error
+    with lock:
+        if not lock.acquire():
+            raise UserError(
+                f"{flag} {folder}: another command is using it; wait for it to end or give another "
+                "folder"
+            )
+        yield
+
+
 class FileLock:
     """Locks a file between processes: `with FileLock(path) as lock: lock.acquire()`.
 

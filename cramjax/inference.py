@@ -78,6 +78,11 @@ class LoadedModel:
         return int(np.flatnonzero(self.has_token)[-1]) + 1
 
     @property
+    def unused_ids(self) -> tuple[int, ...]:
+        """The ids below `n_token_rows` that have no token."""
+        return tuple(np.flatnonzero(~self.has_token[: self.n_token_rows]).tolist())
+
+    @property
     def is_t5(self) -> bool:
         """True for an encoder-decoder."""
         return isinstance(self.config, t5.T5Config)
@@ -108,7 +113,7 @@ def load(
     device = jax.devices()[0]
     automatic = devices.make_precision(devices.resolve_precision("auto", device), device)
     keep_int8 = is_faster(device, automatic.matmul_dtype) and not dequantize
-    model = pretrained.read(path, step, whole=keep_int8)
+    model = pretrained.read(os.path.expanduser(path), step, whole=keep_int8)
 
     # A run computes in the formats it was trained with, other models in the best of the device.
     precision = automatic
@@ -325,6 +330,7 @@ def generate_ids(
         pad,
         sep,
         model.n_token_rows,
+        model.unused_ids,
     )
     # The end of the sequence and the padding after it are cut off.
     decoded = np.asarray(search(model.params, tokens, mask).tokens)  # [rows, max_len]
@@ -342,6 +348,7 @@ def _compiled(
     pad: int,
     sep: int,
     vocab_size: int,
+    unused: tuple[int, ...],
 ) -> Callable[..., Any]:
     """Returns the compiled search; the cache keeps it, so that jit compiles it once."""
 
@@ -355,6 +362,7 @@ def _compiled(
             max_len=max_len,
             special={"pad": pad, "sep": sep},
             vocab_size=vocab_size,
+            unused=unused,
             padding_mask=mask,
             n_beams=n_beams,
             length_penalty=length_penalty,

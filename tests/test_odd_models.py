@@ -1,6 +1,7 @@
 """Models whose vocabulary, head or weights are odd: no probability above 1, no answer lost."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from cramjax.errors import UserError
 from cramjax.finetuning.t5_feed import check_labels
 from cramjax.glue.tasks import find_tasks
 from cramjax.hub import directory
-from cramjax.models import encoder, network
+from cramjax.models import encoder, generation, network, t5
 from cramjax.models.layers import FLOAT32
 from cramjax.probing import likelihood
 
@@ -45,6 +46,29 @@ def test_ids_with_gaps_are_tokens_too(gapped):
     assert guesses[0] == ("a", pytest.approx(1.0)) and len(guesses) == 22
     scores = likelihood.sentence_scores(gapped, ["w1 w2 w3 w4", "w1 w2", "a"])
     assert scores[0] < -3900 and scores[1] < -1900 and -1 < scores[2] <= 0
+
+
+def test_a_t5_writes_no_id_without_a_token(gapped):
+    assert gapped.unused_ids == tuple(range(20, 26))
+    config = t5.T5Config(
+        vocab_size=28, n_layers=1, n_decoder_layers=1, d_model=8, n_heads=2, head_dim=4, d_ff=8
+    )
+    params = network.init_params(config, jax.random.key(0))
+    generate = functools.partial(
+        generation.generate,
+        config,
+        FLOAT32,
+        params,
+        np.asarray([[3, 4, 5], [6, 7, 8]]),
+        max_len=4,
+        special={"pad": 0, "sep": 1},
+        vocab_size=28,
+    )
+    chosen = {int(token) for token in np.asarray(generate().tokens).ravel()} - {0, 1}
+    assert chosen
+    for n_beams in (1, 2):
+        others = np.asarray(generate(unused=sorted(chosen), n_beams=n_beams).tokens)
+        assert not chosen & set(others.ravel().tolist())
 
 
 def test_a_model_without_its_head_is_refused(gapped):

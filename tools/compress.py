@@ -13,6 +13,7 @@ from cramjax.config.cli import (
     run_command,
 )
 from cramjax.console import announce
+from cramjax.files import alone_in
 
 EXAMPLE = """written to --out:
   pareto.json   an entry for each model, share and bits: score (median and all seeds), bytes,
@@ -42,9 +43,10 @@ def _compress(args: argparse.Namespace) -> int:
     start.start()
     plan = from_flags(CompressionPlan, args)
     request = from_flags(CompressionRequest, args, plan=plan)
-    candidates = load_candidates(request, announce)
-    for entry in run.CompressionRun(request, candidates, announce).run():
-        print(run.describe(entry))
+    with alone_in(args.out, "--out"):
+        candidates = load_candidates(request, announce)
+        for entry in run.CompressionRun(request, candidates, announce).run():
+            print(run.describe(entry))
     print(f"{args.out / 'pareto.json'}, {args.out / 'pareto.png'}")
     return 0
 

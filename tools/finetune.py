@@ -13,6 +13,7 @@ from cramjax.config.cli import (
     run_command,
 )
 from cramjax.console import announce
+from cramjax.files import alone_in
 
 EXAMPLE = """protocols (results carry all settings):
   cramming   batch 16, 5 epochs, lr 4e-5, the same for every task, median of 5 seeds
@@ -53,8 +54,9 @@ def _finetune(args: argparse.Namespace) -> int:
     n_seeds = args.n_seeds or protocol.n_seeds
     wanted = from_flags(request.FinetuneRequest, args, protocol=protocol, out=out, n_seeds=n_seeds)
 
-    finetuning = run.Finetuning(wanted, model, announce)
-    scores = finetuning.run()
+    with alone_in(out, "--out"):
+        finetuning = run.Finetuning(wanted, model, announce)
+        scores = finetuning.run()
     print(results.plain_table(results.table(finetuning.suite, scores, compare=args.compare)))
     print(f"{results.describe_seeds(scores)}, protocol {protocol.name}; {out / 'results.md'}")
     return 0

@@ -10,6 +10,8 @@ from typing import Any
 NoneType = type(None)
 LARGEST = (1 << 63) - 1
 """The largest whole number of 64 bits."""
+LARGEST_SEED = (1 << 32) - 1
+"""The largest seed that JAX tells from all others."""
 
 
 def _accept(value: Any) -> None:
@@ -59,17 +61,17 @@ def flag(default: bool, help: str) -> Field:
 
 def count(default: int, help: str, low: int = 1) -> Field:
     """A whole number of at least `low` that 64 bits hold."""
-    return Field(default=default, kinds=(int,), help=help, check=_within(low, LARGEST))
+    return Field(default=default, kinds=(int,), help=help, check=within(low, LARGEST))
 
 
 def optional_count(default: int | None, help: str, low: int = 1) -> Field:
     """A whole number of at least `low` that 64 bits hold, or None."""
-    return Field(default=default, kinds=(int, NoneType), help=help, check=_within(low, LARGEST))
+    return Field(default=default, kinds=(int, NoneType), help=help, check=within(low, LARGEST))
 
 
 def number(default: float, help: str, low: float | None = 0.0, high: float | None = None) -> Field:
     """A number between `low` and `high`; None is no limit."""
-    return Field(default=default, kinds=(int, float), help=help, check=_within(low, high))
+    return Field(default=default, kinds=(int, float), help=help, check=within(low, high))
 
 
 def optional_number(
@@ -77,7 +79,7 @@ def optional_number(
 ) -> Field:
     """A number between `low` and `high`, or None."""
     kinds = (int, float, NoneType)
-    return Field(default=default, kinds=kinds, help=help, check=_within(low, high))
+    return Field(default=default, kinds=kinds, help=help, check=within(low, high))
 
 
 def share(default: float, help: str) -> Field:
@@ -90,7 +92,7 @@ def is_finite(value: float) -> bool:
     return abs(value) <= sys.float_info.max
 
 
-def _within(low: float | None, high: float | None) -> Callable[[Any], str | None]:
+def within(low: float | None, high: float | None) -> Callable[[Any], str | None]:
     """Returns the check of a number's limits; it accepts None, which `kinds` decides about."""
 
     def check(value: float | None) -> str | None:
@@ -101,7 +103,7 @@ def _within(low: float | None, high: float | None) -> Callable[[Any], str | None
         if low is not None and value < low:
             return f"must be at least {low:g}"
         if high is not None and value > high:
-            return f"must be at most {high if high == LARGEST else format(high, 'g')}"
+            return f"must be at most {high if isinstance(high, int) else format(high, 'g')}"
         return None
 
     return check

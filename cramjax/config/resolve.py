@@ -41,7 +41,7 @@ def get_config(recipe: str, *overrides: str) -> Config:
         UserError: the message names every unknown key, wrong type and impossible combination.
     """
     name, _, arg = recipe.partition(":")
-    path = pathlib.Path(name)
+    path = pathlib.Path(os.path.expanduser(name))
     if path.suffix != ".py":
         path = RECIPES / f"{name}.py"
     spec = f"{path}:{arg}" if arg else str(path)

@@ -14,6 +14,7 @@ import ml_collections
 
 from cramjax.config.families import model_keys
 from cramjax.config.fields import (
+    LARGEST_SEED,
     Field,
     NoneType,
     count,
@@ -25,6 +26,7 @@ from cramjax.config.fields import (
     optional_text,
     share,
     text,
+    within,
 )
 from cramjax.config.views import Config
 
@@ -209,7 +211,13 @@ MESH = {
 # The sections in the order of a configuration; `sections` fills in `model`.
 SCHEMA: dict[str, Any] = {
     "name": text("run", "name of the recipe"),
-    "seed": count(0, "batches, masks and initial parameters are functions of it", 0),
+    "seed": Field(
+        default=0,
+        kinds=(int,),
+        help="batches, masks and initial parameters are functions of it",
+        # JAX keeps the low 32 bits: a larger seed would be another one.
+        check=within(0, LARGEST_SEED),
+    ),
     "init_from": optional_text(
         None,
         "run, Hugging Face directory or Hub id whose parameters and tokenizer training starts "

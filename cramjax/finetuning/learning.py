@@ -63,6 +63,7 @@ def _open_t5(
         model.precision,
         special=model.special,
         vocab_size=model.n_token_rows,
+        unused=model.unused_ids,
         max_target=feed.max_target,
         dropout=settings.dropout,
         attention_dropout=settings.attention_dropout,

@@ -39,6 +39,7 @@ class TextToText:
     pad_id: int
     sep_id: int
     vocab_size: int
+    unused: tuple[int, ...]
     max_target: int
 
     # What the train step divides the loss by in float16: about the tokens of a label.
@@ -78,6 +79,7 @@ class TextToText:
             max_len=self.max_target,
             special={"pad": self.pad_id, "sep": self.sep_id},
             vocab_size=self.vocab_size,
+            unused=self.unused,
             padding_mask=batch["mask"],
         ).tokens
 
@@ -88,10 +90,13 @@ def text_to_text(
     *,
     special: dict[str, int],
     vocab_size: int,
+    unused: tuple[int, ...] = (),
     max_target: int,
     dropout: float,
     attention_dropout: float,
 ) -> TextToText:
     """Returns the objective of a T5 with the given dropout rates."""
     changed = dataclasses.replace(config, dropout=dropout, attention_dropout=attention_dropout)
-    return TextToText(changed, precision, special["pad"], special["sep"], vocab_size, max_target)
+    return TextToText(
+        changed, precision, special["pad"], special["sep"], vocab_size, unused, max_target
+    )

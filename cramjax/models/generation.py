@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ def generate(
     max_len: int,
     special: dict[str, int],
     vocab_size: int,
+    unused: Sequence[int] = (),
     padding_mask: jax.Array | None = None,
     n_beams: int = 1,
     length_penalty: float = 1.0,
@@ -35,6 +38,7 @@ def generate(
         max_len: the largest number of generated tokens, the end of sequence included.
         special: ids of "pad" (which starts a sequence and fills it up) and "sep" (which ends it).
         vocab_size: entries of the tokenizer; those that pad the embedding are never chosen.
+        unused: ids below it that have no token; they are not chosen either.
         padding_mask: bool [batch, length], False where nobody should look.
         n_beams: hypotheses of a sequence; 1 is greedy.
         length_penalty: for beams, see `decoding.beam_search`.
@@ -45,6 +49,8 @@ def generate(
     encoded = encode(cfg, precision, params, tokens, padding_mask=padding_mask)
     cache = init_cache(cfg, precision, params, encoded, max_len=max_len, padding_mask=padding_mask)
     step = functools.partial(decode_step, cfg, precision, params)
+    if unused:
+        step = _without(step, jnp.asarray(unused))
     common = {"batch_size": tokens.shape[0], "max_len": max_len, "vocab_size": vocab_size}
     ids = {"start_id": special["pad"], "eos_id": special["sep"], "pad_id": special["pad"]}
 
@@ -53,6 +59,16 @@ def generate(
     return decoding.beam_search(
         step, cache, n_beams=n_beams, length_penalty=length_penalty, **common, **ids
     )
+
+
+def _without(step: decoding.Step, unused: jax.Array) -> decoding.Step:
+    """Returns `step` with logits that never choose the ids `unused`, int [n]."""
+
+    def masked(cache: Any, tokens: jax.Array, index: jax.Array) -> tuple[jax.Array, Any]:
+        logits, cache = step(cache, tokens, index)
+        return logits.at[:, unused].set(decoding.IMPOSSIBLE), cache
+
+    return masked
 
 
 def init_cache(

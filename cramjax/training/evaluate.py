@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from cramjax.errors import UserError
 from cramjax.objectives.objective import PretrainingObjective
 from cramjax.parallel import mesh as meshes
 
@@ -78,6 +79,9 @@ class Evaluator:
         """Returns the mean loss in nats of a model that knows only the counts of training tokens.
 
         It is taken at the same positions. `counts` int64 [vocab].
+
+        Raises:
+            UserError: if there are no such positions.
         """
         with np.errstate(divide="ignore"):
             log_probability = np.log(self._objective.frequencies(counts))
@@ -93,4 +97,9 @@ class Evaluator:
             nats = np.where(weights > 0, log_probability[labels] * weights, 0.0)
             loss -= float(np.sum(nats))
             weight += float(np.sum(weights))
+        if not weight:
+            raise UserError(
+                "the held-out text has no token to predict: the tokenizer knows no word of it, or "
+                "it is too short; take another data.tokenizer, or raise data.heldout_fraction"
+            )
         return loss / weight

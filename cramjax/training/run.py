@@ -39,7 +39,7 @@ def train(
 
     Args:
         config: the configuration, as `get_config` returns it.
-        workdir: the folder of the run.
+        workdir: the folder of the run; a leading ~ is the home.
         sinks: objects that get every line of metrics.jsonl, as `LivePlot`.
 
     Raises:
@@ -47,7 +47,7 @@ def train(
         RunFailed: if training cannot go on.
     """
     with streams.unbroken(), StopSignal() as stop:
-        return _train(config, pathlib.Path(workdir), stop, sinks)
+        return _train(config, pathlib.Path(os.path.expanduser(workdir)), stop, sinks)
 
 
 def train_until_stopped(config: Config, workdir: str | os.PathLike) -> int:

@@ -11,6 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import cramjax
+from cramjax import files
 from cramjax.checkpoints import packed
 from cramjax.compress.candidates import load_candidates
 from cramjax.compress.plan import CompressionPlan, CompressionRequest
@@ -25,7 +26,7 @@ from cramjax.models.layers import FLOAT32
 from cramjax.publishing.export import export
 from cramjax.tuning import devices
 from tests.finetuning import grammar
-from tools import compress
+from tools import compress, finetune
 
 SETTINGS = Settings(lr=2e-3, epochs=2, batch_size=16, dropout=0.0, attention_dropout=0.0)
 
@@ -270,6 +271,18 @@ def test_mistakes_are_one_sentence(finetuned, glue, tmp_path, capsys, flags, mes
 
     assert message in said
     assert "Traceback" not in said
+
+
+def test_a_second_command_in_the_same_folder_is_refused(finetuned, glue, tmp_path, capsys):
+    common = ["--data_dir", str(glue), "--out", str(tmp_path)]
+    with files.alone_in(tmp_path, "--out"):
+        assert compress.main(["--checkpoint", str(finetuned), *common]) == 2
+        assert finetune.main(["--checkpoint", str(finetuned), "--task", "rte", *common]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line.startswith(f"error: --out {tmp_path}: another command") for line in said] == [
+        True,
+        True,
+    ]
 
 
 def test_a_model_without_task_or_text_says_what_it_lacks(small_run, finetuned, tmp_path, capsys):

@@ -75,7 +75,8 @@ def test_impossible_combinations_are_refused_in_a_sentence(override, part):
 @pytest.mark.parametrize(
     "override, part",
     [
-        ("seed=9223372036854775808", "must be at most 9223372036854775807"),
+        ("seed=4294967296", "must be at most 4294967295"),
+        ("batch_size=9223372036854775808", "must be at most 9223372036854775807"),
         ("batch_size=1" + 30 * "0", "must be at most 9223372036854775807"),
         ("budget.hours=1e999", "must be a finite number"),
         ("budget.hours=nan", "must be int or float"),

@@ -120,7 +120,8 @@ def test_a_run_that_ended_with_nan_has_no_loss(tmp_path):
     hours = []
     for seed, final in (("0", 5.0), ("1", None)):
         hours.append(result(tmp_path, {"seed": seed, "variant": "control"}, final))
-        hours.append(result(tmp_path, {"seed": seed, "variant": "stack"}, 4.0 if final else None))
+        stacked = 4.0 if final else None
+        hours.append(result(tmp_path, {"seed": seed, "variant": "stack"}, stacked))
     results = studies.StudyResults(sweeps={"hours": hours, "sooner": hours})
     text = growth_report.report(STUDIES["growth"], results)
     assert "| stack | 7 | 2.00 M | 1.00e+09 | inf (4.000 to inf) | 1 of 2 do | 1 of 2 do |" in text
