@@ -91,8 +91,12 @@ def _write_whole(path: pathlib.Path, write: Callable[[BinaryIO], Any]) -> None:
                 temporary.unlink(missing_ok=True)
                 raise
     except OSError as error:
-        kind = RunFailed if error.errno in _NO_ROOM else UserError
-        raise kind(f"{path}: cannot be written ({error.strerror})") from error
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: pathlib.Path, error: OSError) -> UserError | RunFailed:
+    kind = RunFailed if error.errno in _NO_ROOM else UserError
+    return kind(f"{path}: cannot be written ({error.strerror})")
 
 
 def _open_alone(path: pathlib.Path) -> BinaryIO:
@@ -149,11 +153,17 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a path to write to; at the end that file takes the place of `path`.
 
     A reader finds the old file or the new one, also if the process is killed at any moment.
+
+    Raises:
+        UserError: if the file cannot be written.
+        RunFailed: if the disk takes no more.
     """
     temporary = path.with_name(f".{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise _not_written(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 

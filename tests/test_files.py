@@ -188,3 +188,31 @@ def test_a_lock_knows_whether_its_file_was_deleted(tmp_path):
         assert not lock.is_at(tmp_path / "lock")
         (tmp_path / "lock").touch()
         assert not lock.is_at(tmp_path / "lock")
+
+
+def test_a_file_that_cannot_be_replaced_is_named(tmp_path):
+    (tmp_path / "report.md").mkdir()
+    with pytest.raises(UserError, match=r"report\.md: cannot be written \(Is a directory\)"):
+        with files.replacing(tmp_path / "report.md") as path:
+            path.write_text("x")
+    with pytest.raises(RunFailed, match=r"other\.md: cannot be written \(No space left"):
+        with files.replacing(tmp_path / "other.md"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_one_command_works_in_a_folder_at_a_time(tmp_path):
+    with files.alone_in(tmp_path / "out", "--out"):
+        with pytest.raises(UserError, match="--out .*out: another command is using it"):
+            with files.alone_in(tmp_path / "out", "--out"):
+                pass
+    with files.alone_in(tmp_path / "out", "--out"):
+        pass
+
+
+def test_types_of_values_are_compared(tmp_path):
+    kinds = {"a": (int,), "b.c": (str, type(None))}
+    files.check_types({"a": 1}, kinds, "x.json", "restore it")
+    for content in ({"a": True}, {"a": 1, "b": {"c": 5}}, {}):
+        with pytest.raises(UserError, match=r"x\.json: .* is of another type than .*; restore it"):
+            files.check_types(content, kinds, "x.json", "restore it")

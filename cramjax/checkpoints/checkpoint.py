@@ -450,6 +450,18 @@ def newest_sidecar(
     return None
 
 
+def noted_config(directory: str | pathlib.Path, step: int) -> dict[str, Any] | None:
+    """Returns the configuration that the checkpoint of `step` was made with.
+
+    None if it does not say, as those of 0.2.0 and older, or is not there.
+    """
+    try:
+        config = _read_sidecar(pathlib.Path(directory) / str(step)).get("config")
+    except ValueError:
+        return None
+    return config if isinstance(config, dict) else None
+
+
 def _takes_files(path: pathlib.Path) -> bool:
     return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
 

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cramjax.checkpoints.checkpoint import noted_config
 from cramjax.errors import UserError
 from cramjax.files import check_types, read_json
 from cramjax.glue.tasks import SUITES
@@ -125,6 +126,11 @@ def read_facts(folder: pathlib.Path, results: pathlib.Path | None, step: int | N
     if not where.exists():
         where = folder / "packed.json"
     config = _read_object(where) or {}
+    # A later start may have written another config.json, and failed before it trained anything.
+    noted = None if step is None else noted_config(folder / "checkpoints", step)
+    if noted:
+        where = folder / "checkpoints" / str(step)
+        config = noted
     finetuned = config.get("finetuned")
     compression = config.get("compression")
     spent = {}

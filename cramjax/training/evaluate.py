@@ -94,7 +94,9 @@ class Evaluator:
         for batch in self._batches:
             labels, weights, of_rows = jax.device_get(predicted(*batch))
             weights = weights * of_rows[:, None]
-            nats = np.where(weights > 0, log_probability[labels] * weights, 0.0)
+            # Minus infinity for what is never predicted.
+            known = np.where(weights > 0, log_probability[labels], 0.0)
+            nats = known * weights
             loss -= float(np.sum(nats))
             weight += float(np.sum(weights))
         if not weight:

@@ -136,12 +136,34 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(small_run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def forget_config(workdir):
+    """Makes the checkpoints those of version 0.2.0, which did not keep the configuration."""
+    for path in workdir.glob("checkpoints/*/sidecar/metadata"):
+        sidecar = json.loads(path.read_text())
+        del sidecar["config"]
+        path.write_text(json.dumps(sidecar))
+        (path.parent.parent / "checksums.json").unlink()
+
+
+def test_the_card_has_the_configuration_that_the_checkpoint_was_made_with(small_run, tmp_path):
+    workdir = shutil.copytree(small_run, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["optimizer"]["lr"] = 99.0
+    (workdir / "config.json").write_text(json.dumps(config))
+    export(workdir, tmp_path / "out", tell=lambda _: None)
+    assert "peak learning rate 99" not in (tmp_path / "out" / "README.md").read_text()
+    forget_config(workdir)
+    export(workdir, tmp_path / "old", tell=lambda _: None)
+    assert "peak learning rate 99" in (tmp_path / "old" / "README.md").read_text()
+
+
 def test_text_of_others_stays_text_in_the_card(small_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(small_run, workdir)
     config = json.loads((workdir / "config.json").read_text())
     config["data"]["source"] = "text:/home/me/a`b|c\n<script>.txt"
     (workdir / "config.json").write_text(json.dumps(config))
+    forget_config(workdir)
     environment = json.loads((workdir / "environment.json").read_text())
     command = "/home/me/bin/python3.11 -m cramjax.main --workdir /home/me/x"
     environment |= {
