@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import types
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ import cramjax
 from cramjax.config.recipes import RECIPES
 from cramjax.config.resolve import get_config
 from cramjax.errors import RunFailed, UserError
-from cramjax.training import dataset_choice, finish, history, metrics
+from cramjax.training import dataset_choice, evaluate, finish, history, metrics
 from tests import stepping
 
 N_STEPS = 12
@@ -413,3 +414,24 @@ def test_a_line_of_history_that_a_crash_cut_is_followed_by_a_whole_one(workdir):
     lines = path.read_text().splitlines()
     assert lines[:2] == ['{"step": 0}', '{"st']
     assert [json.loads(line)["step"] for line in lines[2:]] == [5, 6]
+
+
+def test_a_leading_tilde_is_the_home_in_python_too(text, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"{tmp_path}/file"):
+        train(text, "~/file")
+    with pytest.raises(UserError, match=f"{tmp_path}/nothing"):
+        cramjax.load("~/nothing")
+    recipe = RECIPES / "quickstart.py"
+    (tmp_path / "mine.py").write_text(recipe.read_text())
+    assert get_config("~/mine.py").name == "quickstart"
+
+
+def test_a_text_without_a_token_to_predict_is_refused():
+    objective = types.SimpleNamespace(
+        frequencies=lambda counts: counts, predicted=None, evaluate=lambda: None
+    )
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1])[:, None], ("data", "fsdp"))
+    with pytest.raises(UserError, match="no token to predict"):
+        evaluate.Evaluator(objective, mesh, []).unigram_loss(np.ones(3, np.int64))
