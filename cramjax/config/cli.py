@@ -184,6 +184,17 @@ def _exit_code(
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except OSError as error:
+        # A disk, a quota or a folder of the network may fail at any moment.
+        if args.debug or error.errno is None:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {place}{error.strerror}; when that is mended, run the same command again: it "
+            "goes on from what is there (--debug shows where this happened)",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
