@@ -14,6 +14,7 @@ process if the main thread does not.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -200,6 +201,9 @@ def answered() -> Iterator[None]:
     An inner `StopSignal` may remember the signal instead. This is for a command line, which owns
     its process. The end of the process that `PARENT` names, if any, counts as a SIGTERM.
     """
+    # The interpreter takes its handlers away before C++ has cleaned up. A signal in that moment
+    # would make a failure of a command that is done.
+    atexit.register(_ignore)
     with StopSignal() as stop, _watched(), _quiet_destructors():
         # Taken out of the environment: the processes that this one starts have another parent.
         if parent := os.environ.pop(PARENT, None):
@@ -211,6 +215,11 @@ def answered() -> Iterator[None]:
             # Also if something has swallowed the exception, or made another one of it.
             if stop.requested:
                 leave(stop.exit_code, f"stopped by {_name(stop.exit_code)}")
+
+
+def _ignore() -> None:
+    for signum in EXIT_CODES:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def watch_parent(parent: int, then: Callable[[], object]) -> None:

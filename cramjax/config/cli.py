@@ -13,6 +13,7 @@ import logging
 import os
 import pathlib
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -147,8 +148,17 @@ def run_command(
         lost = streams.lost_output()
         if code == 0 and lost:
             print(f"error: stdout: the result cannot be written ({lost})", file=sys.stderr)
-            return 1
+            code = 1
+        if argv is None and _has_other_threads():
+            # After a failed save Orbax's threads wait for files that never come, for minutes.
+            stop.leave(code)
         return code
+
+
+def _has_other_threads() -> bool:
+    """Returns whether Python would wait for a thread before it ends."""
+    others = set(threading.enumerate()) - {threading.main_thread()}
+    return any(not thread.daemon for thread in others)
 
 
 def _run(
