@@ -6,6 +6,7 @@ The tests go through the command line and a fake Hub's API.
 import contextlib
 import dataclasses
 import json
+import pathlib
 import re
 import resource
 import shutil
@@ -134,6 +135,26 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(small_run, tmp_path):
         with pytest.raises(RunFailed, match=r"--out .*/out: cannot be written .*; free space"):
             export(small_run, tmp_path / "out", tell=lambda _: None)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_is_killed_while_its_files_move_is_made_again(
+    small_run, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    replace = pathlib.Path.replace
+
+    def replace_one(path, target):
+        if any(out.iterdir()):
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pathlib.Path, "replace", replace_one)
+        export(small_run, out, tell=lambda _: None)
+    assert len(list(out.iterdir())) == 1
+    export(small_run, out, tell=lambda _: None)
+    assert (out / "model.safetensors").exists()
 
 
 def test_text_of_others_stays_text_in_the_card(small_run, tmp_path):
