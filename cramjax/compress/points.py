@@ -89,7 +89,9 @@ class PointFolders:
         """Write the tokenizer and the packed parameters; return the bytes of the latter."""
         candidate = point.candidate
         (folder / "tokenizer").mkdir(parents=True)
-        candidate.model.tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+        # Not by its own `save`, whose errors of the disk are bare Exceptions.
+        text = candidate.model.tokenizer.to_str(pretty=True)
+        (folder / "tokenizer" / "tokenizer.json").write_text(text, encoding="utf-8")
 
         paths = matrices.find(candidate.subject.axes(network.config))
         quantizer = self._plan.quantizer(point.bits)

@@ -1,8 +1,10 @@
 """A compression as a whole, in this process: files, resuming, true sizes, export, and mistakes."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from cramjax.checkpoints import packed
 from cramjax.compress.candidates import load_candidates
 from cramjax.compress.plan import CompressionPlan, CompressionRequest
 from cramjax.compress.run import CompressionRun
-from cramjax.errors import UserError
+from cramjax.errors import RunFailed, UserError
 from cramjax.finetuning import run as finetuning
 from cramjax.finetuning.protocols import Protocol, Settings
 from cramjax.finetuning.request import FinetuneRequest
@@ -70,6 +72,17 @@ def compressed(checkpoint, glue, out, **plan):
 def whole(finetuned, glue, tmp_path_factory):
     out = tmp_path_factory.mktemp("compressed")
     return out, *compressed(finetuned, glue, out, shares=(0.5, 0.0), bits=(32, 4))
+
+
+@pytest.mark.parametrize("n_bytes", [100, 20_000])
+def test_a_full_disk_is_an_error_of_the_system_or_a_sentence(finetuned, glue, tmp_path, n_bytes):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with contextlib.ExitStack() as stack:
+        # A limit of the size of files, whose signal Python ignores, stands in for a full disk.
+        stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+        with pytest.raises((OSError, RunFailed), match="[Ff]ile too large"):
+            compressed(finetuned, glue, tmp_path, shares=(0.0,), bits=(32,))
 
 
 def test_every_point_is_scored_as_it_lies_on_disk(whole, finetuned):
