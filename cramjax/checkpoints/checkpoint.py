@@ -561,6 +561,8 @@ def _reason(error: Exception) -> str:
         return os.strerror(int(said.group(1)))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, UserError | RunFailed):
+        return text
     return f"{type(error).__name__}: {text[:_REASON_CHARS]}"
 
 
