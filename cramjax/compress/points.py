@@ -59,7 +59,14 @@ class PointFolders:
         result = self.folder(point) / RESULT
         if not result.is_file():
             return False
-        return read_json(result, _REDO).get("path") == self._plan.path(point.share)
+        done = read_json(result, _REDO)
+        if done.get("path") != self._plan.path(point.share):
+            return False
+        # A file that was cut or deleted is missing.
+        try:
+            return packed.size(result.parent) == done.get("bytes")
+        except FileNotFoundError:
+            return False
 
     def result(self, point: Point) -> dict[str, Any]:
         """Returns the result of a point that is done."""
