@@ -59,7 +59,14 @@ class PointFolders:
         result = self.folder(point) / RESULT
         if not result.is_file():
             return False
-        return read_json(result, _REDO).get("path") == self._plan.path(point.share)
+        done = read_json(result, _REDO)
+        if done.get("path") != self._plan.path(point.share):
+            return False
+        # A file that was cut or deleted is missing.
+        try:
+            return packed.size(result.parent) == done.get("bytes")
+        except FileNotFoundError:
+            return False
 
     def result(self, point: Point) -> dict[str, Any]:
         """Returns the result of a point that is done."""
@@ -89,7 +96,9 @@ class PointFolders:
         """Write the tokenizer and the packed parameters; return the bytes of the latter."""
         candidate = point.candidate
         (folder / "tokenizer").mkdir(parents=True)
-        candidate.model.tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+        # Not by its own `save`, whose errors of the disk are bare Exceptions.
+        text = candidate.model.tokenizer.to_str(pretty=True)
+        (folder / "tokenizer" / "tokenizer.json").write_text(text, encoding="utf-8")
 
         paths = matrices.find(candidate.subject.axes(network.config))
         quantizer = self._plan.quantizer(point.bits)

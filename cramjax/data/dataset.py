@@ -271,7 +271,7 @@ def _load_array(directory: Path, name: str) -> np.ndarray:
         # Only this format: `np.load` would open archives and pickles as well.
         array = np.lib.format.open_memmap(path, mode="r")
         expected_bytes = array.offset + array.nbytes
-    except PermissionError as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     except Exception as error:  # the header is a Python literal, which fails in many ways
         reason = str(error).partition("\n")[0]

@@ -177,11 +177,15 @@ def _staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _move(staged: pathlib.Path, out: pathlib.Path) -> None:
     """Move the files of `staged` to `out`, in place of those of an earlier export."""
+    if not out.exists():
+        staged.rename(out)
+        return
+
     # An earlier export may have had more files of weights.
-    out.mkdir(exist_ok=True)
     names = {path.name for path in staged.iterdir()}
     for path in out.glob(saving.WEIGHTS):
         if path.name not in names:
             path.unlink()
-    for path in staged.iterdir():
+    # By config.json the next export knows the folder again, if this one is killed here.
+    for path in sorted(staged.iterdir(), key=lambda path: path.name != "config.json"):
         path.replace(out / path.name)

@@ -9,8 +9,7 @@ import sys
 import tempfile
 import time
 
-# Also sets what JAX reads when it is imported.
-from tests import conftest
+from tests import conftest  # noqa: F401  (it sets what JAX reads when it is imported)
 from tests.chaos import story
 from tests.chaos.commands import COMMANDS
 
@@ -33,10 +32,12 @@ def tell_all(stories, folder):
     """
     struck, failed = collections.Counter(), []
     zygote = story.Zygote(folder.parent / "programs")
+
     try:
         stage = story.open_stage(folder, zygote)
         for name, seed in stories:
             stage.learn(name)
+            # A story that fails does not end the others.
             told = story.Story(stage, name, seed)
             began = time.monotonic()
             try:
@@ -46,6 +47,7 @@ def tell_all(stories, folder):
             except story.Violation as violation:
                 failed.append(str(violation))
                 end = f"FAILED: {violation}"
+
             seconds = time.monotonic() - began
             faults = ", ".join(told.struck) or "nothing"
             print(
@@ -79,10 +81,10 @@ def main():
     for fault, n in sorted(struck.items()):
         print(f"{n:5} {fault}")
     print(f"{sum(struck.values())} faults in {len(stories)} stories, {len(failed)} stories failed")
-    print(f"{folder}" if failed else "")
+    if failed:
+        print(folder)
     return int(bool(failed))
 
 
 if __name__ == "__main__":
-    del conftest
     sys.exit(main())

@@ -24,7 +24,7 @@ SMALL = (
     "optimizer.name=adamw", "optimizer.lr=5e-3",
 )  # fmt: skip
 QUICK_FINETUNING = ("--seeds=2", "--set=batch_size=16", "--set=lr=1e-3", "--set=epochs=1")
-# Of metrics lines, summaries, results and tables: all that is time, or tells of restarts and places.
+# In metrics lines, summaries and tables: all that is time, or tells of restarts or places.
 TIMES = {
     "elapsed_s", "tokens_per_s", "mfu", "compile_s", "time_to_first_step_s", "data_wait_fraction",
     "goodput", "growth_s", "resumed_from", "pareto_s", "pareto_latency", "seconds", "workdir",
@@ -165,7 +165,8 @@ COMMANDS = {
         lambda world: ["tools.prepare_data", *_recipe(world)],
         lambda world: {"files": _files(world.cache, without=(".verified.json",))},
         weight=4,
-        reads=lambda world: world.cache,
+        # A finished dataset is checked by those who train on it.
+        reads=lambda world: next(world.cache.glob("*.partial"), world.out),
         data=0.0,
     ),
     "finetune": Command(

@@ -160,7 +160,7 @@ def empty(_chooser, _content):
 
 
 def zeros(_chooser, content):
-    """What a file system may leave after a power failure."""
+    """Returns the content that a file system may leave after a power failure."""
     return bytes(len(content))
 
 

@@ -28,6 +28,7 @@ MAX_STARTS = 30
 # Nobody waits for a start that hangs.
 PATIENCE_S = 60.0
 BAD_WORDS = ("Traceback", "Exception ignored", "Fatal Python error", "Segmentation fault")
+_SENTENCE = re.compile(r"^error: ", re.MULTILINE)
 # Files that tell a person something, and are not read again.
 _OURS = re.compile(r"lock|log\.txt|history\.jsonl|metrics\.jsonl|\.verified\.json")
 
@@ -98,7 +99,6 @@ def run(zygote, words, start, where):
     struck = where.with_suffix(".struck")
     pid = zygote.order(
         command=words,
-        environment={},
         streams=streams,
         fault=start.inside and {"struck": str(struck), **start.inside},
     )
@@ -111,10 +111,11 @@ def run(zygote, words, start, where):
             left_s = max(0.0, began + after_s - time.monotonic())
             if select.select([process], [], [], left_s)[0]:
                 break
-            met.add("output" if signum is None else "signals")
             if signum is None:
+                met.add("output")
                 closing()
             else:
+                met.add("signals")
                 _send(pid, signum, start.to_group)
 
     seconds = time.monotonic() - began
@@ -191,7 +192,7 @@ def _drained(reader, where):
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What all stories share.
+    """The things that all stories share.
 
     Attributes:
         folder: for stories.
@@ -215,6 +216,8 @@ class Stage:
         """Run a command without faults and keep what it leaves."""
         if name in self.expected:
             return
+        if COMMANDS[name].data > 0:
+            self.give()
         world = self.world(f"undisturbed-{name}", with_data=COMMANDS[name].data > 0)
         start = faults.Start(world.folder, 0, 1)
         start.count_operations()
@@ -236,22 +239,28 @@ class Stage:
             shutil.copytree(self.given / "prepared", world.cache)
         return world
 
+    def give(self):
+        """Make the inputs of commands that read a trained run."""
+        if (self.given / "run").exists():
+            return
+        world = World(self.given, self.given)
+        commands.write_tasks(self.given / "glue")
+        for name in ("prepare", "main"):
+            words = COMMANDS[name].words(world)
+            if name == "main":
+                words[-1] = f"--workdir={self.given / 'run'}"
+            start = faults.Start(self.given, 0, 1)
+            ended = run(self.zygote, words, start, self.given / f"{name}.txt")
+            if ended.code:
+                raise Violation(ended.said)
+
 
 def open_stage(folder, zygote):
-    """Make the inputs of all commands; returns the stage."""
-    given = folder / "given"
-    given.mkdir()
-    world = World(given, given)
-    commands.write_text(world.text)
-    commands.write_tasks(given / "glue")
-    for name in ("prepare", "main"):
-        words = COMMANDS[name].words(world)
-        if name == "main":
-            words[-1] = f"--workdir={given / 'run'}"
-        ended = run(zygote, words, faults.Start(given, 0, 1), given / f"{name}.txt")
-        if ended.code:
-            raise Violation(ended.said)
-    return Stage(folder, given, zygote)
+    """Returns a stage in an empty folder, with a text to read."""
+    stage = Stage(folder, folder / "given", zygote)
+    stage.given.mkdir()
+    commands.write_text(stage.given / "stories.txt")
+    return stage
 
 
 def _names(world):
@@ -333,15 +342,15 @@ class Story:
         """Check what a start has said and its exit code; cure the damage that it names."""
         if any(word in ended.said for word in BAD_WORDS):
             raise self._violation(f"a traceback in {said}", ended)
-        # A disk that fails explains it as well; then the next start tells of the damage.
+        # A terminal or a pipe that was closed may have taken the sentence along.
         is_heard = start.output == "kept"
-        if ended.code in {1, 2} - start.codes and self.damages and not is_heard:
-            return
+        # A disk that fails explains it as well; then the next start tells of the damage.
         if ended.code in {1, 2} - start.codes and self.damages:
-            self._cure(ended, said)
+            if is_heard:
+                self._cure(ended, said)
         elif ended.code not in start.codes:
             raise self._violation(f"exit code {ended.code} in {said}", ended)
-        is_explained = ended.said.count("error: ") == 1 or not is_heard
+        is_explained = len(_SENTENCE.findall(ended.said)) == 1 or not is_heard
         if ended.code in (1, 2) and not is_explained:
             raise self._violation(f"no sentence says why {said} ended with {ended.code}", ended)
 
@@ -360,6 +369,7 @@ class Story:
             faults.move_times(self.chooser, self.world.folder)
             self.struck.append("times moved")
             return
+
         path = self.chooser.choice(files)
         fault = self.chooser.choice(list(faults.BETWEEN))
         before = path.read_bytes()

@@ -55,7 +55,6 @@ def become(order):
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
 
     module, *arguments = order["command"]
-    os.environ.update(order["environment"])
     sys.argv = [module, *arguments]
     sys.orig_argv = [sys.executable, "-m", module, *arguments]
     faulthandler.dump_traceback_later(HANGS_S)

@@ -1,8 +1,10 @@
 """A compression as a whole, in this process: files, resuming, true sizes, export, and mistakes."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from cramjax.checkpoints import packed
 from cramjax.compress.candidates import load_candidates
 from cramjax.compress.plan import CompressionPlan, CompressionRequest
 from cramjax.compress.run import CompressionRun
-from cramjax.errors import UserError
+from cramjax.errors import RunFailed, UserError
 from cramjax.finetuning import run as finetuning
 from cramjax.finetuning.protocols import Protocol, Settings
 from cramjax.finetuning.request import FinetuneRequest
@@ -73,6 +75,17 @@ def whole(finetuned, glue, tmp_path_factory):
     return out, *compressed(finetuned, glue, out, shares=(0.5, 0.0), bits=(32, 4))
 
 
+@pytest.mark.parametrize("n_bytes", [100, 20_000])
+def test_a_full_disk_is_an_error_of_the_system_or_a_sentence(finetuned, glue, tmp_path, n_bytes):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with contextlib.ExitStack() as stack:
+        # A limit of the size of files, whose signal Python ignores, stands in for a full disk.
+        stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+        with pytest.raises((OSError, RunFailed), match="[Ff]ile too large"):
+            compressed(finetuned, glue, tmp_path, shares=(0.0,), bits=(32,))
+
+
 def test_every_point_is_scored_as_it_lies_on_disk(whole, finetuned):
     out, found, said = whole
     assert json.loads((out / "pareto.json").read_text()) == found
@@ -126,6 +139,13 @@ def test_it_goes_on_where_it_was_and_gives_the_same_bytes(whole, finetuned, glue
             one = out / entry["folder"] / name
             other = tmp_path / "parts" / entry["folder"] / name
             assert one.read_bytes() == other.read_bytes()
+
+    # A model that was cut is missing; the others stay.
+    hurt = tmp_path / "parts" / found[1]["folder"] / packed.FILE
+    whole_bytes = hurt.read_bytes()
+    hurt.write_bytes(whole_bytes[:100])
+    compressed(finetuned, glue, tmp_path / "parts", shares=(0.0, 0.5), bits=(32, 4))
+    assert hurt.read_bytes() == whole_bytes
 
     with pytest.raises(UserError, match="holds runs of another plan"):
         compressed(

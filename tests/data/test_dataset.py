@@ -1,6 +1,8 @@
 """A prepared dataset is read back as written; a damaged one is refused by the file's name."""
 
+import errno
 import json
+import os
 
 import hypothesis
 import hypothesis.strategies as st
@@ -80,6 +82,15 @@ def test_a_file_that_is_not_whole_is_named(tmp_path, name, damage):
     with pytest.raises(UserError, match=name) as caught:
         TokenDataset.open(tmp_path)
     assert "tools.prepare_data" in str(caught.value)
+
+
+def test_a_disk_that_cannot_read_a_file_does_not_make_it_damaged(tmp_path, monkeypatch):
+    def fail(path, **_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", fail)
+    with pytest.raises(UserError, match=r"npy cannot be read \(Input/output error\)"):
+        TokenDataset.open(write_dataset(tmp_path))
 
 
 def change(**values):

@@ -6,6 +6,7 @@ The tests go through the command line and a fake Hub's API.
 import contextlib
 import dataclasses
 import json
+import pathlib
 import re
 import resource
 import shutil
@@ -155,6 +156,26 @@ def test_the_card_has_the_configuration_that_the_checkpoint_was_made_with(small_
     forget_config(workdir)
     export(workdir, tmp_path / "old", tell=lambda _: None)
     assert "peak learning rate 99" in (tmp_path / "old" / "README.md").read_text()
+
+
+def test_an_export_that_is_killed_while_its_files_move_is_made_again(
+    small_run, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    replace = pathlib.Path.replace
+
+    def replace_one(path, target):
+        if any(out.iterdir()):
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pathlib.Path, "replace", replace_one)
+        export(small_run, out, tell=lambda _: None)
+    assert len(list(out.iterdir())) == 1
+    export(small_run, out, tell=lambda _: None)
+    assert (out / "model.safetensors").exists()
 
 
 def test_text_of_others_stays_text_in_the_card(small_run, tmp_path):
