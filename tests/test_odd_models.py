@@ -53,7 +53,7 @@ def test_a_t5_writes_no_id_without_a_token(gapped):
     config = t5.T5Config(
         vocab_size=28, n_layers=1, n_decoder_layers=1, d_model=8, n_heads=2, head_dim=4, d_ff=8
     )
-    params = network.init_params(config, jax.random.key(0))
+    params = jax.jit(functools.partial(network.init_params, config))(jax.random.key(0))
     generate = functools.partial(
         generation.generate,
         config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 import shutil
@@ -62,11 +63,13 @@ class PointFolders:
         done = read_json(result, _REDO)
         if done.get("path") != self._plan.path(point.share):
             return False
-        # A file that was cut or deleted is missing.
+        # A model that was deleted or damaged since is missing.
         try:
-            return packed.size(result.parent) == done.get("bytes")
+            digests = _digests(result.parent)
         except FileNotFoundError:
             return False
+        # Results that 0.2.0 and older wrote have no digests.
+        return done.get("files", digests) == digests
 
     def result(self, point: Point) -> dict[str, Any]:
         """Returns the result of a point that is done."""
@@ -85,6 +88,7 @@ class PointFolders:
         n_bytes = self._save(temporary, point, network)
         result = {"path": self._plan.path(point.share), "bytes": n_bytes}
         result |= _measure(temporary, point, network.config)
+        result["files"] = _digests(temporary)
         write_json(temporary / RESULT, result)
 
         # The folder appears whole, with its result.
@@ -117,6 +121,15 @@ class PointFolders:
             finetuned=finetuned,
             compression=compression | self._plan.describe("shares", "bits"),
         )
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+    """Returns name → SHA-256 of the files of a compressed model."""
+    digests = {}
+    for name in (packed.FILE, packed.INDEX, "tokenizer/tokenizer.json"):
+        with (folder / name).open("rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def _measure(folder: pathlib.Path, point: Point, config: Network) -> dict[str, Any]:

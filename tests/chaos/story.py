@@ -361,7 +361,7 @@ class Story:
             path
             for folder in sorted(folders)
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and not _OURS.fullmatch(path.name)
+            if path.is_file() and not _OURS.fullmatch(path.name) and not self._is_done(path)
         ]
         if not files:
             return
@@ -382,6 +382,12 @@ class Story:
             path.write_bytes(after)
         self.damages.append(Damage(path, before, fault))
         self.struck.append(fault)
+
+    def _is_done(self, path):
+        """Returns whether a file is that of a run of a sweep that has ended: nothing reads it."""
+        folders = [self.world.out, *self.world.out.glob("seed-*")]
+        ended = [folder for folder in folders if (folder / "summary.json").exists()]
+        return self.name == "sweep" and any(folder in path.parents for folder in ended)
 
     def _cure(self, ended, said):
         """Put damaged files back, as a user who reads the sentence does."""

@@ -140,10 +140,10 @@ def test_it_goes_on_where_it_was_and_gives_the_same_bytes(whole, finetuned, glue
             other = tmp_path / "parts" / entry["folder"] / name
             assert one.read_bytes() == other.read_bytes()
 
-    # A model that was cut is missing; the others stay.
+    # A model with a bit that flipped is missing; the others stay.
     hurt = tmp_path / "parts" / found[1]["folder"] / packed.FILE
     whole_bytes = hurt.read_bytes()
-    hurt.write_bytes(whole_bytes[:100])
+    hurt.write_bytes(whole_bytes[:-1] + bytes([whole_bytes[-1] ^ 1]))
     compressed(finetuned, glue, tmp_path / "parts", shares=(0.0, 0.5), bits=(32, 4))
     assert hurt.read_bytes() == whole_bytes
 

@@ -18,6 +18,7 @@ import pytest
 import cramjax
 from cramjax.config.recipes import RECIPES
 from cramjax.config.resolve import get_config
+from cramjax.data import loader
 from cramjax.errors import RunFailed, UserError
 from cramjax.training import dataset_choice, evaluate, finish, history, metrics
 from tests import stepping
@@ -143,31 +144,10 @@ def test_a_stopped_run_tells_the_same_story_as_one_left_alone(
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize(
-    "killed_in", ["write_json", pytest.param("checked", marks=pytest.mark.slow)]
-)
-def test_killed_after_the_last_checkpoint_it_only_evaluates_again(
-    undisturbed, text, tmp_path, monkeypatch, capsys, killed_in
+def test_an_error_saves_the_state_and_a_kill_at_the_end_costs_an_evaluation(
+    undisturbed, text, tmp_path, monkeypatch, capsys
 ):
-    def kill(*_):
-        raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(finish, killed_in, kill)
-        train(text, tmp_path)
-    train(text, tmp_path)
-    said = capsys.readouterr().err
-    if killed_in == "write_json":
-        assert "only the last evaluation is left" in said
-    assert said.count("compiling the train step") == 1
-    assert story(tmp_path) == story(undisturbed)
-
-
-def test_an_error_saves_the_state_first_and_the_run_goes_on(
-    undisturbed, text, tmp_path, monkeypatch
-):
-    from cramjax.data import loader
-
+    """First the data cannot be read at step 9, then the process dies before its summary."""
     read = loader.DevicePrefetch.get
     n_left = iter(range(8))
 
@@ -176,11 +156,21 @@ def test_an_error_saves_the_state_first_and_the_run_goes_on(
             raise OSError(5, "Input/output error")
         return read(self)
 
+    def kill(*_):
+        raise Killed
+
     with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
         patch.setattr(loader.DevicePrefetch, "get", fails)
         train(text, tmp_path)
     assert history.read(tmp_path).step == 8
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(finish, "write_json", kill)
+        train(text, tmp_path)
+
+    capsys.readouterr()
     train(text, tmp_path)
+    said = capsys.readouterr().err
+    assert "only the last evaluation is left" in said and "compiling" not in said
     assert story(tmp_path) == story(undisturbed)
 
 
