@@ -99,6 +99,8 @@ def small_run(corpus, tmp_path_factory) -> pathlib.Path:
 
     workdir = tmp_path_factory.mktemp("runs") / "small"
     arguments = cli.command(corpus, workdir, *cli.SMALL, "--config.budget.steps=20")
-    with stepping.one_device():
+    with stepping.one_device(), pytest.MonkeyPatch.context() as patch:
+        # The run notes its command.
+        patch.setattr(sys, "orig_argv", ["python", *arguments[1:]])
         assert main.main(arguments[3:]) == 0
     return workdir
