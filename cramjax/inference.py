@@ -252,6 +252,7 @@ def generate(
         UserError: if the model is no T5.
     """
     inputs = [encoding.ids for encoding in model.tokenizer.encode_batch(list(texts))]
+
     answers = generate_ids(
         model, inputs, max_len=max_len, n_beams=n_beams, length_penalty=length_penalty
     )

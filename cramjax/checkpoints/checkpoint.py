@@ -17,10 +17,8 @@ import os
 import pathlib
 import re
 import shutil
-import stat
 import sys
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -28,8 +26,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cramjax.checkpoints import sealing
 from cramjax.errors import RunFailed, UserError
-from cramjax.files import read_json, write_json
+from cramjax.files import read_json
 from cramjax.parallel import processes
 
 MAX_FAILURES = 3
@@ -38,14 +37,12 @@ MAX_FAILURES = 3
 MAX_LISTED = 10
 """The most differing entries that the error for a checkpoint that does not fit names."""
 
-# TensorStore's form of an error of the operating system.
-_OF_THE_SYSTEM = re.compile(r"os_error_code='(\d+)'")
-_REASON_CHARS = 200
 MAX_INFLATION = 1000
 """The most bytes of arrays for a byte on disk; trained numbers hardly compress."""
 
-_CHECKSUMS = "checksums.json"
-_SIDECAR = "sidecar/metadata"
+# TensorStore's form of an error of the operating system.
+_OF_THE_SYSTEM = re.compile(r"os_error_code='(\d+)'")
+_REASON_CHARS = 200
 _METADATA = "_CHECKPOINT_METADATA"
 _DELETED = ".deleted"
 _log = logging.getLogger("cramjax")
@@ -152,11 +149,9 @@ class Checkpoints:
         reason = _reason(self._error)
         if self._n_failures >= MAX_FAILURES:
             newest = self.latest()
-            kept = (
-                "none is complete"
-                if newest is None
-                else f"the newest complete one is step {newest}"
-            )
+            kept = "none is complete"
+            if newest is not None:
+                kept = f"the newest complete one is step {newest}"
             raise RunFailed(
                 f"{self._directory}: {self._n_failures} checkpoints in a row could not be saved "
                 f"({reason}); {kept}"
@@ -172,7 +167,11 @@ class Checkpoints:
         self._manager = self._open()
 
     def restore(
-        self, abstract_state: Any, must_match: Mapping[str, Any] | None = None
+        self,
+        abstract_state: Any,
+        must_match: Mapping[str, Any] | None = None,
+        *,
+        verified: int | None = None,
     ) -> Restored | None:
         """Returns the newest readable checkpoint, or None without checkpoints.
 
@@ -182,6 +181,8 @@ class Checkpoints:
             abstract_state: a pytree of `jax.ShapeDtypeStruct` with shardings on the devices of this
                 process; or an `Expect`, which gives it and `must_match`.
             must_match: the entries of the sidecar that must be as given here.
+            verified: the step whose files `sealing.newest_sidecar` has just compared, if any; they
+                are not read twice.
 
         Raises:
             UserError: if entries of `must_match`, or names, shapes or dtypes of arrays, differ.
@@ -191,6 +192,8 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
+                if step != verified:
+                    sealing.verify(self._directory / str(step))
                 restored = self._restore_step(step, abstract_state, must_match or {})
             except UserError:
                 raise
@@ -241,8 +244,8 @@ class Checkpoints:
 
     def _read_params(self, step: int) -> Restored:
         folder = self._directory / str(step)
-        _verify(folder)
-        sidecar = _read_sidecar(folder)
+        sealing.verify(folder)
+        sidecar = sealing.read_sidecar(folder)
 
         # The saved shapes, on one device, whatever devices the run had.
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -374,7 +377,7 @@ class Checkpoints:
             if self._error is None:
                 self._manager.wait_until_finished()
                 if processes.is_first():
-                    _seal(self._directory / str(step))
+                    sealing.seal(self._directory / str(step))
                 self._remove_leftovers()
         except Exception as error:
             # The main thread reads it: a thread cannot raise there.
@@ -392,8 +395,7 @@ class Checkpoints:
         self, step: int, abstract_state: Any, must_match: Mapping[str, Any]
     ) -> Restored:
         folder = self._directory / str(step)
-        _verify(folder)
-        sidecar = _read_sidecar(folder)
+        sidecar = sealing.read_sidecar(folder)
         if callable(abstract_state):
             expect = cast(Expect, abstract_state)
             abstract_state, must_match = expect(sidecar)
@@ -430,47 +432,8 @@ class Checkpoints:
             self._manager.reload()
 
 
-def newest_sidecar(
-    directory: str | pathlib.Path, check: Callable[[dict[str, Any]], None]
-) -> tuple[int, dict[str, Any]] | None:
-    """Returns step and JSON of the newest checkpoint that is whole, or None without one.
-
-    Files alone are read, so neither devices nor other processes are needed. `check` raises
-    ValueError for the JSON of a damaged one.
-    """
-    for step in sorted(_steps(pathlib.Path(directory)), reverse=True):
-        folder = pathlib.Path(directory) / str(step)
-        try:
-            _verify(folder)
-            sidecar = _read_sidecar(folder)
-            check(sidecar)
-            return step, sidecar
-        except (OSError, ValueError):
-            continue  # `restore` warns of it and moves it away
-    return None
-
-
-def noted_config(directory: str | pathlib.Path, step: int) -> dict[str, Any] | None:
-    """Returns the configuration that the checkpoint of `step` was made with.
-
-    None if it does not say, as those of 0.2.0 and older, or is not there.
-    """
-    try:
-        config = _read_sidecar(pathlib.Path(directory) / str(step)).get("config")
-    except ValueError:
-        return None
-    return config if isinstance(config, dict) else None
-
-
 def _takes_files(path: pathlib.Path) -> bool:
     return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
-
-
-def _steps(directory: pathlib.Path) -> list[int]:
-    """Returns the steps of the complete checkpoints: a folder gets its number when it is whole."""
-    if not directory.is_dir():
-        return []
-    return [int(path.name) for path in directory.iterdir() if path.name.isdecimal()]
 
 
 def _remove(path: pathlib.Path) -> None:
@@ -479,48 +442,6 @@ def _remove(path: pathlib.Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _seal(folder: pathlib.Path) -> None:
-    """Write size and CRC-32 of every file: TensorStore does not notice a flipped bit."""
-    write_json(folder / _CHECKSUMS, dict(_checksums(folder)))
-
-
-def _verify(folder: pathlib.Path) -> None:
-    """Raise ValueError if a file has changed since `_seal`, or is no file.
-
-    A checkpoint that was never sealed, because its run was killed just before, passes.
-    """
-    for path in sorted(folder.rglob("*")):
-        # A pipe would be waited for, and a link leads out of the folder.
-        if not stat.S_ISREG(path.lstat().st_mode) and not stat.S_ISDIR(path.lstat().st_mode):
-            raise ValueError(f"{path.relative_to(folder)} is no regular file")
-    if not (folder / _CHECKSUMS).exists():
-        return
-
-    sealed = _read_json(folder / _CHECKSUMS)
-    if _SIDECAR not in sealed:
-        raise ValueError(f"{_CHECKSUMS} has no {_SIDECAR}")
-    present = dict(_checksums(folder))
-    changed = sorted(name for name, checksum in sealed.items() if present.get(name) != checksum)
-    if changed:
-        raise ValueError(
-            f"{len(changed)} of {len(sealed)} files changed since they were written, "
-            f"first {changed[0]}"
-        )
-
-
-def _read_sidecar(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the JSON that was saved beside the state; raises ValueError if it is damaged."""
-    return _read_json(folder / _SIDECAR)
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return read_json(path, "the checkpoint is damaged")
-    except UserError as error:
-        # For a checkpoint damage is no mistake: the one before it may be whole.
-        raise ValueError(str(error)) from error
 
 
 def _check_size(folder: pathlib.Path, saved: Any) -> None:
@@ -534,18 +455,6 @@ def _check_size(folder: pathlib.Path, saved: Any) -> None:
     present = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if claimed > MAX_INFLATION * present:
         raise ValueError(f"its arrays claim {claimed:,} bytes, its files have {present:,}")
-
-
-def _checksums(folder: pathlib.Path) -> Iterator[tuple[str, list[int]]]:
-    """Yields (name, [bytes, CRC-32]) of every file below `folder`."""
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name == _CHECKSUMS:
-            continue
-        crc = 0
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                crc = zlib.crc32(block, crc)
-        yield path.relative_to(folder).as_posix(), [path.stat().st_size, crc]
 
 
 def _array_differences(now: Any, saved: Any) -> list[str]:

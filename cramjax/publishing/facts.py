@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cramjax.checkpoints.checkpoint import noted_config
+from cramjax.checkpoints.sealing import noted_config
 from cramjax.errors import UserError
 from cramjax.files import check_types, read_json
 from cramjax.glue.tasks import SUITES

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cramjax.budget.clock import Clock
-from cramjax.checkpoints import checkpoint
+from cramjax.checkpoints import sealing
 from cramjax.config import stored
 from cramjax.config.views import Config
 from cramjax.console import Announce
@@ -61,7 +61,7 @@ def read(workdir: pathlib.Path) -> Earlier | None:
     Raises:
         UserError: if config.json is needed and cannot be read.
     """
-    newest = checkpoint.newest_sidecar(workdir / "checkpoints", check)
+    newest = sealing.newest_sidecar(workdir / "checkpoints", check)
     if newest is None:
         return None
 

@@ -25,6 +25,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from cramjax.errors import UserError
+from cramjax.files import replacing
 
 # These classes are generated at run time, so a type checker does not see them.
 Event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
@@ -337,9 +338,8 @@ def _cut_after(path: pathlib.Path, step: int, keeps_evaluation: bool) -> None:
         comes_again = line["step"] == step and "eval_loss" in line and not keeps_evaluation
         if line["step"] <= step and not comes_again:
             kept.append(json.dumps(line) + "\n")
-    temporary = path.with_name(f".{path.name}.cut")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def _jsonable(value: float | None) -> float | None:

@@ -63,7 +63,7 @@ class Ready:
     unigram_loss: float
 
 
-def open_stage(run: Run) -> Opening:
+def open_stage(run: Run, earlier: Earlier | None) -> Opening:
     """Open the stage of the newest checkpoint, or the first one; clock and counts go on from there.
 
     Raises:
@@ -85,7 +85,8 @@ def open_stage(run: Run) -> Opening:
         identity["model"] = identity["model"] | free
         return opened[number].abstract, identity
 
-    restored = run.checkpoints.restore(expected)
+    verified = earlier.step if earlier else None
+    restored = run.checkpoints.restore(expected, verified=verified)
     if restored is None:
         run.stages.check_rows(0)
         return Opening(number=0, session=run.stages.open(0), restored=None)

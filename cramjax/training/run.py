@@ -101,7 +101,7 @@ def _train(
             )
             resources.enter_context(run)
 
-            opened = opening.open_stage(run)
+            opened = opening.open_stage(run, earlier)
             progress.announce(session.describe(opened.session))
             opening.describe_run(run, opened, earlier)
             if earlier and (reason := history.ended_by(earlier, config)):

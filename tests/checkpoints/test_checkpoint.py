@@ -19,7 +19,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cramjax.checkpoints import checkpoint
+from cramjax.checkpoints import checkpoint, sealing
 from cramjax.checkpoints.checkpoint import Checkpoints
 from cramjax.errors import RunFailed, UserError
 
@@ -178,7 +178,7 @@ def test_a_save_is_allowed_where_transfers_are_not_and_counts_only_once_complete
     checkpoints = Checkpoints(folder)
     checkpoints.save(1, make_state(1), {}, block=True)
     state, go_on = make_state(2), threading.Event()
-    monkeypatch.setattr(checkpoint, "_seal", lambda _: go_on.wait(30))
+    monkeypatch.setattr(sealing, "seal", lambda _: go_on.wait(30))
     with jax.transfer_guard("disallow"):
         checkpoints.save(2, state, {})
     assert checkpoints.latest() == 1
@@ -361,7 +361,7 @@ def test_a_checkpoint_that_is_dropped_while_it_is_read_gives_way_to_the_newest(f
     for step in (1, 2):
         writer.save(step, make_state(step), {"step": step}, block=True)
     reader = Checkpoints(folder, read_only=True)
-    verify = checkpoint._verify
+    verify = sealing.verify
 
     def verify_late(path):
         if path.name == "2":
@@ -369,7 +369,7 @@ def test_a_checkpoint_that_is_dropped_while_it_is_read_gives_way_to_the_newest(f
                 writer.save(step, make_state(step), {"step": step}, block=True)
         verify(path)
 
-    monkeypatch.setattr(checkpoint, "_verify", verify_late)
+    monkeypatch.setattr(sealing, "verify", verify_late)
     restored = reader.restore_params()
     assert restored.step == 4 and restored.sidecar == {"step": 4}
     np.testing.assert_array_equal(restored.state["embed"], make_state(4).params["embed"])
