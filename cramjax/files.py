@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Self
 
 from cramjax.errors import RunFailed, UserError
@@ -245,6 +245,38 @@ def check_types(
             raise UserError(
                 f"{where}: {dotted}={value!r:.80} is of another type than {names}; {cure}"
             )
+
+
+def member(
+    folder: pathlib.Path, name: str, cure: str, *, also: Sequence[pathlib.Path] = ()
+) -> pathlib.Path:
+    """Returns the path of a regular file in a folder that may be damaged or a stranger's.
+
+    Args:
+        folder: the folder.
+        name: of the file, relative to it; it may come from another file of the stranger's.
+        cure: what to do, the end of the error's sentence.
+        also: folders, beside this one, in which a link may end.
+
+    Raises:
+        UserError: if there is no such file, or it is a pipe, a device or a link out of the folder.
+    """
+    path = folder / name
+    if "\0" in name or os.path.isabs(name) or ".." in pathlib.PurePath(name).parts:
+        raise UserError(f"{folder}: names the file {name!r:.200}, which is outside; {cure}")
+    try:
+        real = path.resolve(strict=True)
+        mode = real.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file; {cure}") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
+        raise UserError(f"{path}: cannot be read ({error}); {cure}") from error
+
+    if not any(real.is_relative_to(home) for home in (folder.resolve(), *also)):
+        raise UserError(f"{path}: is a link out of its folder; copy the file there, or {cure}")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path}: is no regular file; {cure}")
+    return path
 
 
 def _open_at_once(path: str, flags: int) -> int:

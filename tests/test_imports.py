@@ -77,6 +77,7 @@ BELOW = {
     "probing": {"errors", "files", "figures", "console", "models", "inference"},
     "publishing": {
         "errors",
+        "config",
         "files",
         "data",
         "glue",

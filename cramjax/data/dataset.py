@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from cramjax.data import tokenizers
-from cramjax.data.manifest import REPAIR, SPLITS, plain_file, read_manifest, read_tokenizer
+from cramjax.data.manifest import REPAIR, SPLITS, read_manifest, read_tokenizer
 from cramjax.data.verification import Verification
 from cramjax.errors import RunFailed, UserError
+from cramjax.files import member
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -242,7 +243,7 @@ def _load_unigram(directory: Path, manifest: dict[str, Any]) -> np.ndarray:
 
 def _map_shard(directory: Path, entry: dict[str, Any], dtype: np.dtype) -> np.ndarray:
     """Check the sizes of a shard's two files, and map its tokens read-only."""
-    path = plain_file(directory, entry["file"])
+    path = member(directory, entry["file"], REPAIR)
     expected_bytes = entry["tokens"] * dtype.itemsize
     n_bytes = path.stat().st_size
     if n_bytes != expected_bytes:
@@ -266,7 +267,7 @@ def _map_shard(directory: Path, entry: dict[str, Any], dtype: np.dtype) -> np.nd
 
 def _load_array(directory: Path, name: str) -> np.ndarray:
     """Map a .npy file; UserError names it if it is missing or damaged."""
-    path = plain_file(directory, name)
+    path = member(directory, name, REPAIR)
     try:
         # Only this format: `np.load` would open archives and pickles as well.
         array = np.lib.format.open_memmap(path, mode="r")

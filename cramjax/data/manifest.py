@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-import stat
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from cramjax.errors import UserError
-from cramjax.files import read_json
+from cramjax.files import member, read_json
 
 FORMAT = 1
 SPLITS = ("train", "heldout")
@@ -65,7 +64,7 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
             f"{directory} is not a prepared dataset (it has no manifest.json): name another "
             "directory, or prepare one with python -m tools.prepare_data."
         )
-    manifest = read_json(plain_file(directory, "manifest.json"), REPAIR)
+    manifest = read_json(member(directory, "manifest.json", REPAIR), REPAIR)
     if manifest.get("format") != FORMAT:
         raise UserError(
             f"{path} is of format {_short(manifest.get('format'))}, this version reads format "
@@ -81,31 +80,6 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
     return manifest
 
 
-def plain_file(directory: pathlib.Path, name: str) -> pathlib.Path:
-    """Return the path of the file `name` of a dataset, which is regular and inside the folder.
-
-    Raises:
-        UserError: if it is missing, a device or a pipe, or a link that leaves the folder.
-    """
-    path = directory / name
-    try:
-        real = path.resolve(strict=True)
-        mode = real.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path} is missing: {REPAIR}.") from None
-    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, or no permission
-        raise UserError(f"{path} cannot be read ({error}): {REPAIR}.") from None
-
-    if not real.is_relative_to(directory.resolve()):
-        raise UserError(
-            f"{path} is a link out of the folder, which is not followed: copy the file there, or "
-            f"{REPAIR}."
-        )
-    if not stat.S_ISREG(mode):
-        raise UserError(f"{path} is no regular file: {REPAIR}.")
-    return path
-
-
 def read_tokenizer(directory: pathlib.Path, manifest: dict[str, Any]) -> pathlib.Path:
     """Return the path of tokenizer.json, whose SHA-256 is the manifest's.
 
@@ -113,7 +87,7 @@ def read_tokenizer(directory: pathlib.Path, manifest: dict[str, Any]) -> pathlib
         UserError: if it is another tokenizer, or damaged.
     """
     name = "tokenizer/tokenizer.json"
-    path = plain_file(directory, name)
+    path = member(directory, name, REPAIR)
     try:
         n_bytes = path.stat().st_size
         if n_bytes > _MAX_TOKENIZER_BYTES:

@@ -18,9 +18,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from cramjax.data.manifest import REPAIR, plain_file
+from cramjax.data.manifest import REPAIR
 from cramjax.errors import RunFailed, UserError
-from cramjax.files import read_json, write_json
+from cramjax.files import member, read_json, write_json
 
 _LOG = logging.getLogger("cramjax")
 _BLOCK_BYTES = 1 << 22
@@ -81,7 +81,7 @@ class Verification:
         """
         try:
             for file in self._files:
-                self._compare(plain_file(self._directory, file.name), file, lambda _: None)
+                self._compare(member(self._directory, file.name, REPAIR), file, lambda _: None)
         except OSError as error:
             raise UserError(f"{error.filename or self._directory}: {error.strerror}") from error
 
@@ -143,7 +143,7 @@ class Verification:
         """Compare the files that changed since they were compared, and remember them."""
         remembered = self._remembered()
         for file in self._files:
-            path = plain_file(self._directory, file.name)
+            path = member(self._directory, file.name, REPAIR)
             identity = _identity(path)
             if remembered.get(file.name) != [*identity, file.sha256]:
                 self._compare(path, file, self._stopping.wait)
@@ -189,7 +189,7 @@ class Verification:
     def _remembered(self) -> dict[str, Any]:
         """Returns file → identity and digest of what was compared before, {} if that is unknown."""
         try:
-            return read_json(plain_file(self._directory, _REMEMBERED), "it is written again")
+            return read_json(member(self._directory, _REMEMBERED, REPAIR), "it is written again")
         except UserError:
             return {}
 

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ from tokenizers import decoders
 
 from cramjax.data.tokenizers import special_ids
 from cramjax.errors import UserError
-from cramjax.files import read_json
+from cramjax.files import member, read_json
 from cramjax.hub import equivalence, families, tables
 
 _CONFIG = "config.json"
@@ -69,38 +68,17 @@ def is_hf_directory(path: str | os.PathLike) -> bool:
         return False
 
 
-def member(folder: pathlib.Path, name: str, cure: str) -> pathlib.Path:
-    """Returns the path of a regular file in a folder that may be a stranger's.
+def _member(folder: pathlib.Path, name: str, cure: str) -> pathlib.Path:
+    """Returns the path of a regular file in a folder; see `cramjax.files.member`.
 
-    A link has to end in the folder. In a snapshot of the cache of `huggingface_hub` it may end in
-    the blobs of the same repository, where all its files are.
-
-    Args:
-        folder: the folder.
-        name: of the file, which may come from another file of the stranger's.
-        cure: what to do, the end of the error's sentence.
-
-    Raises:
-        UserError: if there is no such file, or it is none of the folder's.
+    In a snapshot of the cache of `huggingface_hub`, links end in the blobs of the same repository,
+    where all its files are.
     """
-    path = folder / name
-    if name != pathlib.PurePath(name).name or "\0" in name:
-        raise UserError(f"{folder}: names the file {name!r:.200}, which is outside; {cure}")
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise UserError(f"{path}: {reason}; {cure}") from error
-    if not stat.S_ISREG(mode):
-        raise UserError(f"{path}: is no regular file; {cure}")
-
     home = folder.resolve()
-    homes = [home]
+    blobs = []
     if home.parent.name == "snapshots" and home.parents[1].name.startswith("models--"):
-        homes.append(home.parents[1] / "blobs")
-    if path.resolve().parent not in homes:
-        raise UserError(f"{path}: is a link out of its folder; copy the file there")
-    return path
+        blobs.append(home.parents[1] / "blobs")
+    return member(folder, name, cure, also=blobs)
 
 
 def read_model(path: str | os.PathLike) -> Imported:
@@ -114,7 +92,7 @@ def read_model(path: str | os.PathLike) -> Imported:
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; name one that save_pretrained wrote")
 
-    where = member(path, _CONFIG, "name a directory that save_pretrained wrote")
+    where = _member(path, _CONFIG, "name a directory that save_pretrained wrote")
     raw = read_json(where, _SAVE)
     family, config = families.from_json(raw, str(where))
     tokenizer = read_tokenizer(
@@ -147,7 +125,7 @@ def read_tokenizer(file: pathlib.Path, family: str, cure: str) -> tokenizers.Tok
     Raises:
         UserError: if there is no such file, it is damaged, or lacks a special token.
     """
-    member(file.parent, file.name, cure)
+    _member(file.parent, file.name, cure)
     try:
         tokenizer = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises bare Exception for a malformed file
@@ -218,7 +196,7 @@ def open_weights(path: pathlib.Path) -> Iterator[_Weights]:
     if (path / _WEIGHTS).is_file():
         parts = [_WEIGHTS]
     elif (path / _INDEX).is_file():
-        files = read_json(member(path, _INDEX, _COPY), _SAVE).get("weight_map")
+        files = read_json(_member(path, _INDEX, _COPY), _SAVE).get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(part, str) for part in files.values()):
             raise UserError(f"{path / _INDEX}: has no weight_map; {_SAVE}")
         parts = sorted(set(files.values()))
@@ -237,7 +215,7 @@ def open_weights(path: pathlib.Path) -> Iterator[_Weights]:
 
 
 def _open(folder: pathlib.Path, part: str, stack: contextlib.ExitStack) -> Any:
-    file = member(folder, part, _COPY)
+    file = _member(folder, part, _COPY)
     try:
         return stack.enter_context(safetensors.safe_open(str(file), framework="np"))
     except (safetensors.SafetensorError, OSError) as error:

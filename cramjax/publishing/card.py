@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cramjax.errors import UserError
+from cramjax.files import member
 from cramjax.glue.tasks import SUITES
-from cramjax.hub.directory import member
 from cramjax.publishing.facts import Facts
 from cramjax.publishing.metadata import (
     SUITE_TITLES,

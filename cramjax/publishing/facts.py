@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cramjax.checkpoints.sealing import noted_config
+from cramjax.config import stored
 from cramjax.errors import UserError
 from cramjax.files import check_types, read_json
 from cramjax.glue.tasks import SUITES
@@ -25,24 +26,6 @@ _NONE = type(None)
 _CURE = "restore the file"
 
 # Dotted key → its types, of what the card reads.
-_RUN = {
-    "data.source": (str, list),
-    "data.tokenizer": (str,),
-    "data.vocab_size": (int,),
-    "data.seq_len": (int,),
-    "data.lowercase": (bool,),
-    "optimizer.name": (str,),
-    "optimizer.lr": _NUMBER,
-    "schedule.name": (str,),
-    "objective.name": (str,),
-    "budget": (dict,),
-    "batch_size": (int,),
-    "precision": (str,),
-}
-_OBJECTIVES = {
-    "span_corruption": {"objective.noise_density": _NUMBER, "objective.mean_span": _NUMBER}
-}
-_MASKED = {"objective.mask_rate": _NUMBER}
 _ENVIRONMENT = {
     "command": (str, _NONE),
     "git": (str, _NONE),
@@ -140,7 +123,7 @@ def read_facts(folder: pathlib.Path, results: pathlib.Path | None, step: int | N
         _check_notes(finetuned, compression, where)
         config = {}  # the content of config.json is not that of a run
     elif config:
-        _check_run(config, where)
+        config = stored.current(config, str(where), _CURE)
 
     scored, scores = None, {}
     if results is not None:
@@ -166,14 +149,6 @@ def read_facts(folder: pathlib.Path, results: pathlib.Path | None, step: int | N
         scores=scores,
         starts=starts.read(folder, step),
     )
-
-
-def _check_run(config: Mapping[str, Any], where: pathlib.Path) -> None:
-    """Raises UserError if config.json is not that of a run."""
-    check_types(config, _RUN, where, _CURE)
-    check_types(config, _OBJECTIVES.get(config["objective"]["name"], _MASKED), where, _CURE)
-    limits = {f"budget.{name}": (*_NUMBER, _NONE) for name in config["budget"]}
-    check_types(config, limits, where, _CURE)
 
 
 def _check_notes(finetuned: Any, compression: Any, where: pathlib.Path) -> None:

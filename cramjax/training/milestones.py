@@ -51,16 +51,10 @@ class Milestones:
 
     def are_due(self) -> bool:
         """Returns whether `before_step` has anything to do."""
-        is_damaged = self._run.dataset.verification.is_damaged
-        return is_damaged or self._must_evaluate() or self._must_save()
+        return self._must_evaluate() or self._must_save()
 
     def before_step(self, state: TrainState) -> None:
-        """Evaluate and save `state` if that is due.
-
-        Raises:
-            RunFailed: if a shard that it learned from is damaged.
-        """
-        self._run.dataset.verification.raise_damage()
+        """Evaluate and save `state` if that is due."""
         if self._must_evaluate():
             self._eval_due = self._eval_due.after(self._run.clock.fraction())
             # Steps that the device still computes are no part of the evaluation's seconds.
