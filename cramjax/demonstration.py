@@ -11,10 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cramjax.data.dataset import TokenDataset
-from cramjax.errors import UserError
-from cramjax.files import read_json
 from cramjax.inference import LoadedModel, fill_positions, generate_ids, load, split_spans
+from cramjax.training import history
 
 WORDS_A_MASK = 7
 """One word in so many is hidden (for a T5 one span), so that enough context is left."""
@@ -38,12 +36,7 @@ def demonstrate(workdir: str | os.PathLike, n_sentences: int) -> list[str]:
             sentences of a readable length.
     """
     model = load(workdir)
-    where = pathlib.Path(workdir) / "environment.json"
-    cure = "start the run again, which writes it anew"
-    folder = read_json(where, cure).get("dataset")
-    if not isinstance(folder, str):
-        raise UserError(f"{where}: names no dataset; {cure}")
-    dataset = TokenDataset.open(folder)
+    _, dataset = history.dataset_of(pathlib.Path(workdir))
     n_sequences = dataset.n_sequences("heldout", WINDOW)[0]
 
     lines: list[str] = []

@@ -9,6 +9,8 @@ import sys
 
 from cramjax import streams
 from cramjax.config.cli import add_config_flags, at_least, make_parser, path, run_command
+from cramjax.console import announce
+from cramjax.errors import UserError
 
 EXAMPLE = """example:
   python -m cramjax.main --config configs/quickstart.py
@@ -36,14 +38,24 @@ def _train(args: argparse.Namespace) -> int:
     code = run.train_until_stopped(config, workdir)
     # One process of several cannot load the model alone.
     if code == 0 and config.log.fill_masks and processes.count() == 1:
-        from cramjax.demonstration import demonstrate
-
-        print("held-out sentences, hidden words as [truth → guess]:")
-        for line in demonstrate(workdir, config.log.fill_masks):
-            print(f"  {line}")
+        _show(workdir, config.log.fill_masks)
     # The result is in the workdir, whatever has become of these lines.
     streams.waive_output()
     return code
+
+
+def _show(workdir: pathlib.Path, n_sentences: int) -> None:
+    """Print held-out sentences with hidden words; the run is done, whether or not that works."""
+    from cramjax.demonstration import demonstrate
+
+    try:
+        lines = demonstrate(workdir, n_sentences)
+    except UserError as error:
+        announce(f"no held-out sentences to show ({error})")
+        return
+    print("held-out sentences, hidden words as [truth → guess]:")
+    for line in lines:
+        print(f"  {line}")
 
 
 def main(argv: list[str] | None = None) -> int:

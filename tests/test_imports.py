@@ -100,7 +100,7 @@ BELOW = {
         "training",
     },
     "notebook": {"training"},
-    "demonstration": {"errors", "files", "data", "inference"},
+    "demonstration": {"data", "inference", "training"},
     "compress": {
         "errors",
         "files",
@@ -135,7 +135,7 @@ BELOW = {
         "finetuning",
     },
     "sweeps": {"errors", "files", "figures", "pareto", "console", "stop", "config", "training"},
-    "main": {"streams", "config", "parallel", "training", "demonstration"},
+    "main": {"errors", "console", "streams", "config", "parallel", "training", "demonstration"},
     "tools": {
         "errors",
         "files",

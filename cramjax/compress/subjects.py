@@ -17,12 +17,9 @@ import numpy as np
 
 from cramjax.compress.learner import Compressed
 from cramjax.compress.quantize import Quantizer
-from cramjax.config import stored
 from cramjax.console import Announce
 from cramjax.data import loader as loaders
-from cramjax.data.dataset import TokenDataset
 from cramjax.errors import UserError
-from cramjax.files import read_json
 from cramjax.finetuning import learning, results, training
 from cramjax.finetuning.feed import Arrays, Feed
 from cramjax.finetuning.protocols import Settings
@@ -33,13 +30,12 @@ from cramjax.inference import LoadedModel
 from cramjax.models import network
 from cramjax.models.network import Network
 from cramjax.objectives.objective import FinetuningObjective
-from cramjax.training import session
+from cramjax.training import history, session
 from cramjax.training.evaluate import Evaluator
 
 LATENCY_BATCHES = {"batch_1": 1, "batch_32": 32}
 """Name in pareto.json → examples at a time."""
 
-_RESTORE = "start the run again, which writes it anew"
 _N_WARMUP = 3
 _N_REPETITIONS = 40
 
@@ -231,10 +227,7 @@ class TextSubject:
             UserError: if the text of the run is missing.
         """
         self.model = model
-        path = workdir / "config.json"
-        config = stored.read(read_json(path, _RESTORE), str(path), _RESTORE)
-        environment = read_json(workdir / "environment.json", _RESTORE)
-        dataset = TokenDataset.open(environment["dataset"])
+        config, dataset = history.dataset_of(workdir)
         self.max_length = config.data.seq_len
 
         # Nothing is trained, so no microbatch is looked for.

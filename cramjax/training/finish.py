@@ -35,6 +35,7 @@ def finish(
     # A signal that comes after the end of the budget stops nothing: the run is finished.
     if reason == run.coordinator.reason:
         step = run.clock.n_steps
+        run.progress.close()
         run.progress.announce(f"stopped by {reason}: checkpoint at step {step} is saved")
         return recorder.summary(session, reason)
 

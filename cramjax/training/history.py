@@ -21,6 +21,7 @@ from cramjax.checkpoints import sealing
 from cramjax.config import stored
 from cramjax.config.views import Config
 from cramjax.console import Announce
+from cramjax.data.dataset import TokenDataset
 from cramjax.errors import UserError
 from cramjax.files import check_types, read_json
 from cramjax.models.network import FREE_FIELDS
@@ -83,6 +84,18 @@ def read(workdir: pathlib.Path) -> Earlier | None:
         fingerprint=note.get("fingerprint"),
         summary=_summary_of(workdir, step),
     )
+
+
+def dataset_of(workdir: pathlib.Path) -> tuple[Config, TokenDataset]:
+    """Returns the configuration and the dataset that a run's newest checkpoint was made with.
+
+    Raises:
+        UserError: if there is no checkpoint, or its dataset is not known, gone or damaged.
+    """
+    earlier = read(workdir)
+    if earlier is None or earlier.dataset is None:
+        raise UserError(f"{workdir}: no checkpoint there says with which dataset it was made")
+    return earlier.config, TokenDataset.open(earlier.dataset)
 
 
 def _noted_in_environment(workdir: pathlib.Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,20 @@ def test_metrics_lines_are_complete_and_the_learning_rate_ends_at_its_end(undist
     assert train[0]["batch_size"] == 8 and train[-1]["batch_size"] == 16  # the ramp
     assert len(evals) == 10 and evals[-1]["step"] == 60
     assert evals[-1]["eval_loss"] < evals[0]["eval_loss"]
+
+
+def test_a_finished_run_whose_dataset_is_gone_says_so_and_shows_no_sentences(
+    undisturbed, corpus, tmp_path, capsys
+):
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
+    note = workdir / "checkpoints" / "60" / "sidecar" / "metadata"
+    sidecar = json.loads(note.read_text())
+    sidecar["dataset"]["directory"] = str(tmp_path / "gone")
+    note.write_text(json.dumps(sidecar))
+    (workdir / "checkpoints" / "60" / "checksums.json").unlink()
+    code, said = run_here(capsys, command(corpus, workdir, *undisturbed[1]))
+    assert code == 0 and "is finished" in said
+    assert "no held-out sentences to show" in said and "gone is not a prepared dataset" in said
 
 
 def test_a_finished_run_says_so_and_changes_nothing(undisturbed, corpus, capsys):
