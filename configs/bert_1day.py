@@ -27,8 +27,7 @@ def get_config(arg=None):
         max_mb="budget",
         seq_len=128,
         vocab_size=32768,
-        tokenizer="wordpiece",
-        compressibility=0.25,
+        language="cramming",
         dedup_exact=False,  # no gain downstream in the paper, and C4 is deduplicated
         order="sentence_length",
     )

@@ -25,8 +25,7 @@ def get_config(arg=None):
         max_mb="budget",
         seq_len=128,
         vocab_size=32768,
-        tokenizer="wordpiece",
-        compressibility=0.25,
+        language="en",
         dedup_exact=False,
         order="sentence_length",
     )

@@ -26,7 +26,8 @@ def get_config(arg=None):
         max_mb="budget",
         seq_len=128,
         vocab_size=32768,
-        tokenizer="wordpiece",
+        language="cramming",
+        compressibility=None,
         dedup_exact=False,
         cls_token=True,
     )

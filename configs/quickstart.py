@@ -19,7 +19,13 @@ def get_config(arg=None):
     config.budget.hours = 0.05
 
     config.data.update(
-        source="installed-docs", max_mb=32.0, seq_len=128, vocab_size=8192, tokenizer_sample_mb=8.0
+        source="installed-docs",
+        language="en",
+        max_mb=32.0,
+        seq_len=128,
+        vocab_size=8192,
+        tokenizer_sample_mb=8.0,
+        compressibility=None,
     )
     config.data.loader = "numpy"  # importing TensorFlow takes longer than reading this corpus
     config.model.update(

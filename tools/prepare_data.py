@@ -38,6 +38,8 @@ def _prepare(args: argparse.Namespace) -> None:
 
 def describe(directory: pathlib.Path, manifest: dict[str, Any]) -> str:
     """Returns a short table of what is in the prepared dataset in `directory`."""
+    from cramjax.data import lost_text
+
     lines = [
         ("dataset", directory),
         ("source", manifest["source"]),
@@ -47,7 +49,7 @@ def describe(directory: pathlib.Path, manifest: dict[str, Any]) -> str:
         ("vocabulary", f"{manifest['vocab_size']:,}"),
         ("shards", f"{len(manifest['shards']):,}"),
     ]
-    lines += [(f"dropped: {reason}", f"{count:,}") for reason, count in manifest["dropped"].items()]
+    lines += lost_text.rows(manifest)
     return "\n".join(f"{name:<26}{value}" for name, value in lines)
 
 

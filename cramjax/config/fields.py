@@ -59,6 +59,18 @@ def flag(default: bool, help: str) -> Field:
     return Field(default=default, kinds=(bool,), help=help)
 
 
+def auto_flag(help: str) -> Field:
+    """True, False, or "auto", the default: `data.language` decides."""
+    return Field(
+        default="auto", kinds=(bool, str), help=f"{help}; auto: by data.language", check=_is_auto
+    )
+
+
+def _is_auto(value: Any) -> str | None:
+    is_sound = isinstance(value, bool) or value == "auto"
+    return None if is_sound else "must be True, False or 'auto'"
+
+
 def count(default: int, help: str, low: int = 1) -> Field:
     """A whole number of at least `low` that 64 bits hold."""
     return Field(default=default, kinds=(int,), help=help, check=within(low, LARGEST))

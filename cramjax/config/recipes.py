@@ -73,7 +73,6 @@ def t5(config: Config, version: str) -> None:
         vocab_size=32100,
         extra_ids=100,
         lowercase=False,
-        ascii_only=False,
         seq_len=512,
     )
     config.model = cast(ModelConfig, schema.default_values(model_keys("t5")))
@@ -91,8 +90,6 @@ def smoke(config: Config) -> None:
     config.data.update(
         source="installed-docs", max_mb=2.0, vocab_size=1024, seq_len=64, tokenizer_sample_mb=1.0
     )
-    if config.data.compressibility is not None:
-        config.data.compressibility = 0.5  # 1,024 entries take twice the tokens of 32,768
     config.batch_size = 32
     config.microbatch_size = 8
 

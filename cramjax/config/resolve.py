@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import ml_collections
 
-from cramjax.config import mistakes, schema, stages
+from cramjax.config import languages, mistakes, schema, stages
 from cramjax.config.fields import Field
 from cramjax.config.recipes import RECIPES
 from cramjax.config.span_lengths import span_lengths
@@ -80,6 +80,7 @@ def resolve(spec: str, overrides: Iterable[str] = ()) -> Config:
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"{spec}: {len(problems)} mistake(s) in the configuration:\n{listed}")
+    config.data.update(languages.choices(config.data))
     if config.data.max_mb == "budget":
         config.data.max_mb = _text_for_budget(config)
     _expand_home(config)

@@ -17,6 +17,7 @@ from cramjax.config.fields import (
     LARGEST_SEED,
     Field,
     NoneType,
+    auto_flag,
     count,
     flag,
     is_finite,
@@ -28,6 +29,7 @@ from cramjax.config.fields import (
     text,
     within,
 )
+from cramjax.config.languages import AUTO, problem_of
 from cramjax.config.views import Config
 
 
@@ -37,6 +39,12 @@ def _check_max_mb(value: Any) -> str | None:
     if value is not None and not is_finite(value):
         return "must be a finite number; None takes everything"
     return "must be over 0" if value is not None and value <= 0 else None
+
+
+def _check_compressibility(value: Any) -> str | None:
+    if isinstance(value, str):
+        return None if value == AUTO else "must be a number, None or 'auto'"
+    return within(0.0, None)(value)
 
 
 BUDGET = {
@@ -63,16 +71,22 @@ DATA = {
         128, "tokens a sequence; chosen at read time, one prepared dataset serves every length", 8
     ),
     "vocab_size": count(32768, "entries of the tokenizer, special tokens included", 64),
+    "language": Field(
+        default=None,
+        kinds=(str, NoneType),
+        help="ISO 639-1 code, code, dna, or cramming (the paper's ASCII chain): decides the keys "
+        "at auto; None: no particular language",
+        check=problem_of,
+    ),
     "tokenizer": text(
-        "wordpiece", "wordpiece, unigram, bpe, or a path to a tokenizer.json or .model"
+        "auto", "wordpiece, unigram, bpe, auto, or a path to a tokenizer.json or .model"
     ),
     "tokenizer_sample_mb": number(
         64.0, "MB (10^6 bytes of text) a tokenizer is trained on at most", 0.01
     ),
-    "lowercase": flag(True, "lowercase in a newly trained tokenizer"),
-    "ascii_only": flag(
-        True,
-        "drop accents and non-ASCII characters in a newly trained tokenizer (Cramming's chain)",
+    "lowercase": auto_flag("lowercase in a newly trained tokenizer"),
+    "ascii_only": auto_flag(
+        "drop accents and non-ASCII characters in a newly trained tokenizer (Cramming's chain)"
     ),
     "text_field": text("text", "field with the text in .jsonl, .parquet, Hub and TFDS records"),
     "max_mb": Field(
@@ -82,13 +96,16 @@ DATA = {
         "budget: as much as the budget can read once",
         check=_check_max_mb,
     ),
-    "normalize": flag(True, "normalise unicode (NFC) and white space, and drop control characters"),
+    "normalize": auto_flag("normalise unicode (NFC) and white space, and drop control characters"),
     "min_chars": count(0, "shorter documents are dropped, in characters", 0),
     "max_chars": optional_count(
         None, "longer documents are cut into pieces of this many characters", 16
     ),
-    "compressibility": optional_number(
-        None, "keep a document if tokens < this share of its characters (Cramming: 0.25)"
+    "compressibility": Field(
+        default="auto",
+        kinds=(int, float, str, NoneType),
+        help="keep a document if tokens < this share of its characters (Cramming: 0.25); None: all",
+        check=_check_compressibility,
     ),
     "dedup_exact": flag(True, "drop documents whose normalised text came before"),
     "dedup_near": optional_number(
@@ -124,6 +141,9 @@ DATA = {
     ),
     "allow_build": flag(
         False, "let TensorFlow Datasets download and build a dataset that is not on disk yet"
+    ),
+    "allow_loss": flag(
+        False, "prepare text although over a fifth of it is lost: [UNK], deleted or dropped"
     ),
     "allow_change": flag(
         False, "let a run that goes on take another dataset than the one it was made with"

@@ -48,13 +48,14 @@ class BudgetConfig(Section, Protocol):
 class DataConfig(Section, Protocol):
     """The text, its tokenizer and the sequences made of it.
 
-    `max_mb` is a number or None in a resolved configuration: "budget" is replaced.
+    In a resolved configuration `max_mb` is a number or None, and no key is "auto".
     """
 
     source: str | list[Any] | tuple[Any, ...]
     cache_dir: str
     seq_len: int
     vocab_size: int
+    language: str | None
     tokenizer: str
     tokenizer_sample_mb: float
     lowercase: bool
@@ -74,6 +75,7 @@ class DataConfig(Section, Protocol):
     verify: str
     extra_ids: int
     allow_build: bool
+    allow_loss: bool
     allow_change: bool
     max_shard_tokens: int
 

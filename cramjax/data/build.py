@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from cramjax.data import dedup, encode, pack, tokenizers
+from cramjax.data import dedup, lost_text, pack, tokenizers
 from cramjax.data.clean import CleanRules
+from cramjax.data.encode import Encoder
 from cramjax.data.journal import Journal
 from cramjax.data.manifest import FORMAT
 from cramjax.data.plan import PreparationPlan, sentence_order_length
@@ -31,6 +32,7 @@ from cramjax.data.sealed import seal, unseal
 from cramjax.data.selection import Selection, kept_batches, kept_texts
 from cramjax.data.source import Part
 from cramjax.data.spool import Job, Spool, SpooledPart
+from cramjax.data.tally import Tally
 from cramjax.errors import UserError
 
 _LOG = logging.getLogger("cramjax")
@@ -110,6 +112,8 @@ class Builder:
         self._synced_s = time.monotonic()
         self._written: dict[str, str] = {}
         self._dropped: collections.Counter[str] = collections.Counter()
+        # The tally of each packed part, by the part's name.
+        self._tallies: list[tuple[str, Tally]] = []
 
     def build(self, directory: pathlib.Path) -> None:
         """Do what is left to do, and publish the dataset as `directory`.
@@ -173,8 +177,12 @@ class Builder:
             vocab_size=config.vocab_size,
             lowercase=config.lowercase,
             ascii_only=config.ascii_only,
+            language=config.language,
             extra_ids=config.extra_ids,
         )
+        # Said now, before hours of encoding.
+        _, tally = Encoder(tokenizer).encode(texts)
+        lost_text.judge(lost_text.of_characters([("the sample", tally)], config), config)
 
         n_entries = tokenizer.get_vocab_size()
         if n_entries < config.vocab_size:
@@ -225,6 +233,7 @@ class Builder:
     def _pack_source(self, source: int, prepared: PreparedTokenizer, threads: ThreadPoolExecutor):
         """Pack the parts of a source that the journal does not have, until its share is full."""
         writers = self._resume_writers(source, prepared)
+        encoder = Encoder(prepared.tokenizer)
         for number in range(len(self._plan.parts[source])):
             if self._selection.is_full(source):
                 break
@@ -232,7 +241,7 @@ class Builder:
             part = self._spool.get((source, number), self._show_reading)
             entry = self._journal.entries.get((source, number))
             if entry is None:
-                entry = self._pack_part((source, number), part, writers, prepared, threads)
+                entry = self._pack_part((source, number), part, writers, encoder, threads)
                 self._pending.append((entry, part.path("text.zst")))
             else:
                 # Selected again only to remember its documents; the entry has what was dropped.
@@ -241,6 +250,8 @@ class Builder:
                 part.path("text.zst").unlink(missing_ok=True)
 
             self._dropped.update(entry["dropped"])
+            name = self._plan.parts[source][number].name
+            self._tallies.append((name, Tally.of_dict(entry["tally"])))
             if time.monotonic() - self._synced_s > _SYNC_S:
                 self._sync(writers)
 
@@ -288,7 +299,7 @@ class Builder:
         key: tuple[int, int],
         part: SpooledPart,
         writers: dict[str, pack.ShardWriter],
-        prepared: PreparedTokenizer,
+        encoder: Encoder,
         threads: ThreadPoolExecutor,
     ) -> dict[str, Any]:
         """Select, encode and write the documents of one part; returns its journal entry."""
@@ -297,6 +308,7 @@ class Builder:
             _LOG.warning("skipped: %s", example)
 
         dropped = collections.Counter(part.summary["dropped"])
+        tally = Tally(deleted_characters=part.summary["deleted"])
         pending: collections.deque[tuple[np.ndarray, Future]] = collections.deque()
         bytes_before = sum(self._selection.taken_bytes)
         n_bytes = 0
@@ -306,35 +318,36 @@ class Builder:
             taken_bytes = bytes_before + n_bytes
             self._show("encoding", source, n_parts, taken_bytes, self._plan.share_bytes)
 
-            encoding = threads.submit(encode.encode_documents, prepared.tokenizer, texts)
-            pending.append((rows, encoding))
+            pending.append((rows, threads.submit(encoder.encode, texts)))
             if len(pending) > _N_PENDING:
                 rows, encoding = pending.popleft()
-                self._write(rows, encoding.result(), writers, dropped)
+                tally += self._write(rows, encoding.result(), writers, dropped)
 
         for rows, encoding in pending:
-            self._write(rows, encoding.result(), writers, dropped)
+            tally += self._write(rows, encoding.result(), writers, dropped)
         return {
             "part": list(key),
             "writers": {split: writer.news() for split, writer in writers.items()},
             "dropped": dict(dropped),
+            "tally": dataclasses.asdict(tally),
         }
 
     def _write(
         self,
         rows: np.ndarray,
-        documents: list[np.ndarray],
+        encoded: tuple[list[np.ndarray], Tally],
         writers: dict[str, pack.ShardWriter],
         dropped: collections.Counter[str],
-    ) -> None:
+    ) -> Tally:
         """Apply the filters that need tokens, and write what is left to its split.
 
         Args:
             rows: Records `spool.ROW` [n].
-            documents: Token ids of each of the n pieces.
+            encoded: Token ids of each of the n pieces, and their tally.
             writers: Split → writer.
             dropped: Reason → count; what is dropped here is added.
         """
+        documents, tally = encoded
         n_tokens = np.array([len(tokens) for tokens in documents])
         keep = n_tokens > 0
         dropped["no_tokens"] += int((~keep).sum())
@@ -348,6 +361,7 @@ class Builder:
         is_heldout = dedup.is_heldout(rows["split"], self._config.heldout_fraction)
         for split, chosen in (("train", keep & ~is_heldout), ("heldout", keep & is_heldout)):
             writers[split].add([documents[index] for index in np.flatnonzero(chosen)])
+        return tally
 
     # Stage 3: publishing.
 
@@ -360,6 +374,7 @@ class Builder:
         n_heldout = _count_tokens(shards, "heldout")
         if not n_train:
             raise self._nothing_left("no document is left to train on")
+        self._judge(sum(entry["documents"] for entry in shards))
         if not n_heldout and self._config.heldout_fraction:
             _LOG.warning(
                 "no document is held out; raise data.heldout_fraction (%g)",
@@ -384,6 +399,11 @@ class Builder:
         manifest = self._manifest(prepared, counts, shards)
         pack.publish(self._partial, directory, manifest)
 
+    def _judge(self, n_kept: int) -> None:
+        """Say what was lost; refuse the dataset if that is much and not meant."""
+        losses = lost_text.of_documents(self._dropped, n_kept, self._config)
+        lost_text.judge(losses + lost_text.of_characters(self._tallies, self._config), self._config)
+
     def _manifest(
         self, prepared: PreparedTokenizer, counts: dict[str, int], shards: list[dict[str, Any]]
     ) -> dict[str, Any]:
@@ -406,9 +426,11 @@ class Builder:
             **counts,
             "source": " + ".join(source.spec for source in self._plan.sources),
             "sources": sources,
+            "language": self._config.language,
             "filters": {key: getattr(self._config, key) for key in _FILTERS},
             "documents_read": self._selection.n_taken,
             "dropped": dropped,
+            **sum((tally for _, tally in self._tallies), Tally()).shares(),
             "files": pack.digests_of(self._partial),
             "shards": shards,
         }

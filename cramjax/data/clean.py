@@ -9,13 +9,17 @@ from __future__ import annotations
 import dataclasses
 import re
 import unicodedata
+from typing import NamedTuple
 
-# Control characters that are not white space, soft hyphen, zero-width space, word joiner, byte
+# Control characters that are not white space, soft hyphen, marks of direction, word joiner, byte
 # order mark, lone surrogates and the two noncharacters of the basic plane. Joiners stay: Indic
 # and Persian spelling needs them.
 _DROPPED = re.compile(
-    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b\u2060\ufeff\ud800-\udfff\ufffe\uffff]"
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069"
+    "\ufeff\ud800-\udfff\ufffe\uffff]"
 )
+# Khmer and Thai part words with it.
+_ZERO_WIDTH_SPACE = "\u200b"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
 
@@ -35,27 +39,45 @@ class CleanRules:
     max_chars: int | None
 
 
-def clean(text: str, rules: CleanRules) -> tuple[list[str], str | None]:
+class Cleaned(NamedTuple):
+    """A document after cleaning.
+
+    Attributes:
+        pieces: What is kept. There is one piece, unless the text is longer than
+            `CleanRules.max_chars`. Every piece can be encoded as UTF-8.
+        reason: Why nothing is kept, "empty" or "min_chars"; None if something is.
+        n_deleted: Characters that were deleted.
+    """
+
+    pieces: list[str]
+    reason: str | None
+    n_deleted: int
+
+
+def clean(text: str, rules: CleanRules) -> Cleaned:
     """Clean a document.
 
     Args:
         text: The document as it was read.
         rules: See `CleanRules`.
-
-    Returns:
-        The pieces that are kept, and None; or no pieces and the reason, "empty" or "min_chars".
-        There is one piece, unless the text is longer than `rules.max_chars`. Every piece can be
-        encoded as UTF-8.
     """
-    text = normalize(text) if rules.normalize else _SURROGATES.sub("", text)
-    if not text or text.isspace():
-        return [], "empty"
-    if len(text) < rules.min_chars:
-        return [], "min_chars"
+    dropped = _SURROGATES
+    if rules.normalize:
+        dropped = _DROPPED
+    visible = dropped.sub("", text)
+    n_deleted = len(text) - len(visible)
 
-    if rules.max_chars is None:
-        return [text], None
-    return [piece for piece in cut(text, rules.max_chars) if not piece.isspace()], None
+    if rules.normalize:
+        visible = _arranged(visible)
+    if not visible or visible.isspace():
+        return Cleaned([], "empty", n_deleted)
+    if len(visible) < rules.min_chars:
+        return Cleaned([], "min_chars", n_deleted)
+
+    pieces = [visible]
+    if rules.max_chars is not None:
+        pieces = [piece for piece in cut(visible, rules.max_chars) if not piece.isspace()]
+    return Cleaned(pieces, None, n_deleted)
 
 
 def normalize(text: str) -> str:
@@ -66,7 +88,12 @@ def normalize(text: str) -> str:
     Cramming's normalisation (arXiv 2212.14034, section 4.1) that loses nothing; lowercasing,
     accents and ASCII belong to the tokenizer.
     """
-    text = _DROPPED.sub("", text)
+    return _arranged(_DROPPED.sub("", text))
+
+
+def _arranged(text: str) -> str:
+    """Return `text` in NFC and with normal white space."""
+    text = text.replace(_ZERO_WIDTH_SPACE, " ")
     if not unicodedata.is_normalized("NFC", text):
         text = unicodedata.normalize("NFC", text)
     paragraphs = (" ".join(paragraph.split()) for paragraph in _PARAGRAPH_BREAK.split(text))

@@ -17,8 +17,13 @@ N_HASHES = 64
 """MinHash values in a signature: the standard error of a similarity of 0.8 is 0.05."""
 
 _SHINGLE_WORDS = 5
+# Chinese, Japanese, Thai and DNA have few spaces: a clause or a read is one word. Words of no
+# language are longer than this on average. Ten characters are about five words of Chinese.
+_LONGEST_WORDS = 15
+_SHINGLE_CHARS = 10
 # The beginning of a longer document stands for the whole, so that memory is bounded.
 _SIGNATURE_WORDS = 1 << 16
+_SIGNATURE_CHARS = 1 << 19
 _SEED = 1
 # Bands are as long as they can be with this chance of comparing a pair at the threshold.
 _RECALL = 0.97
@@ -108,7 +113,9 @@ class SeenHashes:
 
 
 def signatures(texts: Iterable[str]) -> np.ndarray:
-    """Compute MinHash signatures of the five-word shingles of each text.
+    """Compute MinHash signatures of the shingles of each text.
+
+    A shingle is five words, or ten characters in text without spaces.
 
     Two signatures agree at a share of places that estimates the Jaccard similarity of the texts.
     The low 16 bits of each hash are kept (Li and König, arXiv 0910.3349); at 16 bits their bias
@@ -127,9 +134,15 @@ def signatures(texts: Iterable[str]) -> np.ndarray:
 
 
 def _shingles(text: str) -> list[str]:
-    words = text.lower().split(maxsplit=_SIGNATURE_WORDS)[:_SIGNATURE_WORDS]
-    n_shingles = max(1, len(words) - _SHINGLE_WORDS + 1)
-    return [" ".join(words[start : start + _SHINGLE_WORDS]) for start in range(n_shingles)]
+    """Return runs of words, or runs of characters where there are few spaces."""
+    text = text.lower()
+    units = text[:_SIGNATURE_CHARS].split(maxsplit=_SIGNATURE_WORDS)[:_SIGNATURE_WORDS]
+    size, joint = _SHINGLE_WORDS, " "
+    if sum(map(len, units)) > _LONGEST_WORDS * len(units):
+        units = "".join(units)
+        size, joint = _SHINGLE_CHARS, ""
+    n_shingles = max(1, len(units) - size + 1)
+    return [joint.join(units[start : start + size]) for start in range(n_shingles)]
 
 
 class NearDuplicates:

@@ -40,7 +40,13 @@ _KEYS = {
     "shards": list,
 }
 # Earlier versions did not write these.
-_LATER_KEYS = {"extra_ids": int, "files": dict}
+_LATER_KEYS = {
+    "extra_ids": int,
+    "files": dict,
+    "unknown_token_share": float,
+    "unknown_character_share": float,
+    "deleted_character_share": float,
+}
 _SHARD_KEYS = {
     "file": str,
     "split": str,

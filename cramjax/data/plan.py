@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from cramjax.config import languages
 from cramjax.config.views import DataConfig
 from cramjax.data import tokenizers
 from cramjax.data.manifest import FORMAT
@@ -25,6 +26,9 @@ _FINGERPRINTED = (
     "max_mb", "normalize", "min_chars", "max_chars", "compressibility", "dedup_exact",
     "dedup_near", "heldout_fraction", "max_shard_tokens",
 )  # fmt: skip
+
+# Changes when the same settings give another text or tokenizer.
+_NORMALIZATION = 2
 
 # Those of them that say how much text is taken, and into how many files it goes.
 _AMOUNTS = ("max_mb", "tokenizer_sample_mb", "max_shard_tokens")
@@ -86,7 +90,8 @@ def text_settings(config: DataConfig) -> dict[str, Any]:
     Those are left out that only say how much text to take.
     """
     names = {"source", "extra_ids", *_FINGERPRINTED} - set(_AMOUNTS)
-    return {name: getattr(config, name) for name in sorted(names)}
+    settings = {name: getattr(config, name) for name in sorted(names)}
+    return settings | {"language": languages.with_own_chain(config.language)}
 
 
 def all_settings(config: DataConfig) -> dict[str, Any]:
@@ -127,12 +132,15 @@ def _fingerprint(
         tokenizers.check_unknown(tokenizer, config.tokenizer)
         content = pathlib.Path(config.tokenizer).read_bytes()
         settings["tokenizer"] = hashlib.sha256(content).hexdigest()
+    elif language := languages.with_own_chain(config.language):
+        settings["language"] = language
 
     part_keys = []
     for source_parts in parts:
         part_keys.append([part.key for part in source_parts])
     everything = {
         "format": FORMAT,
+        "normalization": _NORMALIZATION,
         "libraries": tokenizers.library_versions(config.tokenizer),
         "data": settings,
         "sources": [[source.spec, source.weight, source.revision] for source in sources],

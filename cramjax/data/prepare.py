@@ -18,9 +18,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cramjax.config import languages
 from cramjax.config.views import DataConfig
 from cramjax.console import Announce
-from cramjax.data import pack
+from cramjax.data import lost_text, pack
 from cramjax.data.build import Builder
 from cramjax.data.dataset import TokenDataset
 from cramjax.data.plan import PreparationPlan, plan_preparation
@@ -73,7 +74,9 @@ def prepare(
         directory = cache / plan.name
         if not _is_published(directory):
             cache.mkdir(parents=True, exist_ok=True)
-            _prepare_once(plan, directory, StageMeter(announce), n_workers)
+            meter = StageMeter(announce)
+            meter.announce(languages.describe(config))
+            _prepare_once(plan, directory, meter, n_workers)
         return directory
 
 
@@ -93,10 +96,14 @@ def open_data(config: DataConfig, announce: Announce) -> TokenDataset:
 
 
 def describe(dataset: TokenDataset) -> str:
-    """Return a line with the size, the source and the place of a dataset."""
-    n_tokens = dataset.manifest["train_tokens"]
-    source = dataset.manifest["source"]
-    return f"data: {n_tokens:,} training tokens of {source} in {dataset.directory}"
+    """Return a line with the size, the source and the place of a dataset, and what was lost."""
+    manifest = dataset.manifest
+    line = (
+        f"data: {manifest['train_tokens']:,} training tokens of {manifest['source']} in "
+        f"{dataset.directory}"
+    )
+    lost = ", ".join(f"{name} {share}" for name, share in lost_text.rows(manifest))
+    return f"{line} ({lost})"
 
 
 def planned_fingerprint(config: DataConfig) -> str:

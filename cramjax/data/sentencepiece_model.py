@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from cramjax.data import alphabet
 from cramjax.data.clean import cut
 from cramjax.errors import UserError
 
@@ -21,13 +22,26 @@ _SENTENCE_CHARS = 1000
 _N_THREADS = 8
 # SentencePiece's names for our roles.
 _ROLE_NAMES = {"pad": "pad", "unk": "unk", "cls": "bos", "sep": "eos"}
+_WHITE_SPACE_SETTINGS: dict[str, Any] = {
+    "user_defined_symbols": ["\n", "\t"],
+    "remove_extra_whitespaces": False,
+    "allow_whitespace_only_pieces": True,
+    "split_digits": True,
+}
 # Types of pieces and of models in SentencePiece's protocol.
 _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6
 _UNIGRAM, _BPE = 1, 2
 
 
 def train_sentencepiece(
-    kind: str, texts: Iterable[str], vocab_size: int, rule: str, special: dict[str, str]
+    kind: str,
+    texts: Sequence[str],
+    vocab_size: int,
+    rule: str,
+    special: dict[str, str],
+    *,
+    keeps_white_space: bool = False,
+    n_reserved: int = 0,
 ) -> bytes:
     """Train a SentencePiece model; a small corpus gives fewer entries.
 
@@ -37,6 +51,8 @@ def train_sentencepiece(
         vocab_size: The most entries, special tokens included.
         rule: Name of SentencePiece's normalisation rule.
         special: Role → special token; their ids are 0, 1, … in this order.
+        keeps_white_space: Runs of spaces, tabs and line ends are tokens, and digits stand apart.
+        n_reserved: Entries that the caller adds; messages count them.
 
     Returns:
         The bytes of the .model file.
@@ -47,14 +63,27 @@ def train_sentencepiece(
     sentences = []
     for text in texts:
         for line in text.split("\n"):
-            sentences += cut(line.strip(), _SENTENCE_CHARS)
+            if not keeps_white_space:
+                line = line.strip()
+            sentences += cut(line, _SENTENCE_CHARS)
+
     settings = _special_settings(special)
+    counts = alphabet.count(texts, normalizers.NFKC())
+    settings["character_coverage"] = alphabet.coverage(counts, vocab_size - len(special))
+    if keeps_white_space:
+        settings |= _WHITE_SPACE_SETTINGS
 
     while True:
         try:
             return _train_once(kind, sentences, vocab_size, rule, settings)
         except RuntimeError as error:
-            # The message says how many entries this text allows.
+            # The messages say how many entries this text allows, and how many it needs.
+            needed = re.search(r"required_chars\D*\d+ vs (\d+)", str(error))
+            if needed:
+                raise UserError(
+                    f"data.vocab_size={vocab_size + n_reserved}: the text has more different "
+                    f"characters; raise it to at least {int(needed[1]) + n_reserved}"
+                ) from error
             possible = re.search(r"<= (\d+)", str(error))
             if not possible or int(possible[1]) >= vocab_size:
                 raise UserError(

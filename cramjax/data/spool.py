@@ -79,11 +79,12 @@ def spool_part(job: Job) -> dict[str, Any]:
     """Read and clean `job.part` into files.
 
     Returns:
-        The summary that `<stem>.json` holds: documents, bytes, dropped (reason → count), examples,
-        files (ending → size and CRC-32).
+        The summary that `<stem>.json` holds: documents, bytes, deleted (characters), dropped
+        (reason → count), examples, files (ending → size and CRC-32).
     """
     dropped: collections.Counter[str] = collections.Counter()
     examples: list[str] = []
+    n_deleted = 0
 
     def drop(reason: str, where: str) -> None:
         dropped[reason] += 1
@@ -103,11 +104,12 @@ def spool_part(job: Job) -> dict[str, Any]:
         writer = _PartWriter(text_file, opened["rows"], signer)
 
         for text in bounded(job.source.read(job.part, drop)):
-            pieces, reason = clean(text, job.rules)
-            if reason:
-                dropped[reason] += 1
+            cleaned = clean(text, job.rules)
+            n_deleted += cleaned.n_deleted
+            if cleaned.reason:
+                dropped[cleaned.reason] += 1
                 continue
-            writer.add(pieces)
+            writer.add(cleaned.pieces)
             if job.limit_bytes is not None and writer.n_bytes >= job.limit_bytes:
                 break
         if signer:
@@ -119,6 +121,7 @@ def spool_part(job: Job) -> dict[str, Any]:
     summary = {
         "documents": writer.n_documents,
         "bytes": writer.n_bytes,
+        "deleted": n_deleted,
         "dropped": dict(dropped),
         "examples": examples,
         "files": files,

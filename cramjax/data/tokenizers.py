@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, processors
+from tokenizers import AddedToken, Tokenizer, normalizers, processors
 
+from cramjax.config import languages
+from cramjax.data import normalization
 from cramjax.data.sentencepiece_model import to_tokenizer, train_sentencepiece
 from cramjax.data.wordpiece import train_wordpiece
 from cramjax.errors import UserError
@@ -52,12 +54,12 @@ def train(
     vocab_size: int,
     lowercase: bool,
     ascii_only: bool,
+    language: str | None = None,
     extra_ids: int = 0,
 ) -> tuple[Tokenizer, bytes | None]:
     """Train a tokenizer; the same texts give the same one, byte for byte.
 
-    "wordpiece" is Cramming's (arXiv 2212.14034, section 4.1). With `extra_ids` the tokenizer is a
-    T5's (arXiv 1910.10683, sections 2.2 and 3.1.4), with the special tokens `T5_TOKENS`.
+    With `extra_ids` it is a T5's (arXiv 1910.10683, sections 2.2 and 3.1.4), with `T5_TOKENS`.
 
     Args:
         kind: One of `KINDS`.
@@ -65,6 +67,7 @@ def train(
         vocab_size: The most entries; a small corpus gives fewer.
         lowercase: Lowercase all text.
         ascii_only: Strip accents and delete other characters.
+        language: See `config.languages`.
         extra_ids: How many of the entries are sentinels.
 
     Returns:
@@ -73,44 +76,37 @@ def train(
     Raises:
         UserError: if SentencePiece cannot train on this text.
     """
-    normalizer = cramming_normalizer(lowercase=lowercase, ascii_only=ascii_only)
+    normalizer = normalization.normalizer(
+        lowercase=lowercase, ascii_only=ascii_only, language=language
+    )
     special = T5_TOKENS if extra_ids else SPECIAL_TOKENS
     n_trained = vocab_size - extra_ids
     if kind == "wordpiece":
         wordpiece = train_wordpiece(list(texts), n_trained, normalizer, special)
         return _finish(wordpiece, extra_ids), None
 
-    rule = "nmt_nfkc_cf" if lowercase else "nmt_nfkc"
-    if ascii_only:
-        # SentencePiece has no rule that deletes all but some characters: the chain is in
-        # tokenizer.json alone.
+    has_own_chain = ascii_only or languages.with_own_chain(language) is not None
+    rule = "nmt_nfkc"
+    if has_own_chain:
+        # SentencePiece has no rule for this: the chain is in tokenizer.json alone.
         texts = map(normalizer.normalize_str, texts)
         rule = "identity"
-    model = train_sentencepiece(kind, texts, n_trained, rule, special)
+    elif lowercase:
+        rule = "nmt_nfkc_cf"
+
+    model = train_sentencepiece(
+        kind,
+        list(texts),
+        n_trained,
+        rule,
+        special,
+        keeps_white_space=languages.language_of(language).keeps_white_space,
+        n_reserved=extra_ids,
+    )
     tokenizer = _finish(to_tokenizer(model), extra_ids)
-    if ascii_only:
+    if has_own_chain:
         tokenizer.normalizer = normalizers.Sequence([normalizer, tokenizer.normalizer])
     return tokenizer, model
-
-
-def cramming_normalizer(*, lowercase: bool, ascii_only: bool) -> normalizers.Normalizer:
-    """Return Cramming's chain of normalisations.
-
-    Quotes, NFD (NFKC if accents stay), lowercase, accents, spaces, deletion of non-ASCII.
-    """
-    steps: list[normalizers.Normalizer] = [
-        normalizers.Replace("``", '"'),
-        normalizers.Replace("''", '"'),
-        normalizers.NFD() if ascii_only else normalizers.NFKC(),
-    ]
-    if lowercase:
-        steps.append(normalizers.Lowercase())
-    if ascii_only:
-        steps.append(normalizers.StripAccents())
-    steps.append(normalizers.Replace(Regex(" {2,}"), " "))
-    if ascii_only:
-        steps.append(normalizers.Replace(Regex(r"[^\x00-\x7F]+"), ""))
-    return normalizers.Sequence(steps)
 
 
 def load(path: str | pathlib.Path, extra_ids: int = 0) -> tuple[Tokenizer, bytes | None]:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-import collections
+import re
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
-_ALPHABET_LIMIT = 1000
+from cramjax.data import alphabet
+
+# The search for pieces takes the square of a word's length, so that longer ones are cut. Joiners
+# are part of a word.
+_WORD_CHARS = 100
+_WORDS = rf"[\w\x{{200C}}\x{{200D}}]{{1,{_WORD_CHARS}}}|[^\w\s]{{1,{_WORD_CHARS}}}"
+# The ideographs that BERT sets apart.
+_HAN = re.compile(
+    "[㐀-䶿一-鿿豈-﫿\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f]"
+)
 
 
 def train_wordpiece(
@@ -16,6 +33,8 @@ def train_wordpiece(
     special: dict[str, str],
 ) -> Tokenizer:
     """Train a tokenizer of at most `vocab_size` entries.
+
+    Each Han character is a word, as BERT has it.
 
     The library's trainer numbers characters in the order of a randomly seeded hash map, and breaks
     ties by number. Characters that are given as special tokens have the numbers we choose, so the
@@ -27,17 +46,23 @@ def train_wordpiece(
         normalizer: Applied to every text.
         special: Role → special token; their ids are 0, 1, … in this order.
     """
-    # A quarter of the entries, because each character takes two: alone, and after "##".
-    n_characters = max(1, (vocab_size - len(special)) // 4)
-    alphabet = _alphabet(texts, normalizer)[:n_characters]
-    continuing = ["##" + character for character in alphabet]
+    apart = normalizers.BertNormalizer(
+        clean_text=False, handle_chinese_chars=True, strip_accents=False, lowercase=False
+    )
+    normalizer = normalizers.Sequence([normalizer, apart])
+
+    # A character takes two entries, alone and after "##"; one that always stands apart takes one.
+    counts = alphabet.count(texts, normalizer)
+    costs = [1 if _HAN.match(character) else 2 for character, _ in counts]
+    characters = alphabet.choose(counts, costs, vocab_size - len(special))
+    continuing = ["##" + character for character in characters if not _HAN.match(character)]
 
     tokenizer = _wordpiece(models.WordPiece(unk_token=special["unk"]), normalizer)
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        special_tokens=[*special.values(), *alphabet, *continuing],
-        limit_alphabet=len(alphabet),
-        initial_alphabet=alphabet,
+        special_tokens=[*special.values(), *characters, *continuing],
+        limit_alphabet=len(characters),
+        initial_alphabet=characters,
         continuing_subword_prefix="##",
         show_progress=False,
     )
@@ -51,23 +76,6 @@ def train_wordpiece(
 def _wordpiece(model: models.WordPiece, normalizer: normalizers.Normalizer) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True)
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     return tokenizer
-
-
-def _alphabet(texts: list[str], normalizer: normalizers.Normalizer) -> list[str]:
-    """List the commonest characters of the normalised texts, commonest first, without spaces."""
-    raw_counts: collections.Counter[str] = collections.Counter()
-    for text in texts:
-        raw_counts.update(text)
-
-    # One normalisation for each distinct character instead of one for each text.
-    counts: collections.Counter[str] = collections.Counter()
-    for character, count in raw_counts.items():
-        for normalized in normalizer.normalize_str(character):
-            counts[normalized] += count
-
-    # By character among equals, so that the order is always the same.
-    ranked = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
-    return [character for character, _ in ranked if not character.isspace()][:_ALPHABET_LIMIT]

@@ -18,7 +18,8 @@ RULES = CleanRules(normalize=True, min_chars=0, max_chars=None)
         ("\ufeffone\r\ntwo\tthree", "one two three"),
         ("one\n\n  \n two \u00a0 three\n", "one\ntwo three"),
         ("nul\x00byte and \ud800 surrogate", "nulbyte and surrogate"),
-        ("soft\u00adhyphen zero\u200bwidth", "softhyphen zerowidth"),
+        ("soft\u00adhyphen zero\u200bwidth", "softhyphen zero width"),
+        ("\u200fמשהו\u202b", "משהו"),
         ("cafe\u0301", "caf\u00e9"),
         ("می\u200cخواهم", "می\u200cخواهم"),  # spelling needs the joiner
         (" \x00 \n\n ", ""),
@@ -61,12 +62,12 @@ def rules(*, normalize=True, min_chars=0, max_chars=None):
 @pytest.mark.parametrize(
     "text, rules, expected",
     [
-        ("", RULES, ([], "empty")),
-        ("\u200b \n", RULES, ([], "empty")),
-        ("a  short  one", rules(min_chars=12), ([], "min_chars")),
-        ("a  short  one", rules(min_chars=11), (["a short one"], None)),
-        ("as  it\x00 is \ud801", rules(normalize=False), (["as  it\x00 is "], None)),
-        ("four more words here", rules(max_chars=10), (["four more", " words", " here"], None)),
+        ("", RULES, ([], "empty", 0)),
+        ("\u200b \n", RULES, ([], "empty", 0)),
+        ("a  short  one", rules(min_chars=12), ([], "min_chars", 0)),
+        ("a\x00  short  one", rules(min_chars=11), (["a short one"], None, 1)),
+        ("as  it\x00 is \ud801", rules(normalize=False), (["as  it\x00 is "], None, 1)),
+        ("four more words here", rules(max_chars=10), (["four more", " words", " here"], None, 0)),
     ],
 )
 def test_clean(text, rules, expected):
@@ -75,4 +76,4 @@ def test_clean(text, rules, expected):
 
 def test_a_long_line_of_one_word_is_no_trouble():
     text = "x" * 3_000_000 + "\n" * 100_000 + " " * 100_000
-    assert clean(text, RULES) == (["x" * 3_000_000], None)
+    assert clean(text, RULES) == (["x" * 3_000_000], None, 0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from text_source import FakeSource, document
 
-from cramjax.config import schema
+from cramjax.config import languages, schema
 from cramjax.data import prepare, spool, tokenizers
 from cramjax.data.clean import CleanRules, cut
 from cramjax.data.dataset import TokenDataset
@@ -25,8 +25,11 @@ def settings(tmp_path, **changes):
         vocab_size=300,
         heldout_fraction=0.1,
         max_shard_tokens=4096,
+        language="cramming",
+        compressibility=None,
     )
     data.update(changes)
+    data.update(languages.choices(data))
     return data
 
 
@@ -325,10 +328,11 @@ def test_memory_is_bounded_whatever_the_size(tmp_path, root):
 import pathlib, resource, sys
 sys.path[:0] = [{str(root)!r}, {str(root / "tests" / "data")!r}]
 from text_source import BigSource
-from cramjax.config import schema
+from cramjax.config import languages, schema
 from cramjax.data import prepare
 data = schema.defaults().data
 data.update(cache_dir={str(tmp_path)!r}, vocab_size=4000, tokenizer_sample_mb=8.0)
+data.update(languages.choices(data))
 prepare.prepare(data, [BigSource(n_mb={n_mb})], n_workers=2)
 # Of this process alone: getrusage would count the process that started it, up to its exec.
 status = pathlib.Path("/proc/self/status").read_text()

@@ -9,7 +9,8 @@ import pytest
 from text_source import document
 from tokenizers import Tokenizer, models
 
-from cramjax.data import encode, tokenizers
+from cramjax.data import normalization, tokenizers
+from cramjax.data.encode import Encoder
 from cramjax.data.sentencepiece_model import to_tokenizer
 from cramjax.errors import UserError
 
@@ -112,7 +113,7 @@ def test_sentencepiece_gives_the_same_ids(trained, tmp_path):
     if model is None:
         pytest.skip("wordpiece is not SentencePiece's")
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    cramming = tokenizers.cramming_normalizer(lowercase=True, ascii_only=True)
+    cramming = normalization.normalizer(lowercase=True, ascii_only=True)
     plain = ["", "   ", " two  spaces ", "x" * 500, "漢字 kana かな", "ＡＢＣ ①"]
     tokenizer = to_tokenizer(model)
     for text in [*plain, *TEXTS]:
@@ -185,7 +186,7 @@ def test_long_documents_are_encoded_in_pieces_to_the_same_ids(trained):
     _, _, tokenizer, _ = trained
     texts = ["", "kara", " ".join(TEXTS[:40]), TEXTS[0]]
     whole = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-    pieces = encode.encode_documents(tokenizer, texts, piece_chars=100)
+    pieces, _ = Encoder(tokenizer, piece_chars=100).encode(texts)
     assert [ids.tolist() for ids in pieces] == whole
     assert all(ids.dtype == np.uint32 for ids in pieces)
 
@@ -193,7 +194,7 @@ def test_long_documents_are_encoded_in_pieces_to_the_same_ids(trained):
 def test_names_of_special_tokens_in_a_text_are_text(trained):
     _, _, tokenizer, _ = trained
     texts = ["kara [SEP] [MASK] mora", "[PAD]", "[UNK][CLS]", "kara"]
-    encoded = encode.encode_documents(tokenizer, texts)
+    encoded, _ = Encoder(tokenizer).encode(texts)
     special = set(ROLES.values()) - {ROLES["unk"]}
     assert not any(special & set(ids.tolist()) for ids in encoded)
     assert all(len(ids) for ids in encoded)
@@ -270,6 +271,6 @@ def test_a_sentinel_in_a_text_is_text():
     tokenizer, _ = tokenizers.train(
         "wordpiece", texts, vocab_size=80, lowercase=False, ascii_only=False, extra_ids=5
     )
-    (ids,) = encode.encode_documents(tokenizer, texts[:1])
+    (ids,), _ = Encoder(tokenizer).encode(texts[:1])
     size = tokenizer.get_vocab_size()
     assert not set(ids.tolist()) & ({0, 1} | set(range(size - 5, size)))

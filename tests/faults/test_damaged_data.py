@@ -11,7 +11,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from cramjax.config import schema
+from cramjax.config import languages, schema
 from cramjax.data import prepare, spool
 from cramjax.data.build import Builder
 from cramjax.data.dataset import TokenDataset
@@ -73,6 +73,7 @@ def settings(cache):
     data = schema.defaults().data
     data.update(cache_dir=str(cache), vocab_size=120, heldout_fraction=0.2)
     data.update(max_shard_tokens=300, tokenizer_sample_mb=0.01, dedup_near=0.9)
+    data.update(languages.choices(data))
     return data
 
 

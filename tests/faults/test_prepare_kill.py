@@ -14,12 +14,13 @@ SCRIPT = """
 import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests/data"]
 from text_source import FakeSource
-from cramjax.config import schema
+from cramjax.config import languages, schema
 from cramjax import console
 from cramjax.data import prepare
 data = schema.defaults().data
 data.update(cache_dir={cache!r}, vocab_size=300, heldout_fraction=0.1)
 data.update(max_shard_tokens=2048, tokenizer_sample_mb=0.01)
+data.update(languages.choices(data))
 source = FakeSource(parts_n=12, documents_n=30, log={log!r}, pause_s={pause!r})
 print(prepare.prepare(data, [source], announce=console.announce, n_workers={workers}))
 """
