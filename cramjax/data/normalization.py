@@ -13,6 +13,9 @@ _ASCII = {
     '"': "“-‟«»„〝-〟＂″",
     "'": "‘-‛‹›′＇ʼ",
 }
+PICTURES = {"\n": "\u240a", "\t": "\u2409"}
+"""White space → the picture that stands for it in entries, because SentencePiece knows no lines."""
+
 _NO_LETTER = r"[^\p{L}\p{M}\p{N}\x00-\x7F]+"
 # Arabic's short vowels and the stroke that lengthens a word.
 _VOWEL_MARKS = "[\u0640\u064b-\u0652\u0670]"
@@ -35,12 +38,14 @@ def normalizer(
     """
     wishes = language_of(language)
     if wishes.keeps_white_space and not ascii_only:
-        steps = [normalizers.Replace("\r\n", "\n")]
+        steps: list[normalizers.Normalizer] = [normalizers.Replace("\r\n", "\n")]
+        for space, picture in PICTURES.items():
+            steps.append(normalizers.Replace(space, picture))
         if lowercase:
             steps.append(normalizers.Lowercase())
         return normalizers.Sequence(steps)
 
-    steps: list[normalizers.Normalizer] = [
+    steps = [
         normalizers.Replace("``", '"'),
         normalizers.Replace("''", '"'),
     ]

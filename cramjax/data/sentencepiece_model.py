@@ -23,7 +23,7 @@ _N_THREADS = 8
 # SentencePiece's names for our roles.
 _ROLE_NAMES = {"pad": "pad", "unk": "unk", "cls": "bos", "sep": "eos"}
 _WHITE_SPACE_SETTINGS: dict[str, Any] = {
-    "user_defined_symbols": ["\n", "\t"],
+    "add_dummy_prefix": False,
     "remove_extra_whitespaces": False,
     "allow_whitespace_only_pieces": True,
     "split_digits": True,
@@ -51,7 +51,7 @@ def train_sentencepiece(
         vocab_size: The most entries, special tokens included.
         rule: Name of SentencePiece's normalisation rule.
         special: Role → special token; their ids are 0, 1, … in this order.
-        keeps_white_space: Runs of spaces, tabs and line ends are tokens, and digits stand apart.
+        keeps_white_space: Runs of spaces are tokens, and digits stand apart.
         n_reserved: Entries that the caller adds; messages count them.
 
     Returns:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Tokenizer, normalizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 
 from cramjax.config import languages
 from cramjax.data import normalization
@@ -76,37 +76,44 @@ def train(
     Raises:
         UserError: if SentencePiece cannot train on this text.
     """
+    wishes = languages.language_of(language)
     normalizer = normalization.normalizer(
         lowercase=lowercase, ascii_only=ascii_only, language=language
     )
     special = T5_TOKENS if extra_ids else SPECIAL_TOKENS
     n_trained = vocab_size - extra_ids
     if kind == "wordpiece":
-        wordpiece = train_wordpiece(list(texts), n_trained, normalizer, special)
-        return _finish(wordpiece, extra_ids), None
+        tokenizer, model = train_wordpiece(list(texts), n_trained, normalizer, special), None
+    else:
+        # SentencePiece has no rule for these: the chain is in tokenizer.json alone.
+        has_own_chain = ascii_only or languages.with_own_chain(language) is not None
+        rule = "nmt_nfkc_cf" if lowercase else "nmt_nfkc"
+        if has_own_chain:
+            texts = map(normalizer.normalize_str, texts)
+            rule = "identity"
+        model = train_sentencepiece(
+            kind,
+            list(texts),
+            n_trained,
+            rule,
+            special,
+            keeps_white_space=wishes.keeps_white_space,
+            n_reserved=extra_ids,
+        )
+        tokenizer = to_tokenizer(model)
+        if has_own_chain:
+            tokenizer.normalizer = normalizers.Sequence([normalizer, tokenizer.normalizer])
 
-    has_own_chain = ascii_only or languages.with_own_chain(language) is not None
-    rule = "nmt_nfkc"
-    if has_own_chain:
-        # SentencePiece has no rule for this: the chain is in tokenizer.json alone.
-        texts = map(normalizer.normalize_str, texts)
-        rule = "identity"
-    elif lowercase:
-        rule = "nmt_nfkc_cf"
+    if wishes.keeps_white_space:
+        _decode_pictures(tokenizer)
+    return _finish(tokenizer, extra_ids), model
 
-    model = train_sentencepiece(
-        kind,
-        list(texts),
-        n_trained,
-        rule,
-        special,
-        keeps_white_space=languages.language_of(language).keeps_white_space,
-        n_reserved=extra_ids,
-    )
-    tokenizer = _finish(to_tokenizer(model), extra_ids)
-    if has_own_chain:
-        tokenizer.normalizer = normalizers.Sequence([normalizer, tokenizer.normalizer])
-    return tokenizer, model
+
+def _decode_pictures(tokenizer: Tokenizer) -> None:
+    """Let the pictures of white space become white space again in decoded text."""
+    pictures = normalization.PICTURES.items()
+    spaces = [decoders.Replace(picture, space) for space, picture in pictures]
+    tokenizer.decoder = decoders.Sequence([tokenizer.decoder, *spaces])
 
 
 def load(path: str | pathlib.Path, extra_ids: int = 0) -> tuple[Tokenizer, bytes | None]:
