@@ -21,6 +21,8 @@ _DROPPED = re.compile(
 # Khmer and Thai part words with it.
 _ZERO_WIDTH_SPACE = "\u200b"
 _SURROGATES = re.compile("[\ud800-\udfff]")
+# They end a clause where no space follows.
+_STOPS = "。！？；，、"
 _PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
 
 
@@ -103,7 +105,8 @@ def _arranged(text: str) -> str:
 def cut(text: str, max_chars: int) -> list[str]:
     """Cut `text` into consecutive pieces of at most `max_chars`, which concatenate to it.
 
-    A piece ends before white space if its second half has any, so that no word is cut there.
+    A piece ends before white space if its second half has any, so that no word is cut there. In
+    text without spaces it ends after a stop or a comma.
     """
     if len(text) <= max_chars:
         return [text]
@@ -117,6 +120,8 @@ def cut(text: str, max_chars: int) -> list[str]:
         space = max(text.rfind(" ", middle, end + 1), text.rfind("\n", middle, end + 1))
         if space > 0:
             end = space
+        else:
+            end = max(text.rfind(stop, middle, end) + 1 for stop in _STOPS) or end
         pieces.append(text[start:end])
         start = end
     pieces.append(text[start:])

@@ -22,13 +22,14 @@ _BATCH_CHARS = 1 << 22
 class Encoder:
     """Encodes texts with one tokenizer; several threads may use it at once."""
 
-    def __init__(self, tokenizer: Tokenizer, piece_chars: int = 1 << 14):
+    def __init__(self, tokenizer: Tokenizer, piece_chars: int = 1 << 11):
         """Read off the tokenizer what encoding needs.
 
         Args:
             tokenizer: The tokenizer.
-            piece_chars: The most characters that the library gets as one text: it needs about
-                100 bytes of memory per character, and one core, for each.
+            piece_chars: The most characters that the library gets as one text. It takes about 100
+                bytes of memory a character, and the places of unknown tokens are found by encoding
+                a piece again.
         """
         self._tokenizer = tokenizer
         self._piece_chars = piece_chars

@@ -19,7 +19,7 @@ PICTURES = {"\n": "\u240a", "\t": "\u2409"}
 _NO_LETTER = r"[^\p{L}\p{M}\p{N}\x00-\x7F]+"
 # Arabic's short vowels and the stroke that lengthens a word.
 _VOWEL_MARKS = "[\u0640\u064b-\u0652\u0670]"
-_SPACES = r"[\s\x{200B}\x{FEFF}]+"
+_SPACES = r"[\s\x{200B}\x{FEFF}]{2,}|[\n\t\x{200B}\x{FEFF}]"
 
 
 def normalizer(

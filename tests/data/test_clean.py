@@ -77,3 +77,7 @@ def test_clean(text, rules, expected):
 def test_a_long_line_of_one_word_is_no_trouble():
     text = "x" * 3_000_000 + "\n" * 100_000 + " " * 100_000
     assert clean(text, RULES) == (["x" * 3_000_000], None, 0)
+
+
+def test_cut_spares_clauses_where_there_are_no_spaces():
+    assert cut("一二三四，五六七八九十", 8) == ["一二三四，", "五六七八九十"]
