@@ -19,6 +19,9 @@ from cramjax.data.manifest import FORMAT
 from cramjax.data.source import Part, TextSource
 from cramjax.errors import UserError
 
+FINGERPRINT_CHARS = 12
+"""The end of a dataset's name is so much of its fingerprint."""
+
 # The keys of `data` on which the content of a prepared dataset depends.
 _FINGERPRINTED = (
     "vocab_size", "tokenizer", "tokenizer_sample_mb", "lowercase", "ascii_only", "text_field",
@@ -85,7 +88,7 @@ def text_settings(config: DataConfig) -> dict[str, Any]:
 
     Those are left out that only say how much text to take.
     """
-    names = {"source", "extra_ids", *_FINGERPRINTED} - set(_AMOUNTS)
+    names = {"source", "extra_ids", "keep", *_FINGERPRINTED} - set(_AMOUNTS)
     return {name: getattr(config, name) for name in sorted(names)}
 
 
@@ -118,6 +121,8 @@ def _fingerprint(
     # Keys that came later are left out at their defaults, so that older datasets are still found.
     if config.extra_ids:
         settings["extra_ids"] = config.extra_ids
+    if config.keep is not None:
+        settings["keep"] = config.keep
     if (length := sentence_order_length(config)) is not None:
         settings["order"] = [config.order, length]
 
@@ -135,10 +140,19 @@ def _fingerprint(
         "format": FORMAT,
         "libraries": tokenizers.library_versions(config.tokenizer),
         "data": settings,
-        "sources": [[source.spec, source.weight, source.revision] for source in sources],
+        "sources": [[_identity(source), source.weight, source.revision] for source in sources],
         "parts": part_keys,
     }
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(source: TextSource) -> str:
+    """Return what of a source's name tells its content.
+
+    Local files are told by their names within the folder and their contents, which are in the keys
+    of the parts: they may be moved, and named by another path.
+    """
+    return "text:" if source.spec.startswith("text:") else source.spec
 
 
 def _directory_name(config: DataConfig, sources: Sequence[TextSource], fingerprint: str) -> str:
@@ -146,4 +160,4 @@ def _directory_name(config: DataConfig, sources: Sequence[TextSource], fingerpri
     specs = [re.sub(r"[^A-Za-z0-9]+", "_", source.spec).strip("_")[-40:] for source in sources]
     readable = "+".join(specs)[:60]
     tokenizer = pathlib.Path(config.tokenizer).stem
-    return f"{readable}-{tokenizer}{config.vocab_size}-{fingerprint[:12]}"
+    return f"{readable}-{tokenizer}{config.vocab_size}-{fingerprint[:FINGERPRINT_CHARS]}"

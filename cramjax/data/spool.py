@@ -87,7 +87,7 @@ def spool_part(job: Job) -> dict[str, Any]:
 
     def drop(reason: str, where: str) -> None:
         dropped[reason] += 1
-        if dropped[reason] <= _EXAMPLES:
+        if where and dropped[reason] <= _EXAMPLES:
             examples.append(f"{reason}: {where}")
 
     # Two processes may write the same part, if the first one's parent was killed.
