@@ -511,6 +511,7 @@ def _jobs(plan: PreparationPlan, spool: pathlib.Path) -> dict[tuple[int, int], J
                 rules=rules,
                 with_signatures=config.dedup_near is not None,
                 limit_bytes=plan.share_bytes[source],
+                heldout=plan.heldout,
             )
     return jobs
 

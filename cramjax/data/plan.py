@@ -15,6 +15,7 @@ from typing import Any
 
 from cramjax.config.views import DataConfig
 from cramjax.data import tokenizers
+from cramjax.data.heldout import HeldOut, rule
 from cramjax.data.manifest import FORMAT
 from cramjax.data.source import Part, TextSource
 from cramjax.errors import UserError
@@ -42,6 +43,7 @@ class PreparationPlan:
         sources: The sources of the mixture.
         parts: The parts of each source, in the order in which they are read.
         share_bytes: Bytes of cleaned text to take from each source, or None for all of it.
+        heldout: How long documents are held out.
         fingerprint: SHA-256 of everything on which the dataset depends.
         name: Name of the dataset's directory, which ends in the fingerprint's beginning.
     """
@@ -50,6 +52,7 @@ class PreparationPlan:
     sources: Sequence[TextSource]
     parts: list[list[Part]]
     share_bytes: list[float | None]
+    heldout: HeldOut
     fingerprint: str
     name: str
 
@@ -78,6 +81,7 @@ def plan_preparation(config: DataConfig, sources: Sequence[TextSource]) -> Prepa
         sources=sources,
         parts=parts,
         share_bytes=share_bytes,
+        heldout=rule(config.heldout_fraction, _corpus_bytes(config, parts)),
         fingerprint=fingerprint,
         name=_directory_name(config, sources, fingerprint),
     )
@@ -111,6 +115,17 @@ def sentence_order_length(config: DataConfig) -> int | None:
 def _reading_order(part: Part) -> tuple[bytes, str]:
     digest = hashlib.blake2b(part.name.encode("utf-8", "surrogateescape")).digest()
     return digest, part.name
+
+
+def _corpus_bytes(config: DataConfig, parts: Sequence[Sequence[Part]]) -> float | None:
+    """Returns how much text is taken at most, in bytes, as it lies on the disk; None if unknown."""
+    n_bytes = 0.0
+    for source_parts in parts:
+        for part in source_parts:
+            if part.n_bytes is None:
+                return None
+            n_bytes += part.n_bytes
+    return n_bytes if config.max_mb is None else min(n_bytes, config.max_mb * 1e6)
 
 
 def _fingerprint(
