@@ -268,14 +268,20 @@ def _are_records(lines: list[bytes], is_whole: bool) -> bool:
     Else it is one list, or objects over many lines. A first line that goes on after the beginning
     is a long record.
     """
-    text_lines = [line for line in lines if line][:_PROBED_LINES]
-    if not text_lines or not text_lines[0].startswith((b"{", b"[")):
+    while lines and not lines[0]:
+        del lines[0]
+    if not lines or not lines[0].startswith((b"{", b"[")):
         return True
-    if text_lines[0].startswith(b"["):
+    if lines[0].startswith(b"["):
         return False
-    if len(text_lines) == 1 and not is_whole:
+    if _is_object(lines[0]) or (len(lines) == 1 and not is_whole):
         return True
-    return any(map(_is_object, text_lines))
+
+    # Either the first record is damaged, or it goes over several lines.
+    with contextlib.suppress(ValueError, RecursionError):
+        json.JSONDecoder().raw_decode(b"\n".join(lines).decode("utf-8", errors="replace"))
+        return False
+    return any(map(_is_object, lines[:_PROBED_LINES]))
 
 
 def _is_object(line: bytes) -> bool:
