@@ -45,7 +45,7 @@ _SAMPLE_OVERSHOOT_CHARS = 1 << 20
 
 # The keys of `data` that the manifest records as its filters.
 _FILTERS = (
-    "normalize", "min_chars", "max_chars", "compressibility", "dedup_exact", "dedup_near",
+    "keep", "normalize", "min_chars", "max_chars", "compressibility", "dedup_exact", "dedup_near",
     "heldout_fraction", "max_mb",
 )  # fmt: skip
 

@@ -128,6 +128,7 @@ def find_files(pattern: str) -> list[pathlib.Path]:
         UserError: if there is none, or one is unreadable or of an unknown format.
     """
     expanded = os.path.expanduser(pattern)
+    names: list[str] = []
     if os.path.isdir(expanded):
         paths = _inside(pathlib.Path(expanded))
     elif os.path.isfile(expanded):
@@ -138,10 +139,12 @@ def find_files(pattern: str) -> list[pathlib.Path]:
         paths = sorted(pathlib.Path(name) for name in names if os.path.isfile(name))
 
     if not paths:
-        raise UserError(
-            f"text:{pattern}: no such file; give a path, a folder or a glob of "
-            f"{', '.join(FORMATS)} files"
-        )
+        problem = "no such file; give a path, a folder or a glob"
+        if os.path.isdir(expanded):
+            problem = "the folder holds none; give another folder, or convert its files"
+        elif names:
+            problem = "matches folders only; name one of them, or end the glob with /**/*"
+        raise UserError(f"text:{pattern}: {problem} ({', '.join(FORMATS)} are read)")
     for path in paths:
         if file_format(path) not in FORMATS:
             raise UserError(

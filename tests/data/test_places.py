@@ -163,7 +163,7 @@ def test_long_reading_is_said(corpus, tmp_path, monkeypatch):
         return digest(place)
 
     def noted(message, *values):
-        assert "text:c: reading 0.0 GB to tell if they are new" in message % values
+        assert "text:c: reading 3 files (0.0 GB) to tell if they are new, once" in message % values
         said.set()
 
     monkeypatch.setattr(contents, "_digest", slow)

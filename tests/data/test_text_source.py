@@ -380,6 +380,19 @@ def write(path, *texts):
     path.write_text("\n\n".join(texts))
 
 
+def test_a_place_without_text_says_what_is_there(tmp_path):
+    folder = tmp_path / "corpus" / "deep"
+    folder.mkdir(parents=True)
+    (folder / "a.csv").write_text("a,b")
+    with pytest.raises(UserError, match=r"corpus: the folder holds none.*\.jsonl"):
+        read(tmp_path / "corpus")
+    write(folder / "a.txt", "one")
+    with pytest.raises(UserError, match=r"corp\*: matches folders only.*with /\*\*/\*"):
+        read(f"{tmp_path}/corp*")
+    (folder / "a.csv").unlink()
+    assert read(f"{tmp_path}/corp*/**/*")[0] == ["one"]
+
+
 def test_a_folder_follows_its_links_once_and_leaves_out_hidden_files(tmp_path, caplog):
     corpus = tmp_path / "corpus"
     write(corpus / "a.txt", "one")
