@@ -124,7 +124,8 @@ def _computed(new: Mapping[_Place, str], what: str, check: Check) -> dict[_Place
         ):
             n_left = sum(place.n_bytes for place, future in futures.items() if future in left)
             _LOG.warning(
-                "%s: reading %d files (%.1f GB) to tell if they are new, once; %d (%.1f GB) are left",
+                "%s: reading %d files (%.1f GB) to tell if they are new, once; %d (%.1f GB) are "
+                "left",
                 what,
                 len(new),
                 n_bytes / 1e9,

@@ -1,4 +1,4 @@
-"""What a file is said to be by its beginning: encodings, layouts, and what is no text."""
+"""Files are what their beginning says: encodings, layouts, and what is no text."""
 
 import gzip
 import io

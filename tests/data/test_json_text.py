@@ -72,7 +72,9 @@ def test_a_long_record_gives_its_text_in_pieces(
     tmp_path_factory, others, text, ensure_ascii, piece_bytes, in_list
 ):
     record = dict(zip("abcd", others, strict=False)) | {"text": text, "deep": [{"text": "no"}]}
-    content = json.dumps([record] if in_list else record, ensure_ascii=ensure_ascii)
+    content = json.dumps(record, ensure_ascii=ensure_ascii)
+    if in_list:
+        content = f"[{content}]"
     path = tmp_path_factory.mktemp("long") / "a.jsonl"
     path.write_text(content, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:

@@ -118,7 +118,9 @@ def test_a_second_start_reads_nothing_and_a_file_of_just_now_is_not_remembered(
     monkeypatch.setattr(contents, "_digest", noted)
     for name in ("a.txt", "sub/c.jsonl"):
         touch(corpus / name, 10)
-    keys = [[part.key for part in plan_of("text:c", tmp_path).parts[0]] for _ in range(3)]
+    keys = []
+    for _ in range(3):
+        keys.append([part.key for part in plan_of("text:c", tmp_path).parts[0]])
     assert keys[0] == keys[1] == keys[2]
     assert sorted(read) == ["a.txt", "b.txt", "b.txt", "b.txt", "c.jsonl"]
 
