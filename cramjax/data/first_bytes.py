@@ -45,19 +45,23 @@ _ENCODINGS = {
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
+_AWAY = "move it out of the corpus"
+_IMAGE = f"an image; {_AWAY}"
+_PICKLE = f"a pickle; {_AWAY}, or export its text to .jsonl"
 _BINARY = {
     b"PAR1": "a parquet file; name it .parquet",
     b"PK\x03\x04": "a zip archive (also .docx, .xlsx and .npz); unpack it, and give its text",
     b"%PDF-": "a PDF; take its text out of it, as with pdftotext",
-    b"\x89PNG": "an image", b"\xff\xd8\xff": "an image", b"GIF8": "an image",
-    b"\x7fELF": "a program",
+    b"\x89PNG": _IMAGE, b"\xff\xd8\xff": _IMAGE, b"GIF8": _IMAGE,
+    b"\x7fELF": f"a program; {_AWAY}",
     b"ARROW1": "an Arrow file; convert it to .parquet",
     b"SQLite format 3\0": "a SQLite database; export its text to .jsonl",
     b"\x89HDF\r\n": "an HDF5 file; export its text to .jsonl",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it, and give its text",
     b"Rar!\x1a\x07": "a rar archive; unpack it, and give its text",
-    b"\x93NUMPY": "a NumPy array", b"\x80\x02": "a pickle", b"\x80\x03": "a pickle",
-    b"\x80\x04\x95": "a pickle", b"\x80\x05\x95": "a pickle",
+    b"\x93NUMPY": f"a NumPy array; {_AWAY}",
+    b"\x80\x02": _PICKLE, b"\x80\x03": _PICKLE,
+    b"\x80\x04\x95": _PICKLE, b"\x80\x05\x95": _PICKLE,
 }  # fmt: skip
 _HTML = re.compile(rb"\s*(<!--.*?-->\s*)?(<!doctype\s+html|<html[\s>])", re.IGNORECASE | re.DOTALL)
 _XML_ERROR = re.compile(rb"\s*<\?xml[^>]*>\s*<Error>")
@@ -171,7 +175,7 @@ def _refuse_what_is_not_utf8(path: str, beginning: bytes) -> None:
     probed = beginning[:_PROBED_BYTES]
     n_control = len(_CONTROL.findall(probed))
     if n_control > max(8, len(probed) // 10):
-        _refuse(path, "holds binary data, no text")
+        _refuse(path, f"holds binary data, no text; {_AWAY}, or unpack it")
     text = probed.decode("utf-8", errors="replace")
     n_invalid = text.count("\ufffd")
     if n_invalid > max(16, len(text) // 10):

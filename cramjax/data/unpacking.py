@@ -31,7 +31,9 @@ def compression_of(beginning: bytes) -> str | None:
     """Return "gzip", "zstd", "bzip2" or "xz" by the first bytes of a file, or None."""
     if beginning.startswith(b"\x1f\x8b"):
         return "gzip"
-    if beginning.startswith(_ZSTD_MAGIC):
+    # Parallel packers begin with a frame to be skipped, one of sixteen kinds.
+    is_skipped = beginning[1:4] == b"\x2a\x4d\x18" and beginning[0] >> 4 == 5
+    if is_skipped or beginning.startswith(_ZSTD_MAGIC):
         return "zstd"
     # A digit for the size of blocks, and then a block or the end.
     if beginning[:3] == b"BZh" and beginning[4:10] in (b"1AY&SY", b"\x17rE8P\x90"):

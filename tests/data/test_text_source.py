@@ -87,11 +87,14 @@ def test_every_format_gives_the_same_documents(tmp_path, kind, compression):
 
 def test_several_archives_in_one_file_are_read_to_the_end(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"first\n\n") + gzip.compress(b"second"))
+    # As pzstd begins a file.
+    skipped = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"size"
+    (tmp_path / "b.txt").write_bytes(skipped + packed(b"zeroth", ".zst"))
     for name in ("b.txt.zst", "c.txt.bz2", "d.txt.xz"):
         end = name[5:]
         content = packed(b"third\n\n", end) + packed(b"", end) + packed(b"fourth", end)
         (tmp_path / name).write_bytes(content)
-    assert read(f"{tmp_path}/*") == (["first", "second", *["third", "fourth"] * 3], {})
+    assert read(f"{tmp_path}/*") == (["first", "second", "zeroth", *["third", "fourth"] * 3], {})
 
 
 @pytest.mark.parametrize("compression", [".gz", ".zst"])
