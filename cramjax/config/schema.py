@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import ml_collections
 
+from cramjax.config import keep
 from cramjax.config.families import model_keys
 from cramjax.config.fields import (
     LARGEST_SEED,
@@ -89,6 +90,13 @@ DATA = {
         "drop accents and non-ASCII characters in a newly trained tokenizer (Cramming's chain)"
     ),
     "text_field": text("text", "field with the text in .jsonl, .parquet, Hub and TFDS records"),
+    "keep": Field(
+        default=None,
+        kinds=(str, NoneType),
+        help="keep the records of which this is true, as \"score >= 3 and lang in ['en', 'de']\"; "
+        "None: all of them",
+        check=keep.problem,
+    ),
     "max_mb": Field(
         default=None,
         kinds=(int, float, str, NoneType),

@@ -61,6 +61,7 @@ class DataConfig(Section, Protocol):
     lowercase: bool
     ascii_only: bool
     text_field: str
+    keep: str | None
     max_mb: float | None
     normalize: bool
     min_chars: int

@@ -24,7 +24,7 @@ from cramjax.console import Announce
 from cramjax.data import lost_text, pack
 from cramjax.data.build import Builder
 from cramjax.data.dataset import TokenDataset
-from cramjax.data.plan import PreparationPlan, plan_preparation
+from cramjax.data.plan import FINGERPRINT_CHARS, PreparationPlan, plan_preparation
 from cramjax.data.progress import StageMeter
 from cramjax.data.sealed import Damaged
 from cramjax.data.source import TextSource
@@ -71,7 +71,7 @@ def prepare(
                 "number of MB"
             )
         plan = plan_preparation(config, sources)
-        directory = cache / plan.name
+        directory = _directory_of(plan, cache)
         if not _is_published(directory):
             cache.mkdir(parents=True, exist_ok=True)
             meter = StageMeter(announce)
@@ -124,6 +124,19 @@ def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:
     return TokenDataset.open(directory).manifest
 
 
+def _directory_of(plan: PreparationPlan, cache: pathlib.Path) -> pathlib.Path:
+    """Return where the dataset is, is being made, or will be made.
+
+    The same files under another path give the same fingerprint and another readable name.
+    """
+    for ending in ("", ".partial"):
+        for path in sorted(cache.glob(f"*-{plan.fingerprint[:FINGERPRINT_CHARS]}{ending}")):
+            directory = path.with_name(path.name.removesuffix(".partial"))
+            if ending or _is_published(directory):
+                return directory
+    return cache / plan.name
+
+
 def _is_published(directory: pathlib.Path) -> bool:
     return (directory / "manifest.json").exists()
 
@@ -132,7 +145,7 @@ def _prepare_once(
     plan: PreparationPlan, directory: pathlib.Path, meter: StageMeter, n_workers: int | None
 ) -> None:
     """Prepare the dataset, or wait for the process that does."""
-    lock = directory.with_name(f".{plan.name}.lock")
+    lock = directory.with_name(f".{plan.fingerprint[:FINGERPRINT_CHARS]}.lock")
     try:
         with _locked(lock, meter):
             if not _is_published(directory):
