@@ -136,16 +136,19 @@ def load(path: str | pathlib.Path, extra_ids: int = 0) -> tuple[Tokenizer, bytes
         )
 
     content = path.read_bytes()
+    model = None
     try:
         if path.suffix == ".model":
-            return _finish(to_tokenizer(content), extra_ids), content
-        return _finish(Tokenizer.from_str(content.decode("utf-8")), extra_ids), None
-    except UserError:
-        raise
+            tokenizer, model = to_tokenizer(content), content
+        else:
+            tokenizer = Tokenizer.from_str(content.decode("utf-8"))
+    except UserError as error:
+        raise UserError(f"data.tokenizer={path}: {error}") from error
     except Exception as error:  # both libraries raise bare Exception for a malformed file
         raise UserError(
             f"data.tokenizer={path}: not a readable tokenizer.json or .model ({error})"
         ) from error
+    return _finish(tokenizer, extra_ids), model
 
 
 def check_unknown(tokenizer: Tokenizer, path: str | pathlib.Path) -> None:
