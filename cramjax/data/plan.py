@@ -15,6 +15,7 @@ from typing import Any
 
 from cramjax.config.views import DataConfig
 from cramjax.data import tokenizers
+from cramjax.data.adoption import check_unknown
 from cramjax.data.manifest import FORMAT
 from cramjax.data.source import Part, TextSource
 from cramjax.errors import UserError
@@ -124,7 +125,7 @@ def _fingerprint(
     if config.tokenizer not in tokenizers.KINDS:
         # Loaded only to report a mistake now instead of after hours of reading.
         tokenizer = tokenizers.load(config.tokenizer, config.extra_ids)[0]
-        tokenizers.check_unknown(tokenizer, config.tokenizer)
+        check_unknown(tokenizer, f"data.tokenizer={config.tokenizer}")
         content = pathlib.Path(config.tokenizer).read_bytes()
         settings["tokenizer"] = hashlib.sha256(content).hexdigest()
 

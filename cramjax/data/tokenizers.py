@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Iterable
+from types import NoneType
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, processors
 
+from cramjax.data.adoption import complete_decoder
 from cramjax.data.sentencepiece_model import to_tokenizer, train_sentencepiece
 from cramjax.data.wordpiece import train_wordpiece
 from cramjax.errors import UserError
@@ -116,7 +118,7 @@ def cramming_normalizer(*, lowercase: bool, ascii_only: bool) -> normalizers.Nor
 def load(path: str | pathlib.Path, extra_ids: int = 0) -> tuple[Tokenizer, bytes | None]:
     """Load a tokenizer.json or a SentencePiece .model.
 
-    Missing special tokens are added under BERT's names.
+    Missing special tokens are added under BERT's names, and a decoder if there is none.
 
     Args:
         path: The file.
@@ -148,27 +150,8 @@ def load(path: str | pathlib.Path, extra_ids: int = 0) -> tuple[Tokenizer, bytes
         raise UserError(
             f"data.tokenizer={path}: not a readable tokenizer.json or .model ({error})"
         ) from error
+    complete_decoder(tokenizer)
     return _finish(tokenizer, extra_ids), model
-
-
-def check_unknown(tokenizer: Tokenizer, path: str | pathlib.Path) -> None:
-    """Check that a tokenizer has an id for words that it does not know.
-
-    Raises:
-        UserError: if it would fail at the first of them.
-    """
-    model = tokenizer.model
-    unknown = getattr(model, "unk_token", None)
-    problem = None
-    if unknown is not None and model.token_to_id(unknown) is None:
-        problem = f"its unknown token {unknown!r} is no entry of its vocabulary"
-    try:
-        # No alphabet has this character, unless it has all bytes.
-        tokenizer.encode("\U0010fffd")
-    except Exception as error:  # the library raises nothing else
-        problem = problem or f"a character that it does not know is an error ({error})"
-    if problem:
-        raise UserError(f"data.tokenizer={path}: {problem}; add it, or name another tokenizer")
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -232,7 +215,8 @@ def _finish(tokenizer: Tokenizer, extra_ids: int = 0) -> Tokenizer:
 
     special = special_tokens(tokenizer)
     _mark_special(tokenizer, list(special.values()))
-    if tokenizer.post_processor is None:
+    # ByteLevel only moves offsets, which nothing here reads.
+    if isinstance(tokenizer.post_processor, (NoneType, processors.ByteLevel)):
         sep = special["sep"]
         before = [] if n_sentinels else [special["cls"]]
         tokenizer.post_processor = processors.TemplateProcessing(
