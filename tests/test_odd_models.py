@@ -17,10 +17,11 @@ from cramjax.hub import directory
 from cramjax.models import encoder, generation, network, t5
 from cramjax.models.layers import FLOAT32
 from cramjax.probing import likelihood
+from cramjax.publishing import parity, saving, stock
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONFIG = encoder.EncoderConfig(
-    vocab_size=32, n_layers=1, d_model=8, n_heads=2, d_ff=8, decoder_bias=True
+    vocab_size=32, n_layers=1, d_model=8, n_heads=2, d_ff=8, decoder_bias=True, head_transform=True
 )
 
 
@@ -46,6 +47,18 @@ def test_ids_with_gaps_are_tokens_too(gapped):
     assert guesses[0] == ("a", pytest.approx(1.0)) and len(guesses) == 22
     scores = likelihood.sentence_scores(gapped, ["w1 w2 w3 w4", "w1 w2", "a"])
     assert scores[0] < -3900 and scores[1] < -1900 and -1 < scores[2] <= 0
+
+
+def test_ids_with_gaps_go_to_transformers_and_back(gapped, tmp_path):
+    pytest.importorskip("transformers")
+    params = jax.tree.map(np.asarray, gapped.params)
+    model = stock.StockModel(
+        config=CONFIG, params=params, labels=None, tokenizer=gapped.tokenizer, max_length=16
+    )
+    saving.save(tmp_path, model)
+    config, read = saving.read_back(tmp_path, model, exact=True)
+    assert parity.compare(tmp_path, config, read, gapped.tokenizer) < 1e-3
+    assert directory.read_model(tmp_path).tokenizer.get_vocab() == gapped.tokenizer.get_vocab()
 
 
 def test_a_t5_writes_no_id_without_a_token(gapped):
