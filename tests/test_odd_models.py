@@ -2,17 +2,18 @@
 
 import dataclasses
 import functools
+import string
 
 import jax
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from cramjax import inference
 from cramjax.errors import UserError
-from cramjax.finetuning.t5_feed import check_labels
-from cramjax.glue.tasks import find_tasks
+from cramjax.finetuning.t5_feed import check_labels, check_rows
+from cramjax.glue.tasks import SUITES
 from cramjax.hub import directory
 from cramjax.models import encoder, generation, network, t5
 from cramjax.models.layers import FLOAT32
@@ -119,21 +120,74 @@ def test_bytes_of_a_character_are_shown_as_text(tmp_path):
     assert read.decode(read.encode(text).ids) == text
 
 
-def t5_tokenizer(letters):
+def t5_tokenizer(letters, normalizer=None, *, template=True):
     entries = ["<pad>", "</s>", "<unk>", "▁", *letters]
     pieces = [(piece, -1.0 if number > 2 else 0.0) for number, piece in enumerate(entries)]
     tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
+    if normalizer:
+        tokenizer.normalizer = normalizer
     tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    if template:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", special_tokens=[("</s>", 1)]
+        )
     return tokenizer
 
 
+TASKS = [task for suite in SUITES.values() for task in suite]
+TRUTHS = {"boolq", "multirc", "wic"}
+NOTS = {"mrpc", "qqp", "qnli", "rte", "wnli", "axb", "axg"}
+
+
 @pytest.mark.parametrize(
-    "task, answer", [("rte", "not_entailment"), ("boolq", "False"), ("stsb", "0.0")]
+    "tokenizer, refused",
+    [
+        (t5_tokenizer(string.ascii_letters + string.digits + "_."), {}),
+        (
+            t5_tokenizer(string.printable, normalizers.Lowercase()),
+            dict.fromkeys(TRUTHS, "'False' as 'false'"),
+        ),
+        (
+            t5_tokenizer(string.ascii_letters + string.digits + "."),
+            dict.fromkeys(NOTS, "'not_|'not_"),
+        ),
+        (
+            t5_tokenizer(string.ascii_letters + "_."),
+            {"stsb": "'0.0' as '.'", "copa": "'choice1' as 'choice'"},
+        ),
+        (
+            t5_tokenizer(string.printable, template=False),
+            dict.fromkeys({task.name for task in TASKS} - {"wsc", "record"}, "does not end"),
+        ),
+    ],
 )
-def test_a_label_that_a_t5_cannot_write_is_named_before_finetuning(task, answer):
-    (task,) = find_tasks([task], None)
-    check_labels(task, t5_tokenizer("abcdefghijklmnopqrstuvwxyzTF_0123456789."))
-    with pytest.raises(UserError, match=f"writes the answer '{answer}' as"):
-        check_labels(task, t5_tokenizer("abcdefghijklmnopqrstuvwxyz"))
+def test_labels_that_a_t5_cannot_write_are_named_before_finetuning(tokenizer, refused):
+    for task in TASKS:
+        if task.name not in refused:
+            check_labels(task, tokenizer, 1)
+            continue
+        with pytest.raises(UserError, match=f"--task {task.name}: .*({refused[task.name]})"):
+            check_labels(task, tokenizer, 1)
+
+
+def test_entities_that_a_t5_cannot_write_are_counted_or_refused():
+    (record,) = (task for task in TASKS if task.name == "record")
+    (wsc,) = (task for task in TASKS if task.name == "wsc")
+    entities = [["Bonn"], ["anna"], ["the sea"], ["a hill"]]
+    rows = [{"entities": names, "label": names} for names in entities]
+    lowercase = t5_tokenizer(string.printable, normalizers.Lowercase())
+    lines = []
+    check_rows(record, rows, lowercase, lines.append)
+    (line,) = lines
+    assert "cannot write 1 of the first 4 answers, for example 'Bonn'" in line
+    with pytest.raises(UserError, match="--task record: .*'Bonn' as 'bonn'"):
+        check_rows(record, rows[:2], lowercase, lines.append)
+
+    # Referents are compared without capitals, but not without their letters.
+    rows = [{"span1_text": "Mark", "label": 1}, {"span1_text": "it", "label": 0}]
+    check_rows(wsc, rows, lowercase, lines.append)
+    with pytest.raises(UserError, match="--task wsc: .*'Mark' as ''"):
+        check_rows(wsc, rows, t5_tokenizer("xyz"), lines.append)
+    assert len(lines) == 1
