@@ -15,7 +15,7 @@ from cramjax.errors import UserError
 from cramjax.finetuning.t5_feed import check_labels, check_rows
 from cramjax.glue.tasks import SUITES
 from cramjax.hub import directory
-from cramjax.models import encoder, generation, network, t5
+from cramjax.models import encoder, network, t5
 from cramjax.models.layers import FLOAT32
 from cramjax.probing import likelihood
 from cramjax.publishing import parity, saving, stock
@@ -62,27 +62,37 @@ def test_ids_with_gaps_go_to_transformers_and_back(gapped, tmp_path):
     assert directory.read_model(tmp_path).tokenizer.get_vocab() == gapped.tokenizer.get_vocab()
 
 
-def test_a_t5_writes_no_id_without_a_token(gapped):
-    assert gapped.unused_ids == tuple(range(20, 26))
+def t5_model(ids, params=None):
+    """Returns a random T5 of 28 rows whose tokenizer has entries for `ids`."""
     config = t5.T5Config(
         vocab_size=28, n_layers=1, n_decoder_layers=1, d_model=8, n_heads=2, head_dim=4, d_ff=8
     )
-    params = jax.jit(functools.partial(network.init_params, config))(jax.random.key(0))
-    generate = functools.partial(
-        generation.generate,
-        config,
-        FLOAT32,
-        params,
-        np.asarray([[3, 4, 5], [6, 7, 8]]),
-        max_len=4,
+    if params is None:
+        params = jax.jit(functools.partial(network.init_params, config))(jax.random.key(0))
+    words = {f"w{number}": number for number in ids}
+    return inference.LoadedModel(
+        config=config,
+        precision=FLOAT32,
+        params=params,
+        tokenizer=tokenizers.Tokenizer(models.WordLevel(words, unk_token="w2")),
         special={"pad": 0, "sep": 1},
-        vocab_size=28,
     )
-    chosen = {int(token) for token in np.asarray(generate().tokens).ravel()} - {0, 1}
+
+
+def test_a_t5_writes_no_id_without_a_token(gapped):
+    assert gapped.unused_ids == tuple(range(20, 26))
+    inputs = [[3, 4, 5], [6, 7, 8]]
+    model = t5_model(range(28))
+    chosen = set(sum(inference.generate_ids(model, inputs, max_len=4), [])) - {27}
     assert chosen
+    fewer = t5_model(set(range(28)) - chosen)
     for n_beams in (1, 2):
-        others = np.asarray(generate(unused=sorted(chosen), n_beams=n_beams).tokens)
-        assert not chosen & set(others.ravel().tolist())
+        answers = inference.generate_ids(fewer, inputs, max_len=4, n_beams=n_beams)
+        assert not chosen & set(sum(answers, []))
+
+    nan = t5_model(range(28), jax.tree.map(lambda leaf: leaf * np.nan, model.params))
+    with pytest.raises(UserError, match="are no numbers"):
+        inference.generate_ids(nan, inputs, max_len=4)
 
 
 def test_a_model_without_its_head_is_refused(gapped):
