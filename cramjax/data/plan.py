@@ -16,6 +16,7 @@ from typing import Any
 from cramjax.config import languages
 from cramjax.config.views import DataConfig
 from cramjax.data import tokenizers
+from cramjax.data.adoption import check_unknown
 from cramjax.data.heldout import HeldOut, rule
 from cramjax.data.manifest import FORMAT
 from cramjax.data.source import Part, TextSource
@@ -149,7 +150,7 @@ def _fingerprint(
     if config.tokenizer not in tokenizers.KINDS:
         # Loaded only to report a mistake now instead of after hours of reading.
         tokenizer = tokenizers.load(config.tokenizer, config.extra_ids)[0]
-        tokenizers.check_unknown(tokenizer, config.tokenizer)
+        check_unknown(tokenizer, f"data.tokenizer={config.tokenizer}")
         content = pathlib.Path(config.tokenizer).read_bytes()
         settings["tokenizer"] = hashlib.sha256(content).hexdigest()
     elif language := languages.with_own_chain(config.language):

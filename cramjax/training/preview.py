@@ -7,14 +7,13 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-import tokenizers
 
 from cramjax import start
 from cramjax.checkpoints import pretrained
 from cramjax.config.views import Config
 from cramjax.console import Progress
 from cramjax.data import loader as loaders
-from cramjax.data import prepare
+from cramjax.data import prepare, tokenizers
 from cramjax.models.layers import FLOAT32
 from cramjax.objectives import families
 
@@ -47,7 +46,7 @@ def preview(config: Config, n_examples: int) -> Iterator[str]:
     inputs, targets = jax.device_get(jax.jit(objective.preview)(key, tokens, rows))
 
     file = dataset.directory / "tokenizer" / "tokenizer.json"
-    tokenizer = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    tokenizer, _ = tokenizers.load(file)
     for row in range(n_examples):
         yield f"example {row}: {inputs.shape[1]} tokens in, {targets.shape[1]} to predict"
         for name, ids in (("inputs ", inputs[row]), ("targets", targets[row])):
