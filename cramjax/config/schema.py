@@ -79,7 +79,7 @@ DATA = {
         default=None,
         kinds=(int, float, str, NoneType),
         help="MB (10^6 bytes) of text to take in all; None: everything; "
-        "budget: as much as the budget can read once",
+        "budget: as much as the budget can read once on the devices of the run",
         check=_check_max_mb,
     ),
     "normalize": flag(True, "normalise unicode (NFC) and white space, and drop control characters"),

@@ -48,7 +48,8 @@ class BudgetConfig(Section, Protocol):
 class DataConfig(Section, Protocol):
     """The text, its tokenizer and the sequences made of it.
 
-    `max_mb` is a number or None in a resolved configuration: "budget" is replaced.
+    `max_mb` may be "budget" until a run replaces it (`training/text_amount`): from then on, and in
+    every configuration on disk, it is a number or None.
     """
 
     source: str | list[Any] | tuple[Any, ...]

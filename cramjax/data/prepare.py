@@ -66,8 +66,8 @@ def prepare(
 
         if config.max_mb == "budget":
             raise UserError(
-                "data.max_mb='budget': resolve the configuration with its budget first, or give a "
-                "number of MB"
+                "data.max_mb='budget': depends on the devices of the run; give a number of MB, or "
+                "prepare with python -m tools.prepare_data"
             )
         plan = plan_preparation(config, sources)
         directory = cache / plan.name

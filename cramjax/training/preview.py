@@ -17,6 +17,7 @@ from cramjax.data import loader as loaders
 from cramjax.data import prepare
 from cramjax.models.layers import FLOAT32
 from cramjax.objectives import families
+from cramjax.training import text_amount
 
 
 def preview(config: Config, n_examples: int) -> Iterator[str]:
@@ -28,6 +29,7 @@ def preview(config: Config, n_examples: int) -> Iterator[str]:
     start.start()
     with contextlib.closing(Progress()) as progress:
         config = pretrained.with_tokenizer(config)
+        config = text_amount.settled(config, None, progress.announce)
         dataset = prepare.open_data(config.data, progress.announce)
 
     objective = families.build(config, dataset, FLOAT32)

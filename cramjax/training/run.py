@@ -18,7 +18,15 @@ from cramjax.console import Progress
 from cramjax.parallel import processes
 from cramjax.parallel.coordinator import coordinate
 from cramjax.stop import StopSignal, exit_code
-from cramjax.training import dataset_choice, history, opening, remedies, session, switch
+from cramjax.training import (
+    dataset_choice,
+    history,
+    opening,
+    remedies,
+    session,
+    switch,
+    text_amount,
+)
 from cramjax.training.finish import checked, finish
 from cramjax.training.loop import Outcome, run_steps
 from cramjax.training.metrics import Sink
@@ -83,6 +91,7 @@ def _train(
 
             earlier = history.read(path)
             config = dataset_choice.with_tokenizer(config, earlier)
+            config = text_amount.settled(config, earlier, progress.announce)
             if earlier:
                 dataset_choice.refuse_another(config, earlier, path)
             if earlier and (summary := history.finished(earlier, config, path, progress.announce)):

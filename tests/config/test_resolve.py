@@ -119,13 +119,6 @@ def test_unknown_recipe_and_variant_name_what_there_is(root):
         get_config("bert_1day:smok")
 
 
-def test_text_for_a_budget_follows_the_hours():
-    assert (
-        get_config("bert_1day").data.max_mb
-        == 2 * get_config("bert_1day", "budget.hours=12").data.max_mb
-    )
-
-
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_every_key_of_the_schema_has_help_and_a_sound_default(family):
     for key, field in schema.walk(schema.sections(family)):

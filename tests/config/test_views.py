@@ -29,7 +29,7 @@ def assert_is_view(view, section, name):
     for key, entry in section.items():
         wanted = set(entry.kinds)
         if (name, key) == ("data", "max_mb"):
-            wanted.remove(str)  # "budget" becomes a number in a resolved configuration
+            wanted.remove(str)  # "budget" becomes a number when a run starts
         assert kinds_of(hints[key]) == wanted, f"{name}.{key}"
 
 

@@ -265,6 +265,19 @@ def test_keys_that_came_later_do_not_make_another_configuration(points, tmp_path
     assert sweep.find_results(points, tmp_path)[0].status == "finished"
 
 
+def test_the_amount_that_a_run_took_from_its_budget_does_not_make_another_configuration(tmp_path):
+    points = grid.points_of(f"{RECIPE}:smoke", ["data.max_mb=budget"], LRS)
+    results = sweep.find_results(points, tmp_path)
+    for result in results:
+        result.workdir.mkdir()
+        data = result.point.config["data"] | {"max_mb": 12.5}
+        (result.workdir / "config.json").write_text(
+            json.dumps(result.point.config | {"data": data})
+        )
+        leave_run(result.workdir)
+    assert [result.status for result in sweep.find_results(points, tmp_path)] == ["finished"] * 3
+
+
 def test_a_damaged_configuration_is_named(points, tmp_path):
     leave_runs(points, tmp_path)
     path = tmp_path / points[0].name / "config.json"
