@@ -23,6 +23,7 @@ from cramjax.training import (
     history,
     opening,
     remedies,
+    repeats,
     session,
     switch,
     text_amount,
@@ -113,6 +114,7 @@ def _train(
             opened = opening.open_stage(run, earlier)
             progress.announce(session.describe(opened.session))
             opening.describe_run(run, opened, earlier)
+            sinks = (*sinks, repeats.watch(run, opened.session))
             if earlier and (reason := history.ended_by(earlier, config)):
                 # Only the end was lost: its evaluation, and what follows.
                 return opening.finish_restored(run, opened, reason, sinks)
