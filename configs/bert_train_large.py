@@ -15,8 +15,8 @@ A sweep says which size is best for the budget:
 The best batch grows with the size and with the time. `--config.log.noise_scale=True` logs the
 gradient noise scale: larger batches than that begin to pay less.
 
-Cost: one GPU for 24 hours a size, and 39 GB of C4 text (15 GB of downloads) at most. Not measured
-yet.
+Cost: one GPU for 24 hours a size, and 40 GB of C4 text (15 GB of downloads), the same for every
+size; a small one on a fast card reads it several times. Not measured yet.
 
     python -m cramjax.main --config configs/bert_train_large.py
     python -m cramjax.main --config configs/bert_train_large.py:L12-H768

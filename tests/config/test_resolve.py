@@ -155,3 +155,15 @@ def test_the_home_of_a_path_is_found_where_no_shell_has_looked(monkeypatch, sour
     assert config.to_dict()["data"]["source"] == wanted
     paths = (config.data.cache_dir, config.data.tokenizer, config.init_from)
     assert paths == ("/home/me/cache", "/home/me/t.json", "/home/me/run")
+
+
+def test_variants_are_put_together_with_a_plus():
+    config = get_config("t5_1day:small+climbmix")
+    assert config.name == "t5_1day-small+climbmix" and config.model.n_layers == 8
+    assert config.data.source == get_config("t5_1day:climbmix").data.source
+    shaped = get_config("t5_efficient:small-nl24+fineweb_edu")
+    assert shaped.name == "t5_efficient-small-nl24+fineweb_edu" and shaped.model.n_layers == 24
+    with pytest.raises(UserError, match="stands alone"):
+        get_config("bert_1day:smoke+climbmix")
+    with pytest.raises(UserError, match="did you mean :climbmix"):
+        get_config("t5_1day:small+climbmx")
