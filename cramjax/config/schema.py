@@ -64,7 +64,8 @@ DATA = {
     ),
     "vocab_size": count(32768, "entries of the tokenizer, special tokens included", 64),
     "tokenizer": text(
-        "wordpiece", "wordpiece, unigram, bpe, or a path to a tokenizer.json or .model"
+        "wordpiece",
+        "wordpiece, unigram, bpe, or a tokenizer.json or .model: a path, or hf:OWNER/NAME:FILE",
     ),
     "tokenizer_sample_mb": number(
         64.0, "MB (10^6 bytes of text) a tokenizer is trained on at most", 0.01
@@ -74,7 +75,11 @@ DATA = {
         True,
         "drop accents and non-ASCII characters in a newly trained tokenizer (Cramming's chain)",
     ),
-    "text_field": text("text", "field with the text in .jsonl, .parquet, Hub and TFDS records"),
+    "text_field": text(
+        "text",
+        "field with the text in .jsonl, .parquet, Hub and TFDS records; lists of whole numbers in "
+        "parquet are the ids of data.tokenizer",
+    ),
     "max_mb": Field(
         default=None,
         kinds=(int, float, str, NoneType),

@@ -13,13 +13,18 @@ import sys
 import threading
 import urllib.parse
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from cramjax.config import texts
+from cramjax.config import schema, texts
 from cramjax.config.recipes import RECIPES
 from cramjax.config.resolve import get_config
+from cramjax.data.dataset import TokenDataset
+from cramjax.data.hub_tokenizer import with_local_tokenizer
+from cramjax.errors import UserError
+from tests.data.shards import word_tokenizer
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 READER = """
@@ -37,12 +42,28 @@ for spec in sys.argv[2:]:
         found[spec][1] = list(source.read(parts[0], print))
 print(json.dumps(found))
 """
+PREPARER = """
+import sys
+from cramjax.config import schema, texts
+from cramjax.data import prepare
+data = schema.defaults().data
+data.update(cache_dir=sys.argv[1], heldout_fraction=0.2, **texts.IDS["pile_ids"])
+print(prepare.prepare(data))
+"""
 STORY = "A page of the web."
 
 
 def parquet(**columns):
     file = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table({"text": [STORY], **columns}), file)
+    return file.getvalue()
+
+
+def ids(n_rows, seed):
+    rows = np.random.default_rng(seed).integers(5, 32768, (n_rows, 128)).tolist()
+    file = io.BytesIO()
+    column = pyarrow.array(rows, pyarrow.list_(pyarrow.int32()))
+    pyarrow.parquet.write_table(pyarrow.table({"input_ids": column}), file)
     return file.getvalue()
 
 
@@ -76,9 +97,9 @@ REPOSITORIES = {
     },
     "JonasGeiping/the_pile_WordPiecex32768_2efdb9d060d1ae95faf952ec1a50f020": {
         "README.md": b"a card",
-        "data/train-00000-of-00088-3c9c6b9b2a4d1f5e.parquet": b"ids",
-        "data/train-00087-of-00088-d5a6d8e03954adf9.parquet": b"ids",
-        "tokenizer/tokenizer.json": b"{}",
+        "data/train-00000-of-00088-3c9c6b9b2a4d1f5e.parquet": ids(300, 0),
+        "data/train-00087-of-00088-d5a6d8e03954adf9.parquet": ids(200, 1),
+        "tokenizer/tokenizer.json": word_tokenizer(32768).encode(),
         "tokenizer/tokenizer_config.json": b"{}",
     },
 }
@@ -151,20 +172,44 @@ def hub():
     server.server_close()
 
 
-def test_each_address_names_the_files_that_are_meant_and_their_text(hub, tmp_path, root):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {
-        "HF_ENDPOINT": hub,
-        "HF_HOME": str(tmp_path / "hf"),
-        "PYTHONPATH": str(root),
-    }
-    arguments = [sys.executable, "-c", READER, str(tmp_path / "cache"), *WANTED]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
+def run(root, tmp_path, script, *arguments, **environment):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    clean |= {"HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(root), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "cache"), *arguments],
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    return done.stdout
+
+
+def test_each_address_names_the_files_that_are_meant_and_their_text(hub, tmp_path, root):
+    found = json.loads(run(root, tmp_path, READER, *WANTED, HF_ENDPOINT=hub))
     assert {spec: files for spec, (files, _) in found.items()} == WANTED
     read = [documents for _, documents in found.values()]
     assert read == [[STORY], [STORY], [STORY], None]
+
+
+def test_the_tokenizer_of_ids_comes_from_beside_them_and_is_kept(hub, tmp_path, root):
+    directory = run(root, tmp_path, PREPARER, HF_ENDPOINT=hub).strip()
+    dataset = TokenDataset.open(directory)
+    dataset.verification.at_once()
+    n_rows = [dataset.n_sequences(split, 128)[0] for split in ("train", "heldout")]
+    assert sum(n_rows) == 500 and all(n_rows) and dataset.vocab_size == 32768
+    assert dataset.manifest["sources"][0]["revision"] == REVISION
+    again = run(root, tmp_path, PREPARER, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    assert again.strip() == directory
+
+
+@pytest.mark.parametrize("address", ["hf:a", "hf:a/b", "hf:a/b:"])
+def test_an_address_of_a_tokenizer_without_a_file_is_refused(tmp_path, address):
+    data = schema.defaults().data
+    data.update(cache_dir=str(tmp_path), tokenizer=address)
+    with pytest.raises(UserError, match="hf:OWNER/NAME:FILE"):
+        with_local_tokenizer(data)
 
 
 def test_every_recipe_that_reads_the_hub_names_one_of_these_and_has_the_others_as_variants():
