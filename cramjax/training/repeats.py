@@ -75,10 +75,11 @@ def describe(
         f"{text_amount.in_words(dataset.manifest['train_tokens'])} there)"
     ]
     if most > MANY:
-        lines.append(
+        lines += [
             f"  over {MANY:g} times, text that comes again teaches less and less "
-            "(arXiv 2305.16264): raise data.max_mb, name a larger data.source, or lower the budget"
-        )
+            "(arXiv 2305.16264):",
+            "  raise data.max_mb, name a larger data.source, or lower the budget",
+        ]
     return lines
 
 

@@ -129,16 +129,16 @@ def settled_for(config: Config, device_kind: str, n_devices: int, announce: Anno
     # A short run, too, needs a tokenizer and text to evaluate on.
     max_mb = max(max_mb, config.data.tokenizer_sample_mb)
 
-    reason = ""
-    if reading.tokens_per_s is not None:
-        note = f", {reading.note}" if reading.note else ""
-        reason = (
-            f": {reading.tokens_per_s:,.0f} a second expected of {n_devices} × {device_kind}{note}"
-        )
     announce(
         f"data.max_mb=budget: at most {max_mb:,.10g} MB of text, for the "
-        f"{in_words(reading.tokens)} tokens that the budget reads{reason}"
+        f"{in_words(reading.tokens)} tokens that the budget reads"
     )
+    if reading.tokens_per_s is not None:
+        note = f", {reading.note}" if reading.note else ""
+        announce(
+            f"  at {reading.tokens_per_s:,.0f} tokens/s, expected of {n_devices} × "
+            f"{device_kind}{note}"
+        )
     return changed(config, {"data.max_mb": max_mb})
 
 

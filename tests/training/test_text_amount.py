@@ -118,5 +118,6 @@ def test_a_run_that_goes_on_keeps_its_amount_unless_it_may_change():
 def test_the_number_is_said_with_its_reason():
     lines = []
     text_amount.settled_for(get_config("bert_1day"), "NVIDIA Nonesuch", 2, lines.append)
-    (line,) = lines
-    assert "2 × NVIDIA Nonesuch" in line and "counted as an NVIDIA A100" in line and "MB" in line
+    first, second = lines
+    assert "MB of text" in first
+    assert "2 × NVIDIA Nonesuch" in second and "counted as an NVIDIA A100" in second
