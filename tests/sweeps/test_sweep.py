@@ -132,6 +132,19 @@ def test_points_are_the_cross_product_with_the_last_grid_fastest():
     ]
 
 
+@pytest.mark.parametrize(
+    "overrides, grids, differ",
+    [
+        (["data.max_mb=budget"], {"model.n_layers": ["2", "4"]}, True),
+        (["data.max_mb=budget"], {"budget.steps": ["4", "8"]}, True),
+        (["data.max_mb=budget"], LRS, False),
+        (["data.max_mb=3"], {"model.n_layers": ["2", "4"]}, False),
+    ],
+)
+def test_points_that_read_different_amounts_of_text_are_noticed(overrides, grids, differ):
+    assert grid.differ_in_text(grid.points_of(f"{RECIPE}:smoke", overrides, grids)) == differ
+
+
 def test_the_variant_is_the_argument_of_the_recipe():
     (point,) = grid.points_of(RECIPE, [], {"variant": ["smoke"]})
     assert point.spec == f"{RECIPE}:smoke" and point.config["name"] == "quickstart-smoke"
