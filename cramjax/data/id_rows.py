@@ -44,10 +44,13 @@ def _is_list_of_integers(kind: Any) -> bool:
 
 
 def count(path: str) -> int:
-    """Return the number of rows of a parquet file, by its footer."""
-    import pyarrow.parquet
+    """Return the number of rows of a parquet file, by its footer.
 
-    return pyarrow.parquet.read_metadata(path).num_rows
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    with _open(path) as table:
+        return table.metadata.num_rows
 
 
 def usual_length(path: str, field: str) -> int:
@@ -63,22 +66,31 @@ def usual_length(path: str, field: str) -> int:
     raise UserError(f"{path}: has no row of ids in its field {field!r}")
 
 
-def read_rows(path: str, field: str, row_tokens: int, drop: Drop) -> Iterator[np.ndarray]:
+def read_rows(
+    path: str, field: str, row_tokens: int, n_rows: int | None, drop: Drop
+) -> Iterator[np.ndarray]:
     """Yield the rows of a file in order, int64 [n, row_tokens] at a time.
 
     Args:
         path: The file.
         field: Its column of lists of whole numbers.
         row_tokens: Ids of a row; others are left out.
+        n_rows: Rows to read at most; None for all.
         drop: Called for each row that is left out: it is null, holds a null, or has another length.
             Of a damaged row group the rest is left out.
 
     Raises:
         UserError: if the file cannot be read, or the column is of another type.
     """
-    first_row = 0
+    first_row = n_read = 0
     for lengths, values in _batches(path, field, drop):
         is_whole = lengths == row_tokens
+        if n_rows is not None:
+            # What comes after the last row is not read, so it is not left out either.
+            n_before = n_read + np.cumsum(is_whole) - is_whole
+            lengths, is_whole = lengths[n_before < n_rows], is_whole[n_before < n_rows]
+            values = values[: np.maximum(lengths, 0).sum()]
+
         for row in np.flatnonzero(~is_whole):
             reason = "row_is_null" if lengths[row] < 0 else "row_of_another_length"
             drop(reason, f"{path}:{first_row + row}")
@@ -86,19 +98,16 @@ def read_rows(path: str, field: str, row_tokens: int, drop: Drop) -> Iterator[np
         counts = np.maximum(lengths, 0)
         yield values[np.repeat(is_whole, counts)].reshape(-1, row_tokens)
         first_row += len(lengths)
+        n_read += int(is_whole.sum())
+        if n_rows is not None and n_read >= n_rows:
+            return
 
 
 def _batches(path: str, field: str, drop: Drop) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the lengths of rows, int64 [n] (-1: null), and their ids one after the other, int64."""
     import pyarrow
-    import pyarrow.parquet
 
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, ValueError, OSError) as error:
-        first_line = str(error).partition("\n")[0]
-        raise UserError(f"{path}: not a readable parquet file ({first_line})") from error
-    with table:
+    with _open(path) as table:
         schema = table.schema_arrow
         if schema.names.count(field) != 1 or not _is_list_of_integers(schema.field(field).type):
             raise UserError(
@@ -111,6 +120,18 @@ def _batches(path: str, field: str, drop: Drop) -> Iterator[tuple[np.ndarray, np
                     yield _lengths_and_values(batch.column(0))
             except (pyarrow.ArrowException, OSError):
                 drop("damaged_row_group", f"{path}: row group {group}")
+
+
+def _open(path: str) -> Any:
+    """Return the `ParquetFile` of a path, a context that closes it."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise UserError(f"{path}: not a readable parquet file ({first_line})") from error
 
 
 def _lengths_and_values(column: Any) -> tuple[np.ndarray, np.ndarray]:

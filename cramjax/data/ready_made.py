@@ -132,10 +132,13 @@ class ReadyMade:
         self._warn_of_length()
 
         written: dict[str, str] = {}
+        n_rows = 0
         for source in range(len(self._plan.sources)):
             for note in self._source(source):
                 written |= note["files"]
                 self._dropped.update(note["dropped"])
+                n_rows += note["rows"]
+                self._refuse_documents(n_rows)
         try:
             self._publish(directory, written)
         except Damaged as error:
@@ -163,20 +166,20 @@ class ReadyMade:
         n_rows = 0
 
         with ThreadPoolExecutor(1) as threads:
-            following: Future[str] | None = threads.submit(_local, opened, parts[0])
+            following: Future[str] | None = None
             for number, part in enumerate(parts):
-                if following is None:
-                    return
-                path = following.result()
                 left = None if limit is None else limit - n_rows
-                # The next file is downloaded while this one is read, if that does not suffice.
-                following = None
-                is_enough = left is not None and id_rows.count(path) >= left
-                if number + 1 < len(parts) and not is_enough:
-                    following = threads.submit(_local, opened, parts[number + 1])
+                if left is not None and left <= 0:
+                    return
 
                 note = self._note_of(source, number)
                 if note is None:
+                    path = (following or threads.submit(_local, opened, part)).result()
+                    # The next file is downloaded while this one is read, if that does not suffice.
+                    following = None
+                    is_enough = left is not None and id_rows.count(path) >= left
+                    if number + 1 < len(parts) and not is_enough:
+                        following = threads.submit(_local, opened, parts[number + 1])
                     note = self._copy(source, number, part, path, left)
                 yield note
                 n_rows += note["rows"]
@@ -217,17 +220,13 @@ class ReadyMade:
             stem = f"{split}-{source}-{number:05d}"
             shards[split] = _Shards(self._partial, stem, self._dtype, self._config.max_shard_tokens)
         n_rows = 0
-        rows = id_rows.read_rows(path, self._config.text_field, self._row_tokens, drop)
+        rows = id_rows.read_rows(path, self._config.text_field, self._row_tokens, left, drop)
         for block in id_rows.blocks(rows, _BLOCK_ROWS):
-            kept = block if left is None else block[: left - n_rows]
-            self._refuse_foreign(kept, part)
-            content = kept.astype(np.dtype(self._dtype).newbyteorder("<"))
+            self._refuse_foreign(block, part)
+            content = block.astype(np.dtype(self._dtype).newbyteorder("<"))
             shards[self._split_of(content)].add(content)
-            n_rows += len(kept)
-            if left is not None and n_rows >= left:
-                break
+            n_rows += len(block)
 
-        self._refuse_documents(part, n_rows, dropped)
         files: dict[str, str] = {}
         for written in shards.values():
             files |= written.close()
@@ -255,13 +254,15 @@ class ReadyMade:
                 "that made these ids"
             )
 
-    def _refuse_documents(self, part: Part, n_rows: int, dropped: collections.Counter[str]) -> None:
-        n_others = dropped["row_of_another_length"]
-        if n_others > _MOST_OTHERS * (n_rows + n_others):
+    def _refuse_documents(self, n_rows: int) -> None:
+        """Raise a UserError if rows of other lengths are not a few at the ends of files."""
+        n_others = self._dropped["row_of_another_length"]
+        if n_others > max(_BLOCK_ROWS, _MOST_OTHERS * (n_rows + n_others)):
+            specs = ", ".join(source.spec for source in self._plan.sources)
             raise UserError(
-                f"{part.name}: {n_others:,} rows have other lengths than the {n_rows:,} of "
-                f"{self._row_tokens} ids; only rows of one length can be read, as packed sequences "
-                "have; take the text instead"
+                f"data.source={specs}: {n_others:,} rows have other lengths than the {n_rows:,} of "
+                f"{self._row_tokens} ids; only packed sequences of one length can be read: take "
+                "the text instead"
             )
 
     def _publish(self, directory: pathlib.Path, written: dict[str, str]) -> None:

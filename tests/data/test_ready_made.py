@@ -82,7 +82,7 @@ def test_rows_of_every_list_type_are_read_exactly(tmp_path, kind):
     path = write(tmp_path / "a.parquet", rows, kind, row_group_size=30)
     assert id_rows.is_list_of_ids(path, "input_ids") and id_rows.usual_length(path, "input_ids")
     dropped = []
-    read = list(id_rows.read_rows(path, "input_ids", ROW, lambda *what: dropped.append(what)))
+    read = list(id_rows.read_rows(path, "input_ids", ROW, None, lambda *what: dropped.append(what)))
     assert np.array_equal(np.concatenate(read), rows) and not dropped
 
 
@@ -102,10 +102,12 @@ def test_whatever_a_column_holds_rows_are_whole_or_counted(tmp_path_factory, row
     path = tmp_path_factory.mktemp("column") / "a.parquet"
     write(path, rows, kind, row_group_size=group)
     dropped = []
-    read = list(id_rows.read_rows(path, "input_ids", 3, lambda *what: dropped.append(what)))
+    read = list(id_rows.read_rows(path, "input_ids", 3, None, lambda *what: dropped.append(what)))
     whole = [row for row in rows if row is not None and len(row) == 3 and None not in row]
     assert [row for batch in read for row in batch.tolist()] == whole
     assert len(dropped) == len(rows) - len(whole)
+    first = [row for batch in id_rows.read_rows(path, "input_ids", 3, 2, print) for row in batch]
+    assert [row.tolist() for row in first] == whole[:2]
     blocks = list(id_rows.blocks(iter(read), 4))
     assert [row for block in blocks for row in block.tolist()] == whole
     assert all(len(block) == 4 for block in blocks[:-1])
@@ -184,11 +186,35 @@ def test_a_run_trains_on_ids_and_its_model_knows_their_tokenizer(ids, tmp_path):
 
 def test_an_amount_takes_whole_rows_from_the_first_files(ids, tmp_path):
     n_rows = 100
-    amount = settings(tmp_path, max_mb=n_rows * ROW * ready_made.BYTES_PER_ID / 1e6)
+    max_mb = (n_rows + 0.5) * ROW * ready_made.BYTES_PER_ID / 1e6
+    amount = settings(tmp_path, max_mb=max_mb, heldout_fraction=0.0)
     dataset = TokenDataset.open(prepare.prepare(amount))
     assert dataset.manifest["documents"] == n_rows
-    kept = as_set(rows_of(dataset, "train")) | as_set(rows_of(dataset, "heldout"))
+    kept = as_set(rows_of(dataset, "train"))
     assert kept in (as_set(ids[:100]), as_set(ids[500:600]))  # of the file that is read first
+
+
+def test_an_amount_goes_on_to_the_next_file_where_rows_are_left_out(ids, tmp_path):
+    for name, rows in (("a", ids[:500]), ("b", ids[500:])):
+        lists = [row[:9] if number % 12 == 0 else row for number, row in enumerate(rows.tolist())]
+        write(tmp_path / "ids" / f"{name}.parquet", lists)
+    for n_rows in (299, 490, 700):
+        max_mb = (n_rows + 0.5) * ROW * ready_made.BYTES_PER_ID / 1e6
+        data = settings(tmp_path, max_mb=max_mb, heldout_fraction=0.0)
+        manifest = prepare.read_manifest(prepare.prepare(data))
+        assert manifest["documents"] == n_rows
+
+
+def test_a_later_file_that_is_none_is_named(ids, tmp_path):
+    for name in ("a", "b"):
+        garbage = tmp_path / "ids" / f"{name}.parquet"
+        content = garbage.read_bytes()
+        garbage.write_bytes(b"no parquet at all")
+        with pytest.raises(UserError, match=f"{name}.parquet: not a readable parquet file"):
+            prepare.prepare(settings(tmp_path, max_mb=0.1), n_workers=1)
+        with pytest.raises(UserError, match=f"{name}.parquet: not a readable parquet file"):
+            prepare.prepare(settings(tmp_path), n_workers=1)
+        garbage.write_bytes(content)
 
 
 def test_long_files_become_several_shards_and_rows_stay_whole(ids, tmp_path):
@@ -291,7 +317,7 @@ def test_ids_need_their_tokenizer_and_rows_of_one_length(tmp_path):
     assert "--config.data.tokenizer=" in message
     documents = [list(range(5, 6 + number % 40)) for number in range(100)]
     message = refusal(tmp_path, documents)
-    assert "other lengths" in message and "a.parquet" in message
+    assert "other lengths" in message and "packed sequences" in message
 
 
 def test_ids_and_text_do_not_mix(tmp_path):
