@@ -16,6 +16,7 @@ from cramjax.data import loader as loaders
 from cramjax.data import prepare, tokenizers
 from cramjax.models.layers import FLOAT32
 from cramjax.objectives import families
+from cramjax.training import text_amount
 
 
 def preview(config: Config, n_examples: int) -> Iterator[str]:
@@ -27,6 +28,7 @@ def preview(config: Config, n_examples: int) -> Iterator[str]:
     start.start()
     with contextlib.closing(Progress()) as progress:
         config = pretrained.with_tokenizer(config)
+        config = text_amount.settled(config, None, progress.announce)
         dataset = prepare.open_data(config.data, progress.announce)
 
     objective = families.build(config, dataset, FLOAT32)

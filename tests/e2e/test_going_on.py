@@ -356,6 +356,24 @@ def test_a_larger_budget_names_the_same_text_for_every_recipe(recipe):
     assert "budget.hours" in changed and changed <= {"budget.hours", "data.max_mb"}
 
 
+def test_an_amount_of_text_from_the_budget_stays_when_the_budget_grows(text, tmp_path, capsys):
+    """The amount depends on devices and budget; a run that goes on keeps what it was made with."""
+    amount = ("data.max_mb=budget", "data.tokenizer_sample_mb=0.02")
+    summary = train(text, tmp_path, *amount)
+    assert "data.max_mb=budget: at most" in capsys.readouterr().err
+    first = json.loads((tmp_path / "config.json").read_text())["data"]["max_mb"]
+    assert 0.02 <= first < 1
+    assert summary["data_epochs"] == pytest.approx(
+        summary["tokens"] / history.dataset_of(tmp_path)[1].manifest["train_tokens"], rel=0.05
+    )
+
+    longer = train(text, tmp_path, *amount, "budget.steps=30")
+    told = capsys.readouterr().err
+    assert "data.max_mb" not in told and "budget.steps: 12 → 30" in told
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["max_mb"] == first
+    assert longer["data_epochs"] > summary["data_epochs"] and longer["steps"] == 30
+
+
 DAMAGE = {
     "clock": None,
     "config": {"model": {}},
