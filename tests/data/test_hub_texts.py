@@ -4,14 +4,11 @@ The layouts are those of the datasets' pages in November 2026, a few files of ea
 """
 
 import gzip
-import http.server
 import io
 import json
 import os
 import subprocess
 import sys
-import threading
-import urllib.parse
 
 import numpy as np
 import pyarrow
@@ -24,9 +21,9 @@ from cramjax.config.resolve import get_config
 from cramjax.data.dataset import TokenDataset
 from cramjax.data.hub_tokenizer import with_local_tokenizer
 from cramjax.errors import UserError
+from tests.data.hub_stand_in import REVISION, serve
 from tests.data.shards import word_tokenizer
 
-REVISION = "0123456789abcdef0123456789abcdef01234567"
 READER = """
 import json, sys, types
 from cramjax.data.sources import open_sources
@@ -120,56 +117,10 @@ WANTED = {
 }
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers with dataset info, the list of a folder, and files."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET(body=False)
-
-    def do_GET(self, body=True):
-        path = urllib.parse.unquote(self.path.partition("?")[0])
-        path = path.removeprefix("/api").removeprefix("/datasets/")
-        repo = "/".join(path.split("/")[:2])
-        files = REPOSITORIES.get(repo)
-        if files is None:
-            return self.send(b"{}", body, status=404)
-        if "/resolve/" in path:
-            return self.send(files[path.split("/resolve/")[1].split("/", 1)[1]], body)
-        if "/tree/" not in path:
-            return self.send(json.dumps({"id": repo, "sha": REVISION}).encode(), body)
-
-        folder = path.split(f"/tree/{REVISION}")[1].strip("/")
-        prefix = f"{folder}/" if folder else ""
-        listed = [
-            {"type": "file", "oid": "0", "size": len(content), "path": name}
-            for name, content in files.items()
-            if name.startswith(prefix)
-        ]
-        return self.send(json.dumps(listed).encode(), body)
-
-    def send(self, content, body, status=200):
-        self.send_response(status)
-        self.send_header("ETag", f'"{hash(content) & 0xFFFFFFFF:064x}"')
-        self.send_header("X-Repo-Commit", REVISION)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-
 @pytest.fixture
 def hub():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serve(REPOSITORIES) as address:
+        yield address
 
 
 def run(root, tmp_path, script, *arguments, **environment):
