@@ -180,6 +180,7 @@ HEAVY = {
         "compress",
         "bench",
     },
+    "ray": {"data.ray_executor"},
     "torch": {
         "bench.peer_steps",
         "bench.torch_encoder",

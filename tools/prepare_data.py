@@ -16,6 +16,8 @@ EXAMPLE = """example:
   python -m tools.prepare_data --config configs/quickstart.py
   python -m tools.prepare_data --config configs/bert_1day.py \\
       --config.data.source='text:corpus/*.jsonl.zst'
+  python -m tools.prepare_data --config configs/bert_1day.py --executor ray --ray_address auto \\
+      --config.data.source='text:/shared/corpus/*.jsonl.zst' --config.data.cache_dir=/shared/data
   python -m tools.prepare_data --config configs/bert_1day.py --device rtx4090 --n_devices 2
 
 data.* keys, their units and defaults: DATA in cramjax/config/schema.py. After a kill, the same
@@ -36,7 +38,16 @@ def _prepare(args: argparse.Namespace) -> None:
         start.start()
         config = pretrained.with_tokenizer(config)
     config = _with_amount(config, args)
-    directory = prepare.prepare(config.data, announce=announce, n_workers=args.workers)
+    executor = None
+    if args.executor == "ray":
+        from cramjax.data.ray_executor import RayExecutor
+
+        executor = RayExecutor(
+            config.data.cache_dir, announce, address=args.ray_address, n_workers=args.workers
+        )
+    directory = prepare.prepare(
+        config.data, announce=announce, n_workers=args.workers, executor=executor
+    )
     table = describe(directory, prepare.read_manifest(directory))
     # A name that is not UTF-8 cannot be printed as it is.
     print(table.encode("utf-8", "backslashreplace").decode("utf-8"))
@@ -83,11 +94,25 @@ def main(argv: list[str] | None = None) -> int:
         EXAMPLE,
     )
     add_config_flags(parser)
+
     parser.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="processes that read and clean (default: one a core, 8 at most)",
+        help="processes of this machine (default: one a core, 8 at most)",
+    )
+    parser.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="who does the work: processes of this machine, or a Ray cluster; the dataset is the "
+        "same (default: local)",
+    )
+    parser.add_argument(
+        "--ray_address",
+        metavar="ADDRESS",
+        help="'auto' for the Ray cluster of this node, or HOST:PORT (default: start a cluster of "
+        "processes of this machine)",
     )
     parser.add_argument(
         "--device",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
+import json
 import pathlib
 import statistics
 import sys
@@ -26,7 +27,7 @@ from cramjax import start
 from cramjax.bench import overhead
 from cramjax.config.views import Config
 from cramjax.data import loader as loaders
-from cramjax.data import pack, tokenizers
+from cramjax.data import tokenizers
 from cramjax.data.dataset import TokenDataset
 from cramjax.data.manifest import FORMAT
 from cramjax.models import stack
@@ -175,23 +176,31 @@ def _random_dataset(folder: pathlib.Path, vocab_size: int) -> pathlib.Path:
     vocabulary = sessions.AssumedVocabulary(vocab_size=vocab_size)
     special = vocabulary.special_tokens
     dtype = vocabulary.dtype.name
-    partial = folder / "partial"
-    partial.mkdir()
+    directory = folder / "random"
+    directory.mkdir()
 
     # Words that nobody reads: a dataset has a tokenizer of as many entries as it says.
     words = {name: special[role] for role, name in tokenizers.SPECIAL_TOKENS.items()}
     words |= {f"word{number}": number for number in range(len(special), vocab_size)}
     unk = tokenizers.SPECIAL_TOKENS["unk"]
-    tokenizers.save(Tokenizer(WordLevel(words, unk_token=unk)), partial / "tokenizer")
-    tokenizer_file = partial / "tokenizer" / "tokenizer.json"
+    tokenizers.save(Tokenizer(WordLevel(words, unk_token=unk)), directory / "tokenizer")
+    tokenizer_file = directory / "tokenizer" / "tokenizer.json"
 
     tokens = np.random.default_rng(0).integers(len(special), vocab_size, PIPELINE_TOKENS)
-    writer = pack.ShardWriter(
-        partial, "train", 0, dtype=dtype, sep=special["sep"], max_tokens=PIPELINE_TOKENS + 1
-    )
-    writer.add([tokens])
-    writer.close()
-    shards = pack.finish(partial, dtype=dtype, vocab_size=vocab_size)
+    tokens[-1] = special["sep"]
+    content = tokens.astype(np.dtype(dtype).newbyteorder("<")).tobytes()
+    (directory / "train-0-00000.bin").write_bytes(content)
+    np.save(directory / "train-0-00000.docs.npy", np.zeros(1, "<u8"))
+    np.save(directory / "unigram.npy", np.bincount(tokens, minlength=vocab_size))
+    shard = {
+        "file": "train-0-00000.bin",
+        "split": "train",
+        "source": 0,
+        "tokens": len(tokens),
+        "documents": 1,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "boundaries": "train-0-00000.docs.npy",
+    }
 
     manifest = {
         "format": FORMAT,
@@ -205,10 +214,10 @@ def _random_dataset(folder: pathlib.Path, vocab_size: int) -> pathlib.Path:
         "filters": {},
         "dropped": {},
         "documents": 1,
-        "tokens": shards[0]["tokens"],
-        "train_tokens": shards[0]["tokens"],
+        "tokens": len(tokens),
+        "train_tokens": len(tokens),
         "heldout_tokens": 0,
-        "shards": shards,
+        "shards": [shard],
     }
-    pack.publish(partial, folder / "random", manifest)
-    return folder / "random"
+    (directory / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return directory

@@ -1,15 +1,12 @@
-"""Finds documents that came before: exact duplicates by hash, near duplicates by MinHash.
+"""Hashes of a document: by which it is told from others, held out, and compared with others.
 
-Both work in bounded memory. The hashes by which documents are held out are here too. MinHash
-signatures come from the `rensa` library; the index over them is ours, because the library's needs
-about 1,000 bytes per document and this one 250.
+MinHash signatures come from the `rensa` library. `duplicates.py` compares documents.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -27,9 +24,6 @@ _SIGNATURE_CHARS = 1 << 19
 _SEED = 1
 # Bands are as long as they can be with this chance of comparing a pair at the threshold.
 _RECALL = 0.97
-# Signatures that enter grown tables together.
-_GROW_BLOCK = 1 << 14
-_LOG = logging.getLogger("cramjax")
 
 
 def document_hashes(text: str) -> tuple[int, int]:
@@ -52,64 +46,6 @@ def is_heldout(split_hashes: np.ndarray, fraction: float) -> np.ndarray:
         bool [n].
     """
     return split_hashes < np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
-
-
-class SeenHashes:
-    """A set of 64-bit hashes: 8 bytes each, and at most 300 MB for recent ones.
-
-    Old hashes are in sorted arrays, one for each value of the top 4 bits; recent ones are in a
-    Python set, which is fast to add to but large.
-    """
-
-    _MAX_RECENT = 1 << 22
-    _N_BUCKETS = 16
-
-    def __init__(self):
-        self._recent: set[int] = set()
-        self._sorted = [np.empty(0, np.uint64) for _ in range(self._N_BUCKETS)]
-
-    def add(self, hashes: np.ndarray) -> np.ndarray:
-        """Add hashes uint64 [n] in order.
-
-        Returns:
-            bool [n], true where a hash is new.
-        """
-        is_new = ~self._in_sorted(hashes)
-        for index in np.flatnonzero(is_new).tolist():
-            value = int(hashes[index])
-            if value in self._recent:
-                is_new[index] = False
-            else:
-                self._recent.add(value)
-
-        if len(self._recent) > self._MAX_RECENT:
-            self._merge_recent()
-        return is_new
-
-    def _in_sorted(self, hashes: np.ndarray) -> np.ndarray:
-        """Return bool [n], true where a hash is in the sorted arrays."""
-        is_known = np.zeros(len(hashes), bool)
-        buckets = self._bucket(hashes)
-        for number, known in enumerate(self._sorted):
-            if len(known):
-                chosen = np.flatnonzero(buckets == number)
-                place = np.minimum(np.searchsorted(known, hashes[chosen]), len(known) - 1)
-                is_known[chosen] = known[place] == hashes[chosen]
-        return is_known
-
-    def _merge_recent(self) -> None:
-        recent = np.fromiter(self._recent, np.uint64, len(self._recent))
-        self._recent.clear()
-        buckets = self._bucket(recent)
-
-        # Bucket by bucket, so that merging needs a sixteenth of the set as working memory.
-        for number in range(self._N_BUCKETS):
-            merged = np.concatenate([self._sorted[number], recent[buckets == number]])
-            merged.sort()
-            self._sorted[number] = merged
-
-    def _bucket(self, hashes: np.ndarray) -> np.ndarray:
-        return (hashes >> np.uint64(60)).astype(np.int64)
 
 
 def signatures(texts: Iterable[str]) -> np.ndarray:
@@ -145,109 +81,45 @@ def _shingles(text: str) -> list[str]:
     return [joint.join(units[start : start + size]) for start in range(n_shingles)]
 
 
-class NearDuplicates:
-    """Finds documents that are similar to an earlier one that was kept.
+def band_rows(threshold: float) -> int:
+    """Return how many values of a signature make a band, for near duplicates from `threshold` on.
 
-    Locality-sensitive hashing: a signature is cut into bands, and only documents that agree in a
-    whole band are compared. A slot of a band's table remembers the last document that fell there.
-    That loses few pairs, since a true one agrees in many bands.
+    Documents that agree in a whole band are compared. Longer bands mean fewer comparisons.
+
+    Args:
+        threshold: Estimated Jaccard similarity.
     """
+    lengths = [n_rows for n_rows in (4, 8) if _recall(threshold, n_rows) >= _RECALL]
+    return max([2, *lengths])
 
-    def __init__(self, threshold: float, capacity: int = 1 << 22):
-        """Start with no documents.
 
-        Args:
-            threshold: Estimated Jaccard similarity from which a document is a near duplicate.
-            capacity: Documents to remember, 250 bytes each; later ones are compared with these,
-                but not remembered.
-        """
-        self._threshold = threshold
-        self._capacity = capacity
-        # Longer bands mean fewer comparisons.
-        lengths = [n_rows for n_rows in (4, 8) if _recall(threshold, n_rows) >= _RECALL]
-        self._band_rows = max([2, *lengths])
-        self._bands = np.arange(N_HASHES // self._band_rows)
-        self._signatures = np.empty((1 << 10, N_HASHES), np.uint16)
-        self._n = 0
-        self._tables = self._empty_tables()
+def n_bands(threshold: float) -> int:
+    """Return how many bands a signature has."""
+    return N_HASHES // band_rows(threshold)
 
-    def add(self, signatures: np.ndarray) -> np.ndarray:
-        """Add documents by their signatures, uint16 [n, N_HASHES], in order.
 
-        Returns:
-            bool [n], true where a document is new.
-        """
-        is_new = np.ones(len(signatures), bool)
-        for index, signature in enumerate(signatures):
-            candidates = self._tables[self._bands, self._slots(signature)]
-            candidates = candidates[candidates >= 0]
-            if len(candidates):
-                agreement = (self._signatures[candidates] == signature).mean(axis=1)
-                if agreement.max() >= self._threshold:
-                    is_new[index] = False
-                    continue
+def band_keys(signatures: np.ndarray, threshold: float) -> Iterator[np.ndarray]:
+    """Yield a key for each band, uint64 [n]: documents that agree in the band have the same.
 
-            if self._n < self._capacity:
-                self._remember(signature)
-        return is_new
-
-    def _remember(self, signature: np.ndarray) -> None:
-        if self._n == len(self._signatures):
-            self._grow()
-        self._signatures[self._n] = signature
-        self._tables[self._bands, self._slots(signature)] = self._n
-        self._n += 1
-
-        if self._n == self._capacity:
-            _LOG.warning(
-                "data.dedup_near: %d documents are remembered, the limit of memory; later ones "
-                "are compared with these only",
-                self._n,
-            )
-
-    def _grow(self) -> None:
-        """Double the room, and put every document into tables of the new size."""
-        self._signatures = np.concatenate([self._signatures, np.empty_like(self._signatures)])
-        self._tables = self._empty_tables()
-        for start in range(0, self._n, _GROW_BLOCK):
-            end = min(start + _GROW_BLOCK, self._n)
-            slots = self._slots(self._signatures[start:end])
-            # In order, and numpy keeps the last of equal indices: the same tables as if they had
-            # been this large from the beginning.
-            self._tables[self._bands, slots] = np.arange(start, end)[:, None]
-
-    def _empty_tables(self) -> np.ndarray:
-        """Return int32 [n_bands, n_slots] of -1; a slot holds the number of a document."""
-        return np.full((len(self._bands), self._n_slots()), -1, np.int32)
-
-    def _slots(self, signatures: np.ndarray) -> np.ndarray:
-        """Return the slot in each band's table.
-
-        Args:
-            signatures: uint16 [..., N_HASHES].
-
-        Returns:
-            int64 [..., n_bands].
-        """
-        shape = (*signatures.shape[:-1], len(self._bands), self._band_rows)
-        banded = signatures.reshape(shape).astype(np.uint64)
-
-        # A multiplicative hash of the values of each band.
-        keys = np.zeros(banded.shape[:-1], np.uint64)
-        for row in range(self._band_rows):
-            keys = (keys ^ banded[..., row]) * np.uint64(0x9E3779B97F4A7C15)
+    Args:
+        signatures: uint16 [n, N_HASHES].
+        threshold: See `band_rows`.
+    """
+    n_rows = band_rows(threshold)
+    for start in range(0, n_bands(threshold) * n_rows, n_rows):
+        # A multiplicative hash of the values.
+        keys = np.zeros(len(signatures), np.uint64)
+        for row in range(start, start + n_rows):
+            keys = (keys ^ signatures[:, row].astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
             keys ^= keys >> np.uint64(29)
-        return (keys % np.uint64(self._n_slots())).astype(np.int64)
-
-    def _n_slots(self) -> int:
-        return 2 * len(self._signatures)
+        yield keys
 
 
-def _recall(similarity: float, band_rows: int) -> float:
-    """Return the probability that two signatures agree in at least one band of `band_rows` values.
+def _recall(similarity: float, n_rows: int) -> float:
+    """Return the probability that two signatures agree in at least one band of `n_rows` values.
 
     Args:
         similarity: Jaccard similarity of their documents.
-        band_rows: Values in a band.
+        n_rows: Values in a band.
     """
-    return 1 - (1 - similarity**band_rows) ** (N_HASHES // band_rows)
+    return 1 - (1 - similarity**n_rows) ** (N_HASHES // n_rows)

@@ -1,22 +1,25 @@
-"""Writes token shards so that a killed writer can go on: docs/internals/dataset_format.md.
+"""Writes token shards and publishes a dataset: docs/internals/dataset_format.md.
 
-Documents come in as token ids. They get their [SEP] and their shard here, and at the end the
-manifest. `selection.py` and `build.py` decide which documents are kept; `dataset.py` reads the
+`plan_shards` cuts the documents of all groups of parts into shards, and `ShardJob` writes one of
+them. `selection.py` and `token_files.py` decide which documents there are; `dataset.py` reads the
 result.
 """
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from cramjax.data.jobs import CheckedFile, Files
 from cramjax.data.manifest import SPLITS
 from cramjax.data.sealed import Damaged
 
@@ -24,294 +27,163 @@ from cramjax.data.sealed import Damaged
 _CHUNK_TOKENS = 1 << 22
 
 
-class ShardWriter:
-    """Appends documents to the shards of one source and split.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Span:
+    """Consecutive documents of a group: `lengths[first : last]`, `tokens[start : end]`.
 
-    A shard is a file of tokens, `.bin`, and one of its documents' offsets, `.docs`, uint64 each.
+    Attributes:
+        stem: Stem of the group's `EncodeJob`.
+        first: Number of the first document.
+        last: Number of the last one + 1.
+        start: Place of the first token.
+        end: Place of the last one + 1.
     """
 
-    def __init__(
-        self,
-        directory: pathlib.Path,
-        split: str,
-        source: int,
-        *,
-        dtype: str,
-        sep: int,
-        max_tokens: int,
-    ):
-        """Start at the first shard; `resume` goes elsewhere.
-
-        Args:
-            directory: Where the shards are.
-            split: "train" or "heldout".
-            source: Index of the source.
-            dtype: Type of the tokens, "uint16" or "uint32".
-            sep: Id of [SEP].
-            max_tokens: The most tokens in a shard.
-        """
-        self._directory = directory
-        self._stem = f"{split}-{source}"
-        self._dtype = np.dtype(dtype).newbyteorder("<")
-        self._sep = sep
-        self._max_tokens = max_tokens
-
-        self._number = 0
-        self._n_tokens = 0
-        self._n_documents = 0
-        # Digests of what was written to the two files of the shard, and the shards before it.
-        self._digests = (hashlib.sha256(), hashlib.sha256())
-        self._closed: list[list[Any]] = []
-        self._n_told = 0
-        self._files: tuple[BinaryIO, BinaryIO] | None = None
-
-    def add(self, documents: list[np.ndarray]) -> None:
-        """Write each document (token ids [n]), followed by [SEP].
-
-        A document that does not fit begins the next shard; one longer than a shard is cut into
-        several.
-        """
-        room = self._max_tokens - 1
-        for tokens in documents:
-            for start in range(0, len(tokens), room):
-                self._add_one(tokens[start : start + room])
-
-    def _add_one(self, tokens: np.ndarray) -> None:
-        if self._n_tokens and self._n_tokens + len(tokens) + 1 > self._max_tokens:
-            self.close()
-            self._closed.append(self._state())
-            self._number += 1
-            self._n_tokens = 0
-            self._n_documents = 0
-            self._digests = (hashlib.sha256(), hashlib.sha256())
-
-        contents = (
-            np.append(tokens, np.uint32(self._sep)).astype(self._dtype).tobytes(),
-            np.uint64(self._n_tokens).astype("<u8").tobytes(),
-        )
-        for file, digest, content in zip(self._open(), self._digests, contents, strict=True):
-            file.write(content)
-            digest.update(content)
-        self._n_tokens += len(tokens) + 1
-        self._n_documents += 1
-
-    def _open(self) -> tuple[BinaryIO, BinaryIO]:
-        if self._files is None:
-            tokens_path, offsets_path = self._paths(self._number)
-            tokens_file = tokens_path.open("ab", buffering=1 << 20)
-            offsets_file = offsets_path.open("ab", buffering=1 << 20)
-            self._files = (tokens_file, offsets_file)
-        return self._files
-
-    def sync(self) -> None:
-        """Bring everything to the disk, so that it outlives a power failure."""
-        for file in self._files or ():
-            file.flush()
-            os.fsync(file.fileno())
-
-    def close(self) -> None:
-        """Sync and close the files; a second call does nothing."""
-        self.sync()
-        for file in self._files or ():
-            file.close()
-        self._files = None
-
-    def news(self) -> list[list[Any]]:
-        """Return the states of the shards written to since the last call, for `resume`.
-
-        A state is [shard number, tokens in it, documents in it, SHA-256 of both files].
-        """
-        states = [*self._closed[self._n_told :], self._state()]
-        self._n_told = len(self._closed)
-        return states
-
-    def _state(self) -> list[Any]:
-        digests = [digest.hexdigest() for digest in self._digests]
-        return [self._number, self._n_tokens, self._n_documents, *digests]
-
-    def digests(self) -> dict[str, str]:
-        """Return name → SHA-256 of what was written to each file."""
-        digests = {}
-        for number, n_tokens, _, *both in (*self._closed, self._state()):
-            if n_tokens:
-                paths = self._paths(number)
-                digests |= {path.name: digest for path, digest in zip(paths, both, strict=True)}
-        return digests
-
-    def resume(self, states: list[list[Any]]) -> None:
-        """Take the files back to the last state of each shard, in their order.
-
-        Raises:
-            Damaged: if a file does not hold what was written to it.
-        """
-        if states:
-            *self._closed, last = states
-            self._number, self._n_tokens, self._n_documents, *_ = last
-        self._n_told = len(self._closed)
-        for path in self._directory.glob(f"{self._stem}-*"):
-            number = int(path.name.removeprefix(f"{self._stem}-").split(".")[0])
-            if number > self._number:
-                path.unlink()
-
-        for number, n_tokens, n_documents, *expected in states:
-            tokens_path, offsets_path = self._paths(number)
-            self._digests = (
-                _cut_back(tokens_path, n_tokens * self._dtype.itemsize),
-                _cut_back(offsets_path, n_documents * 8),
-            )
-            if [digest.hexdigest() for digest in self._digests] != expected:
-                raise Damaged(f"{tokens_path} is not what was written")
-        if not states:
-            for path in self._paths(0):
-                path.unlink(missing_ok=True)
-
-    def _paths(self, number: int) -> tuple[pathlib.Path, pathlib.Path]:
-        name = f"{self._stem}-{number:05d}"
-        return self._directory / f"{name}.bin", self._directory / f"{name}.docs"
+    stem: pathlib.Path
+    first: int
+    last: int
+    start: int
+    end: int
 
 
-def _cut_back(path: pathlib.Path, size: int) -> hashlib._Hash:
-    """Cut a file to `size` bytes; returns the SHA-256 of what is left, which can go on."""
-    n_bytes = path.stat().st_size if path.exists() else 0
-    if n_bytes < size:
-        raise Damaged(f"{path} has {n_bytes} bytes instead of {size}")
-    if n_bytes > size:
-        os.truncate(path, size)
-    digest = hashlib.sha256()
-    if size:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-    return digest
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardJob:
+    """Writes one shard, as the format says: `bin`, and `docs.npy`.
+
+    The file `counts` has how often each id stands there (int64 [vocab_size]), `periods` how many
+    full stops each sequence has (int32). The record has tokens, documents and the SHA-256 of both
+    files of the shard.
+
+    Attributes:
+        split: "train" or "heldout".
+        source: Index of the source.
+        number: Counts the shards of that source and split.
+        stem: See `Job`.
+        spans: What is in it.
+        dtype: Type of the tokens, "uint16" or "uint32".
+        vocab_size: Ids are below it.
+        order_length: Tokens in a sequence of the sentence order, or None for no such order.
+        period: Id of "."; None if the vocabulary has none.
+    """
+
+    split: str
+    source: int
+    number: int
+    stem: pathlib.Path
+    spans: tuple[Span, ...]
+    dtype: str
+    vocab_size: int
+    order_length: int | None
+    period: int | None
+
+    @property
+    def name(self) -> str:
+        """See `Job`."""
+        return f"{self.stem.name}.bin"
+
+    def facts(self) -> list[Any]:
+        """See `Job`."""
+        return [[span.stem.name, span.first, span.last] for span in self.spans]
+
+    def make(self, files: Files) -> dict[str, Any]:
+        """See `Job`."""
+        dtype = np.dtype(self.dtype).newbyteorder("<")
+        tokens_file = files.open("bin").with_sha256()
+        offsets = [np.zeros(1, np.int64)]
+        for span in self.spans:
+            _copy(span, self.split, dtype.itemsize, tokens_file)
+            path = _path(span.stem, f"{self.split}.lengths")
+            n_documents = span.last - span.first
+            lengths = np.fromfile(path, "<u4", n_documents, offset=4 * span.first)
+            offsets.append(offsets[-1][-1] + np.cumsum(lengths, dtype=np.int64))
+
+        # The last one is the end of the shard.
+        starts = np.concatenate(offsets)[:-1].astype("<u8")
+        offsets_file = files.open("docs.npy").with_sha256()
+        np.save(offsets_file, starts)  # pyright: ignore[reportArgumentType]
+
+        tokens_file.flush()
+        counts = count_ids(tokens_file.path, dtype, self.vocab_size)
+        files.open("counts").write(counts.astype("<i8").tobytes())
+        if self.order_length is not None:
+            periods = count_in_sequences(tokens_file.path, dtype, self.order_length, self.period)
+            files.open("periods").write(periods.astype("<i4").tobytes())
+        return {
+            "tokens": tokens_file.n_bytes // dtype.itemsize,
+            "documents": len(starts),
+            "sha256": {"bin": tokens_file.sha256, "docs.npy": offsets_file.sha256},
+        }
 
 
-def finish(
-    directory: pathlib.Path,
-    *,
-    dtype: str,
-    vocab_size: int,
-    written: Mapping[str, str] | None = None,
-) -> list[dict[str, Any]]:
-    """Turn the offsets into .npy files, and count the training split into unigram.npy.
+def plan_shards(
+    split: str, stems: Iterable[pathlib.Path], max_tokens: int
+) -> Iterator[tuple[Span, ...]]:
+    """Cut the documents of a source and split into shards.
+
+    A document that does not fit begins the next shard.
 
     Args:
-        directory: Where the shards are.
-        dtype: Type of the tokens.
-        vocab_size: Ids are below it.
-        written: Name → SHA-256 of what was written to each file; None compares nothing.
+        split: "train" or "heldout".
+        stems: Those of the finished `EncodeJob`s of the source, in reading order.
+        max_tokens: The most tokens in a shard.
 
-    Returns:
-        The shards' entries in the manifest.
-
-    Raises:
-        Damaged: if a file does not hold what was written to it.
+    Yields:
+        The spans of each shard.
     """
-    little_endian = np.dtype(dtype).newbyteorder("<")
-    counts = np.zeros(vocab_size, np.int64)
-    entries = []
-    digests = {}
-    for path in sorted(directory.glob("*.bin"), key=_shard_order):
-        split, source, _ = path.stem.split("-")
-        raw_offsets = path.with_suffix(".docs")
-        offsets = np.fromfile(raw_offsets, "<u8")
-        digests[raw_offsets.name] = hashlib.sha256(offsets.tobytes()).hexdigest()
-        boundaries = path.with_suffix(".docs.npy")
-        np.save(boundaries, offsets)
-
-        counted = counts if split == "train" else None
-        n_tokens, digests[path.name] = _read_shard(path, little_endian, counted)
-        entry = {
-            "file": path.name,
-            "split": split,
-            "source": int(source),
-            "tokens": n_tokens,
-            "documents": len(offsets),
-            "sha256": digests[path.name],
-            "boundaries": boundaries.name,
-        }
-        entries.append(entry)
-
-    if written is not None and digests != written:
-        changed = [
-            name for name in {**digests, **written} if digests.get(name) != written.get(name)
-        ]
-        raise Damaged(f"{directory / min(changed)} is not what was written")
-    np.save(directory / "unigram.npy", counts)
-    return entries
-
-
-def _read_shard(path: pathlib.Path, dtype: np.dtype, counts: np.ndarray | None) -> tuple[int, str]:
-    """Returns the number of tokens of a shard and its SHA-256, by one pass over it.
-
-    Its tokens are added to `counts`, int64 [vocab_size], unless that is None.
-    """
-    digest = hashlib.sha256()
+    spans: list[Span] = []
     n_tokens = 0
+    for stem in stems:
+        lengths = np.fromfile(_path(stem, f"{split}.lengths"), "<u4")
+        ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        first = 0
+
+        while first < len(lengths):
+            room = max_tokens - n_tokens
+            last = int(np.searchsorted(ends, ends[first] + room, "right")) - 1
+            start = int(ends[first])
+            end = int(ends[last])
+            if last > first:
+                spans.append(Span(stem=stem, first=first, last=last, start=start, end=end))
+                n_tokens += end - start
+                first = last
+            if first < len(lengths):
+                yield tuple(spans)
+                spans = []
+                n_tokens = 0
+    if spans:
+        yield tuple(spans)
+
+
+def _copy(span: Span, split: str, n_bytes: int, target: CheckedFile) -> None:
+    """Append the tokens of a span, of `n_bytes` each, to a file."""
+    path = _path(span.stem, f"{split}.bin")
+    left_bytes = (span.end - span.start) * n_bytes
+    with path.open("rb") as file:
+        file.seek(span.start * n_bytes)
+        while left_bytes:
+            block = file.read(min(left_bytes, _CHUNK_TOKENS))
+            if not block:
+                raise Damaged(f"{path} is cut short", _path(span.stem, "json"))
+            target.write(block)
+            left_bytes -= len(block)
+
+
+def count_ids(path: pathlib.Path, dtype: np.dtype, vocab_size: int) -> np.ndarray:
+    """Count how often each id stands in a file of tokens, int64 [vocab_size]."""
+    counts = np.zeros(vocab_size, np.int64)
     with path.open("rb") as file:
         while len(tokens := np.fromfile(file, dtype, _CHUNK_TOKENS)):
-            digest.update(tokens.tobytes())
-            n_tokens += len(tokens)
-
-            if counts is not None:
-                found = np.bincount(tokens, minlength=len(counts))
-                if len(found) > len(counts):
-                    raise Damaged(f"{path} holds an id over the vocabulary")
-                counts += found
-    return n_tokens, digest.hexdigest()
+            found = np.bincount(tokens, minlength=vocab_size)
+            if len(found) > vocab_size:
+                raise Damaged(f"{path} holds an id over the vocabulary")
+            counts += found
+    return counts
 
 
-def digests_of(directory: pathlib.Path) -> dict[str, str]:
-    """Return name → SHA-256 of every finished file but the shards, whose entries have theirs."""
-    digests = {}
-    for pattern in ("*.npy", "tokenizer/*"):
-        for path in sorted(directory.glob(pattern)):
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            digests[path.relative_to(directory).as_posix()] = digest
-    return digests
-
-
-def _shard_order(path: pathlib.Path) -> tuple[int, int, int]:
-    split, source, number = path.stem.split("-")
-    return SPLITS.index(split), int(source), int(number)
-
-
-def write_sentence_order(
-    directory: pathlib.Path,
-    entries: list[dict[str, Any]],
-    *,
-    dtype: str,
-    seq_len: int,
-    period: int | None,
-) -> None:
-    """Write Cramming's order of the training sequences of each source: most full stops first.
-
-    So short sentences come early (arXiv 2212.14034, section 4.4).
-
-    Args:
-        directory: Where the shards are.
-        entries: The shards' entries in the manifest.
-        dtype: Type of the tokens.
-        seq_len: Tokens in a sequence.
-        period: Id of "."; None if the vocabulary has none, then the order is as read.
-    """
-    little_endian = np.dtype(dtype).newbyteorder("<")
-    for source in sorted({entry["source"] for entry in entries}):
-        counts = [np.empty(0, np.int32)]
-        for entry in entries:
-            if entry["source"] == source and entry["split"] == "train":
-                path = directory / entry["file"]
-                counts.append(_count_in_sequences(path, little_endian, seq_len, period))
-
-        n_periods = np.concatenate(counts)
-        order = np.argsort(-n_periods, kind="stable")
-        order_dtype = np.uint32 if len(order) < 2**32 else np.uint64
-        np.save(directory / f"sentence_order-{seq_len}-{source}.npy", order.astype(order_dtype))
-
-
-def _count_in_sequences(
+def count_in_sequences(
     path: pathlib.Path, dtype: np.dtype, seq_len: int, token: int | None
 ) -> np.ndarray:
-    """Count `token` in each whole sequence of a shard, int32 [n_sequences]."""
+    """Count `token` in each whole sequence of a shard, int32 [n_sequences]; None is nowhere."""
     wanted = -1 if token is None else token  # no token is -1
     chunk_tokens = max(1, _CHUNK_TOKENS // seq_len) * seq_len
     counts = [np.empty(0, np.int32)]
@@ -321,6 +193,123 @@ def _count_in_sequences(
             sequences = tokens[: n_sequences * seq_len].reshape(-1, seq_len)
             counts.append((sequences == wanted).sum(axis=1, dtype=np.int32))
     return np.concatenate(counts)
+
+
+def finish(
+    directory: pathlib.Path, jobs: Sequence[ShardJob], records: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Write what is said of all finished shards together: the counts of ids and the orders.
+
+    Args:
+        directory: Where the shards are.
+        jobs: Those of the shards, in any order.
+        records: Their records.
+
+    Returns:
+        The shards' entries in the manifest.
+    """
+    ordered = sorted(zip(jobs, records, strict=True), key=lambda pair: _order(pair[0]))
+    entries = []
+    for job, record in ordered:
+        entry = {
+            "file": job.name,
+            "split": job.split,
+            "source": job.source,
+            "tokens": record["tokens"],
+            "documents": record["documents"],
+            "sha256": record["sha256"]["bin"],
+            "boundaries": f"{job.stem.name}.docs.npy",
+        }
+        entries.append(entry)
+
+    # An earlier version may have left other shards there.
+    files = {entry["file"] for entry in entries} | {entry["boundaries"] for entry in entries}
+    for path in (*directory.glob("*.bin"), *directory.glob("*.npy")):
+        if path.name not in files:
+            path.unlink()
+
+    train_jobs = [job for job, _ in ordered if job.split == "train"]
+    if train_jobs:
+        counts = sum(np.fromfile(_path(job.stem, "counts"), "<i8") for job in train_jobs)
+        np.save(directory / "unigram.npy", counts)
+    return entries
+
+
+def write_sentence_order(
+    directory: pathlib.Path, periods: Iterable[tuple[int, np.ndarray]], seq_len: int
+) -> None:
+    """Write Cramming's order of the training sequences of each source: most full stops first.
+
+    So short sentences come early (arXiv 2212.14034, section 4.4).
+
+    Args:
+        directory: Where the shards are.
+        periods: For each training shard in order, its source, and how many full stops each of its
+            sequences has, int32 [n_sequences].
+        seq_len: Tokens in a sequence.
+    """
+    counts: dict[int, list[np.ndarray]] = collections.defaultdict(list)
+    for source, of_shard in periods:
+        counts[source].append(of_shard)
+    for source, of_source in counts.items():
+        n_periods = np.concatenate(of_source)
+        order = np.argsort(-n_periods, kind="stable")
+        order_dtype = np.uint32 if len(order) < 2**32 else np.uint64
+        np.save(directory / f"sentence_order-{seq_len}-{source}.npy", order.astype(order_dtype))
+
+
+def read_periods(jobs: Sequence[ShardJob]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield what `write_sentence_order` needs of finished jobs, which stand in any order."""
+    for job in sorted(jobs, key=_order):
+        if job.split == "train":
+            yield job.source, np.fromfile(_path(job.stem, "periods"), "<i4")
+
+
+def _order(job: ShardJob) -> tuple[int, int, int]:
+    return SPLITS.index(job.split), job.source, job.number
+
+
+def _path(stem: pathlib.Path, ending: str) -> pathlib.Path:
+    return stem.with_name(f"{stem.name}.{ending}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Written:
+    """A finished file.
+
+    Attributes:
+        path: Where it is.
+        sha256: SHA-256 of what was written to it.
+    """
+
+    path: pathlib.Path
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """A name for people."""
+        return self.path.name
+
+
+def written_sha256(file: Written) -> str:
+    """Return the SHA-256 of what is in a finished file now."""
+    return file_sha256(file.path)
+
+
+def file_sha256(path: pathlib.Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests_of(directory: pathlib.Path) -> dict[str, str]:
+    """Return name → SHA-256 of every finished file but the shards, whose entries have theirs."""
+    digests = {}
+    for pattern in ("*.npy", "tokenizer/*"):
+        for path in sorted(directory.glob(pattern)):
+            name = path.relative_to(directory).as_posix()
+            digests[name] = file_sha256(path)
+    return digests
 
 
 def publish(partial: pathlib.Path, directory: pathlib.Path, manifest: dict[str, Any]) -> None:
@@ -343,9 +332,15 @@ def publish_finished(partial: pathlib.Path, directory: pathlib.Path) -> None:
 
     A process that was killed within `publish` does only this when it starts again.
     """
-    shutil.rmtree(partial / "spool", ignore_errors=True)
-    for pattern in ("*.docs", "journal.jsonl", "tokenizer.seal"):
-        for path in partial.glob(pattern):
+    manifest = json.loads((partial / "manifest.json").read_bytes())
+    finished = {"manifest.json", "tokenizer", *manifest["files"]}
+    finished |= {entry["file"] for entry in manifest["shards"]}
+    for path in partial.iterdir():
+        if path.name in finished:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
             path.unlink()
     partial.rename(directory)
     sync(directory.parent)

@@ -1,11 +1,11 @@
-"""Prepares a dataset from text: read, clean, train the tokenizer, drop, encode, pack, publish.
+"""Prepares a dataset from text: read, clean, drop, train the tokenizer, encode, pack, publish.
 
 A preparation can be stopped at any moment and goes on when it is started again. This file finds
 the dataset or starts its preparation, under a lock; `plan.py` says what is read, and `build.py`
 holds the stages in order.
 
-The result depends on the configuration and the corpus alone: not on the number of workers, on
-interruptions, or on the seed. So runs with different seeds share their held-out text.
+The result depends on the configuration and the corpus alone: not on the number of workers or their
+machines, on interruptions, or on the seed. So runs with different seeds share their held-out text.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from cramjax.console import Announce
 from cramjax.data import lost_text, pack, ready_made
 from cramjax.data.build import Builder
 from cramjax.data.dataset import TokenDataset
+from cramjax.data.executors import Executor, LocalExecutor
 from cramjax.data.hub_tokenizer import with_local_tokenizer
 from cramjax.data.plan import FINGERPRINT_CHARS, PreparationPlan, plan_preparation
 from cramjax.data.progress import StageMeter
@@ -45,6 +46,7 @@ def prepare(
     *,
     announce: Announce | None = None,
     n_workers: int | None = None,
+    executor: Executor | None = None,
 ) -> pathlib.Path:
     """Return the directory of the dataset that `config` describes; prepare it if it is missing.
 
@@ -52,7 +54,8 @@ def prepare(
         config: The `data` part of the configuration.
         sources: The sources to read (None: those that `config.source` names).
         announce: Prints how far the preparation is (None: silent).
-        n_workers: Processes that read and clean (None: one per core).
+        n_workers: Processes of this machine (None: one per core, at most 8).
+        executor: Does the work elsewhere (None: those processes do it).
 
     Raises:
         UserError: if a source cannot be read, or nothing is left of it.
@@ -78,7 +81,7 @@ def prepare(
             cache.mkdir(parents=True, exist_ok=True)
             meter = StageMeter(announce)
             meter.announce(languages.describe(config))
-            _prepare_once(plan, directory, meter, n_workers)
+            _prepare_once(plan, directory, meter, executor or LocalExecutor(n_workers))
         return directory
 
 
@@ -144,14 +147,14 @@ def _is_published(directory: pathlib.Path) -> bool:
 
 
 def _prepare_once(
-    plan: PreparationPlan, directory: pathlib.Path, meter: StageMeter, n_workers: int | None
+    plan: PreparationPlan, directory: pathlib.Path, meter: StageMeter, executor: Executor
 ) -> None:
     """Prepare the dataset, or wait for the process that does."""
     lock = directory.with_name(f".{plan.fingerprint[:FINGERPRINT_CHARS]}.lock")
     try:
         with _locked(lock, meter):
             if not _is_published(directory):
-                _build(plan, directory, meter, n_workers)
+                _build(plan, directory, meter, executor)
             # Whoever waits for it, or makes it again, finds the dataset.
             lock.unlink(missing_ok=True)
     finally:
@@ -171,7 +174,7 @@ def _explained(cache: pathlib.Path) -> Iterator[None]:
             ) from error
 
         where = str(error.filename or cache)
-        if not where.startswith(str(cache)):
+        if not where.startswith((str(cache), str(cache.absolute()))):
             raise UserError(f"{where}: cannot be read ({error.strerror})") from error
         if error.errno in _REFUSED:
             raise UserError(
@@ -185,10 +188,11 @@ def _explained(cache: pathlib.Path) -> Iterator[None]:
 
 
 def _build(
-    plan: PreparationPlan, directory: pathlib.Path, meter: StageMeter, n_workers: int | None
+    plan: PreparationPlan, directory: pathlib.Path, meter: StageMeter, executor: Executor
 ) -> None:
     """Go on with an earlier preparation; what is damaged of it is made again."""
-    partial = directory.with_name(directory.name + ".partial")
+    # Workers may stand in another folder.
+    partial = directory.absolute().with_name(directory.name + ".partial")
     if (partial / "manifest.json").exists():
         # Killed after the last stage: only the renaming is left to do.
         try:
@@ -205,11 +209,11 @@ def _build(
             if ready_made.holds_ids(plan):
                 ready_made.ReadyMade(plan, partial, meter).build(directory)
             else:
-                Builder(plan, partial, meter, n_workers).build(directory)
+                Builder(plan, partial, meter, executor).build(directory)
             return
         except Damaged as error:
             _warn(partial, error)
-            for path in (*error.paths, partial / "journal.jsonl"):
+            for path in error.paths:
                 path.unlink(missing_ok=True)
     raise RunFailed(
         f"{partial}: files there are not what was written a moment ago; check the disk, or move "

@@ -268,9 +268,7 @@ class ReadyMade:
     def _publish(self, directory: pathlib.Path, written: dict[str, str]) -> None:
         """Finish the shards, write the manifest, and rename `partial` to `directory`."""
         self._remove_others(written)
-        entries = pack.finish(
-            self._partial, dtype=self._dtype, vocab_size=self._size, written=written
-        )
+        entries = self._finish(written)
         totals: dict[str, int] = dict.fromkeys(SPLITS, 0)
         for entry in entries:
             totals[entry["split"]] += entry["tokens"]
@@ -288,11 +286,56 @@ class ReadyMade:
             )
 
         if (length := sentence_order_length(self._config)) is not None:
-            period = self._tokenizer.token_to_id(".")
-            pack.write_sentence_order(
-                self._partial, entries, dtype=self._dtype, seq_len=length, period=period
-            )
+            pack.write_sentence_order(self._partial, self._periods(entries, length), length)
         pack.publish(self._partial, directory, self._manifest(entries, totals))
+
+    def _finish(self, written: dict[str, str]) -> list[dict[str, Any]]:
+        """Turn the offsets into .npy files, and count the training split into unigram.npy.
+
+        Args:
+            written: Name → SHA-256 of what was written to each file.
+
+        Returns:
+            The shards' entries in the manifest.
+        """
+        for name, sha256 in written.items():
+            path = self._partial / name
+            if not path.exists() or pack.file_sha256(path) != sha256:
+                raise Damaged(f"{path} is not what was written")
+
+        dtype = np.dtype(self._dtype).newbyteorder("<")
+        counts = np.zeros(self._size, np.int64)
+        entries = []
+        for path in sorted(self._partial.glob("*.bin"), key=_shard_order):
+            offsets = np.fromfile(path.with_suffix(".docs"), "<u8")
+            np.save(path.with_suffix(".docs.npy"), offsets)
+
+            split, source, _ = path.stem.split("-")
+            if split == "train":
+                counts += pack.count_ids(path, dtype, self._size)
+            entry = {
+                "file": path.name,
+                "split": split,
+                "source": int(source),
+                "tokens": path.stat().st_size // dtype.itemsize,
+                "documents": len(offsets),
+                "sha256": written[path.name],
+                "boundaries": f"{path.stem}.docs.npy",
+            }
+            entries.append(entry)
+        np.save(self._partial / "unigram.npy", counts)
+        return entries
+
+    def _periods(
+        self, entries: list[dict[str, Any]], length: int
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the source and the full stops of each sequence of the training shards."""
+        dtype = np.dtype(self._dtype).newbyteorder("<")
+        period = self._tokenizer.token_to_id(".")
+        for entry in entries:
+            if entry["split"] == "train":
+                path = self._partial / entry["file"]
+                yield entry["source"], pack.count_in_sequences(path, dtype, length, period)
 
     def _remove_others(self, written: dict[str, str]) -> None:
         """Delete shards that no note names: a process that was killed left them."""
@@ -335,10 +378,15 @@ class ReadyMade:
         }
 
 
+def _shard_order(path: pathlib.Path) -> tuple[int, int, int]:
+    split, source, number = path.stem.split("-")
+    return SPLITS.index(split), int(source), int(number)
+
+
 class _Shards:
     """Writes the rows of one part and split: tokens to .bin, where rows begin to .docs.
 
-    The format is that of `pack.ShardWriter` before `pack.finish`; no file is made without rows.
+    No file is made without rows.
     """
 
     def __init__(self, directory: pathlib.Path, stem: str, dtype: str, max_tokens: int):

@@ -8,10 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+from executors import InThisProcess
 from text_source import FakeSource, document
 
 from cramjax.config import languages, schema
-from cramjax.data import prepare, spool, tokenizers
+from cramjax.data import jobs, prepare, spool, tokenizers
 from cramjax.data.clean import CleanRules, cut
 from cramjax.data.dataset import TokenDataset
 from cramjax.data.plan import plan_preparation
@@ -257,18 +258,20 @@ def test_names_that_are_not_utf8(tmp_path, monkeypatch):
 def test_one_huge_document_is_cut(tmp_path, monkeypatch):
     monkeypatch.setattr("cramjax.data.spool.MAX_DOCUMENT_CHARS", 2000)
     huge = " ".join(document(1, number) for number in range(60))
-    job = spool.Job(
+    job = spool.ReadJob(
         source=FakeSource(texts=(huge,), documents_n=2),
         part=FakeSource().parts()[0],
+        key=(0, 0),
         stem=tmp_path / "part",
         rules=CleanRules(normalize=True, min_chars=0, max_chars=None),
         with_signatures=False,
         limit_bytes=None,
     )
-    assert spool.spool_part(job)["documents"] == len(cut(huge, 2000)) + 2
+    assert jobs.do(job)["documents"] == len(cut(huge, 2000)) + 2
 
 
-def test_the_sample_ends_within_a_huge_document(tmp_path, monkeypatch):
+def test_the_sample_comes_from_all_of_a_corpus(tmp_path, monkeypatch):
+    """Sorted by language, and with one document that is longer than the sample."""
     trained = []
     train = tokenizers.train
 
@@ -277,23 +280,33 @@ def test_the_sample_ends_within_a_huge_document(tmp_path, monkeypatch):
         return train(kind, texts, **options)
 
     monkeypatch.setattr("cramjax.data.build.tokenizers.train", noted)
-    monkeypatch.setattr("cramjax.data.build._SAMPLE_OVERSHOOT_CHARS", 1000)
-    huge = " ".join(document(1, number) for number in range(200))
-    source = FakeSource(texts=(huge,), documents_n=3, parts_n=1)
-    data = settings(tmp_path, tokenizer_sample_mb=0.01, heldout_fraction=0.0)
-    directory = prepare.prepare(data, [source], n_workers=1)
-    assert sum(map(len, trained)) == 10_000 < len(huge)
+    monkeypatch.setattr("cramjax.data.sample._UNIT_CHARS", 500)
+    monkeypatch.setattr("cramjax.data.sample._UNIT_BYTES", 500)
+    huge = " ".join(f"z{document(1, number)}" for number in range(500))
+    halves = [f"{'xy'[number >= 400]}{document(2, number)}" for number in range(800)]
+    source = FakeSource(texts=(huge, *halves), documents_n=0, parts_n=1)
+    data = settings(tmp_path, tokenizer_sample_mb=0.05, heldout_fraction=0.0)
+    directory = prepare.prepare(data, [source], executor=InThisProcess())
+    n_bytes = sum(len(text.encode()) for text in trained)
+    assert 50_000 <= n_bytes < 50_500 < len(huge)
+
+    sizes = {"x": 0, "y": 0}
+    for text in trained:
+        if text[0] in sizes:
+            sizes[text[0]] += len(text)
+    assert min(sizes.values()) > 5_000 and n_bytes - sum(sizes.values()) > 10_000
     # The text itself is whole.
-    assert prepare.read_manifest(directory)["documents_read"] == 4
+    assert prepare.read_manifest(directory)["documents_read"] == 801
 
 
 def test_full_disk_is_a_sentence(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cramjax.data.pack.ShardWriter.add", full)
+    monkeypatch.setattr("cramjax.data.jobs.CheckedFile.write", full)
     with pytest.raises(RunFailed, match="is full; free some space"):
-        prepare.prepare(settings(tmp_path), [FakeSource(parts_n=1)], n_workers=1)
+        prepare.prepare(settings(tmp_path), [FakeSource(parts_n=1)], executor=InThisProcess())
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_mistake_found_while_reading_arrives_as_it_is(tmp_path):

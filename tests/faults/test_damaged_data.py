@@ -1,6 +1,5 @@
 """Prepared and half prepared data that are cut, flipped or hostile: one sentence, or made again."""
 
-import concurrent.futures
 import json
 import os
 import shutil
@@ -12,11 +11,12 @@ import numpy as np
 import pytest
 
 from cramjax.config import languages, schema
-from cramjax.data import prepare, spool
+from cramjax.data import prepare
 from cramjax.data.build import Builder
 from cramjax.data.dataset import TokenDataset
 from cramjax.data.loader import heldout_batches, open_loader
 from cramjax.errors import RunFailed, UserError
+from tests.data.executors import InThisProcess, Killed
 from tests.data.shards import write_dataset
 from tests.data.text_source import FakeSource
 
@@ -51,24 +51,6 @@ def damage(path, how):
 # Half prepared data.
 
 
-class InThisProcess(concurrent.futures.ThreadPoolExecutor):
-    """Stands for the pool of worker processes, which take half a second to start."""
-
-    _processes = None
-
-    def __init__(self, n_workers, context, **_):
-        super().__init__(1)
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    monkeypatch.setattr(spool, "ProcessPoolExecutor", InThisProcess)
-
-
 def settings(cache):
     data = schema.defaults().data
     data.update(cache_dir=str(cache), vocab_size=120, heldout_fraction=0.2)
@@ -77,7 +59,7 @@ def settings(cache):
     return data
 
 
-SOURCE = FakeSource(parts_n=4, documents_n=8)
+SOURCE = FakeSource(parts_n=4, documents_n=8, texts=("the same in all parts " * 3,))
 
 
 def files_of(directory):
@@ -88,116 +70,152 @@ def files_of(directory):
     }
 
 
-def interrupt(cache, monkeypatch, owner, name, after):
-    """Prepare until the call number `after` of a method; returns the unfinished folder."""
-    method = getattr(owner, name)
-    calls = []
+def prepare_here(cache, executor=None):
+    return prepare.prepare(settings(cache), [SOURCE], executor=executor or InThisProcess())
 
-    def killed(*args, **kwargs):
-        calls.append(1)
-        if len(calls) > after:
-            raise Killed
-        return method(*args, **kwargs)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(spool, "ProcessPoolExecutor", InThisProcess)
-        patch.setattr(owner, name, killed)
-        # Each part is synced by itself.
-        patch.setattr("cramjax.data.build._SYNC_S", -1.0)
-        with pytest.raises(Killed):
-            prepare.prepare(settings(cache), [SOURCE], n_workers=1)
+def interrupt(cache, n_jobs):
+    """Prepare until so many jobs are done; returns the unfinished folder."""
+    with pytest.raises(Killed):
+        prepare_here(cache, InThisProcess(n_before_kill=n_jobs))
     (partial,) = cache.glob("*.partial")
     return partial
 
 
+@pytest.fixture(scope="module", autouse=True)
+def many_jobs():
+    """Each part goes through the stages by itself, and documents are compared in several ranges."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cramjax.data.build._GROUP_BYTES", 1)
+        patch.setattr("cramjax.data.duplicates._RANGE_DOCUMENTS", 16)
+        yield
+
+
 @pytest.fixture(scope="module")
-def half(tmp_path_factory):
-    """The files of an undisturbed preparation, and a folder with one killed before its 3rd part."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(spool, "ProcessPoolExecutor", InThisProcess)
-        whole = prepare.prepare(settings(tmp_path_factory.mktemp("whole")), [SOURCE], n_workers=1)
-        cache = tmp_path_factory.mktemp("half")
-        interrupt(cache, monkeypatch, Builder, "_pack_part", 2)
-    return files_of(whole), cache
+def undisturbed(tmp_path_factory):
+    """The files of an undisturbed preparation, and the jobs that it takes, in order."""
+    executor = InThisProcess()
+    return files_of(prepare_here(tmp_path_factory.mktemp("whole"), executor)), executor.done
+
+
+def test_killed_after_any_job_it_goes_on_with_the_next(undisturbed, tmp_path):
+    expected, done = undisturbed
+    assert len(done) > 20 and len(set(done)) == len(done)
+    for n_jobs in range(len(done)):
+        cache = tmp_path / str(n_jobs)
+        interrupt(cache, n_jobs)
+        executor = InThisProcess()
+        assert files_of(prepare_here(cache, executor)) == expected, n_jobs
+        assert executor.done == done[n_jobs:]
+
+
+def test_a_version_of_before_is_made_again(undisturbed, tmp_path, caplog):
+    """Its files lie where ours do."""
+    partial = interrupt(tmp_path, 3)
+    (partial / "journal.jsonl").write_text("{}\n")
+    (partial / "train-0-00077.bin").write_bytes(b"left over")
+    (partial / "train-0-00077.docs.npy").write_bytes(b"left over")
+    assert files_of(prepare_here(tmp_path)) == undisturbed[0]
+
+
+# Stage of the unfinished preparation → its folders, with the endings of their files.
+STAGES = {
+    "index": ("spool/0-000003.json", "spool/0-000003.rows", "spool/0-000003.text.zst",
+              "spool/0-000003.signatures", "index/000001.json", "index/000001.index",
+              "index/000001.signatures"),
+    "selection": ("comparison/000001.json", "comparison/000001.exact", "comparison/000001.near",
+                  "selection/000001.json", "selection/000001.keep", "spool/0-000003.rows"),
+    "encoded": ("selection/000003.json", "selection/000003.keep", "selection/000000.json",
+                "tokenizer/tokenizer.json", "tokenizer.seal", "spool/0-000003.text.zst",
+                "encoded/000000.json", "encoded/000000.train.bin",
+                "encoded/000000.train.lengths", "encoded/000000.heldout.bin"),
+    "shards": ("train-0-00000.bin", "train-0-00001.docs.npy", "train-0-00000.counts",
+               "train-0-00000.json", "encoded/000003.train.bin"),
+}  # fmt: skip
+
+
+def half(cache, stage, done):
+    """Prepare until two jobs of a stage are done."""
+    folder = {"shards": "train-0"}.get(stage, f"{stage}/")
+    numbers = [number for number, name in enumerate(done) if folder in name]
+    return interrupt(cache, numbers[1] + 1)
 
 
 @pytest.mark.parametrize(
-    "pattern",
-    [
-        "journal.jsonl", "tokenizer/tokenizer.json", "tokenizer.seal",
-        "spool/0-000000.json", "spool/0-000000.rows", "spool/0-000000.signatures",
-        "spool/0-000003.json", "spool/0-000003.rows", "spool/0-000003.text.zst",
-        "spool/0-000003.signatures", "train-0-00000.bin", "train-0-00001.bin", "train-0-00001.docs",
-        "heldout-0-00000.bin",
-    ],
-)  # fmt: skip
+    "stage, pattern", [(stage, pattern) for stage in STAGES for pattern in STAGES[stage]]
+)
 def test_whatever_is_damaged_the_next_start_makes_the_same_dataset(
-    half, tmp_path, pattern, in_this_process, caplog
+    undisturbed, tmp_path, stage, pattern, caplog
 ):
-    expected, cache = half
-    binary = pattern.endswith(("rows", "zst", "signatures", "bin", "docs"))
-    for how in ("missing", "cut", "flipped") if binary else DAMAGES:
+    expected, done = undisturbed
+    half(tmp_path / "half", stage, done)
+    is_json = pattern.endswith(("json", "seal"))
+    for how in DAMAGES if is_json else ("missing", "cut", "flipped"):
         copy = tmp_path / how
-        shutil.copytree(cache, copy)
+        shutil.copytree(tmp_path / "half", copy)
         (partial,) = copy.glob("*.partial")
         damage(partial / pattern, how)
         caplog.clear()
-        directory = prepare.prepare(settings(copy), [SOURCE], n_workers=1)
+        directory = prepare_here(copy)
         assert files_of(directory) == expected, how
         assert list(copy.iterdir()) == [directory]
         n_warnings = len([1 for record in caplog.records if "damaged" in record.message])
         assert n_warnings <= 1, caplog.text
         if how == "flipped":
-            assert n_warnings == 1
+            assert n_warnings == 1, caplog.text
 
 
-def test_leftovers_of_killed_workers_are_removed_at_the_next_start(half, tmp_path, monkeypatch):
-    shutil.copytree(half[1], tmp_path / "cache")
-    (partial,) = (tmp_path / "cache").glob("*.partial")
+def test_leftovers_of_killed_workers_are_removed_at_the_next_start(tmp_path):
+    partial = interrupt(tmp_path, 2)
     (partial / "spool" / "0-000003.rows.99.tmp").write_bytes(b"left over")
     (partial / "tokenizer.tmp").mkdir()
-    interrupt(tmp_path / "cache", monkeypatch, Builder, "_pack_part", 0)
+    interrupt(tmp_path, 0)
     assert not list(partial.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("how", ["cut", "whole"])
 @pytest.mark.parametrize("name", ["manifest.json", "train-0-00000.bin", "unigram.npy"])
-def test_killed_before_the_last_renaming(half, tmp_path, name, how, in_this_process, monkeypatch):
-    partial = interrupt(tmp_path, monkeypatch, prepare.pack, "publish_finished", 0)
+def test_killed_before_the_last_renaming(undisturbed, tmp_path, name, how, monkeypatch):
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare.pack, "publish_finished", killed)
+        with pytest.raises(Killed):
+            prepare_here(tmp_path)
+    (partial,) = tmp_path.glob("*.partial")
     if how != "whole":
         damage(partial / name, how)
-    assert files_of(prepare.prepare(settings(tmp_path), [SOURCE], n_workers=1)) == half[0]
+    assert files_of(prepare_here(tmp_path)) == undisturbed[0]
 
 
 def test_a_flipped_bit_in_a_finished_shard_is_not_sealed(
-    half, tmp_path, in_this_process, monkeypatch, caplog
+    undisturbed, tmp_path, monkeypatch, caplog
 ):
-    publish = Builder._publish
+    check = Builder._check_shards
     calls = []
 
-    def disturbed(builder, directory, prepared):
+    def disturbed(builder, shard_jobs):
         if not calls:
             damage(builder._partial / "train-0-00000.bin", "flipped")
         calls.append(1)
-        publish(builder, directory, prepared)
+        check(builder, shard_jobs)
 
-    monkeypatch.setattr(Builder, "_publish", disturbed)
-    assert files_of(prepare.prepare(settings(tmp_path), [SOURCE], n_workers=1)) == half[0]
+    monkeypatch.setattr(Builder, "_check_shards", disturbed)
+    assert files_of(prepare_here(tmp_path)) == undisturbed[0]
     assert "train-0-00000.bin" in caplog.text and len(calls) == 2
 
 
-def test_a_disk_that_never_keeps_what_is_written_is_a_sentence(
-    tmp_path, in_this_process, monkeypatch
-):
-    publish = Builder._publish
+def test_a_disk_that_never_keeps_what_is_written_is_a_sentence(tmp_path, monkeypatch):
+    check = Builder._check_shards
 
-    def disturbed(builder, directory, prepared):
+    def disturbed(builder, shard_jobs):
         damage(builder._partial / "train-0-00000.bin", "flipped")
-        publish(builder, directory, prepared)
+        check(builder, shard_jobs)
 
-    monkeypatch.setattr(Builder, "_publish", disturbed)
+    monkeypatch.setattr(Builder, "_check_shards", disturbed)
     with pytest.raises(RunFailed, match="check the disk"):
-        prepare.prepare(settings(tmp_path), [SOURCE], n_workers=1)
+        prepare_here(tmp_path)
 
 
 @pytest.mark.parametrize("number, raised", [(13, UserError), (30, UserError), (5, RunFailed)])

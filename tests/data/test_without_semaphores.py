@@ -1,16 +1,16 @@
-"""Reading where processes cannot be started together: /dev/shm is read-only."""
+"""Working where processes cannot be started together: /dev/shm is read-only."""
 
 import multiprocessing.synchronize
 from concurrent.futures import ThreadPoolExecutor
 
-from cramjax.data import spool
+from cramjax.data import executors
 
 
-def test_without_semaphores_a_thread_reads(monkeypatch):
+def test_without_semaphores_a_thread_works(monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", refuse)
-    pool = spool._open_pool(2)
+    pool = executors.open_pool(2)
     assert isinstance(pool, ThreadPoolExecutor) and pool.submit(len, "abc").result() == 3
     pool.shutdown()
