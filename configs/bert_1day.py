@@ -4,17 +4,21 @@ Cramming (arXiv 2212.14034): architecture of section 4.2, training of 4.3, data 
 numbers of the authors' code of 2023 (crammed-bert with bert-o4). It has 119,589,889 parameters,
 predicts 25% of the tokens, and trains with batch 8192 after a ramp over 60% of the budget.
 
-Cost: one GPU for 24 hours, and 39 GB of C4 text (15 GB of downloads) at most. The paper's score
-with this recipe is GLUE 80.4 on an RTX A6000 and 79.2 on an RTX A4000 (development sets, median of
-5 finetunings). Ours is not measured yet.
+The text is C4. `:fineweb_edu` and `:climbmix` read what other recipes gain from today, and
+`:pile_ids` the authors' own tokenized Pile (cramjax/config/texts.py has sizes and licences).
+
+Cost: one GPU for 24 hours, and the text that it reads: downloads of 5 GB for an RTX 3060, 24 GB for
+an RTX 4090, 120 GB for an H100. The paper's score on the Pile is GLUE 80.4 on an RTX A6000 and 79.2
+on an RTX A4000 (development sets, median of 5 finetunings). Ours is not measured yet.
 
     python -m cramjax.main --config configs/bert_1day.py
     python -m cramjax.main --config configs/bert_1day.py --config.budget.hours=12 \\
       --config.data.source='text:mine/*.jsonl.zst'
+    python -m cramjax.main --config configs/bert_1day.py:fineweb_edu
     python -m cramjax.main --config configs/bert_1day.py:smoke
 """
 
-from cramjax.config import recipes
+from cramjax.config import recipes, texts
 
 
 def get_config(arg=None):
@@ -23,7 +27,7 @@ def get_config(arg=None):
     config.budget.hours = 24.0
 
     config.data.update(
-        source="hf:allenai/c4:en/c4-train.*.json.gz",
+        source=texts.C4,
         max_mb="budget",
         seq_len=128,
         vocab_size=32768,

@@ -10,7 +10,8 @@ steps; recalled, not checked). The first doubling of the depth at half that time
 yet which of the two is better at this budget; docs/studies/growth.md has the measurements in
 miniature.
 
-Cost: one GPU for 24 hours, and 39 GB of C4 text (15 GB of downloads) at most.
+Cost: one GPU for 24 hours, and the C4 text that it reads, or that of another variant, as in
+`bert_1day_modern`; more of it, because small stages are fast.
 
     python -m cramjax.main --config configs/bert_compoundgrow.py
     python -m cramjax.main --config configs/bert_compoundgrow.py:control

@@ -7,7 +7,8 @@ moments are copied with it. Stages end at 12.5% and 30% of the budget, as in No 
 `:control` is that run: `bert_1day_modern` by another name. Nobody has measured yet which of the two
 is better at this budget.
 
-Cost: one GPU for 24 hours, and 39 GB of C4 text (15 GB of downloads) at most.
+Cost: one GPU for 24 hours, and the C4 text that it reads, or that of another variant, as in
+`bert_1day_modern`; more of it, because small stages are fast.
 
     python -m cramjax.main --config configs/bert_stack.py
     python -m cramjax.main --config configs/bert_stack.py:control

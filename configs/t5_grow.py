@@ -7,7 +7,8 @@ Width grows by the parameter sharing of CompoundGrow (arXiv 2010.12562).
 `:control` is the run that does not grow: `t5_1day` by another name. Nobody has measured yet which
 of the two is better at this budget.
 
-Cost: one GPU for 24 hours, and 43 GB of C4 text (17 GB of downloads) at most.
+Cost: one GPU for 24 hours, and the C4 text that it reads, or that of another variant, as in
+`t5_1day`; more of it, because small stages are fast.
 
     python -m cramjax.main --config configs/t5_grow.py
     python -m cramjax.main --config configs/t5_grow.py:control

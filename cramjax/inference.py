@@ -31,6 +31,7 @@ from cramjax.tuning import devices
 # Inputs are padded to a multiple of this many tokens, so that few lengths are compiled.
 LENGTH_MULTIPLE = 32
 
+_NO_NUMBERS = "the weights of this model are no numbers (NaN); load another model"
 _PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -206,7 +207,7 @@ def fill_positions(
     top_k = min(top_k, int(model.has_token.sum()))
     probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), top_k)
     if np.isnan(probabilities).any():
-        raise UserError("the weights of this model are no numbers (NaN); load another model")
+        raise UserError(_NO_NUMBERS)
 
     guesses = []
     for row, shares in zip(np.asarray(tokens), np.asarray(probabilities), strict=True):
@@ -309,7 +310,7 @@ def generate_ids(
         length_penalty: the exponent of the length that a beam's score is divided by.
 
     Raises:
-        UserError: if the model is no T5.
+        UserError: if the model is no T5, or its weights give no numbers.
     """
     if not model.is_t5:
         raise UserError("this model is an encoder, which generates no text: use fill_mask")
@@ -333,8 +334,11 @@ def generate_ids(
         model.n_token_rows,
         model.unused_ids,
     )
+    found = search(model.params, tokens, mask)
+    if np.isnan(found.scores).any():
+        raise UserError(_NO_NUMBERS)
     # The end of the sequence and the padding after it are cut off.
-    decoded = np.asarray(search(model.params, tokens, mask).tokens)  # [rows, max_len]
+    decoded = np.asarray(found.tokens)  # [rows, max_len]
     ends = np.where(decoded == sep, np.arange(max_len), max_len).min(axis=1)
     return [row[:end].tolist() for row, end in zip(decoded, ends, strict=True)]
 

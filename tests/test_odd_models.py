@@ -2,25 +2,27 @@
 
 import dataclasses
 import functools
+import string
 
 import jax
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from cramjax import inference
 from cramjax.errors import UserError
-from cramjax.finetuning.t5_feed import check_labels
-from cramjax.glue.tasks import find_tasks
+from cramjax.finetuning.t5_feed import check_labels, check_rows
+from cramjax.glue.tasks import SUITES
 from cramjax.hub import directory
-from cramjax.models import encoder, generation, network, t5
+from cramjax.models import encoder, network, t5
 from cramjax.models.layers import FLOAT32
 from cramjax.probing import likelihood
+from cramjax.publishing import parity, saving, stock
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONFIG = encoder.EncoderConfig(
-    vocab_size=32, n_layers=1, d_model=8, n_heads=2, d_ff=8, decoder_bias=True
+    vocab_size=32, n_layers=1, d_model=8, n_heads=2, d_ff=8, decoder_bias=True, head_transform=True
 )
 
 
@@ -48,27 +50,49 @@ def test_ids_with_gaps_are_tokens_too(gapped):
     assert scores[0] < -3900 and scores[1] < -1900 and -1 < scores[2] <= 0
 
 
-def test_a_t5_writes_no_id_without_a_token(gapped):
-    assert gapped.unused_ids == tuple(range(20, 26))
+def test_ids_with_gaps_go_to_transformers_and_back(gapped, tmp_path):
+    pytest.importorskip("transformers")
+    params = jax.tree.map(np.asarray, gapped.params)
+    model = stock.StockModel(
+        config=CONFIG, params=params, labels=None, tokenizer=gapped.tokenizer, max_length=16
+    )
+    saving.save(tmp_path, model)
+    config, read = saving.read_back(tmp_path, model, exact=True)
+    assert parity.compare(tmp_path, config, read, gapped.tokenizer) < 1e-3
+    assert directory.read_model(tmp_path).tokenizer.get_vocab() == gapped.tokenizer.get_vocab()
+
+
+def t5_model(ids, params=None):
+    """Returns a random T5 of 28 rows whose tokenizer has entries for `ids`."""
     config = t5.T5Config(
         vocab_size=28, n_layers=1, n_decoder_layers=1, d_model=8, n_heads=2, head_dim=4, d_ff=8
     )
-    params = jax.jit(functools.partial(network.init_params, config))(jax.random.key(0))
-    generate = functools.partial(
-        generation.generate,
-        config,
-        FLOAT32,
-        params,
-        np.asarray([[3, 4, 5], [6, 7, 8]]),
-        max_len=4,
+    if params is None:
+        params = jax.jit(functools.partial(network.init_params, config))(jax.random.key(0))
+    words = {f"w{number}": number for number in ids}
+    return inference.LoadedModel(
+        config=config,
+        precision=FLOAT32,
+        params=params,
+        tokenizer=tokenizers.Tokenizer(models.WordLevel(words, unk_token="w2")),
         special={"pad": 0, "sep": 1},
-        vocab_size=28,
     )
-    chosen = {int(token) for token in np.asarray(generate().tokens).ravel()} - {0, 1}
+
+
+def test_a_t5_writes_no_id_without_a_token(gapped):
+    assert gapped.unused_ids == tuple(range(20, 26))
+    inputs = [[3, 4, 5], [6, 7, 8]]
+    model = t5_model(range(28))
+    chosen = set(sum(inference.generate_ids(model, inputs, max_len=4), [])) - {27}
     assert chosen
+    fewer = t5_model(set(range(28)) - chosen)
     for n_beams in (1, 2):
-        others = np.asarray(generate(unused=sorted(chosen), n_beams=n_beams).tokens)
-        assert not chosen & set(others.ravel().tolist())
+        answers = inference.generate_ids(fewer, inputs, max_len=4, n_beams=n_beams)
+        assert not chosen & set(sum(answers, []))
+
+    nan = t5_model(range(28), jax.tree.map(lambda leaf: leaf * np.nan, model.params))
+    with pytest.raises(UserError, match="are no numbers"):
+        inference.generate_ids(nan, inputs, max_len=4)
 
 
 def test_a_model_without_its_head_is_refused(gapped):
@@ -106,21 +130,74 @@ def test_bytes_of_a_character_are_shown_as_text(tmp_path):
     assert read.decode(read.encode(text).ids) == text
 
 
-def t5_tokenizer(letters):
+def t5_tokenizer(letters, normalizer=None, *, template=True):
     entries = ["<pad>", "</s>", "<unk>", "▁", *letters]
     pieces = [(piece, -1.0 if number > 2 else 0.0) for number, piece in enumerate(entries)]
     tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
+    if normalizer:
+        tokenizer.normalizer = normalizer
     tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    if template:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", special_tokens=[("</s>", 1)]
+        )
     return tokenizer
 
 
+TASKS = [task for suite in SUITES.values() for task in suite]
+TRUTHS = {"boolq", "multirc", "wic"}
+NOTS = {"mrpc", "qqp", "qnli", "rte", "wnli", "axb", "axg"}
+
+
 @pytest.mark.parametrize(
-    "task, answer", [("rte", "not_entailment"), ("boolq", "False"), ("stsb", "0.0")]
+    "tokenizer, refused",
+    [
+        (t5_tokenizer(string.ascii_letters + string.digits + "_."), {}),
+        (
+            t5_tokenizer(string.printable, normalizers.Lowercase()),
+            dict.fromkeys(TRUTHS, "'False' as 'false'"),
+        ),
+        (
+            t5_tokenizer(string.ascii_letters + string.digits + "."),
+            dict.fromkeys(NOTS, "'not_|'not_"),
+        ),
+        (
+            t5_tokenizer(string.ascii_letters + "_."),
+            {"stsb": "'0.0' as '.'", "copa": "'choice1' as 'choice'"},
+        ),
+        (
+            t5_tokenizer(string.printable, template=False),
+            dict.fromkeys({task.name for task in TASKS} - {"wsc", "record"}, "does not end"),
+        ),
+    ],
 )
-def test_a_label_that_a_t5_cannot_write_is_named_before_finetuning(task, answer):
-    (task,) = find_tasks([task], None)
-    check_labels(task, t5_tokenizer("abcdefghijklmnopqrstuvwxyzTF_0123456789."))
-    with pytest.raises(UserError, match=f"writes the answer '{answer}' as"):
-        check_labels(task, t5_tokenizer("abcdefghijklmnopqrstuvwxyz"))
+def test_labels_that_a_t5_cannot_write_are_named_before_finetuning(tokenizer, refused):
+    for task in TASKS:
+        if task.name not in refused:
+            check_labels(task, tokenizer, 1)
+            continue
+        with pytest.raises(UserError, match=f"--task {task.name}: .*({refused[task.name]})"):
+            check_labels(task, tokenizer, 1)
+
+
+def test_entities_that_a_t5_cannot_write_are_counted_or_refused():
+    (record,) = (task for task in TASKS if task.name == "record")
+    (wsc,) = (task for task in TASKS if task.name == "wsc")
+    entities = [["Bonn"], ["anna"], ["the sea"], ["a hill"]]
+    rows = [{"entities": names, "label": names} for names in entities]
+    lowercase = t5_tokenizer(string.printable, normalizers.Lowercase())
+    lines = []
+    check_rows(record, rows, lowercase, lines.append)
+    (line,) = lines
+    assert "cannot write 1 of the first 4 answers, for example 'Bonn'" in line
+    with pytest.raises(UserError, match="--task record: .*'Bonn' as 'bonn'"):
+        check_rows(record, rows[:2], lowercase, lines.append)
+
+    # Referents are compared without capitals, but not without their letters.
+    rows = [{"span1_text": "Mark", "label": 1}, {"span1_text": "it", "label": 0}]
+    check_rows(wsc, rows, lowercase, lines.append)
+    with pytest.raises(UserError, match="--task wsc: .*'Mark' as ''"):
+        check_rows(wsc, rows, t5_tokenizer("xyz"), lines.append)
+    assert len(lines) == 1

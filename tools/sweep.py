@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from cramjax.config.cli import add_config_flags, make_parser, path, run_command
+from cramjax.console import announce
 
 EXAMPLE = """written to --out:
   <point>/     the workdir of the point's run, with its output in log.txt
@@ -23,6 +24,11 @@ def _sweep(args: argparse.Namespace) -> int:
     from cramjax.sweeps import grid, sweep
 
     points = grid.points_of(args.config, args.overrides, grid.parse_grids(args.grid))
+    if grid.differ_in_text(points):
+        announce(
+            "data.max_mb=budget: the points take different amounts of text, so each prepares a "
+            "dataset of its own\n  to compare them on one: --config.data.max_mb=MB"
+        )
     if not args.dry_run:
         return sweep.run_sweep(points, args.out)
     for result in sweep.find_results(points, args.out):

@@ -22,6 +22,7 @@ from cramjax.checkpoints.checkpoint import Checkpoints
 from cramjax.config.resolve import changed
 from cramjax.config.views import Config
 from cramjax.data import tokenizers as tokenizer_files
+from cramjax.data.hub_tokenizer import with_local_tokenizer
 from cramjax.errors import UserError
 from cramjax.hub import directory, download
 from cramjax.models import network
@@ -203,7 +204,8 @@ def with_tokenizer(config: Config) -> Config:
     The embeddings of that model mean nothing under another tokenizer.
 
     Raises:
-        UserError: if there is no such model, or it is of another family.
+        UserError: if there is no such model, it is of another family, or `data.tokenizer` names
+            another tokenizer.
     """
     if not config.init_from:
         return config
@@ -218,6 +220,7 @@ def with_tokenizer(config: Config) -> Config:
             f"but model.family={config.model.family}; take another recipe"
         )
 
+    _refuse_another(config, tokenizer)
     # Ids may have gaps, so the number of entries is not enough.
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     values = {
@@ -226,6 +229,23 @@ def with_tokenizer(config: Config) -> Config:
         "data.vocab_size": vocab_size,
     }
     return changed(config, values)
+
+
+def _refuse_another(config: Config, tokenizer: tokenizers.Tokenizer) -> None:
+    """Raise a UserError if `data.tokenizer` names a file with another vocabulary.
+
+    Data that are ids already would be read as other words.
+    """
+    named = config.data.tokenizer
+    if named in tokenizer_files.KINDS:
+        return
+    file = with_local_tokenizer(config.data).tokenizer
+    if tokenizer_files.load(file)[0].get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"data.tokenizer={named}: has other entries than the tokenizer of "
+            f"init_from={config.init_from}, which its parameters are for; leave data.tokenizer out "
+            "for text, and for token ids take those of that tokenizer"
+        )
 
 
 def start_from(

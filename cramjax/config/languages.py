@@ -46,6 +46,8 @@ class Language:
     keeps_white_space: bool = False
 
 
+# Tokenizers that are trained here; any other value names a file.
+_KINDS = ("wordpiece", "unigram", "bpe")
 _SMALL_VOCABULARY = 8192
 
 _CASED = Language(practice="cased with accents, as multilingual BERT and GBERT (arXiv 2010.10906)")
@@ -147,6 +149,8 @@ def choices(data: Any) -> dict[str, Any]:
 
 def describe(data: DataConfig) -> str:
     """Returns a line that says how the text of a resolved configuration is prepared."""
+    if data.tokenizer not in _KINDS:
+        return f"data.tokenizer={data.tokenizer}: text is normalised as that tokenizer does it"
     case = "lower case" if data.lowercase else "case kept"
     characters = "all characters"
     if data.ascii_only:

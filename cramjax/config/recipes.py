@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import pathlib
 import runpy
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
-from cramjax.config import schema
+from cramjax.config import schema, texts
 from cramjax.config.families import model_keys
 from cramjax.config.views import Config, EncoderModelConfig, ModelConfig
 from cramjax.errors import UserError
@@ -38,28 +39,43 @@ def like(name: str, other: str) -> Config:
 def apply_variant(
     config: Config, arg: str | None, variants: dict[str, Variant] | None = None
 ) -> Config:
-    """Changes `config` by the variant named `arg` and returns it.
+    """Changes `config` by the variants named in `arg` and returns it.
 
     Args:
         config: the recipe's configuration.
-        arg: the text after the colon; None leaves `config` alone.
-        variants: functions that change a configuration, by name; every recipe has "smoke".
+        arg: the text after the colon, one name or several with + between them; None leaves `config`
+            alone.
+        variants: functions that change a configuration, by name. Every recipe has "smoke", which
+            stands alone, and a recipe that reads the Hub those of `texts`.
 
     Raises:
-        UserError: the variant is unknown; the message names the known ones.
+        UserError: a variant is unknown, and the message names the known ones; or it stands with
+            another that it contradicts.
     """
-    known = {"smoke": smoke} | (variants or {})
     if arg is None:
         return config
+    known = {"smoke": smoke} | (variants or {})
+    for name, values in texts.variants(config).items():
+        known[name] = functools.partial(_set_data, values)
 
-    if arg not in known:
-        near = difflib.get_close_matches(arg, known, 1)
-        listed = ", ".join(f":{name}" for name in sorted(known))
-        hint = f"did you mean :{near[0]}?" if near else f"there are {listed}"
-        raise UserError(f"configs/{config.name}.py has no variant {arg!r}; {hint}")
-    known[arg](config)
+    names = arg.split("+")
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            listed = ", ".join(f":{name}" for name in sorted(known))
+            hint = f"did you mean :{near[0]}?" if near else f"there are {listed}"
+            raise UserError(f"configs/{config.name}.py has no variant {name!r}; {hint}")
+    if len(names) > 1 and "smoke" in names:
+        raise UserError(f"configs/{config.name}.py:{arg}: smoke is a toy and stands alone")
+
+    for name in names:
+        known[name](config)
     config.name = f"{config.name}-{arg}"
     return config
+
+
+def _set_data(values: Mapping[str, Any], config: Config) -> None:
+    config.data.update(values)
 
 
 def t5(config: Config, version: str) -> None:

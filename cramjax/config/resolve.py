@@ -17,14 +17,8 @@ import ml_collections
 from cramjax.config import languages, mistakes, schema, stages
 from cramjax.config.fields import Field
 from cramjax.config.recipes import RECIPES
-from cramjax.config.span_lengths import span_lengths
 from cramjax.config.views import Config
 from cramjax.errors import UserError
-
-# What a day of text is counted with: the rate of a crammed BERT on the fastest card of the paper
-# (an A6000, 100,000 tokens/s: pytorch/pytorch#96693), and the bytes of a token.
-_TOKENS_PER_S = 100_000
-_BYTES_PER_TOKEN = 4.5
 
 # The JSON forms of Python's literals.
 _LITERALS = {"true": "True", "false": "False", "null": "None", "none": "None"}
@@ -80,8 +74,6 @@ def resolve(spec: str, overrides: Iterable[str] = ()) -> Config:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"{spec}: {len(problems)} mistake(s) in the configuration:\n{listed}")
     config.data.update(languages.choices(config.data))
-    if config.data.max_mb == "budget":
-        config.data.max_mb = _text_for_budget(config)
     _expand_home(config)
     return freeze(config.to_dict())
 
@@ -108,29 +100,6 @@ def _in_home(source: Any) -> Any:
         return source
     files = address.split(",") if scheme == "pairs" else [address]
     return f"{scheme}:{','.join(map(os.path.expanduser, files))}"
-
-
-def _text_for_budget(config: Config) -> float | None:
-    """Returns the MB of text that the budget can read once.
-
-    A budget in steps or FLOPs alone gives None, which takes all the text. Hours count at
-    a fast card's rate, so that a day never runs out of new text. The result depends on the
-    configuration and not on the card, so that another machine finds the prepared data.
-    """
-    budget, objective = config.budget, config.objective
-    limits = []
-    if budget.tokens:
-        limits.append(budget.tokens)
-    if budget.hours:
-        limits.append(budget.hours * 3600 * _TOKENS_PER_S)
-    if not limits:
-        return None
-
-    # Span corruption shortens the text before the model reads it.
-    n_read = n_raw = config.data.seq_len
-    if objective.name == "span_corruption":
-        n_raw = span_lengths(n_read, objective.noise_density, objective.mean_span).n_raw
-    return round(min(limits) * n_raw / n_read * _BYTES_PER_TOKEN / 1e6, 2)
 
 
 def _load_recipe(spec: str) -> Config:

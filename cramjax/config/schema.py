@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import ml_collections
 
+from cramjax.config import keep
 from cramjax.config.families import model_keys
 from cramjax.config.fields import (
     LARGEST_SEED,
@@ -79,7 +80,9 @@ DATA = {
         check=problem_of,
     ),
     "tokenizer": text(
-        "auto", "wordpiece, unigram, bpe, auto, or a path to a tokenizer.json or .model"
+        "auto",
+        "wordpiece, unigram, bpe, auto, or a tokenizer.json or .model: a path, or "
+        "hf:OWNER/NAME:FILE",
     ),
     "tokenizer_sample_mb": number(
         64.0, "MB (10^6 bytes of text) a tokenizer is trained on at most", 0.01
@@ -88,12 +91,23 @@ DATA = {
     "ascii_only": auto_flag(
         "drop accents and non-ASCII characters in a newly trained tokenizer (Cramming's chain)"
     ),
-    "text_field": text("text", "field with the text in .jsonl, .parquet, Hub and TFDS records"),
+    "text_field": text(
+        "text",
+        "field with the text in .jsonl, .parquet, Hub and TFDS records; lists of whole numbers in "
+        "parquet are the ids of data.tokenizer",
+    ),
+    "keep": Field(
+        default=None,
+        kinds=(str, NoneType),
+        help="keep the records of which this is true, as \"score >= 3 and lang in ['en', 'de']\"; "
+        "None: all of them",
+        check=keep.problem,
+    ),
     "max_mb": Field(
         default=None,
         kinds=(int, float, str, NoneType),
         help="MB (10^6 bytes) of text to take in all; None: everything; "
-        "budget: as much as the budget can read once",
+        "budget: as much as the budget can read once on the devices of the run",
         check=_check_max_mb,
     ),
     "normalize": auto_flag("normalise unicode (NFC) and white space, and drop control characters"),

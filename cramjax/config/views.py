@@ -48,7 +48,9 @@ class BudgetConfig(Section, Protocol):
 class DataConfig(Section, Protocol):
     """The text, its tokenizer and the sequences made of it.
 
-    In a resolved configuration `max_mb` is a number or None, and no key is "auto".
+    In a resolved configuration no key is "auto". `max_mb` may be "budget" until a run replaces it
+    (`training/text_amount`): from then on, and in every configuration on disk, it is a number or
+    None.
     """
 
     source: str | list[Any] | tuple[Any, ...]
@@ -61,6 +63,7 @@ class DataConfig(Section, Protocol):
     lowercase: bool
     ascii_only: bool
     text_field: str
+    keep: str | None
     max_mb: float | None
     normalize: bool
     min_chars: int

@@ -47,7 +47,7 @@ _SAMPLE_OVERSHOOT_CHARS = 1 << 20
 
 # The keys of `data` that the manifest records as its filters.
 _FILTERS = (
-    "normalize", "min_chars", "max_chars", "compressibility", "dedup_exact", "dedup_near",
+    "keep", "normalize", "min_chars", "max_chars", "compressibility", "dedup_exact", "dedup_near",
     "heldout_fraction", "max_mb",
 )  # fmt: skip
 
@@ -533,6 +533,7 @@ def _jobs(plan: PreparationPlan, spool: pathlib.Path) -> dict[tuple[int, int], J
                 rules=rules,
                 with_signatures=config.dedup_near is not None,
                 limit_bytes=plan.share_bytes[source],
+                heldout=plan.heldout,
             )
     return jobs
 

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
-from cramjax.data.formats import FORMATS, file_format, read_file
+from cramjax.config.keep import Keep
+from cramjax.data.first_bytes import FORMATS, file_format
+from cramjax.data.formats import read_file
 from cramjax.data.source import Drop, Part
 from cramjax.errors import UserError
 from cramjax.files import check_types, read_json, write_json
@@ -53,6 +55,7 @@ class HubFiles:
         revision: Commit of the dataset.
         files: (name, bytes or None) of each file.
         field: Field of a record that holds its text.
+        keep: Which records are kept, or None for all.
     """
 
     spec: str
@@ -62,6 +65,7 @@ class HubFiles:
     revision: str
     files: tuple[tuple[str, int | None], ...]
     field: str
+    keep: Keep | None = None
 
     def parts(self) -> list[HubPart]:
         """Make each file a part; nothing is downloaded."""
@@ -90,11 +94,18 @@ class HubFiles:
                 self.repo, part.file, repo_type="dataset", revision=self.revision
             )
 
-        return read_file(patiently(download, part.name), self.field, drop)
+        return read_file(patiently(download, part.name), self.field, drop, keep=self.keep)
 
 
 def open_hub(
-    *, spec: str, weight: float, index: int, address: str, field: str, cache_dir: str
+    *,
+    spec: str,
+    weight: float,
+    index: int,
+    address: str,
+    field: str,
+    cache_dir: str,
+    keep: Keep | None = None,
 ) -> HubFiles:
     """List the files that `address` names.
 
@@ -108,6 +119,7 @@ def open_hub(
         address: "OWNER/NAME:GLOB" or "OWNER/NAME@REVISION:GLOB".
         field: Field of a record that holds its text.
         cache_dir: Where prepared data are.
+        keep: Which records are kept, or None for all.
 
     Raises:
         UserError: for an address of another form, an unknown dataset or file, missing permission,
@@ -139,6 +151,7 @@ def open_hub(
         revision=listing["revision"],
         files=tuple((name, n_bytes) for name, n_bytes in listing["files"]),
         field=field,
+        keep=keep,
     )
 
 
@@ -172,7 +185,7 @@ def _list_files(repo: str, revision: str | None, pattern: str, spec: str) -> dic
 
     files = []
     for entry in patiently(list_folder, f"hf:{repo}"):
-        is_text_file = isinstance(entry, RepoFile) and file_format(entry.path)[0] in FORMATS
+        is_text_file = isinstance(entry, RepoFile) and file_format(entry.path) in FORMATS
         if is_text_file and fnmatch.fnmatchcase(entry.path, pattern):
             files.append((entry.path, entry.size))
     if not files:

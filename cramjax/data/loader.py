@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -22,6 +23,9 @@ from cramjax.data.row_reader import RowReader, read_sequences, units_a_read
 from cramjax.errors import UserError
 
 logger = logging.getLogger("cramjax")
+
+# Held-out sequences that a larger data.heldout_fraction is to give.
+_HELDOUT_SEQUENCES = 8
 
 # Not the run's seed: runs that differ in it are compared on the same held-out sequences.
 _HELDOUT_KEY = 0
@@ -172,10 +176,24 @@ def heldout_rows(dataset: TokenDataset, *, seq_len: int, cls_token: bool = False
     ]
     if not sum(available):
         raise UserError(
-            f"{dataset.directory} holds out no sequence of {seq_len} tokens to evaluate on: raise "
-            "data.heldout_fraction or data.max_mb, or lower data.seq_len."
+            f"{dataset.directory} holds out no sequence of {seq_len} tokens to evaluate on: "
+            f"{_cure_of_no_heldout(dataset, seq_len)}"
         )
     return available
+
+
+def _cure_of_no_heldout(dataset: TokenDataset, seq_len: int) -> str:
+    """Returns what to do about held-out text of less than a sequence."""
+    n_tokens = dataset.manifest["train_tokens"] + dataset.manifest["heldout_tokens"]
+    if n_tokens < 2 * _HELDOUT_SEQUENCES * seq_len:
+        return (
+            f"there are {n_tokens:,} tokens of text in all; give more text, or a smaller "
+            "data.seq_len"
+        )
+    # Whole documents are held out by chance, so more than one sequence is aimed at.
+    fraction = dataset.manifest["filters"].get("heldout_fraction") or 0.0
+    wanted = max(2 * fraction, _HELDOUT_SEQUENCES * seq_len / n_tokens)
+    return f"raise data.heldout_fraction to {min(0.5, math.ceil(wanted * 100) / 100):g}"
 
 
 def heldout_batches(

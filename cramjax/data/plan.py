@@ -16,9 +16,14 @@ from typing import Any
 from cramjax.config import languages
 from cramjax.config.views import DataConfig
 from cramjax.data import tokenizers
+from cramjax.data.adoption import check_unknown
+from cramjax.data.heldout import HeldOut, rule
 from cramjax.data.manifest import FORMAT
 from cramjax.data.source import Part, TextSource
 from cramjax.errors import UserError
+
+FINGERPRINT_CHARS = 12
+"""The end of a dataset's name is so much of its fingerprint."""
 
 # The keys of `data` on which the content of a prepared dataset depends.
 _FINGERPRINTED = (
@@ -43,6 +48,7 @@ class PreparationPlan:
         sources: The sources of the mixture.
         parts: The parts of each source, in the order in which they are read.
         share_bytes: Bytes of cleaned text to take from each source, or None for all of it.
+        heldout: How long documents are held out.
         fingerprint: SHA-256 of everything on which the dataset depends.
         name: Name of the dataset's directory, which ends in the fingerprint's beginning.
     """
@@ -51,6 +57,7 @@ class PreparationPlan:
     sources: Sequence[TextSource]
     parts: list[list[Part]]
     share_bytes: list[float | None]
+    heldout: HeldOut
     fingerprint: str
     name: str
 
@@ -79,6 +86,7 @@ def plan_preparation(config: DataConfig, sources: Sequence[TextSource]) -> Prepa
         sources=sources,
         parts=parts,
         share_bytes=share_bytes,
+        heldout=rule(config.heldout_fraction, _corpus_bytes(config, parts)),
         fingerprint=fingerprint,
         name=_directory_name(config, sources, fingerprint),
     )
@@ -89,7 +97,7 @@ def text_settings(config: DataConfig) -> dict[str, Any]:
 
     Those are left out that only say how much text to take.
     """
-    names = {"source", "extra_ids", *_FINGERPRINTED} - set(_AMOUNTS)
+    names = {"source", "extra_ids", "keep", *_FINGERPRINTED} - set(_AMOUNTS)
     settings = {name: getattr(config, name) for name in sorted(names)}
     return settings | {"language": languages.with_own_chain(config.language)}
 
@@ -115,6 +123,17 @@ def _reading_order(part: Part) -> tuple[bytes, str]:
     return digest, part.name
 
 
+def _corpus_bytes(config: DataConfig, parts: Sequence[Sequence[Part]]) -> float | None:
+    """Returns how much text is taken at most, in bytes, as it lies on the disk; None if unknown."""
+    n_bytes = 0.0
+    for source_parts in parts:
+        for part in source_parts:
+            if part.n_bytes is None:
+                return None
+            n_bytes += part.n_bytes
+    return n_bytes if config.max_mb is None else min(n_bytes, config.max_mb * 1e6)
+
+
 def _fingerprint(
     config: DataConfig, sources: Sequence[TextSource], parts: Sequence[Sequence[Part]]
 ) -> str:
@@ -123,13 +142,15 @@ def _fingerprint(
     # Keys that came later are left out at their defaults, so that older datasets are still found.
     if config.extra_ids:
         settings["extra_ids"] = config.extra_ids
+    if config.keep is not None:
+        settings["keep"] = config.keep
     if (length := sentence_order_length(config)) is not None:
         settings["order"] = [config.order, length]
 
     if config.tokenizer not in tokenizers.KINDS:
         # Loaded only to report a mistake now instead of after hours of reading.
         tokenizer = tokenizers.load(config.tokenizer, config.extra_ids)[0]
-        tokenizers.check_unknown(tokenizer, config.tokenizer)
+        check_unknown(tokenizer, f"data.tokenizer={config.tokenizer}")
         content = pathlib.Path(config.tokenizer).read_bytes()
         settings["tokenizer"] = hashlib.sha256(content).hexdigest()
     elif language := languages.with_own_chain(config.language):
@@ -143,10 +164,19 @@ def _fingerprint(
         "normalization": _NORMALIZATION,
         "libraries": tokenizers.library_versions(config.tokenizer),
         "data": settings,
-        "sources": [[source.spec, source.weight, source.revision] for source in sources],
+        "sources": [[_identity(source), source.weight, source.revision] for source in sources],
         "parts": part_keys,
     }
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(source: TextSource) -> str:
+    """Return what of a source's name tells its content.
+
+    Local files are told by their names within the folder and their contents, which are in the keys
+    of the parts: they may be moved, and named by another path.
+    """
+    return "text:" if source.spec.startswith("text:") else source.spec
 
 
 def _directory_name(config: DataConfig, sources: Sequence[TextSource], fingerprint: str) -> str:
@@ -154,4 +184,4 @@ def _directory_name(config: DataConfig, sources: Sequence[TextSource], fingerpri
     specs = [re.sub(r"[^A-Za-z0-9]+", "_", source.spec).strip("_")[-40:] for source in sources]
     readable = "+".join(specs)[:60]
     tokenizer = pathlib.Path(config.tokenizer).stem
-    return f"{readable}-{tokenizer}{config.vocab_size}-{fingerprint[:12]}"
+    return f"{readable}-{tokenizer}{config.vocab_size}-{fingerprint[:FINGERPRINT_CHARS]}"

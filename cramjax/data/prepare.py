@@ -21,10 +21,11 @@ from typing import Any
 from cramjax.config import languages
 from cramjax.config.views import DataConfig
 from cramjax.console import Announce
-from cramjax.data import lost_text, pack
+from cramjax.data import lost_text, pack, ready_made
 from cramjax.data.build import Builder
 from cramjax.data.dataset import TokenDataset
-from cramjax.data.plan import PreparationPlan, plan_preparation
+from cramjax.data.hub_tokenizer import with_local_tokenizer
+from cramjax.data.plan import FINGERPRINT_CHARS, PreparationPlan, plan_preparation
 from cramjax.data.progress import StageMeter
 from cramjax.data.sealed import Damaged
 from cramjax.data.source import TextSource
@@ -64,14 +65,15 @@ def prepare(
                 # Whoever opens it checks it.
                 return pathlib.Path(config.source.removeprefix("prepared:"))
             sources = open_sources(config)
+        config = with_local_tokenizer(config)
 
         if config.max_mb == "budget":
             raise UserError(
-                "data.max_mb='budget': resolve the configuration with its budget first, or give a "
-                "number of MB"
+                "data.max_mb='budget': depends on the devices of the run; give a number of MB, or "
+                "prepare with python -m tools.prepare_data"
             )
         plan = plan_preparation(config, sources)
-        directory = cache / plan.name
+        directory = _directory_of(plan, cache)
         if not _is_published(directory):
             cache.mkdir(parents=True, exist_ok=True)
             meter = StageMeter(announce)
@@ -112,7 +114,7 @@ def planned_fingerprint(config: DataConfig) -> str:
     Raises:
         UserError: as `prepare` does, for what it finds before it reads any text.
     """
-    return plan_preparation(config, open_sources(config)).fingerprint
+    return plan_preparation(with_local_tokenizer(config), open_sources(config)).fingerprint
 
 
 def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:
@@ -124,6 +126,19 @@ def read_manifest(directory: str | pathlib.Path) -> dict[str, Any]:
     return TokenDataset.open(directory).manifest
 
 
+def _directory_of(plan: PreparationPlan, cache: pathlib.Path) -> pathlib.Path:
+    """Return where the dataset is, is being made, or will be made.
+
+    The same files under another path give the same fingerprint and another readable name.
+    """
+    for ending in ("", ".partial"):
+        for path in sorted(cache.glob(f"*-{plan.fingerprint[:FINGERPRINT_CHARS]}{ending}")):
+            directory = path.with_name(path.name.removesuffix(".partial"))
+            if ending or _is_published(directory):
+                return directory
+    return cache / plan.name
+
+
 def _is_published(directory: pathlib.Path) -> bool:
     return (directory / "manifest.json").exists()
 
@@ -132,7 +147,7 @@ def _prepare_once(
     plan: PreparationPlan, directory: pathlib.Path, meter: StageMeter, n_workers: int | None
 ) -> None:
     """Prepare the dataset, or wait for the process that does."""
-    lock = directory.with_name(f".{plan.name}.lock")
+    lock = directory.with_name(f".{plan.fingerprint[:FINGERPRINT_CHARS]}.lock")
     try:
         with _locked(lock, meter):
             if not _is_published(directory):
@@ -187,7 +202,10 @@ def _build(
 
     for _ in range(_ATTEMPTS):
         try:
-            Builder(plan, partial, meter, n_workers).build(directory)
+            if ready_made.holds_ids(plan):
+                ready_made.ReadyMade(plan, partial, meter).build(directory)
+            else:
+                Builder(plan, partial, meter, n_workers).build(directory)
             return
         except Damaged as error:
             _warn(partial, error)

@@ -10,9 +10,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from cramjax.data import alphabet
+from cramjax.data.charsmap import charsmap_steps
 from cramjax.data.clean import cut
 from cramjax.errors import UserError
 
@@ -29,8 +30,12 @@ _WHITE_SPACE_SETTINGS: dict[str, Any] = {
     "split_digits": True,
 }
 # Types of pieces and of models in SentencePiece's protocol.
-_NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6
-_UNIGRAM, _BPE = 1, 2
+_NORMAL, _UNKNOWN, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 4, 5, 6
+_UNIGRAM, _BPE, _CHAR = 1, 2, 4
+# What a space is in pieces.
+_SPACE = "▁"
+# Characters that no text has (Unicode: "noncharacters, intended for internal use").
+_STAND_INS = [chr(number) for number in range(0xFDD0, 0xFDF0)]
 
 
 def train_sentencepiece(
@@ -129,11 +134,14 @@ def _train_once(
 def to_tokenizer(model: bytes) -> Tokenizer:
     """Convert a SentencePiece model to a tokenizer that gives the same ids.
 
+    Two things differ: the library computes scores in float64 where SentencePiece takes float32, so
+    near ties may end otherwise; and the name of a control symbol in a text can be that symbol.
+
     Args:
-        model: The bytes of a .model file of type unigram or bpe.
+        model: The bytes of a .model file of type unigram, bpe or char.
 
     Raises:
-        UserError: for a model of another type.
+        UserError: for a model with an option that the library cannot follow, by its name.
     """
     # The module makes its classes when it is imported.
     from sentencepiece.sentencepiece_model_pb2 import (
@@ -141,18 +149,34 @@ def to_tokenizer(model: bytes) -> Tokenizer:
     )
 
     proto = ModelProto.FromString(model)
-    tokenizer = Tokenizer(_core(proto))
-    tokenizer.normalizer = normalizers.Sequence(_normalizer_steps(proto.normalizer_spec))
-    prefix = "always" if proto.normalizer_spec.add_dummy_prefix else "never"
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix)
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme=prefix)
-    if _BYTE in {piece.type for piece in proto.pieces}:
-        # Bytes become characters again before spaces do.
-        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), tokenizer.decoder])
-
+    _check_options(proto)
     user_defined = [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED]
-    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in user_defined])
+    tokenizer = Tokenizer(_core(proto))
+    tokenizer.normalizer = _normalizer(proto, user_defined)
+    tokenizer.pre_tokenizer = _pre_tokenizer(proto, user_defined)
+    tokenizer.decoder = _decoder(proto)
     return tokenizer
+
+
+def _check_options(proto: Any) -> None:
+    """Raise UserError for an option that changes ids or text and that the library lacks."""
+    types = {piece.type for piece in proto.pieces}
+    kind = proto.trainer_spec.model_type
+    problem = None
+    if kind not in (_UNIGRAM, _BPE, _CHAR):
+        problem = "model_type=word is none of unigram, bpe and char"
+    elif _UNKNOWN not in types:
+        problem = "unk_id is no piece of type UNKNOWN"
+    elif not proto.normalizer_spec.escape_whitespaces:
+        problem = "escape_whitespaces=False keeps spaces as they are"
+    elif proto.denormalizer_spec.precompiled_charsmap:
+        problem = "denormalization_rule_tsv changes the text that it writes"
+    elif _UNUSED in types:
+        problem = "some pieces are of type UNUSED"
+    if problem:
+        raise UserError(
+            f"{problem}, which cannot be read exactly; name a SentencePiece model without that"
+        )
 
 
 def _core(proto: Any) -> models.Model:
@@ -160,38 +184,149 @@ def _core(proto: Any) -> models.Model:
     # Nine digits hold a float32, and are read back from JSON to the same number.
     pieces = [(piece.piece, float(f"{piece.score:.9g}")) for piece in proto.pieces]
     types = [piece.type for piece in proto.pieces]
-    unk_id = proto.trainer_spec.unk_id
+    unk_id = types.index(_UNKNOWN)
     has_bytes = _BYTE in types
 
-    if proto.trainer_spec.model_type == _UNIGRAM:
-        # Control pieces must not win over others, nor lower the least score, from which the
-        # library derives the score of [UNK].
-        typed = list(zip(pieces, types, strict=True))
-        least = min(score for (_, score), kind in typed if kind == _NORMAL)
-        scored = [(piece, least if kind == _CONTROL else score) for (piece, score), kind in typed]
+    if proto.trainer_spec.model_type != _BPE:
+        scored = _scores(pieces, types)
         return models.Unigram(scored, unk_id=unk_id, byte_fallback=has_bytes)
 
-    if proto.trainer_spec.model_type == _BPE:
-        vocab = {piece: number for number, (piece, _) in enumerate(pieces)}
-        return models.BPE(
-            vocab,
-            _merges(pieces, types),
-            unk_token=pieces[unk_id][0],
-            fuse_unk=True,
-            byte_fallback=has_bytes,
-        )
+    settings: dict[str, Any] = {
+        "unk_token": pieces[unk_id][0],
+        "fuse_unk": True,
+        "byte_fallback": has_bytes,
+    }
+    vocab = {piece: number for number, (piece, _) in enumerate(pieces)}
+    merges = _merges(pieces, types)
+    bpe = models.BPE(vocab, merges, **settings)
+    long_symbols = [
+        piece
+        for (piece, _), kind in zip(pieces, types, strict=True)
+        if kind == _USER_DEFINED and len(piece) > 1
+    ]
+    if not long_symbols:
+        return bpe
 
-    raise UserError("data.tokenizer: a SentencePiece model must be of type unigram or bpe")
+    # No merge gives these symbols: words that are entries are taken whole, which is right if
+    # merges reach each other entry too.
+    for (piece, _), kind in zip(pieces, types, strict=True):
+        if kind == _NORMAL and len(bpe.tokenize(piece)) != 1:
+            raise UserError(
+                f"user_defined_symbols has {long_symbols[0]!r}, and the merges of this bpe model "
+                f"do not give its piece {piece!r}, which tokenizer.json cannot say; train a "
+                "unigram model"
+            )
+    return models.BPE(vocab, merges, ignore_merges=True, **settings)
 
 
-def _normalizer_steps(spec: Any) -> list[normalizers.Normalizer]:
+def _scores(pieces: list[tuple[str, float]], types: list[int]) -> list[tuple[str, float]]:
+    """Return the pieces with scores for the library, which looks for all of them in a text.
+
+    SentencePiece looks for normal and user-defined ones only.
+    """
+    normal = [pair for pair, kind in zip(pieces, types, strict=True) if kind == _NORMAL]
+    least = min((score for _, score in normal), default=0.0)
+    # The least score gives that of [UNK], which decides nothing where all characters of pieces are
+    # pieces. Then the others get less than their characters have.
+    names = {piece for piece, _ in normal}
+    alphabet = set("".join(piece for piece, _ in normal))
+    never = least
+    if alphabet <= names:
+        never = min(least, -1.0) * (1 + max(len(piece) for piece, _ in pieces))
+
+    scored = []
+    for (piece, score), kind in zip(pieces, types, strict=True):
+        if kind == _USER_DEFINED:
+            score = 0.1 * (len(piece.encode()) - 1)  # as in SentencePiece
+        elif kind != _NORMAL:
+            score = never
+        scored.append((piece, score))
+    return scored
+
+
+def _normalizer(proto: Any, user_defined: list[str]) -> normalizers.Normalizer:
+    """Return SentencePiece's normalisation, except for the space before or after the text."""
+    spec = proto.normalizer_spec
     steps: list[normalizers.Normalizer] = []
     if spec.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+        steps = charsmap_steps(spec.name, spec.precompiled_charsmap)
     if spec.remove_extra_whitespaces:
-        steps.append(normalizers.Replace(Regex("^ +| +$"), ""))
+        steps.append(normalizers.Replace(Regex(r"\A +"), ""))
         steps.append(normalizers.Replace(Regex(" {2,}"), " "))
-    return steps
+    steps.append(normalizers.Replace(" ", _SPACE))
+    if spec.remove_extra_whitespaces:
+        steps.append(normalizers.Replace(Regex(rf"{_SPACE}+\z"), ""))
+
+    # User-defined symbols stay as they are: a noncharacter takes the place of one in the meantime.
+    plain = normalizers.Sequence(steps)
+    changed = []
+    for symbol in sorted(user_defined, key=len, reverse=True):
+        composes = spec.precompiled_charsmap and symbol[-1].isalpha()
+        if composes or plain.normalize_str(f"a{symbol}a") != f"a{symbol}a".replace(" ", _SPACE):
+            changed.append(symbol)
+    if len(changed) > len(_STAND_INS):
+        raise UserError(
+            f"user_defined_symbols has {len(changed)} symbols that the normalisation would change, "
+            f"and tokenizer.json can keep {len(_STAND_INS)}; train the SentencePiece model with "
+            "fewer"
+        )
+    pairs = list(zip(changed, _STAND_INS, strict=False))
+    before = [normalizers.Replace(symbol, stand_in) for symbol, stand_in in pairs]
+    after = [normalizers.Replace(stand_in, symbol) for symbol, stand_in in pairs]
+    if _is_suffix(proto):
+        after.append(normalizers.Replace(Regex(r"(?<=[\s\S])\z"), _SPACE))
+    return normalizers.Sequence([*before, *steps, *after])
+
+
+def _is_suffix(proto: Any) -> bool:
+    """Return whether a space is added after the text, not before it."""
+    return proto.trainer_spec.treat_whitespace_as_suffix and proto.normalizer_spec.add_dummy_prefix
+
+
+def _pre_tokenizer(proto: Any, user_defined: list[str]) -> pre_tokenizers.PreTokenizer:
+    """Return the steps that add the first space and split a text where no piece can span it."""
+    spec = proto.normalizer_spec
+    suffix = proto.trainer_spec.treat_whitespace_as_suffix
+    steps: list[pre_tokenizers.PreTokenizer] = []
+    if spec.add_dummy_prefix and not suffix:
+        # The text has no " " any more, so that one is added whatever the text begins with. After
+        # a special token within a text, spaces stay only if extra ones are not removed.
+        scheme = "always" if spec.remove_extra_whitespaces else "first"
+        first = pre_tokenizers.Metaspace(replacement=" ", prepend_scheme=scheme, split=False)
+        steps.append(first)
+    steps.append(pre_tokenizers.Metaspace(_SPACE, prepend_scheme="never", split=False))
+
+    if user_defined and proto.trainer_spec.model_type == _BPE:
+        longest_first = sorted(user_defined, key=len, reverse=True)
+        pattern = Regex("|".join(_escaped(symbol) for symbol in longest_first))
+        steps.append(pre_tokenizers.Split(pattern, "isolated"))
+    # Words are cached by the library. Unknown characters on both sides of a space that is a piece
+    # are two tokens, otherwise one.
+    pieces = [piece.piece for piece in proto.pieces if piece.type in (_NORMAL, _USER_DEFINED)]
+    inner = slice(None, -1) if suffix else slice(1, None)
+    if _SPACE in pieces and not any(_SPACE in piece[inner] for piece in pieces):
+        behavior = "merged_with_previous" if suffix else "merged_with_next"
+        steps.append(pre_tokenizers.Split(_SPACE, behavior))
+    return pre_tokenizers.Sequence(steps)
+
+
+def _escaped(symbol: str) -> str:
+    """Return a regular expression of Oniguruma for exactly `symbol`."""
+    return "".join(rf"\x{{{ord(character):x}}}" for character in symbol)
+
+
+def _decoder(proto: Any) -> decoders.Decoder:
+    steps: list[decoders.Decoder] = [decoders.Replace(_SPACE, " ")]
+    if _BYTE in {piece.type for piece in proto.pieces}:
+        # Bytes become characters again before tokens become one text.
+        steps.append(decoders.ByteFallback())
+    steps.append(decoders.Fuse())
+    if proto.normalizer_spec.add_dummy_prefix:
+        place = r"\A +" if proto.normalizer_spec.remove_extra_whitespaces else r"\A "
+        if proto.trainer_spec.treat_whitespace_as_suffix:
+            place = r" \z"
+        steps.append(decoders.Replace(Regex(place), ""))
+    return decoders.Sequence(steps)
 
 
 def _merges(pieces: list[tuple[str, float]], types: list[int]) -> list[tuple[str, str]]:

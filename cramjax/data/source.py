@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 Drop = Callable[[str, str], None]
-"""Called with a reason and "file:position" for each record that is left out or repaired."""
+"""Called with a reason and "file:position" for each record that is left out or repaired.
+
+The position is empty where the user has asked for it: such records are counted, and not named.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,7 +19,7 @@ class Part:
 
     Attributes:
         source: Index of the source in the mixture.
-        name: A name that a person recognises.
+        name: A name that a person recognises; the order of reading follows from it.
         key: Changes when the content may have changed.
         n_bytes: Size of the part in bytes, or None if it is unknown.
     """
@@ -46,7 +49,7 @@ class TextSource(Protocol):
         ...
 
     def parts(self) -> Sequence[Part]:
-        """List all parts in a fixed order, without opening a file."""
+        """List all parts in a fixed order; no text is taken yet."""
         ...
 
     def read(self, part: Any, drop: Drop) -> Iterator[str]:

@@ -10,6 +10,7 @@ import difflib
 import math
 from typing import Any
 
+from cramjax.config.keep import Keep
 from cramjax.config.views import DataConfig
 from cramjax.data.source import TextSource
 from cramjax.errors import UserError
@@ -61,26 +62,38 @@ def _open(spec: str, weight: float, index: int, config: DataConfig) -> TextSourc
     scheme, _, address = spec.partition(":")
     common: dict[str, Any] = {"spec": spec, "weight": weight, "index": index}
     field = config.text_field
+    keep = Keep(config.keep) if config.keep is not None else None
 
     if scheme == "installed-docs" and not address:
         from cramjax.data.installed_docs import InstalledDocs
 
+        if keep is not None:
+            raise UserError(
+                f"data.source={spec}: has no fields to compare with data.keep={config.keep!r}; "
+                "leave data.keep out"
+            )
         return InstalledDocs(**common)
 
     if scheme == "text" and address:
         from cramjax.data.text_source import TextFiles
 
-        return TextFiles(**common, pattern=address, field=field)
+        return TextFiles(
+            **common, pattern=address, field=field, cache_dir=config.cache_dir, keep=keep
+        )
 
     if scheme == "hf" and address:
         from cramjax.data.hub_source import open_hub
 
-        return open_hub(**common, address=address, field=field, cache_dir=config.cache_dir)
+        return open_hub(
+            **common, address=address, field=field, cache_dir=config.cache_dir, keep=keep
+        )
 
     if scheme == "tfds" and address:
         from cramjax.data.tfds_source import open_tfds
 
-        return open_tfds(**common, name=address, field=field, allow_build=config.allow_build)
+        return open_tfds(
+            **common, name=address, field=field, allow_build=config.allow_build, keep=keep
+        )
 
     if scheme == "prepared":
         raise UserError(

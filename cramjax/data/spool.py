@@ -31,6 +31,7 @@ import zstandard
 from cramjax import stop
 from cramjax.data import dedup
 from cramjax.data.clean import CleanRules, clean, cut
+from cramjax.data.heldout import HeldOut
 from cramjax.data.sealed import Damaged, seal, unseal
 from cramjax.data.source import Part, TextSource
 from cramjax.errors import RunFailed
@@ -65,6 +66,7 @@ class Job:
         rules: How to clean.
         with_signatures: Compute MinHash signatures.
         limit_bytes: Cleaned text after which the rest of the part cannot be needed, or None.
+        heldout: How long documents are held out.
     """
 
     source: TextSource
@@ -73,6 +75,7 @@ class Job:
     rules: CleanRules
     with_signatures: bool
     limit_bytes: float | None
+    heldout: HeldOut = HeldOut()
 
 
 def spool_part(job: Job) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def spool_part(job: Job) -> dict[str, Any]:
 
     def drop(reason: str, where: str) -> None:
         dropped[reason] += 1
-        if dropped[reason] <= _EXAMPLES:
+        if where and dropped[reason] <= _EXAMPLES:
             examples.append(f"{reason}: {where}")
 
     # Two processes may write the same part, if the first one's parent was killed.
@@ -101,7 +104,7 @@ def spool_part(job: Job) -> dict[str, Any]:
         compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
         text_file = stack.enter_context(compressor.stream_writer(opened["text.zst"], closefd=False))
         signer = _Signer(opened["signatures"]) if job.with_signatures else None
-        writer = _PartWriter(text_file, opened["rows"], signer)
+        writer = _PartWriter(text_file, opened["rows"], signer, job.heldout)
 
         for text in bounded(job.source.read(job.part, drop)):
             cleaned = clean(text, job.rules)
@@ -151,7 +154,10 @@ def _checksum(path: pathlib.Path) -> list[int]:
 class _PartWriter:
     """Writes documents to the text and the rows of a part, and counts them."""
 
-    def __init__(self, text_file: Any, rows_file: BinaryIO, signer: _Signer | None):
+    def __init__(
+        self, text_file: Any, rows_file: BinaryIO, signer: _Signer | None, heldout: HeldOut
+    ):
+        self._heldout = heldout
         self._text_file = text_file
         self._rows_file = rows_file
         self._signer = signer
@@ -161,15 +167,15 @@ class _PartWriter:
     def add(self, pieces: list[str]) -> None:
         """Write one document, which is cut into `pieces`."""
         document = "".join(pieces)
-        hashes = dedup.document_hashes(document)
+        content_hash, split_hash = dedup.document_hashes(document)
         if self._signer:
             self._signer.add(document)
 
         self.n_documents += 1
-        for number, piece in enumerate(pieces):
+        for number, (piece, split) in enumerate(self._heldout.split(pieces, split_hash)):
             encoded = piece.encode("utf-8")
             self._text_file.write(encoded)
-            row = np.array((len(encoded), len(piece), number, *hashes), ROW)
+            row = np.array((len(encoded), len(piece), number, content_hash, split), ROW)
             self._rows_file.write(row.tobytes())
             self.n_bytes += len(encoded)
 

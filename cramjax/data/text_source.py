@@ -9,20 +9,17 @@ import logging
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
-from cramjax.data.formats import FORMATS, file_format, read_file, real_compression
+from cramjax.config.keep import Keep
+from cramjax.data.contents import digests
+from cramjax.data.first_bytes import COMPRESSIONS, FORMATS, file_format, look_at
+from cramjax.data.formats import read_file
 from cramjax.data.source import Drop, Part
 from cramjax.errors import UserError
 
 _LOG = logging.getLogger("cramjax")
 RANGE_BYTES = 64 << 20
 """Plain files are read in ranges of this size, by as many processes as there are cores."""
-
-# A pointer of Git LFS has three short lines.
-_MAX_POINTER_BYTES = 1024
-# Formats that can be read in ranges, because a line shows where a document begins.
-_RANGED_FORMATS = (".txt", ".jsonl")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +47,9 @@ class TextFiles:
         index: Index of this source in the mixture.
         pattern: A path, a folder or a glob.
         field: Field of a record that holds its text.
-        revision: None: the parts' keys hold each file's size and time.
+        cache_dir: Folder in which digests of files are remembered.
+        keep: Which records are kept, or None for all.
+        revision: None: the parts' keys hold digests of the files.
     """
 
     spec: str
@@ -58,48 +57,68 @@ class TextFiles:
     index: int
     pattern: str
     field: str
+    cache_dir: str
+    keep: Keep | None = None
     revision: str | None = None
 
     def parts(self) -> list[FilePart]:
         """List the files in the order of their names, large plain ones in ranges.
 
+        Files that were not read before are read once, for the digests of their contents.
+
         Raises:
-            UserError: if there is no file, or one of an unknown format.
+            UserError: if there is no file, or one of an unknown format, or one that is no text.
         """
+        paths = find_files(self.pattern)
+        for path in paths:
+            if self.keep is not None and file_format(path) == ".txt":
+                raise UserError(
+                    f"{path}: has no fields to compare with data.keep={self.keep.expression!r}; "
+                    "leave data.keep out, or give records (.jsonl, .parquet)"
+                )
+        # What is no text is refused at the start, not after hours of reading.
+        keys = digests(paths, self.spec, self.cache_dir, look_at)
+        folder = named_folder(self.pattern)
         parts = []
-        for path in find_files(self.pattern):
-            parts += self._ranges(path)
+        for path, key in zip(paths, keys, strict=True):
+            name = path.relative_to(folder).as_posix()
+            parts += self._ranges(path, name, f"{name}:{key}")
         return parts
 
     def read(self, part: FilePart, drop: Drop) -> Iterator[str]:
         """See `TextSource.read`."""
-        return read_file(part.path, self.field, drop, part.start, part.end)
+        return read_file(part.path, self.field, drop, part.start, part.end, keep=self.keep)
 
-    def _ranges(self, path: pathlib.Path) -> Iterator[FilePart]:
-        stat = path.stat()
-        key = f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}"
-        common: dict[str, Any] = {"source": self.index, "path": str(path)}
-
+    def _ranges(self, path: pathlib.Path, name: str, key: str) -> Iterator[FilePart]:
+        n_bytes = path.stat().st_size
         # Looked into only where that decides something: there may be a hundred thousand files.
-        is_long = stat.st_size > RANGE_BYTES
-        compression = file_format(path)[1]
-        if is_long or stat.st_size < _MAX_POINTER_BYTES:
-            compression = real_compression(path)
-        has_ranges = is_long and file_format(path)[0] in _RANGED_FORMATS and compression is None
-        if not has_ranges:
-            yield FilePart(**common, name=str(path), key=key, n_bytes=stat.st_size)
+        if n_bytes <= RANGE_BYTES or not look_at(str(path)).has_ranges:
+            yield FilePart(source=self.index, path=str(path), name=name, key=key, n_bytes=n_bytes)
             return
 
-        for start in range(0, stat.st_size, RANGE_BYTES):
-            end = min(start + RANGE_BYTES, stat.st_size)
+        for start in range(0, n_bytes, RANGE_BYTES):
+            end = min(start + RANGE_BYTES, n_bytes)
             yield FilePart(
-                **common,
-                name=f"{path}@{start}",
+                source=self.index,
+                path=str(path),
+                name=f"{name}@{start}",
                 key=f"{key}:{start}",
                 n_bytes=end - start,
                 start=start,
                 end=end,
             )
+
+
+def named_folder(pattern: str) -> pathlib.Path:
+    """Return the folder within which files have names: the last one before any wildcard."""
+    path = pathlib.Path(os.path.expanduser(pattern))
+    if path.is_dir():
+        return path
+    if path.is_file():
+        return path.parent
+    while glob.has_magic(str(path)):
+        path = path.parent
+    return path
 
 
 def find_files(pattern: str) -> list[pathlib.Path]:
@@ -109,6 +128,7 @@ def find_files(pattern: str) -> list[pathlib.Path]:
         UserError: if there is none, or one is unreadable or of an unknown format.
     """
     expanded = os.path.expanduser(pattern)
+    names: list[str] = []
     if os.path.isdir(expanded):
         paths = _inside(pathlib.Path(expanded))
     elif os.path.isfile(expanded):
@@ -119,15 +139,17 @@ def find_files(pattern: str) -> list[pathlib.Path]:
         paths = sorted(pathlib.Path(name) for name in names if os.path.isfile(name))
 
     if not paths:
-        raise UserError(
-            f"text:{pattern}: no such file; give a path, a folder or a glob of "
-            f"{', '.join(FORMATS)} files"
-        )
+        problem = "no such file; give a path, a folder or a glob"
+        if os.path.isdir(expanded):
+            problem = "the folder holds none; give another folder, or convert its files"
+        elif names:
+            problem = "matches folders only; name one of them, or end the glob with /**/*"
+        raise UserError(f"text:{pattern}: {problem} ({', '.join(FORMATS)} are read)")
     for path in paths:
-        if file_format(path)[0] not in FORMATS:
+        if file_format(path) not in FORMATS:
             raise UserError(
-                f"{path}: not a text format; {', '.join(FORMATS)} can be read, each also as .gz "
-                "or .zst"
+                f"{path}: not a text format; {', '.join(FORMATS)} can be read, each also as "
+                f"{', '.join(COMPRESSIONS)}"
             )
         if not os.access(path, os.R_OK):
             raise UserError(f"{path}: cannot be read; check its permissions")
@@ -153,7 +175,7 @@ def _inside(folder: pathlib.Path) -> list[pathlib.Path]:
         seen.add(real)
 
         for path in sorted(current.iterdir()):
-            is_text = path.is_file() and file_format(path)[0] in FORMATS
+            is_text = path.is_file() and file_format(path) in FORMATS
             if path.name.startswith("."):
                 hidden += [path] if is_text or path.is_dir() else []
             elif path.is_dir():

@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from cramjax.config.keep import Keep
+from cramjax.data.record import refuse_field
 from cramjax.data.source import Drop, Part
 from cramjax.errors import UserError
 
@@ -36,6 +38,7 @@ class TfdsSplit:
         revision: The dataset's version.
         shard_lengths: Examples in each shard, in order.
         field: Field of an example that holds its text.
+        keep: Which examples are kept, or None for all.
     """
 
     spec: str
@@ -46,6 +49,7 @@ class TfdsSplit:
     revision: str
     shard_lengths: tuple[int, ...]
     field: str
+    keep: Keep | None = None
 
     def parts(self) -> list[TfdsPart]:
         """Make each shard that is not empty a part."""
@@ -79,6 +83,9 @@ class TfdsSplit:
             examples = tfds.as_numpy(dataset)
 
         for number, example in enumerate(examples):
+            if self.keep is not None and not self.keep.accepts(_plain(example)):
+                drop("keep", "")
+                continue
             text = example[self.field]
             if not isinstance(text, bytes):
                 drop("text_not_a_string", f"{part.name}:{number}")
@@ -90,8 +97,26 @@ class TfdsSplit:
                 yield text.decode("utf-8", errors="replace")
 
 
+def _plain(example: Any) -> Any:
+    """Return a field's value, or a dict of them, with Python's own strings, numbers and lists."""
+    if isinstance(example, dict):
+        return {name: _plain(value) for name, value in example.items()}
+    if hasattr(example, "tolist"):
+        example = example.tolist()
+    if isinstance(example, list):
+        return [_plain(item) for item in example]
+    return example.decode("utf-8", errors="replace") if isinstance(example, bytes) else example
+
+
 def open_tfds(
-    *, spec: str, weight: float, index: int, name: str, field: str, allow_build: bool
+    *,
+    spec: str,
+    weight: float,
+    index: int,
+    name: str,
+    field: str,
+    allow_build: bool,
+    keep: Keep | None = None,
 ) -> TfdsSplit:
     """Open a split of a dataset that is on disk, or build it.
 
@@ -103,6 +128,7 @@ def open_tfds(
             train.
         field: Field of an example that holds its text.
         allow_build: Build the dataset if it is not on disk.
+        keep: Which examples are kept, or None for all.
 
     Raises:
         UserError: for an unknown dataset, split or field, and for a dataset that is not on disk
@@ -126,11 +152,9 @@ def open_tfds(
             f"data.source={spec}: no split {split!r}; there are {', '.join(sorted(splits))}"
         )
     features = builder.info.features
-    if field not in features:
-        raise UserError(
-            f"data.source={spec}: examples have no field {field!r} (found: "
-            f"{', '.join(sorted(features))}); set --config.data.text_field"
-        )
+    for wanted in (field, *(keep.fields if keep else ())):
+        if wanted not in features:
+            refuse_field(f"data.source={spec}", wanted, features, field)
 
     return TfdsSplit(
         spec=spec,
@@ -141,6 +165,7 @@ def open_tfds(
         revision=str(builder.version),
         shard_lengths=tuple(splits[split].shard_lengths),
         field=field,
+        keep=keep,
     )
 
 

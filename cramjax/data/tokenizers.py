@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Iterable
+from types import NoneType
 from typing import Any
 
 import tokenizers
@@ -16,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 
 from cramjax.config import languages
 from cramjax.data import normalization
+from cramjax.data.adoption import complete_decoder
 from cramjax.data.sentencepiece_model import to_tokenizer, train_sentencepiece
 from cramjax.data.wordpiece import train_wordpiece
 from cramjax.errors import UserError
@@ -119,7 +121,7 @@ def _decode_pictures(tokenizer: Tokenizer) -> None:
 def load(path: str | pathlib.Path, extra_ids: int = 0) -> tuple[Tokenizer, bytes | None]:
     """Load a tokenizer.json or a SentencePiece .model.
 
-    Missing special tokens are added under BERT's names.
+    Missing special tokens are added under BERT's names, and a decoder if there is none.
 
     Args:
         path: The file.
@@ -139,36 +141,20 @@ def load(path: str | pathlib.Path, extra_ids: int = 0) -> tuple[Tokenizer, bytes
         )
 
     content = path.read_bytes()
+    model = None
     try:
         if path.suffix == ".model":
-            return _finish(to_tokenizer(content), extra_ids), content
-        return _finish(Tokenizer.from_str(content.decode("utf-8")), extra_ids), None
-    except UserError:
-        raise
+            tokenizer, model = to_tokenizer(content), content
+        else:
+            tokenizer = Tokenizer.from_str(content.decode("utf-8"))
+    except UserError as error:
+        raise UserError(f"data.tokenizer={path}: {error}") from error
     except Exception as error:  # both libraries raise bare Exception for a malformed file
         raise UserError(
             f"data.tokenizer={path}: not a readable tokenizer.json or .model ({error})"
         ) from error
-
-
-def check_unknown(tokenizer: Tokenizer, path: str | pathlib.Path) -> None:
-    """Check that a tokenizer has an id for words that it does not know.
-
-    Raises:
-        UserError: if it would fail at the first of them.
-    """
-    model = tokenizer.model
-    unknown = getattr(model, "unk_token", None)
-    problem = None
-    if unknown is not None and model.token_to_id(unknown) is None:
-        problem = f"its unknown token {unknown!r} is no entry of its vocabulary"
-    try:
-        # No alphabet has this character, unless it has all bytes.
-        tokenizer.encode("\U0010fffd")
-    except Exception as error:  # the library raises nothing else
-        problem = problem or f"a character that it does not know is an error ({error})"
-    if problem:
-        raise UserError(f"data.tokenizer={path}: {problem}; add it, or name another tokenizer")
+    complete_decoder(tokenizer)
+    return _finish(tokenizer, extra_ids), model
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -232,7 +218,8 @@ def _finish(tokenizer: Tokenizer, extra_ids: int = 0) -> Tokenizer:
 
     special = special_tokens(tokenizer)
     _mark_special(tokenizer, list(special.values()))
-    if tokenizer.post_processor is None:
+    # ByteLevel only moves offsets, which nothing here reads.
+    if isinstance(tokenizer.post_processor, (NoneType, processors.ByteLevel)):
         sep = special["sep"]
         before = [] if n_sentinels else [special["cls"]]
         tokenizer.post_processor = processors.TemplateProcessing(

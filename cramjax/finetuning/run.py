@@ -20,7 +20,7 @@ from cramjax.finetuning.protocols import Settings
 from cramjax.finetuning.request import FinetuneRequest, check_starts, choose_tasks
 from cramjax.finetuning.saved import SavedModels
 from cramjax.finetuning.store import Store, digest
-from cramjax.finetuning.t5_feed import check_labels
+from cramjax.finetuning.t5_feed import check_labels, check_rows
 from cramjax.glue import rows
 from cramjax.glue.tasks import Task
 from cramjax.inference import LoadedModel, untrained
@@ -75,7 +75,7 @@ class Finetuning:
         check_starts(self.tasks, self.protocol, self.model.is_t5)
         if self.model.is_t5:
             for task in all_tasks:
-                check_labels(task, self.model.tokenizer)
+                check_labels(task, self.model.tokenizer, self.model.special["sep"])
         # A task whose model others start from comes before them.
         self.tasks = sorted(self.tasks, key=lambda task: not self._is_start(task))
 
@@ -84,6 +84,9 @@ class Finetuning:
             self.data[task.name] = rows.open_task(
                 task, request.data_dir, announce, test=request.submit
             )
+            if self.model.is_t5:
+                labelled = self.data[task.name].splits.get("validation", [])
+                check_rows(task, labelled, self.model.tokenizer, announce)
         self.store = self._open_store()
         self.saved_models = SavedModels(request.out / "models", self.model)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from cramjax.console import Announce
 from cramjax.errors import UserError
 from cramjax.finetuning.feed import Arrays, MicrobatchPlan, truncating
 from cramjax.finetuning.protocols import Settings
@@ -24,6 +25,9 @@ TARGET_LENGTHS = (4, 8, 16, 32, 64, 128)
 
 EVAL_TOKENS = 8192
 """Input tokens in a batch of evaluation."""
+
+# Rows whose answers are tried before finetuning.
+_N_CHECKED = 1000
 
 
 class T5Feed:
@@ -152,26 +156,72 @@ class T5Feed:
         return ids[: int(np.argmax(is_end))] if is_end.any() else ids
 
 
-def check_labels(task: Task, tokenizer: tokenizers.Tokenizer) -> None:
+def check_labels(task: Task, tokenizer: tokenizers.Tokenizer, sep_id: int) -> None:
     """Raises UserError, by label, if the tokenizer cannot write an answer of the task.
 
     A T5 whose tokenizer lowers capitals, or has no "_" or digits, would train for hours and answer
     nothing that counts.
+
+    Args:
+        sep_id: the token that ends an answer.
     """
     answers: Sequence[str] = task.labels or ()
     if task.name == "wsc" or task.kind == "entities":
-        return  # the answers are words of the rows
+        return  # the answers are words of the rows, see `check_rows`
     if task.labels is None:
         answers = [f"{tenths / 10:.1f}" for tenths in range(0, 51, 2)]
 
     for answer in answers:
         ids = tokenizer.encode(answer).ids
+        if ids[-1:] != [sep_id]:
+            raise UserError(
+                f"--task {task.name}: the tokenizer of this T5 does not end the answer {answer!r} "
+                "with its </s>, so that no answer would ever end; give its tokenizer.json a "
+                "post_processor with the template $A </s>"
+            )
         written = tokenizer.decode(ids)
         if inputs.parse(task, {}, written) != inputs.parse(task, {}, answer):
-            raise UserError(
-                f"--task {task.name}: the tokenizer of this T5 writes the answer {answer!r} as "
-                f"{written!r}; take a T5 whose tokenizer keeps capitals, digits and '_'"
-            )
+            raise UserError(_cannot_write(task, answer, written))
+
+
+def check_rows(
+    task: Task, rows: Sequence[Row], tokenizer: tokenizers.Tokenizer, announce: Announce
+) -> None:
+    """Checks the answers of a task whose answers are words of its rows.
+
+    Args:
+        rows: with labels; the first thousand are looked at.
+        announce: gets a line if there are answers that the tokenizer cannot write.
+
+    Raises:
+        UserError: if they are the half or more.
+    """
+    if task.name != "wsc" and task.kind != "entities":
+        return
+    n_answers = 0
+    lost: list[tuple[str, str]] = []  # answer, what is written
+    for row in rows[:_N_CHECKED]:
+        for answer in inputs.target_texts(task, row):
+            n_answers += 1
+            written = tokenizer.decode(tokenizer.encode(answer).ids)
+            if inputs.parse(task, row, written) != inputs.parse(task, row, answer):
+                lost.append((answer, written))
+
+    if lost and 2 * len(lost) >= n_answers:
+        raise UserError(_cannot_write(task, *lost[0]))
+    if lost:
+        announce(
+            f"{task.name}: the tokenizer cannot write {len(lost)} of the first {n_answers} "
+            f"answers, for example {lost[0][0]!r:.80}; these stay wrong"
+        )
+
+
+def _cannot_write(task: Task, answer: str, written: str) -> str:
+    return (
+        f"--task {task.name}: the tokenizer of this T5 writes the answer {answer!r:.80} as "
+        f"{written!r:.80}, which never counts; name other tasks, or take a T5 whose tokenizer "
+        "keeps capitals, digits and '_' (data.lowercase=False)"
+    )
 
 
 def _encode(texts: Sequence[str], tokenizer: tokenizers.Tokenizer) -> list[np.ndarray]:

@@ -16,8 +16,8 @@ import ml_dtypes  # noqa: F401  gives NumPy the name bfloat16, which safetensors
 import numpy as np
 import safetensors
 import tokenizers
-from tokenizers import decoders
 
+from cramjax.data.adoption import check_unknown, complete_decoder
 from cramjax.data.tokenizers import special_ids
 from cramjax.errors import UserError
 from cramjax.files import member, read_json
@@ -123,7 +123,8 @@ def read_tokenizer(file: pathlib.Path, family: str, cure: str) -> tokenizers.Tok
         cure: what to do, the end of the error's sentence.
 
     Raises:
-        UserError: if there is no such file, it is damaged, or lacks a special token.
+        UserError: if there is no such file, it is damaged, or lacks a special token or an id for
+            what it does not know.
     """
     _member(file.parent, file.name, cure)
     try:
@@ -131,11 +132,8 @@ def read_tokenizer(file: pathlib.Path, family: str, cure: str) -> tokenizers.Tok
     except Exception as error:  # the library raises bare Exception for a malformed file
         raise UserError(f"{file}: not a readable tokenizer.json ({error}); {cure}") from error
 
-    # Until 0.2 a SentencePiece model with bytes was converted without their decoder.
-    has_bytes = tokenizer.token_to_id("<0xC3>") is not None
-    if has_bytes and isinstance(tokenizer.decoder, decoders.Metaspace):
-        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), tokenizer.decoder])
-
+    check_unknown(tokenizer, str(file))
+    complete_decoder(tokenizer)
     # Rows are cut and padded elsewhere.
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -244,12 +244,14 @@ def _training_rows(facts: Facts) -> dict[str, str]:
     data, optimizer = config["data"], config["optimizer"]
     limits = [f"{value:g} {unit}" for unit, value in config["budget"].items() if value is not None]
     budget = ", ".join(limits)
-    tokenizer = pathlib.PurePath(data["tokenizer"]).name
+    tokenizer = _code(pathlib.PurePath(data["tokenizer"]).name)
+    if facts.n_entries:  # data.vocab_size is only the most that a new tokenizer may have
+        tokenizer += f", {facts.n_entries:,} entries"
 
     return {
         "data": ", ".join(_code(_public_source(source)) for source in sources(facts)),
         "objective": _objective(config["objective"]),
-        "tokenizer": f"{_code(tokenizer)}, {data['vocab_size']:,} entries",
+        "tokenizer": tokenizer,
         "sequence": f"{data['seq_len']} tokens",
         "budget": f"{budget} (learning rate and batch size follow the share that is spent)",
         "spent": _amounts(facts.spent),

@@ -91,6 +91,7 @@ def export(
 
     loaded = load(source, options.step, dequantize=True)
     facts = read_facts(source, options.results, loaded.step)
+    facts = dataclasses.replace(facts, n_entries=loaded.tokenizer.get_vocab_size())
     model = stock_model(source, loaded)
 
     with _staged(out) as staged:

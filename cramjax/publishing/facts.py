@@ -66,6 +66,7 @@ class Facts:
         scores: metric → score of this one finetuned model, in percent.
         compression: what was done to a packed model; None for others.
         starts: those of the run that the model has its training from; empty if nothing says.
+        n_entries: of its tokenizer; None if nobody has counted them.
     """
 
     folder: pathlib.Path
@@ -77,6 +78,7 @@ class Facts:
     scores: Mapping[str, float]
     compression: Mapping[str, Any] | None = None
     starts: Sequence[Start] = ()
+    n_entries: int | None = None
 
 
 def find_results(checkpoint: str | pathlib.Path) -> pathlib.Path | None:

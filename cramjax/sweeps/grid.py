@@ -126,6 +126,17 @@ def points_of(
     return points
 
 
+def differ_in_text(points: Sequence[Point]) -> bool:
+    """Returns whether data.max_mb='budget' may give the points different amounts of text.
+
+    Networks and budgets differ in the text they read, so their datasets do. Losses on the held-out
+    text of different datasets hardly compare.
+    """
+    asking = [point.config for point in points if point.config["data"]["max_mb"] == "budget"]
+    decisive = ("model", "growth", "budget", "precision")
+    return any(config[key] != asking[0][key] for config in asking for key in decisive)
+
+
 def _point(spec: str, overrides: Sequence[str], values: dict[str, str]) -> Point:
     """Returns the point of grid `values`. Raises UserError for a wrong configuration."""
     if VARIANT in values:

@@ -98,9 +98,17 @@ def _differing(
 
 
 def _is_the_same_elsewhere(config: Config, earlier: Earlier) -> bool:
-    """Returns whether the source is a prepared dataset with the content of the run's."""
+    """Returns whether the source is what the run was made with, under another name.
+
+    It may be a prepared dataset with the content of the run's, or the same files in another place.
+    """
     folder = _prepared_folder(config)
-    return folder is not None and _matches(TokenDataset.open(folder), earlier)
+    if folder is not None:
+        return _matches(TokenDataset.open(folder), earlier)
+    try:
+        return prepare.planned_fingerprint(config.data) == earlier.fingerprint
+    except UserError:
+        return False
 
 
 def _prepared_folder(config: Config) -> pathlib.Path | None:

@@ -10,7 +10,7 @@ from typing import Any
 from cramjax.errors import RunFailed, UserError
 from cramjax.files import write_json
 from cramjax.parallel import processes
-from cramjax.training import plots
+from cramjax.training import plots, repeats
 from cramjax.training.evaluate import Evaluator
 from cramjax.training.loop import Outcome
 from cramjax.training.parts import Run
@@ -44,7 +44,11 @@ def finish(
     if recorder.evaluated_step != run.clock.n_steps:
         recorder.evaluated(evaluator(outcome.state.params))
     recorder.close()
-    summary = recorder.summary(session, reason) | {"elapsed_s": round(elapsed_s, 3)}
+    data_epochs = repeats.epochs(run.dataset, run.config, session, run.clock.n_tokens)
+    summary = recorder.summary(session, reason) | {
+        "elapsed_s": round(elapsed_s, 3),
+        "data_epochs": round(data_epochs, 4),
+    }
     if not processes.is_first():
         return checked(summary)
 

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-import tokenizers
 
 from cramjax import start
 from cramjax.checkpoints import pretrained
 from cramjax.config.views import Config
 from cramjax.console import Progress
 from cramjax.data import loader as loaders
-from cramjax.data import prepare
+from cramjax.data import prepare, tokenizers
 from cramjax.models.layers import FLOAT32
 from cramjax.objectives import families
+from cramjax.training import text_amount
 
 
 def preview(config: Config, n_examples: int) -> Iterator[str]:
@@ -28,6 +28,7 @@ def preview(config: Config, n_examples: int) -> Iterator[str]:
     start.start()
     with contextlib.closing(Progress()) as progress:
         config = pretrained.with_tokenizer(config)
+        config = text_amount.settled(config, None, progress.announce)
         dataset = prepare.open_data(config.data, progress.announce)
 
     objective = families.build(config, dataset, FLOAT32)
@@ -47,7 +48,7 @@ def preview(config: Config, n_examples: int) -> Iterator[str]:
     inputs, targets = jax.device_get(jax.jit(objective.preview)(key, tokens, rows))
 
     file = dataset.directory / "tokenizer" / "tokenizer.json"
-    tokenizer = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    tokenizer, _ = tokenizers.load(file)
     for row in range(n_examples):
         yield f"example {row}: {inputs.shape[1]} tokens in, {targets.shape[1]} to predict"
         for name, ids in (("inputs ", inputs[row]), ("targets", targets[row])):

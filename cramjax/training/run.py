@@ -18,7 +18,16 @@ from cramjax.console import Progress
 from cramjax.parallel import processes
 from cramjax.parallel.coordinator import coordinate
 from cramjax.stop import StopSignal, exit_code
-from cramjax.training import dataset_choice, history, opening, remedies, session, switch
+from cramjax.training import (
+    dataset_choice,
+    history,
+    opening,
+    remedies,
+    repeats,
+    session,
+    switch,
+    text_amount,
+)
 from cramjax.training.finish import checked, finish
 from cramjax.training.loop import Outcome, run_steps
 from cramjax.training.metrics import Sink
@@ -83,6 +92,7 @@ def _train(
 
             earlier = history.read(path)
             config = dataset_choice.with_tokenizer(config, earlier)
+            config = text_amount.settled(config, earlier, progress.announce)
             if earlier:
                 dataset_choice.refuse_another(config, earlier, path)
             if earlier and (summary := history.finished(earlier, config, path, progress.announce)):
@@ -104,6 +114,7 @@ def _train(
             opened = opening.open_stage(run, earlier)
             progress.announce(session.describe(opened.session))
             opening.describe_run(run, opened, earlier)
+            sinks = (*sinks, repeats.watch(run, opened.session))
             if earlier and (reason := history.ended_by(earlier, config)):
                 # Only the end was lost: its evaluation, and what follows.
                 return opening.finish_restored(run, opened, reason, sinks)

@@ -105,6 +105,7 @@ class Session:
             self.state_bytes(),
             n_sequences,
             n_targets=self.objective.n_predicted,
+            vocab_size=self.objective.network.vocab_size,
             itemsize=jnp.dtype(self.precision).itemsize,
             fused=fused,
         )

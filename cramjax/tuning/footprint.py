@@ -27,6 +27,7 @@ def step_bytes(
     n_sequences: int,
     *,
     n_targets: int,
+    vocab_size: int,
     itemsize: int,
     fused: bool,
 ) -> int:
@@ -37,6 +38,8 @@ def step_bytes(
     Args:
         state: as from `state_bytes`.
         n_targets: positions of a sequence that reach the loss.
+        vocab_size: rows of the network's embedding. A tokenizer from outside may have more entries
+            than `data.vocab_size` says.
         itemsize: bytes of a number in the step's precision.
         fused: the attention kernel keeps no matrix of positions by positions.
     """
@@ -44,7 +47,7 @@ def step_bytes(
         config.model,
         n_tokens=config.data.seq_len,
         n_targets=n_targets,
-        vocab_size=config.data.vocab_size,
+        vocab_size=vocab_size,
         itemsize=itemsize,
         fused=fused,
     )

@@ -100,6 +100,24 @@ def test_a_model_of_another_family_is_refused(small_run, corpus):
         pretrained.with_tokenizer(config)
 
 
+def test_a_tokenizer_that_is_not_the_models_is_refused(small_run, corpus, tmp_path):
+    """The ids of a ready-made dataset would be read as other words."""
+    other, _ = tokenizers.train(
+        "wordpiece", ["a b c d"] * 9, vocab_size=40, lowercase=True, ascii_only=True
+    )
+    tokenizers.save(other, tmp_path / "other")
+
+    def named(file):
+        settings = ["budget.steps=1", f"data.tokenizer={file}"]
+        config = cramjax.get_config("quickstart", *flags(corpus, small_run), *settings)
+        return pretrained.with_tokenizer(config).data.tokenizer
+
+    own = str(small_run / "tokenizer" / "tokenizer.json")
+    assert named(own) == own
+    with pytest.raises(UserError, match="leave data.tokenizer out"):
+        named(tmp_path / "other" / "tokenizer.json")
+
+
 def test_a_dataset_with_another_tokenizer_is_refused(small_run, corpus, tmp_path):
     prepared = json.loads((small_run / "environment.json").read_text())["dataset"]
     copy = tmp_path / "exported"

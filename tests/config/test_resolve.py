@@ -119,13 +119,6 @@ def test_unknown_recipe_and_variant_name_what_there_is(root):
         get_config("bert_1day:smok")
 
 
-def test_text_for_a_budget_follows_the_hours():
-    assert (
-        get_config("bert_1day").data.max_mb
-        == 2 * get_config("bert_1day", "budget.hours=12").data.max_mb
-    )
-
-
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_every_key_of_the_schema_has_help_and_a_sound_default(family):
     for key, field in schema.walk(schema.sections(family)):
@@ -162,3 +155,15 @@ def test_the_home_of_a_path_is_found_where_no_shell_has_looked(monkeypatch, sour
     assert config.to_dict()["data"]["source"] == wanted
     paths = (config.data.cache_dir, config.data.tokenizer, config.init_from)
     assert paths == ("/home/me/cache", "/home/me/t.json", "/home/me/run")
+
+
+def test_variants_are_put_together_with_a_plus():
+    config = get_config("t5_1day:small+climbmix")
+    assert config.name == "t5_1day-small+climbmix" and config.model.n_layers == 8
+    assert config.data.source == get_config("t5_1day:climbmix").data.source
+    shaped = get_config("t5_efficient:small-nl24+fineweb_edu")
+    assert shaped.name == "t5_efficient-small-nl24+fineweb_edu" and shaped.model.n_layers == 24
+    with pytest.raises(UserError, match="stands alone"):
+        get_config("bert_1day:smoke+climbmix")
+    with pytest.raises(UserError, match="did you mean :climbmix"):
+        get_config("t5_1day:small+climbmx")

@@ -127,7 +127,7 @@ def test_a_dataset_smaller_than_a_unit_wraps_into_the_next_epochs(tmp_path, load
 def test_no_sequence_of_that_length_is_said(dataset, tmp_path):
     with pytest.raises(UserError, match=r"random:1.*600 tokens.*data\.seq_len"):
         take(dataset, 1, seq_len=600)
-    with pytest.raises(UserError, match="heldout_fraction"):
+    with pytest.raises(UserError, match="smaller data.seq_len"):
         heldout_batches(dataset, seq_len=2000, batch_size=4, n_batches=1)
     with pytest.raises(UserError, match="weight"):
         take(TokenDataset.open(write_dataset(tmp_path, weights=[0])), 1)

@@ -280,7 +280,7 @@ def test_the_sample_ends_within_a_huge_document(tmp_path, monkeypatch):
     monkeypatch.setattr("cramjax.data.build._SAMPLE_OVERSHOOT_CHARS", 1000)
     huge = " ".join(document(1, number) for number in range(200))
     source = FakeSource(texts=(huge,), documents_n=3, parts_n=1)
-    data = settings(tmp_path, tokenizer_sample_mb=0.01)
+    data = settings(tmp_path, tokenizer_sample_mb=0.01, heldout_fraction=0.0)
     directory = prepare.prepare(data, [source], n_workers=1)
     assert sum(map(len, trained)) == 10_000 < len(huge)
     # The text itself is whole.

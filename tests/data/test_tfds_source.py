@@ -42,7 +42,7 @@ import json, pickle, sys, types
 from cramjax.errors import UserError
 from cramjax.data.sources import open_sources
 data = types.SimpleNamespace(
-    source=sys.argv[1], text_field=sys.argv[2], cache_dir="unused", allow_build=False
+    source=sys.argv[1], text_field=sys.argv[2], cache_dir="unused", allow_build=False, keep=None
 )
 try:
     (source,) = open_sources(data)

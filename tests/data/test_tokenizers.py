@@ -7,7 +7,6 @@ import random
 import numpy as np
 import pytest
 from text_source import document
-from tokenizers import Tokenizer, models
 
 from cramjax.data import normalization, tokenizers
 from cramjax.data.encode import Encoder
@@ -163,23 +162,6 @@ def test_a_wrong_file_is_a_sentence(tmp_path, name, content):
         path.write_bytes(content)
     with pytest.raises(UserError, match=name):
         tokenizers.load(path)
-
-
-@pytest.mark.parametrize(
-    "model, problem",
-    [
-        (models.WordPiece({"a": 0, "b": 1}, unk_token="[UNK]"), "'[UNK]' is no entry"),
-        (models.WordLevel({"a": 0, "b": 1}, unk_token="<none>"), "'<none>' is no entry"),
-        (models.BPE({"a": 0, "b": 1}, [], unk_token="<none>"), "'<none>' is no entry"),
-        (models.Unigram([("a", -1.0), ("b", -2.0)]), "is an error"),
-    ],
-)
-def test_a_tokenizer_that_fails_at_an_unknown_word_is_refused(model, problem, tmp_path):
-    path = tmp_path / "tokenizer.json"
-    Tokenizer(model).save(str(path))
-    with pytest.raises(UserError) as caught:
-        tokenizers.check_unknown(tokenizers.load(path)[0], path)
-    assert problem in str(caught.value) and str(path) in str(caught.value)
 
 
 def test_long_documents_are_encoded_in_pieces_to_the_same_ids(trained):

@@ -232,6 +232,34 @@ def test_another_dataset_is_taken_when_asked_and_read_with_the_tokenizer_of_the_
     assert dataset.manifest["tokenizer_sha256"] == before.sidecar["tokenizer_sha256"]
 
 
+def test_the_same_text_under_another_path_is_the_dataset_of_the_run(workdir, text, tmp_path):
+    moved = tmp_path / "elsewhere" / text.name
+    moved.parent.mkdir()
+    shutil.copy(text, moved)
+    before = history.read(workdir)
+    dataset, _ = choose(configured(moved, f"data.cache_dir={tmp_path / 'other'}"), workdir)
+    assert dataset.directory == before.dataset
+    # Lost, it is prepared again from where the text lies now.
+    forget_dataset(workdir, tmp_path)
+    dataset, said = choose(configured(moved, f"data.cache_dir={tmp_path / 'other'}"), workdir)
+    assert dataset.directory.parent == tmp_path / "other" and "has changed" not in said
+    assert dataset.manifest["fingerprint"] == before.fingerprint
+
+
+def test_a_run_of_a_version_that_knew_files_by_their_paths_goes_on(workdir, text, tmp_path):
+    older = shutil.copytree(history.read(workdir).dataset, tmp_path / "older")
+    manifest = json.loads((older / "manifest.json").read_text()) | {"fingerprint": "0" * 64}
+    (older / "manifest.json").write_text(json.dumps(manifest))
+
+    def edit(sidecar):
+        sidecar["dataset"] = {"directory": str(older), "fingerprint": "0" * 64}
+        del sidecar["config"]["data"]["keep"]
+
+    edit_sidecar(workdir, edit)
+    dataset, said = choose(configured(text), workdir)
+    assert dataset.directory == older and "changed" not in said
+
+
 def test_a_lost_dataset_is_prepared_again(workdir, text, tmp_path):
     before = history.read(workdir)
     forget_dataset(workdir, tmp_path)
@@ -255,10 +283,19 @@ def test_a_lost_dataset_whose_text_has_changed_gets_the_tokenizer_of_the_run(
 
 def forget_dataset(workdir, tmp_path):
     """Makes the newest checkpoint name a dataset that is not there."""
+
+    def edit(sidecar):
+        sidecar["dataset"]["directory"] = str(tmp_path / "gone")
+
+    edit_sidecar(workdir, edit)
+
+
+def edit_sidecar(workdir, edit):
+    """Changes the JSON beside the newest checkpoint in place."""
     folder = workdir / "checkpoints" / str(N_STEPS)
     note = folder / "sidecar" / "metadata"
     sidecar = json.loads(note.read_text())
-    sidecar["dataset"]["directory"] = str(tmp_path / "gone")
+    edit(sidecar)
     note.write_text(json.dumps(sidecar))
     (folder / "checksums.json").unlink()
 
@@ -317,6 +354,24 @@ def test_a_larger_budget_names_the_same_text_for_every_recipe(recipe):
     assert text_settings(short.data) == text_settings(longer.data)
     changed = set(history.changes(short, longer))
     assert "budget.hours" in changed and changed <= {"budget.hours", "data.max_mb"}
+
+
+def test_an_amount_of_text_from_the_budget_stays_when_the_budget_grows(text, tmp_path, capsys):
+    """The amount depends on devices and budget; a run that goes on keeps what it was made with."""
+    amount = ("data.max_mb=budget", "data.tokenizer_sample_mb=0.02")
+    summary = train(text, tmp_path, *amount)
+    assert "data.max_mb=budget: at most" in capsys.readouterr().err
+    first = json.loads((tmp_path / "config.json").read_text())["data"]["max_mb"]
+    assert 0.02 <= first < 1
+    assert summary["data_epochs"] == pytest.approx(
+        summary["tokens"] / history.dataset_of(tmp_path)[1].manifest["train_tokens"], rel=0.05
+    )
+
+    longer = train(text, tmp_path, *amount, "budget.steps=30")
+    told = capsys.readouterr().err
+    assert "data.max_mb" not in told and "budget.steps: 12 → 30" in told
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["max_mb"] == first
+    assert longer["data_epochs"] > summary["data_epochs"] and longer["steps"] == 30
 
 
 DAMAGE = {

@@ -183,6 +183,9 @@ def test_tokenizers_that_do_not_fit(path):
     many = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(40))]
     tokenizer(many).save(str(path / "tokenizer.json"))
     refused(path, "tokenizer.json: has an entry 44, but the embedding 40 rows")
+    words = models.WordLevel({"w0": 0, "w1": 1}, unk_token="[UNK]")
+    tokenizers.Tokenizer(words).save(str(path / "tokenizer.json"))
+    refused(path, "tokenizer.json: its unknown token '[UNK]' is no entry of its vocabulary")
 
 
 FULL, SLIDING = "full_attention", "sliding_attention"

@@ -108,6 +108,9 @@ def test_the_card_says_what_the_run_noted(exported, small_run, monkeypatch, caps
     assert environment["git"] in page
     assert "python -m cramjax.main --config configs/quickstart.py" in page
     assert "20 steps" in page and "![" in page and "text:stories.txt" in page
+    # A small corpus gives fewer entries than data.vocab_size.
+    n_entries = cramjax.load(exported).tokenizer.get_vocab_size()
+    assert f"| tokenizer | `wordpiece`, {n_entries:,} entries |" in page
     printed = run_code(exported, monkeypatch, capsys)
     assert len(printed.splitlines()) == 5
 

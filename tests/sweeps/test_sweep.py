@@ -132,6 +132,19 @@ def test_points_are_the_cross_product_with_the_last_grid_fastest():
     ]
 
 
+@pytest.mark.parametrize(
+    "overrides, grids, differ",
+    [
+        (["data.max_mb=budget"], {"model.n_layers": ["2", "4"]}, True),
+        (["data.max_mb=budget"], {"budget.steps": ["4", "8"]}, True),
+        (["data.max_mb=budget"], LRS, False),
+        (["data.max_mb=3"], {"model.n_layers": ["2", "4"]}, False),
+    ],
+)
+def test_points_that_read_different_amounts_of_text_are_noticed(overrides, grids, differ):
+    assert grid.differ_in_text(grid.points_of(f"{RECIPE}:smoke", overrides, grids)) == differ
+
+
 def test_the_variant_is_the_argument_of_the_recipe():
     (point,) = grid.points_of(RECIPE, [], {"variant": ["smoke"]})
     assert point.spec == f"{RECIPE}:smoke" and point.config["name"] == "quickstart-smoke"
@@ -263,6 +276,19 @@ def test_keys_that_came_later_do_not_make_another_configuration(points, tmp_path
     del config["data"]["verify"]
     path.write_text(json.dumps(config))
     assert sweep.find_results(points, tmp_path)[0].status == "finished"
+
+
+def test_the_amount_that_a_run_took_from_its_budget_does_not_make_another_configuration(tmp_path):
+    points = grid.points_of(f"{RECIPE}:smoke", ["data.max_mb=budget"], LRS)
+    results = sweep.find_results(points, tmp_path)
+    for result in results:
+        result.workdir.mkdir()
+        data = result.point.config["data"] | {"max_mb": 12.5}
+        (result.workdir / "config.json").write_text(
+            json.dumps(result.point.config | {"data": data})
+        )
+        leave_run(result.workdir)
+    assert [result.status for result in sweep.find_results(points, tmp_path)] == ["finished"] * 3
 
 
 def test_a_damaged_configuration_is_named(points, tmp_path):

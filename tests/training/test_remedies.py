@@ -53,6 +53,15 @@ def compiled(made):
     ), 0.0
 
 
+def test_the_formula_counts_the_rows_of_a_tokenizer_from_outside(made):
+    """It may have more entries than `data.vocab_size`, which only a new tokenizer follows."""
+    vocabulary, on = session.AssumedVocabulary(vocab_size=4096), jax.devices()[:1]
+    larger = session.session_on(made.config, vocabulary, on)
+    per_sequence = [opened.step_bytes(1) - opened.step_bytes(0) for opened in (made, larger)]
+    logits = 2 * 4 * made.objective.n_predicted * (4096 - 64)  # logits and their gradient
+    assert per_sequence[1] - per_sequence[0] == logits
+
+
 def test_running_out_of_memory_is_explained(made, monkeypatch):
     monkeypatch.setattr(devices, "memory_bytes", lambda device: 2**30)
     monkeypatch.setattr(session, "compile_train_step", compiled)
