@@ -184,7 +184,8 @@ def _lacking(platforms: str) -> str:
     if first in _EXTRAS:
         return (
             f"JAX_PLATFORMS={platforms}: JAX is installed without a plugin for {first}; install it "
-            f'(pip install "jax[{_EXTRAS[first]}]=={jax.__version__}"), or unset JAX_PLATFORMS'
+            f'(pip install "jax[{_EXTRAS[first]}]=={jax.__version__}"; cramjax doctor says more), '
+            "or unset JAX_PLATFORMS"
         )
     near = difflib.get_close_matches(first, (*_EXTRAS, "cpu"), 1)
     hint = f"did you mean {near[0]}?" if near else "unset it, or take cpu, cuda or tpu"

@@ -155,6 +155,9 @@ BELOW = {
         "sweeps",
     },
     "configs": {"config"},
+    "doctor": {"config"},
+    # Names of modules, imported when their command is called.
+    "__main__": {"stop", "streams"},
 }
 # Heavy packages → the modules that may import them, at any depth of the file.
 HEAVY = {
@@ -179,6 +182,7 @@ HEAVY = {
         "planning.targets",
         "compress",
         "bench",
+        "doctor",
     },
     "ray": {"data.ray_executor"},
     "torch": {
@@ -207,7 +211,7 @@ def imported(tree: ast.Module):
 
 
 def storey(module: str) -> str:
-    parts = module.split(".")
+    parts = module.removesuffix(".__version__").split(".")
     return parts[1] if parts[0] == "cramjax" and len(parts) > 1 else parts[0]
 
 

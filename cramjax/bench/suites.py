@@ -45,7 +45,7 @@ class Member:
 
 def _at(recipe: str, seq_len: int, batch_size: int, *more: str) -> Member:
     file, _, variant = recipe.partition(":")
-    spec = f"configs/{file}.py:{variant}".removesuffix(":")
+    spec = f"{file}:{variant}".removesuffix(":")
     # A batch that ramps up would measure a smaller one.
     sizes = (f"data.seq_len={seq_len}", f"batch_size={batch_size}", "schedule.batch_ramp=0.0")
     return Member(f"{recipe} at {seq_len}", spec, (*sizes, *more))
@@ -100,7 +100,7 @@ def _command(
     member: Member, overrides: Sequence[str], n_steps: int, out: pathlib.Path
 ) -> list[str]:
     flags = [f"--config.{text}" for text in (*member.overrides, *overrides)]
-    tool = [sys.executable, "-m", "tools.bench", "--config", member.spec, *flags, "--peer"]
+    tool = [sys.executable, "-m", "cramjax", "bench", "--config", member.spec, *flags, "--peer"]
     return [*tool, "--steps", str(n_steps), "--json", str(out)]
 
 

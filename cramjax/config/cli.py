@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 
 
 def make_parser(module: str, purpose: str, example: str) -> argparse.ArgumentParser:
-    """Returns the parser of `python -m module`.
+    """Returns the parser of `python -m module`, or of the `cramjax COMMAND` that calls it.
 
     Its help shows one line of `purpose`, the flags, and `example` as it is written.
     """
+    program = f"python -m {module}"
+    if sys.argv[0].startswith("cramjax "):
+        program = sys.argv[0]
     return argparse.ArgumentParser(
-        prog=f"python -m {module}",
+        prog=program,
         description=purpose,
         epilog=example,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -42,17 +45,24 @@ def make_parser(module: str, purpose: str, example: str) -> argparse.ArgumentPar
 
 
 def add_config_flags(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Adds `--config FILE[:ARG]` to `parser`.
+    """Adds `--config RECIPE[:ARG]` to `parser`.
 
     `run_command` collects the overrides `--config.KEY=VALUE` in `args.overrides`.
     """
     parser.add_argument(
         "--config",
         required=required,
-        metavar="FILE[:ARG]",
-        help="recipe, with its variant after a colon (every recipe has :smoke); "
-        "--config.KEY=VALUE overrides a key",
-    )
+        metavar="RECIPE[:ARG]",
+        help="recipe by its name or file, with its variant after a colon (every recipe has "
+        ":smoke); --config.KEY=VALUE overrides a key",
+    ).completer = _recipes  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _recipes(**_: Any) -> list[str]:
+    """Returns the names of the recipes, for a shell that completes the flag."""
+    from cramjax.config.recipes import RECIPES
+
+    return sorted(path.stem for path in RECIPES.glob("*.py"))
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -171,6 +181,8 @@ def _run(
 ) -> int:
     """Does the same with streams that do not raise."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(parser)
     args, rest = parser.parse_known_args(argv)
     args.overrides = _overrides(parser, rest)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -185,6 +197,21 @@ def _run(
                 sys.stdout.flush()
             stop.leave(code)
         return code
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answers a shell that completes a line: with flags, their values and keys of the recipe."""
+    import argcomplete
+
+    from cramjax.config import families, schema
+
+    if "--config" in _flags(parser):
+        keys: set[str] = set()
+        for family in families.FAMILIES:
+            keys.update(key for key, _ in schema.walk(schema.sections(family)))
+        for key in sorted(keys):
+            parser.add_argument(f"--config.{key}", help=argparse.SUPPRESS)
+    argcomplete.autocomplete(parser, print_suppressed=True)
 
 
 def _exit_code(

@@ -14,7 +14,11 @@ from cramjax.config.families import model_keys
 from cramjax.config.views import Config, EncoderModelConfig, ModelConfig
 from cramjax.errors import UserError
 
-RECIPES = pathlib.Path(__file__).resolve().parents[2] / "configs"
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+RECIPES = _PACKAGE / "recipes"
+"""The folder of the recipes: inside an installed package, or `configs` of a checkout."""
+if not RECIPES.is_dir():
+    RECIPES = _PACKAGE.parent / "configs"
 Variant = Callable[[Config], None]
 
 

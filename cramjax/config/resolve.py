@@ -34,12 +34,7 @@ def get_config(recipe: str, *overrides: str) -> Config:
     Raises:
         UserError: the message names every unknown key, wrong type and impossible combination.
     """
-    name, _, arg = recipe.partition(":")
-    path = pathlib.Path(os.path.expanduser(name))
-    if path.suffix != ".py":
-        path = RECIPES / f"{name}.py"
-    spec = f"{path}:{arg}" if arg else str(path)
-    return resolve(spec, overrides)
+    return resolve(recipe, overrides)
 
 
 def changed(config: Config, values: Mapping[str, Any]) -> Config:
@@ -58,7 +53,11 @@ def freeze(values: Mapping[str, Any]) -> Config:
 
 
 def resolve(spec: str, overrides: Iterable[str] = ()) -> Config:
-    """Returns the checked configuration of FILE[:ARG] with "key.sub=value" overrides.
+    """Returns the checked configuration of a recipe with "key.sub=value" overrides.
+
+    Args:
+        spec: name or file of the recipe, and its variant after a colon.
+        overrides: for one key each.
 
     Raises:
         UserError: the message names every mistake.
@@ -104,13 +103,15 @@ def _in_home(source: Any) -> Any:
 
 
 def _load_recipe(spec: str) -> Config:
-    """Returns the configuration that the recipe FILE[:ARG] makes.
+    """Returns the configuration that the recipe NAME[:ARG] or FILE[:ARG] makes.
 
     Raises:
         UserError: the file is missing or is no recipe.
     """
     file, _, arg = spec.partition(":")
     path = pathlib.Path(os.path.expanduser(file))
+    if path.suffix != ".py" and path.parent == pathlib.Path():
+        path = RECIPES / f"{file}.py"
     if not path.is_file():
         raise _no_such_recipe(file)
     module = _import(path, file)
@@ -126,7 +127,7 @@ def _load_recipe(spec: str) -> Config:
 def _no_such_recipe(file: str) -> UserError:
     known = sorted(path.stem for path in RECIPES.glob("*.py"))
     near = difflib.get_close_matches(pathlib.Path(file).stem, known, 1)
-    hint = f"did you mean configs/{near[0]}.py?" if near else f"recipes: {', '.join(known)}"
+    hint = f"did you mean {near[0]}?" if near else f"recipes: {', '.join(known)}"
     return UserError(f"{file}: no such recipe; {hint}")
 
 

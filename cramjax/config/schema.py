@@ -295,6 +295,7 @@ SCHEMA: dict[str, Any] = {
         ),
         "tensorboard": flag(True, "write TensorBoard files"),
         "wandb": optional_text(None, "Weights & Biases project; None: off"),
+        "trackio": optional_text(None, "trackio project, which needs no account; None: off"),
         "fill_masks": count(
             3, "held-out sentences whose masks are filled at the end of the run", 0
         ),

@@ -207,6 +207,7 @@ class LogConfig(Section, Protocol):
     noise_scale: bool
     tensorboard: bool
     wandb: str | None
+    trackio: str | None
     fill_masks: int
 
 

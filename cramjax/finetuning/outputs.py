@@ -128,5 +128,5 @@ def _summary(
         "protocol": request.protocol.describe(),
         "model": model,
         "unfinished": unfinished,
-        "command": shlex.join(["python", "-m", "tools.finetune", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "cramjax", "finetune", *sys.argv[1:]]),
     }

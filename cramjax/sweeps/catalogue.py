@@ -13,7 +13,7 @@ _COMPRESS = (
 
 STUDIES = {
     "growth": Study(
-        recipe="configs/growth_small.py",
+        recipe="growth_small",
         sweeps={
             "hours": SweepPart(title="Equal wall-clock", grids=(_SEEDS, f"{_ARMS},late,small")),
             "sooner": SweepPart(
@@ -25,7 +25,7 @@ STUDIES = {
         report=growth_report.report,
     ),
     "train_large": Study(
-        recipe="configs/train_large_small.py",
+        recipe="train_large_small",
         sweeps={
             "sizes": SweepPart(
                 title="Equal wall-clock", grids=("variant=L2-H32,L2-H64,L2-H128,L4-H192",)

@@ -59,7 +59,7 @@ class CompressionPart:
 
     def command(self, runs: Iterable[pathlib.Path], data_dir: str, out: pathlib.Path) -> list[str]:
         """Returns the command line that compresses `runs` into `out`, or goes on there."""
-        command = [sys.executable, "-m", "tools.compress"]
+        command = [sys.executable, "-m", "cramjax", "compress"]
         for run in runs:
             command += ["--checkpoint", str(run)]
         command += ["--task", self.task, "--data_dir", data_dir, "--out", str(out)]

@@ -63,7 +63,8 @@ class MetricsWriter:
             comes again.
         tensorboard: whether to write TensorBoard's files, in the folder tb.
         wandb_project: a project of Weights & Biases, or None.
-        config: the configuration, for Weights & Biases.
+        trackio_project: a project of trackio, or None.
+        config: the configuration, for both.
         sinks: further receivers.
     """
 
@@ -75,6 +76,7 @@ class MetricsWriter:
         keeps_evaluation: bool = True,
         tensorboard: bool = False,
         wandb_project: str | None = None,
+        trackio_project: str | None = None,
         config: Mapping[str, Any] | None = None,
         sinks: Sequence[Sink] = (),
     ):
@@ -83,13 +85,15 @@ class MetricsWriter:
             raise UserError(f"{path}: is no regular file; move it away")
         _cut_after(path, resumed_step, keeps_evaluation)
         self._lines = LineFile(path)
-        self._sinks: list[Sink] = list(sinks)
+        self._sinks = [(type(sink).__name__, sink) for sink in sinks]
 
         if tensorboard:
             folder = pathlib.Path(workdir) / "tb"
             self._open("TensorBoard", lambda: TensorBoard(folder, resumed_step))
         if wandb_project:
-            self._open("Weights & Biases", lambda: Wandb(wandb_project, workdir, config or {}))
+            self._open("Weights & Biases", lambda: open_wandb(wandb_project, workdir, config or {}))
+        if trackio_project:
+            self._open("trackio", lambda: open_trackio(trackio_project, workdir, config or {}))
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
         """Add one line with `step` and `values`; sinks get the values that are not None.
@@ -100,27 +104,27 @@ class MetricsWriter:
         self._lines.write(json.dumps(line, allow_nan=False))
 
         known = {name: value for name, value in values.items() if value is not None}
-        for sink in list(self._sinks):
+        for name, sink in list(self._sinks):
             try:
                 sink.write(step, known)
             # A logging service may raise any kind of error.
             except Exception as error:
-                _warn(type(sink).__name__, error)
-                self._sinks.remove(sink)
+                _warn(name, error)
+                self._sinks.remove((name, sink))
 
     def close(self) -> None:
         """Close the file and the sinks."""
         self._lines.close()
-        for sink in self._sinks:
+        for name, sink in self._sinks:
             try:
                 sink.close()
             except Exception as error:
-                _warn(type(sink).__name__, error)
+                _warn(name, error)
         self._sinks = []
 
     def _open(self, name: str, make: Callable[[], Sink]) -> None:
         try:
-            self._sinks.append(make())
+            self._sinks.append((name, make()))
         except Exception as error:
             _warn(name, error)
 
@@ -264,25 +268,18 @@ class Silence:
         """Do nothing."""
 
 
-class Wandb:
-    """A Weights & Biases run; the package is an extra (`pip install cramjax[wandb]`)."""
+class Tracker:
+    """A run of a service for experiments, as Weights & Biases and trackio alike have it."""
 
-    def __init__(self, project: str, workdir: str | os.PathLike, config: Mapping[str, Any]):
-        """Start the run that is named after the workdir, or go on with it."""
-        # An extra, which need not be installed.
-        import wandb  # pyright: ignore[reportMissingImports]
+    def __init__(self, run: Any, remedy: str):
+        """Take a run of the service that was started.
 
-        path = pathlib.Path(workdir).resolve()
-        # The same folder is the same run, so that a restart goes on in it.
-        run_id = f"{path.name}-{zlib.crc32(str(path).encode()):08x}"
-        self._run = wandb.init(
-            project=project,
-            name=path.name,
-            id=run_id,
-            resume="allow",
-            dir=str(path),
-            config=dict(config),
-        )
+        Args:
+            run: has `log(values, step=…)` and `finish()`.
+            remedy: what to do if the rest cannot be uploaded at the end.
+        """
+        self._run = run
+        self._remedy = remedy
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log the numbers of a step."""
@@ -298,13 +295,54 @@ class Wandb:
             except Exception as error:
                 errors.append(error)
 
-        uploading = threading.Thread(target=finish, name="cramjax-wandb", daemon=True)
+        uploading = threading.Thread(target=finish, name="cramjax-tracker", daemon=True)
         uploading.start()
         uploading.join(UPLOAD_S)
         if uploading.is_alive():
-            raise TimeoutError(f"not uploaded within {UPLOAD_S:.0f} s; `wandb sync` uploads later")
+            raise TimeoutError(f"not uploaded within {UPLOAD_S:.0f} s; {self._remedy}")
         if errors:
             raise errors[0]
+
+
+def open_wandb(project: str, workdir: str | os.PathLike, config: Mapping[str, Any]) -> Tracker:
+    """Start the run of Weights & Biases that belongs to the workdir, or go on with it.
+
+    The package is an extra (`pip install cramjax[wandb]`).
+    """
+    # An extra, which need not be installed.
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    path = pathlib.Path(workdir).resolve()
+    run = wandb.init(
+        project=project,
+        name=path.name,
+        id=_run_id(path),
+        resume="allow",
+        dir=str(path),
+        config=dict(config),
+    )
+    return Tracker(run, "`wandb sync` uploads later")
+
+
+def open_trackio(project: str, workdir: str | os.PathLike, config: Mapping[str, Any]) -> Tracker:
+    """Start the run of trackio that belongs to the workdir, or go on with it.
+
+    It needs no account: `trackio show` draws it on this machine. The package is an extra
+    (`pip install cramjax[trackio]`).
+    """
+    # An extra, which need not be installed.
+    import trackio  # pyright: ignore[reportMissingImports]
+
+    path = pathlib.Path(workdir).resolve()
+    run = trackio.init(
+        project=project, name=_run_id(path), resume="allow", config=dict(config), embed=False
+    )
+    return Tracker(run, "metrics.jsonl has all lines")
+
+
+def _run_id(path: pathlib.Path) -> str:
+    """Returns the name of a workdir's run: a restart in the same folder goes on in it."""
+    return f"{path.name}-{zlib.crc32(str(path).encode()):08x}"
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:

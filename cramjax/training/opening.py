@@ -256,6 +256,7 @@ def open_recorder(
             keeps_evaluation=is_noted or not ends_here,
             tensorboard=log.tensorboard,
             wandb_project=log.wandb,
+            trackio_project=log.trackio,
             config=run.config.to_dict(),
             sinks=sinks,
         )

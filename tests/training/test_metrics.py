@@ -197,9 +197,10 @@ class FakeRun:
             threading.Event().wait()
 
 
+@pytest.mark.parametrize("service", ["wandb", "trackio"])
 @pytest.mark.parametrize("fails_at", ["import", "init", "log", "finish", "never"])
 def test_a_failing_service_is_one_warning_and_the_run_goes_on(
-    tmp_path, monkeypatch, caplog, fails_at
+    tmp_path, monkeypatch, caplog, fails_at, service
 ):
     def init(**kwargs):
         if fails_at == "init":
@@ -207,10 +208,10 @@ def test_a_failing_service_is_one_warning_and_the_run_goes_on(
         return FakeRun(fails_at)
 
     module = None if fails_at == "import" else types.SimpleNamespace(init=init)
-    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setitem(sys.modules, service, module)
     monkeypatch.setattr(metrics, "UPLOAD_S", 0.1)
     with caplog.at_level(logging.WARNING, "cramjax"):
-        writer = MetricsWriter(tmp_path, wandb_project="mine")
+        writer = MetricsWriter(tmp_path, **{f"{service}_project": "mine"})
         for step in (1, 2, 3):
             writer.write(step, {"loss": 1.0})
         writer.close()
@@ -218,14 +219,15 @@ def test_a_failing_service_is_one_warning_and_the_run_goes_on(
     assert len(lines(tmp_path)) == 3
 
 
+@pytest.mark.parametrize("service, key", [("wandb", "id"), ("trackio", "name")])
 def test_a_working_service_gets_every_number_and_the_same_run_after_a_restart(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, service, key
 ):
     run, ids = FakeRun(None), []
-    module = types.SimpleNamespace(init=lambda **kwargs: ids.append(kwargs["id"]) or run)
-    monkeypatch.setitem(sys.modules, "wandb", module)
+    module = types.SimpleNamespace(init=lambda **kwargs: ids.append(kwargs[key]) or run)
+    monkeypatch.setitem(sys.modules, service, module)
     for _ in range(2):
-        writer = MetricsWriter(tmp_path, wandb_project="mine", config={"seed": 1})
+        writer = MetricsWriter(tmp_path, config={"seed": 1}, **{f"{service}_project": "mine"})
         writer.write(1, {"loss": 1.0})
         writer.close()
     assert run.logged == [(1, {"loss": 1.0})] * 2 and ids[0] == ids[1]
