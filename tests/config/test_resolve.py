@@ -113,7 +113,7 @@ def test_sequences_longer_than_the_positions_are_refused():
 
 
 def test_unknown_recipe_and_variant_name_what_there_is(root):
-    with pytest.raises(UserError, match="did you mean configs/bert_1day.py"):
+    with pytest.raises(UserError, match="did you mean bert_1day"):
         resolve("configs/bert_1dya.py")
     with pytest.raises(UserError, match="did you mean :smoke"):
         get_config("bert_1day:smok")
