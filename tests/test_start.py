@@ -106,7 +106,7 @@ def test_sweeps_and_studies_leave_it_to_the_commands_they_start(tmp_path):
     assert COMMANDS["main"][0] in point.command(tmp_path)
     for study in catalogue.STUDIES.values():
         for part in study.compressions.values():
-            assert COMMANDS["compress"][0] in part.command([tmp_path], "glue", tmp_path)
+            assert "compress" in part.command([tmp_path], "glue", tmp_path)
     check = (
         "import sys, cramjax.sweeps.sweep, cramjax.sweeps.studies; assert 'jax' not in sys.modules"
     )

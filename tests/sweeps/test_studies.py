@@ -173,7 +173,7 @@ def test_a_study_compresses_what_its_sweeps_have_trained(sizes, tmp_path):
     assert studies.run(LARGE, (), tmp_path, data_dir="glue", launch=launch) == 0
     assert len(runs) == 4
     assert len(compressions) == 2
-    assert all("tools.compress" in command for command in compressions)
+    assert all("compress" in command for command in compressions)
     assert compressions[0].count("--checkpoint") == 4
     assert value_of("--task", compressions[0]) == "sst2"
     assert "glue" in compressions[1]
