@@ -5,6 +5,7 @@ the tests that need a card.
 """
 
 import contextlib
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -19,6 +20,10 @@ for _signum, _usual in (
 ):
     if signal.getsignal(_signum) is signal.SIG_IGN:
         signal.signal(_signum, _usual)
+
+# Python's collector passes over all objects of JAX, torch and TensorFlow again and again, a tenth
+# of the tests' time. Here it comes more rarely, and leaves out what is there before the first test.
+gc.set_threshold(100_000, 20, 20)
 
 # A shell that names no platform gets the CPU, also beside a card.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -59,6 +64,11 @@ hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 PROFILE = "ci" if os.environ.get("CI") else "local"
 hypothesis.settings.load_profile(PROFILE)
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

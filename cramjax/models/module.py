@@ -7,6 +7,7 @@ on pure dicts. All transformations of a model are plain JAX on the dicts.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -51,8 +52,20 @@ def params_of(module: nnx.Module) -> Tree:
 
 
 def abstract(build: Callable[[nnx.Rngs], M]) -> M:
-    """Returns the module that `build` makes, with shapes in place of arrays; costs no memory."""
+    """Returns the module that `build` makes, with shapes in place of arrays; costs no memory.
+
+    The module of a `functools.partial` is remembered and shared: it must not be changed.
+    """
+    if isinstance(build, functools.partial):
+        return _remembered(build.func, build.args, tuple(sorted(build.keywords.items())))
     return nnx.eval_shape(lambda: build(nnx.Rngs(params=0)))
+
+
+# A train step is built from the same few modules a dozen times, which takes a good part of the time
+# that tracing it takes. A partial is equal to no other one; what it is made of is.
+@functools.lru_cache(maxsize=64)
+def _remembered(kind: Callable[..., M], args: tuple[Any, ...], named: tuple[Any, ...]) -> M:
+    return nnx.eval_shape(lambda: kind(*args, nnx.Rngs(params=0), **dict(named)))
 
 
 def axes_of(module: nnx.Module) -> Tree:

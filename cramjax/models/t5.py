@@ -320,9 +320,10 @@ class Stack(nnx.Module):
         self.layers = module.stack(self.build_block, self.n_layers, rngs)
         self.final_norm = Norm(cfg, precision, bias=False, rngs=rngs)
 
-    def build_block(self, rngs: nnx.Rngs) -> Block:
-        """Returns one block with fresh parameters."""
-        return Block(self.cfg, self.precision, rngs, decoder=self.decoder)
+    @property
+    def build_block(self) -> Callable[[nnx.Rngs], Block]:
+        """The constructor of one block."""
+        return functools.partial(Block, self.cfg, self.precision, decoder=self.decoder)
 
     def __call__(
         self,

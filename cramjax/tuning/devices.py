@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import time
 
@@ -45,10 +46,11 @@ def make_precision(name: str, device: Device) -> Precision:
     return Precision(activation_dtype=activation_dtype, matmul_dtype=matmul_dtype, device=device)
 
 
+@functools.cache
 def peak_flops(device: Device, precision: str) -> float:
     """Returns the peak FLOP/s of dense products on one device.
 
-    A card that is not in the table is measured, on a product of width 1024, in half a second.
+    A card that is not in the table is measured once, on a product of width 1024, in half a second.
     """
     known = peaks.peak_flops(device.device_kind, precision)
     return known if known else measure_matmul_flops(device, precision)

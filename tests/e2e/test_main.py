@@ -202,9 +202,11 @@ def test_a_finished_run_says_so_and_changes_nothing(undisturbed, corpus, capsys)
     ],
     ids=lambda how: how.name,
 )
-def test_killed_and_restarted_the_parameters_are_bit_identical(undisturbed, corpus, tmp_path, how):
+def test_killed_and_restarted_the_parameters_are_bit_identical(
+    undisturbed, corpus, tmp_path, capsys, how
+):
     # Dear, because it trains twice. The tests of checkpoints kill a writer; this one kills a whole
-    # run at any of its steps and compares every bit of the parameters.
+    # run at any of its steps and compares every bit of the parameters. It goes on in this process.
     workdir = tmp_path / "killed"
     flags = (*undisturbed[1], "--config.checkpoint.every_steps=7")
     process = subprocess.Popen(
@@ -220,9 +222,9 @@ def test_killed_and_restarted_the_parameters_are_bit_identical(undisturbed, corp
     assert process.returncode == stop.EXIT_CODES.get(how, -signal.SIGKILL), stderr
     assert "Traceback" not in stderr and "Exception ignored" not in stderr, stderr
 
-    done = run(command(corpus, workdir, *flags))
+    code, said = run_here(capsys, command(corpus, workdir, *flags))
     summary = json.loads((workdir / "summary.json").read_text())
-    assert "resuming" in done.stderr and summary["resumed_from"] and summary["steps"] == 60
+    assert code == 0 and "resuming" in said and summary["resumed_from"] and summary["steps"] == 60
     steps = [line["step"] for line in lines(workdir) if "loss" in line]
     assert steps == sorted(set(steps))  # no step twice in the record
 

@@ -28,7 +28,7 @@ RECIPE = str(ROOT / "configs" / "quickstart.py")
 LRS = {"optimizer.lr": ["0.01", "0.02", "0.03"]}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def points():
     return grid.points_of(f"{RECIPE}:smoke", ["budget.steps=4"], LRS)
 
@@ -81,8 +81,15 @@ def rows(out):
         return list(csv.DictReader(file))
 
 
-def run(points, out, launch):
-    return sweep.run_sweep(points, out, launch=launch, lines=sweep.Lines(io.StringIO()))
+def touch(drawn, keys, path):
+    path.touch()
+
+
+def run(points, out, launch, draw=touch):
+    """Runs a sweep; its picture, which is drawn anew after every point, is what `draw` leaves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "plot", draw)
+        return sweep.run_sweep(points, out, launch=launch, lines=sweep.Lines(io.StringIO()))
 
 
 def test_values_are_split_at_commas_outside_brackets():
@@ -229,7 +236,7 @@ def test_points_without_a_number_are_not_on_the_front_and_beat_nobody():
 
 def test_a_sweep_leaves_table_and_picture(points, tmp_path):
     runs = Runs(points)
-    assert run(points, tmp_path, runs) == 0
+    assert run(points, tmp_path, runs, draw=plots.plot) == 0
     assert runs.started == [point.name for point in points]
     table = rows(tmp_path)
     assert [row["status"] for row in table] == ["finished"] * 3
@@ -359,7 +366,8 @@ def test_a_second_sweep_in_the_same_folder_is_refused(points, tmp_path):
     assert run(points[:1], tmp_path, nested) == 0
 
 
-def test_lines_say_number_name_state_and_time_left(points, tmp_path):
+def test_lines_say_number_name_state_and_time_left(points, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "plot", touch)
     stream = io.StringIO()
     now = iter(range(0, 1000, 30))
     lines = sweep.Lines(stream, now=lambda: next(now))
