@@ -34,14 +34,14 @@ def command(corpus, workdir, *flags):
 @pytest.fixture(scope="module")
 def undisturbed(corpus, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "t5"
-    flags = ("--config.budget.steps=160", "--config.checkpoint.every_steps=80")
+    arguments = command(corpus, workdir, "--config.checkpoint.every_steps=30")
     with stepping.one_device(), contextlib.redirect_stdout(io.StringIO()) as said:
-        assert main.main(command(corpus, workdir, *flags)[3:]) == 0
+        assert main.main(arguments[3:]) == 0
     return workdir, said.getvalue()
 
 
 def test_a_run_learns_and_ends_with_filled_spans(undisturbed):
-    # Dear, because it takes 160 steps to learn. The tests of the objective see losses; only a run
+    # Dear, because it takes 60 steps to learn. The tests of the objective see losses; only a run
     # shows that preparation, training, evaluation and generation agree on sentinels.
     workdir, said = undisturbed
     summary = json.loads((workdir / "summary.json").read_text())
