@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from tokenizers import models
 
 from cramjax.inference import LoadedModel, fill_positions, generate_ids, load, split_spans
 from cramjax.training import history
@@ -45,8 +46,10 @@ def demonstrate(workdir: str | os.PathLike, n_sentences: int) -> list[str]:
         row = np.asarray([pick * 7919 % n_sequences])
         window = dataset.read("heldout", 0, row, WINDOW)[0]
         sentence = _first_sentence(model, window.astype(np.int32))
+        spans: list[Span] = []
         if sentence is not None:
             spans = _spans(model, sentence)
+        if sentence is not None and spans:
             lines.append(_with_guesses(model, sentence, spans))
         if len(lines) == n_sentences:
             break
@@ -103,8 +106,11 @@ def _starts_word(model: LoadedModel, token: int) -> bool:
     SentencePiece marks the first piece of a word. WordPiece marks all others, which are no words
     for `_is_word`.
     """
-    is_sentencepiece = model.tokenizer.token_to_id("▁") is not None
-    return not is_sentencepiece or _token_text(model, token).startswith("▁")
+    # A WordPiece may know the sign as a character of its text.
+    is_wordpiece = isinstance(model.tokenizer.model, models.WordPiece)
+    if is_wordpiece or model.tokenizer.token_to_id("▁") is None:
+        return True
+    return _token_text(model, token).startswith("▁")
 
 
 def _token_text(model: LoadedModel, token: int) -> str:

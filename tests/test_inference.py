@@ -1,8 +1,13 @@
 """A trained run is used from Python: it fills masks, and demonstrates itself."""
 
+import types
+
+import numpy as np
 import pytest
 
 import cramjax
+from cramjax import demonstration
+from cramjax.data import tokenizers
 from cramjax.demonstration import demonstrate
 from cramjax.errors import UserError
 from tests.stepping import one_device
@@ -48,6 +53,17 @@ def test_a_trained_run_is_loaded_and_fills_masks_from_python(corpus, tmp_path):
 
     lines = demonstrate(tmp_path / "run", 2)
     assert all("→" in line or "✓" in line for line in lines)
+
+
+def test_words_are_hidden_whatever_signs_the_text_has():
+    texts = ["the sign ▁ of another tokenizer stands in this text here"] * 30
+    tokenizer, _ = tokenizers.train(
+        "wordpiece", texts, vocab_size=90, lowercase=False, ascii_only=False
+    )
+    model = types.SimpleNamespace(tokenizer=tokenizer, is_t5=False)
+    ids = np.array(tokenizer.encode(texts[0] * 3, add_special_tokens=False).ids)
+    assert tokenizer.token_to_id("▁") is not None
+    assert demonstration._spans(model, ids)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
