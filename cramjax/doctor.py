@@ -59,9 +59,9 @@ def _report(_: argparse.Namespace) -> int:
     sections: dict[str, Callable[[], Iterator[str]]] = {
         "versions": _versions,
         "machine": _machine,
-        "devices": _devices,
-        "driver": _driver,
         "environment": _environment,
+        "driver": _driver,
+        "devices": _devices,
     }
     for title, lines in sections.items():
         print(f"{title}:")
@@ -110,6 +110,8 @@ def _memory_gb() -> float | None:
 
 def _devices() -> Iterator[str]:
     """Start JAX and say what it finds."""
+    # A run may be using the card: this takes none of its memory before it is needed.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         import jax
 

@@ -32,18 +32,16 @@ def make_parser(module: str, purpose: str, example: str) -> argparse.ArgumentPar
 
     Its help shows one line of `purpose`, the flags, and `example` as it is written.
     """
+    program = f"python -m {module}"
+    if sys.argv[0].startswith("cramjax "):
+        program = sys.argv[0]
     return argparse.ArgumentParser(
-        prog=_called(module),
+        prog=program,
         description=purpose,
         epilog=example,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-
-
-def _called(module: str) -> str:
-    """Returns the words with which this command was called, without its flags."""
-    return sys.argv[0] if sys.argv[0].startswith("cramjax ") else f"python -m {module}"
 
 
 def add_config_flags(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 NoneType = type(None)
 LARGEST = (1 << 63) - 1
 """The largest whole number of 64 bits."""
+AUTO = "auto"
+"""The value of a key that `data.language` decides."""
 LARGEST_SEED = (1 << 32) - 1
 """The largest seed that JAX tells from all others."""
 
@@ -62,12 +64,12 @@ def flag(default: bool, help: str) -> Field:
 def auto_flag(help: str) -> Field:
     """True, False, or "auto", the default: `data.language` decides."""
     return Field(
-        default="auto", kinds=(bool, str), help=f"{help}; auto: by data.language", check=_is_auto
+        default=AUTO, kinds=(bool, str), help=f"{help}; auto: by data.language", check=_is_auto
     )
 
 
 def _is_auto(value: Any) -> str | None:
-    is_sound = isinstance(value, bool) or value == "auto"
+    is_sound = isinstance(value, bool) or value == AUTO
     return None if is_sound else "must be True, False or 'auto'"
 
 

@@ -10,10 +10,8 @@ import dataclasses
 import difflib
 from typing import Any
 
+from cramjax.config.fields import AUTO
 from cramjax.config.views import DataConfig
-
-AUTO = "auto"
-"""The value of a key that the language decides."""
 
 KEYS = ("lowercase", "ascii_only", "normalize", "tokenizer", "compressibility")
 """The keys of `data` that may be "auto"."""
@@ -46,8 +44,9 @@ class Language:
     keeps_white_space: bool = False
 
 
-# Tokenizers that are trained here; any other value names a file.
-_KINDS = ("wordpiece", "unigram", "bpe")
+TOKENIZERS = ("wordpiece", "unigram", "bpe")
+"""Kinds of tokenizer that can be trained; any other value names a file."""
+
 _SMALL_VOCABULARY = 8192
 
 _CASED = Language(practice="cased with accents, as multilingual BERT and GBERT (arXiv 2010.10906)")
@@ -149,7 +148,7 @@ def choices(data: Any) -> dict[str, Any]:
 
 def describe(data: DataConfig) -> str:
     """Returns a line that says how the text of a resolved configuration is prepared."""
-    if data.tokenizer not in _KINDS:
+    if data.tokenizer not in TOKENIZERS:
         return f"data.tokenizer={data.tokenizer}: text is normalised as that tokenizer does it"
     case = "lower case" if data.lowercase else "case kept"
     characters = "all characters"

@@ -15,6 +15,7 @@ import ml_collections
 from cramjax.config import keep
 from cramjax.config.families import model_keys
 from cramjax.config.fields import (
+    AUTO,
     LARGEST_SEED,
     Field,
     NoneType,
@@ -30,7 +31,7 @@ from cramjax.config.fields import (
     text,
     within,
 )
-from cramjax.config.languages import AUTO, problem_of
+from cramjax.config.languages import problem_of
 from cramjax.config.views import Config
 
 
@@ -116,7 +117,7 @@ DATA = {
         None, "longer documents are cut into pieces of this many characters", 16
     ),
     "compressibility": Field(
-        default="auto",
+        default=AUTO,
         kinds=(int, float, str, NoneType),
         help="keep a document if tokens < this share of its characters (Cramming: 0.25); None: all",
         check=_check_compressibility,

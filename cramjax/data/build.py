@@ -133,6 +133,8 @@ class Builder:
         self._n_deleted: dict[_Key, int] = {}
         # The tally of each group, by its name.
         self._tallies: list[tuple[str, Tally]] = []
+        # Kinds of losses that were said.
+        self._said: set[str] = set()
 
     def build(self, directory: pathlib.Path) -> None:
         """Do what is left to do, and publish the dataset as `directory`.
@@ -242,8 +244,13 @@ class Builder:
 
         for job in self._index_jobs():
             jobs.delete(job, "index", "signatures")
+        n_kept = 0
         for record in self._records(all_jobs):
             self._dropped.update(record["dropped"])
+            n_kept += record["documents"] - sum(record["dropped"].values())
+        # Refused now, before hours of encoding.
+        losses = lost_text.of_documents(self._dropped, n_kept, self._config)
+        lost_text.judge(losses, self._config, self._said)
         return all_jobs
 
     def _compare(self) -> tuple[pathlib.Path, ...]:
@@ -300,10 +307,15 @@ class Builder:
         """Load or train the tokenizer, unless an earlier process has saved it."""
         folder = self._partial / "tokenizer"
         if not _is_whole_tokenizer(self._partial):
+            texts = list(self._sample(selections))
             if self._config.tokenizer in tokenizers.KINDS:
-                tokenizer, model = self._train_tokenizer(list(self._sample(selections)))
+                tokenizer, model = self._train_tokenizer(texts)
             else:
                 tokenizer, model = tokenizers.load(self._config.tokenizer, self._config.extra_ids)
+            # Refused now, before hours of encoding.
+            _, tally = Encoder(tokenizer).encode(texts)
+            losses = lost_text.of_characters([("the sample", tally)], self._config)
+            lost_text.judge(losses, self._config, self._said)
 
             # Renamed when it is complete, so that a folder of this name is a whole tokenizer.
             temporary = self._partial / "tokenizer.tmp"
@@ -340,10 +352,6 @@ class Builder:
             language=config.language,
             extra_ids=config.extra_ids,
         )
-        # Said now, before hours of encoding.
-        _, tally = Encoder(tokenizer).encode(texts)
-        lost_text.judge(lost_text.of_characters([("the sample", tally)], config), config)
-
         n_entries = tokenizer.get_vocab_size()
         if n_entries < config.vocab_size:
             _LOG.warning(
@@ -540,7 +548,8 @@ class Builder:
     def _judge(self, n_kept: int) -> None:
         """Say what was lost; refuse the dataset if that is much and not meant."""
         losses = lost_text.of_documents(self._dropped, n_kept, self._config)
-        lost_text.judge(losses + lost_text.of_characters(self._tallies, self._config), self._config)
+        losses += lost_text.of_characters(self._tallies, self._config)
+        lost_text.judge(losses, self._config, self._said)
 
     def _manifest(
         self,

@@ -38,6 +38,8 @@ class Named(Protocol):
 
 Item = TypeVar("Item", bound=Named)
 Result = TypeVar("Result")
+Running = TypeVar("Running")
+"""A call that was begun elsewhere."""
 
 
 class Executor(Protocol):
@@ -87,6 +89,46 @@ class Executor(Protocol):
         ...
 
 
+def in_order(
+    items: Iterable[Item],
+    *,
+    submit: Callable[[Item], Running],
+    wait: Callable[[Item, Running], Result],
+    cancel: Callable[[Running], object],
+    n_ahead: int,
+    is_wanted: Callable[[Item], bool],
+) -> Generator[tuple[Item, Result], None, None]:
+    """Yield each wanted item and the result of its call, in order: the window of `Executor.map`.
+
+    Args:
+        items: Taken as late as possible.
+        submit: Begins the call of an item elsewhere.
+        wait: Returns the result of a call that was begun.
+        cancel: Gives up a call whose result is not needed.
+        n_ahead: Calls that run beside the one that is waited for.
+        is_wanted: See `Executor.map`.
+    """
+    coming = iter(items)
+    running: collections.deque[tuple[Item, Running]] = collections.deque()
+    try:
+        while True:
+            while len(running) <= n_ahead:
+                if (item := next(coming, None)) is None:
+                    break
+                running.append((item, submit(item)))
+            if not running:
+                return
+
+            item, call = running.popleft()
+            if is_wanted(item):
+                yield item, wait(item, call)
+            else:
+                cancel(call)
+    finally:
+        for _, call in running:
+            cancel(call)
+
+
 class LocalExecutor:
     """Processes of this machine."""
 
@@ -123,25 +165,14 @@ class LocalExecutor:
         on_wait: Callable[[Item], None] = lambda _: None,
     ) -> Generator[tuple[Item, Result], None, None]:
         """See `Executor.map`."""
-        coming = iter(items)
-        running: collections.deque[tuple[Item, Future[Result]]] = collections.deque()
-        try:
-            while True:
-                while len(running) <= 2 * self.n_workers:
-                    if (item := next(coming, None)) is None:
-                        break
-                    running.append((item, self._submit(function, item)))
-                if not running:
-                    return
-
-                item, future = running.popleft()
-                if is_wanted(item):
-                    yield item, _result(item, future, on_wait)
-                else:
-                    future.cancel()
-        finally:
-            for _, future in running:
-                future.cancel()
+        return in_order(
+            items,
+            submit=functools.partial(self._submit, function),
+            wait=functools.partial(_result, on_wait),
+            cancel=Future.cancel,
+            n_ahead=2 * self.n_workers,
+            is_wanted=is_wanted,
+        )
 
     def _submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
         if self._pool is None:
@@ -153,7 +184,7 @@ class LocalExecutor:
                 raise _killed(item) from error
 
 
-def _result(item: Item, future: Future[Result], on_wait: Callable[[Item], None]) -> Result:
+def _result(on_wait: Callable[[Item], None], item: Item, future: Future[Result]) -> Result:
     """Wait for the result of a call."""
     while True:
         try:

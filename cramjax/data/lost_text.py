@@ -55,22 +55,25 @@ class Loss:
     """One way in which text is lost.
 
     Attributes:
+        kind: "deleted", "unknown", or the reason for which documents are dropped.
         share: Share of the text, in [0, 1].
         sentence: What is lost, why, and what to do.
         is_meant: A key says that it is meant.
     """
 
+    kind: str
     share: float
     sentence: str
     is_meant: bool = False
 
 
-def judge(losses: Sequence[Loss], config: DataConfig) -> None:
-    """Warn of each loss that counts.
+def judge(losses: Sequence[Loss], config: DataConfig, said: set[str]) -> None:
+    """Warn of each loss that counts, once for each kind.
 
     Args:
-        losses: What is lost.
+        losses: What is lost as far as is known.
         config: The `data` part of the configuration.
+        said: Kinds of losses that were said; those that are said now are added.
 
     Raises:
         UserError: if one is too large; lists all that are.
@@ -80,8 +83,10 @@ def judge(losses: Sequence[Loss], config: DataConfig) -> None:
         is_allowed = loss.is_meant or config.allow_loss
         if loss.share > REFUSE and not is_allowed:
             refused.append(loss.sentence)
-        elif loss.share > WARN:
+        elif loss.share > WARN and loss.kind not in said:
+            said.add(loss.kind)
             _LOG.warning("data: %s", loss.sentence)
+
     if refused:
         listed = "; ".join(refused)
         raise UserError(
@@ -105,6 +110,7 @@ def of_documents(dropped: Mapping[str, int], n_kept: int, config: DataConfig) ->
         share = count / max(1, n_read)
         losses.append(
             Loss(
+                kind=reason,
                 share=share,
                 sentence=f"{share:.1%} of the documents ({count:,}) {what}; {cure}",
                 is_meant=reason in _MEANT,
@@ -133,13 +139,16 @@ def of_characters(parts: Sequence[tuple[str, Tally]], config: DataConfig) -> lis
     deleted = total.deleted_character_share
     unknown = max(total.unknown_character_share, total.unknown_token_share)
     cause, cure = _why_unknown(total, config)
+
     return [
         Loss(
+            kind="deleted",
             share=deleted,
             sentence=f"{deleted:.1%} of the characters are deleted, such as "
             f"{_named(total.deleted)}; {_why_deleted(config)}",
         ),
         Loss(
+            kind="unknown",
             share=unknown,
             sentence=f"{total.unknown_token_share:.1%} of the tokens are [UNK], with "
             f"{total.unknown_character_share:.1%} of the characters, such as "

@@ -58,6 +58,7 @@ class LineReader:
         self.start = start
         self.end = end
         self.number = 0
+
         self._kind = kind
         self._drop = drop
         self._in_pieces = in_pieces

@@ -6,8 +6,8 @@ process or node is lost is made again. Ray is imported here alone.
 
 from __future__ import annotations
 
-import collections
 import contextlib
+import functools
 import importlib.metadata
 import logging
 import os
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 import cramjax
 from cramjax import stop
 from cramjax.console import Announce
-from cramjax.data.executors import Item, Result, n_cores
+from cramjax.data.executors import Item, Result, in_order, n_cores
 from cramjax.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -130,27 +130,16 @@ class RayExecutor:
         """See `Executor.map`."""
         task = self._ray.remote(_attempt).options(num_cpus=1, max_retries=_RETRIES)
         folder = os.getcwd()
-        coming = iter(items)
-        running: collections.deque[tuple[Item, ObjectRef]] = collections.deque()
-        try:
-            while True:
-                while len(running) <= 2 * self.n_workers:
-                    if (item := next(coming, None)) is None:
-                        break
-                    running.append((item, task.remote(function, item, folder)))
-                if not running:
-                    return
+        return in_order(
+            items,
+            submit=lambda item: task.remote(function, item, folder),
+            wait=functools.partial(self._result, on_wait),
+            cancel=functools.partial(self._ray.cancel, force=False),
+            n_ahead=2 * self.n_workers,
+            is_wanted=is_wanted,
+        )
 
-                item, reference = running.popleft()
-                if is_wanted(item):
-                    yield item, self._result(item, reference, on_wait)
-                else:
-                    self._ray.cancel(reference, force=False)
-        finally:
-            for _, reference in running:
-                self._ray.cancel(reference, force=False)
-
-    def _result(self, item: Item, reference: ObjectRef, on_wait: Callable[[Item], None]) -> Any:
+    def _result(self, on_wait: Callable[[Item], None], item: Item, reference: ObjectRef) -> Any:
         """Wait for the result of a call."""
         while not self._ray.wait([reference], timeout=_WAIT_S)[0]:
             on_wait(item)

@@ -111,7 +111,9 @@ class ReadyMade:
         self._tokenizer, self._model = tokenizers.load(plan.config.tokenizer, plan.config.extra_ids)
         self._size = max(self._tokenizer.get_vocab().values()) + 1
         self._dtype = "uint16" if self._size <= 1 << 16 else "uint32"
+        self._special_ids = tokenizers.special_ids(self._tokenizer)
         self._row_tokens = 0
+        self._n_unknown = 0
         self._dropped: collections.Counter[str] = collections.Counter()
         self._n_examples = 0
         # The facts of each part that is done go where `pack.publish_finished` deletes them.
@@ -311,8 +313,10 @@ class ReadyMade:
             np.save(path.with_suffix(".docs.npy"), offsets)
 
             split, source, _ = path.stem.split("-")
+            of_shard = pack.count_ids(path, dtype, self._size)
+            self._n_unknown += int(of_shard[self._special_ids["unk"]])
             if split == "train":
-                counts += pack.count_ids(path, dtype, self._size)
+                counts += of_shard
             entry = {
                 "file": path.name,
                 "split": split,
@@ -358,7 +362,7 @@ class ReadyMade:
             "tokenizer_sha256": hashlib.sha256(tokenizer_file.read_bytes()).hexdigest(),
             "vocab_size": self._size,
             "dtype": self._dtype,
-            "special_tokens": tokenizers.special_ids(self._tokenizer),
+            "special_tokens": self._special_ids,
             "extra_ids": tokenizers.count_extra_ids(self._tokenizer),
             "documents": n_rows,
             "tokens": sum(totals.values()),
@@ -372,6 +376,8 @@ class ReadyMade:
                 name: getattr(self._config, name) for name in ("heldout_fraction", "max_mb")
             },
             "documents_read": n_rows,
+            # The characters behind the ids are not there to be counted.
+            "unknown_token_share": self._n_unknown / sum(totals.values()),
             "dropped": {reason: count for reason, count in sorted(self._dropped.items()) if count},
             "files": pack.digests_of(self._partial),
             "shards": entries,
@@ -449,7 +455,7 @@ def _refuse_text_settings(plan: PreparationPlan) -> None:
             )
     specs = ", ".join(source.spec for source in plan.sources)
     for name, off in _NO_FILTER.items():
-        value = getattr(config, name, off)
+        value = config[name]
         if value != off:
             raise UserError(
                 f"data.{name}={json.dumps(value)}: is a filter of text, and {specs} holds token "

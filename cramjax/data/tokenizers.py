@@ -34,7 +34,7 @@ T5_TOKENS = {"pad": "<pad>", "sep": "</s>", "unk": "<unk>"}
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 """The files that `save` writes; the last one for a SentencePiece model alone."""
 
-KINDS = ("wordpiece", "unigram", "bpe")
+KINDS = languages.TOKENIZERS
 """The kinds of tokenizer that can be trained."""
 
 # Names under which tokenizer files have special tokens, besides BERT's.

@@ -17,12 +17,6 @@ from cramjax.glue.rows import TaskData
 from cramjax.glue.tasks import SUITES, Task
 
 
-def _called() -> list[str]:
-    """Returns the words with which the process was called, without its flags."""
-    words = sys.argv[0].split(" ")
-    return words if words[0] == "cramjax" else ["python", "-m", "tools.finetune"]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinishedTask:
     """A task with its data and its finished runs.
@@ -134,5 +128,5 @@ def _summary(
         "protocol": request.protocol.describe(),
         "model": model,
         "unfinished": unfinished,
-        "command": shlex.join([*_called(), *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "cramjax", "finetune", *sys.argv[1:]]),
     }

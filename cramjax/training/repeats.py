@@ -48,7 +48,10 @@ def _by_source(
     readings = []
     for size, weight in zip(dataset.n_sequences("train", length), dataset.weights, strict=True):
         # A source that is not trained on may be empty.
-        readings.append(weight and n_rows * weight / total / size)
+        times = 0.0
+        if weight:
+            times = n_rows * weight / total / size
+        readings.append(times)
     return readings
 
 

@@ -1,33 +1,21 @@
 """Real text in seven scripts: next to nothing of it is unknown, whatever the tokenizer."""
 
-import gzip
-import json
-
 import pytest
 
 from cramjax.config import languages
 from cramjax.data import tokenizers
 from cramjax.data.clean import CleanRules, clean
 from cramjax.data.encode import Encoder
+from tests.data.xquad import paragraphs
 
 SCRIPTS = ("en", "de", "zh", "ru", "th", "ar", "hi")
 RULES = CleanRules(normalize=True, min_chars=0, max_chars=None)
 
 
-def paragraphs(root, language):
-    """The 240 paragraphs of a language; skips where the corpus is not at hand."""
-    path = root.parent / "shared" / "data" / "qa" / f"xquad.{language}.json.gz"
-    if not path.exists():
-        pytest.skip("no corpus here")
-    texts = []
-    for article in json.loads(gzip.decompress(path.read_bytes()))["data"]:
-        for paragraph in article["paragraphs"]:
-            texts += clean(paragraph["context"], RULES).pieces
-    return texts
-
-
 def shares(root, language, kind, code):
-    texts = paragraphs(root, language)
+    texts = []
+    for text in paragraphs(root, language):
+        texts += clean(text, RULES).pieces
     tokenizer, _ = tokenizers.train(
         kind, texts, vocab_size=8192, lowercase=False, ascii_only=False, language=code
     )

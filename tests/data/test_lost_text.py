@@ -11,6 +11,7 @@ from cramjax.data import lost_text, normalization, prepare, tokenizers
 from cramjax.data.encode import Encoder
 from cramjax.data.tally import Tally
 from cramjax.errors import UserError
+from tests.data.executors import InThisProcess
 
 RANDOM = random.Random(1)
 
@@ -154,12 +155,19 @@ def test_a_hundredth_is_said_and_a_fifth_refused(share, said, refused, caplog):
     caplog.set_level(logging.WARNING, "cramjax")
     if refused:
         with pytest.raises(UserError, match=r"30.0% of the tokens.*data\.allow_loss=True"):
-            lost_text.judge(unknown(share), settings())
-        lost_text.judge(unknown(share), settings(allow_loss=True))
+            lost_text.judge(unknown(share), settings(), set())
+        lost_text.judge(unknown(share), settings(allow_loss=True), set())
         said = 1
     else:
-        lost_text.judge(unknown(share), settings())
+        lost_text.judge(unknown(share), settings(), set())
     assert len(caplog.records) == said
+
+
+def test_a_loss_is_said_once(caplog):
+    said = set()
+    for _ in range(2):
+        lost_text.judge(unknown(0.1), settings(), said)
+    assert len(caplog.records) == 1 and said == {"unknown"}
 
 
 @pytest.mark.parametrize(
@@ -201,3 +209,22 @@ def test_more_characters_than_entries_say_how_many_are_needed():
     texts = ["".join(chr(0x4E00 + number) for number in range(2490))] * 3
     with pytest.raises(UserError, match=r"raise it to at least 249\d"):
         trained("unigram", texts, 1024)
+
+
+def test_a_tokenizer_that_does_not_know_the_text_is_refused_before_it_is_encoded(tmp_path):
+    trained("wordpiece", ["plain words alone"] * 9, 60).save(str(tmp_path / "tokenizer.json"))
+    data = settings(cache_dir=str(tmp_path / "data"), tokenizer=str(tmp_path / "tokenizer.json"))
+    source = FakeSource(parts_n=1, documents_n=0, texts=tuple(chinese(40)))
+    executor = InThisProcess()
+    with pytest.raises(UserError, match=r"tokenizer\.json has no entries for them"):
+        prepare.prepare(data, [source], executor=executor)
+    assert not any(job.startswith("encoded/") for job in executor.done)
+
+
+def test_damaged_records_are_refused_before_the_tokenizer_is_trained(tmp_path):
+    source = FakeSource(parts_n=2, documents_n=20, bad=20)
+    data = settings(cache_dir=str(tmp_path))
+    executor = InThisProcess()
+    with pytest.raises(UserError, match=r"50\.0% of the documents \(40\) are not JSON"):
+        prepare.prepare(data, [source], executor=executor)
+    assert not any(job.startswith("sample/") for job in executor.done)

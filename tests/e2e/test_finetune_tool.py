@@ -35,7 +35,7 @@ def test_a_run_is_finetuned(small_run, glue, tmp_path):
     assert "compiling" in done.stderr
 
     found = json.loads((tmp_path / "results.json").read_text())
-    assert found["command"].startswith("python -m tools.finetune")
+    assert found["command"].startswith("python -m cramjax finetune ")
     assert len(found["cola"]["matthews"]["seeds"]) == 1
     assert (tmp_path / "results.md").stat().st_size
     assert (tmp_path / "predictions" / "cola.tsv").stat().st_size

@@ -1,6 +1,5 @@
 """The page on languages, walked through: a dataset of the Hub becomes a model that fills masks."""
 
-import gzip
 import io
 import json
 import os
@@ -13,6 +12,7 @@ import pytest
 
 import cramjax
 from tests.data.hub_stand_in import serve
+from tests.data.xquad import paragraphs
 
 FOLDERS = {"de": "deu_Latn", "zh": "cmn_Hani"}
 MASKED = {"de": "Die Stadt [MASK] an der Spree.", "zh": "北京是[MASK]国的首都。"}
@@ -20,12 +20,7 @@ MASKED = {"de": "Die Stadt [MASK] an der Spree.", "zh": "北京是[MASK]国的�
 
 def dataset(root, language):
     """A dataset with the layout of FineWeb-2, its paragraphs real; skips without the corpus."""
-    path = root.parent / "shared" / "data" / "qa" / f"xquad.{language}.json.gz"
-    if not path.exists():
-        pytest.skip("no corpus here")
-    texts = []
-    for article in json.loads(gzip.decompress(path.read_bytes()))["data"]:
-        texts += [paragraph["context"] for paragraph in article["paragraphs"]]
+    texts = paragraphs(root, language)
     file = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), file)
     name = f"data/{FOLDERS[language]}/train/000_00000.parquet"
