@@ -74,6 +74,11 @@ class Command:
     data: float = 1.0
 
 
+# What a start may write down for the next one to be quicker, or not: a file that was changed within
+# the last seconds is not remembered.
+MEMORIES = (".verified.json", "digests.json")
+
+
 def _recipe(world):
     overrides = (*SMALL, f"data.source=text:{world.text}", f"data.cache_dir={world.cache}")
     return [
@@ -163,7 +168,7 @@ COMMANDS = {
     ),
     "prepare": Command(
         lambda world: ["tools.prepare_data", *_recipe(world)],
-        lambda world: {"files": _files(world.cache, without=(".verified.json",))},
+        lambda world: {"files": _files(world.cache, without=MEMORIES)},
         weight=4,
         # A finished dataset is checked by those who train on it.
         reads=lambda world: next(world.cache.glob("*.partial"), world.out),
