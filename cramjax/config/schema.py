@@ -182,6 +182,13 @@ OPTIMIZER = {
     "relative_step": flag(
         False, "Adafactor's own learning rate min(0.01, step^-0.5), which `lr` then multiplies"
     ),
+    "momentum": share(0.95, "Muon's momentum"),
+    "momentum_warmup": count(
+        0, "optimizer steps over which Muon's momentum rises to it from 0.85", 0
+    ),
+    "embedding_lr": number(1.0, "factor of the learning rate for embeddings"),
+    "scalar_lr": number(1.0, "factor of the learning rate for norms, biases and single numbers"),
+    "cautious": flag(False, "decay a weight only where the update moves it towards 0 as well"),
     "clip_norm": optional_number(0.5, "global gradient norm clip; None: no clipping"),
     "max_skipped": count(
         20, "non-finite gradients in a row (their updates are skipped) that end the run"

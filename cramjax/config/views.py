@@ -147,6 +147,11 @@ class OptimizerConfig(Section, Protocol):
     weight_decay: float
     parameter_scale: str
     relative_step: bool
+    momentum: float
+    momentum_warmup: int
+    embedding_lr: float
+    scalar_lr: float
+    cautious: bool
     clip_norm: float | None
     max_skipped: int
 

@@ -18,6 +18,9 @@ from optax import contrib
 
 from cramjax.models.axes import Axes, is_axes, own_axes, roles, rows_and_columns
 
+MUON_FIRST_MOMENTUM = 0.85
+"""Muon's momentum at the first step of its warm-up, as in the speed runs that introduced it."""
+
 
 def make_optimizer(
     name: str,
@@ -29,6 +32,11 @@ def make_optimizer(
     weight_decay: float,
     parameter_scale: str = "auto",
     relative_step: bool = False,
+    momentum: float = 0.95,
+    momentum_warmup: int = 0,
+    embedding_lr: float = 1.0,
+    scalar_lr: float = 1.0,
+    cautious: bool = False,
 ) -> optax.GradientTransformation:
     """Returns the transformation from gradients to updates, which the learning rate multiplies.
 
@@ -46,24 +54,64 @@ def make_optimizer(
             square), as Adafactor does (arXiv 1804.04235, section 8) and nanoT5 does with AdamW
             (arXiv 2309.02373). "auto" means Adafactor only, "off" never.
         relative_step: multiplies by Adafactor's own min(0.01, step^-0.5) (section 9 there).
+        momentum: of Muon.
+        momentum_warmup: steps over which Muon's momentum rises to it from 0.85.
+        embedding_lr: factor of the learning rate for embeddings.
+        scalar_lr: factor of the learning rate for norms, biases and single numbers.
+        cautious: decay a weight only where the update moves it towards 0 as well (arXiv
+            2510.12402).
 
     Raises:
         ValueError: for another name.
     """
-    adapt = _direction(name, axes, b1, b2, eps, weight_decay)
+    if name == "muon":
+        decays_itself = 0.0 if cautious else weight_decay
+        adapt = _muon(axes, b1, b2, eps, decays_itself, momentum, momentum_warmup)
+    else:
+        adapt = _direction(name, axes, b1, b2, eps)
     if parameter_scale == "on" or (parameter_scale == "auto" and name == "adafactor"):
         adapt = optax.chain(adapt, per_matrix(optax.scale_by_param_block_rms(), axes))
     if relative_step:
         adapt = optax.chain(adapt, optax.scale_by_schedule(_relative_step))
-    # Muon decays by itself, and its updates have their sign.
-    if name == "muon":
-        return _with_standard_promotion(adapt)
+    parts = [adapt]
+    negative = optax.scale(-1.0)
+    careful = optax.masked(_cautious_decay(weight_decay), decay_mask(axes))
+    # Muon's updates have their sign, and it decays by itself.
+    if name == "muon" and cautious:
+        parts += [negative, careful, negative]
+    elif name != "muon":
+        plain = optax.add_decayed_weights(weight_decay, decay_mask(axes))
+        trust = optax.identity()
+        if name == "lamb":
+            trust = per_matrix(optax.scale_by_trust_ratio(), axes)
+        parts += [careful if cautious else plain, trust, negative]
 
-    decay = optax.add_decayed_weights(weight_decay, decay_mask(axes))
-    trust = optax.identity()
-    if name == "lamb":
-        trust = per_matrix(optax.scale_by_trust_ratio(), axes)
-    return _with_standard_promotion(optax.chain(adapt, decay, trust, optax.scale(-1.0)))
+    if embedding_lr != 1.0 or scalar_lr != 1.0:
+        parts.append(_scale_by_role(axes, embedding_lr, scalar_lr))
+    # A chain of one would be another state than that of earlier checkpoints.
+    whole = optax.chain(*parts) if len(parts) > 1 else adapt
+    return _with_standard_promotion(whole)
+
+
+def _cautious_decay(weight_decay: float) -> optax.GradientTransformation:
+    """Returns decoupled decay of the weights that the update brings nearer to 0."""
+
+    def decayed(update: jax.Array, weight: jax.Array) -> jax.Array:
+        # The update is still to be subtracted: of the weight's sign, it makes the weight smaller.
+        return update + weight_decay * jnp.where(update * weight > 0, weight, 0.0)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(decayed, updates, params))
+
+
+def _scale_by_role(
+    axes: Any, embedding_lr: float, scalar_lr: float
+) -> optax.GradientTransformation:
+    """Returns a transformation that multiplies updates by the factor of their parameter's role."""
+    by_role = {"embedding": embedding_lr, "matrix": 1.0}
+    factors = jax.tree.map(lambda role: by_role.get(role, scalar_lr), roles(axes))
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(lambda u, factor: u * factor, updates, factors)
+    )
 
 
 def _relative_step(count: jax.typing.ArrayLike) -> jax.Array:
@@ -91,9 +139,9 @@ def _with_standard_promotion(
 
 
 def _direction(
-    name: str, axes: Any, b1: float, b2: float, eps: float, weight_decay: float
+    name: str, axes: Any, b1: float, b2: float, eps: float
 ) -> optax.GradientTransformation:
-    """Returns the direction of an update before decay and sign; for Muon after both."""
+    """Returns the direction of an update before decay and sign."""
     match name:
         case "adamw" | "lamb":
             return optax.scale_by_adam(b1, b2, eps)
@@ -103,22 +151,50 @@ def _direction(
             # arXiv 1804.04235: factored second moment, update clipping at RMS 1.
             clip = optax.clip_by_block_rms(1.0)
             return per_matrix(optax.chain(optax.scale_by_factored_rms(), clip), axes)
-
-        case "muon":
-            numbers = jax.tree.map(_muon_axes, roles(axes), axes, is_leaf=is_axes)
-            # consistent_rms 0.2 gives updates the size of AdamW's, so that learning rates carry
-            # over (arXiv 2502.16982).
-            return contrib.muon(
-                1.0,
-                eps=eps,
-                weight_decay=weight_decay,
-                weight_decay_mask=None,
-                adam_b1=b1,
-                adam_b2=b2,
-                consistent_rms=0.2,
-                muon_weight_dimension_numbers=numbers,
-            )
     raise ValueError(f"unknown optimizer {name!r}")
+
+
+def _muon(
+    axes: Any,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    momentum: float,
+    momentum_warmup: int,
+) -> optax.GradientTransformation:
+    """Returns Muon for matrices and AdamW for the rest, decay and sign included."""
+    numbers = jax.tree.map(_muon_axes, roles(axes), axes, is_leaf=is_axes)
+
+    def with_momentum(beta: jax.typing.ArrayLike) -> optax.GradientTransformation:
+        # consistent_rms 0.2 gives updates the size of AdamW's, so that learning rates carry over
+        # (arXiv 2502.16982).
+        return contrib.muon(
+            1.0,
+            beta=beta,
+            eps=eps,
+            weight_decay=weight_decay,
+            weight_decay_mask=None,
+            adam_b1=b1,
+            adam_b2=b2,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=numbers,
+        )
+
+    if not momentum_warmup:
+        return with_momentum(momentum)
+    rising = optax.linear_schedule(MUON_FIRST_MOMENTUM, momentum, momentum_warmup)
+
+    def init(params):
+        return jnp.zeros((), jnp.int32), with_momentum(momentum).init(params)
+
+    def update(updates, state, params=None):
+        # The size of the momentum does not matter: its matrix is made orthogonal.
+        count, state = state
+        updates, state = with_momentum(rising(count)).update(updates, state, params)
+        return updates, (optax.safe_increment(count), state)
+
+    return optax.GradientTransformation(init, update)
 
 
 def decay_mask(axes: Any) -> Any:

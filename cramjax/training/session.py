@@ -362,6 +362,11 @@ def build_optimizer(
         weight_decay=settings.weight_decay,
         parameter_scale=settings.parameter_scale,
         relative_step=settings.relative_step,
+        momentum=settings.momentum,
+        momentum_warmup=settings.momentum_warmup,
+        embedding_lr=settings.embedding_lr,
+        scalar_lr=settings.scalar_lr,
+        cautious=settings.cautious,
     )
 
 

@@ -181,3 +181,51 @@ def test_relative_step_falls_with_the_root_of_the_steps_from_a_hundredth():
         states = first, second
         if index in (1, 100, 10_000, 10_400):
             np.testing.assert_allclose(other["w"], one["w"] * min(1e-2, index**-0.5), rtol=1e-4)
+
+
+def test_factors_of_the_rate_are_those_of_the_parameters_roles():
+    plain, _ = first_update("adamw", AXES)(tree(1), tree(0))
+    scaled, _ = first_update("adamw", AXES, embedding_lr=3.0, scalar_lr=0.5)(tree(1), tree(0))
+    factors = {
+        "embeddings": {"tokens": 3.0, "position_scale": 0.5},
+        "layers": {
+            "attention_norm": {"scale": 0.5},
+            "qkv": {"kernel": 1.0},
+            "out": {"kernel": 1.0, "bias": 0.5},
+        },
+    }
+    jax.tree.map(
+        lambda a, b, factor: np.testing.assert_allclose(a * factor, b, rtol=1e-6),
+        plain,
+        scaled,
+        factors,
+    )
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "lion"])
+def test_cautious_decay_is_where_the_update_makes_the_weight_smaller(name):
+    params = tree(0)
+    bare, _ = first_update(name, AXES, weight_decay=0.0)(tree(1), params)
+    decayed, _ = first_update(name, AXES, cautious=True)(tree(1), params)
+
+    def check(update, result, weight, decays):
+        expected = np.where(decays & (update * weight < 0), -0.1 * weight, 0.0)
+        np.testing.assert_allclose(result - update, expected, atol=1e-6)
+
+    jax.tree.map(check, bare, decayed, params, build.decay_mask(AXES))
+
+
+def test_muons_momentum_rises_to_its_own():
+    def second_update(**numbers):
+        optimizer = build.make_optimizer("muon", AXES, **(NUMBERS | numbers))
+        state = optimizer.init(tree(0))
+        update = jax.jit(optimizer.update)
+        for seed in (1, 2):
+            updates, state = update(tree(seed), state, tree(0))
+        return updates["layers"]["qkv"]["kernel"]
+
+    risen = second_update(momentum=0.95, momentum_warmup=1)
+    flat = second_update(momentum=0.85, momentum_warmup=7)
+    np.testing.assert_allclose(flat, second_update(momentum=0.85), atol=1e-5)
+    assert not np.allclose(risen, second_update(momentum=0.95), atol=1e-4)
+    assert not np.allclose(risen, second_update(momentum=0.85), atol=1e-4)
