@@ -135,6 +135,11 @@ def _encoder_mistakes(config: Config) -> Iterator[str]:
         yield (
             f"objective.mask_rate={objective.mask_rate}: predicts nothing at seq_len {data.seq_len}"
         )
+    if objective.pool != 1 and objective.causal:
+        yield (
+            f"objective.pool={objective.pool}: a mean holds later tokens; "
+            "set objective.causal=False"
+        )
     if objective.pool != 1 and model.document_attention:
         yield (
             f"objective.pool={objective.pool}: means of embeddings go over the ends of documents; "
@@ -159,6 +164,7 @@ def _t5_mistakes(config: Config) -> Iterator[str]:
     # Span corruption cuts a stream of text, and has no means of embeddings.
     for key, value, wanted in (
         ("objective.pool", config.objective.pool, 1),
+        ("objective.causal", config.objective.causal, False),
         ("data.cls_token", config.data.cls_token, False),
         ("data.order", config.data.order, "shuffled"),
     ):

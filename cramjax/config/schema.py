@@ -234,6 +234,11 @@ OBJECTIVE = {
     "random_share": share(
         0.1, "share of the predicted positions that show a random token; the rest stays"
     ),
+    "causal": flag(
+        False,
+        "in training, a token sees earlier ones alone, nothing is masked, and mask_rate of the "
+        "positions are predicted from what is before them; evaluation is of masked tokens still",
+    ),
     "z_loss": number(0.0, "weight of log(Z)^2"),
     "pool": count(
         1,

@@ -15,6 +15,8 @@ Keys of a stage beside `until`; a dimension without a key is whole:
 - hidden: heads, with the residual stream in proportion
 - batch: sequences
 - lr: factor of the schedule's learning rate
+- mask_rate: objective.mask_rate, a share of the positions and not of the whole's rate
+- causal: objective.causal, True or False
 
 An int is a number of its own (`"depth": 1` is one layer), a float a share of the whole
 (`"depth": 1.0` is all layers).
@@ -29,7 +31,19 @@ from typing import Any
 from cramjax.config.fields import is_finite
 from cramjax.config.views import Config
 
-KEYS = ("until", "depth", "width", "rank", "length", "pool", "hidden", "batch", "lr")
+KEYS = (
+    "until",
+    "depth",
+    "width",
+    "rank",
+    "length",
+    "pool",
+    "hidden",
+    "batch",
+    "lr",
+    "mask_rate",
+    "causal",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +64,8 @@ class Stage:
     pool: int
     batch_size: int
     lr: float
+    mask_rate: float
+    causal: bool
 
     def describe(self) -> str:
         """Returns network and sequences in words."""
@@ -61,9 +77,9 @@ class Stage:
         )
 
     @property
-    def overrides(self) -> Mapping[str, int | float]:
+    def overrides(self) -> Mapping[str, int | float | bool]:
         """Keys of the configuration with their values in this stage."""
-        values: dict[str, int | float] = {
+        values: dict[str, int | float | bool] = {
             "model.d_model": self.d_model,
             "model.n_heads": self.n_heads,
             "model.n_layers": self.n_layers,
@@ -73,6 +89,8 @@ class Stage:
             "objective.pool": self.pool,
             "batch_size": self.batch_size,
             "optimizer.lr": self.lr,
+            "objective.mask_rate": self.mask_rate,
+            "objective.causal": self.causal,
         }
         # An encoder has no such key.
         if self.n_decoder_layers is not None:
@@ -84,6 +102,8 @@ _KINDS = {
     "until": "a share between 0 and 1",
     "pool": "the number of embeddings in a mean (2)",
     "lr": "a factor of the learning rate (0.5)",
+    "mask_rate": "a share of the positions from 0.01 to 0.9",
+    "causal": "True or False",
 }
 
 
@@ -119,6 +139,8 @@ def _stage(config: Config, entry: Mapping[str, Any]) -> Stage:
         pool=entry.get("pool", config.objective.pool),
         batch_size=_scaled(entry.get("batch"), config.batch_size),
         lr=entry.get("lr", 1.0) * config.optimizer.lr,
+        mask_rate=entry.get("mask_rate", config.objective.mask_rate),
+        causal=entry.get("causal", config.objective.causal),
     )
 
 
@@ -172,6 +194,10 @@ def _is_sound(key: str, value: Any) -> bool:
     # `type` and not `isinstance`: True is no number here.
     if key == "lr":
         return type(value) in (int, float) and is_finite(value) and value > 0
+    if key == "causal":
+        return type(value) is bool
+    if key == "mask_rate":
+        return type(value) is float and 0.01 <= value <= 0.9
     if type(value) is float:
         return 0 < value <= 1 and key != "pool"
     return type(value) is int and value >= 1 and key != "until"
@@ -233,6 +259,10 @@ def _misfits(config: Config, where: str, stage: Stage) -> Iterator[str]:
             f"microbatch_size={config.microbatch_size}"
         )
 
+    if stage.causal and model.family != "encoder":
+        yield f"{where}.causal: needs model.family=encoder"
+    if stage.pool > 1 and stage.causal:
+        yield f"{where}.pool: a mean holds later tokens; set causal to False"
     if stage.pool > 1 and model.family != "encoder":
         yield f"{where}.pool: means of embeddings need model.family=encoder"
     elif stage.pool > 1 and model.get("document_attention"):

@@ -177,6 +177,7 @@ class ObjectiveConfig(Section, Protocol):
     mask_rate: float
     mask_share: float
     random_share: float
+    causal: bool
     z_loss: float
     pool: int
 

@@ -379,6 +379,7 @@ def encode(
     padding_mask: jax.Array | None = None,
     token_types: jax.Array | None = None,
     positions: jax.Array | None = None,
+    causal: bool = False,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Returns hidden states after the final norm: [batch, length, embed] in the activation dtype.
@@ -393,6 +394,7 @@ def encode(
         token_types: int [batch, length]; all 0 if not given.
         positions: int [batch, length], the place of each token in its own sequence, where several
             stand in a row; 0, 1, 2, … if not given.
+        causal: a position sees no later one.
         key: dropout is on if given.
 
     Raises:
@@ -404,6 +406,10 @@ def encode(
 
     model = module.bind(cfg.build(precision), params)
     mask = attention_mask(segment_ids, padding_mask)
+    if causal:
+        # A mask and no other kernel: short sequences have the same kernels with and without it.
+        earlier = jnp.tri(length, dtype=bool)[None, None]  # [1, 1, length, length]
+        mask = earlier if mask is None else mask & earlier
     return model.encoder(tokens, token_types, positions, mask, key)
 
 

@@ -42,6 +42,7 @@ class MaskedLM:
         seq_len: tokens of a row.
         sep_id: the token that ends a document of a packed row.
         pool: tokens of a mean of embeddings (`encoder.encode_pooled`); 1 for none.
+        causal: training predicts tokens from earlier ones alone, and masks nothing.
         z_loss: coefficient of `losses.cross_entropy`.
     """
 
@@ -55,6 +56,7 @@ class MaskedLM:
     seq_len: int
     sep_id: int
     pool: int
+    causal: bool
     z_loss: float
 
     @classmethod
@@ -73,6 +75,8 @@ class MaskedLM:
 
         described = encoder_config(config.model, vocabulary.vocab_size)
         objective = config.objective
+        # Left to right nothing is hidden but what comes later.
+        shares = (0.0, 0.0) if objective.causal else (objective.mask_share, objective.random_share)
         common = {
             "mask_id": special_tokens["mask"],
             "special_ids": tuple(sorted(set(special_tokens.values()))),
@@ -84,8 +88,8 @@ class MaskedLM:
             precision=precision,
             corruption=masking.Masking(
                 mask_rate=objective.mask_rate,
-                mask_share=objective.mask_share,
-                random_share=objective.random_share,
+                mask_share=shares[0],
+                random_share=shares[1],
                 **common,
             ),
             eval_corruption=masking.Masking(
@@ -94,6 +98,7 @@ class MaskedLM:
             seq_len=config.data.seq_len,
             sep_id=special_tokens["sep"],
             pool=objective.pool,
+            causal=objective.causal,
             z_loss=float(objective.z_loss),
         )
 
@@ -143,13 +148,23 @@ class MaskedLM:
         tokens = tokens.astype(jnp.int32)
         mask_key, dropout_key = jax.random.split(key)
         batch = masking.mask_tokens(self.corruption, mask_key, tokens, rows)
+        if self.causal:
+            batch = _read_before(batch)
         if self.network.dropout > 0 or self.network.attention_dropout > 0:
             # Rows of a microbatch share one key: fold in the first, so that microbatches differ.
             dropout_key = jax.random.fold_in(dropout_key, rows[0])
         else:
             dropout_key = None
 
-        hidden = self._states(self.precision, params, batch, tokens, dropout_key, self.pool)
+        hidden = self._states(
+            self.precision,
+            params,
+            batch,
+            tokens,
+            dropout_key,
+            pool=self.pool,
+            causal=self.causal,
+        )
         head_params = encoder.head_params(params)
         predicted = hidden, batch.labels, batch.weights
         total: Any = losses.predicted_cross_entropy(
@@ -206,7 +221,9 @@ class MaskedLM:
         batch: masking.MaskedBatch,
         tokens: jax.Array,
         key: jax.Array | None,
+        *,
         pool: int = 1,
+        causal: bool = False,
     ) -> jax.Array:
         """Returns hidden states of the positions to be predicted: [rows, predicted, embed]."""
         segments = None
@@ -215,7 +232,8 @@ class MaskedLM:
         common = (self.network, precision, params, batch.inputs)
         if pool > 1:
             return encoder.encode_pooled(*common, batch.positions, size=pool, key=key)
-        hidden = encoder.encode(*common, segment_ids=segments, key=key)  # [rows, seq_len, embed]
+        # [rows, seq_len, embed]
+        hidden = encoder.encode(*common, segment_ids=segments, causal=causal, key=key)
         return jnp.take_along_axis(hidden, batch.positions[..., None], axis=1)
 
     def _logits(self, params: Params, hidden: jax.Array) -> jax.Array:
@@ -233,6 +251,19 @@ def encoder_config(model: Any, vocab_size: int) -> encoder.EncoderConfig:
     return encoder.EncoderConfig(
         vocab_size=padded_vocab_size(vocab_size, model.vocab_multiple),
         **{name: model[name] for name in names},
+    )
+
+
+def _read_before(batch: masking.MaskedBatch) -> masking.MaskedBatch:
+    """Returns `batch` with each token predicted where the one before it is read.
+
+    Nothing is read before the first token of a row, which gets weight 0.
+    """
+    is_first = batch.positions == 0
+    return dataclasses.replace(
+        batch,
+        positions=jnp.maximum(batch.positions - 1, 0),
+        weights=jnp.where(is_first, 0.0, batch.weights),
     )
 
 

@@ -53,10 +53,21 @@ def grow(
 
     n_before = stage.session.n_params
     n_after = next_stage.session.n_params
-    shape = run.stages.stages[next_stage.number].describe()
+    shape = _described(run, next_stage.number)
     run.progress.announce(
         f"step {run.clock.n_steps:,}: grown from {n_before / 1e6:.1f}M to {n_after / 1e6:.1f}M "
         f"parameters ({shape}); held-out loss {before.loss:.3f} → {after.loss:.3f} "
         f"({after.loss - before.loss:+.3f})"
     )
     return next_stage, grown
+
+
+def _described(run: Run, number: int) -> str:
+    """Returns a stage in words, with what it learns otherwise than the one before."""
+    before, after = run.stages.stages[number - 1 : number + 1]
+    text = after.describe()
+    if before.mask_rate != after.mask_rate:
+        text += f", {after.mask_rate:.0%} of the positions predicted"
+    if before.causal != after.causal:
+        text += ", left to right" if after.causal else ", masked tokens"
+    return text
