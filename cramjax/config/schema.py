@@ -189,6 +189,12 @@ OPTIMIZER = {
     "embedding_lr": number(1.0, "factor of the learning rate for embeddings"),
     "scalar_lr": number(1.0, "factor of the learning rate for norms, biases and single numbers"),
     "cautious": flag(False, "decay a weight only where the update moves it towards 0 as well"),
+    "average": count(
+        0,
+        "steps of the trailing mean of the parameters, which evaluations score and the last "
+        "checkpoint holds; 0: the parameters themselves",
+        0,
+    ),
     "clip_norm": optional_number(0.5, "global gradient norm clip; None: no clipping"),
     "max_skipped": count(
         20, "non-finite gradients in a row (their updates are skipped) that end the run"

@@ -152,6 +152,7 @@ class OptimizerConfig(Section, Protocol):
     embedding_lr: float
     scalar_lr: float
     cautious: bool
+    average: int
     clip_norm: float | None
     max_skipped: int
 

@@ -30,7 +30,7 @@ VALUE, GRADIENT, SQUARE = "value", "gradient", "square"
 # Where a block writes into the residual stream.
 _WRITERS = ("attention/out", "mlp/wo", "mlp/wo/up")
 _OUTER = "/mlp/wo/"
-_MOMENTS = {"mu": GRADIENT, "nu": SQUARE, "trace": GRADIENT}
+_MOMENTS = {"mu": GRADIENT, "nu": SQUARE, "trace": GRADIENT, "average": VALUE}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ import optax
 from optax import contrib
 
 from cramjax.models.axes import Axes, is_axes, own_axes, roles, rows_and_columns
+from cramjax.optim.average import trailing_average
 
 MUON_FIRST_MOMENTUM = 0.85
 """Muon's momentum at the first step of its warm-up, as in the speed runs that introduced it."""
@@ -37,6 +38,7 @@ def make_optimizer(
     embedding_lr: float = 1.0,
     scalar_lr: float = 1.0,
     cautious: bool = False,
+    average: int = 0,
 ) -> optax.GradientTransformation:
     """Returns the transformation from gradients to updates, which the learning rate multiplies.
 
@@ -46,8 +48,7 @@ def make_optimizer(
     Args:
         name: adamw, adafactor, lamb, lion or muon.
         axes: tree of tuples of axis names, one for each parameter.
-        b1: decay of the first moment.
-        b2: decay of the second moment.
+        b1, b2: decay of the first and of the second moment.
         eps: added to denominators.
         weight_decay: coefficient of the decoupled decay.
         parameter_scale: with "on" the update of a matrix is multiplied by max(1e-3, its root mean
@@ -56,10 +57,11 @@ def make_optimizer(
         relative_step: multiplies by Adafactor's own min(0.01, step^-0.5) (section 9 there).
         momentum: of Muon.
         momentum_warmup: steps over which Muon's momentum rises to it from 0.85.
-        embedding_lr: factor of the learning rate for embeddings.
-        scalar_lr: factor of the learning rate for norms, biases and single numbers.
+        embedding_lr, scalar_lr: factors of the learning rate for embeddings, and for norms, biases
+            and single numbers.
         cautious: decay a weight only where the update moves it towards 0 as well (arXiv
             2510.12402).
+        average: steps of the trailing mean of the parameters in the state; 0 for none.
 
     Raises:
         ValueError: for another name.
@@ -73,24 +75,32 @@ def make_optimizer(
         adapt = optax.chain(adapt, per_matrix(optax.scale_by_param_block_rms(), axes))
     if relative_step:
         adapt = optax.chain(adapt, optax.scale_by_schedule(_relative_step))
-    parts = [adapt]
-    negative = optax.scale(-1.0)
-    careful = optax.masked(_cautious_decay(weight_decay), decay_mask(axes))
-    # Muon's updates have their sign, and it decays by itself.
-    if name == "muon" and cautious:
-        parts += [negative, careful, negative]
-    elif name != "muon":
-        plain = optax.add_decayed_weights(weight_decay, decay_mask(axes))
-        trust = optax.identity()
-        if name == "lamb":
-            trust = per_matrix(optax.scale_by_trust_ratio(), axes)
-        parts += [careful if cautious else plain, trust, negative]
 
+    parts = [adapt, *_after(name, axes, weight_decay, cautious)]
     if embedding_lr != 1.0 or scalar_lr != 1.0:
         parts.append(_scale_by_role(axes, embedding_lr, scalar_lr))
+    if average:
+        parts.append(trailing_average(average))
     # A chain of one would be another state than that of earlier checkpoints.
     whole = optax.chain(*parts) if len(parts) > 1 else adapt
     return _with_standard_promotion(whole)
+
+
+def _after(
+    name: str, axes: Any, weight_decay: float, cautious: bool
+) -> list[optax.GradientTransformation]:
+    """Returns what follows the direction of an update: decay, LAMB's trust ratio and sign."""
+    negative = optax.scale(-1.0)
+    careful = optax.masked(_cautious_decay(weight_decay), decay_mask(axes))
+    # Muon's updates have their sign, and it decays by itself.
+    if name == "muon":
+        return [negative, careful, negative] if cautious else []
+
+    plain = optax.add_decayed_weights(weight_decay, decay_mask(axes))
+    trust = optax.identity()
+    if name == "lamb":
+        trust = per_matrix(optax.scale_by_trust_ratio(), axes)
+    return [careful if cautious else plain, trust, negative]
 
 
 def _cautious_decay(weight_decay: float) -> optax.GradientTransformation:

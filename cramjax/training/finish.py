@@ -16,6 +16,7 @@ from cramjax.training.loop import Outcome
 from cramjax.training.parts import Run
 from cramjax.training.records import Recorder
 from cramjax.training.session import Session
+from cramjax.training.state import averaged
 
 _log = logging.getLogger("cramjax")
 
@@ -42,7 +43,7 @@ def finish(
     # The last evaluation and the rest come after the budget, so they are not in the elapsed time.
     elapsed_s = run.clock.elapsed_s
     if recorder.evaluated_step != run.clock.n_steps:
-        recorder.evaluated(evaluator(outcome.state.params))
+        recorder.evaluated(evaluator(averaged(outcome.state).params))
     recorder.close()
     data_epochs = repeats.epochs(run.dataset, run.config, session, run.clock.n_tokens)
     summary = recorder.summary(session, reason) | {

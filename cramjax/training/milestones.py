@@ -15,7 +15,7 @@ from cramjax.training.opening import describe_start
 from cramjax.training.parts import Run
 from cramjax.training.records import Recorder
 from cramjax.training.stage import OpenStage
-from cramjax.training.state import TrainState
+from cramjax.training.state import TrainState, averaged
 
 
 class Milestones:
@@ -82,7 +82,7 @@ class Milestones:
     def evaluate(self, state: TrainState) -> EvalResult:
         """Evaluate `state` inside the budget, and record the result."""
         with self._run.spent.on("eval_s"):
-            result = self._stage.evaluator(state.params)
+            result = self._stage.evaluator(averaged(state).params)
         self._recorder.evaluated(result)
         return result
 

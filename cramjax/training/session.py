@@ -367,6 +367,7 @@ def build_optimizer(
         embedding_lr=settings.embedding_lr,
         scalar_lr=settings.scalar_lr,
         cautious=settings.cautious,
+        average=settings.average,
     )
 
 

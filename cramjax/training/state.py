@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from cramjax.models import network
 from cramjax.objectives.objective import PretrainingObjective
+from cramjax.optim.average import average_of
 from cramjax.optim.scale import LossScale, initial_loss_scale
 from cramjax.parallel import mesh as meshes
 from cramjax.parallel import rules
@@ -36,6 +37,12 @@ class TrainState:
     params: dict[str, Any]
     opt_state: Any
     loss_scale: LossScale
+
+
+def averaged(state: TrainState) -> TrainState:
+    """Returns the state with the trailing mean of its parameters in their place, if it has one."""
+    average = average_of(state.opt_state)
+    return state if average is None else dataclasses.replace(state, params=average)
 
 
 def initial(
