@@ -55,8 +55,7 @@ def make_optimizer(
             square), as Adafactor does (arXiv 1804.04235, section 8) and nanoT5 does with AdamW
             (arXiv 2309.02373). "auto" means Adafactor only, "off" never.
         relative_step: multiplies by Adafactor's own min(0.01, step^-0.5) (section 9 there).
-        momentum: of Muon.
-        momentum_warmup: steps over which Muon's momentum rises to it from 0.85.
+        momentum, momentum_warmup: Muon's, and the steps over which it rises to it from 0.85.
         embedding_lr, scalar_lr: factors of the learning rate for embeddings, and for norms, biases
             and single numbers.
         cautious: decay a weight only where the update moves it towards 0 as well (arXiv
