@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from cramjax.config.cli import in_home, make_parser, path, run_command
+from cramjax.config.cli import at_least, in_home, make_parser, path, run_command
 from cramjax.errors import UserError
 
 EXAMPLE = """studies:
@@ -11,6 +11,9 @@ EXAMPLE = """studies:
                 (docs/studies/growth.md)
   train_large   four sizes at equal wall-clock, finetuned, pruned and quantised: which is best at
                 equal bytes (docs/studies/train_large_compress.md)
+
+  track         changes to a small BERT, each against the best before it, with several seeds and
+                Welch's test (docs/studies/track.md)
 
 written to --out:
   report.md            the tables
@@ -26,14 +29,22 @@ examples:
 
 With the same --out again, it goes on where it was."""
 
+SEEDS = 5
+
 
 def _study(args: argparse.Namespace) -> int:
-    from cramjax.sweeps import studies
-    from cramjax.sweeps.catalogue import STUDIES
+    from cramjax.sweeps import studies, track
+    from cramjax.sweeps.catalogue import STUDIES, TRACKS
 
-    if args.name not in STUDIES:
-        raise UserError(f"{args.name}: no such study; there are {', '.join(STUDIES)}")
-    code = studies.run(STUDIES[args.name], args.overrides, args.out, data_dir=args.data_dir)
+    if args.name in TRACKS:
+        n_seeds = args.seeds or SEEDS
+        code = track.run(TRACKS[args.name], args.overrides, args.out, n_seeds=n_seeds)
+    elif args.name in STUDIES:
+        if args.seeds:
+            raise UserError(f"--seeds {args.seeds}: {args.name} names its seeds itself")
+        code = studies.run(STUDIES[args.name], args.overrides, args.out, data_dir=args.data_dir)
+    else:
+        raise UserError(f"{args.name}: no such study; there are {', '.join([*STUDIES, *TRACKS])}")
     report = args.out / "report.md"
     if report.exists():
         print(report.read_text(encoding="utf-8"))
@@ -52,6 +63,12 @@ def main(argv: list[str] | None = None) -> int:
         type=in_home,
         metavar="DIR|tfds",
         help="where the tasks are, for a study that finetunes",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=at_least(2),
+        metavar="N",
+        help=f"runs of each entry of a track (default: {SEEDS})",
     )
     return run_command(_study, argv, parser)
 

@@ -32,10 +32,10 @@ def trailing_average(horizon: int) -> optax.GradientTransformation:
     each step has the share 1 / horizon in it. It is of the parameters before each update.
     """
 
-    def init(params: Any) -> AverageState:
+    def init(params: Any) -> Any:
         return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
 
-    def update(updates: Any, state: AverageState, params: Any = None) -> tuple[Any, AverageState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AverageState]:
         n_averaged = optax.safe_increment(state.n_averaged)
         share = 1.0 / jnp.minimum(n_averaged, horizon).astype(jnp.float32)
         average = jax.tree.map(lambda old, new: old + share * (new - old), state.average, params)

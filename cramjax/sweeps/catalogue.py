@@ -2,6 +2,7 @@
 
 from cramjax.sweeps import compression_report, growth_report
 from cramjax.sweeps.studies import CompressionPart, Study, SweepPart
+from cramjax.sweeps.track import Track
 
 _ARMS = "variant=control,stack,depth,width,length,compound"
 _SEEDS = "seed=0,1,2"
@@ -42,4 +43,15 @@ STUDIES = {
         },
         report=compression_report.report,
     ),
+}
+
+TRACKS = {
+    "track": Track(
+        recipe="best_small",
+        entries=(
+            *("lr_up", "lr_down", "decay", "muon", "muon_up", "muon_down", "momentum"),
+            *("embeddings", "scalars", "cautious", "cooldown", "masks", "causal", "short"),
+            *("documents", "average"),
+        ),
+    )
 }

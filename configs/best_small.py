@@ -1,0 +1,96 @@
+"""Changes to a small crammed BERT, each one a variant, tried in turn: what pays within minutes?
+
+The control is the quickstart's network, a stock ModernBERT, as Cramming (arXiv 2212.14034) trains:
+AdamW, 25% masked, a triangle of the learning rate. A variant changes one thing, and several go
+together with + between them. `python -m tools.study track` tries them in the order in which they
+stand here, each on top of the best before it, with five seeds. docs/studies/track.md has what came
+out.
+
+`wide` is twice the width and five times the time, for a second look at what has won.
+
+Cost of one run: its budget, three minutes on two CPU cores.
+
+    python -m cramjax.main --config configs/best_small.py:muon+average
+    python -m tools.study track --out runs/track --config.data.source=text:articles.jsonl.zst
+"""
+
+from cramjax.config import recipes
+
+
+def get_config(arg=None):
+    """The control, or the changes after the colon."""
+    config = recipes.like("best_small", "quickstart")
+    config.optimizer.update(name="adamw", lr=5e-3, eps=1e-12)
+    config.data.max_mb = 160.0
+    config.checkpoint.every_minutes = 5.0
+    config.log.update(tensorboard=False, fill_masks=0)
+    return recipes.apply_variant(config, arg, VARIANTS)
+
+
+def _control(config):
+    """Nothing changes."""
+
+
+def _wide(config):
+    config.budget.hours = 15 / 60
+    config.model.update(d_model=256, n_heads=4, d_ff=512, n_layers=4)
+
+
+def _optimizer(**values):
+    return lambda config: config.optimizer.update(**values)
+
+
+def _rate(factor):
+    def change(config):
+        config.optimizer.lr *= factor
+
+    return change
+
+
+def _schedule(**values):
+    return lambda config: config.schedule.update(**values)
+
+
+def _in_thirds(**by_key):
+    """Returns a change of the first two thirds of the budget; the last is as it was."""
+
+    def change(config):
+        whole = ({"until": 1 / 3}, {"until": 2 / 3})
+        stages = [dict(stage) for stage in config.growth.stages or whole]
+        for key, values in by_key.items():
+            for stage, value in zip(stages, values, strict=True):
+                stage[key] = value
+        config.growth.stages = stages
+
+    return change
+
+
+def _falling_masks(config):
+    _in_thirds(mask_rate=(0.3, 0.2))(config)
+    config.objective.mask_rate = 0.15
+
+
+def _documents(config):
+    config.model.document_attention = True
+
+
+VARIANTS = {
+    "control": _control,
+    "lr_up": _rate(1.6),
+    "lr_down": _rate(1 / 1.6),
+    "decay": _optimizer(weight_decay=0.1),
+    "muon": _optimizer(name="muon", lr=1e-2, eps=1e-9),
+    "muon_up": _rate(1.6),
+    "muon_down": _rate(1 / 1.6),
+    "momentum": _optimizer(momentum_warmup=300),
+    "embeddings": _optimizer(embedding_lr=3.0),
+    "scalars": _optimizer(scalar_lr=3.0),
+    "cautious": _optimizer(cautious=True, weight_decay=0.1),
+    "cooldown": _schedule(name="constant", warmup=0.02, cooldown=0.5),
+    "masks": _falling_masks,
+    "causal": _in_thirds(causal=(True, False)),
+    "short": _in_thirds(length=(0.5, 0.5)),
+    "documents": _documents,
+    "average": _optimizer(average=200),
+    "wide": _wide,
+}

@@ -1,0 +1,86 @@
+"""A track: entries are judged against the standing best, and what wins is built upon."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from scipy import special
+
+from cramjax.config.resolve import resolve
+from cramjax.errors import UserError
+from cramjax.sweeps import grid, track
+from cramjax.sweeps.catalogue import TRACKS
+
+SMALL = track.Track(recipe="best_small", entries=("decay", "muon", "average"))
+# Nats by the changes of a run: muon helps, decay does not, and average hurts.
+GAINS = {"decay": 0.0, "muon": -0.3, "average": 0.2}
+
+
+class Trains:
+    """Stands in for `launch`: a run's loss follows from its variant and seed."""
+
+    def __init__(self, fails=()):
+        self.fails = set(fails)
+        self.variants = []
+
+    def __call__(self, command, log, stop):
+        spec = command[command.index("--config") + 1]
+        workdir = pathlib.Path(command[command.index("--workdir") + 1])
+        flags = [text.removeprefix("--config.") for text in command if "--config." in text]
+        config = resolve(spec, flags).to_dict()
+        names = spec.partition(":")[2].split("+")
+        if names[-1] in self.fails:
+            return 1
+        self.variants.append(spec.partition(":")[2])
+        loss = 4.0 + 0.01 * config["seed"] + sum(GAINS.get(name, 0.0) for name in names)
+        (workdir / "config.json").write_text(json.dumps(config))
+        summary = dict.fromkeys(("params", "steps", "tokens", "flops", "elapsed_s"), 1e6)
+        (workdir / "summary.json").write_text(json.dumps(summary | {"eval_loss": loss}))
+        return 0
+
+
+def test_what_wins_is_built_upon_and_the_rest_stays_in_the_table(tmp_path):
+    trains = Trains()
+    assert track.run(SMALL, (), tmp_path, n_seeds=3, launch=trains) == 0
+    assert trains.variants[::3] == ["control", "decay", "muon", "muon+average"]
+    text = (tmp_path / "report.md").read_text()
+    assert "The best now: `muon`." in text
+    assert [line.split(" | ")[0] for line in text.splitlines() if "±" in line] == [
+        "| control",
+        "| decay",
+        "| muon",
+        "| average",
+    ]
+    assert (tmp_path / "track.png").stat().st_size > 1000
+
+    # Again with the same folder, nothing is trained anew.
+    again = Trains()
+    assert track.run(SMALL, (), tmp_path, n_seeds=3, launch=again) == 0
+    assert not again.variants and (tmp_path / "report.md").read_text() == text
+
+
+def test_a_failed_run_ends_it(tmp_path):
+    assert track.run(SMALL, (), tmp_path, n_seeds=2, launch=Trains(fails=["muon"])) == 1
+    assert "muon" not in (tmp_path / "report.md").read_text()
+
+
+def test_p_is_welchs():
+    fast, slow = [1.0, 1.1, 0.9, 1.0], [1.3, 1.6, 1.1, 1.4]
+    parts = np.var(fast, ddof=1) / 4, np.var(slow, ddof=1) / 4
+    t = (np.mean(fast) - np.mean(slow)) / np.sqrt(sum(parts))
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 3 + parts[1] ** 2 / 3)
+    assert track._welch(fast, slow) == pytest.approx(special.stdtr(freedom, t))
+    assert track._welch([1.0, float("inf")], slow) == 1.0
+
+
+def test_one_seed_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--seeds 1: a track compares means"):
+        track.run(SMALL, (), tmp_path, n_seeds=1)
+
+
+@pytest.mark.parametrize("name", TRACKS)
+def test_every_entry_goes_with_all_before_it(name):
+    listed = TRACKS[name]
+    whole = "+".join(listed.entries)
+    grid.points_of(listed.recipe, (), {"variant": [whole, f"{whole}+wide"], "seed": ["0"]})
