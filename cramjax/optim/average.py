@@ -36,7 +36,7 @@ def trailing_average(horizon: int) -> optax.GradientTransformation:
         return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AverageState]:
-        n_averaged = optax.safe_increment(state.n_averaged)
+        n_averaged = jnp.asarray(optax.safe_increment(state.n_averaged))
         share = 1.0 / jnp.minimum(n_averaged, horizon).astype(jnp.float32)
         average = jax.tree.map(lambda old, new: old + share * (new - old), state.average, params)
         return updates, AverageState(n_averaged, average)
