@@ -3,8 +3,7 @@
 The control is the quickstart's network, a stock ModernBERT, as Cramming (arXiv 2212.14034) trains:
 AdamW, 25% masked, a triangle of the learning rate. A variant changes one thing, and several go
 together with + between them. `python -m tools.study track` tries them in the order in which they
-stand here, each on top of the best before it, with five seeds. docs/studies/track.md has what came
-out.
+stand here, each on top of the best before it, with five seeds.
 
 `wide` is twice the width and five times the time, for a second look at what has won.
 

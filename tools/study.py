@@ -13,7 +13,7 @@ EXAMPLE = """studies:
                 equal bytes (docs/studies/train_large_compress.md)
 
   track         changes to a small BERT, each against the best before it, with several seeds and
-                Welch's test (docs/studies/track.md)
+                Welch's test (docs/guide/better_recipes.md)
 
 written to --out:
   report.md            the tables
