@@ -227,6 +227,9 @@ OBJECTIVE = {
     "random_share": share(
         0.1, "share of the predicted positions that show a random token; the rest stays"
     ),
+    "mask_special": flag(
+        False, "special tokens ([SEP], [CLS], …) may be predicted in training, as other tokens are"
+    ),
     "z_loss": number(0.0, "weight of log(Z)^2"),
     "pool": count(
         1,

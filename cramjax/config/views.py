@@ -172,6 +172,7 @@ class ObjectiveConfig(Section, Protocol):
     mask_rate: float
     mask_share: float
     random_share: float
+    mask_special: bool
     z_loss: float
     pool: int
 

@@ -73,11 +73,9 @@ class MaskedLM:
 
         described = encoder_config(config.model, vocabulary.vocab_size)
         objective = config.objective
-        common = {
-            "mask_id": special_tokens["mask"],
-            "special_ids": tuple(sorted(set(special_tokens.values()))),
-            "vocab_size": vocabulary.vocab_size,
-        }
+        special_ids = tuple(sorted(set(special_tokens.values())))
+        unmasked_ids = () if objective.mask_special else special_ids
+        common = {"mask_id": special_tokens["mask"], "vocab_size": vocabulary.vocab_size}
         return cls(
             described=described,
             network=unrolled(described, config.budget.hours),
@@ -86,10 +84,16 @@ class MaskedLM:
                 mask_rate=objective.mask_rate,
                 mask_share=objective.mask_share,
                 random_share=objective.random_share,
+                special_ids=unmasked_ids,
                 **common,
             ),
+            # One measure for all recipes: held-out special tokens are never predicted.
             eval_corruption=masking.Masking(
-                mask_rate=EVAL_MASK_RATE, mask_share=1.0, random_share=0.0, **common
+                mask_rate=EVAL_MASK_RATE,
+                mask_share=1.0,
+                random_share=0.0,
+                special_ids=special_ids,
+                **common,
             ),
             seq_len=config.data.seq_len,
             sep_id=special_tokens["sep"],
@@ -182,12 +186,12 @@ class MaskedLM:
         return batch.labels, batch.weights
 
     def frequencies(self, counts: np.ndarray) -> np.ndarray:
-        """Returns the distribution of labels: words in their shares of the corpus.
+        """Returns the distribution of held-out labels: words in their shares of the corpus.
 
-        Special tokens are never predicted.
+        Special tokens are never predicted there.
         """
         smoothed = counts.astype(np.float64) + 1.0
-        smoothed[list(self.corruption.special_ids)] = 0.0
+        smoothed[list(self.eval_corruption.special_ids)] = 0.0
         return smoothed / smoothed.sum()
 
     def preview(
