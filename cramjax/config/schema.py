@@ -131,8 +131,17 @@ DATA = {
     ),
     "order": text(
         "shuffled",
-        "shuffled (a permutation of (seed, epoch)); sentence_length (Cramming: short ones first)",
-        ("shuffled", "sentence_length"),
+        "shuffled (a permutation of (seed, epoch)), or one of Cramming's: sentence_length (short "
+        "ones first), word_length (short words), fragment (short documents), unigram (rare words), "
+        "reverse_unigram (frequent words)",
+        (
+            "shuffled",
+            "sentence_length",
+            "word_length",
+            "fragment",
+            "unigram",
+            "reverse_unigram",
+        ),
     ),
     "cls_token": flag(
         False, "every sequence starts with the [CLS] token (Cramming: not needed in pretraining)"

@@ -220,9 +220,9 @@ def _misfits(config: Config, where: str, stage: Stage) -> Iterator[str]:
         yield f"{where}.hidden: {model.d_model} does not divide by the {model.n_heads} heads"
     if stage.n_layers < 2 and not model.get("first_norm", True):
         yield f"{where}.depth: model.first_norm=False needs at least 2 layers"
-    if stage.seq_len != config.data.seq_len and config.data.order == "sentence_length":
+    if stage.seq_len != config.data.seq_len and config.data.order != "shuffled":
         yield (
-            f"{where}.length: data.order=sentence_length has one length alone; "
+            f"{where}.length: data.order={config.data.order} has one length alone; "
             "set data.order=shuffled"
         )
     if stage.seq_len < 8:
