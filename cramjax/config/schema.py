@@ -49,6 +49,14 @@ def _check_compressibility(value: Any) -> str | None:
     return within(0.0, None)(value)
 
 
+def _check_hours(value: Any) -> str | None:
+    for hours in value or ():
+        is_number = isinstance(hours, int | float) and not isinstance(hours, bool)
+        if not is_number or not is_finite(hours) or hours <= 0:
+            return "must be a list of numbers of hours over 0, as [6, 12.5]"
+    return None
+
+
 BUDGET = {
     "hours": optional_number(
         None,
@@ -217,8 +225,12 @@ SCHEDULE = {
     "batch_ramp": share(
         0.0, "share of the budget over which the batch grows from one microbatch to batch_size"
     ),
-    "stop_loss": optional_number(None, "end the run early if the training loss is above this …"),
-    "stop_after": share(1.0, "… once this share of the budget is spent"),
+    "stop_loss": optional_number(
+        None, "end the run at an evaluation whose held-out loss is above this, or no number …"
+    ),
+    "stop_after": share(
+        1.0, "… once this share of the budget is spent; an evaluation is made there"
+    ),
 }
 
 OBJECTIVE = {
@@ -292,6 +304,13 @@ SCHEMA: dict[str, Any] = {
             None, "optimizer steps between checkpoints, on top of every_minutes"
         ),
         "keep": count(2, "checkpoints kept, the newest"),
+        "at_hours": Field(
+            default=None,
+            kinds=(list, tuple, NoneType),
+            help="hours of the run's clock, [6, 12]: the first checkpoint at or after each is "
+            "saved then and kept for good",
+            check=_check_hours,
+        ),
     },
     "eval": {
         "every_fraction": share(

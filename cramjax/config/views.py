@@ -186,11 +186,12 @@ class MeshConfig(Section, Protocol):
 
 
 class CheckpointConfig(Section, Protocol):
-    """When a checkpoint is saved, and how many are kept."""
+    """When a checkpoint is saved, and which are kept."""
 
     every_minutes: float
     every_steps: int | None
     keep: int
+    at_hours: list[float] | tuple[float, ...] | None
 
 
 class EvalConfig(Section, Protocol):

@@ -159,7 +159,7 @@ def make_ready(run: Run, opening: Opening) -> Ready:
     if session.program is None:
         run.progress.announce("compiling the train step…")
     program = run.compiler.submit(sessions.compile_train_step, session)
-    if run.config.eval.every_fraction:
+    if run.config.eval.every_fraction or run.config.schedule.stop_loss is not None:
         evaluator.compile_by(run.compiler, session.abstract.params)
 
     state = opening.restored.state if opening.restored else _fresh_state(run, session)

@@ -3,7 +3,6 @@
 import types
 
 import numpy as np
-import pytest
 
 from cramjax.budget.clock import Clock
 from cramjax.errors import RunFailed
@@ -13,7 +12,7 @@ SEQ_LEN = 8
 MICROBATCH = 2
 
 
-def make_config(*, batch_ramp=0.0, rewarm=0.0, stop_loss=None):
+def make_config(*, batch_ramp=0.0, rewarm=0.0):
     return types.SimpleNamespace(
         batch_size=8,
         data=types.SimpleNamespace(seq_len=SEQ_LEN),
@@ -24,8 +23,6 @@ def make_config(*, batch_ramp=0.0, rewarm=0.0, stop_loss=None):
             cooldown=0.0,
             final=0.0,
             batch_ramp=batch_ramp,
-            stop_loss=stop_loss,
-            stop_after=0.0,
         ),
         growth=types.SimpleNamespace(rewarm=rewarm),
     )
@@ -228,11 +225,15 @@ def test_an_error_anywhere_in_a_round_leaves_state_clock_and_record_at_the_same_
             assert loop.records[-1].step == outcome.state, name
 
 
-@pytest.mark.parametrize("loss", [9.5, float("nan")])
-def test_a_loss_above_the_limit_ends_the_run_one_step_later(loss):
-    loop = Loop(metrics=lambda step: {"loss": loss if step >= 3 else 4.0}, pauses=False)
-    outcome = loop.run(steps=20, stop_loss=9.0)
+def test_a_pause_that_gives_a_reason_ends_the_run_before_the_next_step():
+    loop = Loop()
+    loop.before_step = lambda state: "early_termination" if state == 4 else None
+    outcome = loop.run(steps=20)
     assert outcome.stop_reason == "early_termination"
-    # Step 3 is read after step 4 is dispatched.
-    assert outcome.state == 4
+    assert outcome.state == loop.clock.n_steps == 4
     assert [step.step for step in loop.records] == [1, 2, 3, 4]
+
+
+def test_the_loss_of_a_training_step_ends_nothing():
+    loop = Loop(metrics=lambda step: {"loss": float("nan") if step == 3 else 99.0})
+    assert loop.run(steps=5).stop_reason == "steps"
