@@ -211,6 +211,11 @@ SCHEDULE = {
         "shape of the learning rate over the share of the budget spent",
         ("triangle2", "one_cycle", "linear", "cosine", "constant", "inverse_sqrt"),
     ),
+    "span_steps": optional_count(
+        None,
+        "optimizer steps over which the learning rate takes its shape, whatever the budget: an "
+        "original recipe's 10^6; its shares are then of these steps. None: the budget",
+    ),
     "warmup": share(
         0.0, "share of the budget with linear warm-up (linear, cosine, constant, inverse_sqrt)"
     ),

@@ -155,6 +155,7 @@ class ScheduleConfig(Section, Protocol):
     """Learning rate, batch ramp and early end over the share of the budget that is spent."""
 
     name: str
+    span_steps: int | None
     warmup: float
     cooldown: float
     final: float

@@ -87,10 +87,13 @@ class StepSchedule:
         ramp = config.schedule.batch_ramp
         return schedules.n_microbatches(fraction, ramp, config.batch_size, self.microbatch_size)
 
-    def learning_rate(self, fraction: float) -> float:
-        """Returns the learning rate for a step that ends at `fraction`."""
+    def learning_rate(self, fraction: float, step: int) -> float:
+        """Returns the learning rate of step number `step`, which ends at `fraction`."""
         config = self.config
-        lr = schedules.learning_rate(config.schedule, config.optimizer.lr, fraction)
+        at = fraction
+        if config.schedule.span_steps is not None:
+            at = min(1.0, step / config.schedule.span_steps)
+        lr = schedules.learning_rate(config.schedule, config.optimizer.lr, at)
         return lr * schedules.rewarm(fraction, self.since, config.growth.rewarm)
 
     def plan(self, n_micro: int, clock: Clock) -> PlannedStep:
@@ -105,7 +108,7 @@ class StepSchedule:
             n_tokens=n_tokens,
             n_flops=n_flops,
             fraction=fraction,
-            lr=self.learning_rate(fraction),
+            lr=self.learning_rate(fraction, clock.n_steps + 1),
         )
 
     def is_over(self, clock: Clock) -> bool:

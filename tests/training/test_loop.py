@@ -3,8 +3,10 @@
 import types
 
 import numpy as np
+import pytest
 
 from cramjax.budget.clock import Clock
+from cramjax.config.resolve import get_config
 from cramjax.errors import RunFailed
 from cramjax.training.loop import StepSchedule, run_steps
 
@@ -19,6 +21,7 @@ def make_config(*, batch_ramp=0.0, rewarm=0.0):
         optimizer=types.SimpleNamespace(lr=1.0, max_skipped=3),
         schedule=types.SimpleNamespace(
             name="linear",
+            span_steps=None,
             warmup=0.0,
             cooldown=0.0,
             final=0.0,
@@ -149,6 +152,22 @@ def test_learning_rates_follow_the_share_at_the_end_of_each_step():
     assert [step.fraction for step in loop.records] == [0.25, 0.5, 0.75, 1.0]
     assert [step.lr for step in loop.records] == [0.75, 0.5, 0.25, 0.0]
     assert [step.metrics["loss"] for step in loop.records] == [4.0] * 4
+
+
+def test_a_schedule_over_steps_of_its_own_does_not_follow_the_budget():
+    """Cramming's control: 8 million microbatches of 64, 80,000 of warm-up, in batches of 512."""
+    config = get_config("bert_original:cramming", "budget.hours=None", "budget.steps=100000")
+    schedule = StepSchedule(config=config, microbatch_size=64, flops_per_sequence=1.0)
+    rates = {step: schedule.learning_rate(step / 1e5, step) for step in (1, 5_000, 10_000, 100_000)}
+    assert rates[1] == pytest.approx(1e-8) and rates[5_000] == pytest.approx(5e-5)
+    assert rates[10_000] == pytest.approx(1e-4)
+    assert rates[100_000] == pytest.approx(1e-4 * 900 / 990)
+    assert schedule.learning_rate(1.0, 3_000_000) == 0.0
+    # What is planned is what the step gets, and the strong control decays with the budget.
+    strong = StepSchedule(
+        config=get_config("bert_original"), microbatch_size=64, flops_per_sequence=1.0
+    )
+    assert strong.learning_rate(1.0, 100_000) == 0.0
 
 
 def test_each_step_takes_the_microbatches_that_were_requested_for_it():
