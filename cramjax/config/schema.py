@@ -345,6 +345,12 @@ SCHEMA: dict[str, Any] = {
             '[{"until": 0.3, "depth": 0.5, "width": 0.5, "length": 0.5}, …]; '
             "config/stages.py lists the keys",
         ),
+        "until": text(
+            "budget",
+            "what `until` of a stage, and `rewarm`, are shares of: the budget, or the optimizer "
+            "steps (CompoundGrow)",
+            ("budget", "steps"),
+        ),
         "depth": text(
             "stack",
             "new layers: copies of the stack on top, of each layer, means of neighbours, "
@@ -358,7 +364,9 @@ SCHEMA: dict[str, Any] = {
             "grow", "the optimizer's moments grow with the network or start anew", ("grow", "reset")
         ),
         "rewarm": share(
-            0.0, "share of the budget over which the learning rate comes up again after each growth"
+            0.0,
+            "share of what growth.until names over which the learning rate comes up again after "
+            "each growth",
         ),
     },
 }

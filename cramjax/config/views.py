@@ -218,6 +218,7 @@ class GrowthConfig(Section, Protocol):
     """Progressive training: `stages.of` reads `stages`."""
 
     stages: list[Any] | tuple[Any, ...] | None
+    until: str
     depth: str
     noise: float
     moments: str

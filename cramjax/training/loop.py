@@ -73,6 +73,7 @@ class StepSchedule:
         flops_per_sequence: model FLOPs for one sequence.
         since: the share at which the network grew to its size; 0.0 if it did not grow.
         until: the share at which the stage ends.
+        rewarm: the share over which the learning rate comes up again from `since` on.
     """
 
     config: Config
@@ -80,6 +81,7 @@ class StepSchedule:
     flops_per_sequence: float
     since: float = 0.0
     until: float = 1.0
+    rewarm: float = 0.0
 
     def n_microbatches(self, fraction: float) -> int:
         """Returns the number of microbatches for a step that starts at `fraction`."""
@@ -94,7 +96,7 @@ class StepSchedule:
         if config.schedule.span_steps is not None:
             at = min(1.0, step / config.schedule.span_steps)
         lr = schedules.learning_rate(config.schedule, config.optimizer.lr, at)
-        return lr * schedules.rewarm(fraction, self.since, config.growth.rewarm)
+        return lr * schedules.rewarm(fraction, self.since, self.rewarm)
 
     def plan(self, n_micro: int, clock: Clock) -> PlannedStep:
         """Plan the next step, of `n_micro` microbatches, on `clock`."""

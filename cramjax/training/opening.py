@@ -119,6 +119,8 @@ def describe_run(run: Run, opening: Opening, earlier: Earlier | None) -> None:
         for line in history.describe(changed):
             run.progress.announce(line)
 
+    if line := run.stages.describe_ends():
+        run.progress.announce(line)
     describe_start(run)
     history.append(run.workdir, opening.resumed_from or 0, changed, run.dataset_note())
 

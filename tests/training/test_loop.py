@@ -14,7 +14,7 @@ SEQ_LEN = 8
 MICROBATCH = 2
 
 
-def make_config(*, batch_ramp=0.0, rewarm=0.0):
+def make_config(*, batch_ramp=0.0):
     return types.SimpleNamespace(
         batch_size=8,
         data=types.SimpleNamespace(seq_len=SEQ_LEN),
@@ -27,7 +27,6 @@ def make_config(*, batch_ramp=0.0, rewarm=0.0):
             final=0.0,
             batch_ramp=batch_ramp,
         ),
-        growth=types.SimpleNamespace(rewarm=rewarm),
     )
 
 
@@ -88,7 +87,7 @@ class Loop:
         metrics = {"loss": 4.0, "skipped_in_row": 0} | self._metrics(state + 1)
         return state + 1, {name: np.float32(value) for name, value in metrics.items()}
 
-    def run(self, steps=3, *, coordinator=None, since=0.0, until=1.0, **settings):
+    def run(self, steps=3, *, coordinator=None, since=0.0, until=1.0, rewarm=0.0, **settings):
         self.clock = Clock(steps=steps)
         self.clock.start()
         schedule = StepSchedule(
@@ -97,6 +96,7 @@ class Loop:
             flops_per_sequence=10.0,
             since=since,
             until=until,
+            rewarm=rewarm,
         )
         return run_steps(
             self.step,
