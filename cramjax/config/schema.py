@@ -368,6 +368,11 @@ SCHEMA: dict[str, Any] = {
             "share of what growth.until names over which the learning rate comes up again after "
             "each growth",
         ),
+        "control": optional_text(
+            None,
+            "workdir of the run that does not grow: summary.json gets the time and the FLOPs to "
+            "its final held-out loss",
+        ),
     },
 }
 

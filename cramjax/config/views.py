@@ -223,6 +223,7 @@ class GrowthConfig(Section, Protocol):
     noise: float
     moments: str
     rewarm: float
+    control: str | None
 
 
 class Config(Section, Protocol):

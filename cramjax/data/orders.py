@@ -146,9 +146,9 @@ def training_shards(
         values: As `token_values` returns them.
     """
     shards = []
-    for entry in entries:
-        if entry["split"] != "train":
-            continue
+    training = [entry for entry in entries if entry["split"] == "train"]
+
+    for entry in training:
         shard = Shard(
             path=directory / entry["file"],
             source=entry["source"],

@@ -38,6 +38,7 @@ class Milestones:
         self._run = run
         self._stage = stage
         self._recorder = recorder
+
         also_at = ()
         if config.schedule.stop_loss is not None:
             also_at = (config.schedule.stop_after,)
@@ -45,13 +46,18 @@ class Milestones:
         self._eval_due = eval_due.resumed(
             run.clock.fraction(), _evaluations_passed(run, sidecar, eval_due)
         )
+
+        # A restart's compilation belongs to no checkpoint, and an hour may be over in it.
+        passed_s = 0.0
+        if sidecar is not None:
+            passed_s = sidecar["clock"]["elapsed_s"]
         self._save_due = SaveDue(
             every_minutes=config.checkpoint.every_minutes,
             every_steps=config.checkpoint.every_steps,
             at_hours=tuple(config.checkpoint.at_hours or ()),
             saved_at_s=run.clock.elapsed_s,
             saved_step=run.clock.n_steps,
-            passed_s=sidecar["clock"]["elapsed_s"] if sidecar else 0.0,
+            passed_s=passed_s,
         )
         # Hours that the checkpoint being written is kept for.
         self._hours: list[float] = []
