@@ -49,7 +49,8 @@ def get_config(arg=None):
         positions="scaled_sinusoidal",
         max_positions=128,
     )
-    config.objective.update(mask_rate=0.25, mask_share=0.8, random_share=0.1)
+    # In the authors' code [SEP] may be masked as any other token.
+    config.objective.update(mask_rate=0.25, mask_share=0.8, random_share=0.1, mask_special=True)
     config.batch_size = 8192
     config.optimizer.update(
         name="adamw", lr=1e-3, b1=0.9, b2=0.98, eps=1e-12, weight_decay=0.01, clip_norm=0.5

@@ -3,6 +3,7 @@
 Gong et al. (ICML 2019) copy the trained stack on top of itself and train on. Here the optimizer's
 moments are copied with it. Stages end at 12.5% and 30% of the budget, as in No Train No Gain (arXiv
 2307.06440). That paper finds no gain from stacking over a run with a fully decayed learning rate.
+`:ntng` starts the optimizer anew at each growth, as its code does.
 
 `:control` is that run: `bert_1day_modern` by another name. Nobody has measured yet which of the two
 is better at this budget.
@@ -23,11 +24,16 @@ def get_config(arg=None):
     config = recipes.like("bert_stack", "bert_1day_modern")
     config.growth.depth = "stack"
     config.growth.stages = [{"until": 0.125, "depth": 0.25}, {"until": 0.3, "depth": 0.5}]
-    return recipes.apply_variant(config, arg, {"control": _control, "smoke": _smoke})
+    variants = {"control": _control, "ntng": _ntng, "smoke": _smoke}
+    return recipes.apply_variant(config, arg, variants)
 
 
 def _control(config):
     config.growth.stages = None
+
+
+def _ntng(config):
+    config.growth.moments = "reset"
 
 
 def _smoke(config):

@@ -4,6 +4,9 @@ The first stage has half the feed-forward. Depth grows by stacking at 12.5% and 
 (No Train No Gain, arXiv 2307.06440, which finds no gain beside a fully decayed learning rate).
 Width grows by the parameter sharing of CompoundGrow (arXiv 2010.12562).
 
+`:ntng` is the arm of No Train No Gain: depth alone grows, the optimizer starts anew each time, and
+the batch is 144.
+
 `:control` is the run that does not grow: `t5_1day` by another name. Nobody has measured yet which
 of the two is better at this budget.
 
@@ -26,8 +29,14 @@ def get_config(arg=None):
         {"until": 0.125, "depth": 0.25, "width": 0.5},
         {"until": 0.3, "depth": 0.5},
     ]
-    return recipes.apply_variant(config, arg, {"control": _control})
+    return recipes.apply_variant(config, arg, {"control": _control, "ntng": _ntng})
 
 
 def _control(config):
     config.growth.stages = None
+
+
+def _ntng(config):
+    config.growth.stages = [{"until": 0.125, "depth": 0.25}, {"until": 0.3, "depth": 0.5}]
+    config.growth.moments = "reset"
+    config.batch_size = 144

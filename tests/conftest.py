@@ -102,13 +102,17 @@ def corpus(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def small_run(corpus, tmp_path_factory) -> pathlib.Path:
-    """The workdir of a run of 20 steps on `corpus`, for tools that want any checkpoint."""
+    """The workdir of a run of 20 steps on `corpus`, for tools that want any checkpoint.
+
+    Its first checkpoint is kept for an hour of the clock that is over after the first step.
+    """
     from cramjax import main
     from tests import stepping
     from tests.e2e import test_main as cli
 
     workdir = tmp_path_factory.mktemp("runs") / "small"
     arguments = cli.command(corpus, workdir, *cli.SMALL, "--config.budget.steps=20")
+    arguments.append("--config.checkpoint.at_hours=[1e-06, 1000.0]")
     with stepping.one_device(), pytest.MonkeyPatch.context() as patch:
         # The run notes its command.
         patch.setattr(sys, "orig_argv", ["python", *arguments[1:]])

@@ -54,3 +54,28 @@ def test_crammed_bert_has_the_published_number_of_parameters():
 
     config = resolve(str(RECIPES[0].parent / "bert_1day.py"))
     assert network.count_params(encoder_config(config.model, 32768)) == 119_589_889
+
+
+def test_the_grid_of_train_large_has_every_depth_and_width():
+    from cramjax.models.layers import FLOAT32
+    from cramjax.objectives import families
+    from cramjax.training.session import AssumedVocabulary
+
+    for n_layers in (3, 6, 12, 18, 24):
+        for width in (256, 512, 768, 1024, 1536):
+            config = resolve(f"bert_train_large:L{n_layers}-H{width}")
+            model = config.model
+            assert (model.n_layers, model.d_model, model.n_heads) == (n_layers, width, width // 64)
+    config = resolve("bert_train_large:L12-H1536+mask15")
+    objective = families.build(config, AssumedVocabulary(vocab_size=32768), FLOAT32)
+    assert config.model.d_ff == 3072 and objective.n_predicted == 19
+
+
+def test_the_text_of_24hbert_is_that_of_all_its_cards():
+    """Eight cards of 12 GB read 95 million sequences in the day (the authors' own count)."""
+    from cramjax.training import text_amount
+
+    config = resolve("bert_24h_academic")
+    one, eight = (text_amount.expected(config, "NVIDIA TITAN V", n).tokens for n in (1, 8))
+    assert eight == pytest.approx(8 * one) and one < 95e6 * 128 < eight < 2 * 95e6 * 128
+    assert config.checkpoint.at_hours == (12.0, 14.4, 21.6)

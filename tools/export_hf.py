@@ -1,9 +1,17 @@
 """`python -m tools.export_hf`: exports a model for stock `transformers`, and pushes it if asked."""
 
+from __future__ import annotations
+
 import argparse
+import dataclasses
+import pathlib
 import sys
+from typing import TYPE_CHECKING
 
 from cramjax.config.cli import in_home, make_parser, path, run_command
+
+if TYPE_CHECKING:
+    from cramjax.publishing.export import Options
 
 EXAMPLE = """written to --out:
   config.json, model.safetensors   of a stock class: Bert, MegatronBert, RobertaPreLayerNorm or
@@ -20,16 +28,19 @@ examples:
   python -m tools.export_hf --checkpoint runs/glue/models/rte/point-0/seed-0 --out export/rte
   HF_TOKEN=hf_… python -m tools.export_hf --checkpoint runs/t5_1day --out export/t5 \\
       --push_to_hub me/t5 --revision 'step-{step}'
+  python -m tools.export_hf --checkpoint runs/bert_24h_academic --out export/bert24h --revisions
 
 If the network fails, the export stays in --out and the same command goes on."""
 
 
-def _export(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> int:
     from cramjax import start
     from cramjax.publishing import push
-    from cramjax.publishing.export import Options, export
+    from cramjax.publishing.export import Options
     from cramjax.publishing.facts import find_results
+    from cramjax.publishing.revisions import revisions
 
+    _check(args)
     if args.push_to_hub:
         push.check(args.push_to_hub)
     options = Options(
@@ -42,20 +53,49 @@ def _export(args: argparse.Namespace) -> int:
         name=args.push_to_hub,
         step=args.step,
     )
+    if not args.revisions:
+        start.start()
+        _export(args, args.out, options, args.revision)
+        return 0
+
+    # All are known before the first is exported.
+    listed = revisions(args.checkpoint)
     start.start()
-    exported = export(args.checkpoint, args.out, options, _tell)
-    print(f"{args.out}: {exported.architecture}")
-    if args.push_to_hub:
-        url = push.push(
-            args.out,
-            args.push_to_hub,
-            private=args.private,
-            revision=args.revision and args.revision.replace("{step}", str(exported.step)),
-            message=f"{exported.architecture} at step {exported.step}",
-            tell=_tell,
-        )
-        print(url)
+    for one in listed:
+        of_step = dataclasses.replace(options, step=one.step)
+        _export(args, args.out / one.name, of_step, one.branch)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise UserError for flags that do not go with --revisions."""
+    from cramjax.errors import UserError
+
+    for flag in ("step", "revision"):
+        if args.revisions and getattr(args, flag) is not None:
+            raise UserError(f"--{flag}: --revisions names the checkpoints itself; give one of them")
+
+
+def _export(
+    args: argparse.Namespace, out: pathlib.Path, options: Options, revision: str | None
+) -> None:
+    """Export one checkpoint to the folder `out`, and push it to a branch if that is asked."""
+    from cramjax.publishing import push
+    from cramjax.publishing.export import export
+
+    exported = export(args.checkpoint, out, options, _tell)
+    print(f"{out}: {exported.architecture}")
+    if not args.push_to_hub:
+        return
+    url = push.push(
+        out,
+        args.push_to_hub,
+        private=args.private,
+        revision=revision and revision.replace("{step}", str(exported.step)),
+        message=f"{exported.architecture} at step {exported.step}",
+        tell=_tell,
+    )
+    print(url)
 
 
 def _tell(text: str) -> None:
@@ -92,6 +132,12 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument(
         "--step", type=int, metavar="N", help="checkpoint of this step (default: the newest)"
+    )
+    parser.add_argument(
+        "--revisions",
+        action="store_true",
+        help="export the last checkpoint to DIR/main and each one of checkpoint.at_hours to "
+        "DIR/<hours>h; with --push_to_hub each of these to a branch of that name",
     )
     parser.add_argument(
         "--dtype",
@@ -150,7 +196,7 @@ def _add_hub_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code."""
-    return run_command(_export, argv, _parser())
+    return run_command(_run, argv, _parser())
 
 
 if __name__ == "__main__":

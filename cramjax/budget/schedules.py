@@ -85,11 +85,16 @@ def n_microbatches(
     return min(math.floor(n_full * max(fraction, 0.0) / ramp_share) + 1, n_full)
 
 
-def stops_early(schedule: ScheduleConfig, fraction: float, loss: float) -> bool:
-    """Tells if the run has failed: after `stop_after`, `loss` is over `stop_loss` or NaN."""
-    if schedule.stop_loss is None or fraction < schedule.stop_after:
+def stops_early(schedule: ScheduleConfig, fraction: float, eval_loss: float) -> bool:
+    """Tells if a run with a `stop_loss` has failed, by an evaluation at `fraction` of the budget.
+
+    It has if the held-out loss is NaN, or over `stop_loss` once `stop_after` is spent: the rule of
+    24hBERT's code (`check_if_early_stop`).
+    """
+    if schedule.stop_loss is None:
         return False
-    return math.isnan(loss) or loss > schedule.stop_loss
+    is_late = fraction >= schedule.stop_after
+    return math.isnan(eval_loss) or (is_late and eval_loss > schedule.stop_loss)
 
 
 def rewarm(fraction: float, start: float, share: float) -> float:

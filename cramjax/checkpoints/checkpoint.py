@@ -19,7 +19,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -74,7 +74,8 @@ class Checkpoints:
 
         Args:
             directory: the folder, made if it is missing.
-            keep: how many of the newest checkpoints to keep.
+            keep: how many of the newest checkpoints to keep, beside those whose sidecar has
+                "kept_for_hours".
             read_only: whether to change nothing, because the run may be going on.
         """
         self._directory = pathlib.Path(directory).resolve()
@@ -86,6 +87,8 @@ class Checkpoints:
         self._n_failures = 0
         # The open directory, if its name is not UTF-8.
         self._handle: int | None = None
+        # Steps that are kept for good.
+        self._marked: set[int] = set()
         _quieten_orbax()
         self._manager = self._open()
 
@@ -306,7 +309,9 @@ class Checkpoints:
             return ocp.CheckpointManager(self._in_utf_8(), options=options, item_handlers=handlers)
 
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
+                [ocp.checkpoint_managers.LatestN(self._keep), _Marked(self._marked)]
+            ),
             # Old checkpoints are renamed first and deleted there: a kill in between leaves no half.
             todelete_subdir=_DELETED,
         )
@@ -319,6 +324,7 @@ class Checkpoints:
                 f"{self._directory}: checkpoints cannot be written there ({error.strerror})"
             ) from error
         self._remove_leftovers()
+        self._marked.update(sealing.marked(self._directory))
         return manager
 
     def _check_metadata(self) -> None:
@@ -359,6 +365,8 @@ class Checkpoints:
             sidecar=ocp.args.JsonSave(_as_read_back(sidecar)),
         )
         self._saving_step = step
+        if sidecar.get("kept_for_hours"):
+            self._marked.add(step)
         try:
             # The loop forbids transfers. This one, device to host, is intended.
             with jax.transfer_guard("allow"):
@@ -430,6 +438,17 @@ class Checkpoints:
                 folder.rename(aside)
         if damaged and not self._read_only:
             self._manager.reload()
+
+
+class _Marked(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the checkpoints of `steps`, which may grow."""
+
+    def __init__(self, steps: set[int]):
+        self._steps = steps
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """See Orbax's `PreservationPolicy`."""
+        return [checkpoint.step in self._steps for checkpoint in checkpoints]
 
 
 def _takes_files(path: pathlib.Path) -> bool:

@@ -5,6 +5,7 @@ Files alone are read here, so neither Orbax nor devices nor other processes are 
 
 from __future__ import annotations
 
+import math
 import pathlib
 import stat
 import zlib
@@ -81,6 +82,26 @@ def noted_config(directory: str | pathlib.Path, step: int) -> dict[str, Any] | N
     except ValueError:
         return None
     return config if isinstance(config, dict) else None
+
+
+def marked(directory: str | pathlib.Path) -> dict[int, list[float]]:
+    """Returns step → hours of the checkpoints that `checkpoint.at_hours` keeps, by step.
+
+    The files of the arrays are not compared. A checkpoint whose JSON is damaged is left out.
+    """
+    found = {}
+    for step in sorted(_steps(pathlib.Path(directory))):
+        try:
+            hours = read_sidecar(pathlib.Path(directory) / str(step)).get("kept_for_hours")
+        except ValueError:
+            continue
+        if isinstance(hours, list) and hours and all(map(_is_hours, hours)):
+            found[step] = hours
+    return found
+
+
+def _is_hours(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
 def _steps(directory: pathlib.Path) -> list[int]:

@@ -88,6 +88,8 @@ def _expand_home(config: Config) -> None:
     data.tokenizer = os.path.expanduser(data.tokenizer)
     if config.init_from:
         config.init_from = os.path.expanduser(config.init_from)
+    if config.growth.control:
+        config.growth.control = os.path.expanduser(config.growth.control)
     data.source = _in_home(data.source)
 
 

@@ -49,6 +49,14 @@ def _check_compressibility(value: Any) -> str | None:
     return within(0.0, None)(value)
 
 
+def _check_hours(value: Any) -> str | None:
+    for hours in value or ():
+        is_number = isinstance(hours, int | float) and not isinstance(hours, bool)
+        if not is_number or not is_finite(hours) or hours <= 0:
+            return "must be a list of numbers of hours over 0, as [6, 12.5]"
+    return None
+
+
 BUDGET = {
     "hours": optional_number(
         None,
@@ -131,8 +139,17 @@ DATA = {
     ),
     "order": text(
         "shuffled",
-        "shuffled (a permutation of (seed, epoch)); sentence_length (Cramming: short ones first)",
-        ("shuffled", "sentence_length"),
+        "shuffled (a permutation of (seed, epoch)), or one of Cramming's: sentence_length (short "
+        "ones first), word_length (short words), fragment (short documents), unigram (rare words), "
+        "reverse_unigram (frequent words)",
+        (
+            "shuffled",
+            "sentence_length",
+            "word_length",
+            "fragment",
+            "unigram",
+            "reverse_unigram",
+        ),
     ),
     "cls_token": flag(
         False, "every sequence starts with the [CLS] token (Cramming: not needed in pretraining)"
@@ -207,6 +224,11 @@ SCHEDULE = {
         "shape of the learning rate over the share of the budget spent",
         ("triangle2", "one_cycle", "linear", "cosine", "constant", "inverse_sqrt"),
     ),
+    "span_steps": optional_count(
+        None,
+        "optimizer steps over which the learning rate takes its shape, whatever the budget: an "
+        "original recipe's 10^6; its shares are then of these steps. None: the budget",
+    ),
     "warmup": share(
         0.0, "share of the budget with linear warm-up (linear, cosine, constant, inverse_sqrt)"
     ),
@@ -221,8 +243,12 @@ SCHEDULE = {
     "batch_ramp": share(
         0.0, "share of the budget over which the batch grows from one microbatch to batch_size"
     ),
-    "stop_loss": optional_number(None, "end the run early if the training loss is above this …"),
-    "stop_after": share(1.0, "… once this share of the budget is spent"),
+    "stop_loss": optional_number(
+        None, "end the run at an evaluation whose held-out loss is above this, or no number …"
+    ),
+    "stop_after": share(
+        1.0, "… once this share of the budget is spent; an evaluation is made there"
+    ),
 }
 
 OBJECTIVE = {
@@ -239,6 +265,9 @@ OBJECTIVE = {
     "mask_share": share(0.8, "share of the predicted positions that show the mask token"),
     "random_share": share(
         0.1, "share of the predicted positions that show a random token; the rest stays"
+    ),
+    "mask_special": flag(
+        False, "special tokens ([SEP], [CLS], …) may be predicted in training, as other tokens are"
     ),
     "causal": flag(
         False,
@@ -298,6 +327,13 @@ SCHEMA: dict[str, Any] = {
             None, "optimizer steps between checkpoints, on top of every_minutes"
         ),
         "keep": count(2, "checkpoints kept, the newest"),
+        "at_hours": Field(
+            default=None,
+            kinds=(list, tuple, NoneType),
+            help="hours of the run's clock, [6, 12]: the first checkpoint at or after each is "
+            "saved then and kept for good",
+            check=_check_hours,
+        ),
     },
     "eval": {
         "every_fraction": share(
@@ -327,6 +363,12 @@ SCHEMA: dict[str, Any] = {
             '[{"until": 0.3, "depth": 0.5, "width": 0.5, "length": 0.5}, …]; '
             "config/stages.py lists the keys",
         ),
+        "until": text(
+            "budget",
+            "what `until` of a stage, and `rewarm`, are shares of: the budget, or the optimizer "
+            "steps (CompoundGrow)",
+            ("budget", "steps"),
+        ),
         "depth": text(
             "stack",
             "new layers: copies of the stack on top, of each layer, means of neighbours, "
@@ -340,7 +382,14 @@ SCHEMA: dict[str, Any] = {
             "grow", "the optimizer's moments grow with the network or start anew", ("grow", "reset")
         ),
         "rewarm": share(
-            0.0, "share of the budget over which the learning rate comes up again after each growth"
+            0.0,
+            "share of what growth.until names over which the learning rate comes up again after "
+            "each growth",
+        ),
+        "control": optional_text(
+            None,
+            "workdir of the run that does not grow: summary.json gets the time and the FLOPs to "
+            "its final held-out loss",
         ),
     },
 }

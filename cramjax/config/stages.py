@@ -2,8 +2,9 @@
 
 `growth.stages` lists the stages before the network that the configuration describes:
 [{"until": 0.3, "depth": 0.25, "width": 0.5, "length": 0.5}, …]. Each one trains until that share of
-the budget is spent; then the whole network trains to the end. CompoundGrow (arXiv 2010.12562) grows
-depth, width and length at once.
+the budget is spent, or with `growth.until="steps"` that share of the optimizer steps is done; then
+the whole network trains to the end. CompoundGrow (arXiv 2010.12562) grows depth, width and length
+at once.
 
 Keys of a stage beside `until`; a dimension without a key is whole:
 
@@ -48,8 +49,9 @@ KEYS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """The network and the sequences until a share of the budget is spent.
+    """The network and the sequences of a stage, which ends at the share `until`.
 
+    `growth.until` says what it is a share of.
     `n_decoder_layers` is None for a network without a decoder, and for one as deep as its encoder.
     """
 
@@ -167,7 +169,24 @@ def mistakes(config: Config) -> list[str]:
     problems = []
     for number, entry in enumerate(config.growth.stages or ()):
         problems += _entry_problems(f"growth.stages[{number}]", entry)
-    return problems or list(_relation_problems(config))
+    return problems or list(_relation_problems(config)) + list(_counting_problems(config))
+
+
+def _counting_problems(config: Config) -> Iterator[str]:
+    """Yields why shares of the steps are no shares of the budget that could be known."""
+    if not config.growth.stages or config.growth.until != "steps":
+        return
+    limits = [name for name, limit in config.budget.items() if limit is not None]
+    if len(limits) > 1:
+        yield (
+            f"growth.until=steps: needs one limit of the budget, there are {', '.join(limits)}; "
+            "set the others to None"
+        )
+    elif limits != ["steps"] and config.schedule.batch_ramp:
+        yield (
+            "growth.until=steps: the steps of a batch that ramps differ in size by card; set "
+            "schedule.batch_ramp=0, or a budget of steps"
+        )
 
 
 def _entry_problems(where: str, entry: Any) -> list[str]:
@@ -180,7 +199,7 @@ def _entry_problems(where: str, entry: Any) -> list[str]:
     if unknown:
         return [f"{where}: unknown key {unknown[0]}; there are {', '.join(KEYS)}"]
     if "until" not in entry:
-        return [f"{where}: needs until, the share of the budget at which it ends"]
+        return [f"{where}: needs until, the share (growth.until) at which it ends"]
 
     problems = []
     for key, value in entry.items():
@@ -246,9 +265,9 @@ def _misfits(config: Config, where: str, stage: Stage) -> Iterator[str]:
         yield f"{where}.hidden: {model.d_model} does not divide by the {model.n_heads} heads"
     if stage.n_layers < 2 and not model.get("first_norm", True):
         yield f"{where}.depth: model.first_norm=False needs at least 2 layers"
-    if stage.seq_len != config.data.seq_len and config.data.order == "sentence_length":
+    if stage.seq_len != config.data.seq_len and config.data.order != "shuffled":
         yield (
-            f"{where}.length: data.order=sentence_length has one length alone; "
+            f"{where}.length: data.order={config.data.order} has one length alone; "
             "set data.order=shuffled"
         )
     if stage.seq_len < 8:

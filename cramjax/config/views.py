@@ -161,6 +161,7 @@ class ScheduleConfig(Section, Protocol):
     """Learning rate, batch ramp and early end over the share of the budget that is spent."""
 
     name: str
+    span_steps: int | None
     warmup: float
     cooldown: float
     final: float
@@ -179,6 +180,7 @@ class ObjectiveConfig(Section, Protocol):
     mask_share: float
     random_share: float
     causal: bool
+    mask_special: bool
     z_loss: float
     pool: int
 
@@ -192,11 +194,12 @@ class MeshConfig(Section, Protocol):
 
 
 class CheckpointConfig(Section, Protocol):
-    """When a checkpoint is saved, and how many are kept."""
+    """When a checkpoint is saved, and which are kept."""
 
     every_minutes: float
     every_steps: int | None
     keep: int
+    at_hours: list[float] | tuple[float, ...] | None
 
 
 class EvalConfig(Section, Protocol):
@@ -222,10 +225,12 @@ class GrowthConfig(Section, Protocol):
     """Progressive training: `stages.of` reads `stages`."""
 
     stages: list[Any] | tuple[Any, ...] | None
+    until: str
     depth: str
     noise: float
     moments: str
     rewarm: float
+    control: str | None
 
 
 class Config(Section, Protocol):

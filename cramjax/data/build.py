@@ -24,17 +24,19 @@ import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 from tokenizers import Tokenizer
 
-from cramjax.data import duplicates, jobs, lost_text, pack, sample, tokenizers
+from cramjax.data import duplicates, jobs, lost_text, orders, pack, sample, tokenizers
 from cramjax.data.clean import CleanRules
 from cramjax.data.duplicates import CompareJob, Index, IndexJob
 from cramjax.data.encode import Encoder
 from cramjax.data.executors import Executor
 from cramjax.data.jobs import Job
 from cramjax.data.manifest import FORMAT, SPLITS
+from cramjax.data.orders import PreparedOrder
 from cramjax.data.pack import ShardJob
-from cramjax.data.plan import PreparationPlan, sentence_order_length
+from cramjax.data.plan import PreparationPlan
 from cramjax.data.progress import StageMeter
 from cramjax.data.sample import SampleJob
 from cramjax.data.sealed import Damaged, seal, unseal
@@ -449,7 +451,6 @@ class Builder:
         self, prepared: PreparedTokenizer, encode_jobs: Sequence[EncodeJob]
     ) -> list[ShardJob]:
         """Cut the documents of each split and source into shards."""
-        order_length = sentence_order_length(self._config)
         shard_jobs = []
         for split, source in itertools.product(SPLITS, range(len(self._plan.sources))):
             stems = [job.stem for job in encode_jobs if job.group.source == source]
@@ -463,8 +464,6 @@ class Builder:
                     spans=spans,
                     dtype=prepared.dtype,
                     vocab_size=prepared.size,
-                    order_length=order_length,
-                    period=prepared.tokenizer.token_to_id("."),
                 )
                 shard_jobs.append(job)
         return shard_jobs
@@ -473,10 +472,7 @@ class Builder:
         self, shard_jobs: Sequence[ShardJob], encode_jobs: Sequence[EncodeJob]
     ) -> None:
         """Write the shards that are not there; tokens are deleted once their shards are."""
-        endings = ("bin", "docs.npy", "counts")
-        if sentence_order_length(self._config) is not None:
-            endings = (*endings, "periods")
-        todo = self._missing(shard_jobs, *endings)
+        todo = self._missing(shard_jobs, "bin", "docs.npy", "counts")
 
         # Shards that need the tokens of a group.
         n_needed: collections.Counter[tuple[str, pathlib.Path]] = collections.Counter()
@@ -532,8 +528,8 @@ class Builder:
                 "no document is held out; raise data.heldout_fraction (%g)",
                 self._config.heldout_fraction,
             )
-        if (length := sentence_order_length(self._config)) is not None:
-            pack.write_sentence_order(self._partial, pack.read_periods(shard_jobs), length)
+        if (order := orders.wanted(self._config)) is not None:
+            self._write_order(order, prepared, shards)
 
         counts = {
             "documents": sum(entry["documents"] for entry in shards),
@@ -544,6 +540,18 @@ class Builder:
         n_read = sum(record["documents"] for record in self._records(selections))
         manifest = self._manifest(prepared, counts, shards, n_read)
         pack.publish(self._partial, directory, manifest)
+
+    def _write_order(
+        self, order: PreparedOrder, prepared: PreparedTokenizer, entries: list[dict[str, Any]]
+    ) -> None:
+        """Write an order of the training sequences; `entries` are the shards' in the manifest."""
+        counts = np.load(self._partial / "unigram.npy")
+        values = orders.token_values(
+            order.name, prepared.tokenizer, counts, prepared.special_ids["sep"]
+        )
+        shards = orders.training_shards(self._partial, entries, prepared.dtype, order, values)
+        scored = self._executor.map(orders.scores, shards)
+        orders.write(self._partial, order, ((shard.source, sums) for shard, sums in scored))
 
     def _judge(self, n_kept: int) -> None:
         """Say what was lost; refuse the dataset if that is much and not meant."""

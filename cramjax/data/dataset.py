@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cramjax.data import tokenizers
+from cramjax.data import orders, tokenizers
 from cramjax.data.manifest import REPAIR, SPLITS, read_manifest, read_tokenizer
 from cramjax.data.verification import Verification
 from cramjax.errors import RunFailed, UserError
@@ -135,10 +135,11 @@ class TokenDataset:
             tokens[in_shard] = table[sequences[in_shard] - starts[shard]]
         return tokens
 
-    def sentence_order(self, source: int, seq_len: int) -> np.ndarray:
-        """Return the training sequences of `source` with short sentences first.
+    def order(self, name: str, source: int, seq_len: int) -> np.ndarray:
+        """Return the training sequences of `source` in a prepared order.
 
         Args:
+            name: A value of `data.order`; see `orders`.
             source: Index of the source.
             seq_len: Tokens in a sequence.
 
@@ -148,16 +149,16 @@ class TokenDataset:
         Raises:
             UserError: if the dataset was prepared without this order.
         """
-        name = f"sentence_order-{seq_len}-{source}.npy"
-        path = self.directory / name
+        file = orders.file_name(name, seq_len, source)
+        path = self.directory / file
         if not path.exists():
             raise UserError(
-                f"{path} is absent, so data.order='sentence_length' cannot be served: prepare the "
-                f"dataset with data.order='sentence_length' for sequences of {seq_len} tokens, or "
+                f"{path} is absent, so data.order={name!r} cannot be served: prepare the "
+                f"dataset with data.order={name!r} for sequences of {seq_len} tokens, or "
                 "set data.order='shuffled'."
             )
 
-        order = _load_array(self.directory, name)
+        order = _load_array(self.directory, file)
         expected = self.n_sequences("train", seq_len)[source]
         if order.dtype.kind != "u" or order.shape != (expected,):
             raise UserError(
@@ -170,7 +171,7 @@ class TokenDataset:
             raise UserError(
                 f"{path} is damaged (it does not hold each number below {expected} once): {REPAIR}."
             )
-        return order
+        return order[::-1] if orders.is_reversed(name) else order
 
     def refuse_foreign(self, tokens: np.ndarray, split: str) -> None:
         """Check that ids that were read are entries of the vocabulary.

@@ -119,15 +119,15 @@ def open_loader(
         seed: Seed of the order.
         seq_len: Tokens in a row, including [CLS].
         cls_token: Begin each row with [CLS].
-        order: "shuffled", or "sentence_length" to read every epoch in the dataset's sentence
-            order (Cramming, arXiv 2212.14034, section 4.4).
+        order: "shuffled", or one of `orders` to read every epoch in that order (Cramming,
+            arXiv 2212.14034, section 4.4).
         loader: "numpy", "tfdata", or "auto" for tf.data if TensorFlow imports.
         process_index: Index of this process.
         n_processes: Processes that share every unit.
 
     Raises:
-        UserError: if a source has no sequence of that length, the sentence order was not
-            prepared, or TensorFlow is asked for and does not import.
+        UserError: if a source has no sequence of that length, the order was not prepared, or
+            TensorFlow is asked for and does not import.
     """
     sizes, orders = training_rows(dataset, seq_len=seq_len, cls_token=cls_token, order=order)
     reader = RowReader(
@@ -373,10 +373,10 @@ def _sizes(dataset: TokenDataset, length: int) -> tuple[int, ...]:
 def _orders(dataset: TokenDataset, order: str, length: int) -> tuple[np.ndarray | None, ...]:
     """Return the prepared order of each source, or None for a source to shuffle or to leave out."""
     orders: list[np.ndarray | None] = [None] * len(dataset.weights)
-    if order == "sentence_length":
+    if order != "shuffled":
         for source, weight in enumerate(dataset.weights):
             if weight:
-                orders[source] = dataset.sentence_order(source, length)
+                orders[source] = dataset.order(order, source, length)
     return tuple(orders)
 
 

@@ -7,7 +7,6 @@ result.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import json
@@ -50,9 +49,8 @@ class Span:
 class ShardJob:
     """Writes one shard, as the format says: `bin`, and `docs.npy`.
 
-    The file `counts` has how often each id stands there (int64 [vocab_size]), `periods` how many
-    full stops each sequence has (int32). The record has tokens, documents and the SHA-256 of both
-    files of the shard.
+    The file `counts` has how often each id stands there (int64 [vocab_size]). The record has
+    tokens, documents and the SHA-256 of both files of the shard.
 
     Attributes:
         split: "train" or "heldout".
@@ -62,8 +60,6 @@ class ShardJob:
         spans: What is in it.
         dtype: Type of the tokens, "uint16" or "uint32".
         vocab_size: Ids are below it.
-        order_length: Tokens in a sequence of the sentence order, or None for no such order.
-        period: Id of "."; None if the vocabulary has none.
     """
 
     split: str
@@ -73,8 +69,6 @@ class ShardJob:
     spans: tuple[Span, ...]
     dtype: str
     vocab_size: int
-    order_length: int | None
-    period: int | None
 
     @property
     def name(self) -> str:
@@ -105,9 +99,6 @@ class ShardJob:
         tokens_file.flush()
         counts = count_ids(tokens_file.path, dtype, self.vocab_size)
         files.open("counts").write(counts.astype("<i8").tobytes())
-        if self.order_length is not None:
-            periods = count_in_sequences(tokens_file.path, dtype, self.order_length, self.period)
-            files.open("periods").write(periods.astype("<i4").tobytes())
         return {
             "tokens": tokens_file.n_bytes // dtype.itemsize,
             "documents": len(starts),
@@ -180,25 +171,10 @@ def count_ids(path: pathlib.Path, dtype: np.dtype, vocab_size: int) -> np.ndarra
     return counts
 
 
-def count_in_sequences(
-    path: pathlib.Path, dtype: np.dtype, seq_len: int, token: int | None
-) -> np.ndarray:
-    """Count `token` in each whole sequence of a shard, int32 [n_sequences]; None is nowhere."""
-    wanted = -1 if token is None else token  # no token is -1
-    chunk_tokens = max(1, _CHUNK_TOKENS // seq_len) * seq_len
-    counts = [np.empty(0, np.int32)]
-    with path.open("rb") as file:
-        while len(tokens := np.fromfile(file, dtype, chunk_tokens)):
-            n_sequences = len(tokens) // seq_len
-            sequences = tokens[: n_sequences * seq_len].reshape(-1, seq_len)
-            counts.append((sequences == wanted).sum(axis=1, dtype=np.int32))
-    return np.concatenate(counts)
-
-
 def finish(
     directory: pathlib.Path, jobs: Sequence[ShardJob], records: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Write what is said of all finished shards together: the counts of ids and the orders.
+    """Write what is said of all finished shards together: the counts of ids.
 
     Args:
         directory: Where the shards are.
@@ -233,36 +209,6 @@ def finish(
         counts = sum(np.fromfile(_path(job.stem, "counts"), "<i8") for job in train_jobs)
         np.save(directory / "unigram.npy", counts)
     return entries
-
-
-def write_sentence_order(
-    directory: pathlib.Path, periods: Iterable[tuple[int, np.ndarray]], seq_len: int
-) -> None:
-    """Write Cramming's order of the training sequences of each source: most full stops first.
-
-    So short sentences come early (arXiv 2212.14034, section 4.4).
-
-    Args:
-        directory: Where the shards are.
-        periods: For each training shard in order, its source, and how many full stops each of its
-            sequences has, int32 [n_sequences].
-        seq_len: Tokens in a sequence.
-    """
-    counts: dict[int, list[np.ndarray]] = collections.defaultdict(list)
-    for source, of_shard in periods:
-        counts[source].append(of_shard)
-    for source, of_source in counts.items():
-        n_periods = np.concatenate(of_source)
-        order = np.argsort(-n_periods, kind="stable")
-        order_dtype = np.uint32 if len(order) < 2**32 else np.uint64
-        np.save(directory / f"sentence_order-{seq_len}-{source}.npy", order.astype(order_dtype))
-
-
-def read_periods(jobs: Sequence[ShardJob]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield what `write_sentence_order` needs of finished jobs, which stand in any order."""
-    for job in sorted(jobs, key=_order):
-        if job.split == "train":
-            yield job.source, np.fromfile(_path(job.stem, "periods"), "<i4")
 
 
 def _order(job: ShardJob) -> tuple[int, int, int]:

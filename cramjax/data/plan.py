@@ -15,7 +15,7 @@ from typing import Any
 
 from cramjax.config import languages
 from cramjax.config.views import DataConfig
-from cramjax.data import tokenizers
+from cramjax.data import orders, tokenizers
 from cramjax.data.adoption import check_unknown
 from cramjax.data.heldout import HeldOut, rule
 from cramjax.data.manifest import FORMAT
@@ -105,17 +105,7 @@ def text_settings(config: DataConfig) -> dict[str, Any]:
 def all_settings(config: DataConfig) -> dict[str, Any]:
     """Returns `text_settings`, and the keys that say how much text, in which files and orders."""
     amounts = {name: getattr(config, name) for name in _AMOUNTS}
-    return text_settings(config) | amounts | {"order": sentence_order_length(config)}
-
-
-def sentence_order_length(config: DataConfig) -> int | None:
-    """Tokens of text in a training sequence if `order` is "sentence_length", else None.
-
-    Only that order needs the length when data are prepared; the [CLS] token is not text.
-    """
-    if config.order != "sentence_length":
-        return None
-    return config.seq_len - int(config.cls_token)
+    return text_settings(config) | amounts | {"order": orders.wanted(config)}
 
 
 def _reading_order(part: Part) -> tuple[bytes, str]:
@@ -144,8 +134,8 @@ def _fingerprint(
         settings["extra_ids"] = config.extra_ids
     if config.keep is not None:
         settings["keep"] = config.keep
-    if (length := sentence_order_length(config)) is not None:
-        settings["order"] = [config.order, length]
+    if (order := orders.wanted(config)) is not None:
+        settings["order"] = [order.name, order.seq_len]
 
     if config.tokenizer not in tokenizers.KINDS:
         # Loaded only to report a mistake now instead of after hours of reading.

@@ -23,11 +23,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cramjax.data import dedup, id_rows, pack, tokenizers
+from cramjax.data import dedup, id_rows, orders, pack, tokenizers
 from cramjax.data.first_bytes import file_format
 from cramjax.data.hub_source import HubFiles, patiently
 from cramjax.data.manifest import FORMAT, SPLITS
-from cramjax.data.plan import PreparationPlan, sentence_order_length
+from cramjax.data.plan import PreparationPlan
 from cramjax.data.progress import StageMeter
 from cramjax.data.sealed import Damaged, seal, unseal
 from cramjax.data.source import Part, TextSource
@@ -287,8 +287,14 @@ class ReadyMade:
                 self._config.heldout_fraction,
             )
 
-        if (length := sentence_order_length(self._config)) is not None:
-            pack.write_sentence_order(self._partial, self._periods(entries, length), length)
+        if (order := orders.wanted(self._config)) is not None:
+            counts = np.load(self._partial / "unigram.npy")
+            values = orders.token_values(
+                order.name, self._tokenizer, counts, self._special_ids["sep"]
+            )
+            shards = orders.training_shards(self._partial, entries, self._dtype, order, values)
+            scored = ((shard.source, orders.scores(shard)) for shard in shards)
+            orders.write(self._partial, order, scored)
         pack.publish(self._partial, directory, self._manifest(entries, totals))
 
     def _finish(self, written: dict[str, str]) -> list[dict[str, Any]]:
@@ -329,17 +335,6 @@ class ReadyMade:
             entries.append(entry)
         np.save(self._partial / "unigram.npy", counts)
         return entries
-
-    def _periods(
-        self, entries: list[dict[str, Any]], length: int
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the source and the full stops of each sequence of the training shards."""
-        dtype = np.dtype(self._dtype).newbyteorder("<")
-        period = self._tokenizer.token_to_id(".")
-        for entry in entries:
-            if entry["split"] == "train":
-                path = self._partial / entry["file"]
-                yield entry["source"], pack.count_in_sequences(path, dtype, length, period)
 
     def _remove_others(self, written: dict[str, str]) -> None:
         """Delete shards that no note names: a process that was killed left them."""

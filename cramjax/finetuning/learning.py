@@ -150,6 +150,6 @@ def describe(task: Task, settings: Settings, seed: int) -> dict[str, Any]:
         "task": task.name,
         "suite": task.suite,
         "labels": task.labels,
-        "settings": dataclasses.asdict(settings),
+        "settings": settings.describe(),
         "seed": seed,
     }

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cramjax.budget.schedules import multiplier
 from cramjax.finetuning.feed import Arrays, Feed
 from cramjax.finetuning.protocols import Settings
 from cramjax.objectives.objective import FinetuningObjective
@@ -156,10 +155,7 @@ def train(
         if program.is_new(batch):
             compiling()
         # The learning rate is that of the share done when the step ends, as in pretraining.
-        share = multiplier(
-            settings.schedule, step / n_steps, warmup=settings.warmup, final=settings.final
-        )
-        lr = np.float32(settings.lr * share)
+        lr = np.float32(settings.learning_rate(step, n_steps))
         state, metrics = program.step(state, batch, seed_array, lr, n_micro)
 
         losses.add(metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cramjax.budget import flops
-from cramjax.config.views import Config
+from cramjax.config.views import Config, ObjectiveConfig
 from cramjax.errors import UserError
 from cramjax.models import encoder, pooling
 from cramjax.models.layers import Precision
@@ -75,26 +76,13 @@ class MaskedLM:
 
         described = encoder_config(config.model, vocabulary.vocab_size)
         objective = config.objective
-        # Left to right nothing is hidden but what comes later.
-        shares = (0.0, 0.0) if objective.causal else (objective.mask_share, objective.random_share)
-        common = {
-            "mask_id": special_tokens["mask"],
-            "special_ids": tuple(sorted(set(special_tokens.values()))),
-            "vocab_size": vocabulary.vocab_size,
-        }
+        corruption, eval_corruption = _maskings(objective, special_tokens, vocabulary.vocab_size)
         return cls(
             described=described,
             network=unrolled(described, config.budget.hours),
             precision=precision,
-            corruption=masking.Masking(
-                mask_rate=objective.mask_rate,
-                mask_share=shares[0],
-                random_share=shares[1],
-                **common,
-            ),
-            eval_corruption=masking.Masking(
-                mask_rate=EVAL_MASK_RATE, mask_share=1.0, random_share=0.0, **common
-            ),
+            corruption=corruption,
+            eval_corruption=eval_corruption,
             seq_len=config.data.seq_len,
             sep_id=special_tokens["sep"],
             pool=objective.pool,
@@ -197,12 +185,12 @@ class MaskedLM:
         return batch.labels, batch.weights
 
     def frequencies(self, counts: np.ndarray) -> np.ndarray:
-        """Returns the distribution of labels: words in their shares of the corpus.
+        """Returns the distribution of held-out labels: words in their shares of the corpus.
 
-        Special tokens are never predicted.
+        Special tokens are never predicted there.
         """
         smoothed = counts.astype(np.float64) + 1.0
-        smoothed[list(self.corruption.special_ids)] = 0.0
+        smoothed[list(self.eval_corruption.special_ids)] = 0.0
         return smoothed / smoothed.sum()
 
     def preview(
@@ -252,6 +240,34 @@ def encoder_config(model: Any, vocab_size: int) -> encoder.EncoderConfig:
         vocab_size=padded_vocab_size(vocab_size, model.vocab_multiple),
         **{name: model[name] for name in names},
     )
+
+
+def _maskings(
+    objective: ObjectiveConfig, special_tokens: Mapping[str, int], vocab_size: int
+) -> tuple[masking.Masking, masking.Masking]:
+    """Returns the corruption of training rows and that of held-out rows."""
+    common = {"mask_id": special_tokens["mask"], "vocab_size": vocab_size}
+    special_ids = tuple(sorted(set(special_tokens.values())))
+    # Left to right nothing is hidden but what comes later.
+    shares = (0.0, 0.0) if objective.causal else (objective.mask_share, objective.random_share)
+    unmasked_ids = () if objective.mask_special else special_ids
+    training = masking.Masking(
+        mask_rate=objective.mask_rate,
+        mask_share=shares[0],
+        random_share=shares[1],
+        special_ids=unmasked_ids,
+        **common,
+    )
+
+    # One measure for all recipes: held-out special tokens are never predicted.
+    held_out = masking.Masking(
+        mask_rate=EVAL_MASK_RATE,
+        mask_share=1.0,
+        random_share=0.0,
+        special_ids=special_ids,
+        **common,
+    )
+    return training, held_out
 
 
 def _read_before(batch: masking.MaskedBatch) -> masking.MaskedBatch:

@@ -27,7 +27,7 @@ class Masking:
         mask_share: share of those that become the mask token.
         random_share: share of those that become a random token; the others stay.
         mask_id: the mask token.
-        special_ids: tokens that are never predicted.
+        special_ids: tokens that are never predicted; empty to treat all tokens alike.
         vocab_size: random tokens are uniform over so many entries.
     """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cramjax.sweeps.studies import Rows, Study, StudyResults, SweepPart, markdown, median
 from cramjax.sweeps.sweep import Result
-from cramjax.training import metrics
+from cramjax.training import equal_loss
 
 Arm = tuple[str, ...]
 """The values of a grid without the seed: one way to grow."""
@@ -26,33 +26,6 @@ _BUDGET_HEAD = (
     "of its FLOPs",
 )
 _SOONER_HEAD = ("arm, hours", "held-out loss", "at most the control's of all hours")
-
-
-def reached(curve: Sequence[Mapping[str, float]], key: str, loss: float) -> float | None:
-    """Returns the value of `key` when the held-out loss first fell to `loss`.
-
-    Args:
-        curve: evaluations in order. Between two of them the loss is a straight line.
-        key: a number that grows along the curve, as "elapsed_s".
-        loss: the loss to reach, in nats.
-
-    Returns:
-        The value, or None if the loss was never reached.
-    """
-    before = None
-    for line in curve:
-        if line["eval_loss"] <= loss:
-            if before is None:
-                return line[key]
-            share = (before["eval_loss"] - loss) / (before["eval_loss"] - line["eval_loss"])
-            return before[key] + share * (line[key] - before[key])
-        before = line
-    return None
-
-
-def _curve(result: Result) -> list[dict[str, Any]]:
-    lines = metrics.read(result.workdir / "metrics.jsonl")
-    return [line for line in lines if line.get("eval_loss") is not None]
 
 
 def _by_arm(results: Sequence[Result]) -> dict[Arm, list[Result]]:
@@ -139,7 +112,7 @@ def _share_of_control(
         control = controls.get(_seed(run))
         if control is None or control["eval_loss"] is None:
             continue
-        value = reached(_curve(run), key, control["eval_loss"])
+        value = equal_loss.reached(equal_loss.curve(run.workdir), key, control["eval_loss"])
         if value is not None:
             shares.append(value / control[key])
     if len(shares) < len(runs):

@@ -15,21 +15,23 @@ class EvalDue:
 
     Attributes:
         every: the share of the budget between two evaluations; 0 for no evaluation on the way.
-        n_passed: the multiples of `every` that are passed.
+        n_passed: the multiples of `every` and the shares of `also_at` that are passed.
+        also_at: shares of the budget at which an evaluation is due as well.
     """
 
     every: float
     n_passed: int = 0
+    also_at: tuple[float, ...] = ()
 
     def is_due(self, fraction: float) -> bool:
-        """Returns whether `fraction` of the budget has passed another multiple of `every`."""
+        """Returns whether `fraction` of the budget has passed another point."""
         return self._count(fraction) > self.n_passed
 
     def after(self, fraction: float) -> EvalDue:
-        """Returns the rule from `fraction` on: multiples up to there are passed.
+        """Returns the rule from `fraction` on: points up to there are passed.
 
         This is the rule after an evaluation and at the start of a run. A long step that passes
-        several multiples is followed by one evaluation.
+        several points is followed by one evaluation.
         """
         return dataclasses.replace(self, n_passed=self._count(fraction))
 
@@ -38,14 +40,15 @@ class EvalDue:
 
         Args:
             fraction: the share of the budget that is spent.
-            n_passed: the multiples that had been passed, or None to take those up to `fraction`.
+            n_passed: the points that had been passed, or None to take those up to `fraction`.
         """
         if n_passed is None:
             return self.after(fraction)
         return dataclasses.replace(self, n_passed=n_passed)
 
     def _count(self, fraction: float) -> int:
-        return math.floor(fraction / self.every + _HAIR) if self.every else 0
+        n_multiples = math.floor(fraction / self.every + _HAIR) if self.every else 0
+        return n_multiples + sum(fraction + _HAIR >= share for share in self.also_at)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,14 +58,19 @@ class SaveDue:
     Attributes:
         every_minutes: minutes of the run's clock between two checkpoints.
         every_steps: steps between two checkpoints; None or 0 for minutes alone.
+        at_hours: hours of the run's clock at which a checkpoint is due as well.
         saved_at_s: the clock's seconds at the latest checkpoint.
         saved_step: the step of the latest checkpoint.
+        passed_s: the clock's seconds up to which hours are passed: those of the checkpoint, which
+            are fewer than `saved_at_s` after a restart.
     """
 
     every_minutes: float
     every_steps: int | None
+    at_hours: tuple[float, ...] = ()
     saved_at_s: float = 0.0
     saved_step: int = 0
+    passed_s: float = 0.0
 
     def is_due(self, elapsed_s: float, step: int) -> bool:
         """Returns whether `step`, reached after `elapsed_s` seconds, is to be saved.
@@ -74,8 +82,14 @@ class SaveDue:
             return False
         if self.every_steps and n_steps >= self.every_steps:
             return True
+        if self.hours_passed(elapsed_s):
+            return True
         return (elapsed_s - self.saved_at_s) / 60 >= self.every_minutes
 
+    def hours_passed(self, elapsed_s: float) -> list[float]:
+        """Returns those of `at_hours` that the clock has passed since the latest checkpoint."""
+        return [hours for hours in self.at_hours if self.passed_s < hours * 3600 <= elapsed_s]
+
     def after(self, elapsed_s: float, step: int) -> SaveDue:
-        """Returns the rule after a save, or a restart, of `step` at `elapsed_s` seconds."""
-        return dataclasses.replace(self, saved_at_s=elapsed_s, saved_step=step)
+        """Returns the rule after a save of `step` at `elapsed_s` seconds."""
+        return dataclasses.replace(self, saved_at_s=elapsed_s, saved_step=step, passed_s=elapsed_s)

@@ -10,7 +10,7 @@ from typing import Any
 from cramjax.errors import RunFailed, UserError
 from cramjax.files import write_json
 from cramjax.parallel import processes
-from cramjax.training import plots, repeats
+from cramjax.training import equal_loss, plots, repeats
 from cramjax.training.evaluate import Evaluator
 from cramjax.training.loop import Outcome
 from cramjax.training.parts import Run
@@ -52,6 +52,7 @@ def finish(
     }
     if not processes.is_first():
         return checked(summary)
+    summary = equal_loss.compared(run.config, run.workdir, summary, run.progress.announce)
 
     paths = [run.workdir / "summary.json"]
     try:

@@ -21,7 +21,7 @@ from cramjax.data.dataset import TokenDataset
 from cramjax.growth.operators import Compound, Depth, Operator, SharedWidth, ZeroWidth, grow
 from cramjax.models import kernels, network
 from cramjax.parallel import mesh as meshes
-from cramjax.training import session
+from cramjax.training import session, stage_ends
 from cramjax.training.evaluate import Evaluator
 from cramjax.training.state import TrainState, initial
 from cramjax.tuning import devices
@@ -53,6 +53,7 @@ class Stages:
         """`announce` is told what a search for a microbatch does."""
         self.config, self._dataset, self._announce = config, dataset, announce
         self.stages = stages.of(config)
+        self._ends = stage_ends.of(config, dataset)
         self._kernels: kernels.Choices | None = None
         self._background = concurrent.futures.ThreadPoolExecutor(
             1, thread_name_prefix="cramjax-next-stage"
@@ -63,7 +64,21 @@ class Stages:
 
     def until(self, number: int) -> float:
         """Returns the share of the budget at which a stage ends."""
-        return self.stages[number].until
+        return self._ends[number].until
+
+    def rewarm(self, number: int) -> float:
+        """Returns the share of the budget over which a stage's learning rate comes up again."""
+        return self._ends[number].rewarm
+
+    def describe_ends(self) -> str | None:
+        """Returns one line on ends that are given in steps, or None for those of the budget."""
+        config = self.config
+        if len(self) == 1 or config.growth.until == "budget":
+            return None
+        shares = ", ".join(f"{end.until:.1%}" for end in self._ends[:-1])
+        steps = ", ".join(f"{stage.until:.1%}" for stage in self.stages[:-1])
+        how = " by the FLOPs of their steps" if config.budget.hours is not None else ""
+        return f"stages end at {steps} of the steps: {shares} of the budget{how}"
 
     def config_of(self, number: int, *, whole_sequences: bool = False) -> Any:
         """Returns the configuration of a stage.

@@ -192,8 +192,8 @@ def finished(
     announce(f"{workdir} is finished: {earlier.summary['stop_reason']} after {earlier.step} steps")
     if reason == "early_termination":
         announce(
-            f"  its loss was above schedule.stop_loss={config.schedule.stop_loss}; to go on all the"
-            " same: --config.schedule.stop_loss=None"
+            f"  its held-out loss was above schedule.stop_loss={config.schedule.stop_loss}; to go "
+            "on all the same: --config.schedule.stop_loss=None"
         )
     if changed:
         announce("the configuration has changed, but nothing is left to train with it:")

@@ -73,6 +73,7 @@ class StepSchedule:
         flops_per_sequence: model FLOPs for one sequence.
         since: the share at which the network grew to its size; 0.0 if it did not grow.
         until: the share at which the stage ends.
+        rewarm: the share over which the learning rate comes up again from `since` on.
     """
 
     config: Config
@@ -80,6 +81,7 @@ class StepSchedule:
     flops_per_sequence: float
     since: float = 0.0
     until: float = 1.0
+    rewarm: float = 0.0
 
     def n_microbatches(self, fraction: float) -> int:
         """Returns the number of microbatches for a step that starts at `fraction`."""
@@ -87,11 +89,14 @@ class StepSchedule:
         ramp = config.schedule.batch_ramp
         return schedules.n_microbatches(fraction, ramp, config.batch_size, self.microbatch_size)
 
-    def learning_rate(self, fraction: float) -> float:
-        """Returns the learning rate for a step that ends at `fraction`."""
+    def learning_rate(self, fraction: float, step: int) -> float:
+        """Returns the learning rate of step number `step`, which ends at `fraction`."""
         config = self.config
-        lr = schedules.learning_rate(config.schedule, config.optimizer.lr, fraction)
-        return lr * schedules.rewarm(fraction, self.since, config.growth.rewarm)
+        at = fraction
+        if config.schedule.span_steps is not None:
+            at = min(1.0, step / config.schedule.span_steps)
+        lr = schedules.learning_rate(config.schedule, config.optimizer.lr, at)
+        return lr * schedules.rewarm(fraction, self.since, self.rewarm)
 
     def plan(self, n_micro: int, clock: Clock) -> PlannedStep:
         """Plan the next step, of `n_micro` microbatches, on `clock`."""
@@ -105,7 +110,7 @@ class StepSchedule:
             n_tokens=n_tokens,
             n_flops=n_flops,
             fraction=fraction,
-            lr=self.learning_rate(fraction),
+            lr=self.learning_rate(fraction, clock.n_steps + 1),
         )
 
     def is_over(self, clock: Clock) -> bool:
@@ -121,8 +126,11 @@ class Pauses(Protocol):
         """Returns whether anything is to be done before the next step; called before each step."""
         ...
 
-    def before_step(self, state: TrainState) -> None:
-        """Do what is due with `state`; may wait for the device."""
+    def before_step(self, state: TrainState) -> str | None:
+        """Do what is due with `state`; may wait for the device.
+
+        Returns the reason to stop, if there is one.
+        """
         ...
 
 
@@ -138,14 +146,14 @@ class _InFlight:
         """Keep a dispatched step; its `metrics` are on the device."""
         self._step = (number, plan, metrics)
 
-    def settle(self) -> str | None:
-        """Wait for the step and record its metrics; returns the reason to stop, if they are one.
+    def settle(self) -> None:
+        """Wait for the step, if there is one, and record its metrics.
 
         Raises:
             RunFailed: if gradients stay non-finite.
         """
         if self._step is None:
-            return None
+            return
         number, plan, on_device = self._step
         self._step = None
         metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
@@ -165,9 +173,6 @@ class _InFlight:
                 f"(up to step {number}); these steps changed no parameter, and the state is saved; "
                 "lower optimizer.lr or set optimizer.clip_norm, or precision=float32"
             )
-        if schedules.stops_early(self._config.schedule, plan.fraction, metrics["loss"]):
-            return "early_termination"
-        return None
 
 
 def run_steps(
@@ -230,7 +235,7 @@ class _Loop:
     wait_s: float = 0.0
 
     def run(self, pauses: Pauses, is_stopped: Callable[[], bool]) -> str | None:
-        """Take step after step; returns the reason to stop that a step's metrics give, if any.
+        """Take step after step; returns the reason to stop that a pause gives, if any.
 
         The order of a round must not change: evaluate and save (`pauses`), then take the batch,
         step, and read the metrics of the step before. So a checkpoint holds a state together with
@@ -239,24 +244,21 @@ class _Loop:
         n_micro = self.schedule.n_microbatches(self.clock.fraction())
         self.prefetch.request(n_micro)
         reason: str | None = None
-        while reason is None and not self.clock.done() and not is_stopped():
+        while not self.clock.done() and not is_stopped():
             if self.schedule.is_over(self.clock):
                 break
             if pauses.are_due():
                 # The record is complete up to this step, so a checkpoint knows all of it.
-                reason = self.in_flight.settle()
+                self.in_flight.settle()
+                reason = pauses.before_step(self.state)
                 if reason is not None:
                     break
-                pauses.before_step(self.state)
-            n_micro, reason = self._step(n_micro)
-        return self.in_flight.settle() or reason
+            n_micro = self._step(n_micro)
+        self.in_flight.settle()
+        return reason
 
-    def _step(self, n_micro: int) -> tuple[int, str | None]:
-        """Train one step of `n_micro` microbatches.
-
-        Returns:
-            The microbatches of the next step, and the reason to stop that the step before gives.
-        """
+    def _step(self, n_micro: int) -> int:
+        """Train one step of `n_micro` microbatches; returns those of the next step."""
         plan = self.schedule.plan(n_micro, self.clock)
         batch, waited_s = self.prefetch.get()
         self.wait_s += waited_s
@@ -274,9 +276,9 @@ class _Loop:
             self.advance()
             # Only now are the metrics of the step before read, so the device never waits for the
             # host.
-            reason = self.in_flight.settle()
+            self.in_flight.settle()
         finally:
             # The new state and the clock belong together, whatever the step before says.
             self.clock.advance(plan.n_tokens, plan.n_flops, plan.n_rows)
             self.in_flight.take(self.clock.n_steps, plan, metrics)
-        return n_next, reason
+        return n_next

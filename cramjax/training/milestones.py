@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from cramjax.budget import schedules
 from cramjax.parallel import processes
 from cramjax.training.due import EvalDue, SaveDue
 from cramjax.training.evaluate import EvalResult
@@ -37,13 +38,29 @@ class Milestones:
         self._run = run
         self._stage = stage
         self._recorder = recorder
-        self._eval_due = EvalDue(every=config.eval.every_fraction).resumed(
-            run.clock.fraction(), _evaluations_passed(run, sidecar)
+
+        also_at = ()
+        if config.schedule.stop_loss is not None:
+            also_at = (config.schedule.stop_after,)
+        eval_due = EvalDue(every=config.eval.every_fraction, also_at=also_at)
+        self._eval_due = eval_due.resumed(
+            run.clock.fraction(), _evaluations_passed(run, sidecar, eval_due)
         )
+
+        # A restart's compilation belongs to no checkpoint, and an hour may be over in it.
+        passed_s = 0.0
+        if sidecar is not None:
+            passed_s = sidecar["clock"]["elapsed_s"]
         self._save_due = SaveDue(
             every_minutes=config.checkpoint.every_minutes,
             every_steps=config.checkpoint.every_steps,
-        ).after(run.clock.elapsed_s, run.clock.n_steps)
+            at_hours=tuple(config.checkpoint.at_hours or ()),
+            saved_at_s=run.clock.elapsed_s,
+            saved_step=run.clock.n_steps,
+            passed_s=passed_s,
+        )
+        # Hours that the checkpoint being written is kept for.
+        self._hours: list[float] = []
 
     def enter(self, stage: OpenStage) -> None:
         """Go on with the states of `stage`."""
@@ -53,18 +70,25 @@ class Milestones:
         """Returns whether `before_step` has anything to do."""
         return self._must_evaluate() or self._must_save()
 
-    def before_step(self, state: TrainState) -> None:
-        """Evaluate and save `state` if that is due."""
+    def before_step(self, state: TrainState) -> str | None:
+        """Evaluate and save `state` if that is due.
+
+        Returns "early_termination" if the held-out loss says that the run has failed.
+        """
         if self._must_evaluate():
-            self._eval_due = self._eval_due.after(self._run.clock.fraction())
+            fraction = self._run.clock.fraction()
+            self._eval_due = self._eval_due.after(fraction)
             # Steps that the device still computes are no part of the evaluation's seconds.
             jax.block_until_ready(state)
-            self.evaluate(state)
+            result = self.evaluate(state)
+            if schedules.stops_early(self._run.config.schedule, fraction, result.loss):
+                return "early_termination"
 
         if self._must_save():
             jax.block_until_ready(state)
             with self._run.spent.on("save_s"):
                 self.save(state)
+        return None
 
     def _must_evaluate(self) -> bool:
         return self._eval_due.is_due(self._run.clock.fraction())
@@ -103,9 +127,11 @@ class Milestones:
         if run.folder is not None and run.folder.restore():
             describe_start(run)
             run.checkpoints.reload()
+        clock = run.clock.state_dict()
         if step and run.checkpoints.latest() != step:
             sidecar = {
-                "clock": run.clock.state_dict(),
+                "clock": clock,
+                "kept_for_hours": self._hours_of(clock["elapsed_s"]),
                 "spent": dataclasses.asdict(run.spent),
                 "stage": self._stage.number,
                 "record": self._recorder.state_dict(),
@@ -116,7 +142,20 @@ class Milestones:
             }
             sidecar |= run.identity(self._stage.session)
             run.checkpoints.save(step, state, sidecar, block=block)
-        self._save_due = self._save_due.after(run.clock.elapsed_s, step)
+        self._save_due = self._save_due.after(clock["elapsed_s"], step)
+
+    def _hours_of(self, elapsed_s: float) -> list[float]:
+        """Returns the marks of `checkpoint.at_hours` that a save after `elapsed_s` is kept for."""
+        run = self._run
+        run.checkpoints.wait()
+        # A save that failed leaves its marks to the next one.
+        if not run.checkpoints.save_failed:
+            self._hours = []
+        # The last step of a budget in hours ends near its limit, not always behind it.
+        if run.clock.which() == "hours":
+            elapsed_s = max(elapsed_s, run.clock.limits["hours"] * 3600)
+        self._hours += self._save_due.hours_passed(elapsed_s)
+        return self._hours
 
     def rescue(self, state: TrainState) -> None:
         """Save `state` before an error ends the run, if the devices still have it."""
@@ -137,15 +176,17 @@ class Milestones:
         run.progress.announce(f"an error ends the run: checkpoint at step {step} is saved")
 
 
-def _evaluations_passed(run: Run, sidecar: Mapping[str, Any] | None) -> int | None:
-    """Returns the multiples of `eval.every_fraction` passed at a checkpoint.
+def _evaluations_passed(run: Run, sidecar: Mapping[str, Any] | None, due: EvalDue) -> int | None:
+    """Returns the points of `due` that were passed at a checkpoint.
 
-    None if the checkpoint does not say, or another budget or interval counts them anew.
+    None if the checkpoint does not say, or another budget or other points count them anew.
     """
     if sidecar is None or "evaluations" not in sidecar:
         return None
     noted = sidecar["evaluations"]
     is_same_budget = sidecar["clock"]["limits"] == run.clock.limits
-    if not is_same_budget or noted["every"] != run.config.eval.every_fraction:
+    # Checkpoints that 0.2.0 and older wrote have no points beside the multiples.
+    points = (noted["every"], noted.get("also_at", []))
+    if not is_same_budget or points != (due.every, list(due.also_at)):
         return None
     return noted["n_passed"]

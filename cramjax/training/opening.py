@@ -119,6 +119,8 @@ def describe_run(run: Run, opening: Opening, earlier: Earlier | None) -> None:
         for line in history.describe(changed):
             run.progress.announce(line)
 
+    if line := run.stages.describe_ends():
+        run.progress.announce(line)
     describe_start(run)
     history.append(run.workdir, opening.resumed_from or 0, changed, run.dataset_note())
 
@@ -159,7 +161,7 @@ def make_ready(run: Run, opening: Opening) -> Ready:
     if session.program is None:
         run.progress.announce("compiling the train step…")
     program = run.compiler.submit(sessions.compile_train_step, session)
-    if run.config.eval.every_fraction:
+    if run.config.eval.every_fraction or run.config.schedule.stop_loss is not None:
         evaluator.compile_by(run.compiler, session.abstract.params)
 
     state = opening.restored.state if opening.restored else _fresh_state(run, session)

@@ -20,6 +20,7 @@ from cramjax.parallel.coordinator import coordinate
 from cramjax.stop import StopSignal, exit_code
 from cramjax.training import (
     dataset_choice,
+    equal_loss,
     history,
     opening,
     remedies,
@@ -97,6 +98,7 @@ def _train(
             if earlier:
                 dataset_choice.refuse_another(config, earlier, path)
             if earlier and (summary := history.finished(earlier, config, path, progress.announce)):
+                summary = equal_loss.compare_again(config, path, summary, progress.announce)
                 return checked(summary)
             dataset = dataset_choice.open_dataset(config, earlier, path, progress.announce)
             if processes.is_first():

@@ -37,6 +37,7 @@ _LATER = {
     "stop_reason": {"stop_reason": (str, _NONE)},
     "config": {"config": (dict,)},
     "dataset": {"dataset.directory": (str,), "dataset.fingerprint": (str, _NONE)},
+    "kept_for_hours": {"kept_for_hours": (list,)},
     "evaluations": {"evaluations.every": _NUMBER, "evaluations.n_passed": (int,)},
     "record": {
         "record.recent": (list,),

@@ -41,6 +41,7 @@ class OpenStage:
             flops_per_sequence=session.objective.flops,
             since=since,
             until=run.stages.until(self.number),
+            rewarm=run.stages.rewarm(self.number),
         )
 
 

@@ -21,6 +21,7 @@ from cramjax.console import Announce
 from cramjax.models.layers import FLOAT32
 from cramjax.objectives import families
 from cramjax.objectives.objective import PretrainingObjective
+from cramjax.training import stage_ends
 from cramjax.training.history import Earlier
 from cramjax.training.session import AssumedVocabulary
 
@@ -89,9 +90,10 @@ def _stages(config: Config) -> Iterator[tuple[float, Config, PretrainingObjectiv
         vocab_size=config.data.vocab_size, extra_ids=config.data.extra_ids
     )
     since = 0.0
-    for stage in stages.of(config):
+    ends = stage_ends.of(config, vocabulary)
+    for stage, end in zip(stages.of(config), ends, strict=True):
         of_stage = changed(config, stage.overrides)
-        share = stage.until - since
+        share = end.until - since
         total = 0
         for point in range(_N_POINTS):
             fraction = since + share * (point + 0.5) / _N_POINTS
@@ -100,7 +102,7 @@ def _stages(config: Config) -> Iterator[tuple[float, Config, PretrainingObjectiv
 
         objective = families.build(of_stage, vocabulary, FLOAT32)
         yield share, of_stage, objective, total / _N_POINTS
-        since = stage.until
+        since = end.until
 
 
 def on_coarse_grid(value: float) -> float:

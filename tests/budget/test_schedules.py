@@ -127,6 +127,7 @@ def test_the_batch_ramp_grows_within_bounds(a, b, ramp_share, n, microbatch_size
         (0.5, 6.0, False),
         (0.5, 6.01, True),
         (0.5, float("nan"), True),
+        (0.1, float("nan"), True),
     ],
 )
 def test_early_termination(fraction, loss, stops):

@@ -126,6 +126,22 @@ def test_the_saved_arrays_are_those_at_the_call_although_the_next_steps_donate_t
     checkpoints.close()
 
 
+def test_a_marked_checkpoint_is_kept_for_good_also_by_another_process(folder):
+    state = make_state()
+    for numbers in ((1, 2, 3), (4, 5, 6)):  # two starts
+        checkpoints = Checkpoints(folder, keep=1)
+        for step in numbers:
+            hours = [step / 2] if step in (2, 4) else []
+            checkpoints.save(step, state, {"step": step, "kept_for_hours": hours}, block=True)
+        checkpoints.close()
+    assert steps(folder) == [2, 4, 6]
+    assert sealing.marked(folder) == {2: [1.0], 4: [2.0]}
+    # Anything may stand in the sidecar of a folder from elsewhere.
+    for content in ('{"kept_for_hours": ["x"]}', '{"kept_for_hours": 3}', "[", "[]"):
+        (folder / "2" / "sidecar" / "metadata").write_text(content)
+        assert sealing.marked(folder) == {4: [2.0]}
+
+
 def test_the_newest_are_kept_whole_and_the_rest_leaves_nothing(folder):
     checkpoints = Checkpoints(folder, keep=2)
     for step in (3, 7, 8, 20):

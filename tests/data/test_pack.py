@@ -26,9 +26,8 @@ def encode(folder, groups, dtype="uint16"):
     return stems
 
 
-def write_shards(folder, stems, *, max_tokens, dtype="uint16", vocab_size=90, **order):
+def write_shards(folder, stems, *, max_tokens, dtype="uint16", vocab_size=90):
     """Write all shards of the training split; returns their jobs and records."""
-    order = {"order_length": None, "period": None} | order
     done = []
     for number, spans in enumerate(pack.plan_shards("train", stems, max_tokens)):
         job = pack.ShardJob(
@@ -39,7 +38,6 @@ def write_shards(folder, stems, *, max_tokens, dtype="uint16", vocab_size=90, **
             spans=spans,
             dtype=dtype,
             vocab_size=vocab_size,
-            **order,
         )
         done.append((job, jobs.do(job)))
     return done
@@ -104,13 +102,3 @@ def test_an_id_over_the_vocabulary_is_damage(tmp_path):
     stems = encode(tmp_path / "encoded", [[np.array([5, 95, SEP])]])
     with pytest.raises(pack.Damaged, match="over the vocabulary"):
         write_shards(tmp_path, stems, max_tokens=100)
-
-
-def test_sentence_order_counts_full_stops(tmp_path):
-    rows = np.array([[7, 8, 7, 9], [1, 7, 1, 1], [7, 7, 7, 7], [1, 1, 1, 1], [7, 1, 1, 7]])
-    stems = encode(tmp_path / "encoded", [[rows.ravel()]])
-    done = write_shards(tmp_path, stems, max_tokens=1000, vocab_size=10, order_length=4, period=7)
-    pack.write_sentence_order(tmp_path, pack.read_periods([job for job, _ in done]), 4)
-    order = np.load(tmp_path / "sentence_order-4-0.npy")
-    assert order.dtype == np.uint32
-    assert order.tolist() == [2, 0, 4, 1, 3]

@@ -205,7 +205,7 @@ def test_sentence_order_puts_short_sentences_first(tmp_path):
     data = settings(tmp_path, order="sentence_length", seq_len=16)
     directory = prepare.prepare(data, [FakeSource()], n_workers=1)
     dataset = TokenDataset.open(directory)
-    order = dataset.sentence_order(0, 16)
+    order = dataset.order("sentence_length", 0, 16)
     period = tokenizers.load(directory / "tokenizer" / "tokenizer.json")[0].token_to_id(".")
     counts = (dataset.read("train", 0, order, 16) == period).sum(axis=1)
     assert (np.diff(counts) <= 0).all() and counts[0] > counts[-1]

@@ -225,7 +225,9 @@ def test_long_files_become_several_shards_and_rows_stay_whole(ids, tmp_path):
     entries = [entry for entry in dataset.manifest["shards"] if entry["split"] == "train"]
     assert len(entries) > 5 and all(entry["tokens"] % ROW == 0 for entry in entries)
     assert sum(dataset.n_sequences("train", ROW)) == sum(entry["documents"] for entry in entries)
-    assert len(dataset.sentence_order(0, ROW)) == sum(entry["documents"] for entry in entries)
+    assert len(dataset.order("sentence_length", 0, ROW)) == sum(
+        entry["documents"] for entry in entries
+    )
 
 
 def test_a_killed_preparation_goes_on_with_the_files_that_are_left(ids, tmp_path, monkeypatch):

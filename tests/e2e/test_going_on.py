@@ -317,7 +317,7 @@ def test_a_run_that_stop_loss_has_ended_says_how_to_go_on(text, tmp_path, capsys
     ended = train(text, tmp_path, *failing)
     assert ended["stop_reason"] == "early_termination" and ended["steps"] < N_STEPS
     train(text, tmp_path, *failing)
-    assert "to go on all the same: --config.schedule.stop_loss=None" in capsys.readouterr().err
+    assert "on all the same: --config.schedule.stop_loss=None" in capsys.readouterr().err
     assert train(text, tmp_path)["steps"] == N_STEPS
 
 

@@ -32,6 +32,42 @@ def test_the_cramming_protocol_is_the_papers():
     assert PROTOCOLS["cramming"].points("rte") == [{}]
 
 
+def test_the_protocol_of_24hbert_is_its_readmes():
+    """run_glue.py as its README calls it, with the defaults of transformers' Trainer."""
+    settings = PROTOCOLS["24hbert"].settings
+    wanted = {
+        "lr": 5e-5,
+        "weight_decay": 0.01,
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "clip_norm": 1.0,
+        "batch_size": 32,
+        "epochs": 5,
+        "max_length": 128,
+        "schedule": "linear",
+        "select": "last",
+    }
+    assert {key: getattr(settings, key) for key in wanted} == wanted
+    assert PROTOCOLS["24hbert"].n_seeds == 5
+    # MRPC has 3,668 examples: 115 steps an epoch. The last step ends at 1e-7.
+    rates = [settings.learning_rate(step, 575) for step in range(1, 576)]
+    assert rates[24] == pytest.approx(2.5e-5) and max(rates) == rates[49] == pytest.approx(5e-5)
+    assert rates[-1] == pytest.approx(1e-7)
+    assert rates[49] - rates[50] == pytest.approx((5e-5 - 1e-7) / 525)
+
+
+def test_a_warm_up_in_steps_is_the_same_for_every_task_and_may_be_longer_than_the_run():
+    protocol = PROTOCOLS["cramming"].changed(["warmup_steps=10"], [])
+    assert protocol.describe()["settings"]["warmup_steps"] == 10
+    for n_steps in (20, 2000):
+        assert protocol.settings.learning_rate(10, n_steps) == pytest.approx(4e-5)
+    assert protocol.settings.learning_rate(5, 5) == pytest.approx(4e-5)
+    assert protocol.settings.learning_rate(1, 5) == pytest.approx(4e-5 / 5)
+    # Results of before the key existed still belong to their protocol.
+    assert "warmup_steps" not in PROTOCOLS["cramming"].describe()["settings"]
+
+
 def test_mosaic_starts_small_tasks_from_mnli():
     tasks = ("rte", "mrpc", "stsb", "mnli", "cola", "wnli")
     points = {task: PROTOCOLS["mosaic"].points(task)[0] for task in tasks}

@@ -198,6 +198,45 @@ def test_it_grows_sharded_and_in_other_ways(corpus, tmp_path, more):
         )
 
 
+def test_stages_by_steps_under_flops_and_the_time_to_the_loss_of_a_control(corpus, tmp_path):
+    """The run that grows ends before its control: started again, it is compared."""
+    stages = [{"until": 0.5, "width": 0.5}]
+    small, full = (
+        _flops(
+            config(corpus, "growth.stages=None", "model.n_layers=2", f"model.d_ff={d_ff}"), corpus
+        )
+        for d_ff in (32, 64)
+    )
+    shape = ("model.n_layers=2", "eval.every_fraction=0.25")
+    grown = config(
+        corpus,
+        *shape,
+        "budget.steps=None",
+        f"budget.flops={16 * 4 * (small + full)}",
+        "schedule.batch_ramp=0",
+        f"growth.stages={stages!r}",
+        "growth.until=steps",
+        "growth.moments=reset",
+        f"growth.control={tmp_path / 'control'}",
+    )
+    assert cramjax.train(grown, tmp_path / "run")["control"] is None
+    lines = [line["flops"] for line in cli.lines(tmp_path / "run") if "eval_loss" in line]
+    steps = [line["step"] for line in cli.lines(tmp_path / "run") if "loss" in line]
+    assert steps == list(range(1, 9))
+    assert small < full and lines.count(16 * 4 * small) == 2  # before and after growing
+
+    control = config(corpus, *shape, "budget.steps=8", "growth.stages=None")
+    ended = cramjax.train(control, tmp_path / "control")
+    found = cramjax.train(grown, tmp_path / "run")["control"]
+    assert found["eval_loss"] == ended["eval_loss"] and found["flops"] == ended["flops"]
+    own = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert own["control"] == found
+    # One of the two came to the loss of the other.
+    is_better = own["eval_loss"] <= ended["eval_loss"]
+    assert (found["reached_after_s"] is not None) == is_better
+    assert (found["control_reached_after_flops"] is not None) == (not is_better)
+
+
 def test_the_loss_does_not_jump_where_the_function_stays(corpus, tmp_path):
     """Wider by sharing and deeper by identity, at a learning rate of zero: the loss stays."""
     stages = [{"until": 0.5, "depth": 0.5, "width": 0.5}]

@@ -1,10 +1,16 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cramjax.objectives import masking
+from cramjax.config.resolve import get_config
+from cramjax.models.layers import FLOAT32
+from cramjax.objectives import families, masking
+from cramjax.objectives.masked_lm import MaskedLM
+from cramjax.training.session import AssumedVocabulary
 
 MASKING = masking.Masking(
     mask_rate=0.25,
@@ -68,6 +74,23 @@ def test_special_tokens_are_never_chosen(seed, share_special):
     )
 
 
+def test_special_tokens_are_chosen_as_any_other_if_they_may_be():
+    """Cramming's collator disregards them: exact counts, every weight 1, whatever a row holds."""
+    free = dataclasses.replace(MASKING, special_ids=())
+    tokens, rows = tokens_and_rows(64, 128, share_special=0.5)
+    batch = masking.mask_tokens(free, jax.random.key(3), tokens, rows)
+    assert (np.asarray(batch.weights) == 1).all() and batch.positions.shape == (64, 32)
+    # A quarter of all tokens; so about a quarter of the special ones, of which there are 4,096.
+    chosen = (np.asarray(batch.labels) == 3).sum()
+    assert 0.22 < chosen / (np.asarray(tokens) == 3).sum() < 0.28
+    # Without special tokens in a row the choice is the same either way.
+    ordinary, rows = tokens_and_rows(4, 128, share_special=0.0)
+    either = [
+        masking.mask_tokens(one, jax.random.key(3), ordinary, rows) for one in (MASKING, free)
+    ]
+    np.testing.assert_array_equal(either[0].inputs, either[1].inputs)
+
+
 def test_a_row_depends_on_its_number_and_not_on_its_neighbours():
     tokens, rows = tokens_and_rows()
     key = jax.random.key(7)
@@ -111,3 +134,15 @@ def test_evaluation_masks_everything_it_scores():
     batch = masking.mask_tokens(chosen, jax.random.key(0), tokens, rows)
     assert batch.positions.shape == (16, 19)
     assert (np.take_along_axis(np.asarray(batch.inputs), np.asarray(batch.positions), 1) == 4).all()
+
+
+def test_cramming_may_predict_special_tokens_in_training_and_never_in_evaluation():
+    special = (0, 1, 2, 3, 4)
+    for recipe, in_training in (("bert_1day", ()), ("bert_1day_modern", special)):
+        config = get_config(recipe)
+        vocabulary = AssumedVocabulary(vocab_size=config.data.vocab_size)
+        objective = families.build(config, vocabulary, FLOAT32)
+        assert isinstance(objective, MaskedLM)
+        assert objective.corruption.special_ids == in_training
+        assert objective.eval_corruption.special_ids == special
+        assert (objective.frequencies(np.ones(32768, np.int64))[list(special)] == 0).all()

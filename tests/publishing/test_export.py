@@ -11,6 +11,7 @@ import re
 import resource
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
@@ -25,7 +26,9 @@ from cramjax.finetuning.request import FinetuneRequest
 from cramjax.hub import directory
 from cramjax.models.layers import FLOAT32
 from cramjax.publishing import card, facts
+from cramjax.publishing import push as pushing
 from cramjax.publishing.export import Options, export
+from cramjax.publishing.revisions import revisions
 from tests.e2e import test_main as cli
 from tests.finetuning import grammar
 from tests.hub.fakehub import FakeHub
@@ -297,7 +300,7 @@ def test_an_export_is_replaced_and_other_files_stay(small_run, tmp_path):
     ("checkpoint", "flags", "message"),
     [
         ("nothing/here", (), "no checkpoint of a run there"),
-        ("RUN", ("--step", "7"), "no checkpoint of step 7; there are 20"),
+        ("RUN", ("--step", "7"), "no checkpoint of step 7; there are 1, 20"),
         ("RUN", ("--results", "none.json"), "--results none.json: is no results.json"),
         ("RUN", ("--push_to_hub", "me/x"), "HF_TOKEN is not set"),
         ("RUN", ("--max_shard_size", "apples"), "--max_shard_size apples: must be a size"),
@@ -435,6 +438,16 @@ def test_to_the_hub_and_back(small_run, tmp_path, monkeypatch):
         files = {"config.json", "model.safetensors", "README.md", "tokenizer.json"}
         assert files <= set(commit.files)
 
+        # The same with each hour as a branch.
+        command = [*command[:4], str(small_run), "--out", str(tmp_path / "hours")]
+        command += ["--revisions", "--push_to_hub", "me/hours"]
+        cli.run(command, **environment)
+        branches = hub.repos["me/hours"].branches
+        assert branches.keys() == {"main", "1e-06h"}
+        assert all(files <= set(commits[-1].files) for commits in branches.values())
+        weights = {commits[-1].files["model.safetensors"].oid for commits in branches.values()}
+        assert len(weights) == 2
+
         code = (
             "import cramjax; model = cramjax.load('me/small@step-20'); "
             "print(cramjax.fill_mask(model, 'anna reads [MASK] .', top_k=1)[0][0][0])"
@@ -443,6 +456,40 @@ def test_to_the_hub_and_back(small_run, tmp_path, monkeypatch):
 
     (guess,) = cramjax.fill_mask(cramjax.load(tmp_path / "out"), "anna reads [MASK] .", top_k=1)
     assert loaded.stdout.split()[-1] == guess[0][0]
+
+
+def test_one_command_exports_every_hour_and_the_end(small_run, tmp_path, monkeypatch, capsys):
+    pushed = []
+
+    def push(directory, repo_id, *, revision, message, **_):
+        pushed.append((directory.name, repo_id, revision, message))
+        return f"https://hub/{repo_id}/{revision}"
+
+    monkeypatch.setattr(pushing, "push", push)
+    monkeypatch.setattr(pushing, "check", lambda repo_id: TOKEN)
+    command = ["--checkpoint", str(small_run), "--out", str(tmp_path / "out"), "--revisions"]
+    assert export_hf.main([*command, "--push_to_hub", "me/small"]) == 0
+    # The run was never so long as 1,000 hours.
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"main", "1e-06h"}
+    first, last = (cramjax.load(tmp_path / "out" / name).params for name in ("1e-06h", "main"))
+    jax.tree.map(np.testing.assert_array_equal, first, cramjax.load(small_run, step=1).params)
+    with pytest.raises(AssertionError):
+        jax.tree.map(np.testing.assert_array_equal, first, last)
+    assert [entry[:3] for entry in pushed] == [
+        ("main", "me/small", None),
+        ("1e-06h", "me/small", "1e-06h"),
+    ]
+    assert [entry[3].rpartition(" ")[2] for entry in pushed] == ["20", "1"]
+    assert "https://hub/me/small/1e-06h" in capsys.readouterr().out
+
+
+def test_revisions_that_are_not_there_or_named_twice_are_one_sentence(small_run, tmp_path, capsys):
+    command = ["--checkpoint", str(small_run), "--out", str(tmp_path / "out"), "--revisions"]
+    assert export_hf.main([*command, "--step", "20"]) == 2
+    assert "--step: --revisions names the checkpoints itself" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no checkpoint is kept for an hour"):
+        revisions(tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_name_that_is_nowhere(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from cramjax.errors import UserError
 from cramjax.sweeps import compression_report, grid, growth_report, studies
 from cramjax.sweeps.catalogue import STUDIES
 from cramjax.sweeps.sweep import Result
+from cramjax.training import equal_loss
 from tools import study as tool
 
 
@@ -24,10 +25,10 @@ def test_where_a_curve_comes_to_a_loss():
         {"eval_loss": loss, "elapsed_s": at}
         for at, loss in ((10, 6.0), (20, 5.0), (30, 5.5), (40, 4.0))
     ]
-    assert growth_report.reached(curve, "elapsed_s", 5.5) == 15
-    assert growth_report.reached(curve, "elapsed_s", 4.75) == 35
-    assert growth_report.reached(curve, "elapsed_s", 7.0) == 10
-    assert growth_report.reached(curve, "elapsed_s", 3.9) is None
+    assert equal_loss.reached(curve, "elapsed_s", 5.5) == 15
+    assert equal_loss.reached(curve, "elapsed_s", 4.75) == 35
+    assert equal_loss.reached(curve, "elapsed_s", 7.0) == 10
+    assert equal_loss.reached(curve, "elapsed_s", 3.9) is None
 
 
 def result(folder, values, final, curve=()):

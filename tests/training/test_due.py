@@ -76,3 +76,23 @@ def test_after_a_restart_minutes_and_steps_count_from_the_checkpoint():
     assert not due.is_due(3659.0, 109)
     assert due.is_due(3659.0, 110)
     assert due.is_due(3660.0, 101)
+
+
+def test_points_beside_the_multiples_are_due_once():
+    due, at = EvalDue(every=0.5, also_at=(0.125, 0.5)), []
+    for step in range(1, 17):
+        if due.is_due(step / 16):
+            at.append(step)
+            due = due.after(step / 16)
+    assert at == [2, 8, 16]
+
+
+def test_hours_are_passed_from_the_checkpoint_on_whatever_a_restart_took():
+    due = SaveDue(
+        every_minutes=1e9, every_steps=None, at_hours=(1.0, 2.0), saved_at_s=3700.0, saved_step=5,
+        passed_s=3500.0,
+    )  # fmt: skip
+    assert not due.is_due(3700.0, 5) and due.is_due(3701.0, 6)
+    due = due.after(3701.0, 6)
+    assert not due.is_due(7199.0, 9) and due.is_due(7200.0, 9)
+    assert due.hours_passed(7200.0) == [2.0]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cramjax.budget.clock import Clock
+from cramjax.config.resolve import get_config
 from cramjax.errors import RunFailed
 from cramjax.training.loop import StepSchedule, run_steps
 
@@ -13,21 +14,19 @@ SEQ_LEN = 8
 MICROBATCH = 2
 
 
-def make_config(*, batch_ramp=0.0, rewarm=0.0, stop_loss=None):
+def make_config(*, batch_ramp=0.0):
     return types.SimpleNamespace(
         batch_size=8,
         data=types.SimpleNamespace(seq_len=SEQ_LEN),
         optimizer=types.SimpleNamespace(lr=1.0, max_skipped=3),
         schedule=types.SimpleNamespace(
             name="linear",
+            span_steps=None,
             warmup=0.0,
             cooldown=0.0,
             final=0.0,
             batch_ramp=batch_ramp,
-            stop_loss=stop_loss,
-            stop_after=0.0,
         ),
-        growth=types.SimpleNamespace(rewarm=rewarm),
     )
 
 
@@ -88,7 +87,7 @@ class Loop:
         metrics = {"loss": 4.0, "skipped_in_row": 0} | self._metrics(state + 1)
         return state + 1, {name: np.float32(value) for name, value in metrics.items()}
 
-    def run(self, steps=3, *, coordinator=None, since=0.0, until=1.0, **settings):
+    def run(self, steps=3, *, coordinator=None, since=0.0, until=1.0, rewarm=0.0, **settings):
         self.clock = Clock(steps=steps)
         self.clock.start()
         schedule = StepSchedule(
@@ -97,6 +96,7 @@ class Loop:
             flops_per_sequence=10.0,
             since=since,
             until=until,
+            rewarm=rewarm,
         )
         return run_steps(
             self.step,
@@ -152,6 +152,22 @@ def test_learning_rates_follow_the_share_at_the_end_of_each_step():
     assert [step.fraction for step in loop.records] == [0.25, 0.5, 0.75, 1.0]
     assert [step.lr for step in loop.records] == [0.75, 0.5, 0.25, 0.0]
     assert [step.metrics["loss"] for step in loop.records] == [4.0] * 4
+
+
+def test_a_schedule_over_steps_of_its_own_does_not_follow_the_budget():
+    """Cramming's control: 8 million microbatches of 64, 80,000 of warm-up, in batches of 512."""
+    config = get_config("bert_original:cramming", "budget.hours=None", "budget.steps=100000")
+    schedule = StepSchedule(config=config, microbatch_size=64, flops_per_sequence=1.0)
+    rates = {step: schedule.learning_rate(step / 1e5, step) for step in (1, 5_000, 10_000, 100_000)}
+    assert rates[1] == pytest.approx(1e-8) and rates[5_000] == pytest.approx(5e-5)
+    assert rates[10_000] == pytest.approx(1e-4)
+    assert rates[100_000] == pytest.approx(1e-4 * 900 / 990)
+    assert schedule.learning_rate(1.0, 3_000_000) == 0.0
+    # What is planned is what the step gets, and the strong control decays with the budget.
+    strong = StepSchedule(
+        config=get_config("bert_original"), microbatch_size=64, flops_per_sequence=1.0
+    )
+    assert strong.learning_rate(1.0, 100_000) == 0.0
 
 
 def test_each_step_takes_the_microbatches_that_were_requested_for_it():
@@ -228,11 +244,15 @@ def test_an_error_anywhere_in_a_round_leaves_state_clock_and_record_at_the_same_
             assert loop.records[-1].step == outcome.state, name
 
 
-@pytest.mark.parametrize("loss", [9.5, float("nan")])
-def test_a_loss_above_the_limit_ends_the_run_one_step_later(loss):
-    loop = Loop(metrics=lambda step: {"loss": loss if step >= 3 else 4.0}, pauses=False)
-    outcome = loop.run(steps=20, stop_loss=9.0)
+def test_a_pause_that_gives_a_reason_ends_the_run_before_the_next_step():
+    loop = Loop()
+    loop.before_step = lambda state: "early_termination" if state == 4 else None
+    outcome = loop.run(steps=20)
     assert outcome.stop_reason == "early_termination"
-    # Step 3 is read after step 4 is dispatched.
-    assert outcome.state == 4
+    assert outcome.state == loop.clock.n_steps == 4
     assert [step.step for step in loop.records] == [1, 2, 3, 4]
+
+
+def test_the_loss_of_a_training_step_ends_nothing():
+    loop = Loop(metrics=lambda step: {"loss": float("nan") if step == 3 else 99.0})
+    assert loop.run(steps=5).stop_reason == "steps"

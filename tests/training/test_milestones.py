@@ -1,6 +1,7 @@
 """Evaluations and checkpoints between steps, with stand-ins for both."""
 
 import contextlib
+import json
 import types
 
 import pytest
@@ -28,16 +29,29 @@ class Checkpoints:
     def reload(self):
         self._events[:] = [("reload", None)]
 
+    def wait(self):
+        pass
+
     def save(self, step, state, sidecar, *, block):
         self._events.append(("save", step))
-        self.sidecar = sidecar
+        self.sidecar = json.loads(json.dumps(sidecar))
 
 
 class House:
     """A run, its stage and its recorder; time stands still unless a test moves it."""
 
-    def __init__(self, *, every_fraction=0.5, every_minutes=60.0, every_steps=None):
+    def __init__(
+        self,
+        *,
+        every_fraction=0.5,
+        every_minutes=60.0,
+        every_steps=None,
+        at_hours=None,
+        stop_loss=None,
+        stop_after=1.0,
+    ):
         self.events = []
+        self.loss = 2.0
         self.now = 0.0
         self.clock = Clock(steps=10, time_source=lambda: self.now)
         self.clock.start()
@@ -46,7 +60,10 @@ class House:
         config = types.SimpleNamespace(
             to_dict=lambda: {"seed": 0},
             eval=types.SimpleNamespace(every_fraction=every_fraction),
-            checkpoint=types.SimpleNamespace(every_minutes=every_minutes, every_steps=every_steps),
+            checkpoint=types.SimpleNamespace(
+                every_minutes=every_minutes, every_steps=every_steps, at_hours=at_hours
+            ),
+            schedule=types.SimpleNamespace(stop_loss=stop_loss, stop_after=stop_after),
         )
         self.verification = types.SimpleNamespace(
             is_running=False, is_damaged=False, raise_damage=lambda: None
@@ -70,7 +87,7 @@ class House:
 
     def _evaluate(self, params):
         self.events.append(("eval", self.clock.n_steps))
-        return EvalResult(loss=2.0, accuracy=0.5)
+        return EvalResult(loss=self.loss, accuracy=0.5)
 
     def milestones(self, sidecar=None):
         return Milestones(self.run, self.recorder, self.stage, sidecar)
@@ -241,7 +258,8 @@ def test_a_checkpoint_holds_clock_spent_stage_and_identity():
     assert sidecar["stage"] == 1 and sidecar["model"] == "network"
     assert sidecar["config"] == {"seed": 0} and sidecar["record"] == {"recent": []}
     assert sidecar["dataset"] == {"directory": "/d", "fingerprint": "f"}
-    assert sidecar["evaluations"] == {"every": 0.0, "n_passed": 0}
+    assert sidecar["evaluations"] == {"every": 0.0, "n_passed": 0, "also_at": []}
+    assert sidecar["kept_for_hours"] == []
 
 
 def test_the_seconds_of_evaluations_and_saves_are_counted_by_cause(monkeypatch):
@@ -266,3 +284,72 @@ def test_a_folder_that_was_deleted_gets_its_files_and_a_checkpoint_again(monkeyp
     monkeypatch.setattr(milestones, "describe_start", described.append)
     at.save("state")
     assert described == [house.run] and house.events == [("reload", None), ("save", 1)]
+
+
+def reasons(house, n_steps):
+    """Train, and return what `before_step` says before each step and after the last."""
+    milestones, state, said = house.milestones(), types.SimpleNamespace(params={}), []
+    for _ in range(n_steps):
+        said.append(milestones.before_step(state))
+        house.clock.advance(1, 1.0)
+    return [*said, milestones.before_step(state)]
+
+
+def test_a_held_out_loss_over_the_limit_ends_the_run_at_an_evaluation_only():
+    """24hBERT judges its validation loss, at every evaluation once stop_after is spent."""
+    house = House(every_fraction=0.4, stop_loss=1.5, stop_after=0.3)
+    # Steps of a tenth: evaluations at 0.3, 0.4 and 0.8.
+    failed = "early_termination"
+    assert reasons(house, 5) == [None, None, None, failed, failed, None]
+    assert [step for name, step in house.events if name == "eval"] == [3, 4]
+    house = House(every_fraction=0.2, stop_loss=2.0, stop_after=0.3)
+    assert reasons(house, 5) == [None] * 6
+
+
+def test_the_limit_is_judged_where_it_begins_also_without_other_evaluations():
+    house = House(every_fraction=0.0, stop_loss=1.5, stop_after=0.5)
+    assert reasons(house, 7) == [None] * 5 + ["early_termination"] + [None] * 2
+    assert [step for name, step in house.events if name == "eval"] == [5]
+
+
+def test_a_held_out_loss_that_is_no_number_ends_the_run_at_any_time():
+    house = House(every_fraction=0.1, stop_loss=6.0, stop_after=0.9)
+    house.loss = float("nan")
+    assert reasons(house, 1) == [None, "early_termination"]
+    house = House(every_fraction=0.1)
+    house.loss = float("nan")
+    assert reasons(house, 1) == [None, None]
+
+
+def test_a_checkpoint_is_due_at_the_first_step_behind_each_hour_and_says_so():
+    house = House(every_fraction=0.0, every_minutes=1e9, at_hours=(1.0, 2.0, 2.4))
+    milestones, noted = house.milestones(), {}
+    for _ in range(9):
+        house.train(milestones, 1, step_s=1200.0)  # three steps an hour
+        noted[house.clock.n_steps] = (
+            house.checkpoints.sidecar and house.checkpoints.sidecar["kept_for_hours"]
+        )
+    assert house.events == [("save", 3), ("save", 6), ("save", 8)]
+    assert (noted[3], noted[6], noted[8]) == ([1.0], [2.0], [2.4])
+
+
+def test_hours_that_a_checkpoint_has_passed_are_not_due_again_and_later_ones_are():
+    house = House(every_fraction=0.0, every_minutes=1e9, every_steps=5, at_hours=(1.0, 2.0))
+    house.train(house.milestones(), 5, step_s=1200.0)
+    sidecar = house.checkpoints.sidecar
+    assert house.events == [("save", 3)] and sidecar["kept_for_hours"] == [1.0]
+    # It goes on from there. To compile took the second hour: the next step is kept for it.
+    house.now, house.clock.n_steps = 8000.0, 3
+    resumed = house.milestones(sidecar)
+    house.train(resumed, 1)
+    assert house.events == [("save", 3), ("save", 4)]
+    assert house.checkpoints.sidecar["kept_for_hours"] == [2.0]
+
+
+def test_a_save_that_failed_leaves_its_hours_to_the_next():
+    house = House(every_fraction=0.0, every_minutes=1e9, at_hours=(1.0, 1.2))
+    milestones = house.milestones()
+    house.train(milestones, 3, step_s=1200.0)
+    house.checkpoints.save_failed = True
+    house.train(milestones, 1, step_s=1200.0)
+    assert house.checkpoints.sidecar["kept_for_hours"] == [1.0, 1.2]
