@@ -49,6 +49,12 @@ def _check_compressibility(value: Any) -> str | None:
     return within(0.0, None)(value)
 
 
+def _check_plateau(value: Any) -> str | None:
+    if not is_finite(value) or value <= 0:
+        return "must be over 0: a share of the budget below 1, or a number of steps"
+    return None
+
+
 BUDGET = {
     "hours": optional_number(
         None,
@@ -197,6 +203,14 @@ SCHEDULE = {
     "warmup": share(
         0.0, "share of the budget with linear warm-up (linear, cosine, constant, inverse_sqrt)"
     ),
+    "warmup_from": share(0.0, "learning rate at which a warm-up starts, as a share of the peak"),
+    "plateau": Field(
+        default=0.01,
+        kinds=(int, float),
+        help="when an inverse_sqrt starts to decay: a share of the budget below 1, or optimizer "
+        "steps (T5: 10000)",
+        check=_check_plateau,
+    ),
     "cooldown": share(
         0.0,
         "share of the budget with linear cool-down to `final` at the end (constant, inverse_sqrt)",
@@ -206,7 +220,12 @@ SCHEDULE = {
         "learning rate at the end, as a share of the peak (linear, cosine, constant, inverse_sqrt)",
     ),
     "batch_ramp": share(
-        0.0, "share of the budget over which the batch grows from one microbatch to batch_size"
+        0.0, "share of the budget over which the batch grows from ramp_start to batch_size"
+    ),
+    "ramp_start": optional_count(
+        None,
+        "sequences of the first batch under batch_ramp, and of each stair; None: one microbatch, "
+        "so that it depends on the device",
     ),
     "stop_loss": optional_number(None, "end the run early if the training loss is above this …"),
     "stop_after": share(1.0, "… once this share of the budget is spent"),

@@ -156,9 +156,12 @@ class ScheduleConfig(Section, Protocol):
 
     name: str
     warmup: float
+    warmup_from: float
+    plateau: float
     cooldown: float
     final: float
     batch_ramp: float
+    ramp_start: int | None
     stop_loss: float | None
     stop_after: float
 

@@ -84,13 +84,14 @@ class StepSchedule:
     def n_microbatches(self, fraction: float) -> int:
         """Returns the number of microbatches for a step that starts at `fraction`."""
         config = self.config
-        ramp = config.schedule.batch_ramp
-        return schedules.n_microbatches(fraction, ramp, config.batch_size, self.microbatch_size)
+        return schedules.n_microbatches(
+            config.schedule, fraction, config.batch_size, self.microbatch_size
+        )
 
-    def learning_rate(self, fraction: float) -> float:
-        """Returns the learning rate for a step that ends at `fraction`."""
+    def learning_rate(self, fraction: float, step: int) -> float:
+        """Returns the learning rate for step number `step`, from 1, which ends at `fraction`."""
         config = self.config
-        lr = schedules.learning_rate(config.schedule, config.optimizer.lr, fraction)
+        lr = schedules.learning_rate(config.schedule, config.optimizer.lr, fraction, step)
         return lr * schedules.rewarm(fraction, self.since, config.growth.rewarm)
 
     def plan(self, n_micro: int, clock: Clock) -> PlannedStep:
@@ -105,7 +106,7 @@ class StepSchedule:
             n_tokens=n_tokens,
             n_flops=n_flops,
             fraction=fraction,
-            lr=self.learning_rate(fraction),
+            lr=self.learning_rate(fraction, clock.n_steps + 1),
         )
 
     def is_over(self, clock: Clock) -> bool:

@@ -21,9 +21,12 @@ def make_config(*, batch_ramp=0.0, rewarm=0.0, stop_loss=None):
         schedule=types.SimpleNamespace(
             name="linear",
             warmup=0.0,
+            warmup_from=0.0,
+            plateau=0.01,
             cooldown=0.0,
             final=0.0,
             batch_ramp=batch_ramp,
+            ramp_start=None,
             stop_loss=stop_loss,
             stop_after=0.0,
         ),

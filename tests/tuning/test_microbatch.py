@@ -135,6 +135,8 @@ def test_a_size_that_is_much_too_large_is_never_compiled():
 def test_sizes_are_multiples_of_the_devices():
     assert choose(Compiler(), 10**9, batch_size=96, shards=8, card="a") == 96
     assert choose(Compiler(), 1330, batch_size=96, shards=8, card="b") == 32
+    with pytest.raises(UserError, match="ramp_start=12: must be a multiple of the 8 devices"):
+        microbatch.microbatch_sizes(12, 8, "schedule.ramp_start")
     with pytest.raises(UserError, match="batch_size=12"):
         microbatch.microbatch_sizes(12, 8)
 
