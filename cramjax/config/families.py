@@ -135,6 +135,8 @@ def _encoder_mistakes(config: Config) -> Iterator[str]:
         yield (
             f"objective.mask_rate={objective.mask_rate}: predicts nothing at seq_len {data.seq_len}"
         )
+    if model.document_attention and not config.data.document_end:
+        yield "data.document_end=False: model.document_attention=True tells documents by their ends"
     if objective.pool != 1 and model.document_attention:
         yield (
             f"objective.pool={objective.pool}: means of embeddings go over the ends of documents; "

@@ -143,6 +143,11 @@ DATA = {
     "cls_token": flag(
         False, "every sequence starts with the [CLS] token (Cramming: not needed in pretraining)"
     ),
+    "document_end": flag(
+        True,
+        "the separator ([SEP], or a T5's end token) follows every document; False: nothing "
+        "does, as in T5's own data",
+    ),
     "loader": text(
         "auto",
         "tfdata; numpy (needs no TensorFlow); auto: tfdata if it is installed; same batches",

@@ -74,6 +74,7 @@ class DataConfig(Section, Protocol):
     heldout_fraction: float
     order: str
     cls_token: bool
+    document_end: bool
     loader: str
     verify: str
     extra_ids: int

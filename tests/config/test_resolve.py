@@ -83,6 +83,10 @@ def test_impossible_combinations_are_refused_in_a_sentence(override, part):
             ("growth.stages=[{'until': 0.5, 'batch': 256}]",),
             "growth.stages[0].batch: 256 is no multiple of schedule.ramp_start=512",
         ),
+        (
+            ("data.document_end=False", "model.document_attention=True"),
+            "data.document_end=False: model.document_attention=True tells documents by their ends",
+        ),
     ],
 )
 def test_a_ramp_that_cannot_be_is_refused_in_a_sentence(overrides, part):
