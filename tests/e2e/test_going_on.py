@@ -147,9 +147,8 @@ def test_a_stopped_run_tells_the_same_story_as_one_left_alone(
 def test_a_card_with_less_memory_takes_the_same_steps(undisturbed, text, tmp_path):
     """Its microbatch is 4 and not 8; the batch grows from 8 to 16 on both."""
     train(text, tmp_path, "microbatch_size=4", "schedule.ramp_start=8")
-    ours, others = (
-        [line for line in story(folder) if "loss" in line] for folder in (tmp_path, undisturbed)
-    )
+    ours = [line for line in story(tmp_path) if "loss" in line]
+    others = [line for line in story(undisturbed) if "loss" in line]
     # Up to step 4, three steps of 8 sequences and one of 16.
     assert ours[0]["tokens"] == (3 * 8 + 16) * 32
     for line, other in zip(ours, others, strict=True):
