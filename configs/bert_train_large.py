@@ -47,8 +47,7 @@ def get_config(arg=None):
     config.data.max_mb = 40_000.0
     _size(24, 1024, config)
     variants = {f"L{n}-H{width}": functools.partial(_size, n, width) for n, width in SIZES}
-    variants["mask15"] = _mask15
-    return recipes.apply_variant(config, arg, variants)
+    return recipes.apply_variant(config, arg, variants | {"mask15": _mask15})
 
 
 def _size(n_layers, width, config):

@@ -2,7 +2,8 @@
 
 The first stage has half the feed-forward. Depth grows by stacking at 12.5% and 30% of the budget
 (No Train No Gain, arXiv 2307.06440, which finds no gain beside a fully decayed learning rate).
-Width grows by the parameter sharing of CompoundGrow (arXiv 2010.12562).
+Width grows by the parameter sharing of CompoundGrow (arXiv 2010.12562). No Train No Gain's T5 grows
+in depth alone, has batch 144, and starts its moments anew at a switch (`growth.moments=reset`).
 
 `:ntng` is the arm of No Train No Gain: depth alone grows, the optimizer starts anew each time, and
 the batch is 144.

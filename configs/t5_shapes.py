@@ -1,8 +1,9 @@
 """Shapes of T5 in miniature, from shallow and wide to deep and narrow.
 
-Scale Efficiently (arXiv 2109.10686) asks which shape learns most, of T5s from 16 million to 11
-billion parameters. Here they are small enough for a CPU or any card: a sweep over all of them at
-one budget, in FLOPs or in hours, takes minutes. docs/studies/scale_efficiently.md has the results.
+Scale Efficiently (arXiv 2109.10686) asks which shape learns most, of T5s from 5 million to 30
+billion parameters (12 million to 11 billion are released). Here they are small enough for a CPU or
+any card: a sweep over all of them at one budget, in FLOPs or in hours, takes minutes.
+docs/studies/scale_efficiently.md has the results.
 
 `nl2-dm256` is 2 + 2 layers of width 256. Heads have 32 dimensions, feed-forwards 4 times the width.
 The blocks of each family take about the same FLOPs a token.

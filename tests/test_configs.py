@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from cramjax.budget import schedules
 from cramjax.config.resolve import resolve
 
 RECIPES = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
@@ -79,3 +80,51 @@ def test_the_text_of_24hbert_is_that_of_all_its_cards():
     one, eight = (text_amount.expected(config, "NVIDIA TITAN V", n).tokens for n in (1, 8))
     assert eight == pytest.approx(8 * one) and one < 95e6 * 128 < eight < 2 * 95e6 * 128
     assert config.checkpoint.at_hours == (12.0, 14.4, 21.6)
+
+
+def rates(config, n_steps, *steps):
+    """The learning rate after each of `steps`, in a run of `n_steps` of equal length."""
+    schedule, peak = config.schedule, config.optimizer.lr
+    return [schedules.learning_rate(schedule, peak, step / n_steps, step) for step in steps]
+
+
+def test_t5_efficient_is_that_of_its_released_configurations():
+    config = resolve("t5_efficient")
+    # 1 over the root of the step, of 10,000 at least, whatever the number of steps.
+    for n_steps in (80_000, 524_288):
+        expected = [1e-2, 1e-2, 5e-3, n_steps**-0.5]
+        assert rates(config, n_steps, 1, 10_000, 40_000, n_steps) == pytest.approx(expected)
+    assert set(rates(config, 9_000, 1, 5_000, 9_000)) == {1e-2}
+    assert config.objective.z_loss == 1e-4
+    assert config.data.document_end is False
+    assert config.model.dropout == 0.0
+
+
+def test_t5_1day_is_that_of_nanot5_and_its_adafactor_that_of_t5():
+    config = resolve("t5_1day")
+    assert rates(config, 80_000, 0, 5_000, 10_000, 80_000) == pytest.approx(
+        [1e-2, 1.5e-2, 2e-2, 1e-5]
+    )
+    assert config.objective.z_loss == 0.0
+
+    own = resolve("t5_1day:adafactor")
+    assert rates(own, 80_000, 1, 10_000, 40_000, 80_000) == pytest.approx([1e-2, 1e-2, 5e-3, 0.0])
+    assert own.objective.z_loss == 1e-4
+    # One dataset for both, so that their losses compare.
+    assert own.data == config.data and config.data.document_end
+
+
+RAMPED = ["bert_1day", "bert_1day_modern", "bert_stack", "bert_stack:control",
+          "bert_compoundgrow", "bert_compoundgrow:control", "bert_train_large",
+          "bert_train_large:L6-H256"]  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RAMPED)
+def test_every_ramp_has_the_stairs_of_cramming(recipe):
+    config = resolve(recipe)
+    batches = []
+    for fraction in (0.0, 0.1, 0.35, 0.59, 0.6):
+        for microbatch in (64, 512):
+            n = schedules.n_microbatches(config.schedule, fraction, config.batch_size, microbatch)
+            batches.append(n * microbatch)
+    assert batches[::2] == batches[1::2] == [512, 1536, 5120, 8192, 8192]

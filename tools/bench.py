@@ -45,7 +45,8 @@ with --finetune TASK, instead of the keys above:
                                          float32_any: over all)
 
 examples:
-  python -m tools.bench --config configs/bert_1day.py --config.batch_size=128 --steps 10
+  python -m tools.bench --config configs/bert_1day.py --config.batch_size=128 \\
+      --config.schedule.batch_ramp=0 --steps 10
   python -m tools.bench --suite gpu --json gpu.json
   python -m tools.bench --config configs/t5_efficient.py:mini --config.data.seq_len=128 \\
       --config.batch_size=32 --peer

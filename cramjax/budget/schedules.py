@@ -12,36 +12,61 @@ from collections.abc import Callable
 from cramjax.config.views import ScheduleConfig
 from cramjax.errors import UserError
 
-INVERSE_SQRT_PLATEAU = 0.01
-"""Share of the budget at the peak before an inverse square root without warm-up decays.
 
-T5 takes 10^4 of 10^6 steps.
-"""
+def learning_rate(schedule: ScheduleConfig, peak: float, fraction: float, step: int) -> float:
+    """Returns the learning rate of a step: `peak` times the schedule's shape, never below 0.
 
-
-def learning_rate(schedule: ScheduleConfig, peak: float, fraction: float) -> float:
-    """Returns the learning rate at `fraction` of the budget: `peak` times the schedule's shape.
-
-    It is never below 0.
+    Args:
+        schedule: the shape and its numbers.
+        peak: the highest learning rate.
+        fraction: share of the budget that is spent at the end of the step.
+        step: number of the step, from 1.
     """
     return peak * multiplier(
         schedule.name,
         fraction,
         warmup=schedule.warmup,
+        warmup_from=schedule.warmup_from,
+        plateau=plateau_share(schedule.plateau, fraction, step),
         cooldown=schedule.cooldown,
         final=schedule.final,
     )
 
 
+def plateau_share(plateau: float, fraction: float, step: int) -> float:
+    """Returns the share of the budget at which a plateau ends.
+
+    T5's plateau is a number of steps (10,000), of a run whose length in steps is only known at its
+    end where hours are the budget. By the steps of the share so far, step `plateau` is at this
+    share. On it, the shape is T5's function of the step alone: sqrt(plateau / max(step, plateau)).
+
+    Args:
+        plateau: a share of the budget below 1, or a number of optimizer steps.
+        fraction: share of the budget that is spent at the end of `step`.
+        step: number of a step, from 1.
+    """
+    return plateau if plateau < 1 else plateau * fraction / step
+
+
 def multiplier(
-    name: str, fraction: float, *, warmup: float = 0.0, cooldown: float = 0.0, final: float = 0.0
+    name: str,
+    fraction: float,
+    *,
+    warmup: float = 0.0,
+    warmup_from: float = 0.0,
+    plateau: float = 0.01,
+    cooldown: float = 0.0,
+    final: float = 0.0,
 ) -> float:
     """Returns the share of the peak learning rate, in [0, 1].
 
     Args:
         name: the shape; triangle2 and one_cycle are fixed and read no other argument.
         fraction: share of the budget that is spent, clamped to [0, 1].
-        warmup: share of the budget with a linear rise from 0.
+        warmup: share of the budget with a linear rise.
+        warmup_from: share of the peak from which it rises.
+        plateau: share of the budget at which an inverse square root starts to decay, if its
+            warm-up ends no later.
         cooldown: share of the budget with a linear fall to `final`.
         final: learning rate at the end, as a share of the peak.
 
@@ -59,30 +84,47 @@ def multiplier(
             f"schedule.name={name!r}: must be one of triangle2, one_cycle, {', '.join(_DECAYS)}"
         )
     if f < warmup:
-        return f / warmup
-    return _DECAYS[name](f, warmup, cooldown, final)
+        return warmup_from + (1 - warmup_from) * f / warmup
+    return _DECAYS[name](f, warmup, plateau, cooldown, final)
+
+
+def ramp_grain(schedule: ScheduleConfig) -> int | None:
+    """Returns the sequences that a growing batch has at first and by which it grows.
+
+    None if the batch does not grow, or grows by microbatches.
+    """
+    return schedule.ramp_start if schedule.batch_ramp else None
 
 
 def n_microbatches(
-    fraction: float, ramp_share: float, batch_size: int, microbatch_size: int
+    schedule: ScheduleConfig, fraction: float, batch_size: int, microbatch_size: int
 ) -> int:
     """Returns the microbatches of the step that starts at `fraction` of the budget.
 
-    They rise in a line from one to batch_size / microbatch_size over `ramp_share`, as in Cramming's
-    final recipe (0.6 of the budget, arXiv 2212.14034, section 4.3). A `ramp_share` of 0 means full
+    The batch rises over `batch_ramp` of the budget in equal stairs, from one stair to `batch_size`,
+    as in Cramming's final recipe (0.6 of the budget, arXiv 2212.14034, section 4.3). A stair is
+    `ramp_start` sequences, or a microbatch where that is None. A `batch_ramp` of 0 means full
     batches from the start.
 
     Raises:
-        UserError: the microbatch does not divide the batch.
+        UserError: the microbatch does not divide the stair, or the stair the batch.
     """
-    n_full, rest = divmod(batch_size, microbatch_size)
-    if rest:
+    if batch_size % microbatch_size:
         raise UserError(
             f"batch_size={batch_size}: must be a multiple of microbatch_size={microbatch_size}"
         )
-    if fraction >= ramp_share:
-        return n_full
-    return min(math.floor(n_full * max(fraction, 0.0) / ramp_share) + 1, n_full)
+    grain = ramp_grain(schedule) or microbatch_size
+    if grain % microbatch_size or batch_size % grain:
+        raise UserError(
+            f"schedule.ramp_start={grain}: must divide batch_size={batch_size}, and be a multiple "
+            f"of microbatch_size={microbatch_size}"
+        )
+
+    n_stairs = batch_size // grain
+    stair = n_stairs
+    if fraction < schedule.batch_ramp:
+        stair = min(math.floor(n_stairs * max(fraction, 0.0) / schedule.batch_ramp) + 1, n_stairs)
+    return stair * grain // microbatch_size
 
 
 def stops_early(schedule: ScheduleConfig, fraction: float, eval_loss: float) -> bool:
@@ -107,26 +149,26 @@ def rewarm(fraction: float, start: float, share: float) -> float:
     return min(1.0, (fraction - start) / share)
 
 
-def _linear(f: float, warmup: float, cooldown: float, final: float) -> float:
+def _linear(f: float, warmup: float, plateau: float, cooldown: float, final: float) -> float:
     return final + (1 - final) * (1 - _since(warmup, f))
 
 
-def _cosine(f: float, warmup: float, cooldown: float, final: float) -> float:
+def _cosine(f: float, warmup: float, plateau: float, cooldown: float, final: float) -> float:
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * _since(warmup, f)))
 
 
-def _constant(f: float, warmup: float, cooldown: float, final: float) -> float:
+def _constant(f: float, warmup: float, plateau: float, cooldown: float, final: float) -> float:
     def flat(_: float) -> float:
         return 1.0
 
     return _cooled(flat, f, max(1 - cooldown, warmup), final)
 
 
-def _inverse_sqrt(f: float, warmup: float, cooldown: float, final: float) -> float:
-    plateau = warmup or INVERSE_SQRT_PLATEAU
+def _inverse_sqrt(f: float, warmup: float, plateau: float, cooldown: float, final: float) -> float:
+    start = max(warmup, plateau)
 
     def decay(at: float) -> float:
-        return math.sqrt(plateau / max(at, plateau))
+        return 1.0 if at <= start else math.sqrt(start / at)
 
     return _cooled(decay, f, max(1 - cooldown, warmup), final)
 

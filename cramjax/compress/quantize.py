@@ -1,6 +1,7 @@
 """Quantisation to few bits: symmetric, and zero is exact.
 
-The definition is ours; the paper behind it (arXiv 2002.11794) gives none. A number w becomes the
+The definition is ours; that of the paper behind it (arXiv 2002.11794) is not in the sources at
+hand. A number w becomes the
 integer q nearest to w / s, from -(2^(bits-1) - 1) to 2^(bits-1) - 1, so 2 bits use three values.
 The scale s is shared by a matrix, by a column of it (an output channel, a token of the
 vocabulary), or by some rows of a column. It is a share of the largest |w| / (2^(bits-1) - 1): the

@@ -140,10 +140,25 @@ def _batch_problems(config: Config) -> Iterator[str]:
     batch_size, microbatch_size = config.batch_size, config.microbatch_size
     if microbatch_size is not None and batch_size % microbatch_size:
         yield f"microbatch_size={microbatch_size}: must divide batch_size={batch_size}"
+    elif config.schedule.batch_ramp and config.schedule.ramp_start is not None:
+        yield from _ramp_problems(config.schedule.ramp_start, batch_size, microbatch_size)
     if config.log.noise_scale and batch_size <= (microbatch_size or 1):
         yield (
             "log.noise_scale=True: compares microbatches; set microbatch_size to at most half of "
             f"batch_size={batch_size}"
+        )
+
+
+def _ramp_problems(ramp_start: int, batch_size: int, microbatch_size: int | None) -> Iterator[str]:
+    if batch_size % ramp_start:
+        yield (
+            f"schedule.ramp_start={ramp_start}: must divide batch_size={batch_size}; take a "
+            "divisor, None for one microbatch, or schedule.batch_ramp=0 for no ramp"
+        )
+    elif ramp_start % (microbatch_size or 1):
+        yield (
+            f"schedule.ramp_start={ramp_start}: must be a multiple of "
+            f"microbatch_size={microbatch_size}"
         )
 
 

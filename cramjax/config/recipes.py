@@ -122,6 +122,8 @@ def smoke(config: Config) -> None:
             model.max_positions = max(64, min(model.max_positions, 128))
         config.optimizer.lr = min(config.optimizer.lr, 1e-3)
 
+    if config.schedule.ramp_start is not None:
+        config.schedule.ramp_start = 16
     config.schedule.stop_loss = None  # nothing has learned enough after a few steps
     config.eval.update(batches=2, batch_size=32, every_fraction=0.25)
     config.log.update(every_steps=5)

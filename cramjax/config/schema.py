@@ -57,6 +57,12 @@ def _check_hours(value: Any) -> str | None:
     return None
 
 
+def _check_plateau(value: Any) -> str | None:
+    if not is_finite(value) or value <= 0:
+        return "must be over 0: a share of the budget below 1, or a number of steps"
+    return None
+
+
 BUDGET = {
     "hours": optional_number(
         None,
@@ -154,6 +160,11 @@ DATA = {
     "cls_token": flag(
         False, "every sequence starts with the [CLS] token (Cramming: not needed in pretraining)"
     ),
+    "document_end": flag(
+        True,
+        "the separator ([SEP], or a T5's end token) follows every document; False: nothing "
+        "does, as in T5's own data",
+    ),
     "loader": text(
         "auto",
         "tfdata; numpy (needs no TensorFlow); auto: tfdata if it is installed; same batches",
@@ -232,6 +243,14 @@ SCHEDULE = {
     "warmup": share(
         0.0, "share of the budget with linear warm-up (linear, cosine, constant, inverse_sqrt)"
     ),
+    "warmup_from": share(0.0, "learning rate at which a warm-up starts, as a share of the peak"),
+    "plateau": Field(
+        default=0.01,
+        kinds=(int, float),
+        help="when an inverse_sqrt starts to decay: a share of the budget below 1, or optimizer "
+        "steps (T5: 10000)",
+        check=_check_plateau,
+    ),
     "cooldown": share(
         0.0,
         "share of the budget with linear cool-down to `final` at the end (constant, inverse_sqrt)",
@@ -241,7 +260,12 @@ SCHEDULE = {
         "learning rate at the end, as a share of the peak (linear, cosine, constant, inverse_sqrt)",
     ),
     "batch_ramp": share(
-        0.0, "share of the budget over which the batch grows from one microbatch to batch_size"
+        0.0, "share of the budget over which the batch grows from ramp_start to batch_size"
+    ),
+    "ramp_start": optional_count(
+        None,
+        "sequences of the first batch under batch_ramp, and of each stair; None: one microbatch, "
+        "so that it depends on the device",
     ),
     "stop_loss": optional_number(
         None, "end the run at an evaluation whose held-out loss is above this, or no number …"

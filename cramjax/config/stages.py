@@ -277,6 +277,11 @@ def _misfits(config: Config, where: str, stage: Stage) -> Iterator[str]:
             f"{where}.batch: {stage.batch_size} is no multiple of "
             f"microbatch_size={config.microbatch_size}"
         )
+    ramp_start = config.schedule.ramp_start
+    if config.schedule.batch_ramp and ramp_start is not None and stage.batch_size % ramp_start:
+        yield (
+            f"{where}.batch: {stage.batch_size} is no multiple of schedule.ramp_start={ramp_start}"
+        )
 
     if stage.causal and model.family != "encoder":
         yield f"{where}.causal: needs model.family=encoder"

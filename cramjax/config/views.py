@@ -74,6 +74,7 @@ class DataConfig(Section, Protocol):
     heldout_fraction: float
     order: str
     cls_token: bool
+    document_end: bool
     loader: str
     verify: str
     extra_ids: int
@@ -163,9 +164,12 @@ class ScheduleConfig(Section, Protocol):
     name: str
     span_steps: int | None
     warmup: float
+    warmup_from: float
+    plateau: float
     cooldown: float
     final: float
     batch_ramp: float
+    ramp_start: int | None
     stop_loss: float | None
     stop_after: float
 
@@ -179,8 +183,8 @@ class ObjectiveConfig(Section, Protocol):
     mask_rate: float
     mask_share: float
     random_share: float
-    causal: bool
     mask_special: bool
+    causal: bool
     z_loss: float
     pool: int
 

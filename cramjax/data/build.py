@@ -406,6 +406,7 @@ class Builder:
         self, prepared: PreparedTokenizer, selections: Sequence[SelectJob]
     ) -> list[EncodeJob]:
         """Encode all groups; returns the finished jobs."""
+        sep = prepared.special_ids["sep"] if self._config.document_end else None
         all_jobs = []
         for selection in selections:
             job = EncodeJob(
@@ -415,7 +416,7 @@ class Builder:
                 tokenizer=prepared.path,
                 tokenizer_sha256=prepared.sha256,
                 dtype=prepared.dtype,
-                sep=prepared.special_ids["sep"],
+                sep=sep,
                 max_tokens=self._config.max_shard_tokens,
                 compressibility=self._config.compressibility,
                 heldout_fraction=self._config.heldout_fraction,
@@ -586,6 +587,7 @@ class Builder:
             "sources": sources,
             "language": self._config.language,
             "filters": {key: getattr(self._config, key) for key in _FILTERS},
+            "document_end": self._config.document_end,
             "documents_read": n_read,
             "dropped": dropped,
             **sum((tally for _, tally in self._tallies), Tally()).shares(),

@@ -43,6 +43,7 @@ _KEYS = {
 _LATER_KEYS = {
     "extra_ids": int,
     "files": dict,
+    "document_end": bool,
     "unknown_token_share": float,
     "unknown_character_share": float,
     "deleted_character_share": float,

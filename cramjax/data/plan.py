@@ -97,7 +97,7 @@ def text_settings(config: DataConfig) -> dict[str, Any]:
 
     Those are left out that only say how much text to take.
     """
-    names = {"source", "extra_ids", "keep", *_FINGERPRINTED} - set(_AMOUNTS)
+    names = {"source", "extra_ids", "keep", "document_end", *_FINGERPRINTED} - set(_AMOUNTS)
     settings = {name: getattr(config, name) for name in sorted(names)}
     return settings | {"language": languages.with_own_chain(config.language)}
 
@@ -134,6 +134,8 @@ def _fingerprint(
         settings["extra_ids"] = config.extra_ids
     if config.keep is not None:
         settings["keep"] = config.keep
+    if not config.document_end:
+        settings["document_end"] = False
     if (order := orders.wanted(config)) is not None:
         settings["order"] = [order.name, order.seq_len]
 

@@ -42,13 +42,14 @@ _BLOCK_ROWS = 64
 # More than this share of rows of other lengths means that they are documents, not packed rows.
 _MOST_OTHERS = 0.1
 
-# Filters of text, and their values that filter nothing.
-_NO_FILTER: dict[str, Any] = {
+# What is done to text, and the values that do nothing.
+_AS_THEY_ARE: dict[str, Any] = {
     "min_chars": 0,
     "max_chars": None,
     "compressibility": None,
     "dedup_near": None,
     "keep": None,
+    "document_end": True,
 }
 
 
@@ -449,11 +450,11 @@ def _refuse_text_settings(plan: PreparationPlan) -> None:
                 "mixture is of ids alone or of text alone"
             )
     specs = ", ".join(source.spec for source in plan.sources)
-    for name, off in _NO_FILTER.items():
+    for name, off in _AS_THEY_ARE.items():
         value = config[name]
         if value != off:
             raise UserError(
-                f"data.{name}={json.dumps(value)}: is a filter of text, and {specs} holds token "
+                f"data.{name}={json.dumps(value)}: is for text, and {specs} holds token "
                 f"ids in its field {config.text_field!r}; set it to {off}"
             )
     if config.tokenizer in tokenizers.KINDS:

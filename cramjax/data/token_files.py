@@ -29,7 +29,7 @@ class EncodeJob:
     """Encodes a group.
 
     For each split, `<split>.bin` holds the tokens (of type `dtype`, little-endian): documents one
-    after the other, each followed by [SEP], and `<split>.lengths` their lengths with it (uint32).
+    after the other, each followed by `sep`, and `<split>.lengths` their lengths with it (uint32).
     A document that is longer than a shard is cut. The record has dropped (reason → count) and the
     tally of what was lost.
 
@@ -40,7 +40,7 @@ class EncodeJob:
         tokenizer: Path of tokenizer.json.
         tokenizer_sha256: Its SHA-256.
         dtype: "uint16" or "uint32".
-        sep: Id of [SEP].
+        sep: Id of the token that follows a document; None: there is none.
         max_tokens: The most tokens in a shard.
         compressibility: Most tokens a character of a document, or None.
         heldout_fraction: Share of documents that are held out.
@@ -53,7 +53,7 @@ class EncodeJob:
     tokenizer: pathlib.Path
     tokenizer_sha256: str
     dtype: str
-    sep: int
+    sep: int | None
     max_tokens: int
     compressibility: float | None
     heldout_fraction: float
@@ -139,8 +139,9 @@ class _Writer:
         self._tokens_file = tokens_file
         self._lengths_file = lengths_file
         self._dtype = np.dtype(job.dtype).newbyteorder("<")
-        self._sep = np.array([job.sep], np.uint32)
-        self._room = job.max_tokens - 1
+        end = [] if job.sep is None else [job.sep]
+        self._end = np.array(end, np.uint32)
+        self._room = job.max_tokens - len(end)
 
     def add(self, documents: list[np.ndarray]) -> None:
         """Write each document (token ids [n])."""
@@ -149,8 +150,8 @@ class _Writer:
         for tokens in documents:
             for start in range(0, len(tokens), self._room):
                 piece = tokens[start : start + self._room]
-                pieces += [piece, self._sep]
-                lengths.append(len(piece) + 1)
+                pieces += [piece, self._end]
+                lengths.append(len(piece) + len(self._end))
         if pieces:
             self._tokens_file.write(np.concatenate(pieces).astype(self._dtype).tobytes())
             self._lengths_file.write(np.array(lengths, "<u4").tobytes())

@@ -16,7 +16,7 @@ class Published:
         source: where it was published.
         protocol: how the model was finetuned.
         scores: task → its headline metrics in percent.
-        average: the average that the source gives.
+        average: the average that the source gives; ModernBERT's is the mean computed here.
     """
 
     model: str

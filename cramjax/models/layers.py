@@ -358,9 +358,11 @@ class Embeddings(nnx.Module):
 
 
 def _first_row_zero(initializer: Initializer) -> Initializer:
-    """Returns `initializer` with row 0 at zero.
+    """Returns `initializer` with row 0, the padding token's, at zero.
 
-    Entry 0 is the padding token, whose row both reference codes set to zero.
+    The choice is ours, and has no effect on a batch without padding. Cramming's code sets the row
+    to zero and draws it again with the output embedding, which is the same matrix; 24hBERT's does
+    not set it.
     """
 
     def initialize(key, shape, dtype):

@@ -198,7 +198,7 @@ def _plan(
     """
     limit = _limit_bytes(card)
     shards = meshes.batch_shards(session.mesh)
-    sizes = microbatch.microbatch_sizes(sessions.most_sequences(config), shards)
+    sizes = sessions.microbatch_sizes(config, shards)
     fitting = microbatch.search(measure, sizes, limit, lambda n: session.step_bytes(n // shards))
     # A plan that does not fit says what its smallest microbatch takes.
     size = fitting.largest or sizes[0]

@@ -92,7 +92,7 @@ def purchase(
     for point in range(_N_POINTS):
         fraction = (point + 0.5) / _N_POINTS
         n_microbatches = schedules.n_microbatches(
-            fraction, config.schedule.batch_ramp, config.batch_size, microbatch_size
+            config.schedule, fraction, config.batch_size, microbatch_size
         )
         batches.append(microbatch_size * n_microbatches)
     sequences_per_s = tokens_per_s / config.data.seq_len

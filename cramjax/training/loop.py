@@ -86,16 +86,17 @@ class StepSchedule:
     def n_microbatches(self, fraction: float) -> int:
         """Returns the number of microbatches for a step that starts at `fraction`."""
         config = self.config
-        ramp = config.schedule.batch_ramp
-        return schedules.n_microbatches(fraction, ramp, config.batch_size, self.microbatch_size)
+        return schedules.n_microbatches(
+            config.schedule, fraction, config.batch_size, self.microbatch_size
+        )
 
     def learning_rate(self, fraction: float, step: int) -> float:
-        """Returns the learning rate of step number `step`, which ends at `fraction`."""
+        """Returns the learning rate of step number `step`, from 1, which ends at `fraction`."""
         config = self.config
         at = fraction
         if config.schedule.span_steps is not None:
             at = min(1.0, step / config.schedule.span_steps)
-        lr = schedules.learning_rate(config.schedule, config.optimizer.lr, at)
+        lr = schedules.learning_rate(config.schedule, config.optimizer.lr, at, step)
         return lr * schedules.rewarm(fraction, self.since, self.rewarm)
 
     def plan(self, n_micro: int, clock: Clock) -> PlannedStep:

@@ -93,7 +93,7 @@ def _smaller(
     """Returns the largest microbatch below `microbatch_size` that fits, if there is one."""
     session = sessions.session_on(config, vocabulary, on)
     shards = meshes.batch_shards(session.mesh)
-    sizes = microbatch.microbatch_sizes(sessions.most_sequences(config), shards)
+    sizes = sessions.microbatch_sizes(config, shards)
     sizes = [n for n in sizes if n < microbatch_size]
     if not sizes:
         return []

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from cramjax.budget import schedules
 from cramjax.config.views import Config
 from cramjax.console import Announce, silent
 from cramjax.errors import UserError
@@ -164,7 +165,7 @@ def _choose_microbatch(
     """Returns the largest microbatch that fits, and its step if the search has compiled it."""
     config, device = session.config, session.mesh.devices.flat[0]
     shards = meshes.batch_shards(session.mesh)
-    sizes = microbatch.microbatch_sizes(most_sequences(config), shards)
+    sizes = microbatch_sizes(config, shards)
     limit = devices.memory_bytes(jax.local_devices()[0])
     if limit is None:
         return microbatch.cpu_microbatch(sizes, shards=shards, seq_len=config.data.seq_len), None
@@ -186,7 +187,9 @@ def _choose_microbatch(
 def _question(session: Session, limit_bytes: int) -> dict[str, Any]:
     """Returns all that the largest microbatch depends on and that is known before tracing."""
     config, mesh = session.config, session.mesh
-    return {
+    grain = schedules.ramp_grain(config.schedule)
+    ramp = {} if grain is None else {"ramp_start": grain}
+    return ramp | {
         "network": session.objective.description,
         "model": config.model.to_dict(),
         "objective": config.objective.to_dict(),
@@ -296,12 +299,25 @@ def owns_rows(config: Config, mesh: Mesh) -> bool:
     return mesh.size == 1 or (meshes.is_of_copies(mesh) and not config.log.noise_scale)
 
 
-def most_sequences(config: Config) -> int:
-    """Returns the largest possible microbatch.
+def microbatch_sizes(config: Config, shards: int) -> list[int]:
+    """Returns the possible microbatches, ascending.
 
-    That is the batch, or half of it if the noise scale compares microbatches.
+    They divide the batch, or half of it if the noise scale compares microbatches, and a stair of
+    the batch ramp, so that batches do not depend on the device.
+
+    Args:
+        config: the whole configuration.
+        shards: devices along the batch, which divide a microbatch.
+
+    Raises:
+        UserError: if there is no such size.
     """
-    return config.batch_size // 2 if config.log.noise_scale else config.batch_size
+    key, most = "batch_size", config.batch_size
+    if (grain := schedules.ramp_grain(config.schedule)) is not None:
+        key, most = "schedule.ramp_start", grain
+    if config.log.noise_scale:
+        most = min(most, config.batch_size // 2)
+    return microbatch.microbatch_sizes(most, shards, key)
 
 
 def build_objective(

@@ -97,8 +97,7 @@ def _stages(config: Config) -> Iterator[tuple[float, Config, PretrainingObjectiv
         total = 0
         for point in range(_N_POINTS):
             fraction = since + share * (point + 0.5) / _N_POINTS
-            ramp = config.schedule.batch_ramp
-            total += schedules.n_microbatches(fraction, ramp, of_stage.batch_size, 1)
+            total += schedules.n_microbatches(config.schedule, fraction, of_stage.batch_size, 1)
 
         objective = families.build(of_stage, vocabulary, FLOAT32)
         yield share, of_stage, objective, total / _N_POINTS

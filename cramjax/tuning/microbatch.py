@@ -208,17 +208,15 @@ def fingerprint(lowered: jax.stages.Lowered) -> str:
     return hashlib.sha256(lowered.as_text().encode()).hexdigest()
 
 
-def microbatch_sizes(batch_size: int, shards: int) -> list[int]:
-    """Returns the possible microbatches, ascending: divisors of the batch, multiples of `shards`.
+def microbatch_sizes(most: int, shards: int, key: str = "batch_size") -> list[int]:
+    """Returns the possible microbatches, ascending: divisors of `most`, multiples of `shards`.
 
     Raises:
-        UserError: if there is no such size.
+        UserError: if there is no such size; names the `key` that `most` is of.
     """
-    sizes = [n for n in range(shards, batch_size + 1, shards) if batch_size % n == 0]
+    sizes = [n for n in range(shards, most + 1, shards) if most % n == 0]
     if not sizes:
-        raise UserError(
-            f"batch_size={batch_size}: must be a multiple of the {shards} devices along the batch"
-        )
+        raise UserError(f"{key}={most}: must be a multiple of the {shards} devices along the batch")
     return sizes
 
 

@@ -22,6 +22,7 @@ TINY = (
     "data.vocab_size=250",
     "data.seq_len=32",
     "batch_size=4",
+    "schedule.batch_ramp=0",
 )
 
 

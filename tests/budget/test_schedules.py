@@ -36,7 +36,11 @@ shares = st.floats(0.0, 1.0)
             {"warmup": 0.25, "cooldown": 0.5},
             {0.5: 0.5**0.5, 0.75: 0.5**0.5 / 2, 1: 0.0},
         ),
+        ("inverse_sqrt", {"plateau": 0.25}, {0.2: 1.0, 0.25: 1.0, 1: 0.5}),
+        ("inverse_sqrt", {"plateau": 0.5, "cooldown": 0.1}, {0.9: 0.5**0.5 / 0.9**0.5, 1: 0.0}),
         ("linear", {"warmup": 1.0}, {0.5: 0.5, 1: 1.0}),
+        # nanoT5: up from half the peak.
+        ("cosine", {"warmup": 0.2, "warmup_from": 0.5}, {0: 0.5, 0.1: 0.75, 0.2: 1.0, 1: 0.0}),
     ],
 )
 def test_points_of_a_shape(name, arguments, points):
@@ -47,10 +51,16 @@ def test_points_of_a_shape(name, arguments, points):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(fraction=st.floats(-1.0, 3.0), warmup=shares, cooldown=shares, final=shares)
-def test_every_shape_stays_between_zero_and_the_peak(name, fraction, warmup, cooldown, final):
-    value = schedules.multiplier(name, fraction, warmup=warmup, cooldown=cooldown, final=final)
-    assert 0.0 <= value <= 1.0
+@given(
+    fraction=st.floats(-1.0, 3.0),
+    warmup=shares,
+    warmup_from=shares,
+    plateau=shares,
+    cooldown=shares,
+    final=shares,
+)
+def test_every_shape_stays_between_zero_and_the_peak(name, fraction, **arguments):
+    assert 0.0 <= schedules.multiplier(name, fraction, **arguments) <= 1.0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,11 +95,33 @@ def schedule(**values):
 
 
 def test_the_learning_rate_is_the_shape_times_the_peak():
-    assert schedules.learning_rate(schedule(), 1e-3, 0.0) == pytest.approx(2.5e-4)
+    assert schedules.learning_rate(schedule(), 1e-3, 0.0, 1) == pytest.approx(2.5e-4)
     assert schedules.learning_rate(
-        schedule(name="linear", warmup=0.06), 1e-3, 0.06
+        schedule(name="linear", warmup=0.06), 1e-3, 0.06, 6
     ) == pytest.approx(1e-3)
-    assert schedules.learning_rate(schedule(), 1e-3, 1.0) == 0.0
+    assert schedules.learning_rate(schedule(), 1e-3, 1.0, 100) == 0.0
+
+
+@pytest.mark.parametrize("n_steps", [40, 10_000, 80_000, 524_288])
+def test_a_plateau_in_steps_is_the_schedule_of_t5(n_steps):
+    t5 = schedule(name="inverse_sqrt", plateau=10_000)
+    for step in (1, n_steps // 2, n_steps):
+        expected = max(step, 10_000) ** -0.5
+        assert schedules.learning_rate(t5, 1e-2, step / n_steps, step) == pytest.approx(expected)
+    # Hours do not spend their share evenly: the rate is a function of the step all the same.
+    assert schedules.learning_rate(t5, 1e-2, 0.3, 40_000) == pytest.approx(40_000**-0.5)
+    assert schedules.learning_rate(t5, 1e-2, 0.0, 1) == pytest.approx(1e-2)
+
+
+@given(step=st.integers(1, 1000), plateau=st.integers(1, 1000), cooldown=shares)
+def test_a_plateau_in_steps_is_its_share_of_a_budget_in_steps(step, plateau, cooldown):
+    values = [
+        schedules.learning_rate(
+            schedule(name="inverse_sqrt", plateau=value, cooldown=cooldown), 1.0, step / 1001, step
+        )
+        for value in (plateau, plateau / 1001)
+    ]
+    assert values[0] == pytest.approx(values[1])
 
 
 def test_an_unknown_shape_is_refused():
@@ -97,26 +129,43 @@ def test_an_unknown_shape_is_refused():
         schedules.multiplier("triangle", 0.5)
 
 
+def ramp(share, start=None):
+    return schedule(batch_ramp=share, ramp_start=start)
+
+
 def test_the_batch_ramp_of_cramming():
-    ramp = [
-        schedules.n_microbatches(f, 0.6, 8192, 128)
+    counts = [
+        schedules.n_microbatches(ramp(0.6), f, 8192, 128)
         for f in (0.0, 0.009, 0.01, 0.3, 0.599, 0.6, 1.0)
     ]
-    assert ramp == [1, 1, 2, 33, 64, 64, 64]
-    assert schedules.n_microbatches(0.0, 0.0, 8192, 128) == 64
-    assert schedules.n_microbatches(0.5, 0.6, 128, 128) == 1
+    assert counts == [1, 1, 2, 33, 64, 64, 64]
+    assert schedules.n_microbatches(ramp(0.0), 0.0, 8192, 128) == 64
+    assert schedules.n_microbatches(ramp(0.6), 0.5, 128, 128) == 1
     with pytest.raises(UserError, match="microbatch_size=100"):
-        schedules.n_microbatches(0.5, 0.6, 128, 100)
+        schedules.n_microbatches(ramp(0.6), 0.5, 128, 100)
 
 
-@given(shares, shares, shares, st.integers(1, 100), st.integers(1, 300))
-def test_the_batch_ramp_grows_within_bounds(a, b, ramp_share, n, microbatch_size):
-    low, high = (
-        schedules.n_microbatches(f, ramp_share, n * microbatch_size, microbatch_size)
-        for f in sorted((a, b))
+def test_a_ramp_with_a_start_of_its_own_does_not_see_the_microbatch():
+    for fraction, batch in {0.0: 512, 0.03: 512, 0.0376: 1024, 0.3: 4608, 0.6: 8192}.items():
+        for microbatch in (32, 128, 256, 512):
+            n = schedules.n_microbatches(ramp(0.6, 512), fraction, 8192, microbatch)
+            assert n * microbatch == batch
+    # Without a ramp, it has no start.
+    assert schedules.n_microbatches(ramp(0.0, 512), 0.0, 64, 64) == 1
+    for batch_size, microbatch in ((8192, 1024), (768, 256)):
+        with pytest.raises(UserError, match="schedule.ramp_start=512: must divide"):
+            schedules.n_microbatches(ramp(0.6, 512), 0.0, batch_size, microbatch)
+
+
+@given(shares, shares, shares, st.integers(1, 100), st.integers(1, 9), st.integers(1, 300))
+def test_the_batch_ramp_grows_within_bounds(a, b, ramp_share, n, per_stair, microbatch_size):
+    grain = per_stair * microbatch_size
+    low, high, last = (
+        schedules.n_microbatches(ramp(ramp_share, grain), f, n * grain, microbatch_size)
+        for f in (*sorted((a, b)), 1.0)
     )
-    assert 1 <= low <= high <= n
-    assert schedules.n_microbatches(1.0, ramp_share, n * microbatch_size, microbatch_size) == n
+    assert per_stair <= low <= high <= last == n * per_stair
+    assert low % per_stair == 0
 
 
 @pytest.mark.parametrize(

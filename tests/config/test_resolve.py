@@ -65,11 +65,36 @@ def test_a_misspelt_key_in_the_file_is_refused_like_one_on_the_command_line(tmp_
         ("mesh.fsdp=-1", "mesh"),
         ("objective.random_share=0.9", "objective.mask_share"),
         ("data.max_mb=-1", "data.max_mb"),
+        ("schedule.plateau=0", "schedule.plateau=0.0: must be over 0"),
+        ("schedule.warmup_from=2", "schedule.warmup_from=2.0: must be at most 1"),
     ],
 )
 def test_impossible_combinations_are_refused_in_a_sentence(override, part):
     with pytest.raises(UserError, match=part):
         get_config("quickstart", override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (("batch_size=256",), "schedule.ramp_start=512: must divide batch_size=256"),
+        (("microbatch_size=1024",), "schedule.ramp_start=512: must be a multiple of microb"),
+        (
+            ("growth.stages=[{'until': 0.5, 'batch': 256}]",),
+            "growth.stages[0].batch: 256 is no multiple of schedule.ramp_start=512",
+        ),
+        (
+            ("data.document_end=False", "model.document_attention=True"),
+            "data.document_end=False: model.document_attention=True tells documents by their ends",
+        ),
+    ],
+)
+def test_a_ramp_that_cannot_be_is_refused_in_a_sentence(overrides, part):
+    with pytest.raises(UserError) as caught:
+        get_config("bert_1day", *overrides)
+    assert part in str(caught.value)
+    if "ramp_start" in part:  # without a ramp, its start is not used
+        get_config("bert_1day", *overrides, "schedule.batch_ramp=0")
 
 
 @pytest.mark.parametrize(

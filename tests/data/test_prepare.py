@@ -100,6 +100,24 @@ def test_unigram_counts_are_those_of_the_training_split(prepared):
     assert np.load(directory / "unigram.npy").tolist() == expected.tolist()
 
 
+def test_documents_may_follow_each_other_without_an_end(prepared, tmp_path):
+    source, data, directory = prepared
+    without = data.copy_and_resolve_references()
+    without.update(document_end=False, cache_dir=str(tmp_path), max_shard_tokens=1 << 20)
+    other = prepare.prepare(without, [source], n_workers=1)
+    dataset = TokenDataset.open(other)
+    assert dataset.manifest["document_end"] is False
+    assert prepare.read_manifest(directory)["document_end"] is True
+
+    tokens = np.concatenate(dataset.shards["train", 0])
+    expected = [token for ids in documents_of(directory, "train") for token in ids]
+    assert tokens.tolist() == expected
+    (entry,) = [entry for entry in dataset.manifest["shards"] if entry["split"] == "train"]
+    starts = np.load(other / entry["boundaries"])
+    lengths = [len(ids) for ids in documents_of(directory, "train")]
+    assert starts.tolist() == np.cumsum([0, *lengths[:-1]]).tolist()
+
+
 def test_leaves_nothing_but_the_dataset(prepared):
     directory = prepared[2]
     visible = [path.name for path in directory.parent.iterdir() if not path.name.startswith(".")]
@@ -126,7 +144,13 @@ def test_a_prepared_dataset_is_returned_without_reading(prepared, tmp_path):
 
 @pytest.mark.parametrize(
     "key, value",
-    [("vocab_size", 290), ("min_chars", 11), ("compressibility", 0.9), ("max_mb", 1.0)],
+    [
+        ("vocab_size", 290),
+        ("min_chars", 11),
+        ("compressibility", 0.9),
+        ("max_mb", 1.0),
+        ("document_end", False),
+    ],
 )
 def test_what_matters_changes_the_fingerprint(prepared, key, value):
     source, data, _ = prepared

@@ -144,6 +144,18 @@ def test_a_stopped_run_tells_the_same_story_as_one_left_alone(
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_card_with_less_memory_takes_the_same_steps(undisturbed, text, tmp_path):
+    """Its microbatch is 4 and not 8; the batch grows from 8 to 16 on both."""
+    train(text, tmp_path, "microbatch_size=4", "schedule.ramp_start=8")
+    ours = [line for line in story(tmp_path) if "loss" in line]
+    others = [line for line in story(undisturbed) if "loss" in line]
+    # Up to step 4, three steps of 8 sequences and one of 16.
+    assert ours[0]["tokens"] == (3 * 8 + 16) * 32
+    for line, other in zip(ours, others, strict=True):
+        assert (line["batch_size"], line["tokens"]) == (other["batch_size"], other["tokens"])
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
 def test_an_error_saves_the_state_and_a_kill_at_the_end_costs_an_evaluation(
     undisturbed, text, tmp_path, monkeypatch, capsys
 ):

@@ -14,7 +14,7 @@ from cramjax.planning import cards, environment
 SMALL = (
     "model.n_layers=2", "model.d_model=128", "model.n_heads=2", "model.d_ff=256",
     "model.unroll=True", "data.vocab_size=1024", "data.seq_len=128", "batch_size=16",
-    "microbatch_size=16", "precision=bfloat16",
+    "microbatch_size=16", "schedule.batch_ramp=0", "precision=bfloat16",
 )  # fmt: skip
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 

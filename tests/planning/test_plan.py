@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from cramjax.config.resolve import get_config
+from cramjax.errors import UserError
 from cramjax.planning import cards, compiler, hlo, kernels, plan, report, targets
 from cramjax.training import session
 from tests.planning import programs
@@ -88,6 +89,21 @@ def test_what_the_budget_buys(no_compilers):
     mean = (1 / 16 + 1 / 32 + 1 / 48 + 1 / 64) / 4
     assert ramp.steps == pytest.approx(ramp.tokens / 64 * mean, rel=0.01)
     assert ramp.microbatch_size == 64
+
+
+def test_stairs_of_a_ramp_bound_the_microbatch_and_do_not_depend_on_it(no_compilers, monkeypatch):
+    ramp = ("budget.hours=1", "schedule.batch_ramp=1.0", "schedule.ramp_start=16")
+    made = planned("rtx3060", *ramp)
+    assert made.microbatch_size == 16
+    # On a card with less memory the microbatch is smaller, and the steps are of the same size.
+    monkeypatch.setattr(session.Session, "step_bytes", lambda self, n: int(2e9 + n * 0.9e9))
+    small = planned("rtx3060", *ramp)
+    assert small.microbatch_size == 8
+    mean = (1 / 16 + 1 / 32 + 1 / 48 + 1 / 64) / 4
+    for each in (made, small):
+        assert each.steps == pytest.approx(each.tokens / 64 * mean, rel=0.01)
+    with pytest.raises(UserError, match="schedule.ramp_start=4: must be a multiple of the 8 dev"):
+        planned("v5e-8", "schedule.batch_ramp=1.0", "schedule.ramp_start=4")
 
 
 def test_devices_share_parameters_under_fsdp(no_compilers):
@@ -271,7 +287,10 @@ def test_a_program_needs_the_compiler_and_the_line_to_install_it_is_said(root, t
 def test_a_program_compiled_for_an_absent_gpu_is_expected_kernel_by_kernel(root, tmp_path):
     out = tmp_path / "plan.json"
     program = tmp_path / "step.txt"
-    network = ("batch_size=32", "microbatch_size=16", "model.n_layers=2", "optimizer.name=adamw")
+    network = (
+        "batch_size=32", "microbatch_size=16", "schedule.batch_ramp=0", "model.n_layers=2",
+        "optimizer.name=adamw",
+    )  # fmt: skip
     config = ["--config", "configs/bert_1day.py", *(f"--config.{flag}" for flag in network)]
     files = ["--json", str(out), "--program", str(program), "--kernels", "500"]
     ended = tool(root, *config, "--device", "h100", *files)

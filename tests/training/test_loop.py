@@ -23,9 +23,12 @@ def make_config(*, batch_ramp=0.0):
             name="linear",
             span_steps=None,
             warmup=0.0,
+            warmup_from=0.0,
+            plateau=0.01,
             cooldown=0.0,
             final=0.0,
             batch_ramp=batch_ramp,
+            ramp_start=None,
         ),
     )
 

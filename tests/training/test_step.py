@@ -138,6 +138,7 @@ def test_the_program_does_little_more_than_the_products_of_the_model(recipe):
         "data.vocab_size=4096",
         "batch_size=8",
         "microbatch_size=8",
+        "schedule.batch_ramp=0",
         "precision=float32",
         "eval.batch_size=8",
         "model.dropout=0.0",

@@ -6,7 +6,9 @@ import types
 import jax
 import pytest
 
+from cramjax.config.resolve import get_config
 from cramjax.errors import UserError
+from cramjax.training import session
 from cramjax.tuning import microbatch
 from cramjax.tuning.answers import Answer
 from cramjax.tuning.microbatch import HEADROOM
@@ -132,9 +134,28 @@ def test_a_size_that_is_much_too_large_is_never_compiled():
     assert max(compiler.needs(n) for n in [*compiler.probed, *compiler.compiled]) <= 2 * 1400
 
 
+def test_a_microbatch_divides_the_stairs_of_a_ramp():
+    def sizes(*overrides, shards=8):
+        return session.microbatch_sizes(get_config("bert_1day", *overrides), shards)
+
+    assert sizes() == [8, 16, 32, 64, 128, 256, 512]
+    assert sizes("log.noise_scale=True") == sizes()
+    assert sizes("schedule.ramp_start=8192", "log.noise_scale=True")[-1] == 4096
+    assert sizes("schedule.batch_ramp=0")[-1] == sizes("schedule.ramp_start=None")[-1] == 8192
+    with pytest.raises(UserError, match="schedule.ramp_start=512: must be a multiple of the 3 dev"):
+        sizes(shards=3)
+
+    # What the run itself takes, on all devices that are here.
+    vocabulary = session.AssumedVocabulary(vocab_size=1024)
+    made = session.open_session(get_config("bert_1day:smoke", "microbatch_size=None"), vocabulary)
+    assert made.microbatch_size == 16 and made.max_microbatches == 2
+
+
 def test_sizes_are_multiples_of_the_devices():
     assert choose(Compiler(), 10**9, batch_size=96, shards=8, card="a") == 96
     assert choose(Compiler(), 1330, batch_size=96, shards=8, card="b") == 32
+    with pytest.raises(UserError, match="ramp_start=12: must be a multiple of the 8 devices"):
+        microbatch.microbatch_sizes(12, 8, "schedule.ramp_start")
     with pytest.raises(UserError, match="batch_size=12"):
         microbatch.microbatch_sizes(12, 8)
 
