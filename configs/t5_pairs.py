@@ -12,7 +12,7 @@ of their texts. Give two files of lines, or records, for translation or anything
 
 Label smoothing and dropout are those of the Transformer (arXiv 1706.03762, section 5.4), the
 optimizer and the schedule nanoT5's (arXiv 2309.02373). Cost: a quarter of an hour on one GPU, or a
-few hours on a CPU. docs/guide/pairs.md has what it reaches.
+few hours on a CPU.
 """
 
 from cramjax.config import recipes
