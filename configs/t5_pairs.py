@@ -1,6 +1,6 @@
 """Text to text on pairs: a small T5 that learns the target of each source, from scratch.
 
-The form is T5's (arXiv 1910.10683, section 2.4), the network a T5 v1.1 of 7 million parameters.
+The form is T5's (arXiv 1910.10683, section 2.4), the network a T5 v1.1 of 9 million parameters.
 Without other data it writes the summary lines of docstrings that lie on this machine from the rest
 of their texts. Give two files of lines, or records, for translation or anything else:
 
