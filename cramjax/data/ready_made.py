@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from cramjax.config import pairs
 from cramjax.data import dedup, id_rows, orders, pack, tokenizers
 from cramjax.data.first_bytes import file_format
 from cramjax.data.hub_source import HubFiles, patiently
@@ -50,6 +51,7 @@ _AS_THEY_ARE: dict[str, Any] = {
     "dedup_near": None,
     "keep": None,
     "document_end": True,
+    "heldout": None,
 }
 
 
@@ -60,6 +62,8 @@ def holds_ids(plan: PreparationPlan) -> bool:
     usual name of its field, is not looked into.
     """
     config = plan.config
+    if pairs.are_prepared(config):
+        return False
     if config.tokenizer in tokenizers.KINDS and config.text_field == "text":
         return False
     part = plan.parts[0][0]
@@ -109,7 +113,9 @@ class ReadyMade:
         self._meter = meter
         _refuse_text_settings(plan)
 
-        self._tokenizer, self._model = tokenizers.load(plan.config.tokenizer, plan.config.extra_ids)
+        self._tokenizer, self._model = tokenizers.load(
+            plan.config.tokenizer, plan.config.extra_ids, of_t5=False
+        )
         self._size = max(self._tokenizer.get_vocab().values()) + 1
         self._dtype = "uint16" if self._size <= 1 << 16 else "uint32"
         self._special_ids = tokenizers.special_ids(self._tokenizer)
