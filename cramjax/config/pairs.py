@@ -95,7 +95,7 @@ def mistakes(config: Config) -> list[str]:
         if data[name] is None and data[other] is not None:
             problems.append(f"data.{other}={data[other]!r}: set data.{name} too, or neither")
 
-    for key, wanted in (("max_chars", None), ("dedup_near", None)):
+    for key, wanted in (("max_chars", None), ("dedup_near", None), ("document_end", True)):
         if data[key] != wanted:
             problems.append(f"data.{key}={data[key]!r}: must be {wanted!r} for pairs of texts")
     if data.compressibility not in (None, "auto"):
