@@ -7,6 +7,10 @@ predicts 25% of the tokens, and trains with batch 8192 after a ramp over 60% of 
 The text is C4. `:fineweb_edu` and `:climbmix` read what other recipes gain from today, and
 `:pile_ids` the authors' own tokenized Pile (cramjax/config/texts.py has sizes and licences).
 
+`:script` trains by the authors' other objective, SCRIPT (cramjax/objectives/script.py): the network
+also finds the guesses that it has put in. A step takes 2.2 times the FLOPs. `data.order` has their
+other orders of the text.
+
 Cost: one GPU for 24 hours, and the text that it reads: downloads of 5 GB for an RTX 3060, 24 GB for
 an RTX 4090, 120 GB for an H100. The paper's score on the Pile is GLUE 80.4 on an RTX A6000 and 79.2
 on an RTX A4000 (development sets, median of 5 finetunings). Ours is not measured yet.
@@ -56,4 +60,8 @@ def get_config(arg=None):
         name="adamw", lr=1e-3, b1=0.9, b2=0.98, eps=1e-12, weight_decay=0.01, clip_norm=0.5
     )
     config.schedule.update(name="triangle2", batch_ramp=0.6)
-    return recipes.apply_variant(config, arg)
+    return recipes.apply_variant(config, arg, {"script": _script})
+
+
+def _script(config):
+    config.objective.name = "script"

@@ -140,6 +140,8 @@ def _encoder_mistakes(config: Config) -> Iterator[str]:
             f"objective.pool={objective.pool}: means of embeddings go over the ends of documents; "
             "set model.document_attention=False"
         )
+    if objective.pool > 1 and objective.name == "script":
+        yield f"objective.pool={objective.pool}: must be 1 where objective.name is script"
     if objective.mask_share + objective.random_share > 1:
         yield "objective.mask_share and objective.random_share: together at most 1"
 
@@ -193,7 +195,7 @@ def _head_mistakes(model: ModelConfig) -> Iterator[str]:
 
 
 FAMILIES: dict[str, FamilyKeys] = {
-    "encoder": FamilyKeys(keys=ENCODER, objectives=("mlm",), mistakes=_encoder_mistakes),
+    "encoder": FamilyKeys(keys=ENCODER, objectives=("mlm", "script"), mistakes=_encoder_mistakes),
     "t5": FamilyKeys(keys=T5, objectives=("span_corruption",), mistakes=_t5_mistakes),
 }
 

@@ -254,5 +254,7 @@ def _misfits(config: Config, where: str, stage: Stage) -> Iterator[str]:
 
     if stage.pool > 1 and model.family != "encoder":
         yield f"{where}.pool: means of embeddings need model.family=encoder"
+    elif stage.pool > 1 and config.objective.name == "script":
+        yield f"{where}.pool: means of embeddings need objective.name=mlm"
     elif stage.pool > 1 and model.get("document_attention"):
         yield f"{where}.pool: means of embeddings need model.document_attention=False"

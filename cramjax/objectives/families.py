@@ -13,6 +13,7 @@ from cramjax.models.layers import Precision
 from cramjax.models.network import DEFAULT_FAMILY, Network
 from cramjax.objectives.masked_lm import MaskedLM
 from cramjax.objectives.objective import PretrainingObjective, Vocabulary
+from cramjax.objectives.script import Script
 from cramjax.objectives.span_corruption import SpanCorruption
 
 
@@ -36,12 +37,15 @@ class ObjectiveClass(Protocol):
 
 
 OBJECTIVES: dict[str, ObjectiveClass] = {"encoder": MaskedLM, "t5": SpanCorruption}
-"""The objective by `model.family`."""
+"""The objective by `model.family`, unless `objective.name` asks for another."""
+_BY_NAME: dict[str, ObjectiveClass] = {"script": Script}
 
 
 def build(config: Config, vocabulary: Vocabulary, precision: Precision) -> PretrainingObjective:
     """Returns the objective of `config`; see `ObjectiveClass.from_config`."""
-    return OBJECTIVES[config.model.family].from_config(config, vocabulary, precision)
+    named = _BY_NAME.get(config.objective.name)
+    made = named or OBJECTIVES[config.model.family]
+    return made.from_config(config, vocabulary, precision)
 
 
 def network_of(description: Mapping[str, Any]) -> Network:
