@@ -8,6 +8,10 @@ tokenizer is trained on 64 MB and not on all text, and the compressibility filte
 The text is C4. `:fineweb_edu` and `:climbmix` read what other recipes gain from today, and
 `:pile_ids` the authors' own tokenized Pile (cramjax/config/texts.py has sizes and licences).
 
+`:script` trains by the authors' other objective, SCRIPT (cramjax/objectives/script.py): the network
+also finds the guesses that it has put in. A step takes 2.2 times the FLOPs. `data.order` has their
+other orders of the text.
+
 Cost: one GPU for 24 hours, and the text that it reads: downloads of 5 GB for an RTX 3060, 24 GB for
 an RTX 4090, 120 GB for an H100. The paper's scores are of the Pile, which is `:pile_ids` here: GLUE
 80.4 on an RTX A6000 and 79.2 on an RTX A4000 (development sets, median of 5 finetunings). On C4 its
@@ -59,4 +63,8 @@ def get_config(arg=None):
     )
     # The authors' first batch on an RTX A6000 and the stairs of their ramp, here on every card.
     config.schedule.update(name="triangle2", batch_ramp=0.6, ramp_start=512)
-    return recipes.apply_variant(config, arg)
+    return recipes.apply_variant(config, arg, {"script": _script})
+
+
+def _script(config):
+    config.objective.name = "script"

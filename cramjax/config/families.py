@@ -136,6 +136,8 @@ def _encoder_mistakes(config: Config) -> Iterator[str]:
         yield (
             f"objective.mask_rate={objective.mask_rate}: predicts nothing at seq_len {data.seq_len}"
         )
+    if objective.causal and objective.name != "mlm":
+        yield f"objective.causal=True: objective.name={objective.name} masks tokens; set it to mlm"
     if objective.pool != 1 and objective.causal:
         yield (
             f"objective.pool={objective.pool}: a mean holds later tokens; "
@@ -148,6 +150,8 @@ def _encoder_mistakes(config: Config) -> Iterator[str]:
             f"objective.pool={objective.pool}: means of embeddings go over the ends of documents; "
             "set model.document_attention=False"
         )
+    if objective.pool > 1 and objective.name == "script":
+        yield f"objective.pool={objective.pool}: must be 1 where objective.name is script"
     if objective.mask_share + objective.random_share > 1:
         yield "objective.mask_share and objective.random_share: together at most 1"
 
@@ -203,7 +207,7 @@ def _head_mistakes(model: ModelConfig) -> Iterator[str]:
 
 
 FAMILIES: dict[str, FamilyKeys] = {
-    "encoder": FamilyKeys(keys=ENCODER, objectives=("mlm",), mistakes=_encoder_mistakes),
+    "encoder": FamilyKeys(keys=ENCODER, objectives=("mlm", "script"), mistakes=_encoder_mistakes),
     "t5": FamilyKeys(
         keys=T5, objectives=("span_corruption", pairs.OBJECTIVE), mistakes=_t5_mistakes
     ),

@@ -297,7 +297,11 @@ SCHEDULE = {
 }
 
 OBJECTIVE = {
-    "name": text("mlm", "training objective", ("mlm", "span_corruption", "text_to_text")),
+    "name": text(
+        "mlm",
+        "training objective; script: mlm, and the network finds its own samples (Cramming)",
+        ("mlm", "script", "span_corruption", "text_to_text"),
+    ),
     "noise_density": number(
         0.15, "span corruption: share of the tokens that sentinels replace", 0.01, 0.9
     ),

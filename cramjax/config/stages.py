@@ -300,5 +300,7 @@ def _misfits(config: Config, where: str, stage: Stage) -> Iterator[str]:
         yield f"{where}.pool: a mean holds later tokens; set causal to False"
     if stage.pool > 1 and model.family != "encoder":
         yield f"{where}.pool: means of embeddings need model.family=encoder"
+    elif stage.pool > 1 and config.objective.name == "script":
+        yield f"{where}.pool: means of embeddings need objective.name=mlm"
     elif stage.pool > 1 and model.get("document_attention"):
         yield f"{where}.pool: means of embeddings need model.document_attention=False"

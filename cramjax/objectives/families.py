@@ -14,6 +14,7 @@ from cramjax.models.layers import Precision
 from cramjax.models.network import DEFAULT_FAMILY, Network
 from cramjax.objectives.masked_lm import MaskedLM
 from cramjax.objectives.objective import PretrainingObjective, Vocabulary
+from cramjax.objectives.script import Script
 from cramjax.objectives.span_corruption import SpanCorruption
 from cramjax.objectives.text_to_text import TextToText
 
@@ -40,7 +41,7 @@ class ObjectiveClass(Protocol):
 OBJECTIVES: dict[str, ObjectiveClass] = {"encoder": MaskedLM, "t5": SpanCorruption}
 """The objective by `model.family`, unless `OTHERS` has that of `objective.name`."""
 
-OTHERS: dict[str, ObjectiveClass] = {pairs.OBJECTIVE: TextToText}
+OTHERS: dict[str, ObjectiveClass] = {"script": Script, pairs.OBJECTIVE: TextToText}
 """The further objectives of families that have more than one, by `objective.name`."""
 
 

@@ -83,6 +83,45 @@ def _predicted_backward(logits_of, z_loss, smoothing, gradients, cotangent):
 predicted_cross_entropy.defvjp(_predicted_forward, _predicted_backward)
 
 
+def presence_cross_entropy(
+    logits_of: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    hidden: jax.Array,
+    is_present: jax.Array,
+) -> jax.Array:
+    """Returns the sum in nats of a yes-or-no question to every position.
+
+    The log-odds of yes are the logarithm of the sum of the exponentials of the position's logits.
+    At most `MOST_LOGITS` of them are in memory at a time; the backward pass computes them again.
+
+    Args:
+        logits_of: returns float32 [batch, positions, vocab].
+        params: a tree of float32 arrays.
+        hidden: [batch, positions, embed].
+        is_present: bool [batch, positions], the right answers.
+
+    Returns:
+        float32 scalar.
+    """
+
+    def of_chunk(params, hidden, answers, weights):
+        log_odds = jax.nn.logsumexp(logits_of(params, hidden), axis=-1)
+        return jnp.sum(weights * (jax.nn.softplus(log_odds) - answers * log_odds))
+
+    answers = is_present.astype(jnp.float32)
+    weights = jnp.ones_like(answers)
+    n_logits = jax.eval_shape(logits_of, params, hidden).size
+    n_chunks = min(-(-n_logits // MOST_LOGITS), hidden.shape[1])
+    if n_chunks == 1:
+        return of_chunk(params, hidden, answers, weights)
+
+    def add_chunk(total, chunk):
+        return total + jax.checkpoint(of_chunk)(params, *chunk), None
+
+    chunks = tuple(_split(x, n_chunks) for x in (hidden, answers, weights))
+    return jax.lax.scan(add_chunk, jnp.zeros((), jnp.float32), chunks)[0]
+
+
 def _split(x: jax.Array, n_chunks: int) -> jax.Array:
     """[batch, positions, …] → [chunks, batch, positions / chunks, …].
 

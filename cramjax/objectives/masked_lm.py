@@ -118,21 +118,26 @@ class MaskedLM:
     @property
     def flops(self) -> int:
         """FLOPs of one training row, forward and backward."""
+        return flops.encoder_training_flops(**self.flops_shape)
+
+    @property
+    def flops_shape(self) -> dict[str, Any]:
+        """The arguments of `encoder_training_flops` for a training row."""
         n_pooled = None
         if self.pool > 1:
             n_pooled = pooling.n_pooled(self.seq_len, self.n_predicted, self.pool)
-        return flops.encoder_training_flops(
-            n_layers=self.network.n_layers,
-            d_model=self.network.d_model,
-            d_ff=self.network.d_ff,
-            gated=self.network.ffn in ("geglu", "geglu_tanh"),
-            ffn_rank=self.network.ffn_rank,
-            n_pooled=n_pooled,
-            vocab_size=self.network.vocab_size,
-            seq_len=self.seq_len,
-            n_predicted=self.n_predicted,
-            head_transform=self.network.head_transform,
-        )
+        return {
+            "n_layers": self.network.n_layers,
+            "d_model": self.network.d_model,
+            "d_ff": self.network.d_ff,
+            "gated": self.network.ffn in ("geglu", "geglu_tanh"),
+            "ffn_rank": self.network.ffn_rank,
+            "n_pooled": n_pooled,
+            "vocab_size": self.network.vocab_size,
+            "seq_len": self.seq_len,
+            "n_predicted": self.n_predicted,
+            "head_transform": self.network.head_transform,
+        }
 
     @property
     def description(self) -> dict[str, Any]:
@@ -143,7 +148,22 @@ class MaskedLM:
         self, params: Params, key: jax.Array, tokens: jax.Array, rows: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (sum in nats, weight); see `Objective.loss`. tokens int [rows, seq_len]."""
-        tokens = tokens.astype(jnp.int32)
+        batch, hidden, _ = self.masked(params, key, tokens.astype(jnp.int32), rows)
+        head_params = encoder.head_params(params)
+        predicted = hidden, batch.labels, batch.weights
+        total: Any = losses.predicted_cross_entropy(
+            self._logits, head_params, *predicted, self.z_loss
+        )
+        return total, jnp.sum(batch.weights)
+
+    def masked(
+        self, params: Params, key: jax.Array, tokens: jax.Array, rows: jax.Array
+    ) -> tuple[masking.MaskedBatch, jax.Array, jax.Array | None]:
+        """Returns the masked batch, hidden states of its predicted positions, and a dropout key.
+
+        Arguments are those of `loss`, with tokens int32. The states are [rows, predicted, embed];
+        the key is None without dropout.
+        """
         mask_key, dropout_key = jax.random.split(key)
         batch = masking.mask_tokens(self.corruption, mask_key, tokens, rows)
         if self.causal:
@@ -163,12 +183,7 @@ class MaskedLM:
             pool=self.pool,
             causal=self.causal,
         )
-        head_params = encoder.head_params(params)
-        predicted = hidden, batch.labels, batch.weights
-        total: Any = losses.predicted_cross_entropy(
-            self._logits, head_params, *predicted, self.z_loss
-        )
-        return total, jnp.sum(batch.weights)
+        return batch, hidden, dropout_key
 
     def evaluate(
         self, params: Params, tokens: jax.Array, rows: jax.Array, row_weights: jax.Array
@@ -224,15 +239,35 @@ class MaskedLM:
         causal: bool = False,
     ) -> jax.Array:
         """Returns hidden states of the positions to be predicted: [rows, predicted, embed]."""
+        if pool > 1:
+            common = (self.network, precision, params, batch.inputs)
+            return encoder.encode_pooled(*common, batch.positions, size=pool, key=key)
+        hidden = self._all_states(precision, params, batch.inputs, tokens, key, causal=causal)
+        return jnp.take_along_axis(hidden, batch.positions[..., None], axis=1)
+
+    def _all_states(
+        self,
+        precision: Precision,
+        params: Params,
+        inputs: jax.Array,
+        tokens: jax.Array,
+        key: jax.Array | None,
+        *,
+        causal: bool = False,
+    ) -> jax.Array:
+        """Returns hidden states of `inputs`, made of `tokens`: [rows, seq_len, embed]."""
         segments = None
         if self.network.document_attention:
             segments = _documents(tokens, self.sep_id)
-        common = (self.network, precision, params, batch.inputs)
-        if pool > 1:
-            return encoder.encode_pooled(*common, batch.positions, size=pool, key=key)
-        # [rows, seq_len, embed]
-        hidden = encoder.encode(*common, segment_ids=segments, causal=causal, key=key)
-        return jnp.take_along_axis(hidden, batch.positions[..., None], axis=1)
+        return encoder.encode(
+            self.network,
+            precision,
+            params,
+            inputs,
+            segment_ids=segments,
+            causal=causal,
+            key=key,
+        )
 
     def _logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """[rows, predicted, embed] → float32 [rows, predicted, vocab]."""

@@ -279,7 +279,10 @@ def _objective(objective: Mapping[str, Any], data: Mapping[str, Any]) -> str:
             f"span corruption, {objective['noise_density']:.0%} of the tokens, "
             f"in spans of {objective['mean_span']:g} tokens on average"
         )
-    return f"masked language modelling, {objective['mask_rate']:.0%} of the positions predicted"
+    predicted = f"{objective['mask_rate']:.0%} of the positions predicted"
+    if objective["name"] == "script":
+        return f"masked language modelling with a critic of its guesses (SCRIPT), {predicted}"
+    return f"masked language modelling, {predicted}"
 
 
 def _public_source(source: str) -> str:
