@@ -28,20 +28,22 @@ def history_hash(tokens):
     return value
 
 
-def step_of(log_probs):
-    """Returns a step that depends on the row and the whole history, and a cache that holds both."""
+def step_of(log_probs, n_beams=1):
+    """Returns a step that depends on the row and the whole history, and its cache.
+
+    The cache holds the hash of what the hypothesis in each place has read.
+    """
     values = jnp.asarray(log_probs, jnp.float32)
+    rows = jnp.arange(len(log_probs))[:, None]
 
-    def step(cache, tokens, index):
-        del index
-        hashes = (cache["hash"][0] * 31 + tokens + 1) % 97
-        return values[cache["row"][0], hashes], cache | {"hash": hashes[None]}
+    def step(cache, tokens, index, lineage):
+        # The history of a hypothesis is where it stood one position before.
+        places = lineage[:, :, jnp.maximum(index - 1, 0)]
+        hashes = jnp.take_along_axis(cache, places, axis=1)
+        hashes = (hashes * 31 + tokens + 1) % 97
+        return values[rows, hashes], hashes
 
-    n_rows = values.shape[0]
-    return step, {
-        "hash": jnp.zeros((1, n_rows), jnp.int32),
-        "row": jnp.arange(n_rows, dtype=jnp.int32)[None],
-    }
+    return step, jnp.zeros((len(log_probs), n_beams), jnp.int32)
 
 
 def log_prob(row_table, tokens):
@@ -66,7 +68,7 @@ def cut(tokens):
 
 
 def search(log_probs, vocab_size=VOCAB, **beams):
-    step, cache = step_of(log_probs)
+    step, cache = step_of(log_probs, beams.get("n_beams", 1))
     options = {
         "batch_size": len(log_probs),
         "max_len": MAX_LEN,
@@ -175,10 +177,10 @@ def test_it_is_traced_once_and_stops_when_all_have_ended(beams):
     traced, ran = [], []
     both = jnp.asarray(np.concatenate([certain(EOS)[:1, 0], certain(3)[:1, 0]]), jnp.float32)
 
-    def step(cache, tokens, index):
+    def step(kinds, tokens, index, lineage):
         traced.append(tokens.shape)
         jax.debug.callback(lambda index: ran.append(int(index)), index)
-        return both[cache["kind"][0]], cache
+        return jnp.repeat(both[kinds][:, None], tokens.shape[1], axis=1), kinds
 
     options = {"batch_size": 2, "max_len": MAX_LEN, "vocab_size": VOCAB, **IDS, **beams}
     search = decoding.beam_search if beams else decoding.greedy
@@ -186,7 +188,7 @@ def test_it_is_traced_once_and_stops_when_all_have_ended(beams):
 
     def steps(kinds):
         ran.clear()
-        jax.block_until_ready(run({"kind": jnp.asarray([kinds], jnp.int32)}))
+        jax.block_until_ready(run(jnp.asarray(kinds, jnp.int32)))
         jax.effects_barrier()
         return len(ran)
 
@@ -238,32 +240,29 @@ def peer():
     torch.set_num_threads(threads)
 
 
-def step_of_peer(torch, model, inputs, max_len):
+def step_of_peer(torch, model, inputs, n_beams, max_len):
     """Returns a step that runs the network outside of JAX, and its cache.
 
-    It decodes the whole history anew. The cache holds the history, so beams must be reordered.
+    It decodes the whole history anew. The cache holds what was read in each place.
     """
     vocab = model.config.vocab_size
 
-    def logits(inputs, history, index):
+    def logits(history, index):
+        arrays = (np.repeat(inputs, n_beams, axis=0), history[..., : int(index) + 1])
         with torch.no_grad():
-            arrays = [
-                torch.from_numpy(np.array(array, np.int64))
-                for array in (inputs, history[:, : int(index) + 1])
-            ]
-            return model(input_ids=arrays[0], decoder_input_ids=arrays[1]).logits[:, -1].numpy()
+            ids, read = (torch.from_numpy(np.array(array, np.int64)) for array in arrays)
+            read = read.reshape(len(ids), -1)
+            last = model(input_ids=ids, decoder_input_ids=read).logits[:, -1]
+        return last.numpy().reshape(*history.shape[:2], vocab)
 
-    def step(cache, tokens, index):
-        history = jax.lax.dynamic_update_slice_in_dim(
-            cache["history"][0], tokens[:, None], index, axis=1
-        )
-        shape = jax.ShapeDtypeStruct((tokens.shape[0], vocab), jnp.float32)
-        return jax.pure_callback(logits, shape, cache["inputs"][0], history, index), cache | {
-            "history": history[None]
-        }
+    def step(cache, tokens, index, lineage):
+        # cache: [batch, places, max_len]
+        cache = jax.lax.dynamic_update_slice_in_dim(cache, tokens[..., None], index, axis=2)
+        history = jnp.take_along_axis(cache, lineage, axis=1)
+        shape = jax.ShapeDtypeStruct((*tokens.shape, vocab), jnp.float32)
+        return jax.pure_callback(logits, shape, history, index), cache
 
-    history = jnp.zeros((1, inputs.shape[0], max_len), jnp.int32)
-    return step, {"history": history, "inputs": jnp.asarray(inputs, jnp.int32)[None]}
+    return step, jnp.zeros((len(inputs), n_beams, max_len), jnp.int32)
 
 
 @pytest.mark.parametrize("length_penalty", [0.6, 1.0, 2.0])
@@ -280,7 +279,7 @@ def test_beam_search_is_that_of_transformers(peer, length_penalty):
         output_scores=True,
         return_dict_in_generate=True,
     )
-    step, cache = step_of_peer(torch, model, inputs, max_len)
+    step, cache = step_of_peer(torch, model, inputs, 3, max_len)
     options = {"batch_size": 4, "n_beams": 3, "max_len": max_len, "vocab_size": 23, **IDS}
     ours = jax.jit(
         functools.partial(decoding.beam_search, step, length_penalty=length_penalty, **options)
