@@ -117,6 +117,7 @@ class _Beams(NamedTuple):
         sums: float32 [batch, beams], their sums of log-probabilities.
         ended_tokens: int32 [batch, beams, max_len], hypotheses that have ended, best first.
         ended_scores: float32 [batch, beams].
+        is_open: bool [batch], False for sequences whose search is over.
         cache: of the growing hypotheses.
     """
 
@@ -126,6 +127,7 @@ class _Beams(NamedTuple):
     sums: jax.Array
     ended_tokens: jax.Array
     ended_scores: jax.Array
+    is_open: jax.Array
     cache: Any
 
 
@@ -143,6 +145,7 @@ class _BeamSearch:
     vocab_size: int
     length_penalty: float
     length_offset: float
+    is_exact: bool
     is_blank: jax.Array | None
 
     def first(self, cache: Any) -> _Beams:
@@ -152,9 +155,10 @@ class _BeamSearch:
         sums = jnp.where(jnp.arange(self.n_beams) == 0, 0.0, IMPOSSIBLE)
         blank = jnp.full((*shape, self.max_len), self.pad_id, jnp.int32)
         ended_scores = jnp.full(shape, 10 * IMPOSSIBLE, jnp.float32)
+        is_open = jnp.ones((self.batch_size,), bool)
         if self.is_blank is not None:
-            # Nothing is better than 0, so such a row has ended.
             ended_scores = jnp.where(self.is_blank[:, None], 0.0, ended_scores)
+            is_open = ~self.is_blank
         return _Beams(
             n_tokens=jnp.zeros((), jnp.int32),
             tokens=blank,
@@ -162,6 +166,7 @@ class _BeamSearch:
             sums=jnp.broadcast_to(sums, shape).astype(jnp.float32),
             ended_tokens=blank,
             ended_scores=ended_scores,
+            is_open=is_open,
             cache=cache,
         )
 
@@ -189,9 +194,11 @@ class _BeamSearch:
         tokens = jnp.take_along_axis(tokens, going[..., None], axis=1)  # [batch, beams, max_len]
         parents = jnp.take_along_axis(parents, going, axis=1)
         lineage = jnp.take_along_axis(lineage, parents[..., None], axis=1)
-        return _Beams(
-            beams.n_tokens + 1, tokens, lineage, sums, ended_tokens, ended_scores, cache
-        )
+
+        n_tokens = beams.n_tokens + 1
+        attainable = sums[:, 0] / self._divisor(self._longest(n_tokens))
+        is_open = beams.is_open & (attainable > ended_scores[:, -1])
+        return _Beams(n_tokens, tokens, lineage, sums, ended_tokens, ended_scores, is_open, cache)
 
     def _candidates(
         self, sums: jax.Array, logits: jax.Array
@@ -240,7 +247,8 @@ class _BeamSearch:
         # Of the candidates that end, transformers takes those among the best n_beams.
         is_among_best = (jnp.arange(2 * n_beams) < n_beams)[None]
         scores = totals / self._divisor(length)
-        scores = jnp.where(ends & is_among_best, scores, 10 * IMPOSSIBLE)
+        counts = ends & is_among_best & beams.is_open[:, None]
+        scores = jnp.where(counts, scores, 10 * IMPOSSIBLE)
 
         all_scores = jnp.concatenate([beams.ended_scores, scores], axis=1)
         all_tokens = jnp.concatenate([beams.ended_tokens, tokens], axis=1)
@@ -249,13 +257,15 @@ class _BeamSearch:
 
     def goes_on(self, beams: _Beams) -> jax.Array:
         """Returns whether a growing hypothesis can still become one of the best."""
+        return (beams.n_tokens < self.max_len) & jnp.any(beams.is_open)
+
+    def _longest(self, n_tokens: jax.Array) -> jax.Array:
+        """Returns the length that judges what hypotheses of `n_tokens` can still become."""
         # Sums are negative: divided by the longest length they are the best that can still come
         # (for a positive penalty).
-        longest = jnp.float32(self.max_len)
-        if self.length_penalty <= 0:
-            longest = (beams.n_tokens + 1).astype(jnp.float32)
-        attainable = beams.sums[:, 0] / self._divisor(longest)
-        return (beams.n_tokens < self.max_len) & jnp.any(attainable > beams.ended_scores[:, -1])
+        if self.is_exact and self.length_penalty > 0:
+            return jnp.float32(self.max_len)
+        return (n_tokens + self.is_exact).astype(jnp.float32)
 
     def _divisor(self, length: jax.Array) -> jax.Array:
         """Returns what the sum of a hypothesis of `length` tokens is divided by."""
@@ -275,6 +285,7 @@ def beam_search(
     vocab_size: int,
     length_penalty: float = 1.0,
     length_offset: float = 0.0,
+    is_exact: bool = True,
     is_blank: jax.Array | None = None,
 ) -> Decoded:
     """Finds the best of `n_beams` hypotheses that are kept for each sequence.
@@ -285,7 +296,7 @@ def beam_search(
     4 beams and a penalty of 0.6 with the latter (arXiv 1910.10683, section 3.1.3).
 
     A hypothesis that has not ended by `max_len` counts as it is. A sequence goes on until nothing
-    that grows can beat the worst it has kept (`early_stopping="never"` of `transformers`).
+    that grows can beat the worst it has kept.
 
     Args:
         step: see the head of this module.
@@ -300,6 +311,10 @@ def beam_search(
         length_penalty: a Python number, not traced; 0 compares sums, larger ones favour longer
             hypotheses.
         length_offset: the larger, the less the first tokens count.
+        is_exact: go on as long as a growing hypothesis could win by not a nat more at the longest
+            length (`early_stopping="never"` of `transformers`). False: as long as it would win as
+            it is, at its own length (its default). With a positive penalty that ends many steps
+            earlier, and rarely with another answer.
         is_blank: as for `greedy`.
 
     Returns:
@@ -316,8 +331,13 @@ def beam_search(
         vocab_size=vocab_size,
         length_penalty=length_penalty,
         length_offset=length_offset,
+        is_exact=is_exact,
         is_blank=is_blank,
     )
 
     beams = jax.lax.while_loop(search.goes_on, search.next, search.first(cache))
-    return Decoded(beams.ended_tokens[:, 0], beams.ended_scores[:, 0])
+    # Among logits that are no numbers nothing ends that is possible: the score says so.
+    scores = beams.ended_scores[:, 0]
+    return Decoded(
+        beams.ended_tokens[:, 0], jnp.where(scores > IMPOSSIBLE, scores, jnp.float32(jnp.nan))
+    )

@@ -28,6 +28,7 @@ def generate(
     n_beams: int = 1,
     length_penalty: float = 1.0,
     length_offset: float = 0.0,
+    is_exact: bool = True,
 ) -> decoding.Decoded:
     """Returns the most likely targets of each row of `tokens`.
 
@@ -45,6 +46,7 @@ def generate(
         n_beams: hypotheses of a sequence; 1 is greedy.
         length_penalty: for beams, see `decoding.beam_search`.
         length_offset: likewise.
+        is_exact: likewise.
 
     Returns:
         tokens int32 [batch, max_len] and scores float32 [batch].
@@ -63,8 +65,16 @@ def generate(
 
     if n_beams == 1:
         return decoding.greedy(step, cache, **common, **ids)
-    scoring = {"length_penalty": length_penalty, "length_offset": length_offset}
-    return decoding.beam_search(step, cache, n_beams=n_beams, **scoring, **common, **ids)
+    return decoding.beam_search(
+        step,
+        cache,
+        n_beams=n_beams,
+        length_penalty=length_penalty,
+        length_offset=length_offset,
+        is_exact=is_exact,
+        **common,
+        **ids,
+    )
 
 
 def _without(step: decoding.Step, unused: jax.Array) -> decoding.Step:

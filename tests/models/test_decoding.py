@@ -108,7 +108,7 @@ def test_wide_enough_a_beam_finds_the_best_there_is(seed, length_penalty):
         assert cut(tokens) == best and float(score) == pytest.approx(scores[best], abs=1e-4)
 
 
-def narrow_search(row_table, n_beams, length_penalty):
+def narrow_search(row_table, n_beams, length_penalty, length_offset=0):
     """Returns the best hypothesis and its score, with lists and without stopping early."""
     going, ended = [((), 0.0)], []
     for length in range(1, MAX_LEN + 1):
@@ -119,7 +119,7 @@ def narrow_search(row_table, n_beams, length_penalty):
         candidates = sorted(candidates, key=lambda pair: -pair[1])[: 2 * n_beams]
         ends = [said[-1] == EOS or length == MAX_LEN for said, _ in candidates]
         ended += [
-            (said, total / length**length_penalty)
+            (said, total / ((length_offset + length) / (length_offset + 1)) ** length_penalty)
             for (said, total), end in zip(candidates[:n_beams], ends, strict=False)
             if end
         ]
@@ -127,26 +127,30 @@ def narrow_search(row_table, n_beams, length_penalty):
     return max(ended, key=lambda pair: pair[1])
 
 
-@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 0.6, 2.0])
+@pytest.mark.parametrize(
+    "length_penalty, length_offset", [(-1.0, 0), (0.0, 0), (0.6, 0), (0.6, 5), (2.0, 0)]
+)
 @pytest.mark.parametrize("n_beams", [1, 2, 3])
-def test_stopping_early_and_beams_side_by_side_lose_nothing(n_beams, length_penalty):
+def test_stopping_early_and_beams_side_by_side_lose_nothing(n_beams, length_penalty, length_offset):
     log_probs = table(5, n_rows=24)
-    found = search(log_probs, n_beams=n_beams, length_penalty=length_penalty)
+    scoring = {"length_penalty": length_penalty, "length_offset": length_offset}
+    found = search(log_probs, n_beams=n_beams, **scoring)
     for row, (tokens, score) in enumerate(zip(found.tokens, found.scores, strict=True)):
-        best, expected = narrow_search(log_probs[row], n_beams, length_penalty)
+        best, expected = narrow_search(log_probs[row], n_beams, **scoring)
         assert cut(tokens) == best and float(score) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("n_beams", [1, 2, 4])
-def test_a_score_is_that_of_its_tokens_and_rows_do_not_touch(n_beams):
+@pytest.mark.parametrize("n_beams, is_exact", [(1, True), (2, True), (4, True), (3, False)])
+def test_a_score_is_that_of_its_tokens_and_rows_do_not_touch(n_beams, is_exact):
     log_probs = table(7, n_rows=4)
-    found = search(log_probs, n_beams=n_beams, length_penalty=0.6)
+    options = {"n_beams": n_beams, "length_penalty": 0.6, "is_exact": is_exact}
+    found = search(log_probs, **options)
     for row, (tokens, score) in enumerate(zip(found.tokens, found.scores, strict=True)):
         said = cut(tokens)
         assert float(score) == pytest.approx(
             log_prob(log_probs[row], said) / len(said) ** 0.6, abs=1e-4
         )
-        alone = search(log_probs[row : row + 1], n_beams=n_beams, length_penalty=0.6)
+        alone = search(log_probs[row : row + 1], **options)
         np.testing.assert_array_equal(alone.tokens[0], tokens)
 
 
@@ -265,14 +269,16 @@ def step_of_peer(torch, model, inputs, n_beams, max_len):
     return step, jnp.zeros((len(inputs), n_beams, max_len), jnp.int32)
 
 
-@pytest.mark.parametrize("length_penalty", [0.6, 1.0, 2.0])
-def test_beam_search_is_that_of_transformers(peer, length_penalty):
+@pytest.mark.parametrize(
+    "length_penalty, is_exact", [(0.6, True), (1.0, True), (2.0, True), (1.0, False), (2.0, False)]
+)
+def test_beam_search_is_that_of_transformers(peer, length_penalty, is_exact):
     torch, model = peer
     inputs, max_len = np.random.default_rng(0).integers(2, 23, (4, 6)), 8
     theirs = model.generate(
         input_ids=torch.from_numpy(inputs),
         num_beams=3,
-        early_stopping="never",
+        early_stopping="never" if is_exact else False,
         length_penalty=length_penalty,
         do_sample=False,
         max_new_tokens=max_len,
@@ -280,10 +286,9 @@ def test_beam_search_is_that_of_transformers(peer, length_penalty):
         return_dict_in_generate=True,
     )
     step, cache = step_of_peer(torch, model, inputs, 3, max_len)
-    options = {"batch_size": 4, "n_beams": 3, "max_len": max_len, "vocab_size": 23, **IDS}
-    ours = jax.jit(
-        functools.partial(decoding.beam_search, step, length_penalty=length_penalty, **options)
-    )(cache)
+    sizes = {"batch_size": 4, "n_beams": 3, "max_len": max_len, "vocab_size": 23}
+    options = {"length_penalty": length_penalty, "is_exact": is_exact, **sizes, **IDS}
+    ours = jax.jit(functools.partial(decoding.beam_search, step, **options))(cache)
     expected = [cut(tokens[1:]) for tokens in theirs.sequences]
     if length_penalty <= 1.0:  # or the lengths would not be tested
         assert any(said[-1] == EOS for said in expected)
