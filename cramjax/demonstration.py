@@ -1,17 +1,21 @@
-"""Demonstrates a model at the end of its run.
+"""Demonstrates a model at the end of its run, on held-out text.
 
-It hides words of held-out sentences and lets the model fill them.
+It hides words of sentences and lets the model fill them; of pairs it lets it write the targets.
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 from tokenizers import models
 
+from cramjax.config import pairs
+from cramjax.config.pairs import PairShape
+from cramjax.data.dataset import TokenDataset
 from cramjax.inference import LoadedModel, fill_positions, generate_ids, load, split_spans
 from cramjax.training import history
 
@@ -24,6 +28,48 @@ _MIN_LENGTH, _MAX_LENGTH = 10, 40  # tokens of a readable sentence
 _MIN_WORD_SHARE = 0.6  # a sentence with fewer words is a table or a formula
 
 Span = tuple[int, int]  # first token, one past the last
+
+# Characters of a source that are shown.
+_SHOWN_CHARS = 300
+
+
+def show(workdir: str | os.PathLike, n_examples: int) -> list[str]:
+    """Returns lines for people: a title, and what the model of a run makes of held-out text."""
+    config, dataset = history.dataset_of(pathlib.Path(workdir))
+    if dataset.is_of_pairs:
+        title = "held-out pairs, each source → the model's text (the target, or ✓):"
+        lines = _demonstrate_pairs(workdir, dataset, pairs.shape_of(config.data), n_examples)
+    else:
+        title = "held-out sentences, hidden words as [truth → guess]:"
+        lines = demonstrate(workdir, n_examples)
+    return [title, *(f"  {line}" for line in lines)]
+
+
+def _demonstrate_pairs(
+    workdir: str | os.PathLike, dataset: TokenDataset, shape: PairShape, n_examples: int
+) -> list[str]:
+    """Returns held-out sources with the text that the model generates."""
+    model = load(workdir)
+    weights = dataset.heldout_weights
+    of_source = (dataset.pairs("heldout", source) for source in range(len(weights)))
+    found = next((held for held in of_source if len(held)), None)
+    if found is None:
+        return []
+
+    # The stride is prime and large, so that two picks come from different places.
+    picks = range(min(n_examples, len(found)))
+    chosen = [found.sides(pick * 7919 % len(found)) for pick in picks]
+    end = model.special["sep"]
+    inputs = [[*source[: shape.n_inputs - 1].tolist(), end] for source, _ in chosen]
+    outputs = generate_ids(model, inputs, max_len=min(shape.n_targets, WINDOW))
+
+    lines = []
+    for (source, target), output in zip(chosen, outputs, strict=True):
+        wanted, written = _text(model, target), _text(model, np.asarray(output, np.int32))
+        verdict = "✓" if written == wanted else wanted
+        shown = textwrap.shorten(_text(model, source), _SHOWN_CHARS, placeholder=" …")
+        lines.append(f"{shown} → {written} ({verdict})")
+    return lines
 
 
 def demonstrate(workdir: str | os.PathLike, n_sentences: int) -> list[str]:

@@ -44,18 +44,17 @@ def _train(args: argparse.Namespace) -> int:
     return code
 
 
-def _show(workdir: pathlib.Path, n_sentences: int) -> None:
-    """Print held-out sentences with hidden words; the run is done, whether or not that works."""
-    from cramjax.demonstration import demonstrate
+def _show(workdir: pathlib.Path, n_examples: int) -> None:
+    """Print what the model makes of held-out text; the run is done, whether or not that works."""
+    from cramjax.demonstration import show
 
     try:
-        lines = demonstrate(workdir, n_sentences)
+        lines = show(workdir, n_examples)
     except UserError as error:
         announce(f"no held-out sentences to show ({error})")
         return
-    print("held-out sentences, hidden words as [truth → guess]:")
     for line in lines:
-        print(f"  {line}")
+        print(line)
 
 
 def main(argv: list[str] | None = None) -> int:

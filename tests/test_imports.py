@@ -110,7 +110,7 @@ BELOW = {
         "training",
     },
     "notebook": {"training"},
-    "demonstration": {"data", "inference", "training"},
+    "demonstration": {"config", "data", "inference", "training"},
     "compress": {
         "errors",
         "files",

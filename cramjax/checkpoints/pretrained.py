@@ -211,9 +211,8 @@ def with_tokenizer(config: Config) -> Config:
         return config
     file = tokenizer_file(locate(config.init_from))
     tokenizer, _ = tokenizer_files.load(file)
-    # Only the tokenizer of a T5 has sentinels.
     extra_ids = tokenizer_files.count_extra_ids(tokenizer)
-    family = "t5" if extra_ids else "encoder"
+    family = "t5" if tokenizer_files.is_of_t5(tokenizer) else "encoder"
     if family != config.model.family:
         raise UserError(
             f"init_from={config.init_from}: is a model of family {family}, "

@@ -234,7 +234,7 @@ class TextSubject:
         self._session = session.session_on(config, dataset, jax.devices())
         self._batches = loaders.heldout_batches(
             dataset,
-            seq_len=self._session.objective.eval_row_tokens,
+            seq_len=self._session.objective.eval_row_shape,
             batch_size=config.eval.batch_size,
             n_batches=config.eval.batches,
             cls_token=config.data.cls_token,

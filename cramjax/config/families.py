@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import cast
 
+from cramjax.config import pairs
 from cramjax.config.fields import Field, count, flag, number, optional_count, share, text
 from cramjax.config.span_lengths import span_lengths
 from cramjax.config.views import Config, EncoderModelConfig, ModelConfig, T5ModelConfig
@@ -156,7 +157,7 @@ def _t5_mistakes(config: Config) -> Iterator[str]:
             "model.relative_buckets"
         )
 
-    # Span corruption cuts a stream of text, and has no means of embeddings.
+    # There are no means of embeddings, and no rows that begin with [CLS] or come in an order.
     for key, value, wanted in (
         ("objective.pool", config.objective.pool, 1),
         ("data.cls_token", config.data.cls_token, False),
@@ -165,7 +166,8 @@ def _t5_mistakes(config: Config) -> Iterator[str]:
         if value != wanted:
             yield f"{key}={value!r}: must be {wanted!r} where model.family is t5"
 
-    yield from _span_mistakes(config)
+    if config.objective.name == "span_corruption":
+        yield from _span_mistakes(config)
 
 
 def _span_mistakes(config: Config) -> Iterator[str]:
@@ -194,7 +196,9 @@ def _head_mistakes(model: ModelConfig) -> Iterator[str]:
 
 FAMILIES: dict[str, FamilyKeys] = {
     "encoder": FamilyKeys(keys=ENCODER, objectives=("mlm",), mistakes=_encoder_mistakes),
-    "t5": FamilyKeys(keys=T5, objectives=("span_corruption",), mistakes=_t5_mistakes),
+    "t5": FamilyKeys(
+        keys=T5, objectives=("span_corruption", pairs.OBJECTIVE), mistakes=_t5_mistakes
+    ),
 }
 
 

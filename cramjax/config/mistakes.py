@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cramjax.config import schema, stages
+from cramjax.config import pairs, schema, stages
 from cramjax.config.families import FAMILIES, family_key, model_keys
 from cramjax.config.fields import Field, NoneType
 from cramjax.config.views import Config
@@ -130,10 +130,26 @@ def _relation_problems(config: Config) -> Iterator[str]:
             f"where model.family is {config.model.family}"
         )
     yield from family.mistakes(config)
+    if config.objective.name == pairs.OBJECTIVE:
+        yield from pairs.mistakes(config)
+    else:
+        yield from pairs.other_mistakes(config)
+    yield from _heldout_problems(config)
     yield from stages.mistakes(config)
     yield from _batch_problems(config)
     yield from _optimizer_problems(config)
     yield from _mesh_problems(config)
+
+
+def _heldout_problems(config: Config) -> Iterator[str]:
+    heldout = config.data.heldout
+    if heldout is None:
+        return
+    if heldout.startswith("prepared:") or str(config.data.source).startswith("prepared:"):
+        yield (
+            f"data.heldout={heldout}: a prepared dataset has its held-out text already; leave "
+            "data.heldout out"
+        )
 
 
 def _batch_problems(config: Config) -> Iterator[str]:

@@ -9,7 +9,7 @@ import runpy
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from cramjax.config import schema, texts
+from cramjax.config import pairs, schema, texts
 from cramjax.config.families import model_keys
 from cramjax.config.views import Config, EncoderModelConfig, ModelConfig
 from cramjax.errors import UserError
@@ -110,6 +110,8 @@ def smoke(config: Config) -> None:
     config.data.update(
         source="installed-docs", max_mb=2.0, vocab_size=1024, seq_len=64, tokenizer_sample_mb=1.0
     )
+    if config.objective.name == pairs.OBJECTIVE:
+        config.data.update(source=pairs.INSTALLED, heldout=None, target_len=None)
     config.batch_size = 32
     config.microbatch_size = 8
 

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import ml_collections
 
-from cramjax.config import languages, mistakes, schema, stages
-from cramjax.config.fields import Field
+from cramjax.config import languages, mistakes, pairs, schema, stages
+from cramjax.config.fields import AUTO, Field
 from cramjax.config.recipes import RECIPES
 from cramjax.config.views import Config
 from cramjax.errors import UserError
@@ -73,6 +73,9 @@ def resolve(spec: str, overrides: Iterable[str] = ()) -> Config:
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"{spec}: {len(problems)} mistake(s) in the configuration:\n{listed}")
+    if pairs.are_prepared(config.data) and config.data.compressibility == AUTO:
+        # A pair is a few words, which say nothing about the share of its characters.
+        config.data.compressibility = None
     config.data.update(languages.choices(config.data))
     _expand_home(config)
     return freeze(config.to_dict())
@@ -89,6 +92,8 @@ def _expand_home(config: Config) -> None:
     if config.init_from:
         config.init_from = os.path.expanduser(config.init_from)
     data.source = _in_home(data.source)
+    if data.heldout:
+        data.heldout = _in_home(data.heldout)
 
 
 def _in_home(source: Any) -> Any:

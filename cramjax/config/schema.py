@@ -32,6 +32,7 @@ from cramjax.config.fields import (
     within,
 )
 from cramjax.config.languages import problem_of
+from cramjax.config.pairs import LONG_PAIRS
 from cramjax.config.views import Config
 
 
@@ -66,11 +67,19 @@ DATA = {
         default="installed-docs",
         kinds=(str, list, tuple),
         help="installed-docs, text:GLOB, hf:OWNER/NAME:GLOB, tfds:NAME/CONFIG, prepared:DIR, "
-        "or [[source, weight], …]",
+        "pairs:SOURCE_FILE,TARGET_FILE, or [[source, weight], …]",
+    ),
+    "heldout": optional_text(
+        None,
+        "source of the held-out text, in the form of data.source; None: "
+        "data.heldout_fraction of the text",
     ),
     "cache_dir": text("data", "folder of prepared datasets, one subfolder each"),
     "seq_len": count(
         128, "tokens a sequence; chosen at read time, one prepared dataset serves every length", 8
+    ),
+    "target_len": optional_count(
+        None, "text to text: target tokens a row; None: as many as seq_len", 8
     ),
     "vocab_size": count(32768, "entries of the tokenizer, special tokens included", 64),
     "language": Field(
@@ -96,6 +105,18 @@ DATA = {
         "text",
         "field with the text in .jsonl, .parquet, Hub and TFDS records; lists of whole numbers in "
         "parquet are the ids of data.tokenizer",
+    ),
+    "source_field": optional_text(
+        None, "pairs: field with the source in records; dots reach into them (translation.de)"
+    ),
+    "target_field": optional_text(None, "pairs: field with the target in records"),
+    "source_prefix": text(
+        "", "pairs: text before every source (T5: 'translate English to German: ')"
+    ),
+    "long_pairs": text(
+        "cut",
+        "pairs with a side of more tokens than a row has: cut (as T5 does) or drop",
+        LONG_PAIRS,
     ),
     "keep": Field(
         default=None,
@@ -213,7 +234,7 @@ SCHEDULE = {
 }
 
 OBJECTIVE = {
-    "name": text("mlm", "training objective", ("mlm", "span_corruption")),
+    "name": text("mlm", "training objective", ("mlm", "span_corruption", "text_to_text")),
     "noise_density": number(
         0.15, "span corruption: share of the tokens that sentinels replace", 0.01, 0.9
     ),
@@ -226,6 +247,9 @@ OBJECTIVE = {
     "mask_share": share(0.8, "share of the predicted positions that show the mask token"),
     "random_share": share(
         0.1, "share of the predicted positions that show a random token; the rest stays"
+    ),
+    "label_smoothing": number(
+        0.0, "text to text: share of a target's weight that is spread over all entries", 0.0, 0.9
     ),
     "z_loss": number(0.0, "weight of log(Z)^2"),
     "pool": count(
@@ -298,7 +322,10 @@ SCHEMA: dict[str, Any] = {
         "wandb": optional_text(None, "Weights & Biases project; None: off"),
         "trackio": optional_text(None, "trackio project, which needs no account; None: off"),
         "fill_masks": count(
-            3, "held-out sentences whose masks are filled at the end of the run", 0
+            3,
+            "held-out sentences whose masks are filled at the end of the run; sources of pairs, "
+            "whose targets are written",
+            0,
         ),
     },
     "growth": {

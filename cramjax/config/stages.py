@@ -36,7 +36,8 @@ KEYS = ("until", "depth", "width", "rank", "length", "pool", "hidden", "batch", 
 class Stage:
     """The network and the sequences until a share of the budget is spent.
 
-    `n_decoder_layers` is None for a network without a decoder, and for one as deep as its encoder.
+    `n_decoder_layers` is None for a network without a decoder, and for one as deep as its encoder;
+    `target_len` for rows without targets, and for targets as long as their sources.
     """
 
     until: float
@@ -47,6 +48,7 @@ class Stage:
     d_ff: int
     ffn_rank: int
     seq_len: int
+    target_len: int | None
     pool: int
     batch_size: int
     lr: float
@@ -74,6 +76,8 @@ class Stage:
             "batch_size": self.batch_size,
             "optimizer.lr": self.lr,
         }
+        if self.target_len is not None:
+            values["data.target_len"] = self.target_len
         # An encoder has no such key.
         if self.n_decoder_layers is not None:
             values["model.n_decoder_layers"] = self.n_decoder_layers
@@ -107,6 +111,12 @@ def _stage(config: Config, entry: Mapping[str, Any]) -> Stage:
     d_model = model.d_model * n_heads // model.n_heads
     ffn_rank = _scaled(entry["rank"], d_model) if "rank" in entry else model.ffn_rank
 
+    # Targets have a length of their own, which keeps its proportion to that of the sources.
+    seq_len = _scaled(entry.get("length"), config.data.seq_len)
+    target_len = config.data.target_len
+    if target_len is not None:
+        target_len = max(1, round(target_len * seq_len / config.data.seq_len))
+
     return Stage(
         until=float(entry["until"]),
         d_model=d_model,
@@ -115,7 +125,8 @@ def _stage(config: Config, entry: Mapping[str, Any]) -> Stage:
         n_decoder_layers=n_decoder_layers,
         d_ff=_scaled(entry.get("width"), model.d_ff),
         ffn_rank=ffn_rank,
-        seq_len=_scaled(entry.get("length"), config.data.seq_len),
+        seq_len=seq_len,
+        target_len=target_len,
         pool=entry.get("pool", config.objective.pool),
         batch_size=_scaled(entry.get("batch"), config.batch_size),
         lr=entry.get("lr", 1.0) * config.optimizer.lr,

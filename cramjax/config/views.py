@@ -54,8 +54,10 @@ class DataConfig(Section, Protocol):
     """
 
     source: str | list[Any] | tuple[Any, ...]
+    heldout: str | None
     cache_dir: str
     seq_len: int
+    target_len: int | None
     vocab_size: int
     language: str | None
     tokenizer: str
@@ -63,6 +65,10 @@ class DataConfig(Section, Protocol):
     lowercase: bool
     ascii_only: bool
     text_field: str
+    source_field: str | None
+    target_field: str | None
+    source_prefix: str
+    long_pairs: str
     keep: str | None
     max_mb: float | None
     normalize: bool
@@ -172,6 +178,7 @@ class ObjectiveConfig(Section, Protocol):
     mask_rate: float
     mask_share: float
     random_share: float
+    label_smoothing: float
     z_loss: float
     pool: int
 

@@ -26,7 +26,8 @@ from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
-from cramjax.data import duplicates, jobs, lost_text, pack, sample, tokenizers
+from cramjax.config import pairs
+from cramjax.data import duplicates, jobs, lost_text, pack, pair_text, sample, tokenizers
 from cramjax.data.clean import CleanRules
 from cramjax.data.duplicates import CompareJob, Index, IndexJob
 from cramjax.data.encode import Encoder
@@ -119,6 +120,7 @@ class Builder:
         _remove_unfinished(partial)
         self._plan = plan
         self._config = plan.config
+        self._are_pairs = pairs.are_prepared(plan.config)
         self._partial = partial
         self._meter = meter
         self._executor = executor
@@ -307,11 +309,14 @@ class Builder:
         """Load or train the tokenizer, unless an earlier process has saved it."""
         folder = self._partial / "tokenizer"
         if not _is_whole_tokenizer(self._partial):
-            texts = list(self._sample(selections))
+            # The parts of a pair are apart for a tokenizer, as paragraphs are.
+            texts = [text.replace(pair_text.SIGN, "\n") for text in self._sample(selections)]
             if self._config.tokenizer in tokenizers.KINDS:
                 tokenizer, model = self._train_tokenizer(texts)
             else:
-                tokenizer, model = tokenizers.load(self._config.tokenizer, self._config.extra_ids)
+                tokenizer, model = tokenizers.load(
+                    self._config.tokenizer, self._config.extra_ids, self._are_pairs
+                )
             # Refused now, before hours of encoding.
             _, tally = Encoder(tokenizer).encode(texts)
             losses = lost_text.of_characters([("the sample", tally)], self._config)
@@ -351,6 +356,7 @@ class Builder:
             ascii_only=config.ascii_only,
             language=config.language,
             extra_ids=config.extra_ids,
+            of_t5=self._are_pairs,
         )
         n_entries = tokenizer.get_vocab_size()
         if n_entries < config.vocab_size:
@@ -416,7 +422,8 @@ class Builder:
                 sep=prepared.special_ids["sep"],
                 max_tokens=self._config.max_shard_tokens,
                 compressibility=self._config.compressibility,
-                heldout_fraction=self._config.heldout_fraction,
+                heldout_fraction=self._heldout_fraction(selection.group.source),
+                are_pairs=self._are_pairs,
                 n_threads=1,
             )
             all_jobs.append(job)
@@ -428,6 +435,12 @@ class Builder:
             tally = Tally(deleted_characters=n_deleted) + Tally.of_dict(record["tally"])
             self._tallies.append((job.name, tally))
         return all_jobs
+
+    def _heldout_fraction(self, source: int) -> float:
+        """Share of a source's documents that are held out."""
+        if self._config.heldout is None:
+            return self._config.heldout_fraction
+        return 0.0 if self._plan.sources[source].weight else 1.0
 
     def _need_encoded(self, encode_jobs: Sequence[EncodeJob], *endings: str) -> None:
         """Encode the groups whose files with `endings` are missing, and delete their text."""
@@ -559,10 +572,14 @@ class Builder:
         n_read: int,
     ) -> dict[str, Any]:
         """Gather what `dataset.py` and a reader of the dataset want to know."""
-        sources = [
-            {"spec": source.spec, "weight": source.weight, "revision": source.revision}
-            for source in self._plan.sources
-        ]
+        sources = []
+        for source in self._plan.sources:
+            entry: dict[str, Any] = {"spec": source.spec, "weight": source.weight}
+            entry |= {"revision": source.revision}
+            if self._config.heldout is not None and not source.weight:
+                entry["split"] = "heldout"
+            sources.append(entry)
+        kind = {"pairs": True} if self._are_pairs else {}
         dropped = {reason: count for reason, count in sorted(self._dropped.items()) if count}
 
         return {
@@ -573,6 +590,7 @@ class Builder:
             "dtype": prepared.dtype,
             "special_tokens": prepared.special_ids,
             "extra_ids": tokenizers.count_extra_ids(prepared.tokenizer),
+            **kind,
             **counts,
             "source": " + ".join(source.spec for source in self._plan.sources),
             "sources": sources,
@@ -656,7 +674,10 @@ def _read_jobs(plan: PreparationPlan, folder: pathlib.Path) -> list[ReadJob]:
     """Describe the reading of each part, in reading order."""
     config = plan.config
     rules = CleanRules(
-        normalize=config.normalize, min_chars=config.min_chars, max_chars=config.max_chars
+        normalize=config.normalize,
+        min_chars=config.min_chars,
+        max_chars=config.max_chars,
+        are_pairs=pairs.are_prepared(config),
     )
     read_jobs = []
     for source, parts in enumerate(plan.parts):

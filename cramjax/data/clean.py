@@ -11,6 +11,8 @@ import re
 import unicodedata
 from typing import NamedTuple
 
+from cramjax.data import pair_text
+
 # Control characters that are not white space, soft hyphen, marks of direction, word joiner, byte
 # order mark, lone surrogates and the two noncharacters of the basic plane. Joiners stay: Indic
 # and Persian spelling needs them.
@@ -34,11 +36,13 @@ class CleanRules:
         normalize: Apply `normalize`.
         min_chars: Drop shorter documents, in characters.
         max_chars: Cut longer documents into pieces, in characters; None for no limit.
+        are_pairs: Documents are pairs (`pair_text`), whose sides are cleaned one by one.
     """
 
     normalize: bool
     min_chars: int
     max_chars: int | None
+    are_pairs: bool = False
 
 
 class Cleaned(NamedTuple):
@@ -63,6 +67,8 @@ def clean(text: str, rules: CleanRules) -> Cleaned:
         text: The document as it was read.
         rules: See `CleanRules`.
     """
+    if rules.are_pairs:
+        return _clean_pair(text, dataclasses.replace(rules, are_pairs=False, max_chars=None))
     dropped = _SURROGATES
     if rules.normalize:
         dropped = _DROPPED
@@ -80,6 +86,17 @@ def clean(text: str, rules: CleanRules) -> Cleaned:
     if rules.max_chars is not None:
         pieces = [piece for piece in cut(visible, rules.max_chars) if not piece.isspace()]
     return Cleaned(pieces, None, n_deleted)
+
+
+def _clean_pair(text: str, rules: CleanRules) -> Cleaned:
+    """Clean both sides of a pair; it is dropped if one of them is."""
+    sides = [clean(side, rules) for side in pair_text.sides_of(text)]
+    n_deleted = sum(side.n_deleted for side in sides)
+    for side in sides:
+        if side.reason:
+            reason = "empty_side" if side.reason == "empty" else side.reason
+            return Cleaned([], reason, n_deleted)
+    return Cleaned([pair_text.SIGN.join(side.pieces[0] for side in sides)], None, n_deleted)
 
 
 def normalize(text: str) -> str:

@@ -9,14 +9,17 @@ The format is that of docs/internals/dataset_format.md.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cramjax.config.pairs import PairShape, RowShape
 from cramjax.data import tokenizers
 from cramjax.data.manifest import REPAIR, SPLITS, read_manifest, read_tokenizer
+from cramjax.data.pair_rows import DamagedPairs, PairRows, Pairs
 from cramjax.data.verification import Verification
 from cramjax.errors import RunFailed, UserError
 from cramjax.files import member
@@ -37,6 +40,8 @@ class TokenDataset:
         weights: Weight of each source, as in the manifest.
         shards: (split, source) → the tokens of each shard, in order.
         verification: Compares the shards with their SHA-256, when it is told to.
+        _found: (split, source) → its pairs, once somebody has asked.
+        _rows: (split, source, form) → its rows.
     """
 
     directory: Path
@@ -49,6 +54,8 @@ class TokenDataset:
     weights: tuple[float, ...]
     shards: dict[tuple[str, int], tuple[np.ndarray, ...]]
     verification: Verification
+    _found: dict[tuple[str, int], Pairs] = dataclasses.field(default_factory=dict)
+    _rows: dict[tuple[str, int, PairShape], PairRows] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def open(cls, directory: str | Path) -> TokenDataset:
@@ -84,21 +91,84 @@ class TokenDataset:
             verification=Verification(directory, manifest),
         )
 
-    def n_sequences(self, split: str, seq_len: int) -> list[int]:
-        """Count the whole sequences of `seq_len` tokens in each source of a split.
+    @property
+    def is_of_pairs(self) -> bool:
+        """True if the documents are pairs of texts."""
+        return bool(self.manifest.get("pairs"))
+
+    @property
+    def heldout_weights(self) -> tuple[float, ...]:
+        """Weight of each source in evaluation: as in training, or 1 for those that are held out."""
+        sources = self.manifest["sources"]
+        is_heldout = tuple(float(source.get("split") == "heldout") for source in sources)
+        return is_heldout if any(is_heldout) else self.weights
+
+    @functools.cached_property
+    def label_counts(self) -> np.ndarray:
+        """Count of each id among what is to be predicted in training, int64 [vocab_size].
+
+        Of pairs that is the targets alone.
+        """
+        if not self.is_of_pairs:
+            return self.unigram_counts
+        counts = np.zeros(self.vocab_size, np.int64)
+        for source, weight in enumerate(self.weights):
+            if weight:
+                counts += self.pairs("train", source).target_counts(self.vocab_size)
+        return counts
+
+    def n_sequences(self, split: str, seq_len: RowShape) -> list[int]:
+        """Count the whole sequences of `seq_len` tokens, or the rows, in each source of a split.
 
         Raises:
             ValueError: if `split` is not "train" or "heldout".
+            RunFailed: if a shard is damaged.
         """
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is none of {SPLITS}")
         counts = []
         for source in range(len(self.weights)):
+            if isinstance(seq_len, PairShape):
+                counts.append(self.pair_rows(split, source, seq_len).n_rows)
+                continue
             shards = self.shards.get((split, source), ())
             counts.append(sum(len(tokens) // seq_len for tokens in shards))
         return counts
 
-    def read(self, split: str, source: int, sequences: np.ndarray, seq_len: int) -> np.ndarray:
+    def pair_rows(self, split: str, source: int, shape: PairShape) -> PairRows:
+        """Return the rows of pairs of a source.
+
+        Raises:
+            RunFailed: if a shard is damaged.
+        """
+        key = (split, source, shape)
+        # Two threads may both make them, and make the same.
+        if key not in self._rows:
+            self._rows[key] = PairRows.of(self.pairs(split, source), shape)
+        return self._rows[key]
+
+    def pairs(self, split: str, source: int) -> Pairs:
+        """Return the pairs of a source.
+
+        Raises:
+            RunFailed: if a shard is damaged.
+        """
+        if (split, source) not in self._found:
+            self._found[split, source] = self._find_pairs(split, source)
+        return self._found[split, source]
+
+    def _find_pairs(self, split: str, source: int) -> Pairs:
+        is_own = {"split": split, "source": source}.items()
+        entries = [entry for entry in self.manifest["shards"] if is_own <= entry.items()]
+        shards = self.shards.get((split, source), ())
+        n_documents = [entry["documents"] for entry in entries]
+        try:
+            return Pairs.find(shards, n_documents, self.special_tokens["sep"])
+        except DamagedPairs as error:
+            path = self.directory / entries[error.args[0]]["file"]
+            raise RunFailed(f"{path} is damaged (it does not hold pairs): {REPAIR}.") from None
+
+    def read(self, split: str, source: int, sequences: np.ndarray, seq_len: RowShape) -> np.ndarray:
         """Read sequences by number, in any order; a number may come twice.
 
         A sequence never straddles two shards.
@@ -107,7 +177,7 @@ class TokenDataset:
             split: "train" or "heldout".
             source: Index of the source.
             sequences: Sequence numbers, int64 [n].
-            seq_len: Tokens in a sequence.
+            seq_len: Tokens in a sequence, or the form of a row of pairs.
 
         Returns:
             Tokens [n, seq_len].
@@ -115,6 +185,12 @@ class TokenDataset:
         Raises:
             IndexError: for a number outside [0, n_sequences).
         """
+        if isinstance(seq_len, PairShape):
+            special = self.special_tokens
+            rows = self.pair_rows(split, source, seq_len)
+            return rows.read(
+                sequences, sep_id=special["sep"], pad_id=special["pad"], dtype=self.dtype
+            )
         shards = self.shards.get((split, source), ())
         counts = np.array([len(tokens) // seq_len for tokens in shards], np.int64)
         # Number of the first sequence of each shard, and of the first one beyond them.

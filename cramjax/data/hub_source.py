@@ -16,6 +16,8 @@ from typing import Any, NoReturn, TypeVar
 from cramjax.config.keep import Keep
 from cramjax.data.first_bytes import FORMATS, file_format
 from cramjax.data.formats import read_file
+from cramjax.data.pair_records import read_pairs
+from cramjax.data.pair_text import PairForm
 from cramjax.data.source import Drop, Part
 from cramjax.errors import UserError
 from cramjax.files import check_types, read_json, write_json
@@ -55,6 +57,7 @@ class HubFiles:
         revision: Commit of the dataset.
         files: (name, bytes or None) of each file.
         field: Field of a record that holds its text.
+        form: The fields of its pair in place of one text, or None.
         keep: Which records are kept, or None for all.
     """
 
@@ -65,6 +68,7 @@ class HubFiles:
     revision: str
     files: tuple[tuple[str, int | None], ...]
     field: str
+    form: PairForm | None = None
     keep: Keep | None = None
 
     def parts(self) -> list[HubPart]:
@@ -94,7 +98,10 @@ class HubFiles:
                 self.repo, part.file, repo_type="dataset", revision=self.revision
             )
 
-        return read_file(patiently(download, part.name), self.field, drop, keep=self.keep)
+        path = patiently(download, part.name)
+        if self.form is not None:
+            return read_pairs(path, self.form, drop, keep=self.keep, name=part.name)
+        return read_file(path, self.field, drop, keep=self.keep)
 
 
 def open_hub(
@@ -105,6 +112,7 @@ def open_hub(
     address: str,
     field: str,
     cache_dir: str,
+    form: PairForm | None = None,
     keep: Keep | None = None,
 ) -> HubFiles:
     """List the files that `address` names.
@@ -119,6 +127,7 @@ def open_hub(
         address: "OWNER/NAME:GLOB" or "OWNER/NAME@REVISION:GLOB".
         field: Field of a record that holds its text.
         cache_dir: Where prepared data are.
+        form: The fields of its pair in place of one text, or None.
         keep: Which records are kept, or None for all.
 
     Raises:
@@ -151,6 +160,7 @@ def open_hub(
         revision=listing["revision"],
         files=tuple((name, n_bytes) for name, n_bytes in listing["files"]),
         field=field,
+        form=form,
         keep=keep,
     )
 

@@ -158,13 +158,18 @@ def _may_hold_prose(name: str) -> bool:
 
 
 def docstrings_of(code: str) -> str:
-    """Join the long docstrings of a module, found by pattern: parsing is thirty times as slow."""
+    """Join the long docstrings of a module."""
+    return "\n\n".join(docstrings(code))
+
+
+def docstrings(code: str) -> list[str]:
+    """Return the long docstrings, found by pattern: parsing is thirty times as slow."""
     texts = []
     for match in _DOCSTRING.finditer(code):
         text = textwrap.dedent(match["indent"] + match["text"]).strip()
         if len(text) >= MIN_CHARS:
             texts.append(_without_prompts(text))
-    return "\n\n".join(texts)
+    return texts
 
 
 def prose_of(path: str, content: str) -> str:

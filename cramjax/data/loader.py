@@ -17,9 +17,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cramjax.config.pairs import PairShape, RowShape, in_words, n_tokens
 from cramjax.data import index
 from cramjax.data.dataset import TokenDataset
-from cramjax.data.row_reader import RowReader, read_sequences, units_a_read
+from cramjax.data.row_reader import RowReader, read_sequences, shorter, units_a_read
 from cramjax.errors import UserError
 
 logger = logging.getLogger("cramjax")
@@ -35,7 +36,7 @@ class BatchLoader(Protocol):
     """A source of training batches that can start at any row."""
 
     def stream(self, first_row: int, unit_rows: int) -> Iterator[np.ndarray]:
-        """Return endless units [unit_rows / n_processes, seq_len] in the dataset's dtype.
+        """Return endless units [unit_rows / n_processes, row_tokens] in the dataset's dtype.
 
         Unit k holds this process's contiguous slice of the rows from first_row + k * unit_rows
         to first_row + (k + 1) * unit_rows (exclusive).
@@ -105,7 +106,7 @@ def open_loader(
     dataset: TokenDataset,
     *,
     seed: int,
-    seq_len: int,
+    seq_len: RowShape,
     cls_token: bool = False,
     order: str = "shuffled",
     loader: str = "auto",
@@ -117,7 +118,7 @@ def open_loader(
     Args:
         dataset: The dataset.
         seed: Seed of the order.
-        seq_len: Tokens in a row, including [CLS].
+        seq_len: Tokens in a row, including [CLS]; or the form of a row of pairs.
         cls_token: Begin each row with [CLS].
         order: "shuffled", or "sentence_length" to read every epoch in the dataset's sentence
             order (Cramming, arXiv 2212.14034, section 4.4).
@@ -133,7 +134,7 @@ def open_loader(
     reader = RowReader(
         dataset=dataset,
         seed=seed,
-        seq_len=seq_len,
+        shape=seq_len,
         cls_token=cls_token,
         sizes=sizes,
         orders=orders,
@@ -148,7 +149,7 @@ def open_loader(
 
 
 def training_rows(
-    dataset: TokenDataset, *, seq_len: int, cls_token: bool = False, order: str = "shuffled"
+    dataset: TokenDataset, *, seq_len: RowShape, cls_token: bool = False, order: str = "shuffled"
 ) -> tuple[tuple[int, ...], tuple[np.ndarray | None, ...]]:
     """Return the training sequences in each source and their order, as a `RowReader` takes them.
 
@@ -159,45 +160,90 @@ def training_rows(
             f"data.cls_token=True: {dataset.directory} has a T5's tokenizer, without such a token; "
             "set it to False"
         )
-    length = seq_len - int(cls_token)
-    return _sizes(dataset, length), _orders(dataset, order, length)
+    _refuse_other_rows(dataset, seq_len)
+    read = shorter(seq_len, int(cls_token))
+    return _sizes(dataset, read), _orders(dataset, order, read)
 
 
-def heldout_rows(dataset: TokenDataset, *, seq_len: int, cls_token: bool = False) -> list[int]:
+def _refuse_other_rows(dataset: TokenDataset, shape: RowShape) -> None:
+    """Raise a UserError if text is to be read as pairs, or pairs as text."""
+    wants_pairs = isinstance(shape, PairShape)
+    if wants_pairs and not dataset.is_of_pairs:
+        raise UserError(
+            f"{dataset.directory} holds text, and objective.name=text_to_text learns from pairs: "
+            "name a source of pairs in data.source"
+        )
+    if dataset.is_of_pairs and not wants_pairs:
+        raise UserError(
+            f"{dataset.directory} holds pairs of texts: set objective.name=text_to_text, or name "
+            "another data.source"
+        )
+
+
+def describe_pairs(dataset: TokenDataset, shape: PairShape) -> list[str]:
+    """Return lines that say how the training pairs lie in rows, and how many are too long."""
+    lines = []
+    for source, weight in enumerate(dataset.weights):
+        if not dataset.is_of_pairs or not weight:
+            continue
+        rows = dataset.pair_rows("train", source, shape)
+        inputs, targets = rows.filled()
+        name = "pairs"
+        if sum(map(bool, dataset.weights)) > 1:
+            name = f"pairs of {dataset.manifest['sources'][source].get('spec', source)}"
+        lines.append(
+            f"{len(rows.order):,} {name} in {rows.n_rows:,} rows of {in_words(shape)} "
+            f"({inputs:.0%} and {targets:.0%} full)"
+        )
+        if rows.n_long:
+            verb = "are cut" if shape.cuts else "are left out"
+            lines.append(
+                f"  {rows.n_long:,} have a longer side and {verb} (data.long_pairs); raise "
+                "data.seq_len or data.target_len"
+            )
+    return lines
+
+
+def heldout_rows(dataset: TokenDataset, *, seq_len: RowShape, cls_token: bool = False) -> list[int]:
     """Return the held-out sequences in each source, 0 for a source that is not trained on.
 
     Raises:
         UserError: if no sequence is held out.
     """
-    available = dataset.n_sequences("heldout", seq_len - int(cls_token))
+    _refuse_other_rows(dataset, seq_len)
+    available = dataset.n_sequences("heldout", shorter(seq_len, int(cls_token)))
     # A source without a weight is not trained on, so it is not evaluated on.
-    available = [
-        size if weight else 0 for size, weight in zip(available, dataset.weights, strict=True)
-    ]
+    weights = dataset.heldout_weights
+    available = [size if weight else 0 for size, weight in zip(available, weights, strict=True)]
     if not sum(available):
         raise UserError(
-            f"{dataset.directory} holds out no sequence of {seq_len} tokens to evaluate on: "
-            f"{_cure_of_no_heldout(dataset, seq_len)}"
+            f"{dataset.directory} holds out no sequence of {in_words(seq_len)} to evaluate on: "
+            f"{_cure_of_no_heldout(dataset, n_tokens(seq_len))}"
         )
     return available
 
 
-def _cure_of_no_heldout(dataset: TokenDataset, seq_len: int) -> str:
+def _cure_of_no_heldout(dataset: TokenDataset, row_tokens: int) -> str:
     """Returns what to do about held-out text of less than a sequence."""
-    n_tokens = dataset.manifest["train_tokens"] + dataset.manifest["heldout_tokens"]
-    if n_tokens < 2 * _HELDOUT_SEQUENCES * seq_len:
+    n_there = dataset.manifest["train_tokens"] + dataset.manifest["heldout_tokens"]
+    if n_there < 2 * _HELDOUT_SEQUENCES * row_tokens:
         return (
-            f"there are {n_tokens:,} tokens of text in all; give more text, or a smaller "
+            f"there are {n_there:,} tokens of text in all; give more text, or a smaller "
             "data.seq_len"
         )
     # Whole documents are held out by chance, so more than one sequence is aimed at.
     fraction = dataset.manifest["filters"].get("heldout_fraction") or 0.0
-    wanted = max(2 * fraction, _HELDOUT_SEQUENCES * seq_len / n_tokens)
+    wanted = max(2 * fraction, _HELDOUT_SEQUENCES * row_tokens / n_there)
     return f"raise data.heldout_fraction to {min(0.5, math.ceil(wanted * 100) / 100):g}"
 
 
 def heldout_batches(
-    dataset: TokenDataset, *, seq_len: int, batch_size: int, n_batches: int, cls_token: bool = False
+    dataset: TokenDataset,
+    *,
+    seq_len: RowShape,
+    batch_size: int,
+    n_batches: int,
+    cls_token: bool = False,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Read held-out batches: always the same ones, and no sequence twice.
 
@@ -206,15 +252,16 @@ def heldout_batches(
 
     Args:
         dataset: The dataset.
-        seq_len: Tokens in a row, including [CLS].
+        seq_len: Tokens in a row, including [CLS]; or the form of a row of pairs.
         batch_size: Rows in a batch.
         n_batches: The most batches to read.
         cls_token: Begin each row with [CLS].
 
     Returns:
-        At most `n_batches` pairs (tokens [batch_size, seq_len], weights float32 [batch_size]).
+        At most `n_batches` pairs (tokens [batch_size, row_tokens], weights float32 [batch_size]).
         Weights are 1. If there are fewer sequences than one batch takes, that one batch is filled
-        with repeats of weight 0.
+        with repeats of weight 0; and so is the last one of rows of pairs, which are all read where
+        the batches have room.
 
     Raises:
         UserError: if no sequence is held out.
@@ -223,10 +270,12 @@ def heldout_batches(
     available = heldout_rows(dataset, seq_len=seq_len, cls_token=cls_token)
     n_available = sum(available)
 
-    n_full = min(n_batches, n_available // batch_size)
-    n_rows = max(n_full, 1) * batch_size
+    n_wanted = n_available // batch_size
+    if isinstance(seq_len, PairShape):
+        n_wanted = math.ceil(n_available / batch_size)
+    n_rows = max(min(n_batches, n_wanted), 1) * batch_size
     n_different = min(n_rows, n_available)
-    source, sequence = _spread(n_different, available, dataset.weights)
+    source, sequence = _spread(n_different, available, dataset.heldout_weights)
 
     # Rows beyond the different ones repeat the first ones.
     rows = np.arange(n_rows)
@@ -241,7 +290,7 @@ def heldout_batches(
     dataset.refuse_foreign(tokens, "heldout")
     weights = (rows < n_different).astype(np.float32)
 
-    batched_tokens = tokens.reshape(-1, batch_size, seq_len)
+    batched_tokens = tokens.reshape(-1, batch_size, n_tokens(seq_len))
     batched_weights = weights.reshape(-1, batch_size)
     return list(zip(batched_tokens, batched_weights, strict=True))
 
@@ -349,19 +398,20 @@ class DevicePrefetch:
             raise
 
 
-def _sizes(dataset: TokenDataset, length: int) -> tuple[int, ...]:
-    """Count the training sequences of `length` tokens in each source.
+def _sizes(dataset: TokenDataset, shape: RowShape) -> tuple[int, ...]:
+    """Count the training sequences, or the rows of pairs, in each source.
 
     Raises:
         UserError: if a source with a weight has no sequence, or no source has a weight.
     """
-    sizes = tuple(dataset.n_sequences("train", length))
+    sizes = tuple(dataset.n_sequences("train", shape))
     for source, (size, weight) in enumerate(zip(sizes, dataset.weights, strict=True)):
         if weight and not size:
             spec = dataset.manifest["sources"][source].get("spec", source)
             raise UserError(
-                f"{dataset.directory}: source {spec!r} has no training sequence of {length} "
-                "tokens: lower data.seq_len, or prepare more text (data.source, data.max_mb)."
+                f"{dataset.directory}: source {spec!r} has no training sequence of "
+                f"{in_words(shape)}: lower data.seq_len, or prepare more text (data.source, "
+                "data.max_mb)."
             )
     if not any(dataset.weights):
         raise UserError(
@@ -370,13 +420,13 @@ def _sizes(dataset: TokenDataset, length: int) -> tuple[int, ...]:
     return sizes
 
 
-def _orders(dataset: TokenDataset, order: str, length: int) -> tuple[np.ndarray | None, ...]:
+def _orders(dataset: TokenDataset, order: str, shape: RowShape) -> tuple[np.ndarray | None, ...]:
     """Return the prepared order of each source, or None for a source to shuffle or to leave out."""
     orders: list[np.ndarray | None] = [None] * len(dataset.weights)
-    if order == "sentence_length":
+    if order == "sentence_length" and isinstance(shape, int):
         for source, weight in enumerate(dataset.weights):
             if weight:
-                orders[source] = dataset.sentence_order(source, length)
+                orders[source] = dataset.sentence_order(source, shape)
     return tuple(orders)
 
 

@@ -44,6 +44,13 @@ _REASONS = {
     "invalid_utf8_repaired": ("are not valid UTF-8", "convert the files to UTF-8"),
     "not_json": ("are not JSON", _FILES_CURE),
     "no_text_field": ("lack the field data.text_field={text_field}", "set data.text_field"),
+    "empty_side": ("have an empty source or target", _FILES_CURE),
+    "no_pair_field": (
+        "lack the fields {source_field} and {target_field}",
+        "set data.source_field and data.target_field",
+    ),
+    "not_two_columns": ("have no source, tab and target", _FILES_CURE),
+    "pair_too_long": ("have a side that is far too long", _FILES_CURE),
     "text_not_a_string": ("have no string as their text", "set data.text_field"),
 }
 # Losses that one asks for by setting a key; a duplicate is none at all.
@@ -125,7 +132,8 @@ def _why_dropped(reason: str, config: DataConfig) -> tuple[str, str]:
             return "have no ASCII character (data.ascii_only)", _ascii_cure()
         return "give no token", "set data.language to the language of the text"
     what, cure = _REASONS.get(reason, (f"are lost ({reason})", _FILES_CURE))
-    return what.format_map({key: config[key] for key in ("compressibility", "text_field")}), cure
+    named = ("compressibility", "text_field", "source_field", "target_field")
+    return what.format_map({key: config[key] for key in named}), cure
 
 
 def of_characters(parts: Sequence[tuple[str, Tally]], config: DataConfig) -> list[Loss]:

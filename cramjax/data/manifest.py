@@ -18,7 +18,7 @@ from cramjax.files import member, read_json
 FORMAT = 1
 SPLITS = ("train", "heldout")
 SPECIAL_TOKENS = ("pad", "unk", "cls", "sep", "mask")
-# The special tokens of a vocabulary with sentinels.
+# The special tokens of a T5's vocabulary.
 T5_SPECIAL_TOKENS = ("pad", "unk", "sep")
 
 REPAIR = "delete the folder and prepare the dataset again with python -m tools.prepare_data"
@@ -42,6 +42,7 @@ _KEYS = {
 # Earlier versions did not write these.
 _LATER_KEYS = {
     "extra_ids": int,
+    "pairs": bool,
     "files": dict,
     "unknown_token_share": float,
     "unknown_character_share": float,
@@ -136,7 +137,8 @@ def _contradictions(manifest: dict[str, Any]) -> Iterator[str]:
     extra_ids = manifest.get("extra_ids", 0)
     if not 0 <= extra_ids < vocab_size:
         yield f"extra_ids is {extra_ids!r}, not a number below {vocab_size}"
-    for name in T5_SPECIAL_TOKENS if extra_ids else SPECIAL_TOKENS:
+    of_t5 = extra_ids or manifest.get("pairs")
+    for name in T5_SPECIAL_TOKENS if of_t5 else SPECIAL_TOKENS:
         token = manifest["special_tokens"].get(name)
         if not _is_of(token, int) or token >= vocab_size:
             yield f"special_tokens.{name} is {_short(token)}, not an id below {vocab_size}"

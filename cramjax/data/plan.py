@@ -13,12 +13,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from cramjax.config import languages
+from cramjax.config import languages, pairs
 from cramjax.config.views import DataConfig
 from cramjax.data import tokenizers
 from cramjax.data.adoption import check_unknown
 from cramjax.data.heldout import HeldOut, rule
 from cramjax.data.manifest import FORMAT
+from cramjax.data.pair_source import DOCSTRINGS
 from cramjax.data.source import Part, TextSource
 from cramjax.errors import UserError
 
@@ -31,6 +32,9 @@ _FINGERPRINTED = (
     "max_mb", "normalize", "min_chars", "max_chars", "compressibility", "dedup_exact",
     "dedup_near", "heldout_fraction", "max_shard_tokens",
 )  # fmt: skip
+
+# Those of pairs alone.
+_OF_PAIRS = ("source_field", "target_field", "source_prefix")
 
 # Changes when the same settings give another text or tokenizer.
 _NORMALIZATION = 2
@@ -75,21 +79,38 @@ def plan_preparation(config: DataConfig, sources: Sequence[TextSource]) -> Prepa
         if not source_parts:
             raise UserError(f"data.source={source.spec}: nothing to read there")
 
-    total_weight = sum(source.weight for source in sources)
-    share_bytes: list[float | None] = [None] * len(sources)
-    if config.max_mb is not None:
-        share_bytes = [config.max_mb * 1e6 * source.weight / total_weight for source in sources]
-
     fingerprint = _fingerprint(config, sources, parts)
     return PreparationPlan(
         config=config,
         sources=sources,
         parts=parts,
-        share_bytes=share_bytes,
-        heldout=rule(config.heldout_fraction, _corpus_bytes(config, parts)),
+        share_bytes=_shares(config, sources),
+        heldout=_heldout_rule(config, parts),
         fingerprint=fingerprint,
         name=_directory_name(config, sources, fingerprint),
     )
+
+
+def _shares(config: DataConfig, sources: Sequence[TextSource]) -> list[float | None]:
+    """Returns the bytes of text to take from each source; a held-out one is taken whole."""
+    total_weight = sum(source.weight for source in sources)
+    shares: list[float | None] = []
+    for source in sources:
+        share = None
+        if config.max_mb is not None and source.weight:
+            share = config.max_mb * 1e6 * source.weight / total_weight
+        shares.append(share)
+    return shares
+
+
+def _heldout_rule(config: DataConfig, parts: Sequence[Sequence[Part]]) -> HeldOut:
+    """Returns how documents are held out; where a source is held out, they are whole."""
+    if config.heldout is not None:
+        return HeldOut()
+    if pairs.are_prepared(config):
+        # A pair is held out whole.
+        return HeldOut(fraction=config.heldout_fraction)
+    return rule(config.heldout_fraction, _corpus_bytes(config, parts))
 
 
 def text_settings(config: DataConfig) -> dict[str, Any]:
@@ -97,7 +118,8 @@ def text_settings(config: DataConfig) -> dict[str, Any]:
 
     Those are left out that only say how much text to take.
     """
-    names = {"source", "extra_ids", "keep", *_FINGERPRINTED} - set(_AMOUNTS)
+    names = {"source", "heldout", "extra_ids", "keep", *_OF_PAIRS, *_FINGERPRINTED}
+    names -= set(_AMOUNTS)
     settings = {name: getattr(config, name) for name in sorted(names)}
     return settings | {"language": languages.with_own_chain(config.language)}
 
@@ -144,12 +166,18 @@ def _fingerprint(
         settings["extra_ids"] = config.extra_ids
     if config.keep is not None:
         settings["keep"] = config.keep
+    if pairs.are_prepared(config):
+        settings["pairs"] = [getattr(config, key) for key in _OF_PAIRS]
+    if config.heldout is not None:
+        # Its content is told by the sources.
+        settings["heldout"] = True
     if (length := sentence_order_length(config)) is not None:
         settings["order"] = [config.order, length]
 
     if config.tokenizer not in tokenizers.KINDS:
         # Loaded only to report a mistake now instead of after hours of reading.
-        tokenizer = tokenizers.load(config.tokenizer, config.extra_ids)[0]
+        of_t5 = pairs.are_prepared(config)
+        tokenizer = tokenizers.load(config.tokenizer, config.extra_ids, of_t5)[0]
         check_unknown(tokenizer, f"data.tokenizer={config.tokenizer}")
         content = pathlib.Path(config.tokenizer).read_bytes()
         settings["tokenizer"] = hashlib.sha256(content).hexdigest()
@@ -176,7 +204,10 @@ def _identity(source: TextSource) -> str:
     Local files are told by their names within the folder and their contents, which are in the keys
     of the parts: they may be moved, and named by another path.
     """
-    return "text:" if source.spec.startswith("text:") else source.spec
+    scheme, _, address = source.spec.partition(":")
+    if scheme == "text" or (scheme == "pairs" and address != DOCSTRINGS):
+        return f"{scheme}:"
+    return source.spec
 
 
 def _directory_name(config: DataConfig, sources: Sequence[TextSource], fingerprint: str) -> str:

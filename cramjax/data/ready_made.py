@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from cramjax.config import pairs
 from cramjax.data import dedup, id_rows, pack, tokenizers
 from cramjax.data.first_bytes import file_format
 from cramjax.data.hub_source import HubFiles, patiently
@@ -49,6 +50,7 @@ _NO_FILTER: dict[str, Any] = {
     "compressibility": None,
     "dedup_near": None,
     "keep": None,
+    "heldout": None,
 }
 
 
@@ -59,6 +61,8 @@ def holds_ids(plan: PreparationPlan) -> bool:
     usual name of its field, is not looked into.
     """
     config = plan.config
+    if pairs.are_prepared(config):
+        return False
     if config.tokenizer in tokenizers.KINDS and config.text_field == "text":
         return False
     part = plan.parts[0][0]
@@ -108,7 +112,9 @@ class ReadyMade:
         self._meter = meter
         _refuse_text_settings(plan)
 
-        self._tokenizer, self._model = tokenizers.load(plan.config.tokenizer, plan.config.extra_ids)
+        self._tokenizer, self._model = tokenizers.load(
+            plan.config.tokenizer, plan.config.extra_ids, of_t5=False
+        )
         self._size = max(self._tokenizer.get_vocab().values()) + 1
         self._dtype = "uint16" if self._size <= 1 << 16 else "uint32"
         self._special_ids = tokenizers.special_ids(self._tokenizer)

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from cramjax.config.pairs import RowShape, n_tokens
 from cramjax.data import index
 from cramjax.data.dataset import TokenDataset
 
@@ -20,7 +21,7 @@ class RowReader:
     Attributes:
         dataset: The dataset whose training split is read.
         seed: Seed of the order.
-        seq_len: Tokens in a row, including the [CLS] of `cls_token`.
+        shape: Tokens in a row, including the [CLS] of `cls_token`; or the form of a row of pairs.
         cls_token: Put [CLS] before every sequence.
         sizes: Training sequences in each source.
         orders: The order in which each source is read, unsigned [size], or None for a shuffled
@@ -31,12 +32,17 @@ class RowReader:
 
     dataset: TokenDataset
     seed: int
-    seq_len: int
+    shape: RowShape
     cls_token: bool
     sizes: tuple[int, ...]
     orders: tuple[np.ndarray | None, ...]
     process_index: int
     n_processes: int
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens in a row."""
+        return n_tokens(self.shape)
 
     def local_rows(self, unit_rows: int) -> int:
         """Return how many rows of a unit this process reads.
@@ -60,7 +66,7 @@ class RowReader:
             n_units: Units to read.
 
         Returns:
-            Tokens [n_units, local_rows, seq_len] in the dataset's dtype.
+            Tokens [n_units, local_rows, row_tokens] in the dataset's dtype.
         """
         n_local = self.local_rows(unit_rows)
         start = first_row + self.process_index * n_local
@@ -68,12 +74,12 @@ class RowReader:
         # [n_units, 1] + [n_local] → the number of every row.
         units = np.arange(first_unit, first_unit + n_units, dtype=np.int64)
         numbers = start + units[:, None] * unit_rows + np.arange(n_local, dtype=np.int64)
-        return self.read(numbers.reshape(-1)).reshape(n_units, n_local, self.seq_len)
+        return self.read(numbers.reshape(-1)).reshape(n_units, n_local, self.row_tokens)
 
     def read(self, numbers: np.ndarray) -> np.ndarray:
-        """Return tokens [n, seq_len] of the rows numbered in `numbers`, int64 [n]."""
+        """Return tokens [n, row_tokens] of the rows numbered in `numbers`, int64 [n]."""
         source, sequence = self._sequences(numbers)
-        return read_sequences(self.dataset, "train", source, sequence, self.seq_len, self.cls_token)
+        return read_sequences(self.dataset, "train", source, sequence, self.shape, self.cls_token)
 
     def _sequences(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (source int64 [n], sequence int64 [n]) of the rows numbered in `numbers`."""
@@ -91,6 +97,11 @@ class RowReader:
         return source, sequence
 
 
+def shorter(shape: RowShape, n_special: int) -> RowShape:
+    """Return the form of what is read from the dataset for rows that begin with special tokens."""
+    return shape - n_special if isinstance(shape, int) else shape
+
+
 def units_a_read(n_local: int) -> int:
     """Return how many units of `n_local` rows one call reads."""
     return max(1, ROWS_A_READ // n_local)
@@ -101,7 +112,7 @@ def read_sequences(
     split: str,
     source: np.ndarray,
     sequence: np.ndarray,
-    seq_len: int,
+    shape: RowShape,
     cls_token: bool,
 ) -> np.ndarray:
     """Read sequences of several sources into rows.
@@ -111,13 +122,13 @@ def read_sequences(
         split: "train" or "heldout".
         source: Source of each row, int64 [n].
         sequence: Sequence of each row within its source, int64 [n].
-        seq_len: Tokens in a row.
-        cls_token: Begin each row with [CLS], followed by a sequence of seq_len - 1 tokens.
+        shape: Tokens in a row, or the form of a row of pairs.
+        cls_token: Begin each row with [CLS], followed by a sequence of one token less.
 
     Returns:
-        Tokens [n, seq_len] in the dataset's dtype.
+        Tokens [n, row_tokens] in the dataset's dtype.
     """
-    tokens = np.empty((len(source), seq_len), dataset.dtype)
+    tokens = np.empty((len(source), n_tokens(shape)), dataset.dtype)
     n_special = int(cls_token)
     if cls_token:
         tokens[:, 0] = dataset.special_tokens["cls"]
@@ -125,6 +136,6 @@ def read_sequences(
     for number in np.unique(source):
         is_of_source = source == number
         tokens[is_of_source, n_special:] = dataset.read(
-            split, int(number), sequence[is_of_source], seq_len - n_special
+            split, int(number), sequence[is_of_source], shorter(shape, n_special)
         )
     return tokens

@@ -10,17 +10,25 @@ import difflib
 import math
 from typing import Any
 
+from cramjax.config import pairs
 from cramjax.config.keep import Keep
 from cramjax.config.views import DataConfig
+from cramjax.data.pair_source import form_of, open_pairs
 from cramjax.data.source import TextSource
 from cramjax.errors import UserError
 
-SCHEMES = ("installed-docs", "text", "hf", "tfds", "prepared")
-_FORMS = "installed-docs, text:GLOB, hf:OWNER/NAME:GLOB, tfds:NAME/CONFIG, prepared:DIR"
+SCHEMES = ("installed-docs", "text", "pairs", "hf", "tfds", "prepared")
+_FORMS = (
+    "installed-docs, text:GLOB, pairs:SOURCE_FILE,TARGET_FILE, hf:OWNER/NAME:GLOB, "
+    "tfds:NAME/CONFIG, prepared:DIR"
+)
 
 
 def open_sources(config: DataConfig) -> list[TextSource]:
     """Open the sources that `config.source` names: one, or several in a weighted mixture.
+
+    The source that `config.heldout` names comes first, with a weight of 0: what it has in common
+    with the others is a duplicate there, and is not trained on.
 
     Args:
         config: The `data` part of the configuration.
@@ -36,11 +44,9 @@ def open_sources(config: DataConfig) -> list[TextSource]:
             "data.source=[]: name at least one source, as in data.source=installed-docs"
         )
 
-    sources = []
-    for index, entry in enumerate(mixture):
-        spec, weight = _spec_and_weight(entry)
-        sources.append(_open(spec, weight, index, config))
-    return sources
+    wanted = [] if config.heldout is None else [(config.heldout, 0.0)]
+    wanted += map(_spec_and_weight, mixture)
+    return [_open(spec, weight, index, config) for index, (spec, weight) in enumerate(wanted)]
 
 
 def _spec_and_weight(entry: Any) -> tuple[str, float]:
@@ -62,6 +68,7 @@ def _open(spec: str, weight: float, index: int, config: DataConfig) -> TextSourc
     scheme, _, address = spec.partition(":")
     common: dict[str, Any] = {"spec": spec, "weight": weight, "index": index}
     field = config.text_field
+    form = form_of(config) if pairs.are_prepared(config) else None
     keep = Keep(config.keep) if config.keep is not None else None
 
     if scheme == "installed-docs" and not address:
@@ -81,18 +88,31 @@ def _open(spec: str, weight: float, index: int, config: DataConfig) -> TextSourc
             **common, pattern=address, field=field, cache_dir=config.cache_dir, keep=keep
         )
 
+    if scheme == "pairs" and address:
+        return open_pairs(**common, address=address, config=config, keep=keep)
+
     if scheme == "hf" and address:
         from cramjax.data.hub_source import open_hub
 
         return open_hub(
-            **common, address=address, field=field, cache_dir=config.cache_dir, keep=keep
+            **common,
+            address=address,
+            field=field,
+            form=form,
+            cache_dir=config.cache_dir,
+            keep=keep,
         )
 
     if scheme == "tfds" and address:
         from cramjax.data.tfds_source import open_tfds
 
         return open_tfds(
-            **common, name=address, field=field, allow_build=config.allow_build, keep=keep
+            **common,
+            name=address,
+            field=field,
+            form=form,
+            allow_build=config.allow_build,
+            keep=keep,
         )
 
     if scheme == "prepared":

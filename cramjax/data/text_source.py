@@ -8,7 +8,7 @@ import glob
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cramjax.config.keep import Keep
 from cramjax.data.contents import digests
@@ -82,31 +82,47 @@ class TextFiles:
         parts = []
         for path, key in zip(paths, keys, strict=True):
             name = path.relative_to(folder).as_posix()
-            parts += self._ranges(path, name, f"{name}:{key}")
+            parts += ranges(path, self.index, name, f"{name}:{key}", _has_ranges)
         return parts
 
     def read(self, part: FilePart, drop: Drop) -> Iterator[str]:
         """See `TextSource.read`."""
         return read_file(part.path, self.field, drop, part.start, part.end, keep=self.keep)
 
-    def _ranges(self, path: pathlib.Path, name: str, key: str) -> Iterator[FilePart]:
-        n_bytes = path.stat().st_size
-        # Looked into only where that decides something: there may be a hundred thousand files.
-        if n_bytes <= RANGE_BYTES or not look_at(str(path)).has_ranges:
-            yield FilePart(source=self.index, path=str(path), name=name, key=key, n_bytes=n_bytes)
-            return
 
-        for start in range(0, n_bytes, RANGE_BYTES):
-            end = min(start + RANGE_BYTES, n_bytes)
-            yield FilePart(
-                source=self.index,
-                path=str(path),
-                name=f"{name}@{start}",
-                key=f"{key}:{start}",
-                n_bytes=end - start,
-                start=start,
-                end=end,
-            )
+def ranges(
+    path: pathlib.Path, source: int, name: str, key: str, has_ranges: Callable[[str], bool]
+) -> Iterator[FilePart]:
+    """Yield a file as one part, or a large one in ranges if it can be read so.
+
+    Args:
+        path: The file.
+        source: Index of the source.
+        name: Name of the part.
+        key: Its key.
+        has_ranges: Called with the path of a large file: whether it can be read in ranges.
+    """
+    n_bytes = path.stat().st_size
+    # Looked into only where that decides something: there may be a hundred thousand files.
+    if n_bytes <= RANGE_BYTES or not has_ranges(str(path)):
+        yield FilePart(source=source, path=str(path), name=name, key=key, n_bytes=n_bytes)
+        return
+
+    for start in range(0, n_bytes, RANGE_BYTES):
+        end = min(start + RANGE_BYTES, n_bytes)
+        yield FilePart(
+            source=source,
+            path=str(path),
+            name=f"{name}@{start}",
+            key=f"{key}:{start}",
+            n_bytes=end - start,
+            start=start,
+            end=end,
+        )
+
+
+def _has_ranges(path: str) -> bool:
+    return look_at(path).has_ranges
 
 
 def named_folder(pattern: str) -> pathlib.Path:

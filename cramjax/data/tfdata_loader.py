@@ -40,10 +40,10 @@ class TfDataLoader:
             return reader.units(first_row, unit_rows, int(number) * n_units, n_units)
 
         def element(number: Any) -> Any:
-            # tf.numpy_function loses the shape: [n_units, n_local, seq_len].
+            # tf.numpy_function loses the shape: [n_units, n_local, row_tokens].
             dtype = tf.as_dtype(reader.dataset.dtype)
             tokens = tf.numpy_function(read, [number], dtype, stateful=False)
-            return tf.ensure_shape(tokens, [n_units, n_local, reader.seq_len])
+            return tf.ensure_shape(tokens, [n_units, n_local, reader.row_tokens])
 
         # A private pool of few threads, because the cores belong to the training step.
         options = tf.data.Options()

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from cramjax.config.keep import Keep
+from cramjax.data.pair_records import refuse_pair_fields
+from cramjax.data.pair_text import PairForm
 from cramjax.data.record import refuse_field
 from cramjax.data.source import Drop, Part
 from cramjax.errors import UserError
@@ -38,6 +40,7 @@ class TfdsSplit:
         revision: The dataset's version.
         shard_lengths: Examples in each shard, in order.
         field: Field of an example that holds its text.
+        form: The fields of its pair in place of one text, or None.
         keep: Which examples are kept, or None for all.
     """
 
@@ -49,6 +52,7 @@ class TfdsSplit:
     revision: str
     shard_lengths: tuple[int, ...]
     field: str
+    form: PairForm | None = None
     keep: Keep | None = None
 
     def parts(self) -> list[TfdsPart]:
@@ -70,7 +74,7 @@ class TfdsSplit:
         return parts
 
     def read(self, part: TfdsPart, drop: Drop) -> Iterator[str]:
-        """Yield the text field of each example."""
+        """Yield the text, or the pair, of each example."""
         tfds = _tfds()
         wanted = f"{self.split}[{part.first}:{part.last}]"
         builder = tfds.builder(self.name)
@@ -85,6 +89,12 @@ class TfdsSplit:
         for number, example in enumerate(examples):
             if self.keep is not None and not self.keep.accepts(_plain(example)):
                 drop("keep", "")
+                continue
+            if self.form is not None:
+                where = f"{part.name}:{number}"
+                document = self.form.of_record(_plain(example), where, drop)
+                if document is not None:
+                    yield document
                 continue
             text = example[self.field]
             if not isinstance(text, bytes):
@@ -116,6 +126,7 @@ def open_tfds(
     name: str,
     field: str,
     allow_build: bool,
+    form: PairForm | None = None,
     keep: Keep | None = None,
 ) -> TfdsSplit:
     """Open a split of a dataset that is on disk, or build it.
@@ -128,6 +139,7 @@ def open_tfds(
             train.
         field: Field of an example that holds its text.
         allow_build: Build the dataset if it is not on disk.
+        form: The fields of its pair in place of one text, or None.
         keep: Which examples are kept, or None for all.
 
     Raises:
@@ -151,10 +163,7 @@ def open_tfds(
         raise UserError(
             f"data.source={spec}: no split {split!r}; there are {', '.join(sorted(splits))}"
         )
-    features = builder.info.features
-    for wanted in (field, *(keep.fields if keep else ())):
-        if wanted not in features:
-            refuse_field(f"data.source={spec}", wanted, features, field)
+    _check_fields(builder.info.features, f"data.source={spec}", field, form, keep)
 
     return TfdsSplit(
         spec=spec,
@@ -165,8 +174,25 @@ def open_tfds(
         revision=str(builder.version),
         shard_lengths=tuple(splits[split].shard_lengths),
         field=field,
+        form=form,
         keep=keep,
     )
+
+
+def _check_fields(
+    features: Any, where: str, field: str, form: PairForm | None, keep: Keep | None
+) -> None:
+    """Raise a UserError if examples lack a field that is read."""
+    texts = [field]
+    if form is not None:
+        texts = []
+        for name in (form.source_field, form.target_field):
+            texts.append(name.partition(".")[0])
+            if texts[-1] not in features:
+                refuse_pair_fields(where, name, features)
+    for wanted in (*texts, *(keep.fields if keep else ())):
+        if wanted not in features:
+            refuse_field(where, wanted, features, field)
 
 
 def _builder(name: str, spec: str) -> Any:

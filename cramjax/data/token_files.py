@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cramjax.data import dedup, tokenizers
+from cramjax.data import dedup, pair_text, tokenizers
 from cramjax.data.encode import Encoder
 from cramjax.data.jobs import CheckedFile, Files
 from cramjax.data.manifest import SPLITS
@@ -44,6 +44,8 @@ class EncodeJob:
         max_tokens: The most tokens in a shard.
         compressibility: Most tokens a character of a document, or None.
         heldout_fraction: Share of documents that are held out.
+        are_pairs: Documents are pairs: the tokens of source and target, each followed by [SEP].
+            A pair that is longer than a shard is dropped.
         n_threads: Cores to encode on. The files do not depend on it.
     """
 
@@ -57,6 +59,7 @@ class EncodeJob:
     max_tokens: int
     compressibility: float | None
     heldout_fraction: float
+    are_pairs: bool
     n_threads: int
 
     @property
@@ -83,11 +86,37 @@ class EncodeJob:
         dropped: collections.Counter[str] = collections.Counter()
         tally = Tally()
         for rows, texts in self._batches():
-            documents, lost = encoder.encode(texts)
+            if self.are_pairs:
+                documents, lost = self._encode_pairs(encoder, texts, dropped)
+            else:
+                documents, lost = encoder.encode(texts)
             tally += lost
             for split, chosen in self._split(rows, documents, dropped):
                 writers[split].add([documents[index] for index in np.flatnonzero(chosen)])
         return {"dropped": dict(dropped), "tally": dataclasses.asdict(tally)}
+
+    def _encode_pairs(
+        self, encoder: Encoder, texts: list[str], dropped: collections.Counter[str]
+    ) -> tuple[list[np.ndarray], Tally]:
+        """Encode pairs: source, [SEP], target; one that cannot be used becomes empty."""
+        sides = [pair_text.sides_of(text) for text in texts]
+        sources = [source for source, _ in sides]
+        encoded, tally = encoder.encode(sources + [target for _, target in sides])
+
+        documents = []
+        sep = np.array([self.sep], np.uint32)
+        nothing = np.empty(0, np.uint32)
+        for source, target in zip(encoded[: len(texts)], encoded[len(texts) :], strict=True):
+            pair = np.concatenate([source, sep, target])
+            if not len(source) or not len(target):
+                pair = nothing
+            elif len(pair) >= self.max_tokens:
+                dropped["pair_too_long"] += 1
+                # It is no document without tokens.
+                dropped["no_tokens"] -= 1
+                pair = nothing
+            documents.append(pair)
+        return documents, tally
 
     def _batches(self) -> Iterator[tuple[np.ndarray, list[str]]]:
         """Yield the kept pieces in batches: records [n] and n texts."""

@@ -26,7 +26,7 @@ SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"
 """Role → token of a newly trained tokenizer; their ids are 0 to 4 in this order."""
 
 T5_TOKENS = {"pad": "<pad>", "sep": "</s>", "unk": "<unk>"}
-"""Role → token of a newly trained tokenizer with sentinels; their ids are 0 to 2 in this order.
+"""Role → token of a newly trained tokenizer of a T5; their ids are 0 to 2 in this order.
 
 `sep` ends a sequence. The sentinels are the last entries, the first one last.
 """
@@ -58,10 +58,11 @@ def train(
     ascii_only: bool,
     language: str | None = None,
     extra_ids: int = 0,
+    of_t5: bool = False,
 ) -> tuple[Tokenizer, bytes | None]:
     """Train a tokenizer; the same texts give the same one, byte for byte.
 
-    With `extra_ids` it is a T5's (arXiv 1910.10683, sections 2.2 and 3.1.4), with `T5_TOKENS`.
+    A T5's has `T5_TOKENS` (arXiv 1910.10683, sections 2.2 and 3.1.4).
 
     Args:
         kind: One of `KINDS`.
@@ -70,7 +71,8 @@ def train(
         lowercase: Lowercase all text.
         ascii_only: Strip accents and delete other characters.
         language: See `config.languages`.
-        extra_ids: How many of the entries are sentinels.
+        extra_ids: How many of the entries are a T5's sentinels.
+        of_t5: It is a T5's, also without sentinels.
 
     Returns:
         The tokenizer, and for unigram and bpe the SentencePiece model, which has no sentinels.
@@ -82,8 +84,8 @@ def train(
     normalizer = normalization.normalizer(
         lowercase=lowercase, ascii_only=ascii_only, language=language
     )
-    special = T5_TOKENS if extra_ids else SPECIAL_TOKENS
     n_trained = vocab_size - extra_ids
+    special = T5_TOKENS if extra_ids or of_t5 else SPECIAL_TOKENS
     if kind == "wordpiece":
         tokenizer, model = train_wordpiece(list(texts), n_trained, normalizer, special), None
     else:
@@ -91,8 +93,7 @@ def train(
         has_own_chain = ascii_only or languages.with_own_chain(language) is not None
         rule = "nmt_nfkc_cf" if lowercase else "nmt_nfkc"
         if has_own_chain:
-            texts = map(normalizer.normalize_str, texts)
-            rule = "identity"
+            texts, rule = map(normalizer.normalize_str, texts), "identity"
         model = train_sentencepiece(
             kind,
             list(texts),
@@ -106,19 +107,22 @@ def train(
         if has_own_chain:
             tokenizer.normalizer = normalizers.Sequence([normalizer, tokenizer.normalizer])
 
-    if wishes.keeps_white_space:
-        _decode_pictures(tokenizer)
-    return _finish(tokenizer, extra_ids), model
+    _decode_pictures(tokenizer, wishes)
+    return _finish(tokenizer, extra_ids, of_t5), model
 
 
-def _decode_pictures(tokenizer: Tokenizer) -> None:
+def _decode_pictures(tokenizer: Tokenizer, wishes: languages.Language) -> None:
     """Let the pictures of white space become white space again in decoded text."""
+    if not wishes.keeps_white_space:
+        return
     pictures = normalization.PICTURES.items()
     spaces = [decoders.Replace(picture, space) for space, picture in pictures]
     tokenizer.decoder = decoders.Sequence([tokenizer.decoder, *spaces])
 
 
-def load(path: str | pathlib.Path, extra_ids: int = 0) -> tuple[Tokenizer, bytes | None]:
+def load(
+    path: str | pathlib.Path, extra_ids: int = 0, of_t5: bool | None = None
+) -> tuple[Tokenizer, bytes | None]:
     """Load a tokenizer.json or a SentencePiece .model.
 
     Missing special tokens are added under BERT's names, and a decoder if there is none.
@@ -126,6 +130,8 @@ def load(path: str | pathlib.Path, extra_ids: int = 0) -> tuple[Tokenizer, bytes
     Args:
         path: The file.
         extra_ids: Sentinels to add, unless the tokenizer has that many.
+        of_t5: A tokenizer without sentinels is a T5's, and needs no [CLS] and [MASK]. None: if it
+            looks like one (`is_of_t5`).
 
     Returns:
         The tokenizer, and the bytes of a .model file or None.
@@ -154,7 +160,18 @@ def load(path: str | pathlib.Path, extra_ids: int = 0) -> tuple[Tokenizer, bytes
             f"data.tokenizer={path}: not a readable tokenizer.json or .model ({error})"
         ) from error
     complete_decoder(tokenizer)
-    return _finish(tokenizer, extra_ids), model
+    return _finish(tokenizer, extra_ids, of_t5), model
+
+
+def is_of_t5(tokenizer: Tokenizer) -> bool:
+    """Return whether a tokenizer is a T5's: it has sentinels, or T5's special tokens alone."""
+    if count_extra_ids(tokenizer):
+        return True
+    names = list(T5_TOKENS.values())
+    others = [SPECIAL_TOKENS["cls"], *_OTHER_NAMES["cls"]]
+    others += [SPECIAL_TOKENS["mask"], *_OTHER_NAMES["mask"]]
+    has = [tokenizer.token_to_id(name) is not None for name in names]
+    return all(has) and all(tokenizer.token_to_id(name) is None for name in others)
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -171,13 +188,15 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     return ids
 
 
-def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+def special_tokens(tokenizer: Tokenizer, of_t5: bool | None = None) -> dict[str, str]:
     """Return the special tokens by role.
 
     Each is BERT's name if the tokenizer has it, else another usual name, else BERT's for a token
-    that is missing.
+    that is missing. `of_t5` is as for `load`.
     """
-    needed = T5_TOKENS if count_extra_ids(tokenizer) else SPECIAL_TOKENS
+    if of_t5 is None or count_extra_ids(tokenizer):
+        of_t5 = is_of_t5(tokenizer)
+    needed = T5_TOKENS if of_t5 else SPECIAL_TOKENS
     tokens = {}
     for role, name in SPECIAL_TOKENS.items():
         candidates = (name, *_OTHER_NAMES[role])
@@ -202,7 +221,7 @@ def _sentinel(number: int) -> str:
     return f"<extra_id_{number}>"
 
 
-def _finish(tokenizer: Tokenizer, extra_ids: int = 0) -> Tokenizer:
+def _finish(tokenizer: Tokenizer, extra_ids: int = 0, of_t5: bool | None = None) -> Tokenizer:
     """Mark the special tokens, add sentinels, and set a template if there is none.
 
     The template is [CLS] $A [SEP], or T5's $A </s>.
@@ -216,12 +235,12 @@ def _finish(tokenizer: Tokenizer, extra_ids: int = 0) -> Tokenizer:
             "it to that"
         )
 
-    special = special_tokens(tokenizer)
+    special = special_tokens(tokenizer, of_t5)
     _mark_special(tokenizer, list(special.values()))
     # ByteLevel only moves offsets, which nothing here reads.
     if isinstance(tokenizer.post_processor, (NoneType, processors.ByteLevel)):
         sep = special["sep"]
-        before = [] if n_sentinels else [special["cls"]]
+        before = [] if n_sentinels or of_t5 or is_of_t5(tokenizer) else [special["cls"]]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=" ".join([*before, "$A", sep]),
             pair=" ".join([*before, "$A", sep, "$B:1", f"{sep}:1"]),
@@ -282,11 +301,12 @@ def save(
         max_length: Tokens after which it cuts if it is told to.
     """
     extra_ids = count_extra_ids(tokenizer)
+    of_t5 = is_of_t5(tokenizer)
     special = special_tokens(tokenizer)
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    if extra_ids:  # a T5 has one token that ends a sequence, and no types
+    if of_t5:  # a T5 has one token that ends a sequence, and no types
         special["eos"] = special.pop("sep")
-    if extra_ids or not types:
+    if of_t5 or not types:
         inputs.remove("token_type_ids")
 
     names = {f"{role}_token": token for role, token in special.items()}

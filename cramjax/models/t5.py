@@ -298,7 +298,7 @@ class Block(nnx.Module):
             bias: float32 [1, heads, length, length], as from `RelativeBias`.
             mask: as from `attention_mask`, over the positions of `x`.
             encoded: [batch, kv_length, embed], the encoder's output; read by a decoder only.
-            cross_mask: bool [batch, 1, 1, kv_length], False where nobody should look.
+            cross_mask: bool [batch, 1, 1 or length, kv_length], False where nobody should look.
             key: dropout is on if given.
         """
         keys = (None,) * 6 if key is None else jax.random.split(key, 6)
@@ -452,6 +452,7 @@ def encode(
     tokens: jax.Array,
     *,
     padding_mask: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the encoder's output: [batch, length, embed] in the activation dtype.
@@ -462,10 +463,12 @@ def encode(
         params: as from `network.init_params`.
         tokens: int [batch, length].
         padding_mask: bool [batch, length], False where nobody should look.
+        segment_ids: int [batch, length]; tokens see only their own segment.
         key: dropout is on if given.
     """
     model = module.bind(cfg.build(precision), params)
-    return model.encoder(model.embed(tokens), attention_mask(None, padding_mask), None, None, key)
+    mask = attention_mask(segment_ids, padding_mask)
+    return model.encoder(model.embed(tokens), mask, None, None, key)
 
 
 def decode(
@@ -476,6 +479,7 @@ def decode(
     tokens: jax.Array,
     *,
     padding_mask: jax.Array | None = None,
+    segment_ids: tuple[jax.Array, jax.Array] | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the decoder's hidden states for all of `tokens` at once.
@@ -487,17 +491,25 @@ def decode(
         encoded: [batch, kv_length, embed] as from `encode`.
         tokens: int [batch, length], the targets after `shift_right`.
         padding_mask: bool [batch, kv_length] of the encoder's tokens.
+        segment_ids: int [batch, kv_length] of the encoder's tokens and int [batch, length] of
+            these; tokens see only their own segment, in both.
         key: dropout is on if given.
 
     Returns:
         [batch, length, embed] in the activation dtype.
     """
     model = module.bind(cfg.build(precision), params)
-    cross_mask = None
+    mask = cross_mask = None
     if padding_mask is not None:
         cross_mask = padding_mask.astype(bool)[:, None, None]  # [batch, 1, 1, kv_length]
+    if segment_ids is not None:
+        of_encoded, own = segment_ids
+        mask = attention_mask(own, None)
+        same = own[:, None, :, None] == of_encoded[:, None, None, :]
+        # [batch, 1, length, kv_length]
+        cross_mask = same if cross_mask is None else same & cross_mask
 
-    return model.decoder(model.embed(tokens), None, encoded, cross_mask, key)
+    return model.decoder(model.embed(tokens), mask, encoded, cross_mask, key)
 
 
 def head(cfg: T5Config, precision: Precision, params: Params, hidden: jax.Array) -> jax.Array:

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from cramjax.config import pairs
 from cramjax.config.views import Config
 from cramjax.models.layers import Precision
 from cramjax.models.network import DEFAULT_FAMILY, Network
 from cramjax.objectives.masked_lm import MaskedLM
 from cramjax.objectives.objective import PretrainingObjective, Vocabulary
 from cramjax.objectives.span_corruption import SpanCorruption
+from cramjax.objectives.text_to_text import TextToText
 
 
 class ObjectiveClass(Protocol):
@@ -36,12 +38,16 @@ class ObjectiveClass(Protocol):
 
 
 OBJECTIVES: dict[str, ObjectiveClass] = {"encoder": MaskedLM, "t5": SpanCorruption}
-"""The objective by `model.family`."""
+"""The objective by `model.family`, unless `OTHERS` has that of `objective.name`."""
+
+OTHERS: dict[str, ObjectiveClass] = {pairs.OBJECTIVE: TextToText}
+"""The further objectives of families that have more than one, by `objective.name`."""
 
 
 def build(config: Config, vocabulary: Vocabulary, precision: Precision) -> PretrainingObjective:
     """Returns the objective of `config`; see `ObjectiveClass.from_config`."""
-    return OBJECTIVES[config.model.family].from_config(config, vocabulary, precision)
+    objective = OTHERS.get(config.objective.name) or OBJECTIVES[config.model.family]
+    return objective.from_config(config, vocabulary, precision)
 
 
 def network_of(description: Mapping[str, Any]) -> Network:

@@ -16,7 +16,7 @@ MOST_LOGITS = 2**28
 """Logits in memory at a time, where gradients are taken: a gigabyte of float32."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
 def predicted_cross_entropy(
     logits_of: Callable[[Any, jax.Array], jax.Array],
     params: Any,
@@ -24,6 +24,7 @@ def predicted_cross_entropy(
     labels: jax.Array,
     weights: jax.Array,
     z_loss: float = 0.0,
+    smoothing: float = 0.0,
 ) -> jax.Array:
     """Returns `cross_entropy` of `logits_of(params, hidden)`, with few logits in memory at a time.
 
@@ -38,18 +39,19 @@ def predicted_cross_entropy(
         labels: int32 [batch, positions], not differentiated.
         weights: float32 [batch, positions], not differentiated.
         z_loss: as for `cross_entropy`.
+        smoothing: as for `cross_entropy`.
 
     Returns:
         float32 scalar.
     """
-    return cross_entropy(logits_of(params, hidden), labels, weights, z_loss)
+    return cross_entropy(logits_of(params, hidden), labels, weights, z_loss, smoothing)
 
 
-def _predicted_forward(logits_of, params, hidden, labels, weights, z_loss):
+def _predicted_forward(logits_of, params, hidden, labels, weights, z_loss, smoothing):
     def loss_and_gradients(hidden, labels, weights):
         logits, back = jax.vjp(logits_of, params, hidden)
-        loss, saved = _forward(logits, labels, weights, z_loss)
-        return loss, *back(_backward(z_loss, saved, jnp.ones((), jnp.float32))[0])
+        loss, saved = _forward(logits, labels, weights, z_loss, smoothing)
+        return loss, *back(_backward(z_loss, smoothing, saved, jnp.ones((), jnp.float32))[0])
 
     n_positions = hidden.shape[1]
     n_logits = jax.eval_shape(logits_of, params, hidden).size
@@ -71,7 +73,7 @@ def _predicted_forward(logits_of, params, hidden, labels, weights, z_loss):
     return loss, (of_params, of_hidden[:, :n_positions])
 
 
-def _predicted_backward(logits_of, z_loss, gradients, cotangent):
+def _predicted_backward(logits_of, z_loss, smoothing, gradients, cotangent):
     def scale(gradient):
         return (gradient.astype(jnp.float32) * cotangent).astype(gradient.dtype)
 
@@ -92,9 +94,13 @@ def _split(x: jax.Array, n_chunks: int) -> jax.Array:
     return jnp.moveaxis(filled.reshape((x.shape[0], n_chunks, size, *x.shape[2:])), 1, 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def cross_entropy(
-    logits: jax.Array, labels: jax.Array, weights: jax.Array, z_loss: float = 0.0
+    logits: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    z_loss: float = 0.0,
+    smoothing: float = 0.0,
 ) -> jax.Array:
     """Returns the weighted sum of the cross-entropy in nats, plus `z_loss` times log(Z)^2.
 
@@ -103,21 +109,25 @@ def cross_entropy(
         labels: int32 [...], the right entries.
         weights: float32 [...], not differentiated; 0 leaves a position out.
         z_loss: coefficient that keeps the normaliser Z near 1; 0 for none.
+        smoothing: share of the right entry's probability that is spread over all entries (arXiv
+            1512.00567, section 7).
 
     Returns:
         float32 scalar.
     """
-    return _forward(logits, labels, weights, z_loss)[0]
+    return _forward(logits, labels, weights, z_loss, smoothing)[0]
 
 
-def _forward(logits, labels, weights, z_loss):
+def _forward(logits, labels, weights, z_loss, smoothing):
     log_z = jax.nn.logsumexp(logits, axis=-1)  # [...]
     picked = jax.lax.platform_dependent(logits, labels, cpu=_gathered, default=_compared)  # [...]
+    if smoothing:
+        picked = (1.0 - smoothing) * picked + smoothing * jnp.mean(logits, axis=-1)
     loss = jnp.sum((log_z - picked + z_loss * log_z**2) * weights)
     return loss, (logits, labels, weights, log_z)
 
 
-def _backward(z_loss, saved, cotangent):
+def _backward(z_loss, smoothing, saved, cotangent):
     # Written out because the transpose of the gather is a scatter into a zero array of the size of
     # the logits: on CPU that costs more than the softmax itself. The comparison below fuses into
     # the same single pass.
@@ -125,6 +135,8 @@ def _backward(z_loss, saved, cotangent):
     scale = (cotangent * weights)[..., None]
     probabilities = jnp.exp(logits - log_z[..., None])
     hit = _hits(logits, labels).astype(logits.dtype)
+    if smoothing:
+        hit = (1.0 - smoothing) * hit + smoothing / logits.shape[-1]
     gradient = probabilities * (1.0 + 2.0 * z_loss * log_z[..., None]) - hit
     return gradient * scale, None, None
 

@@ -113,6 +113,16 @@ class MaskedLM:
         return self.seq_len
 
     @property
+    def row_shape(self) -> int:
+        """The form of a training row: its tokens."""
+        return self.seq_len
+
+    @property
+    def eval_row_shape(self) -> int:
+        """The form of a held-out row."""
+        return self.seq_len
+
+    @property
     def flops(self) -> int:
         """FLOPs of one training row, forward and backward."""
         n_pooled = None

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from cramjax.budget import compilation
+from cramjax.config.pairs import RowShape
 from cramjax.models.network import Network, Stacked
 
 Params = dict[str, Any]
@@ -85,6 +86,16 @@ class PretrainingObjective(Objective, Protocol):
         ...
 
     @property
+    def row_shape(self) -> RowShape:
+        """The form in which the dataset gives training rows."""
+        ...
+
+    @property
+    def eval_row_shape(self) -> RowShape:
+        """The form of held-out rows."""
+        ...
+
+    @property
     def flops(self) -> float:
         """FLOPs of one training row, forward and backward (`budget/flops.py`)."""
         ...
@@ -114,7 +125,7 @@ class PretrainingObjective(Objective, Protocol):
     def frequencies(self, counts: np.ndarray) -> np.ndarray:
         """Returns the distribution of labels that follows from the corpus alone, float64 [vocab].
 
-        `counts` int64 [vocab] are the tokens of the corpus.
+        `counts` int64 [vocab] are the tokens of the corpus, of pairs those of the targets.
         """
         ...
 

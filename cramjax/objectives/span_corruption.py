@@ -60,22 +60,16 @@ class SpanCorruption:
     ) -> SpanCorruption:
         """Returns the objective of `config` over a vocabulary.
 
-        In float16 the residual stream stays float32: a T5's is too large for it
-        (huggingface/transformers#4586).
-
         Raises:
             UserError: for a vocabulary with fewer sentinels than an example has spans.
         """
         described = t5_config(config.model, vocabulary.vocab_size)
         objective, seq_len = config.objective, config.data.seq_len
         rates = objective.noise_density, objective.mean_span
-        if precision.matmul_dtype == jnp.float16:
-            precision = dataclasses.replace(precision, activation_dtype=jnp.dtype(jnp.float32))
-
         return cls(
             described=described,
             network=unrolled(described, config.budget.hours),
-            precision=precision,
+            precision=t5_precision(precision),
             corruption=_corruption(seq_len, vocabulary, *rates),
             eval_corruption=_corruption(seq_len, vocabulary, EVAL_NOISE_DENSITY, EVAL_MEAN_SPAN),
             start_id=vocabulary.special_tokens["pad"],
@@ -98,21 +92,19 @@ class SpanCorruption:
         return self.eval_corruption.n_raw
 
     @property
+    def row_shape(self) -> int:
+        """The form of a training row: its tokens."""
+        return self.corruption.n_raw
+
+    @property
+    def eval_row_shape(self) -> int:
+        """The form of a held-out row."""
+        return self.eval_corruption.n_raw
+
+    @property
     def flops(self) -> int:
         """FLOPs of one training row, forward and backward."""
-        return flops.t5_training_flops(
-            n_layers=self.network.n_layers,
-            n_decoder_layers=self.network.n_decoder_layers,
-            d_model=self.network.d_model,
-            n_heads=self.network.n_heads,
-            head_dim=self.network.head_dim,
-            d_ff=self.network.d_ff,
-            gated=self.network.ffn in ("geglu", "geglu_tanh"),
-            ffn_rank=self.network.ffn_rank,
-            vocab_size=self.network.vocab_size,
-            n_inputs=self.corruption.n_inputs,
-            n_targets=self.corruption.n_targets,
-        )
+        return t5_flops(self.network, self.corruption.n_inputs, self.corruption.n_targets)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -217,6 +209,34 @@ def t5_config(model: Any, vocab_size: int) -> t5.T5Config:
     }
     names = {field.name for field in dataclasses.fields(t5.T5Config)} - set(derived)
     return t5.T5Config(**derived, **{name: model[name] for name in names})
+
+
+def t5_precision(precision: Precision) -> Precision:
+    """Returns the number formats of a T5.
+
+    In float16 the residual stream stays float32: a T5's is too large for it
+    (huggingface/transformers#4586).
+    """
+    if precision.matmul_dtype != jnp.float16:
+        return precision
+    return dataclasses.replace(precision, activation_dtype=jnp.dtype(jnp.float32))
+
+
+def t5_flops(network: t5.T5Config, n_inputs: int, n_targets: int) -> int:
+    """Returns the FLOPs of one row, forward and backward; see `flops.t5_forward_flops`."""
+    return flops.t5_training_flops(
+        n_layers=network.n_layers,
+        n_decoder_layers=network.n_decoder_layers,
+        d_model=network.d_model,
+        n_heads=network.n_heads,
+        head_dim=network.head_dim,
+        d_ff=network.d_ff,
+        gated=network.ffn in ("geglu", "geglu_tanh"),
+        ffn_rank=network.ffn_rank,
+        vocab_size=network.vocab_size,
+        n_inputs=n_inputs,
+        n_targets=n_targets,
+    )
 
 
 def _corruption(

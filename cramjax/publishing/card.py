@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cramjax.config import pairs
 from cramjax.errors import UserError
 from cramjax.files import member
 from cramjax.glue.tasks import SUITES
@@ -174,6 +175,8 @@ def _example(facts: Facts, raw: Mapping[str, Any], name: str) -> str:
 
     if use == "text2text-generation":
         prompt = "A walk in the <extra_id_0> park."
+        if facts.config and facts.config["objective"]["name"] == pairs.OBJECTIVE:
+            prompt = f"{facts.config['data']['source_prefix']}It rains."
         if facts.finetuned:
             task = facts.finetuned["task"]
             prompt = f"{task} sentence1: It rains. sentence2: The street is wet."
@@ -250,7 +253,7 @@ def _training_rows(facts: Facts) -> dict[str, str]:
 
     return {
         "data": ", ".join(_code(_public_source(source)) for source in sources(facts)),
-        "objective": _objective(config["objective"]),
+        "objective": _objective(config["objective"], data),
         "tokenizer": tokenizer,
         "sequence": f"{data['seq_len']} tokens",
         "budget": f"{budget} (learning rate and batch size follow the share that is spent)",
@@ -265,7 +268,12 @@ def _training_rows(facts: Facts) -> dict[str, str]:
     }
 
 
-def _objective(objective: Mapping[str, Any]) -> str:
+def _objective(objective: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    if objective["name"] == pairs.OBJECTIVE:
+        text = "text to text: the target of each source, from pairs"
+        if data["source_prefix"]:
+            text += f"; each source begins with {_code(data['source_prefix'])}"
+        return text
     if objective["name"] == "span_corruption":
         return (
             f"span corruption, {objective['noise_density']:.0%} of the tokens, "
@@ -277,8 +285,9 @@ def _objective(objective: Mapping[str, Any]) -> str:
 def _public_source(source: str) -> str:
     """Returns a source without the folders of this machine."""
     kind, _, rest = source.partition(":")
-    if kind in ("text", "prepared"):
-        return f"{kind}:{pathlib.PurePath(rest).name}"
+    if kind in ("text", "prepared", "pairs"):
+        names = [pathlib.PurePath(file).name for file in rest.split(",")]
+        return f"{kind}:{','.join(names)}"
     return source
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from cramjax.config import stages
+from cramjax.config.pairs import PairShape
 from cramjax.config.resolve import changed
 from cramjax.config.views import Config
 from cramjax.data import loader as loaders
@@ -93,16 +94,23 @@ class Stages:
         for number in range(first, len(self)):
             of_stage = self.config_of(number)
             objective = session.build_objective(of_stage, self._dataset, precision, mesh)
+            if isinstance(objective.row_shape, PairShape):
+                self._announce_rows(objective.row_shape)
             loaders.training_rows(
                 self._dataset,
-                seq_len=objective.row_tokens,
+                seq_len=objective.row_shape,
                 cls_token=config.data.cls_token,
                 order=config.data.order,
             )
             # The last stage has the longest rows, on which all stages are evaluated.
             loaders.heldout_rows(
-                self._dataset, seq_len=objective.eval_row_tokens, cls_token=config.data.cls_token
+                self._dataset, seq_len=objective.eval_row_shape, cls_token=config.data.cls_token
             )
+
+    def _announce_rows(self, shape: PairShape) -> None:
+        """Says how pairs lie in the rows of a stage."""
+        for line in loaders.describe_pairs(self._dataset, shape):
+            self._announce(line)
 
     def _fastest_kernels(self) -> kernels.Choices:
         """Returns those of all stages, timed before the first one trains and the card is busy."""
@@ -124,7 +132,7 @@ class Stages:
             )
         batches = loaders.heldout_batches(
             self._dataset,
-            seq_len=objective.eval_row_tokens,
+            seq_len=objective.eval_row_shape,
             batch_size=config.eval.batch_size,
             n_batches=config.eval.batches,
             cls_token=config.data.cls_token,

@@ -163,7 +163,7 @@ def make_ready(run: Run, opening: Opening) -> Ready:
         evaluator.compile_by(run.compiler, session.abstract.params)
 
     state = opening.restored.state if opening.restored else _fresh_state(run, session)
-    unigram_loss = evaluator.unigram_loss(run.dataset.unigram_counts)
+    unigram_loss = evaluator.unigram_loss(run.dataset.label_counts)
     batches = open_batches(run, session)
     with remedies.explained(session, run.dataset):
         step_fn, compile_s = program.result()
@@ -220,7 +220,7 @@ def finish_restored(
     session = opening.session
     run.progress.announce("it has trained to its end; only the last evaluation is left")
     evaluator = run.stages.evaluator(opening.number, session)
-    unigram_loss = evaluator.unigram_loss(run.dataset.unigram_counts)
+    unigram_loss = evaluator.unigram_loss(run.dataset.label_counts)
     outcome = Outcome(state=opening.restored.state, stop_reason=stop_reason, data_wait_s=0.0)
     recorder = open_recorder(run, opening, unigram_loss, sinks, has_ended=True)
     with contextlib.closing(recorder):

@@ -35,7 +35,7 @@ def preview(config: Config, n_examples: int) -> Iterator[str]:
     source = loaders.open_loader(
         dataset,
         seed=config.seed,
-        seq_len=objective.row_tokens,
+        seq_len=objective.row_shape,
         cls_token=config.data.cls_token,
         order=config.data.order,
         loader="numpy",

@@ -9,6 +9,7 @@ import jax
 from cramjax.config.views import Config
 from cramjax.console import Announce
 from cramjax.data.dataset import TokenDataset
+from cramjax.data.row_reader import shorter
 from cramjax.training import text_amount
 from cramjax.training.parts import Run
 from cramjax.training.session import Session
@@ -43,10 +44,10 @@ def _by_source(
     dataset: TokenDataset, config: Config, session: Session, n_tokens: float
 ) -> list[float]:
     n_rows = n_tokens / session.config.data.seq_len
-    length = session.objective.row_tokens - int(config.data.cls_token)
+    shape = shorter(session.objective.row_shape, int(config.data.cls_token))
     total = sum(dataset.weights)
     readings = []
-    for size, weight in zip(dataset.n_sequences("train", length), dataset.weights, strict=True):
+    for size, weight in zip(dataset.n_sequences("train", shape), dataset.weights, strict=True):
         # A source that is not trained on may be empty.
         times = 0.0
         if weight:

@@ -50,7 +50,7 @@ def open_batches(run: Run, session: Session) -> loaders.DevicePrefetch:
     source = loaders.open_loader(
         run.dataset,
         seed=config.seed,
-        seq_len=session.objective.row_tokens,
+        seq_len=session.objective.row_shape,
         cls_token=config.data.cls_token,
         order=config.data.order,
         loader=config.data.loader,

@@ -35,7 +35,8 @@ from cramjax.data.sources import open_sources
 hub_source.FIRST_PAUSE_S, hub_source.ATTEMPTS = 0.01, int(sys.argv[3])
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 100
 data = types.SimpleNamespace(
-    source=sys.argv[1], text_field="text", cache_dir=sys.argv[2], allow_build=False, keep=None
+    source=sys.argv[1], text_field="text", cache_dir=sys.argv[2], allow_build=False, keep=None,
+    heldout=None, target_field=None,
 )
 try:
     (source,) = open_sources(data)

@@ -30,7 +30,8 @@ from cramjax.data.sources import open_sources
 found = {}
 for spec in sys.argv[2:]:
     data = types.SimpleNamespace(
-        source=spec, text_field="text", keep=None, cache_dir=sys.argv[1], allow_build=False
+        source=spec, text_field="text", keep=None, cache_dir=sys.argv[1], allow_build=False,
+        heldout=None, target_field=None,
     )
     (source,) = open_sources(data)
     parts = source.parts()

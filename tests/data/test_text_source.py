@@ -27,6 +27,8 @@ def data(source, **changes):
     return types.SimpleNamespace(
         source=source,
         text_field="text",
+        heldout=None,
+        target_field=None,
         allow_build=False,
         keep=None,
         cache_dir=os.devnull,

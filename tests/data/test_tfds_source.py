@@ -42,7 +42,8 @@ import json, pickle, sys, types
 from cramjax.errors import UserError
 from cramjax.data.sources import open_sources
 data = types.SimpleNamespace(
-    source=sys.argv[1], text_field=sys.argv[2], cache_dir="unused", allow_build=False, keep=None
+    source=sys.argv[1], text_field=sys.argv[2], cache_dir="unused", allow_build=False, keep=None,
+    heldout=None, target_field=None,
 )
 try:
     (source,) = open_sources(data)

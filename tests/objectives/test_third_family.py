@@ -108,6 +108,14 @@ class BagOfWords:
         return self.row_tokens
 
     @property
+    def row_shape(self):
+        return self.row_tokens
+
+    @property
+    def eval_row_shape(self):
+        return self.row_tokens
+
+    @property
     def flops(self):
         return 6 * self.network.d_model * (self.network.d_model + self.network.vocab_size)
 

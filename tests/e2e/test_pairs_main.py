@@ -1,0 +1,72 @@
+"""Text to text from the command line: the files and guarantees of pretraining, on pairs."""
+
+import contextlib
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from cramjax import main
+from tests import stepping
+from tests.data.test_pairs import sentences, write_parallel
+from tests.e2e import test_main as cli
+
+SMALL = (
+    "--config.data.vocab_size=64", "--config.data.tokenizer=wordpiece", "--config.data.seq_len=32",
+    "--config.data.target_len=24", "--config.data.heldout_fraction=0.1",
+    "--config.data.max_mb=None", "--config.model.n_layers=1", "--config.model.d_model=32",
+    "--config.model.n_heads=2", "--config.model.head_dim=16", "--config.model.d_ff=64",
+    "--config.model.vocab_multiple=8", "--config.budget.hours=None", "--config.budget.steps=60",
+    "--config.eval.batch_size=8", "--config.eval.every_fraction=0.5",
+    "--config.log.tensorboard=False", "--config.batch_size=16", "--config.microbatch_size=8",
+    "--config.precision=float32", "--config.log.every_steps=5", "--config.model.dropout=0.1",
+    "--config.checkpoint.every_steps=20", "--config.checkpoint.keep=9",
+)  # fmt: skip
+
+
+def command(source, workdir, *flags):
+    arguments = ["--config", "configs/t5_pairs.py", "--workdir", str(workdir)]
+    data = [f"--config.data.source={source}", f"--config.data.cache_dir={workdir.parent}/data"]
+    return [*arguments, *data, *SMALL, *flags]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_parallel(tmp_path_factory.mktemp("text"), sentences(600))
+
+
+@pytest.fixture(scope="module")
+def finished(source, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "pairs"
+    with stepping.one_device(), contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main.main(command(source, workdir)) == 0
+    return workdir, said.getvalue()
+
+
+def test_a_run_learns_and_ends_with_sources_and_what_it_writes(finished):
+    # Dear, because it takes 60 steps to learn. Only a run shows that preparation, packing,
+    # training, evaluation and generation agree on the form of a pair.
+    workdir, said = finished
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["eval_loss"] < summary["unigram_loss"] - 0.3
+    assert summary["data_epochs"] > 1 and summary["tokens"] == 60 * 16 * 32
+    shown = [line for line in said.splitlines() if "→" in line]
+    assert shown[0].startswith("held-out pairs") and len(shown) == 4
+
+
+def test_a_run_that_goes_on_is_the_run_that_was_never_stopped(finished, source, tmp_path):
+    workdir, _ = finished
+    halves = tmp_path / "halves"
+    # As if it had been killed after its first checkpoint.
+    shutil.copytree(workdir, halves)
+    for step in (40, 60):
+        shutil.rmtree(halves / "checkpoints" / str(step))
+    (halves / "summary.json").unlink()
+    with stepping.one_device():
+        assert main.main(command(source, halves, "--config.log.fill_masks=0")) == 0
+    theirs, ours = cli.params(workdir), cli.params(halves)
+    assert theirs.keys() == ours.keys() and len(theirs) > 5
+    for name in theirs:
+        np.testing.assert_array_equal(theirs[name], ours[name], err_msg=name)
