@@ -57,6 +57,7 @@ BELOW = {
         "start",
         "checkpoints",
         "tuning",
+        "writing",
     },
     "writing": {"errors", "console", "models", "parallel"},
     "inference": {

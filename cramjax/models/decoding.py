@@ -265,7 +265,7 @@ class _BeamSearch:
         # (for a positive penalty).
         if self.is_exact and self.length_penalty > 0:
             return jnp.float32(self.max_len)
-        return (n_tokens + self.is_exact).astype(jnp.float32)
+        return (n_tokens + int(self.is_exact)).astype(jnp.float32)
 
     def _divisor(self, length: jax.Array) -> jax.Array:
         """Returns what the sum of a hypothesis of `length` tokens is divided by."""

@@ -11,6 +11,7 @@ import jax
 from cramjax.parallel import processes
 from cramjax.training.due import EvalDue, SaveDue
 from cramjax.training.evaluate import EvalResult
+from cramjax.training.finish import score
 from cramjax.training.opening import describe_start
 from cramjax.training.parts import Run
 from cramjax.training.records import Recorder
@@ -37,9 +38,9 @@ class Milestones:
         self._run = run
         self._stage = stage
         self._recorder = recorder
-        self._eval_due = EvalDue(every=config.eval.every_fraction).resumed(
-            run.clock.fraction(), _evaluations_passed(run, sidecar)
-        )
+        self._eval_due = _resumed(run, sidecar, "evaluations", config.eval.every_fraction)
+        every = config.eval.bleu_every_fraction if run.scorer else 0.0
+        self._score_due = _resumed(run, sidecar, "scorings", every)
         self._save_due = SaveDue(
             every_minutes=config.checkpoint.every_minutes,
             every_steps=config.checkpoint.every_steps,
@@ -51,15 +52,19 @@ class Milestones:
 
     def are_due(self) -> bool:
         """Returns whether `before_step` has anything to do."""
-        return self._must_evaluate() or self._must_save()
+        return self._must_evaluate() or self._must_score() or self._must_save()
 
     def before_step(self, state: TrainState) -> None:
-        """Evaluate and save `state` if that is due."""
+        """Evaluate, score and save `state` if that is due."""
         if self._must_evaluate():
             self._eval_due = self._eval_due.after(self._run.clock.fraction())
             # Steps that the device still computes are no part of the evaluation's seconds.
             jax.block_until_ready(state)
             self.evaluate(state)
+
+        if self._must_score():
+            jax.block_until_ready(state)
+            self._score(state)
 
         if self._must_save():
             jax.block_until_ready(state)
@@ -68,6 +73,9 @@ class Milestones:
 
     def _must_evaluate(self) -> bool:
         return self._eval_due.is_due(self._run.clock.fraction())
+
+    def _must_score(self) -> bool:
+        return self._score_due.is_due(self._run.clock.fraction())
 
     def _must_save(self) -> bool:
         clock = self._run.clock
@@ -85,6 +93,15 @@ class Milestones:
             result = self._stage.evaluator(state.params)
         self._recorder.evaluated(result)
         return result
+
+    def _score(self, state: TrainState) -> None:
+        """Score what `state` writes inside the budget; what a signal disturbs is due again."""
+        run = self._run
+        fraction = run.clock.fraction()
+        with run.spent.on("eval_s"):
+            is_done = score(run, self._stage.session, state.params, self._recorder)
+        if is_done:
+            self._score_due = self._score_due.after(fraction)
 
     def save(
         self, state: TrainState, *, block: bool = False, stop_reason: str | None = None
@@ -110,6 +127,7 @@ class Milestones:
                 "stage": self._stage.number,
                 "record": self._recorder.state_dict(),
                 "evaluations": dataclasses.asdict(self._eval_due),
+                "scorings": dataclasses.asdict(self._score_due),
                 "config": run.config.to_dict(),
                 "dataset": run.dataset_note(),
                 "stop_reason": stop_reason,
@@ -137,15 +155,17 @@ class Milestones:
         run.progress.announce(f"an error ends the run: checkpoint at step {step} is saved")
 
 
-def _evaluations_passed(run: Run, sidecar: Mapping[str, Any] | None) -> int | None:
-    """Returns the multiples of `eval.every_fraction` passed at a checkpoint.
+def _resumed(run: Run, sidecar: Mapping[str, Any] | None, name: str, every: float) -> EvalDue:
+    """Returns the rule `name` of a run that starts, or goes on from a checkpoint.
 
-    None if the checkpoint does not say, or another budget or interval counts them anew.
+    Multiples of `every` are counted anew if the checkpoint does not say how many were passed, or
+    another budget or interval counted them.
     """
-    if sidecar is None or "evaluations" not in sidecar:
-        return None
-    noted = sidecar["evaluations"]
-    is_same_budget = sidecar["clock"]["limits"] == run.clock.limits
-    if not is_same_budget or noted["every"] != run.config.eval.every_fraction:
-        return None
-    return noted["n_passed"]
+    due = EvalDue(every=every)
+    fraction = run.clock.fraction()
+    if sidecar is None or name not in sidecar:
+        return due.after(fraction)
+    noted = sidecar[name]
+    if sidecar["clock"]["limits"] != run.clock.limits or noted["every"] != every:
+        return due.after(fraction)
+    return due.resumed(fraction, noted["n_passed"])
