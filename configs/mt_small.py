@@ -8,7 +8,7 @@ dropout, Adam. BLEU is that of the 1,000 captions of test_2016_flickr, by sacreb
 Sizes after the colon are those of `tools.study mt`: Train Large, Then Compress (arXiv 2002.11794)
 in miniature. docs/guide/translation.md has what it reaches.
 
-Cost of one run: its budget, 2,000 steps.
+Cost of one run: its budget.
 
     python -m cramjax.main --config configs/mt_small.py
     python -m cramjax.main --config configs/mt_small.py:L2-H128 \\
@@ -28,7 +28,7 @@ SIZES = ((1, 128), (2, 128), (3, 128), (2, 256), (3, 256), (4, 384))
 def get_config(arg=None):
     """Three layers of width 256, or the size after the colon."""
     config = recipes.start("mt_small")
-    config.budget.steps = 2000
+    config.budget.hours = 0.25
 
     recipes.t5(config, "1.0")
     config.objective.update(name="text_to_text", label_smoothing=0.1)

@@ -221,6 +221,11 @@ class TextSubject:
     """Judges by the held-out text of the run a model comes from. Nothing is trained.
 
     A run on pairs that was scored by BLEU is judged by it.
+
+    Attributes:
+        model: the model of the run.
+        metric: "heldout_loss" or "bleu".
+        max_length: tokens of a text.
     """
 
     def __init__(self, model: LoadedModel, workdir: pathlib.Path):
@@ -243,6 +248,7 @@ class TextSubject:
             cls_token=config.data.cls_token,
         )
         self._scorer = scoring.open_scorer(config, dataset)
+        self.metric = "heldout_loss" if self._scorer is None else "bleu"
         self._evaluate = Evaluator(self._session.objective, self._session.mesh, self._batches)
         self._program = jax.jit(self._session.objective.evaluate)
 
@@ -267,11 +273,15 @@ class TextSubject:
         """
         placed = jax.device_put(params)
         loss = self._evaluate(placed).loss
-        if self._scorer is None or not np.isfinite(loss):
-            return Score(metric="heldout_loss", value=loss, loss=loss)
-        scores = self._scorer.score(self._session, placed, lambda: False)
-        assert scores is not None  # nobody stops it
-        return Score(metric="bleu", value=scores["bleu"], loss=loss)
+        if self._scorer is None:
+            return Score(metric=self.metric, value=loss, loss=loss)
+        # What is pruned to no numbers writes nothing.
+        value = 0.0
+        if np.isfinite(loss):
+            scores = self._scorer.score(self._session, placed, lambda: False)
+            assert scores is not None  # nobody stops it
+            value = scores["bleu"]
+        return Score(metric=self.metric, value=value, loss=loss)
 
     def latency(self, config: Network, params: Any) -> dict[str, dict[str, float]]:
         """Returns milliseconds for scoring held-out sequences."""
