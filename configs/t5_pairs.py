@@ -1,6 +1,6 @@
 """Text to text on pairs: a small T5 that learns the target of each source, from scratch.
 
-The form is T5's (arXiv 1910.10683, section 2.4), the network a T5 v1.1 of 7 million parameters.
+The form is T5's (arXiv 1910.10683, section 2.4), the network a T5 v1.1 of 9 million parameters.
 Without other data it writes the summary lines of docstrings that lie on this machine from the rest
 of their texts. Give two files of lines, or records, for translation or anything else:
 
@@ -12,7 +12,7 @@ of their texts. Give two files of lines, or records, for translation or anything
 
 Label smoothing and dropout are those of the Transformer (arXiv 1706.03762, section 5.4), the
 optimizer and the schedule nanoT5's (arXiv 2309.02373). Cost: a quarter of an hour on one GPU, or a
-few hours on a CPU. docs/guide/pairs.md has what it reaches.
+few hours on a CPU.
 """
 
 from cramjax.config import recipes

@@ -70,3 +70,40 @@ def test_a_run_that_goes_on_is_the_run_that_was_never_stopped(finished, source, 
     assert theirs.keys() == ours.keys() and len(theirs) > 5
     for name in theirs:
         np.testing.assert_array_equal(theirs[name], ours[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_run_grows_and_starts_from_another(finished, source, tmp_path):
+    workdir, _ = finished
+    stages = "[{'until': 0.5, 'depth': 1, 'length': 0.75}]"
+    grown = ("--config.model.n_layers=2", f"--config.growth.stages={stages}")
+    with stepping.one_device():
+        assert main.main(command(source, tmp_path / "grown", *grown)) == 0
+        started = (f"--config.init_from={workdir}", "--config.budget.steps=4")
+        assert main.main(command(source, tmp_path / "started", *started)) == 0
+    rows = [line["eval_loss"] for line in cli.lines(tmp_path / "grown") if "eval_loss" in line]
+    assert rows[-1] < rows[0]
+    # It goes on from where the other run was.
+    scores = [json.loads((run / "summary.json").read_text())["eval_loss"] for run in (
+        workdir, tmp_path / "started"
+    )]  # fmt: skip
+    assert scores[1] < scores[0] + 0.1
+
+
+@pytest.mark.slow
+def test_a_run_is_compressed_and_exported_as_the_stock_class(finished, tmp_path):
+    from tools import compress, export_hf
+
+    workdir, _ = finished
+    out = ["--prune", "0,0.5", "--bits", "32,8", "--out", str(tmp_path / "small")]
+    with stepping.one_device():
+        assert compress.main(["--checkpoint", str(workdir), *out]) == 0
+    points = json.loads((tmp_path / "small" / "pareto.json").read_text())
+    summary = json.loads((workdir / "summary.json").read_text())
+    whole = [point["value"] for point in points if (point["prune"], point["bits"]) == (0, 32)]
+    assert len(points) == 4 and whole == [pytest.approx(summary["eval_loss"], rel=1e-4)]
+
+    assert export_hf.main(["--checkpoint", str(workdir), "--out", str(tmp_path / "hf")]) == 0
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "text to text: the target of each source" in card and "extra_id" not in card
+    assert str(tmp_path) not in card

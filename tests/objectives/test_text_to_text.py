@@ -33,6 +33,7 @@ def objective_of(*overrides):
 
 OBJECTIVE = objective_of()
 PARAMS = network.init_params(OBJECTIVE.network, jax.random.key(0))
+evaluate = jax.jit(OBJECTIVE.evaluate)
 
 
 @jax.jit
@@ -92,25 +93,27 @@ def test_loss_and_gradients_of_a_row_are_the_sums_of_its_pairs_alone(lengths, se
 def test_a_padded_pair_is_worth_what_the_plain_network_says():
     from cramjax.models import t5
 
-    (source, target), *_ = pairs = random_pairs([(9, 7), (4, 5)])
-    network_, common = OBJECTIVE.network, (OBJECTIVE.network, FLOAT32, PARAMS)
-    total = 0.0
-    for source, target in pairs:
-        encoded = t5.encode(*common, jnp.asarray(source)[None])
-        read = t5.shift_right(jnp.asarray(target)[None], PAD)
+    common = (OBJECTIVE.network, FLOAT32, PARAMS)
+
+    @jax.jit
+    def alone(source, target):
+        encoded = t5.encode(*common, source[None])
+        read = t5.shift_right(target[None], PAD)
         logits = t5.head(*common, t5.decode(*common, encoded, read))
-        nats = optax.softmax_cross_entropy_with_integer_labels(logits[0], jnp.asarray(target))
-        total += float(nats.sum())
-    row = row_of(pairs)
-    sums = OBJECTIVE.evaluate(PARAMS, row, jnp.zeros(1, jnp.int32), jnp.ones(1, jnp.float32))
+        return optax.softmax_cross_entropy_with_integer_labels(logits[0], target).sum()
+
+    pairs = random_pairs([(9, 7), (9, 7)])
+    total = sum(float(alone(*map(jnp.asarray, pair))) for pair in pairs)
+    rows, ones = jnp.zeros(2, jnp.int32), jnp.asarray([1.0, 0.0], jnp.float32)
+    sums = evaluate(PARAMS, np.repeat(row_of(pairs), 2, axis=0), rows, ones)
     np.testing.assert_allclose(float(sums["loss"]), total, rtol=1e-5)
-    assert float(sums["weight"]) == 12 and network_.n_layers == 2
+    assert float(sums["weight"]) == 14
 
 
 def test_rows_without_weight_and_padding_do_not_count():
     row = np.concatenate([row_of(random_pairs([(5, 6)])), row_of(random_pairs([(7, 3)], 1))])
     rows, weights = jnp.arange(2, dtype=jnp.int32), jnp.asarray([1.0, 0.0], jnp.float32)
-    sums = OBJECTIVE.evaluate(PARAMS, row, rows, weights)
+    sums = evaluate(PARAMS, row, rows, weights)
     labels, label_weights = OBJECTIVE.predicted(row, rows)
     assert float(sums["weight"]) == 6 and float(label_weights.sum()) == 9
     assert (np.asarray(labels)[np.asarray(label_weights) == 0] == PAD).all()
@@ -147,8 +150,13 @@ def test_training_smooths_and_evaluation_does_not():
     smooth = dataclasses.replace(plain, label_smoothing=0.2)
     row, rows = row_of(random_pairs([(9, 7), (4, 5)])), jnp.zeros(1, jnp.int32)
     key, ones = jax.random.key(0), jnp.ones(1, jnp.float32)
-    scores = [float(one.evaluate(PARAMS, row, rows, ones)["loss"]) for one in (plain, smooth)]
-    trained = [float(one.loss(PARAMS, key, row, rows)[0]) for one in (plain, smooth)]
+
+    @jax.jit
+    def both(params):
+        score = [one.evaluate(params, row, rows, ones)["loss"] for one in (plain, smooth)]
+        return score, [one.loss(params, key, row, rows)[0] for one in (plain, smooth)]
+
+    scores, trained = jax.device_get(both(PARAMS))
     np.testing.assert_allclose(trained[0], scores[0], rtol=1e-6)
     assert scores[0] == scores[1] and trained[0] != trained[1]
 
