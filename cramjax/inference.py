@@ -23,6 +23,7 @@ from cramjax.data.tokenizers import special_ids
 from cramjax.errors import UserError
 from cramjax.files import read_json
 from cramjax.models import encoder, network, t5
+from cramjax.models.decoding import Scoring
 from cramjax.models.int8 import is_faster
 from cramjax.models.layers import Precision
 from cramjax.tuning import devices
@@ -244,8 +245,8 @@ def generate(
         texts: the inputs, any number of them; they are put into batches by their length.
         max_len: tokens of an answer at most; None for 50 more than its input has.
         n_beams: 1 for greedy search, more for beam search.
-        length_penalty: see `models.decoding.beam_search`.
-        length_offset: likewise; 5 for the score of Google's translation.
+        length_penalty: see `models.decoding.Scoring`.
+        length_offset: likewise (`offset`); 5 for the score of Google's translation.
 
     Raises:
         UserError: if the model is no T5.
@@ -311,20 +312,17 @@ def generate_ids(
         inputs: token ids, any number of them.
         max_len: tokens generated at most; None for 50 more than an input has.
         n_beams: 1 for greedy search, more for beam search.
-        length_penalty: see `models.decoding.beam_search`.
-        length_offset: likewise; 5 for the score of Google's translation.
+        length_penalty: see `models.decoding.Scoring`.
+        length_offset: likewise (`offset`); 5 for the score of Google's translation.
 
     Raises:
         UserError: if the model is no T5, or its weights give no numbers.
     """
     if not isinstance(model.config, t5.T5Config):
         raise UserError("this model is an encoder, which generates no text: use fill_mask")
-    search = Search(
-        n_beams=n_beams,
-        length_penalty=length_penalty,
-        length_offset=length_offset,
-        max_len=max_len,
-    )
+    scoring = Scoring(penalty=length_penalty, offset=length_offset)
+    search = Search(n_beams=n_beams, scoring=scoring, max_len=max_len)
+
     writer = Writer(
         config=model.config,
         precision=model.precision,

@@ -107,6 +107,33 @@ def _split_off_padding(logits: jax.Array, vocab_size: int) -> tuple[jax.Array, j
     return known, jax.scipy.special.logsumexp(logits, axis=-1)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """The comparison of hypotheses of different lengths, and the end of a search.
+
+    A score is the sum of log-probabilities / ((offset + length) / (offset + 1))^penalty. The length
+    counts the generated tokens with the end of sequence. An offset of 0 gives the score of
+    `transformers`, one of 5 that of Google's translation (arXiv 1609.08144, equation 14). T5 takes
+    4 beams and a penalty of 0.6 with the latter (arXiv 1910.10683, section 3.1.3).
+
+    Attributes:
+        penalty: 0 compares sums, larger ones favour longer hypotheses.
+        offset: the larger, the less the first tokens count.
+        is_exact: go on as long as a growing hypothesis could win by not a nat more at the longest
+            length (`early_stopping="never"` of `transformers`). False: as long as it would win as
+            it is, at its own length (its default). With a positive penalty that ends many steps
+            earlier, and rarely with another answer.
+    """
+
+    penalty: float = 1.0
+    offset: float = 0.0
+    is_exact: bool = True
+
+    def divisor(self, length: jax.Array) -> jax.Array:
+        """Returns what the sum of a hypothesis of `length` tokens is divided by."""
+        return ((self.offset + length) / (self.offset + 1)) ** self.penalty
+
+
 class _Beams(NamedTuple):
     """The state of a beam search.
 
@@ -143,9 +170,7 @@ class _BeamSearch:
     eos_id: int
     pad_id: int
     vocab_size: int
-    length_penalty: float
-    length_offset: float
-    is_exact: bool
+    scoring: Scoring
     is_blank: jax.Array | None
 
     def first(self, cache: Any) -> _Beams:
@@ -196,7 +221,7 @@ class _BeamSearch:
         lineage = jnp.take_along_axis(lineage, parents[..., None], axis=1)
 
         n_tokens = beams.n_tokens + 1
-        attainable = sums[:, 0] / self._divisor(self._longest(n_tokens))
+        attainable = sums[:, 0] / self.scoring.divisor(self._longest(n_tokens))
         is_open = beams.is_open & (attainable > ended_scores[:, -1])
         return _Beams(n_tokens, tokens, lineage, sums, ended_tokens, ended_scores, is_open, cache)
 
@@ -246,7 +271,7 @@ class _BeamSearch:
         length = (beams.n_tokens + 1).astype(jnp.float32)
         # Of the candidates that end, transformers takes those among the best n_beams.
         is_among_best = (jnp.arange(2 * n_beams) < n_beams)[None]
-        scores = totals / self._divisor(length)
+        scores = totals / self.scoring.divisor(length)
         counts = ends & is_among_best & beams.is_open[:, None]
         scores = jnp.where(counts, scores, 10 * IMPOSSIBLE)
 
@@ -263,13 +288,9 @@ class _BeamSearch:
         """Returns the length that judges what hypotheses of `n_tokens` can still become."""
         # Sums are negative: divided by the longest length they are the best that can still come
         # (for a positive penalty).
-        if self.is_exact and self.length_penalty > 0:
+        if self.scoring.is_exact and self.scoring.penalty > 0:
             return jnp.float32(self.max_len)
-        return (n_tokens + int(self.is_exact)).astype(jnp.float32)
-
-    def _divisor(self, length: jax.Array) -> jax.Array:
-        """Returns what the sum of a hypothesis of `length` tokens is divided by."""
-        return ((self.length_offset + length) / (self.length_offset + 1)) ** self.length_penalty
+        return (n_tokens + int(self.scoring.is_exact)).astype(jnp.float32)
 
 
 def beam_search(
@@ -283,17 +304,10 @@ def beam_search(
     eos_id: int,
     pad_id: int,
     vocab_size: int,
-    length_penalty: float = 1.0,
-    length_offset: float = 0.0,
-    is_exact: bool = True,
+    scoring: Scoring,
     is_blank: jax.Array | None = None,
 ) -> Decoded:
     """Finds the best of `n_beams` hypotheses that are kept for each sequence.
-
-    Its score is the sum of log-probabilities / ((offset + length) / (offset + 1))^penalty. The
-    length counts the generated tokens with the end of sequence. An offset of 0 gives the score of
-    `transformers`, one of 5 that of Google's translation (arXiv 1609.08144, equation 14). T5 takes
-    4 beams and a penalty of 0.6 with the latter (arXiv 1910.10683, section 3.1.3).
 
     A hypothesis that has not ended by `max_len` counts as it is. A sequence goes on until nothing
     that grows can beat the worst it has kept.
@@ -308,13 +322,7 @@ def beam_search(
         eos_id: as for `greedy`.
         pad_id: as for `greedy`.
         vocab_size: as for `greedy`.
-        length_penalty: a Python number, not traced; 0 compares sums, larger ones favour longer
-            hypotheses.
-        length_offset: the larger, the less the first tokens count.
-        is_exact: go on as long as a growing hypothesis could win by not a nat more at the longest
-            length (`early_stopping="never"` of `transformers`). False: as long as it would win as
-            it is, at its own length (its default). With a positive penalty that ends many steps
-            earlier, and rarely with another answer.
+        scoring: how hypotheses are compared.
         is_blank: as for `greedy`.
 
     Returns:
@@ -329,15 +337,12 @@ def beam_search(
         eos_id=eos_id,
         pad_id=pad_id,
         vocab_size=vocab_size,
-        length_penalty=length_penalty,
-        length_offset=length_offset,
-        is_exact=is_exact,
+        scoring=scoring,
         is_blank=is_blank,
     )
-
     beams = jax.lax.while_loop(search.goes_on, search.next, search.first(cache))
+
     # Among logits that are no numbers nothing ends that is possible: the score says so.
     scores = beams.ended_scores[:, 0]
-    return Decoded(
-        beams.ended_tokens[:, 0], jnp.where(scores > IMPOSSIBLE, scores, jnp.float32(jnp.nan))
-    )
+    is_possible = scores > IMPOSSIBLE
+    return Decoded(beams.ended_tokens[:, 0], jnp.where(is_possible, scores, jnp.float32(jnp.nan)))

@@ -13,6 +13,8 @@ from cramjax.models import decoding, module
 from cramjax.models.layers import Precision
 from cramjax.models.t5 import Cache, Params, T5Config, encode, head
 
+_SCORING = decoding.Scoring()
+
 
 def generate(
     cfg: T5Config,
@@ -26,9 +28,7 @@ def generate(
     unused: Sequence[int] = (),
     padding_mask: jax.Array | None = None,
     n_beams: int = 1,
-    length_penalty: float = 1.0,
-    length_offset: float = 0.0,
-    is_exact: bool = True,
+    scoring: decoding.Scoring = _SCORING,
 ) -> decoding.Decoded:
     """Returns the most likely targets of each row of `tokens`.
 
@@ -44,9 +44,7 @@ def generate(
         padding_mask: bool [batch, length], False where nobody should look. A row of nothing else
             fills up the batch: its targets mean nothing, and nobody waits for them.
         n_beams: hypotheses of a sequence; 1 is greedy.
-        length_penalty: for beams, see `decoding.beam_search`.
-        length_offset: likewise.
-        is_exact: likewise.
+        scoring: how beams are compared.
 
     Returns:
         tokens int32 [batch, max_len] and scores float32 [batch].
@@ -65,16 +63,7 @@ def generate(
 
     if n_beams == 1:
         return decoding.greedy(step, cache, **common, **ids)
-    return decoding.beam_search(
-        step,
-        cache,
-        n_beams=n_beams,
-        length_penalty=length_penalty,
-        length_offset=length_offset,
-        is_exact=is_exact,
-        **common,
-        **ids,
-    )
+    return decoding.beam_search(step, cache, n_beams=n_beams, scoring=scoring, **common, **ids)
 
 
 def _without(step: decoding.Step, unused: jax.Array) -> decoding.Step:
@@ -115,6 +104,7 @@ def init_cache(
     """
     decoder = module.bind(cfg.build(precision), params).decoder
     shape = (encoded.shape[0], cfg.n_heads, max_len, n_beams, cfg.head_dim)
+
     layers = []
     for number in range(cfg.n_decoder_layers):
         attention = decoder.block(number).cross_attention

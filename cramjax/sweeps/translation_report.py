@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 
 from cramjax import figures
@@ -81,9 +82,12 @@ def curve(workdir: pathlib.Path) -> Curve:
 
 def _over_time(sizes: Mapping[str, Sequence[Result]]) -> str:
     """Returns a table of BLEU at each scoring, the median of the seeds."""
-    curves = {size: [curve(result.workdir) for result in runs] for size, runs in sizes.items()}
-    # A seed may have been scored once more; the scorings that all have are compared.
-    n_scorings = min(len(one) for of_size in curves.values() for one in of_size)
+    curves = {}
+    n_scorings = sys.maxsize
+    for size, runs in sizes.items():
+        curves[size] = [curve(result.workdir) for result in runs]
+        # A seed may have been scored once more; the scorings that all have are compared.
+        n_scorings = min(n_scorings, *map(len, curves[size]))
     rows: Rows = []
     for size, of_size in curves.items():
         cells = []

@@ -13,6 +13,7 @@ from cramjax.console import Announce, Meter, silent
 from cramjax.data import tokenizers
 from cramjax.data.dataset import TokenDataset
 from cramjax.data.pair_set import PairSet, open_pair_set
+from cramjax.models.decoding import Scoring
 from cramjax.models.t5 import T5Config
 from cramjax.training.session import Session
 from cramjax.writing.scores import corpus_scores
@@ -50,9 +51,7 @@ class Scorer:
         """
         config = session.objective.network
         assert isinstance(config, T5Config)  # the objective has pairs
-        writer = make_writer(
-            config, session, self.tokenizer, dataclasses.replace(self.search, max_len=None)
-        )
+        writer = make_writer(config, session, self.tokenizer, self.search)
         with Meter(self.announce, interval_s=PROGRESS_S, has_bar=False) as meter:
             answers = writer.write(params, self.pairs.inputs, meter=meter, is_stopped=is_stopped)
         if answers is None:
@@ -78,7 +77,8 @@ def open_scorer(
             "(eval.bleu_pairs)"
         )
     tokenizer, _ = tokenizers.load(dataset.directory / "tokenizer" / "tokenizer.json")
-    search = Search(n_beams=config.eval.beams, length_penalty=config.eval.length_penalty)
+    rule = Scoring(penalty=config.eval.length_penalty, offset=5.0, is_exact=False)
+    search = Search(n_beams=config.eval.beams, scoring=rule)
     return Scorer(pairs=pairs, tokenizer=tokenizer, search=search, announce=announce)
 
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from cramjax import console
 from cramjax.console import Meter
 from cramjax.errors import UserError
+from cramjax.models.decoding import Scoring
 from cramjax.models.generation import generate
 from cramjax.models.layers import Precision
 from cramjax.models.t5 import T5Config
@@ -39,21 +40,16 @@ EXTRA_TOKENS = 50
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-    """The way an answer is looked for; see `models.decoding.beam_search`.
+    """The way an answer is looked for.
 
     Attributes:
         n_beams: hypotheses of an input; 1 for greedy search.
-        length_penalty: the power of the divisor ((offset + length) / (offset + 1)).
-        length_offset: 5 for the score of Google's translation, 0 for that of `transformers`.
-        is_exact: go on as long as a longer hypothesis could win by a hair; else as long as one
-            would win as it is.
+        scoring: how hypotheses are compared.
         max_len: tokens of an answer at most; None for `EXTRA_TOKENS` more than its input.
     """
 
     n_beams: int = 4
-    length_penalty: float = 0.6
-    length_offset: float = 5.0
-    is_exact: bool = False
+    scoring: Scoring = Scoring(penalty=0.6, offset=5.0, is_exact=False)
     max_len: int | None = None
 
 
@@ -214,9 +210,7 @@ def _program(writer: Writer, max_len: int) -> Callable[..., Any]:
             unused=writer.unused,
             padding_mask=mask,
             n_beams=search.n_beams,
-            length_penalty=search.length_penalty,
-            length_offset=search.length_offset,
-            is_exact=search.is_exact,
+            scoring=search.scoring,
         )
 
     # Every process holds the answers, and can read them.

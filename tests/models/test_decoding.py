@@ -67,8 +67,9 @@ def cut(tokens):
     return tuple(tokens[: tokens.index(EOS) + 1]) if EOS in tokens else tuple(tokens)
 
 
-def search(log_probs, vocab_size=VOCAB, **beams):
-    step, cache = step_of(log_probs, beams.get("n_beams", 1))
+def search(log_probs, vocab_size=VOCAB, n_beams=None, **scoring):
+    step, cache = step_of(log_probs, n_beams or 1)
+    beams = {"n_beams": n_beams, "scoring": decoding.Scoring(**scoring)} if n_beams else {}
     options = {
         "batch_size": len(log_probs),
         "max_len": MAX_LEN,
@@ -98,7 +99,7 @@ def test_greedy_is_the_loop_it_stands_for(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_wide_enough_a_beam_finds_the_best_there_is(seed, length_penalty):
     log_probs = table(seed)
-    found = search(log_probs, n_beams=VOCAB**3, length_penalty=length_penalty)
+    found = search(log_probs, n_beams=VOCAB**3, penalty=length_penalty)
     for row, (tokens, score) in enumerate(zip(found.tokens, found.scores, strict=True)):
         scores = {
             tokens: log_prob(log_probs[row], tokens) / len(tokens) ** length_penalty
@@ -133,17 +134,16 @@ def narrow_search(row_table, n_beams, length_penalty, length_offset=0):
 @pytest.mark.parametrize("n_beams", [1, 2, 3])
 def test_stopping_early_and_beams_side_by_side_lose_nothing(n_beams, length_penalty, length_offset):
     log_probs = table(5, n_rows=24)
-    scoring = {"length_penalty": length_penalty, "length_offset": length_offset}
-    found = search(log_probs, n_beams=n_beams, **scoring)
+    found = search(log_probs, n_beams=n_beams, penalty=length_penalty, offset=length_offset)
     for row, (tokens, score) in enumerate(zip(found.tokens, found.scores, strict=True)):
-        best, expected = narrow_search(log_probs[row], n_beams, **scoring)
+        best, expected = narrow_search(log_probs[row], n_beams, length_penalty, length_offset)
         assert cut(tokens) == best and float(score) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("n_beams, is_exact", [(1, True), (2, True), (4, True), (3, False)])
 def test_a_score_is_that_of_its_tokens_and_rows_do_not_touch(n_beams, is_exact):
     log_probs = table(7, n_rows=4)
-    options = {"n_beams": n_beams, "length_penalty": 0.6, "is_exact": is_exact}
+    options = {"n_beams": n_beams, "penalty": 0.6, "is_exact": is_exact}
     found = search(log_probs, **options)
     for row, (tokens, score) in enumerate(zip(found.tokens, found.scores, strict=True)):
         said = cut(tokens)
@@ -156,7 +156,7 @@ def test_a_score_is_that_of_its_tokens_and_rows_do_not_touch(n_beams, is_exact):
 
 def test_one_beam_without_penalty_keeps_to_the_greedy_path():
     log_probs = table(11)
-    greedy, beam = search(log_probs), search(log_probs, n_beams=1, length_penalty=0.0)
+    greedy, beam = search(log_probs), search(log_probs, n_beams=1, penalty=0.0)
     for ours, theirs, score in zip(greedy.tokens, beam.tokens, beam.scores, strict=True):
         # It may stop where greedy goes on, if the end was likelier than all of the rest.
         assert cut(ours)[: len(cut(theirs)) - 1] == cut(theirs)[:-1] and np.isfinite(score)
@@ -175,7 +175,8 @@ def test_an_end_at_once_and_no_end_at_all(beams):
 
 
 @pytest.mark.parametrize(
-    "beams", [{}, {"n_beams": 1, "length_penalty": 0.0}, {"n_beams": 2, "length_penalty": 0.0}]
+    "beams",
+    [{}, *({"n_beams": n, "scoring": decoding.Scoring(penalty=0.0)} for n in (1, 2))],
 )
 def test_it_is_traced_once_and_stops_when_all_have_ended(beams):
     traced, ran = [], []
@@ -275,10 +276,11 @@ def step_of_peer(torch, model, inputs, n_beams, max_len):
 def test_beam_search_is_that_of_transformers(peer, length_penalty, is_exact):
     torch, model = peer
     inputs, max_len = np.random.default_rng(0).integers(2, 23, (4, 6)), 8
+    early_stopping = "never" if is_exact else False
     theirs = model.generate(
         input_ids=torch.from_numpy(inputs),
         num_beams=3,
-        early_stopping="never" if is_exact else False,
+        early_stopping=early_stopping,
         length_penalty=length_penalty,
         do_sample=False,
         max_new_tokens=max_len,
@@ -287,7 +289,8 @@ def test_beam_search_is_that_of_transformers(peer, length_penalty, is_exact):
     )
     step, cache = step_of_peer(torch, model, inputs, 3, max_len)
     sizes = {"batch_size": 4, "n_beams": 3, "max_len": max_len, "vocab_size": 23}
-    options = {"length_penalty": length_penalty, "is_exact": is_exact, **sizes, **IDS}
+    scoring = decoding.Scoring(penalty=length_penalty, is_exact=is_exact)
+    options = {"scoring": scoring, **sizes, **IDS}
     ours = jax.jit(functools.partial(decoding.beam_search, step, **options))(cache)
     expected = [cut(tokens[1:]) for tokens in theirs.sequences]
     if length_penalty <= 1.0:  # or the lengths would not be tested

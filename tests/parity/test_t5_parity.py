@@ -17,6 +17,7 @@ torch.set_num_threads(1)
 
 from cramjax.hub import tables  # noqa: E402
 from cramjax.models import generation, network, relative, t5  # noqa: E402
+from cramjax.models.decoding import Scoring  # noqa: E402
 from cramjax.models.layers import FLOAT32  # noqa: E402
 from cramjax.objectives.losses import cross_entropy  # noqa: E402
 
@@ -185,7 +186,9 @@ def test_generation(pair, n_beams, length_penalty):
     generate = functools.partial(
         generation.generate, cfg, FLOAT32, max_len=9, special={"pad": 0, "sep": 1}, vocab_size=131
     )
-    search = jax.jit(functools.partial(generate, n_beams=n_beams, length_penalty=length_penalty))
+    search = jax.jit(
+        functools.partial(generate, n_beams=n_beams, scoring=Scoring(penalty=length_penalty))
+    )
     ours = search(params, jnp.asarray(inputs), padding_mask=jnp.asarray(mask)).tokens
     expected = np.pad(expected, ((0, 0), (0, 9 - expected.shape[1])))
     # Ours is padded after the end; what theirs holds there is left from other beams.
