@@ -50,8 +50,7 @@ def _demonstrate_pairs(
 ) -> list[str]:
     """Returns held-out sources with the text that the model generates."""
     model = load(workdir)
-    weights = dataset.heldout_weights
-    of_source = (dataset.pairs("heldout", source) for source in range(len(weights)))
+    of_source = (dataset.pairs("heldout", source) for source in range(len(dataset.weights)))
     found = next((held for held in of_source if len(held)), None)
     if found is None:
         return []

@@ -19,7 +19,7 @@ BELOW = {
     "streams": set(),
     "config": {"errors", "stop", "streams"},
     "budget": {"errors", "config"},
-    "data": {"errors", "files", "console", "stop", "config"},
+    "data": {"errors", "files", "console", "stop", "config", "glue"},
     "glue": {"errors"},
     "models": set(),
     "objectives": {"errors", "config", "budget", "models"},

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cramjax.config import pairs, schema, stages
+from cramjax.config import mixing, pairs, schema, stages
 from cramjax.config.families import FAMILIES, family_key, model_keys
 from cramjax.config.fields import Field, NoneType
 from cramjax.config.views import Config
@@ -134,6 +134,7 @@ def _relation_problems(config: Config) -> Iterator[str]:
         yield from pairs.mistakes(config)
     else:
         yield from pairs.other_mistakes(config)
+    yield from mixing.mistakes(config)
     yield from _heldout_problems(config)
     yield from stages.mistakes(config)
     yield from _batch_problems(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from cramjax.config.mixing import TASK_SCHEMES
 from cramjax.config.views import Config, DataConfig
 
 OBJECTIVE = "text_to_text"
@@ -13,7 +14,7 @@ OBJECTIVE = "text_to_text"
 INSTALLED = "pairs:installed-docs"
 """The source of pairs that every machine has: docstrings, each with its first line as target."""
 
-SCHEMES = ("pairs",)
+SCHEMES = ("pairs", *TASK_SCHEMES)
 """Schemes of `data.source` whose sources hold pairs, whatever the fields."""
 
 FIELD_SCHEMES = ("hf", "tfds")

@@ -102,8 +102,10 @@ def _in_home(source: Any) -> Any:
     """Returns a source of text, or a mixture of sources, with the home in its paths."""
     if isinstance(source, list | tuple):
         return type(source)(_in_home(entry) for entry in source)
+    if not isinstance(source, str):
+        return source
     scheme, _, address = str(source).partition(":")
-    if scheme not in ("text", "prepared", "pairs"):
+    if scheme not in ("text", "prepared", *pairs.SCHEMES):
         return source
     files = address.split(",") if scheme == "pairs" else [address]
     return f"{scheme}:{','.join(map(os.path.expanduser, files))}"

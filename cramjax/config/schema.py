@@ -67,12 +67,19 @@ DATA = {
         default="installed-docs",
         kinds=(str, list, tuple),
         help="installed-docs, text:GLOB, hf:OWNER/NAME:GLOB, tfds:NAME/CONFIG, prepared:DIR, "
-        "pairs:SOURCE_FILE,TARGET_FILE, or [[source, weight], …]",
+        "pairs:SOURCE_FILE,TARGET_FILE, glue:DIR, superglue:DIR, or [[source, weight], …], by "
+        "size with the weight 'auto'",
     ),
     "heldout": optional_text(
         None,
         "source of the held-out text, in the form of data.source; None: "
         "data.heldout_fraction of the text",
+    ),
+    "mixture_limit": optional_count(
+        None, "examples of a source that count at most for its share, where weights are 'auto'"
+    ),
+    "mixture_temperature": number(
+        1.0, "shares by size are raised to its inverse: 1: in proportion; large: equal", 1.0
     ),
     "cache_dir": text("data", "folder of prepared datasets, one subfolder each"),
     "seq_len": count(

@@ -55,6 +55,8 @@ class DataConfig(Section, Protocol):
 
     source: str | list[Any] | tuple[Any, ...]
     heldout: str | None
+    mixture_limit: int | None
+    mixture_temperature: float
     cache_dir: str
     seq_len: int
     target_len: int | None

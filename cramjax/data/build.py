@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
-from cramjax.config import pairs
+from cramjax.config import mixing, pairs
 from cramjax.data import duplicates, jobs, lost_text, pack, pair_text, sample, tokenizers
 from cramjax.data.clean import CleanRules
 from cramjax.data.duplicates import CompareJob, Index, IndexJob
@@ -578,6 +578,8 @@ class Builder:
             entry |= {"revision": source.revision}
             if self._config.heldout is not None and not source.weight:
                 entry["split"] = "heldout"
+            elif mixing.is_by_size(self._config.source):
+                entry["by_size"] = True
             sources.append(entry)
         kind = {"pairs": True} if self._are_pairs else {}
         dropped = {reason: count for reason, count in sorted(self._dropped.items()) if count}

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from cramjax.config.mixing import Mixing, mixing_of
 from cramjax.config.pairs import PairShape, RowShape
+from cramjax.config.views import DataConfig
 from cramjax.data import tokenizers
 from cramjax.data.manifest import REPAIR, SPLITS, read_manifest, read_tokenizer
 from cramjax.data.pair_rows import DamagedPairs, PairRows, Pairs
@@ -40,6 +42,7 @@ class TokenDataset:
         weights: Weight of each source, as in the manifest.
         shards: (split, source) → the tokens of each shard, in order.
         verification: Compares the shards with their SHA-256, when it is told to.
+        mixing: The shares of sources that are mixed by size.
         _found: (split, source) → its pairs, once somebody has asked.
         _rows: (split, source, form) → its rows.
     """
@@ -54,6 +57,7 @@ class TokenDataset:
     weights: tuple[float, ...]
     shards: dict[tuple[str, int], tuple[np.ndarray, ...]]
     verification: Verification
+    mixing: Mixing = Mixing()
     _found: dict[tuple[str, int], Pairs] = dataclasses.field(default_factory=dict)
     _rows: dict[tuple[str, int, PairShape], PairRows] = dataclasses.field(default_factory=dict)
 
@@ -96,12 +100,37 @@ class TokenDataset:
         """True if the documents are pairs of texts."""
         return bool(self.manifest.get("pairs"))
 
-    @property
-    def heldout_weights(self) -> tuple[float, ...]:
+    def mixed(self, data: DataConfig) -> TokenDataset:
+        """Return the dataset with the shares by size that the section `data` asks for."""
+        return dataclasses.replace(self, mixing=mixing_of(data))
+
+    def row_weights(self, seq_len: RowShape) -> tuple[float, ...]:
+        """Return the share of each source in the training rows, up to a factor.
+
+        Sources that are mixed by size have the share that brings their examples, pairs or
+        sequences, in the rates of `mixing`: a row of one may hold more pairs than a row of another.
+        """
+        by_size = [bool(source.get("by_size")) for source in self.manifest["sources"]]
+        if not any(by_size):
+            return self.weights
+        n_rows = self.n_sequences("train", seq_len)
+        n_examples = list(n_rows)
+        if isinstance(seq_len, PairShape):
+            for source in range(len(n_rows)):
+                n_examples[source] = len(self.pair_rows("train", source, seq_len).order)
+
+        counted = [n if own else 0 for n, own in zip(n_examples, by_size, strict=True)]
+        weights = []
+        rates = self.mixing.rates(counted)
+        for rate, rows, examples in zip(rates, n_rows, n_examples, strict=True):
+            weights.append(rate * rows / examples if examples else 0.0)
+        return tuple(weights)
+
+    def heldout_weights(self, seq_len: RowShape) -> tuple[float, ...]:
         """Weight of each source in evaluation: as in training, or 1 for those that are held out."""
         sources = self.manifest["sources"]
         is_heldout = tuple(float(source.get("split") == "heldout") for source in sources)
-        return is_heldout if any(is_heldout) else self.weights
+        return is_heldout if any(is_heldout) else self.row_weights(seq_len)
 
     @functools.cached_property
     def label_counts(self) -> np.ndarray:

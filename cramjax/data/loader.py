@@ -137,6 +137,7 @@ def open_loader(
         shape=seq_len,
         cls_token=cls_token,
         sizes=sizes,
+        weights=dataset.row_weights(shorter(seq_len, int(cls_token))),
         orders=orders,
         process_index=process_index,
         n_processes=n_processes,
@@ -213,7 +214,7 @@ def heldout_rows(dataset: TokenDataset, *, seq_len: RowShape, cls_token: bool = 
     _refuse_other_rows(dataset, seq_len)
     available = dataset.n_sequences("heldout", shorter(seq_len, int(cls_token)))
     # A source without a weight is not trained on, so it is not evaluated on.
-    weights = dataset.heldout_weights
+    weights = dataset.heldout_weights(shorter(seq_len, int(cls_token)))
     available = [size if weight else 0 for size, weight in zip(available, weights, strict=True)]
     if not sum(available):
         raise UserError(
@@ -275,7 +276,8 @@ def heldout_batches(
         n_wanted = math.ceil(n_available / batch_size)
     n_rows = max(min(n_batches, n_wanted), 1) * batch_size
     n_different = min(n_rows, n_available)
-    source, sequence = _spread(n_different, available, dataset.heldout_weights)
+    weights = dataset.heldout_weights(shorter(seq_len, int(cls_token)))
+    source, sequence = _spread(n_different, available, weights)
 
     # Rows beyond the different ones repeat the first ones.
     rows = np.arange(n_rows)
@@ -288,10 +290,10 @@ def heldout_batches(
         cls_token,
     )
     dataset.refuse_foreign(tokens, "heldout")
-    weights = (rows < n_different).astype(np.float32)
+    row_weights = (rows < n_different).astype(np.float32)
 
     batched_tokens = tokens.reshape(-1, batch_size, n_tokens(seq_len))
-    batched_weights = weights.reshape(-1, batch_size)
+    batched_weights = row_weights.reshape(-1, batch_size)
     return list(zip(batched_tokens, batched_weights, strict=True))
 
 

@@ -33,12 +33,20 @@ _FIELDS = ("source", "target")
 _SUMMARY = re.compile(r"(?P<summary>[^\n]{12,160}[.!])\n\s*\n(?P<rest>.+)", re.DOTALL)
 
 
-def form_of(config: DataConfig) -> PairForm:
-    """Return the form of the pairs that the section `data` describes."""
+def form_of(config: DataConfig, prefix: str | None = None) -> PairForm:
+    """Return the form of the pairs that the section `data` describes.
+
+    Args:
+        config: The section.
+        prefix: What comes before the sources of one source of a mixture; None for
+            `data.source_prefix`.
+    """
+    if prefix is None:
+        prefix = config.source_prefix
     source, target = _FIELDS
     if config.source_field is not None and config.target_field is not None:
         source, target = config.source_field, config.target_field
-    return PairForm(source_field=source, target_field=target, prefix=config.source_prefix)
+    return PairForm(source_field=source, target_field=target, prefix=prefix)
 
 
 def open_pairs(
@@ -47,7 +55,8 @@ def open_pairs(
     weight: float,
     index: int,
     address: str,
-    config: DataConfig,
+    form: PairForm,
+    cache_dir: str,
     keep: Keep | None = None,
 ) -> TextSource:
     """Open a source `pairs:…`.
@@ -57,15 +66,15 @@ def open_pairs(
         weight: Share of the mixture.
         index: Index of this source in the mixture.
         address: "SOURCE_FILE,TARGET_FILE", a file, a glob of files, or `DOCSTRINGS`.
-        config: The `data` part of the configuration.
+        form: Fields of records, and what comes before each source.
+        cache_dir: Folder in which digests of files are remembered.
         keep: Which records are kept, or None for all.
 
     Raises:
         UserError: if there is no such file, or one of an unknown format.
     """
-    form = form_of(config)
     common: dict[str, Any] = {"spec": spec, "weight": weight, "form": form}
-    named = {"index": index, "cache_dir": config.cache_dir}
+    named = {"index": index, "cache_dir": cache_dir}
     if address == DOCSTRINGS:
         _refuse_keep(spec, keep)
         docs = InstalledDocs(spec=spec, weight=weight, index=index)

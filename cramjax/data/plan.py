@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from cramjax.config import languages, pairs
+from cramjax.config import languages, mixing, pairs
 from cramjax.config.views import DataConfig
 from cramjax.data import tokenizers
 from cramjax.data.adoption import check_unknown
@@ -167,7 +167,11 @@ def _fingerprint(
     if config.keep is not None:
         settings["keep"] = config.keep
     if pairs.are_prepared(config):
-        settings["pairs"] = [getattr(config, key) for key in _OF_PAIRS]
+        # A source of a mixture may have a prefix of its own.
+        forms = [getattr(source, "form", None) for source in sources]
+        settings["pairs"] = [form and dataclasses.astuple(form) for form in forms]
+    if mixing.is_by_size(config.source):
+        settings["by_size"] = True
     if config.heldout is not None:
         # Its content is told by the sources.
         settings["heldout"] = True
@@ -205,7 +209,7 @@ def _identity(source: TextSource) -> str:
     of the parts: they may be moved, and named by another path.
     """
     scheme, _, address = source.spec.partition(":")
-    if scheme == "text" or (scheme == "pairs" and address != DOCSTRINGS):
+    if scheme in ("text", *mixing.TASK_SCHEMES) or (scheme == "pairs" and address != DOCSTRINGS):
         return f"{scheme}:"
     return source.spec
 

@@ -95,7 +95,7 @@ def open_data(config: DataConfig, announce: Announce) -> TokenDataset:
     Raises:
         UserError, RunFailed: see `prepare`.
     """
-    dataset = TokenDataset.open(prepare(config, announce=announce))
+    dataset = TokenDataset.open(prepare(config, announce=announce)).mixed(config)
     announce(describe(dataset))
     return dataset
 

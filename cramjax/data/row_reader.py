@@ -24,6 +24,7 @@ class RowReader:
         shape: Tokens in a row, including the [CLS] of `cls_token`; or the form of a row of pairs.
         cls_token: Put [CLS] before every sequence.
         sizes: Training sequences in each source.
+        weights: Share of each source in the rows, up to a factor.
         orders: The order in which each source is read, unsigned [size], or None for a shuffled
             order.
         process_index: Index of this process.
@@ -35,6 +36,7 @@ class RowReader:
     shape: RowShape
     cls_token: bool
     sizes: tuple[int, ...]
+    weights: tuple[float, ...]
     orders: tuple[np.ndarray | None, ...]
     process_index: int
     n_processes: int
@@ -83,11 +85,10 @@ class RowReader:
 
     def _sequences(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (source int64 [n], sequence int64 [n]) of the rows numbered in `numbers`."""
-        weights = self.dataset.weights
         if all(order is None for order in self.orders):
-            return index.rows_at(self.seed, numbers, self.sizes, weights)
+            return index.rows_at(self.seed, numbers, self.sizes, self.weights)
 
-        source, _, position = index.positions_at(self.seed, numbers, self.sizes, weights)
+        source, _, position = index.positions_at(self.seed, numbers, self.sizes, self.weights)
         sequence = np.empty_like(position)
         for number in np.unique(source):
             order = self.orders[number]

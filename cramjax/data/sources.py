@@ -12,15 +12,17 @@ from typing import Any
 
 from cramjax.config import pairs
 from cramjax.config.keep import Keep
+from cramjax.config.mixing import BY_SIZE, TASK_SCHEMES
 from cramjax.config.views import DataConfig
 from cramjax.data.pair_source import form_of, open_pairs
 from cramjax.data.source import TextSource
+from cramjax.data.task_source import open_tasks, singles
 from cramjax.errors import UserError
 
-SCHEMES = ("installed-docs", "text", "pairs", "hf", "tfds", "prepared")
+SCHEMES = ("installed-docs", "text", "pairs", "glue", "superglue", "hf", "tfds", "prepared")
 _FORMS = (
-    "installed-docs, text:GLOB, pairs:SOURCE_FILE,TARGET_FILE, hf:OWNER/NAME:GLOB, "
-    "tfds:NAME/CONFIG, prepared:DIR"
+    "installed-docs, text:GLOB, pairs:SOURCE_FILE,TARGET_FILE, glue:DIR, superglue:DIR, "
+    "hf:OWNER/NAME:GLOB, tfds:NAME/CONFIG, prepared:DIR"
 )
 
 
@@ -44,31 +46,43 @@ def open_sources(config: DataConfig) -> list[TextSource]:
             "data.source=[]: name at least one source, as in data.source=installed-docs"
         )
 
-    wanted = [] if config.heldout is None else [(config.heldout, 0.0)]
-    wanted += map(_spec_and_weight, mixture)
-    return [_open(spec, weight, index, config) for index, (spec, weight) in enumerate(wanted)]
+    wanted: list[tuple[str, float, str | None]] = []
+    if config.heldout is not None:
+        wanted.append((config.heldout, 0.0, None))
+    for entry in mixture:
+        spec, weight, prefix = _checked(entry)
+        wanted += [(single, weight, prefix) for single in singles(spec)]
+    return [_open(*one, index, config) for index, one in enumerate(wanted)]
 
 
-def _spec_and_weight(entry: Any) -> tuple[str, float]:
-    """Check one entry of a mixture."""
+def _checked(entry: Any) -> tuple[str, float, str | None]:
+    """Check one entry of a mixture; returns source, weight and the prefix of its own, or None."""
     try:
-        spec, weight = entry
-        weight = float(weight)
+        spec, weight, *prefixes = entry
+        weight = 1.0 if weight == BY_SIZE else float(weight)
     except (TypeError, ValueError):
         raise UserError(
             f"data.source: {entry!r} must be a pair [source, weight], as in [['text:a.txt', 2]]"
         ) from None
     if not isinstance(spec, str) or not 0 < weight < math.inf:
         raise UserError(f"data.source: {entry!r} must be a source and a weight above 0")
-    return spec, weight
+    if len(prefixes) > 1 or not all(isinstance(prefix, str) for prefix in prefixes):
+        raise UserError(
+            f"data.source: {entry!r} must be a source, a weight and, for pairs, a prefix"
+        )
+    return spec, weight, prefixes[0] if prefixes else None
 
 
-def _open(spec: str, weight: float, index: int, config: DataConfig) -> TextSource:
+def _open(
+    spec: str, weight: float, prefix: str | None, index: int, config: DataConfig
+) -> TextSource:
     """Open the source `spec`, the one numbered `index` in the mixture."""
     scheme, _, address = spec.partition(":")
     common: dict[str, Any] = {"spec": spec, "weight": weight, "index": index}
     field = config.text_field
-    form = form_of(config) if pairs.are_prepared(config) else None
+    form = form_of(config, prefix) if pairs.are_prepared(config) else None
+    if prefix is not None and form is None:
+        raise UserError(f"data.source={spec}: holds no pairs, so no prefix can stand before them")
     keep = Keep(config.keep) if config.keep is not None else None
 
     if scheme == "installed-docs" and not address:
@@ -88,8 +102,12 @@ def _open(spec: str, weight: float, index: int, config: DataConfig) -> TextSourc
             **common, pattern=address, field=field, cache_dir=config.cache_dir, keep=keep
         )
 
-    if scheme == "pairs" and address:
-        return open_pairs(**common, address=address, config=config, keep=keep)
+    if scheme == "pairs" and address and form is not None:
+        cache_dir = config.cache_dir
+        return open_pairs(**common, address=address, form=form, cache_dir=cache_dir, keep=keep)
+
+    if scheme in TASK_SCHEMES and address and form is not None:
+        return open_tasks(**common, form=form, cache_dir=config.cache_dir)
 
     if scheme == "hf" and address:
         from cramjax.data.hub_source import open_hub

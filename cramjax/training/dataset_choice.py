@@ -65,7 +65,7 @@ def open_dataset(
     own = _own(config, earlier)
     if own is not None:
         announce(prepare.describe(own))
-        return own
+        return own.mixed(config.data)
     return _prepare_again(config, earlier, workdir, announce)
 
 

@@ -95,7 +95,7 @@ def dataset_of(workdir: pathlib.Path) -> tuple[Config, TokenDataset]:
     earlier = read(workdir)
     if earlier is None or earlier.dataset is None:
         raise UserError(f"{workdir}: no checkpoint there says with which dataset it was made")
-    return earlier.config, TokenDataset.open(earlier.dataset)
+    return earlier.config, TokenDataset.open(earlier.dataset).mixed(earlier.config.data)
 
 
 def _noted_in_environment(workdir: pathlib.Path) -> dict[str, Any]:

@@ -45,9 +45,10 @@ def _by_source(
 ) -> list[float]:
     n_rows = n_tokens / session.config.data.seq_len
     shape = shorter(session.objective.row_shape, int(config.data.cls_token))
-    total = sum(dataset.weights)
+    weights = dataset.row_weights(shape)
+    total = sum(weights)
     readings = []
-    for size, weight in zip(dataset.n_sequences("train", shape), dataset.weights, strict=True):
+    for size, weight in zip(dataset.n_sequences("train", shape), weights, strict=True):
         # A source that is not trained on may be empty.
         times = 0.0
         if weight:

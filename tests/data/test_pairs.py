@@ -268,7 +268,7 @@ def test_a_held_out_set_of_its_own_is_taken_whole_and_never_trained_on(tmp_path)
         documents[entry["split"], entry["source"]] = entry["documents"]
     assert documents == {("heldout", 0): 30, ("train", 1): 60}
     assert dataset.manifest["dropped"] == {"duplicate": 10}
-    assert dataset.weights == (0.0, 1.0) and dataset.heldout_weights == (1.0, 0.0)
+    assert dataset.weights == (0.0, 1.0) and dataset.heldout_weights(SHAPE) == (1.0, 0.0)
     batches = loader.heldout_batches(dataset, seq_len=SHAPE, batch_size=2, n_batches=99)
     assert sum(weights.sum() for _, weights in batches) == dataset.n_sequences("heldout", SHAPE)[0]
     unit = next(loader.open_loader(dataset, seed=0, seq_len=SHAPE, loader="numpy").stream(0, 4))

@@ -107,3 +107,23 @@ def test_a_run_is_compressed_and_exported_as_the_stock_class(finished, tmp_path)
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "text to text: the target of each source" in card and "extra_id" not in card
     assert str(tmp_path) not in card
+
+
+@pytest.mark.slow
+def test_a_mixture_of_tasks_is_trained_on_and_its_model_finetuned_on_one(tmp_path):
+    from tests.finetuning import grammar
+    from tools import finetune
+
+    glue = grammar.write_glue(tmp_path / "glue")
+    workdir = tmp_path / "tasks"
+    data = (f"--config.data.heldout=glue:{glue}", "--config.data.mixture_limit=100")
+    sizes = ("--config.data.seq_len=64", "--config.data.vocab_size=400")
+    flags = (*data, *sizes, "--config.budget.steps=30", "--config.log.fill_masks=1")
+    with stepping.one_device():
+        assert main.main(command(f"glue:{glue}", workdir, *flags)) == 0
+        summary = json.loads((workdir / "summary.json").read_text())
+        assert summary["eval_loss"] < summary["unigram_loss"]
+        places = ["--checkpoint", str(workdir), "--data_dir", str(glue), "--out", str(tmp_path)]
+        quick = ["--task", "cola", "--seeds", "1", "--set", "max_steps=3", "--set", "batch_size=8"]
+        assert finetune.main([*places, *quick]) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["cola"]["n_eval"] > 0
