@@ -57,8 +57,8 @@ def generate(
     step = functools.partial(decode_step, cfg, precision, params)
     if unused:
         step = _without(step, jnp.asarray(unused))
-    common = {"batch_size": tokens.shape[0], "max_len": max_len, "vocab_size": vocab_size}
-    common["is_blank"] = ~jnp.any(padding_mask, axis=1)
+    common: dict[str, Any] = {"batch_size": tokens.shape[0], "max_len": max_len}
+    common |= {"vocab_size": vocab_size, "is_blank": ~jnp.any(padding_mask, axis=1)}
     ids = {"start_id": special["pad"], "eos_id": special["sep"], "pad_id": special["pad"]}
 
     if n_beams == 1:

@@ -14,7 +14,7 @@ from cramjax.data import tokenizers
 from cramjax.data.dataset import TokenDataset
 from cramjax.data.pair_set import PairSet, open_pair_set
 from cramjax.models.decoding import Scoring
-from cramjax.models.t5 import T5Config
+from cramjax.objectives.text_to_text import TextToText
 from cramjax.training.session import Session
 from cramjax.writing.scores import corpus_scores
 from cramjax.writing.writer import Search, Writer
@@ -49,15 +49,30 @@ class Scorer:
         Raises:
             UserError: if the parameters give no numbers.
         """
-        config = session.objective.network
-        assert isinstance(config, T5Config)  # the objective has pairs
-        writer = make_writer(config, session, self.tokenizer, self.search)
+        writer = self._writer(session)
         with Meter(self.announce, interval_s=PROGRESS_S, has_bar=False) as meter:
             answers = writer.write(params, self.pairs.inputs, meter=meter, is_stopped=is_stopped)
         if answers is None:
             return None
         texts = [self.tokenizer.decode(ids) for ids in answers]
         return corpus_scores(texts, self.pairs.references)
+
+    def _writer(self, session: Session) -> Writer:
+        """Returns the writer of a session's network on its devices."""
+        objective = session.objective
+        assert isinstance(objective, TextToText)  # there are pairs
+        known = set(self.tokenizer.get_vocab().values())
+        n_rows = max(known) + 1
+        return Writer(
+            config=objective.network,
+            precision=objective.precision,
+            pad_id=objective.pad_id,
+            sep_id=objective.eos_id,
+            vocab_size=n_rows,
+            unused=tuple(sorted(set(range(n_rows)) - known)),
+            search=self.search,
+            mesh=session.mesh,
+        )
 
 
 def open_scorer(
@@ -80,24 +95,3 @@ def open_scorer(
     rule = Scoring(penalty=config.eval.length_penalty, offset=5.0, is_exact=False)
     search = Search(n_beams=config.eval.beams, scoring=rule)
     return Scorer(pairs=pairs, tokenizer=tokenizer, search=search, announce=announce)
-
-
-def make_writer(
-    config: T5Config, session: Session, tokenizer: huggingface.Tokenizer, search: Search
-) -> Writer:
-    """Returns the writer of a network on the devices of a session."""
-    special = tokenizers.special_ids(tokenizer)
-    pad, sep = special["pad"], special["sep"]
-    assert pad is not None and sep is not None  # a tokenizer of pairs has both
-    known = set(tokenizer.get_vocab().values())
-    n_rows = max(known) + 1
-    return Writer(
-        config=config,
-        precision=session.objective.precision,
-        pad_id=pad,
-        sep_id=sep,
-        vocab_size=n_rows,
-        unused=tuple(sorted(set(range(n_rows)) - known)),
-        search=search,
-        mesh=session.mesh,
-    )
