@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,15 +23,12 @@ from cramjax.data.tokenizers import special_ids
 from cramjax.errors import UserError
 from cramjax.files import read_json
 from cramjax.models import encoder, network, t5
-from cramjax.models.generation import generate as generate_tokens
+from cramjax.models.decoding import Scoring
 from cramjax.models.int8 import is_faster
 from cramjax.models.layers import Precision
 from cramjax.tuning import devices
+from cramjax.writing.writer import NO_NUMBERS, Search, Writer
 
-# Inputs are padded to a multiple of this many tokens, so that few lengths are compiled.
-LENGTH_MULTIPLE = 32
-
-_NO_NUMBERS = "the weights of this model are no numbers (NaN); load another model"
 _PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -207,7 +204,7 @@ def fill_positions(
     top_k = min(top_k, int(model.has_token.sum()))
     probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), top_k)
     if np.isnan(probabilities).any():
-        raise UserError(_NO_NUMBERS)
+        raise UserError(NO_NUMBERS)
 
     guesses = []
     for row, shares in zip(np.asarray(tokens), np.asarray(probabilities), strict=True):
@@ -236,18 +233,20 @@ def generate(
     model: LoadedModel,
     texts: Sequence[str],
     *,
-    max_len: int = 64,
+    max_len: int | None = 64,
     n_beams: int = 1,
     length_penalty: float = 1.0,
+    length_offset: float = 0.0,
 ) -> list[str]:
     """Returns the answer of a T5 to each of `texts`, without special tokens.
 
     Args:
         model: a T5.
-        texts: the inputs; all are one batch.
-        max_len: tokens of an answer at most.
+        texts: the inputs, any number of them; they are put into batches by their length.
+        max_len: tokens of an answer at most; None for 50 more than its input has.
         n_beams: 1 for greedy search, more for beam search.
-        length_penalty: the exponent of the length that a beam's score is divided by.
+        length_penalty: see `models.decoding.Scoring`.
+        length_offset: likewise (`offset`); 5 for the score of Google's translation.
 
     Raises:
         UserError: if the model is no T5.
@@ -255,7 +254,12 @@ def generate(
     inputs = [encoding.ids for encoding in model.tokenizer.encode_batch(list(texts))]
 
     answers = generate_ids(
-        model, inputs, max_len=max_len, n_beams=n_beams, length_penalty=length_penalty
+        model,
+        inputs,
+        max_len=max_len,
+        n_beams=n_beams,
+        length_penalty=length_penalty,
+        length_offset=length_offset,
     )
     return [model.tokenizer.decode(ids) for ids in answers]
 
@@ -296,81 +300,36 @@ def generate_ids(
     model: LoadedModel,
     inputs: Sequence[Sequence[int]],
     *,
-    max_len: int,
+    max_len: int | None,
     n_beams: int = 1,
     length_penalty: float = 1.0,
+    length_offset: float = 0.0,
 ) -> list[list[int]]:
     """Returns the token ids generated for each of `inputs`, without the end of the sequence.
 
     Args:
         model: a T5.
-        inputs: token ids; all are one batch.
-        max_len: tokens generated at most.
+        inputs: token ids, any number of them.
+        max_len: tokens generated at most; None for 50 more than an input has.
         n_beams: 1 for greedy search, more for beam search.
-        length_penalty: the exponent of the length that a beam's score is divided by.
+        length_penalty: see `models.decoding.Scoring`.
+        length_offset: likewise (`offset`); 5 for the score of Google's translation.
 
     Raises:
         UserError: if the model is no T5, or its weights give no numbers.
     """
-    if not model.is_t5:
+    if not isinstance(model.config, t5.T5Config):
         raise UserError("this model is an encoder, which generates no text: use fill_mask")
-    pad, sep = model.special["pad"], model.special["sep"]
+    scoring = Scoring(penalty=length_penalty, offset=length_offset)
+    search = Search(n_beams=n_beams, scoring=scoring, max_len=max_len)
 
-    length = -(-max(map(len, inputs)) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    tokens = np.full((len(inputs), length), pad, np.int32)
-    mask = np.zeros((len(inputs), length), bool)
-    for row, ids in enumerate(inputs):
-        tokens[row, : len(ids)] = ids
-        mask[row, : len(ids)] = True
-
-    search = _compiled(
-        model.config,
-        model.precision,
-        max_len,
-        n_beams,
-        length_penalty,
-        pad,
-        sep,
-        model.n_token_rows,
-        model.unused_ids,
+    writer = Writer(
+        config=model.config,
+        precision=model.precision,
+        pad_id=model.special["pad"],
+        sep_id=model.special["sep"],
+        vocab_size=model.n_token_rows,
+        unused=model.unused_ids,
+        search=search,
     )
-    found = search(model.params, tokens, mask)
-    if np.isnan(found.scores).any():
-        raise UserError(_NO_NUMBERS)
-    # The end of the sequence and the padding after it are cut off.
-    decoded = np.asarray(found.tokens)  # [rows, max_len]
-    ends = np.where(decoded == sep, np.arange(max_len), max_len).min(axis=1)
-    return [row[:end].tolist() for row, end in zip(decoded, ends, strict=True)]
-
-
-@functools.lru_cache(maxsize=32)
-def _compiled(
-    cfg: t5.T5Config,
-    precision: Precision,
-    max_len: int,
-    n_beams: int,
-    length_penalty: float,
-    pad: int,
-    sep: int,
-    vocab_size: int,
-    unused: tuple[int, ...],
-) -> Callable[..., Any]:
-    """Returns the compiled search; the cache keeps it, so that jit compiles it once."""
-
-    @jax.jit
-    def search(params: dict[str, Any], tokens: jax.Array, mask: jax.Array) -> Any:
-        return generate_tokens(
-            cfg,
-            precision,
-            params,
-            tokens,
-            max_len=max_len,
-            special={"pad": pad, "sep": sep},
-            vocab_size=vocab_size,
-            unused=unused,
-            padding_mask=mask,
-            n_beams=n_beams,
-            length_penalty=length_penalty,
-        )
-
-    return search
+    return writer.write(model.params, inputs) or []

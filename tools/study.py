@@ -11,6 +11,8 @@ EXAMPLE = """studies:
                 (docs/studies/growth.md)
   train_large   four sizes at equal wall-clock, finetuned, pruned and quantised: which is best at
                 equal bytes (docs/studies/train_large_compress.md)
+  mt            five sizes of a translation model at equal wall-clock, pruned and quantised: BLEU
+                over time and at equal bytes (docs/studies/translation.md)
 
   track         changes to a small BERT, each against the best before it, with several seeds and
                 Welch's test (docs/guide/better_recipes.md)
@@ -26,6 +28,7 @@ examples:
   python -m tools.study growth --out runs/growth --config.data.source=text:articles.jsonl.zst
   python -m tools.study train_large --out runs/train_large --data_dir glue \\
       --config.data.source=text:articles.jsonl.zst
+  python -m tools.study mt --out runs/mt --data_dir multi30k
 
 With the same --out again, it goes on where it was."""
 
@@ -62,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         "--data_dir",
         type=in_home,
         metavar="DIR|tfds",
-        help="where the tasks are, for a study that finetunes",
+        help="where the tasks are, for a study that finetunes, or its other files",
     )
     parser.add_argument(
         "--seeds",

@@ -63,6 +63,12 @@ def load_candidates(request: CompressionRequest, announce: Announce) -> list[Can
             about = {"task": learning.describe(task, settings, 0) | {"rows": sizes}}
         candidates.append(Candidate(name=name, model=model, subject=subject, about=about))
 
+    subjects = [candidate.subject for candidate in candidates]
+    if len({subject.metric for subject in subjects if isinstance(subject, TextSubject)}) > 1:
+        raise UserError(
+            "--checkpoint: some runs are scored by BLEU (eval.bleu) and some are not; compress "
+            "them one by one"
+        )
     if len({candidate.about["task"] is None for candidate in candidates}) > 1:
         raise UserError(
             "--checkpoint: some models are judged by a task and some by held-out text; give --task"
@@ -159,6 +165,6 @@ def _text_subject(
     if any(plan.shares):
         announce(
             f"{checkpoint} is not finetuned: pruned without finetuning in between, and judged by "
-            "held-out loss"
+            "its held-out text"
         )
     return TextSubject(model, workdir)

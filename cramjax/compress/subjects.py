@@ -30,7 +30,7 @@ from cramjax.inference import LoadedModel
 from cramjax.models import network
 from cramjax.models.network import Network
 from cramjax.objectives.objective import FinetuningObjective
-from cramjax.training import history, session
+from cramjax.training import history, scoring, session
 from cramjax.training.evaluate import Evaluator
 
 LATENCY_BATCHES = {"batch_1": 1, "batch_32": 32}
@@ -218,7 +218,15 @@ def _mean_loss(objective: FinetuningObjective, params: Any, batches: Sequence[Ar
 
 
 class TextSubject:
-    """Judges by the held-out text of the run a model comes from. Nothing is trained."""
+    """Judges by the held-out text of the run a model comes from. Nothing is trained.
+
+    A run on pairs that was scored by BLEU is judged by it.
+
+    Attributes:
+        model: the model of the run.
+        metric: "heldout_loss" or "bleu".
+        max_length: tokens of a text.
+    """
 
     def __init__(self, model: LoadedModel, workdir: pathlib.Path):
         """Opens the run in `workdir`.
@@ -239,6 +247,8 @@ class TextSubject:
             n_batches=config.eval.batches,
             cls_token=config.data.cls_token,
         )
+        self._scorer = scoring.open_scorer(config, dataset)
+        self.metric = "heldout_loss" if self._scorer is None else "bleu"
         self._evaluate = Evaluator(self._session.objective, self._session.mesh, self._batches)
         self._program = jax.jit(self._session.objective.evaluate)
 
@@ -257,9 +267,21 @@ class TextSubject:
         return params
 
     def score(self, config: Network, params: Any) -> Score:
-        """Returns the held-out loss in nats for each predicted token, as in the run's summary."""
-        loss = self._evaluate(jax.device_put(params)).loss
-        return Score(metric="heldout_loss", value=loss, loss=loss)
+        """Returns BLEU if the run was scored by it, or else the held-out loss.
+
+        Both are as in the run's summary, the loss in nats for each predicted token.
+        """
+        placed = jax.device_put(params)
+        loss = self._evaluate(placed).loss
+        if self._scorer is None:
+            return Score(metric=self.metric, value=loss, loss=loss)
+        # What is pruned to no numbers writes nothing.
+        value = 0.0
+        if np.isfinite(loss):
+            scores = self._scorer.score(self._session, placed, lambda: False)
+            assert scores is not None  # nobody stops it
+            value = scores["bleu"]
+        return Score(metric=self.metric, value=value, loss=loss)
 
     def latency(self, config: Network, params: Any) -> dict[str, dict[str, float]]:
         """Returns milliseconds for scoring held-out sequences."""

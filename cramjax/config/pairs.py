@@ -90,7 +90,8 @@ def mistakes(config: Config) -> list[str]:
     data = config.data
     problems = []
     for key in ("source", "heldout"):
-        problems += _source_mistakes(data, key)
+        problems += _source_mistakes(data, f"data.{key}", data[key])
+    problems += _source_mistakes(data, "eval.bleu_source", config.eval.bleu_source)
     for name in ("source_field", "target_field"):
         other = "target_field" if name == "source_field" else "source_field"
         if data[name] is None and data[other] is not None:
@@ -106,20 +107,20 @@ def mistakes(config: Config) -> list[str]:
     return problems
 
 
-def _source_mistakes(data: DataConfig, key: str) -> list[str]:
-    if data[key] is None:
+def _source_mistakes(data: DataConfig, key: str, source: Any) -> list[str]:
+    if source is None:
         return []
     problems = []
-    for spec in specs_of(data[key]):
+    for spec in specs_of(source):
         scheme = spec.partition(":")[0]
         if scheme in FIELD_SCHEMES and data.target_field is None:
             problems.append(
-                f"data.{key}={spec}: name the fields of its pairs with data.source_field and "
+                f"{key}={spec}: name the fields of its pairs with data.source_field and "
                 "data.target_field"
             )
         elif scheme not in (*SCHEMES, *FIELD_SCHEMES, "prepared"):
             problems.append(
-                f"data.{key}={spec}: holds no pairs, which objective.name={OBJECTIVE} learns "
+                f"{key}={spec}: holds no pairs, which objective.name={OBJECTIVE} learns "
                 "from; take pairs:SOURCE_FILE,TARGET_FILE or another source of pairs"
             )
     return problems
@@ -137,6 +138,8 @@ def other_mistakes(config: Config) -> list[str]:
     for key, default in (("source_prefix", ""), ("target_len", None)):
         if data[key] != default:
             problems.append(f"data.{key}={data[key]!r}: needs objective.name={OBJECTIVE}")
+    if config.eval.bleu:
+        problems.append(f"eval.bleu=True: needs objective.name={OBJECTIVE}")
     if config.objective.label_smoothing:
         problems.append(
             f"objective.label_smoothing={config.objective.label_smoothing}: needs "

@@ -112,6 +112,7 @@ def smoke(config: Config) -> None:
     )
     if config.objective.name == pairs.OBJECTIVE:
         config.data.update(source=pairs.INSTALLED, heldout=None, target_len=None)
+        config.eval.update(bleu_source=None, bleu_pairs=16, beams=2)
     config.batch_size = 32
     config.microbatch_size = 8
 

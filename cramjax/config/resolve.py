@@ -96,6 +96,8 @@ def _expand_home(config: Config) -> None:
     data.source = _in_home(data.source)
     if data.heldout:
         data.heldout = _in_home(data.heldout)
+    if config.eval.bleu_source:
+        config.eval.bleu_source = _in_home(config.eval.bleu_source)
 
 
 def _in_home(source: Any) -> Any:

@@ -400,6 +400,23 @@ SCHEMA: dict[str, Any] = {
         ),
         "batches": count(16, "held-out batches an evaluation"),
         "batch_size": count(64, "held-out sequences a batch"),
+        "bleu": flag(
+            False,
+            "text to text: at the end, write the answers to pairs and score them (BLEU and chrF)",
+        ),
+        "bleu_source": optional_text(
+            None,
+            "pairs that are scored, in the form of data.source; None: data.heldout, or else the "
+            "held-out pairs",
+        ),
+        "bleu_every_fraction": share(
+            0.0, "share of the budget between two scorings; 0: only at the end"
+        ),
+        "bleu_pairs": count(5000, "pairs that are scored at most, the first ones"),
+        "beams": count(4, "hypotheses of an answer that is scored; 1: greedy search"),
+        "length_penalty": number(
+            0.6, "power of (5 + length) / 6 that divides the score of a hypothesis (Google, T5)"
+        ),
     },
     "log": {
         "every_steps": count(10, "optimizer steps between metrics lines"),

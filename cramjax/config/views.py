@@ -216,11 +216,17 @@ class CheckpointConfig(Section, Protocol):
 
 
 class EvalConfig(Section, Protocol):
-    """When and on how much held-out text the model is evaluated."""
+    """When and on how much held-out text the model is evaluated, and which answers are scored."""
 
     every_fraction: float
     batches: int
     batch_size: int
+    bleu: bool
+    bleu_source: str | None
+    bleu_every_fraction: float
+    bleu_pairs: int
+    beams: int
+    length_penalty: float
 
 
 class LogConfig(Section, Protocol):

@@ -359,6 +359,38 @@ def einsum_attention(
     return jnp.swapaxes(mixed, 1, 2).astype(precision.activation_dtype)
 
 
+def attend_to_cache(
+    precision: Precision,
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    mask: jax.Array,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    """Returns attention of a few queries to keys that lie as the products want them.
+
+    Softmax is in float32; the scores are not scaled. It has no gradient of its own.
+
+    Args:
+        precision: the number formats.
+        query: [batch, heads, length, head_dim].
+        keys: [batch, heads, kv_length, head_dim] in the dtype of products, as `values`.
+        values: of the same shape.
+        mask: bool [batch, 1, 1 or length, kv_length], which query sees which key.
+        bias: float32 [1, heads, 1 or length, kv_length], added to the scores.
+
+    Returns:
+        [batch, length, heads, head_dim] in the activation dtype.
+    """
+    scores = _wide_einsum("bnth,bnsh->bnts", query.astype(keys.dtype), keys)
+    if bias is not None:
+        scores = scores + bias
+    scores = jnp.where(mask, scores, MASKED_SCORE)
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    mixed = _wide_einsum("bnts,bnsh->bnth", probabilities, values)
+    return jnp.swapaxes(mixed, 1, 2).astype(precision.activation_dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _attend(query, key_, value, mask, bias, kept, dtype):
     """Returns softmax(query key^T + bias) value over [batch, heads, length, head_dim] in float32.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from flax import nnx
 
 from cramjax.models import axes as ax
 from cramjax.models import module, stack
-from cramjax.models.attention import attend, attention_mask, projections
+from cramjax.models.attention import attend, attend_to_cache, attention_mask, projections
 from cramjax.models.dropout import dropout
 from cramjax.models.feedforward import FeedForward
 from cramjax.models.layers import Linear, Norm, Precision, by_rows, product
@@ -30,10 +30,24 @@ from cramjax.models.module import Initializer, param
 from cramjax.models.relative import RelativeBias
 
 Params = dict[str, Any]
-Cache = dict[str, jax.Array]
+LayerCache = dict[str, jax.Array]
 
 # A normal cut off at two deviations is narrower than the one it is cut from, by this factor.
 _TRUNCATED_STD = 0.87962566103423978
+
+
+class Cache(NamedTuple):
+    """Keys and values of a decoder, in the dtype of products.
+
+    Attributes:
+        layers: for each layer "key" and "value" of the positions before, [batch, heads, length,
+            beams, head_dim], and "cross_key" and "cross_value" of the input, [batch, heads,
+            kv_length, head_dim].
+        mask: bool [batch, kv_length], False where nobody should look.
+    """
+
+    layers: list[LayerCache]
+    mask: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,28 +181,31 @@ class SelfAttention(nnx.Module):
         return self.out(mixed)
 
     def step(
-        self, x: jax.Array, bias: jax.Array, cache: Cache, index: jax.Array
-    ) -> tuple[jax.Array, Cache]:
-        """Attends from one position x [n, 1, embed] to itself and those before.
+        self, x: jax.Array, bias: jax.Array, mask: jax.Array, cache: LayerCache, index: jax.Array
+    ) -> tuple[jax.Array, LayerCache]:
+        """Attends from one position of each hypothesis, x [batch, beams, embed].
 
         Args:
             x: the residual stream after its norm.
-            bias: float32 [1, heads, 1, length], a row of `RelativeBias`.
-            cache: "key" and "value" [n, length, heads, head_dim] of the positions before.
+            bias: float32 [1, heads, 1, length * beams].
+            mask: bool [batch, 1, beams, length * beams].
+            cache: "key" and "value" [batch, heads, length, beams, head_dim].
             index: int32 scalar, the position.
 
         Returns:
-            [n, 1, embed], and the cache with the position in it.
+            [batch, beams, embed], and the cache with the position in it.
         """
-        query, key_, value = projections(self.qkv, x)  # each [n, 1, heads, head_dim]
+        # Each is [batch, heads, beams, head_dim].
+        query, key_, value = (jnp.swapaxes(one, 1, 2) for one in projections(self.qkv, x))
         updated = {}
         for name, new in (("key", key_), ("value", value)):
-            new = new.astype(cache[name].dtype)
-            updated[name] = jax.lax.dynamic_update_slice_in_dim(cache[name], new, index, axis=1)
+            new = new.astype(cache[name].dtype)[:, :, None]
+            updated[name] = jax.lax.dynamic_update_slice_in_dim(cache[name], new, index, axis=2)
 
-        keys, values = updated["key"], updated["value"]
-        mixed = attend(self.cfg, self.precision, query, keys, values, bias=bias, scale=1.0)
-        return self.out(mixed), updated
+        batch, n_heads, _, head_dim = query.shape
+        flat = (batch, n_heads, -1, head_dim)
+        keys, values = updated["key"].reshape(flat), updated["value"].reshape(flat)
+        return self.out(attend_to_cache(self.precision, query, keys, values, mask, bias)), updated
 
 
 class CrossAttention(nnx.Module):
@@ -207,6 +224,17 @@ class CrossAttention(nnx.Module):
         (query,) = projections(self.query, x)  # [batch, length, heads, head_dim]
         options = {"mask": mask, "scale": 1.0, "dropout_key": key}
         return self.out(attend(self.cfg, self.precision, query, *kv, **options))
+
+    def step(self, x: jax.Array, cache: LayerCache, mask: jax.Array) -> jax.Array:
+        """Attends from one position of each hypothesis, x [batch, beams, embed]: the same shape.
+
+        All hypotheses of a row read the same "cross_key" and "cross_value" of `cache`, [batch,
+        heads, kv_length, head_dim]. `mask` is bool [batch, 1, 1, kv_length].
+        """
+        (query,) = projections(self.query, x)
+        keys, values = cache["cross_key"], cache["cross_value"]
+        query = jnp.swapaxes(query, 1, 2)  # [batch, heads, beams, head_dim]
+        return self.out(attend_to_cache(self.precision, query, keys, values, mask))
 
     def keys_and_values(self, encoded: jax.Array) -> list[jax.Array]:
         """encoded [batch, kv_length, embed] → two of [batch, kv_length, heads, head_dim]."""
@@ -289,22 +317,22 @@ class Block(nnx.Module):
         self,
         x: jax.Array,
         bias: jax.Array,
-        cache: Cache,
+        mask: jax.Array,
         cross_mask: jax.Array,
+        cache: LayerCache,
         index: jax.Array,
-    ) -> tuple[jax.Array, Cache]:
-        """Runs one position x [n, 1, embed] of a decoder.
+    ) -> tuple[jax.Array, LayerCache]:
+        """Runs one position of a decoder, x [batch, beams, embed].
 
-        `cache` holds "key", "value", "cross_key" and "cross_value" of this layer; the first two
-        are returned with the position in them.
+        The arguments are those of the steps of both attentions. Returns the same shape, and the
+        cache of this layer with the position in it.
         """
-        attended, updated = self.attention.step(self.attention_norm(x), bias, cache, index)
+        attended, updated = self.attention.step(self.attention_norm(x), bias, mask, cache, index)
         x = x + attended
 
         assert self.cross_norm is not None and self.cross_attention is not None
-        kv = [cache["cross_key"], cache["cross_value"]]
-        x = x + self.cross_attention(self.cross_norm(x), kv, cross_mask, None)
-        return x + self.mlp(self.mlp_norm(x)), updated
+        x = x + self.cross_attention.step(self.cross_norm(x), cache, cross_mask)
+        return x + self.mlp(self.mlp_norm(x)), cache | updated
 
     def _drop(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         return dropout(x, self.cfg.dropout, key)
@@ -324,6 +352,11 @@ class Stack(nnx.Module):
     def build_block(self) -> Callable[[nnx.Rngs], Block]:
         """The constructor of one block."""
         return functools.partial(Block, self.cfg, self.precision, decoder=self.decoder)
+
+    def block(self, number: int) -> Block:
+        """Returns the block of a layer, with its parameters."""
+        params = jax.tree.map(lambda leaf: leaf[number], module.params_of(self.layers))
+        return module.bind(self.build_block, params)
 
     def __call__(
         self,
@@ -350,22 +383,29 @@ class Stack(nnx.Module):
         x = self.final_norm(x)
         return x if keys is None else dropout(x, self.cfg.dropout, keys[-2])
 
-    def step(self, x: jax.Array, cache: Cache, index: jax.Array) -> tuple[jax.Array, Cache]:
-        """Runs one position x [n, 1, embed] of a decoder, and writes it into the cache.
+    def step(
+        self, x: jax.Array, cache: Cache, index: jax.Array, lineage: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        """Runs one position of a decoder, x [batch, beams, embed], and writes it into the cache.
 
-        The arrays of `cache` are as from `generation.init_cache`.
+        Args:
+            x: the embeddings.
+            cache: as from `generation.init_cache`.
+            index: int32 scalar, the position.
+            lineage: int32 [batch, beams, length], see `decoding`.
         """
-        bias = self.relative_bias.row(index, cache["key"].shape[2])  # [1, heads, 1, length]
-        cross_mask = cache["cross_mask"][0][:, None, None]  # [n, 1, 1, kv_length]
-        by_layer = {name: leaf for name, leaf in cache.items() if name != "cross_mask"}
+        batch, n_beams, length = lineage.shape
+        # Every hypothesis sees, of each position, the place that its lineage stood in.
+        bias = jnp.repeat(self.relative_bias.row(index, length), n_beams, axis=-1)
+        places = jnp.arange(n_beams, dtype=lineage.dtype)[None, None, None]
+        mask = (lineage[..., None] == places).reshape(batch, 1, n_beams, length * n_beams)
+        cross_mask = cache.mask[:, None, None]  # [batch, 1, 1, kv_length]
 
-        def block(x, layer):
-            params, layer_cache = layer
-            model = module.bind(self.build_block, params)
-            return model.step(x, bias, layer_cache, cross_mask, index)
-
-        x, updated = jax.lax.scan(block, x, (module.params_of(self.layers), by_layer))
-        return self.final_norm(x), cache | updated
+        layers = []
+        for number, layer in enumerate(cache.layers):
+            x, layer = self.block(number).step(x, bias, mask, cross_mask, layer, index)
+            layers.append(layer)
+        return self.final_norm(x), Cache(layers, cache.mask)
 
 
 class Embedding(nnx.Module):

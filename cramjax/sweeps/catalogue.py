@@ -1,6 +1,6 @@
 """The catalogue of studies, by name."""
 
-from cramjax.sweeps import compression_report, growth_report
+from cramjax.sweeps import compression_report, growth_report, translation_report
 from cramjax.sweeps.studies import CompressionPart, Study, SweepPart
 from cramjax.sweeps.track import Track
 
@@ -42,6 +42,32 @@ STUDIES = {
             "mrpc": CompressionPart(title="MRPC", sweep="sizes", task="mrpc", flags=_COMPRESS),
         },
         report=compression_report.report,
+    ),
+    "mt": Study(
+        recipe="mt_small",
+        files=(
+            "data.source=pairs:{data_dir}/train.de.gz,{data_dir}/train.en.gz",
+            "data.heldout=pairs:{data_dir}/val.de.gz,{data_dir}/val.en.gz",
+            "eval.bleu_source=pairs:{data_dir}/test_2016_flickr.de.gz,"
+            "{data_dir}/test_2016_flickr.en.gz",
+        ),
+        sweeps={
+            "sizes": SweepPart(
+                title="Equal wall-clock",
+                overrides=("eval.bleu_every_fraction=0.2",),
+                grids=("variant=L1-H128,L2-H128,L2-H256,L3-H256,L4-H384", "seed=0,1"),
+            )
+        },
+        compressions={
+            "bleu": CompressionPart(
+                title="BLEU",
+                sweep="sizes",
+                task=None,
+                flags=("--prune", "0,0.3,0.6", "--bits", "32,8,4,3"),
+            )
+        },
+        report=translation_report.report,
+        pictures={"bleu.png": translation_report.draw},
     ),
 }
 

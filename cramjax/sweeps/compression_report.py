@@ -25,6 +25,12 @@ def report(study: Study, results: StudyResults) -> str:
     bytes, and what pruning alone and quantising alone take away.
     """
     parts = [_sizes(study.sweeps[name].title, runs) for name, runs in results.sweeps.items()]
+    return "# Train large, then compress\n\n" + "\n".join(parts + compressions(study, results))
+
+
+def compressions(study: Study, results: StudyResults) -> list[str]:
+    """Returns the sections about compressed models."""
+    parts = []
     for name, entries in results.compressions.items():
         title = study.compressions[name].title
         parts += [
@@ -32,7 +38,7 @@ def report(study: Study, results: StudyResults) -> str:
             f"## {title}: pruned, {_most_bits(entries)} bits\n\n{_pruned(entries)}\n",
             f"## {title}: quantised, nothing pruned\n\n{_quantised(entries)}\n",
         ]
-    return "# Train large, then compress\n\n" + "\n".join(parts)
+    return parts
 
 
 def _sizes(title: str, results: Sequence[Result]) -> str:

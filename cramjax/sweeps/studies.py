@@ -49,12 +49,13 @@ class SweepPart:
 class CompressionPart:
     """One compression of a study: `tools.compress` for all runs of a `sweep`.
 
-    The runs are finetuned for a `task`; `flags` are those of the tool.
+    The runs are finetuned for a `task`, or judged as they are if there is none; `flags` are those
+    of the tool.
     """
 
     title: str
     sweep: str
-    task: str
+    task: str | None
     flags: tuple[str, ...]
 
     def command(self, runs: Iterable[pathlib.Path], data_dir: str, out: pathlib.Path) -> list[str]:
@@ -62,8 +63,9 @@ class CompressionPart:
         command = [sys.executable, "-m", "cramjax", "compress"]
         for run in runs:
             command += ["--checkpoint", str(run)]
-        command += ["--task", self.task, "--data_dir", data_dir, "--out", str(out)]
-        return [*command, *self.flags]
+        if self.task is not None:
+            command += ["--task", self.task, "--data_dir", data_dir]
+        return [*command, "--out", str(out), *self.flags]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,13 +85,18 @@ class StudyResults:
 class Study:
     """Sweeps and compressions by the name of their folder.
 
-    `report` makes the text of report.md from the results.
+    `report` makes the text of report.md from the results, and `pictures` draw files beside it.
+    `files` are "key=value" for the recipe, where {data_dir} stands for the folder of the data.
     """
 
     recipe: str
+    files: tuple[str, ...] = ()
     sweeps: Mapping[str, SweepPart]
     compressions: Mapping[str, CompressionPart] = dataclasses.field(default_factory=dict)
     report: Callable[[Study, StudyResults], str]
+    pictures: Mapping[str, Callable[[StudyResults, pathlib.Path], None]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 def run(
@@ -108,18 +115,19 @@ def run(
         study: the study.
         overrides: further "key=value" for all runs.
         out: folder of the study.
-        data_dir: where the tasks are that compressed models are finetuned for.
+        data_dir: where the tasks are that compressed models are finetuned for, or the files that
+            the runs read.
         launch: starts a run or a compression.
 
     Returns:
         The exit code, as `run_sweep` returns it.
 
     Raises:
-        UserError: if the study itself sets a key of `overrides`, if the tasks are missing or not
+        UserError: if the study itself sets a key of `overrides`, if the data are missing or not
             wanted, or as `run_sweep` raises it.
     """
-    points = _points(study, overrides)
     data_dir = _check_data_dir(study, data_dir)
+    points = _points(study, overrides, data_dir)
     out.mkdir(parents=True, exist_ok=True)
     failed = set()
     for name, sweep_points in points.items():
@@ -145,23 +153,27 @@ def run(
 
 
 def _check_data_dir(study: Study, data_dir: str | None) -> str:
-    """Returns `data_dir`, or "" for a study that does not finetune. Raises UserError."""
+    """Returns `data_dir`, or "" for a study that reads nothing there. Raises UserError."""
+    tasks = ", ".join(part.task for part in study.compressions.values() if part.task)
     if data_dir is None:
-        if study.compressions:
-            tasks = ", ".join(part.task for part in study.compressions.values())
+        if study.files:
+            named = ", ".join(text.format(data_dir="DIR") for text in study.files)
+            raise UserError(f"--data_dir: give the folder of the study's files ({named})")
+        if tasks:
             raise UserError(
                 "--data_dir: this study finetunes; "
                 f"give the folder with the data of {tasks}, or tfds"
             )
         return ""
-    if not study.compressions:
+    if not tasks and not study.files:
         raise UserError("--data_dir: this study finetunes nothing; leave it out")
     return data_dir
 
 
-def _points(study: Study, overrides: Sequence[str]) -> Points:
+def _points(study: Study, overrides: Sequence[str], data_dir: str) -> Points:
     """Returns the points of each sweep. Raises UserError."""
     points = {}
+    files = [text.format(data_dir=data_dir) for text in study.files]
     for name, part in study.sweeps.items():
         set_by_study = {_key(text) for text in part.overrides}
         for text in overrides:
@@ -170,7 +182,8 @@ def _points(study: Study, overrides: Sequence[str]) -> Points:
                     f"--config.{text}: the study sets {_key(text)} itself; leave it out"
                 )
         grids = grid.parse_grids(part.grids)
-        points[name] = grid.points_of(study.recipe, (*part.overrides, *overrides), grids)
+        own = (*files, *part.overrides)
+        points[name] = grid.points_of(study.recipe, (*own, *overrides), grids)
     return points
 
 
@@ -212,7 +225,11 @@ def _report(study: Study, points: Points, out: pathlib.Path) -> None:
         file = out / name / "pareto.json"
         if file.exists():
             compressions[name] = read_entries(file)
-    text = study.report(study, StudyResults(sweeps=sweeps, compressions=compressions))
+    results = StudyResults(sweeps=sweeps, compressions=compressions)
+    for name, draw in study.pictures.items():
+        with replacing(out / name) as path:
+            draw(results, path)
+    text = study.report(study, results)
     with replacing(out / "report.md") as path:
         path.write_text(text, encoding="utf-8")
 

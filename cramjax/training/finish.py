@@ -26,8 +26,8 @@ def finish(
 ) -> dict[str, Any]:
     """Evaluate a run that has ended and write its results; returns the summary.
 
-    A run that a signal has stopped is neither evaluated nor written: it goes on later. `session`
-    and `evaluator` are those of the last stage.
+    A run that a signal has stopped is neither evaluated nor written: it goes on later. So is one
+    that is stopped while it is scored. `session` and `evaluator` are those of the last stage.
 
     Raises:
         RunFailed: if the run has ended with a loss that is not a number.
@@ -35,15 +35,14 @@ def finish(
     reason = outcome.stop_reason
     # A signal that comes after the end of the budget stops nothing: the run is finished.
     if reason == run.coordinator.reason:
-        step = run.clock.n_steps
-        run.progress.close()
-        run.progress.announce(f"stopped by {reason}: checkpoint at step {step} is saved")
-        return recorder.summary(session, reason)
+        return _stopped(run, session, recorder)
 
     # The last evaluation and the rest come after the budget, so they are not in the elapsed time.
     elapsed_s = run.clock.elapsed_s
     if recorder.evaluated_step != run.clock.n_steps:
         recorder.evaluated(evaluator(averaged(outcome.state).params))
+    if not score(run, session, averaged(outcome.state).params, recorder):
+        return _stopped(run, session, recorder)
     recorder.close()
     data_epochs = repeats.epochs(run.dataset, run.config, session, run.clock.n_tokens)
     summary = recorder.summary(session, reason) | {
@@ -65,11 +64,36 @@ def finish(
     paths += _plot(run, recorder)
     run.progress.close()
     checked(summary)
+    bleu = f"BLEU {summary['bleu']:.2f}, " if "bleu" in summary else ""
     run.progress.announce(
-        f"done ({reason}): held-out loss {summary['eval_loss']:.3f} nats, "
+        f"done ({reason}): {bleu}held-out loss {summary['eval_loss']:.3f} nats, "
         f"unigram {recorder.unigram_loss:.3f}; {', '.join(map(str, paths))}"
     )
     return summary
+
+
+def score(run: Run, session: Session, params: dict[str, Any], recorder: Recorder) -> bool:
+    """Score what a network writes, if the run asks for it and its latest evaluation has a number.
+
+    Returns:
+        False if a signal has ended the writing; then nothing is recorded.
+    """
+    is_scored = recorder.scored_step == run.clock.n_steps
+    if run.scorer is None or is_scored or not recorder.is_sound:
+        return True
+    scores = run.scorer.score(session, params, lambda: run.coordinator.requested)
+    if scores is None:
+        return False
+    recorder.scored(scores)
+    return True
+
+
+def _stopped(run: Run, session: Session, recorder: Recorder) -> dict[str, Any]:
+    """Say that a signal has stopped the run; returns what the summary would say."""
+    reason = run.coordinator.reason
+    run.progress.close()
+    run.progress.announce(f"stopped by {reason}: checkpoint at step {run.clock.n_steps} is saved")
+    return recorder.summary(session, reason)
 
 
 def checked(summary: dict[str, Any]) -> dict[str, Any]:

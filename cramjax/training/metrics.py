@@ -61,6 +61,7 @@ class MetricsWriter:
         resumed_step: lines of later steps are cut from an existing file, because they come again.
         keeps_evaluation: whether an evaluation of `resumed_step` itself stays; it does not if it
             comes again.
+        keeps_scores: the same for the scores of what the network writes.
         tensorboard: whether to write TensorBoard's files, in the folder tb.
         wandb_project: a project of Weights & Biases, or None.
         trackio_project: a project of trackio, or None.
@@ -74,6 +75,7 @@ class MetricsWriter:
         *,
         resumed_step: int = 0,
         keeps_evaluation: bool = True,
+        keeps_scores: bool = True,
         tensorboard: bool = False,
         wandb_project: str | None = None,
         trackio_project: str | None = None,
@@ -83,7 +85,8 @@ class MetricsWriter:
         path = pathlib.Path(workdir) / "metrics.jsonl"
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: is no regular file; move it away")
-        _cut_after(path, resumed_step, keeps_evaluation)
+        again = {"eval_loss": not keeps_evaluation, "bleu": not keeps_scores}
+        _cut_after(path, resumed_step, [name for name, comes in again.items() if comes])
         self._lines = LineFile(path)
         self._sinks = [(type(sink).__name__, sink) for sink in sinks]
 
@@ -364,16 +367,16 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     return lines
 
 
-def _cut_after(path: pathlib.Path, step: int, keeps_evaluation: bool) -> None:
+def _cut_after(path: pathlib.Path, step: int, again: Sequence[str]) -> None:
     """Rewrite a file with the lines that do not come again after a checkpoint of `step`.
 
-    A crash leaves the old file or the new one. See `MetricsWriter` for `keeps_evaluation`.
+    Those of `step` itself with a number in `again` do. A crash leaves the old file or the new one.
     """
     if not path.exists():
         return
     kept = []
     for line in read(path):
-        comes_again = line["step"] == step and "eval_loss" in line and not keeps_evaluation
+        comes_again = line["step"] == step and any(name in line for name in again)
         if line["step"] <= step and not comes_again:
             kept.append(json.dumps(line) + "\n")
     with replacing(path) as temporary:

@@ -12,6 +12,7 @@ from cramjax.budget import schedules
 from cramjax.parallel import processes
 from cramjax.training.due import EvalDue, SaveDue
 from cramjax.training.evaluate import EvalResult
+from cramjax.training.finish import score
 from cramjax.training.opening import describe_start
 from cramjax.training.parts import Run
 from cramjax.training.records import Recorder
@@ -38,14 +39,13 @@ class Milestones:
         self._run = run
         self._stage = stage
         self._recorder = recorder
-
         also_at = ()
         if config.schedule.stop_loss is not None:
             also_at = (config.schedule.stop_after,)
         eval_due = EvalDue(every=config.eval.every_fraction, also_at=also_at)
-        self._eval_due = eval_due.resumed(
-            run.clock.fraction(), _evaluations_passed(run, sidecar, eval_due)
-        )
+        self._eval_due = _resumed(run, sidecar, "evaluations", eval_due)
+        every = config.eval.bleu_every_fraction if run.scorer else 0.0
+        self._score_due = _resumed(run, sidecar, "scorings", EvalDue(every=every))
 
         # A restart's compilation belongs to no checkpoint, and an hour may be over in it.
         passed_s = 0.0
@@ -68,10 +68,10 @@ class Milestones:
 
     def are_due(self) -> bool:
         """Returns whether `before_step` has anything to do."""
-        return self._must_evaluate() or self._must_save()
+        return self._must_evaluate() or self._must_score() or self._must_save()
 
     def before_step(self, state: TrainState) -> str | None:
-        """Evaluate and save `state` if that is due.
+        """Evaluate, score and save `state` if that is due.
 
         Returns "early_termination" if the held-out loss says that the run has failed.
         """
@@ -84,6 +84,10 @@ class Milestones:
             if schedules.stops_early(self._run.config.schedule, fraction, result.loss):
                 return "early_termination"
 
+        if self._must_score():
+            jax.block_until_ready(state)
+            self._score(state)
+
         if self._must_save():
             jax.block_until_ready(state)
             with self._run.spent.on("save_s"):
@@ -92,6 +96,9 @@ class Milestones:
 
     def _must_evaluate(self) -> bool:
         return self._eval_due.is_due(self._run.clock.fraction())
+
+    def _must_score(self) -> bool:
+        return self._score_due.is_due(self._run.clock.fraction())
 
     def _must_save(self) -> bool:
         clock = self._run.clock
@@ -109,6 +116,16 @@ class Milestones:
             result = self._stage.evaluator(averaged(state).params)
         self._recorder.evaluated(result)
         return result
+
+    def _score(self, state: TrainState) -> None:
+        """Score what `state` writes inside the budget; what a signal disturbs is due again."""
+        run = self._run
+        fraction = run.clock.fraction()
+        with run.spent.on("eval_s"):
+            params = averaged(state).params
+            is_done = score(run, self._stage.session, params, self._recorder)
+        if is_done:
+            self._score_due = self._score_due.after(fraction)
 
     def save(
         self, state: TrainState, *, block: bool = False, stop_reason: str | None = None
@@ -136,6 +153,7 @@ class Milestones:
                 "stage": self._stage.number,
                 "record": self._recorder.state_dict(),
                 "evaluations": dataclasses.asdict(self._eval_due),
+                "scorings": dataclasses.asdict(self._score_due),
                 "config": run.config.to_dict(),
                 "dataset": run.dataset_note(),
                 "stop_reason": stop_reason,
@@ -176,17 +194,19 @@ class Milestones:
         run.progress.announce(f"an error ends the run: checkpoint at step {step} is saved")
 
 
-def _evaluations_passed(run: Run, sidecar: Mapping[str, Any] | None, due: EvalDue) -> int | None:
-    """Returns the points of `due` that were passed at a checkpoint.
+def _resumed(run: Run, sidecar: Mapping[str, Any] | None, name: str, due: EvalDue) -> EvalDue:
+    """Returns the rule `due`, called `name` in checkpoints, of a run that starts or goes on.
 
-    None if the checkpoint does not say, or another budget or other points count them anew.
+    Its points are counted anew if the checkpoint does not say how many were passed, or another
+    budget or other points counted them.
     """
-    if sidecar is None or "evaluations" not in sidecar:
-        return None
-    noted = sidecar["evaluations"]
-    is_same_budget = sidecar["clock"]["limits"] == run.clock.limits
+    fraction = run.clock.fraction()
+    if sidecar is None or name not in sidecar:
+        return due.after(fraction)
+    noted = sidecar[name]
     # Checkpoints that 0.2.0 and older wrote have no points beside the multiples.
     points = (noted["every"], noted.get("also_at", []))
+    is_same_budget = sidecar["clock"]["limits"] == run.clock.limits
     if not is_same_budget or points != (due.every, list(due.also_at)):
-        return None
-    return noted["n_passed"]
+        return due.after(fraction)
+    return due.resumed(fraction, noted["n_passed"])

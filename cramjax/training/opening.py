@@ -249,6 +249,7 @@ def open_recorder(
     # a larger budget, they stay.
     ends_here = has_ended or run.clock.fraction() >= run.stages.until(opening.number)
     is_noted = not record or record["evaluated_step"] == opening.resumed_from
+    is_scored = bool(record) and record.get("scored_step") == opening.resumed_from
 
     writer: MetricsWriter | Silence = Silence()
     if processes.is_first():
@@ -256,6 +257,7 @@ def open_recorder(
             run.workdir,
             resumed_step=opening.resumed_from or 0,
             keeps_evaluation=is_noted or not ends_here,
+            keeps_scores=is_scored or not ends_here,
             tensorboard=log.tensorboard,
             wandb_project=log.wandb,
             trackio_project=log.trackio,

@@ -18,6 +18,7 @@ from cramjax.parallel import processes
 from cramjax.parallel.coordinator import Coordinator
 from cramjax.training.growing import Stages
 from cramjax.training.records import Spent
+from cramjax.training.scoring import Scorer, open_scorer
 from cramjax.training.session import Session
 from cramjax.training.workdir import Workdir
 
@@ -37,6 +38,7 @@ class Run:
         spent: seconds of the budget that were no training steps.
         stages: the stages of the configuration.
         checkpoints: the checkpoints in the workdir.
+        scorer: scores what the network writes; None if nobody asks for it.
         compiler: threads that compile.
         started: `time.monotonic()` when the command started.
     """
@@ -51,6 +53,7 @@ class Run:
     spent: Spent
     stages: Stages
     checkpoints: Checkpoints
+    scorer: Scorer | None
     compiler: Executor
     started: float
 
@@ -109,6 +112,7 @@ def open_run(
         spent=Spent(),
         stages=Stages(config, dataset, progress.announce),
         checkpoints=Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep),
+        scorer=open_scorer(config, dataset, progress.announce),
         compiler=ThreadPoolExecutor(n_workers, thread_name_prefix="cramjax-compiler"),
         started=started,
     )

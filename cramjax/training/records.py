@@ -69,6 +69,7 @@ class Recorder:
     Attributes:
         unigram_loss: as given.
         evaluated_step: the step of the latest evaluation, or None.
+        scored_step: the step of the latest scores of what the network writes, or None.
     """
 
     def __init__(
@@ -102,6 +103,8 @@ class Recorder:
         self._noise: tuple[float, float] | None = None
         self._last_eval: EvalResult | None = None
         self.evaluated_step: int | None = None
+        self._scores: dict[str, Any] = {}
+        self.scored_step: int | None = None
         self._skipped = 0
         self._first_step_s: float | None = None
 
@@ -131,6 +134,28 @@ class Recorder:
         }
         self._writer.write(step, values)
         self._progress.evaluated(step, result.loss, result.accuracy, self.unigram_loss)
+
+    def scored(self, scores: Mapping[str, Any]) -> None:
+        """Take in "bleu", "chrf" and "bleu_signature" of what the network writes; write a line."""
+        self._scores = dict(scores)
+        step = self._clock.n_steps
+        self.scored_step = step
+        values = {
+            "elapsed_s": round(self._clock.elapsed_s, 3),
+            "tokens": self._clock.n_tokens,
+            "flops": self._clock.n_flops,
+            "bleu": scores["bleu"],
+            "chrf": scores["chrf"],
+        }
+        self._writer.write(step, values)
+        self._progress.announce(
+            f"step {step:,}: BLEU {scores['bleu']:.2f}, chrF {scores['chrf']:.2f}"
+        )
+
+    @property
+    def is_sound(self) -> bool:
+        """False if the latest evaluation gave no number."""
+        return self._last_eval is None or math.isfinite(self._last_eval.loss)
 
     def summary(self, session: Session, stop_reason: str | None) -> dict[str, Any]:
         """Returns the content of summary.json; `session` is that of the last stage."""
@@ -162,6 +187,7 @@ class Recorder:
             "resumed_from": self._resumed_from,
             "precision": session.precision,
             "microbatch_size": session.microbatch_size,
+            **self._scores,
         }
 
     @property
@@ -183,6 +209,8 @@ class Recorder:
             "first_step_s": self._first_step_s,
             "evaluated_step": self.evaluated_step,
             "evaluated": evaluated and [_finite(evaluated.loss), _finite(evaluated.accuracy)],
+            "scored_step": self.scored_step,
+            "scores": self._scores,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -194,6 +222,9 @@ class Recorder:
         self._skipped = state["skipped"]
         self._first_step_s = state["first_step_s"]
         self.evaluated_step = state["evaluated_step"]
+        # Checkpoints that 0.2.0 wrote have no scores.
+        self.scored_step = state.get("scored_step")
+        self._scores = state.get("scores", {})
         if state["evaluated"]:
             self._last_eval = EvalResult(*map(_number, state["evaluated"]))
 

@@ -28,20 +28,22 @@ def history_hash(tokens):
     return value
 
 
-def step_of(log_probs):
-    """Returns a step that depends on the row and the whole history, and a cache that holds both."""
+def step_of(log_probs, n_beams=1):
+    """Returns a step that depends on the row and the whole history, and its cache.
+
+    The cache holds the hash of what the hypothesis in each place has read.
+    """
     values = jnp.asarray(log_probs, jnp.float32)
+    rows = jnp.arange(len(log_probs))[:, None]
 
-    def step(cache, tokens, index):
-        del index
-        hashes = (cache["hash"][0] * 31 + tokens + 1) % 97
-        return values[cache["row"][0], hashes], cache | {"hash": hashes[None]}
+    def step(cache, tokens, index, lineage):
+        # The history of a hypothesis is where it stood one position before.
+        places = lineage[:, :, jnp.maximum(index - 1, 0)]
+        hashes = jnp.take_along_axis(cache, places, axis=1)
+        hashes = (hashes * 31 + tokens + 1) % 97
+        return values[rows, hashes], hashes
 
-    n_rows = values.shape[0]
-    return step, {
-        "hash": jnp.zeros((1, n_rows), jnp.int32),
-        "row": jnp.arange(n_rows, dtype=jnp.int32)[None],
-    }
+    return step, jnp.zeros((len(log_probs), n_beams), jnp.int32)
 
 
 def log_prob(row_table, tokens):
@@ -65,8 +67,9 @@ def cut(tokens):
     return tuple(tokens[: tokens.index(EOS) + 1]) if EOS in tokens else tuple(tokens)
 
 
-def search(log_probs, vocab_size=VOCAB, **beams):
-    step, cache = step_of(log_probs)
+def search(log_probs, vocab_size=VOCAB, n_beams=None, **scoring):
+    step, cache = step_of(log_probs, n_beams or 1)
+    beams = {"n_beams": n_beams, "scoring": decoding.Scoring(**scoring)} if n_beams else {}
     options = {
         "batch_size": len(log_probs),
         "max_len": MAX_LEN,
@@ -96,7 +99,7 @@ def test_greedy_is_the_loop_it_stands_for(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_wide_enough_a_beam_finds_the_best_there_is(seed, length_penalty):
     log_probs = table(seed)
-    found = search(log_probs, n_beams=VOCAB**3, length_penalty=length_penalty)
+    found = search(log_probs, n_beams=VOCAB**3, penalty=length_penalty)
     for row, (tokens, score) in enumerate(zip(found.tokens, found.scores, strict=True)):
         scores = {
             tokens: log_prob(log_probs[row], tokens) / len(tokens) ** length_penalty
@@ -106,7 +109,7 @@ def test_wide_enough_a_beam_finds_the_best_there_is(seed, length_penalty):
         assert cut(tokens) == best and float(score) == pytest.approx(scores[best], abs=1e-4)
 
 
-def narrow_search(row_table, n_beams, length_penalty):
+def narrow_search(row_table, n_beams, length_penalty, length_offset=0):
     """Returns the best hypothesis and its score, with lists and without stopping early."""
     going, ended = [((), 0.0)], []
     for length in range(1, MAX_LEN + 1):
@@ -117,7 +120,7 @@ def narrow_search(row_table, n_beams, length_penalty):
         candidates = sorted(candidates, key=lambda pair: -pair[1])[: 2 * n_beams]
         ends = [said[-1] == EOS or length == MAX_LEN for said, _ in candidates]
         ended += [
-            (said, total / length**length_penalty)
+            (said, total / ((length_offset + length) / (length_offset + 1)) ** length_penalty)
             for (said, total), end in zip(candidates[:n_beams], ends, strict=False)
             if end
         ]
@@ -125,32 +128,35 @@ def narrow_search(row_table, n_beams, length_penalty):
     return max(ended, key=lambda pair: pair[1])
 
 
-@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 0.6, 2.0])
+@pytest.mark.parametrize(
+    "length_penalty, length_offset", [(-1.0, 0), (0.0, 0), (0.6, 0), (0.6, 5), (2.0, 0)]
+)
 @pytest.mark.parametrize("n_beams", [1, 2, 3])
-def test_stopping_early_and_beams_side_by_side_lose_nothing(n_beams, length_penalty):
+def test_stopping_early_and_beams_side_by_side_lose_nothing(n_beams, length_penalty, length_offset):
     log_probs = table(5, n_rows=24)
-    found = search(log_probs, n_beams=n_beams, length_penalty=length_penalty)
+    found = search(log_probs, n_beams=n_beams, penalty=length_penalty, offset=length_offset)
     for row, (tokens, score) in enumerate(zip(found.tokens, found.scores, strict=True)):
-        best, expected = narrow_search(log_probs[row], n_beams, length_penalty)
+        best, expected = narrow_search(log_probs[row], n_beams, length_penalty, length_offset)
         assert cut(tokens) == best and float(score) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("n_beams", [1, 2, 4])
-def test_a_score_is_that_of_its_tokens_and_rows_do_not_touch(n_beams):
+@pytest.mark.parametrize("n_beams, is_exact", [(1, True), (2, True), (4, True), (3, False)])
+def test_a_score_is_that_of_its_tokens_and_rows_do_not_touch(n_beams, is_exact):
     log_probs = table(7, n_rows=4)
-    found = search(log_probs, n_beams=n_beams, length_penalty=0.6)
+    options = {"n_beams": n_beams, "penalty": 0.6, "is_exact": is_exact}
+    found = search(log_probs, **options)
     for row, (tokens, score) in enumerate(zip(found.tokens, found.scores, strict=True)):
         said = cut(tokens)
         assert float(score) == pytest.approx(
             log_prob(log_probs[row], said) / len(said) ** 0.6, abs=1e-4
         )
-        alone = search(log_probs[row : row + 1], n_beams=n_beams, length_penalty=0.6)
+        alone = search(log_probs[row : row + 1], **options)
         np.testing.assert_array_equal(alone.tokens[0], tokens)
 
 
 def test_one_beam_without_penalty_keeps_to_the_greedy_path():
     log_probs = table(11)
-    greedy, beam = search(log_probs), search(log_probs, n_beams=1, length_penalty=0.0)
+    greedy, beam = search(log_probs), search(log_probs, n_beams=1, penalty=0.0)
     for ours, theirs, score in zip(greedy.tokens, beam.tokens, beam.scores, strict=True):
         # It may stop where greedy goes on, if the end was likelier than all of the rest.
         assert cut(ours)[: len(cut(theirs)) - 1] == cut(theirs)[:-1] and np.isfinite(score)
@@ -169,16 +175,17 @@ def test_an_end_at_once_and_no_end_at_all(beams):
 
 
 @pytest.mark.parametrize(
-    "beams", [{}, {"n_beams": 1, "length_penalty": 0.0}, {"n_beams": 2, "length_penalty": 0.0}]
+    "beams",
+    [{}, *({"n_beams": n, "scoring": decoding.Scoring(penalty=0.0)} for n in (1, 2))],
 )
 def test_it_is_traced_once_and_stops_when_all_have_ended(beams):
     traced, ran = [], []
     both = jnp.asarray(np.concatenate([certain(EOS)[:1, 0], certain(3)[:1, 0]]), jnp.float32)
 
-    def step(cache, tokens, index):
+    def step(kinds, tokens, index, lineage):
         traced.append(tokens.shape)
         jax.debug.callback(lambda index: ran.append(int(index)), index)
-        return both[cache["kind"][0]], cache
+        return jnp.repeat(both[kinds][:, None], tokens.shape[1], axis=1), kinds
 
     options = {"batch_size": 2, "max_len": MAX_LEN, "vocab_size": VOCAB, **IDS, **beams}
     search = decoding.beam_search if beams else decoding.greedy
@@ -186,7 +193,7 @@ def test_it_is_traced_once_and_stops_when_all_have_ended(beams):
 
     def steps(kinds):
         ran.clear()
-        jax.block_until_ready(run({"kind": jnp.asarray([kinds], jnp.int32)}))
+        jax.block_until_ready(run(jnp.asarray(kinds, jnp.int32)))
         jax.effects_barrier()
         return len(ran)
 
@@ -238,53 +245,53 @@ def peer():
     torch.set_num_threads(threads)
 
 
-def step_of_peer(torch, model, inputs, max_len):
+def step_of_peer(torch, model, inputs, n_beams, max_len):
     """Returns a step that runs the network outside of JAX, and its cache.
 
-    It decodes the whole history anew. The cache holds the history, so beams must be reordered.
+    It decodes the whole history anew. The cache holds what was read in each place.
     """
     vocab = model.config.vocab_size
 
-    def logits(inputs, history, index):
+    def logits(history, index):
+        arrays = (np.repeat(inputs, n_beams, axis=0), history[..., : int(index) + 1])
         with torch.no_grad():
-            arrays = [
-                torch.from_numpy(np.array(array, np.int64))
-                for array in (inputs, history[:, : int(index) + 1])
-            ]
-            return model(input_ids=arrays[0], decoder_input_ids=arrays[1]).logits[:, -1].numpy()
+            ids, read = (torch.from_numpy(np.array(array, np.int64)) for array in arrays)
+            read = read.reshape(len(ids), -1)
+            last = model(input_ids=ids, decoder_input_ids=read).logits[:, -1]
+        return last.numpy().reshape(*history.shape[:2], vocab)
 
-    def step(cache, tokens, index):
-        history = jax.lax.dynamic_update_slice_in_dim(
-            cache["history"][0], tokens[:, None], index, axis=1
-        )
-        shape = jax.ShapeDtypeStruct((tokens.shape[0], vocab), jnp.float32)
-        return jax.pure_callback(logits, shape, cache["inputs"][0], history, index), cache | {
-            "history": history[None]
-        }
+    def step(cache, tokens, index, lineage):
+        # cache: [batch, places, max_len]
+        cache = jax.lax.dynamic_update_slice_in_dim(cache, tokens[..., None], index, axis=2)
+        history = jnp.take_along_axis(cache, lineage, axis=1)
+        shape = jax.ShapeDtypeStruct((*tokens.shape, vocab), jnp.float32)
+        return jax.pure_callback(logits, shape, history, index), cache
 
-    history = jnp.zeros((1, inputs.shape[0], max_len), jnp.int32)
-    return step, {"history": history, "inputs": jnp.asarray(inputs, jnp.int32)[None]}
+    return step, jnp.zeros((len(inputs), n_beams, max_len), jnp.int32)
 
 
-@pytest.mark.parametrize("length_penalty", [0.6, 1.0, 2.0])
-def test_beam_search_is_that_of_transformers(peer, length_penalty):
+@pytest.mark.parametrize(
+    "length_penalty, is_exact", [(0.6, True), (1.0, True), (2.0, True), (1.0, False), (2.0, False)]
+)
+def test_beam_search_is_that_of_transformers(peer, length_penalty, is_exact):
     torch, model = peer
     inputs, max_len = np.random.default_rng(0).integers(2, 23, (4, 6)), 8
+    early_stopping = "never" if is_exact else False
     theirs = model.generate(
         input_ids=torch.from_numpy(inputs),
         num_beams=3,
-        early_stopping="never",
+        early_stopping=early_stopping,
         length_penalty=length_penalty,
         do_sample=False,
         max_new_tokens=max_len,
         output_scores=True,
         return_dict_in_generate=True,
     )
-    step, cache = step_of_peer(torch, model, inputs, max_len)
-    options = {"batch_size": 4, "n_beams": 3, "max_len": max_len, "vocab_size": 23, **IDS}
-    ours = jax.jit(
-        functools.partial(decoding.beam_search, step, length_penalty=length_penalty, **options)
-    )(cache)
+    step, cache = step_of_peer(torch, model, inputs, 3, max_len)
+    sizes = {"batch_size": 4, "n_beams": 3, "max_len": max_len, "vocab_size": 23}
+    scoring = decoding.Scoring(penalty=length_penalty, is_exact=is_exact)
+    options = {"scoring": scoring, **sizes, **IDS}
+    ours = jax.jit(functools.partial(decoding.beam_search, step, **options))(cache)
     expected = [cut(tokens[1:]) for tokens in theirs.sequences]
     if length_penalty <= 1.0:  # or the lengths would not be tested
         assert any(said[-1] == EOS for said in expected)

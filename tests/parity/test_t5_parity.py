@@ -17,6 +17,7 @@ torch.set_num_threads(1)
 
 from cramjax.hub import tables  # noqa: E402
 from cramjax.models import generation, network, relative, t5  # noqa: E402
+from cramjax.models.decoding import Scoring  # noqa: E402
 from cramjax.models.layers import FLOAT32  # noqa: E402
 from cramjax.objectives.losses import cross_entropy  # noqa: E402
 
@@ -185,7 +186,9 @@ def test_generation(pair, n_beams, length_penalty):
     generate = functools.partial(
         generation.generate, cfg, FLOAT32, max_len=9, special={"pad": 0, "sep": 1}, vocab_size=131
     )
-    search = jax.jit(functools.partial(generate, n_beams=n_beams, length_penalty=length_penalty))
+    search = jax.jit(
+        functools.partial(generate, n_beams=n_beams, scoring=Scoring(penalty=length_penalty))
+    )
     ours = search(params, jnp.asarray(inputs), padding_mask=jnp.asarray(mask)).tokens
     expected = np.pad(expected, ((0, 0), (0, 9 - expected.shape[1])))
     # Ours is padded after the end; what theirs holds there is left from other beams.
@@ -206,13 +209,22 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(pair):
     @jax.jit
     def begin(params):
         encoded = t5.encode(cfg, FLOAT32, params, inputs, padding_mask=mask)
-        return generation.init_cache(cfg, FLOAT32, params, encoded, max_len=9, padding_mask=mask)
+        return generation.init_cache(cfg, FLOAT32, params, encoded, mask, n_beams=2, max_len=9)
 
     cache = begin(params)
     step = jax.jit(functools.partial(generation.decode_step, cfg, FLOAT32))
+    other = jnp.asarray(rng.integers(2, 131, (2, 7)))
+    # The targets are the hypothesis that changes its place at every position.
+    places = np.arange(9) % 2
+    lineage = jnp.broadcast_to(jnp.asarray([places, 1 - places]), (2, 2, 9))
     for index in range(7):
-        logits, cache = step(params, cache, targets[:, index], jnp.int32(index))
-        np.testing.assert_allclose(logits, whole[:, index], atol=ATOL)
+        place = int(places[index])
+        tokens = jnp.stack([targets[:, index], other[:, index]], axis=1)
+        at_place = tokens[:, [place, 1 - place]]
+        # Row p of the lineage is that of the hypothesis which stands in place p now.
+        now = lineage[:, [place, 1 - place]]
+        logits, cache = step(params, cache, at_place, jnp.int32(index), now)
+        np.testing.assert_allclose(logits[:, place], whole[:, index], atol=ATOL)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -202,7 +202,53 @@ def test_a_study_goes_on_after_a_compression_that_failed(sizes, tmp_path, capsys
     assert "sst2  failed with exit code 1" in capsys.readouterr().err
 
 
+def test_a_study_of_translation_is_scored_over_time_and_compressed_without_a_task(tmp_path):
+    study = STUDIES["mt"]
+    compressions = []
+
+    def launch(command, log, stop):
+        if "cramjax.main" not in command:
+            compressions.append(command)
+            out = pathlib.Path(value_of("--out", command))
+            entries = [entry("small", 0, bits, 1e6 / bits, (bits,), "bleu") for bits in (32, 4)]
+            (out / "pareto.json").write_text(json.dumps(entries))
+            return 0
+        workdir = pathlib.Path(value_of("--workdir", command))
+        files = "pairs:m30k/train.de.gz,m30k/train.en.gz"
+        assert f"--config.data.source={files}" in command
+        bleu = 20.0 + len(workdir.name) + workdir.name.endswith("1")
+        lines = [
+            {"step": step, "elapsed_s": 60.0 * step, "bleu": bleu - 10 + step} for step in (5, 10)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 10, "loss": 1.0}])
+        (workdir / "metrics.jsonl").write_text(text)
+        (point,) = [point for point in points if point.name == workdir.name]
+        leave_run(workdir, point)
+        summary = json.loads((workdir / "summary.json").read_text())
+        scores = {"bleu": bleu, "chrf": 40.0}
+        (workdir / "summary.json").write_text(json.dumps(summary | scores))
+        return 0
+
+    part = study.sweeps["sizes"]
+    own = [text.format(data_dir="m30k") for text in study.files]
+    grids = grid.parse_grids(part.grids)
+    points = grid.points_of(study.recipe, (*own, *part.overrides), grids)
+    assert studies.run(study, (), tmp_path, data_dir="m30k", launch=launch) == 0
+    assert len(compressions) == 1 and "--task" not in compressions[0]
+    assert compressions[0].count("--checkpoint") == 10
+
+    text = (tmp_path / "report.md").read_text()
+    sized = len("variant-L1-H128,seed-0")
+    row = f"| L1-H128 | 1.00 M | 7 | 2.0 M | 5.000 (5.000 to 5.000) | {20.5 + sized} "
+    assert row in text
+    assert f"| L1-H128 | {15.5 + sized} (300 s) | {20.5 + sized} (600 s) |" in text
+    assert "## BLEU: quantised, nothing pruned" in text and "| small | 32.0 | 4.0 |" in text
+    assert (tmp_path / "bleu.png").stat().st_size > 5000
+
+
 def test_a_study_says_what_data_it_needs(capsys, tmp_path):
+    assert tool.main(["mt", "--out", str(tmp_path / "out")]) == 2
+    assert "--data_dir: give the folder of the study's files (data" in capsys.readouterr().err
     assert tool.main(["train_large", "--out", str(tmp_path / "out")]) == 2
     assert (
         "--data_dir: this study finetunes; give the folder with the data of sst2, mrpc"

@@ -1,0 +1,68 @@
+"""A small translation model, German to English, in a quarter of an hour on two cores of a CPU.
+
+The text is Multi30k (Elliott et al. 2016, arXiv 1605.00459): 29,000 captions of pictures, in files
+of lines in the folder `multi30k`. The network has T5 v1.0's blocks, 3 in each stack, width 256. The
+recipe is the Transformer's (arXiv 1706.03762): one vocabulary for both languages, label smoothing,
+dropout, Adam. BLEU is that of the 1,000 captions of test_2016_flickr, by sacrebleu's default.
+
+Sizes after the colon are those of `tools.study mt`: Train Large, Then Compress (arXiv 2002.11794)
+in miniature. docs/guide/translation.md has what it reaches.
+
+Cost of one run: its budget.
+
+    python -m cramjax.main --config configs/mt_small.py
+    python -m cramjax.main --config configs/mt_small.py:L2-H128 \\
+      --config.data.source='pairs:mine/train.fr,mine/train.en' \\
+      --config.data.heldout='pairs:mine/val.fr,mine/val.en' \\
+      --config.eval.bleu_source='pairs:mine/test.fr,mine/test.en'
+    python -m cramjax.main --config configs/mt_small.py:smoke
+"""
+
+import functools
+
+from cramjax.config import recipes
+
+SIZES = ((1, 128), (2, 128), (3, 128), (2, 256), (3, 256), (4, 384))
+
+
+def get_config(arg=None):
+    """Three layers of width 256, or the size after the colon."""
+    config = recipes.start("mt_small")
+    config.budget.hours = 0.25
+
+    recipes.t5(config, "1.0")
+    config.objective.update(name="text_to_text", label_smoothing=0.1)
+    config.data.update(
+        source=_files("train"),
+        heldout=_files("val"),
+        vocab_size=6144,
+        extra_ids=0,
+        seq_len=64,
+        tokenizer_sample_mb=8.0,
+    )
+    config.data.loader = "numpy"  # importing TensorFlow takes longer than reading this corpus
+    config.model.dropout = 0.1
+    _size(3, 256, config)
+    config.batch_size = 32
+    config.microbatch_size = 32
+    config.optimizer.update(
+        name="adamw", lr=2e-3, b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.01, clip_norm=1.0
+    )
+    config.schedule.update(name="cosine", warmup=0.08)
+    config.checkpoint.every_minutes = 5.0
+    config.eval.update(batch_size=32, batches=64, every_fraction=0.1)
+    config.eval.update(bleu=True, bleu_source=_files("test_2016_flickr"))
+    config.log.update(tensorboard=False)
+
+    variants = {f"L{n}-H{width}": functools.partial(_size, n, width) for n, width in SIZES}
+    return recipes.apply_variant(config, arg, variants)
+
+
+def _files(split):
+    return f"pairs:multi30k/{split}.de.gz,multi30k/{split}.en.gz"
+
+
+def _size(n_layers, width, config):
+    config.model.update(
+        n_layers=n_layers, d_model=width, n_heads=width // 64, head_dim=64, d_ff=2 * width
+    )

@@ -1,0 +1,94 @@
+"""Pairs to be judged by: sources as token ids, and targets as texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+from cramjax.config.resolve import changed
+from cramjax.config.views import Config
+from cramjax.data import clean, pair_text, tokenizers
+from cramjax.data.dataset import TokenDataset
+from cramjax.data.sources import open_sources
+from cramjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairSet:
+    """Pairs in their order.
+
+    Attributes:
+        name: where they come from, for people.
+        inputs: token ids of each source, with the end of sequence.
+        references: the target of each.
+        has_more: True if pairs were left out because there are too many.
+    """
+
+    name: str
+    inputs: list[list[int]]
+    references: list[str]
+    has_more: bool
+
+
+def open_pair_set(config: Config, dataset: TokenDataset) -> PairSet:
+    """Returns the pairs that `eval.bleu` scores: those of a source, as they stand there.
+
+    The source is `eval.bleu_source`, or else `data.heldout`. Without either they are the held-out
+    pairs of the dataset, with targets as the tokenizer writes them.
+
+    Raises:
+        UserError: if there are none, or the source cannot be read.
+    """
+    spec = config.eval.bleu_source or config.data.heldout
+    limit = config.eval.bleu_pairs
+    if spec is None:
+        found = _heldout(dataset)
+    else:
+        found = _read(config, spec, dataset)
+    taken = list(itertools.islice(found, limit + 1))
+    name = spec or "held-out pairs"
+    if not taken:
+        raise UserError(f"eval.bleu=True: {name} has no pair to score; name other pairs")
+
+    # A source is cut as in training.
+    longest = config.data.seq_len - 1
+    end = dataset.special_tokens["sep"]
+    return PairSet(
+        name=name,
+        inputs=[[*ids[:longest], end] for ids, _ in taken[:limit]],
+        references=[text for _, text in taken[:limit]],
+        has_more=len(taken) > limit,
+    )
+
+
+def _read(config: Config, spec: str, dataset: TokenDataset) -> Iterator[tuple[list[int], str]]:
+    """Yields source ids and target text of each pair of a source; nothing is compared or held out.
+
+    Sources are cleaned as those of training.
+    """
+    tokenizer, _ = tokenizers.load(dataset.directory / "tokenizer" / "tokenizer.json")
+    data = changed(config, {"data.source": spec, "data.heldout": None}).data
+    (source,) = open_sources(data)
+    for part in source.parts():
+        for document in source.read(part, _ignore):
+            text, target = pair_text.sides_of(document)
+            if config.data.normalize:
+                text = clean.normalize(text)
+            yield tokenizer.encode(text, add_special_tokens=False).ids, target
+
+
+def _ignore(reason: str, where: str) -> None:
+    """Leave a record out: one without a pair cannot be scored."""
+
+
+def _heldout(dataset: TokenDataset) -> Iterator[tuple[list[int], str]]:
+    """Yields source ids and target text of the held-out pairs of a dataset."""
+    tokenizer, _ = tokenizers.load(dataset.directory / "tokenizer" / "tokenizer.json")
+    for source, weight in enumerate(dataset.heldout_weights):
+        if not weight:
+            continue
+        pairs = dataset.pairs("heldout", source)
+        for number in range(len(pairs)):
+            ids, target = pairs.sides(number)
+            yield ids.tolist(), tokenizer.decode(target.tolist())

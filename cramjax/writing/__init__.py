@@ -1,0 +1,1 @@
+"""Writes texts with an encoder-decoder, and scores them against references."""
