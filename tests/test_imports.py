@@ -21,6 +21,7 @@ BELOW = {
     "budget": {"errors", "config"},
     "data": {"errors", "files", "console", "stop", "config"},
     "glue": {"errors"},
+    "reporting": {"errors", "files", "console", "pareto", "glue"},
     "models": set(),
     "objectives": {"errors", "config", "budget", "models"},
     "parallel": {"errors", "stop"},
@@ -57,6 +58,7 @@ BELOW = {
         "start",
         "checkpoints",
         "tuning",
+        "reporting",
     },
     "inference": {"errors", "files", "data", "models", "start", "checkpoints", "tuning"},
     "finetuning": {
@@ -85,6 +87,7 @@ BELOW = {
         "hub",
         "checkpoints",
         "inference",
+        "reporting",
     },
     "planning": {
         "errors",
@@ -153,6 +156,7 @@ BELOW = {
         "compress",
         "bench",
         "sweeps",
+        "reporting",
     },
     "configs": {"config"},
     "doctor": {"config"},
@@ -261,7 +265,14 @@ def test_every_package_stands_in_the_table(root):
 
 
 @pytest.mark.parametrize(
-    "module", ["cramjax", "cramjax.main", "cramjax.config.resolve", "cramjax.budget.clock"]
+    "module",
+    [
+        "cramjax",
+        "cramjax.main",
+        "cramjax.config.resolve",
+        "cramjax.budget.clock",
+        "cramjax.reporting.server",
+    ],
 )
 def test_light_modules_import_neither_jax_nor_tensorflow(root, module):
     check = (
