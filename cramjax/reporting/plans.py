@@ -89,6 +89,7 @@ def _row(plan: Plan) -> list[Cell]:
     expected_ms = plan.get("expected_step_s")
     if is_number(expected_ms):
         expected_ms *= 1e3
+
     notes = [plan.get("note"), plan.get("expected_note")]
     remedies = plan.get("remedies")
     if isinstance(remedies, list) and remedies:

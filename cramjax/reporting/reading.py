@@ -84,10 +84,14 @@ def stamp(paths: Sequence[pathlib.Path]) -> tuple[tuple[int, int], ...]:
     stamps = []
     for path in paths:
         try:
-            stat = path.stat()
-            stamps.append((stat.st_size, stat.st_mtime_ns))
+            # A file system of the network says the size of now only where a file is opened.
+            number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             stamps.append((0, 0))
+            continue
+        found = os.fstat(number)
+        os.close(number)
+        stamps.append((found.st_size, found.st_mtime_ns))
     return tuple(stamps)
 
 

@@ -451,6 +451,4 @@ def _commands(runs: Sequence[RunFiles]) -> list[Block]:
         lines = [f"# revision {revision}"] if revision else []
         lines += list(dict.fromkeys(map(str, commands)))
         blocks.append(Code(title=run.name, text="\n".join(lines)))
-    made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    blocks.append(Note(text=f"This page was made at {made}."))
     return blocks

@@ -36,6 +36,7 @@ def seconds(values: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, float
     elapsed_s = values.get("elapsed_s")
     if not is_number(elapsed_s):
         return {}
+
     result = dict.fromkeys(KINDS, 0.0)
     goodput = values.get("goodput")
     if is_number(goodput):

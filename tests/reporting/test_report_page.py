@@ -29,6 +29,13 @@ def titled(content, title):
     return block
 
 
+def texts(table):
+    rows = []
+    for row in table["rows"]:
+        rows.append([cell["text"] for cell in row])
+    return rows
+
+
 def test_the_figures_are_those_of_the_summary(tmp_path):
     workdir = workdirs.run(tmp_path)
     summary = json.loads((workdir / "summary.json").read_text())
@@ -55,8 +62,7 @@ def test_runs_stand_side_by_side_and_what_differs_is_marked(tmp_path):
     second = workdirs.run(tmp_path, name="b", config={"seed": 1, "data": {"seq_len": 64}})
     table = titled(made(first, second), "Keys that differ")
     assert table["columns"] == ["", "a", "b"]
-    rows = {row[0]["text"]: [cell["text"] for cell in row[1:]] for row in table["rows"]}
-    assert rows == {"seed": ["0", "1"], "data.seq_len": ["(no such key)", "64"]}
+    assert texts(table) == [["seed", "0", "1"], ["data.seq_len", "(no such key)", "64"]]
     assert all(cell["mark"] for row in table["rows"] for cell in row[1:])
 
 
@@ -70,7 +76,7 @@ def test_equal_names_get_their_folders(tmp_path):
 def test_seconds_and_costs_add_up(tmp_path):
     content = made(workdirs.run(tmp_path), price=3600.0)
     table = titled(content, "Seconds by kind, and cost at 3600 an hour")
-    (row,) = ([cell["value"] for cell in row] for row in table["rows"])
+    row = [cell["value"] for cell in table["rows"][0]]
     by_name = dict(zip(table["columns"], row, strict=True))
     assert by_name["steps"] == 30.0 and by_name["evaluation"] == 2.0 and by_name["all"] == 40.0
     assert by_name["cost"] == 40.0 and by_name["of it, steps"] == 30.0
@@ -190,7 +196,7 @@ def test_growth_is_marked_where_it_happened(tmp_path):
     content = made(workdirs.run(tmp_path, config={"growth": {"stages": stages}}))
     (mark,) = titled(content, "Loss")["marks"]
     assert mark["x"]["step"] == 11
-    rows = [[cell["text"] for cell in row] for row in titled(content, "Stages")["rows"]]
+    rows = texts(titled(content, "Stages"))
     assert rows[0][1:] == ["50% of the budget", "depth=0.5"]
     assert rows[1][1:] == ["the end", "the whole network"]
 

@@ -739,8 +739,8 @@ window.addEventListener("afterprint", () => {
   redraw();
 });
 build();
-document.getElementById("footer").prepend(make("p", {},
-  "Charts: drag a frame to zoom, double-click for the whole; with the keyboard: arrows, + and −, "
+document.getElementById("footer").prepend(make("p", {}, `Made at ${state.page.made}. `
+  + "Charts: drag a frame to zoom, double-click for the whole; with the keyboard: arrows, + and −, "
   + "Escape. Drawn with Apache ECharts (Apache-2.0)."));
 if (state.page.follow_s) follow(state.page.follow_s);
 })();
