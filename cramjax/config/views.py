@@ -208,6 +208,7 @@ class LogConfig(Section, Protocol):
     tensorboard: bool
     wandb: str | None
     trackio: str | None
+    samples: int
     fill_masks: int
 
 

@@ -83,7 +83,7 @@ class MetricsWriter:
         path = pathlib.Path(workdir) / "metrics.jsonl"
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: is no regular file; move it away")
-        _cut_after(path, resumed_step, keeps_evaluation)
+        cut_after(path, resumed_step, keeps_evaluation)
         self._lines = LineFile(path)
         self._sinks = [(type(sink).__name__, sink) for sink in sinks]
 
@@ -364,8 +364,8 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     return lines
 
 
-def _cut_after(path: pathlib.Path, step: int, keeps_evaluation: bool) -> None:
-    """Rewrite a file with the lines that do not come again after a checkpoint of `step`.
+def cut_after(path: pathlib.Path, step: int, keeps_evaluation: bool) -> None:
+    """Rewrite a file of lines with the lines that do not come again after a checkpoint of `step`.
 
     A crash leaves the old file or the new one. See `MetricsWriter` for `keeps_evaluation`.
     """

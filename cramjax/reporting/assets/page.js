@@ -619,6 +619,8 @@ class Plain {
   }
 }
 
+const whole = (text) => text.replace(/^##/, "");
+
 function samples(block) {
   const list = make("ul", { class: "texts" });
   for (const readings of block.texts) {
@@ -626,12 +628,15 @@ function samples(block) {
     for (const reading of readings) {
       const said = make("dd");
       for (const piece of reading.pieces) {
-        if (typeof piece === "string") said.append(piece);
+        const isText = typeof piece === "string";
+        // A WordPiece that goes on with a word stands close to what is before it.
+        if (!(isText ? piece : piece.truth).startsWith("##")) said.append(" ");
+        if (isText) said.append(whole(piece));
         else if (piece.guess === piece.truth)
-          said.append(make("ins", { title: "guessed right" }, piece.guess));
+          said.append(make("ins", { title: "guessed right" }, whole(piece.guess)));
         else
-          said.append(make("del", {}, piece.guess || "(nothing)"),
-            make("span", { class: "truth" }, ` [${piece.truth}]`));
+          said.append(make("del", {}, whole(piece.guess) || "(nothing)"),
+            make("span", { class: "truth" }, ` [${whole(piece.truth)}]`));
       }
       readingList.append(make("dt", {}, reading.label), said);
     }
