@@ -178,6 +178,7 @@ class MaskedLM:
             "weights": batch.weights,
             "guesses": guesses,
         }
+
         return {
             "loss": losses.cross_entropy(logits, batch.labels, weights, 0.0),
             "weight": jnp.sum(weights),

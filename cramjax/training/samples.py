@@ -69,11 +69,12 @@ class Samples:
             return
         read = self._masked if "positions" in shown else self._spans
         n_texts = min(self._n_texts, len(shown["inputs"]))
-        rows = [{name: array[row] for name, array in shown.items()} for row in range(n_texts)]
         line = {"step": step, "tokens": values.get("tokens"), "eval_loss": values["eval_loss"]}
         if line["eval_loss"] != line["eval_loss"]:
             line["eval_loss"] = None  # JSON has no NaN
-        texts = [read(**row) for row in rows]
+        texts = []
+        for row in range(n_texts):
+            texts.append(read(**{name: array[row] for name, array in shown.items()}))
         self._file.write(json.dumps(line | {"texts": texts}))
 
     def close(self) -> None:

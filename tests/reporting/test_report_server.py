@@ -35,6 +35,7 @@ def serving(*paths):
             connection.close()
             return answer, content
 
+        ask.address = f"http://{host}:{port}/"
         try:
             yield ask
         finally:

@@ -522,6 +522,8 @@ const OPTIONS = {
 
 // ---- tables and texts ----
 
+const isFigure = (cell) => cell.value !== null || cell.text === "–";
+
 class Table {
   constructor(block) {
     this.holder = make("div");
@@ -563,7 +565,7 @@ class Table {
       const line = make("tr", { hidden: isHidden(block.row_runs[number]) });
       row.forEach((cell, place) => {
         const attributes = {
-          class: `${isNumber[place] ? "number" : ""}${cell.mark ? " marked" : ""}`,
+          class: `${isFigure(cell) ? "number" : ""}${cell.mark ? " marked" : ""}`,
           "data-value": cell.value, hidden: isHidden(block.runs[place]),
         };
         if (place) line.append(make("td", attributes, cell.text));
