@@ -26,6 +26,7 @@ COMMANDS = {
     "bench": ("tools.bench", "measure speed"),
     "sweep": ("tools.sweep", "train every point of a grid"),
     "study": ("tools.study", "run a whole study"),
+    "report": ("tools.report", "show runs on one page, also while they go on"),
     "doctor": ("cramjax.doctor", "say what is installed here and what is missing"),
 }
 """Command → its module and a line about it."""

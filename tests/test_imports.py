@@ -21,6 +21,7 @@ BELOW = {
     "budget": {"errors", "config"},
     "data": {"errors", "files", "console", "stop", "config", "glue"},
     "glue": {"errors"},
+    "reporting": {"errors", "files", "console", "pareto", "glue"},
     "models": set(),
     "objectives": {"errors", "config", "budget", "models"},
     "parallel": {"errors", "stop"},
@@ -58,6 +59,7 @@ BELOW = {
         "checkpoints",
         "tuning",
         "writing",
+        "reporting",
     },
     "writing": {"errors", "console", "models", "parallel"},
     "inference": {
@@ -96,6 +98,7 @@ BELOW = {
         "hub",
         "checkpoints",
         "inference",
+        "reporting",
     },
     "planning": {
         "errors",
@@ -164,6 +167,7 @@ BELOW = {
         "compress",
         "bench",
         "sweeps",
+        "reporting",
     },
     "configs": {"config"},
     "doctor": {"config"},
@@ -273,7 +277,14 @@ def test_every_package_stands_in_the_table(root):
 
 
 @pytest.mark.parametrize(
-    "module", ["cramjax", "cramjax.main", "cramjax.config.resolve", "cramjax.budget.clock"]
+    "module",
+    [
+        "cramjax",
+        "cramjax.main",
+        "cramjax.config.resolve",
+        "cramjax.budget.clock",
+        "cramjax.reporting.server",
+    ],
 )
 def test_light_modules_import_neither_jax_nor_tensorflow(root, module):
     check = (

@@ -427,6 +427,9 @@ SCHEMA: dict[str, Any] = {
         "tensorboard": flag(True, "write TensorBoard files"),
         "wandb": optional_text(None, "Weights & Biases project; None: off"),
         "trackio": optional_text(None, "trackio project, which needs no account; None: off"),
+        "samples": count(
+            3, "held-out texts whose guesses are kept at every evaluation, in samples.jsonl", 0
+        ),
         "fill_masks": count(
             3,
             "held-out sentences whose masks are filled at the end of the run; sources of pairs, "

@@ -237,6 +237,7 @@ class LogConfig(Section, Protocol):
     tensorboard: bool
     wandb: str | None
     trackio: str | None
+    samples: int
     fill_masks: int
 
 

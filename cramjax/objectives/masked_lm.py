@@ -18,6 +18,7 @@ from cramjax.models.layers import Precision
 from cramjax.models.network import describe
 from cramjax.objectives import losses, masking
 from cramjax.objectives.objective import (
+    SHOWN_ROWS,
     Params,
     Vocabulary,
     eval_key,
@@ -187,7 +188,7 @@ class MaskedLM:
 
     def evaluate(
         self, params: Params, tokens: jax.Array, rows: jax.Array, row_weights: jax.Array
-    ) -> dict[str, jax.Array]:
+    ) -> dict[str, Any]:
         """Returns the sums "loss", "weight" and "correct"; see `PretrainingObjective.evaluate`."""
         tokens = tokens.astype(jnp.int32)
         batch = masking.mask_tokens(self.eval_corruption, eval_key(), tokens, rows)
@@ -196,11 +197,21 @@ class MaskedLM:
         hidden = self._states(dividable, params, batch, tokens, None)
         logits = self._logits(params, hidden)  # float32 [rows, predicted, vocab]
         weights = batch.weights * row_weights[:, None]
-        hits = jnp.argmax(logits, axis=-1).astype(jnp.int32) == batch.labels
+        guesses = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        hits = guesses == batch.labels
+        shown = {
+            "inputs": batch.inputs,
+            "positions": batch.positions,
+            "labels": batch.labels,
+            "weights": batch.weights,
+            "guesses": guesses,
+        }
+
         return {
             "loss": losses.cross_entropy(logits, batch.labels, weights, 0.0),
             "weight": jnp.sum(weights),
             "correct": jnp.sum(jnp.where(hits, weights, 0.0)),
+            "shown": {name: array[:SHOWN_ROWS] for name, array in shown.items()},
         }
 
     def predicted(self, tokens: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -17,6 +17,9 @@ from cramjax.budget import compilation
 from cramjax.config.pairs import RowShape
 from cramjax.models.network import Network, Stacked
 
+SHOWN_ROWS = 8
+"""Held-out rows whose guesses an evaluation returns, for people to read."""
+
 Params = dict[str, Any]
 S = TypeVar("S", bound=Stacked)
 
@@ -107,8 +110,12 @@ class PretrainingObjective(Objective, Protocol):
 
     def evaluate(
         self, params: Params, tokens: jax.Array, rows: jax.Array, row_weights: jax.Array
-    ) -> dict[str, jax.Array]:
+    ) -> dict[str, Any]:
         """Returns the sums "loss" (nats), "weight" and "correct" over held-out rows.
+
+        An objective may add "shown", a dict of the first `SHOWN_ROWS` rows: "inputs" int32
+        [rows, tokens], "labels" and "guesses" int32 [rows, predicted] and, where each label has a
+        place in the inputs, "positions" and "weights" of the same shape.
 
         Args:
             params: float32 parameters of the network.

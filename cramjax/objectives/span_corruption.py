@@ -18,6 +18,7 @@ from cramjax.models.layers import Precision
 from cramjax.models.network import describe
 from cramjax.objectives import losses, spans
 from cramjax.objectives.objective import (
+    SHOWN_ROWS,
     Params,
     Vocabulary,
     eval_key,
@@ -132,17 +133,20 @@ class SpanCorruption:
 
     def evaluate(
         self, params: Params, tokens: jax.Array, rows: jax.Array, row_weights: jax.Array
-    ) -> dict[str, jax.Array]:
+    ) -> dict[str, Any]:
         """Returns the sums "loss", "weight" and "correct"; see `PretrainingObjective.evaluate`."""
         batch = self._corrupt_for_evaluation(tokens, rows)
         hidden = self._states(params, batch, None)
         logits = self._logits(params, hidden)  # float32 [rows, targets, vocab]
         weights = jnp.broadcast_to(row_weights[:, None], batch.targets.shape)
-        hits = jnp.argmax(logits, axis=-1).astype(jnp.int32) == batch.targets
+        guesses = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        hits = guesses == batch.targets
+        shown = {"inputs": batch.inputs, "labels": batch.targets, "guesses": guesses}
         return {
             "loss": losses.cross_entropy(logits, batch.targets, weights, 0.0),
             "weight": jnp.sum(weights),
             "correct": jnp.sum(jnp.where(hits, weights, 0.0)),
+            "shown": {name: array[:SHOWN_ROWS] for name, array in shown.items()},
         }
 
     def predicted(self, tokens: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -24,10 +24,10 @@ from cramjax.publishing.metadata import (
     task_scores,
 )
 from cramjax.publishing.starts import Start
+from cramjax.reporting import words
 
 PICTURE = "loss.png"
 
-_UNITS = (("hours", 3600), ("minutes", 60))
 # A path from the root on, at the start of a word or of a value, up to its last name.
 _ABSOLUTE = re.compile(r"(^|[=:,'\"])/(?!/)(?:[^:,'\"]*/)?([^:,/'\"]*)")
 _TABLE_HEAD = "| | |\n|---|---|\n"
@@ -257,13 +257,13 @@ def _training_rows(facts: Facts) -> dict[str, str]:
         "tokenizer": tokenizer,
         "sequence": f"{data['seq_len']} tokens",
         "budget": f"{budget} (learning rate and batch size follow the share that is spent)",
-        "spent": _amounts(facts.spent),
+        "spent": words.amounts(facts.spent),
         "batch": f"up to {config['batch_size']:,} sequences",
         "optimizer": (
             f"{_text(optimizer['name'])}, peak learning rate {optimizer['lr']:g}, "
             f"schedule {_text(config['schedule']['name'])}"
         ),
-        "hardware": _text(_hardware(facts.environment)),
+        "hardware": _text(words.hardware(facts.environment)),
         "precision": _text(facts.spent.get("precision", config["precision"])),
     }
 
@@ -292,36 +292,6 @@ def _public_source(source: str) -> str:
         names = [pathlib.PurePath(file).name for file in rest.split(",")]
         return f"{kind}:{','.join(names)}"
     return source
-
-
-def _amounts(spent: Mapping[str, Any]) -> str:
-    """Returns what the run spent: steps, tokens, FLOPs and time."""
-    amounts = []
-    if spent.get("steps") is not None:
-        amounts.append(f"{spent['steps']:,} steps")
-    if "tokens" in spent:
-        amounts.append(f"{spent['tokens'] / 1e6:,.1f}M tokens")
-    if "flops" in spent:
-        amounts.append(f"{spent['flops']:.3g} FLOPs")
-    if "elapsed_s" in spent:
-        amounts.append(_duration(spent["elapsed_s"]))
-    return ", ".join(amounts)
-
-
-def _duration(elapsed_s: float) -> str:
-    """Returns a time in the largest unit that it reaches."""
-    for unit, seconds in _UNITS:
-        if elapsed_s >= seconds:
-            return f"{elapsed_s / seconds:.3g} {unit}"
-    return f"{elapsed_s:.3g} seconds"
-
-
-def _hardware(environment: Mapping[str, Any]) -> str:
-    devices = list(map(str, environment.get("devices") or []))  # the kind of each device
-    kinds = ", ".join(f"{devices.count(kind)} × {kind}" for kind in dict.fromkeys(devices))
-    if "cpus" in environment:
-        return f"{kinds} ({environment['cpus']} CPU cores)"
-    return kinds
 
 
 def _finetuning(finetuned: Mapping[str, Any], scores: Mapping[str, float]) -> list[str]:

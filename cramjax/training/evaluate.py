@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -20,10 +20,17 @@ Batch = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class EvalResult:
-    """Means per predicted token: `loss` in nats, `accuracy` of the most likely token."""
+    """Means per predicted token: `loss` in nats, `accuracy` of the most likely token.
+
+    `shown` are the first rows with their guesses, as `PretrainingObjective.evaluate` has them; {}
+    if it has none.
+    """
 
     loss: float
     accuracy: float
+    shown: Mapping[str, np.ndarray] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
 
 
 class Evaluator:
@@ -73,7 +80,7 @@ class Evaluator:
         loss = sum(float(jax.device_get(part["loss"])) for part in sums)
         correct = sum(float(jax.device_get(part["correct"])) for part in sums)
         weight = sum(float(jax.device_get(part["weight"])) for part in sums)
-        return EvalResult(loss / weight, correct / weight)
+        return EvalResult(loss / weight, correct / weight, jax.device_get(sums[0].get("shown", {})))
 
     def unigram_loss(self, counts: np.ndarray) -> float:
         """Returns the mean loss in nats of a model that knows only the counts of training tokens.

@@ -86,7 +86,7 @@ class MetricsWriter:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: is no regular file; move it away")
         again = {"eval_loss": not keeps_evaluation, "bleu": not keeps_scores}
-        _cut_after(path, resumed_step, [name for name, comes in again.items() if comes])
+        cut_after(path, resumed_step, [name for name, comes in again.items() if comes])
         self._lines = LineFile(path)
         self._sinks = [(type(sink).__name__, sink) for sink in sinks]
 
@@ -367,8 +367,8 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     return lines
 
 
-def _cut_after(path: pathlib.Path, step: int, again: Sequence[str]) -> None:
-    """Rewrite a file with the lines that do not come again after a checkpoint of `step`.
+def cut_after(path: pathlib.Path, step: int, again: Sequence[str]) -> None:
+    """Rewrite a file of lines with the lines that do not come again after a checkpoint of `step`.
 
     Those of `step` itself with a number in `again` do. A crash leaves the old file or the new one.
     """

@@ -26,6 +26,7 @@ from cramjax.training.loop import Outcome
 from cramjax.training.metrics import MetricsWriter, Silence, Sink
 from cramjax.training.parts import Run
 from cramjax.training.records import Recorder
+from cramjax.training.samples import Samples
 from cramjax.training.session import Session
 from cramjax.training.sidecar import check
 from cramjax.training.stage import OpenStage, open_batches
@@ -252,11 +253,16 @@ def open_recorder(
     is_scored = bool(record) and record.get("scored_step") == opening.resumed_from
 
     writer: MetricsWriter | Silence = Silence()
+    samples = None
+    since = {
+        "resumed_step": opening.resumed_from or 0,
+        "keeps_evaluation": is_noted or not ends_here,
+    }
     if processes.is_first():
+        samples = Samples(run.workdir, run.dataset, log.samples, **since)
         writer = MetricsWriter(
             run.workdir,
-            resumed_step=opening.resumed_from or 0,
-            keeps_evaluation=is_noted or not ends_here,
+            **since,
             keeps_scores=is_scored or not ends_here,
             tensorboard=log.tensorboard,
             wandb_project=log.wandb,
@@ -275,6 +281,7 @@ def open_recorder(
         unigram_loss=unigram_loss,
         started=run.started,
         resumed_from=opening.resumed_from,
+        samples=samples,
     )
     if record:
         recorder.load_state_dict(record)

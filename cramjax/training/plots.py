@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cramjax import figures
+from cramjax.reporting import curves
 from cramjax.training import metrics
 
 TRAIN, HELD_OUT, BASELINE = "#4c78a8", "#e45756", "#6b6b6b"
@@ -35,7 +36,7 @@ def plot_loss(
         out_png: the picture.
         unigram_loss: the loss of the unigram baseline, or None to leave it out.
     """
-    train, held_out = _split(metrics.read(metrics_path))
+    train, held_out = curves.split(metrics.read(metrics_path))
 
     figure = figures.new_figure(10, 4, dpi=130)
     over_tokens, over_time = figure.subplots(1, 2, sharey=True)
@@ -63,38 +64,6 @@ def smoothed(values: Sequence[float], share: float = 0.03) -> list[float]:
         window = values[centre - reach : centre + reach + 1]
         means.append(sum(window) / len(window))
     return means
-
-
-def _split(lines: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Returns train lines and held-out lines.
-
-    A held-out line without tokens gets those that the train lines have at its step.
-    """
-    train = [line for line in lines if _numbers(line, "loss", "tokens", "elapsed_s")]
-    held_out = []
-    for line in lines:
-        if _numbers(line, "eval_loss", "elapsed_s"):
-            tokens = line.get("tokens", _tokens_at(line["step"], train))
-            held_out.append(line | {"tokens": tokens})
-    return train, held_out
-
-
-def _tokens_at(step: int, train: list[dict[str, Any]]) -> float:
-    """Returns the tokens read by `step`, interpolated between train lines; 0 at step 0."""
-    before = 0
-    tokens = 0.0
-    for line in train:
-        if line["step"] >= step:
-            share = (step - before) / max(1, line["step"] - before)
-            return tokens + share * (line["tokens"] - tokens)
-        before = line["step"]
-        tokens = line["tokens"]
-    return tokens
-
-
-def _numbers(line: dict[str, Any], *keys: str) -> bool:
-    """Returns whether all `keys` of a line are numbers."""
-    return all(isinstance(line.get(key), int | float) for key in keys)
 
 
 def _draw(

@@ -15,6 +15,7 @@ from cramjax.console import Progress
 from cramjax.training.evaluate import EvalResult
 from cramjax.training.loop import StepRecord
 from cramjax.training.metrics import MetricsWriter, Silence
+from cramjax.training.samples import Samples
 from cramjax.training.session import Session
 
 LOSS_WINDOW = 50
@@ -65,6 +66,7 @@ class Recorder:
         unigram_loss: held-out loss of the unigram baseline, in nats.
         started: `time.monotonic()` when the command started.
         resumed_from: the step of the checkpoint that this start goes on from, or None.
+        samples: takes the guesses of evaluations, or None.
 
     Attributes:
         unigram_loss: as given.
@@ -84,6 +86,7 @@ class Recorder:
         unigram_loss: float,
         started: float,
         resumed_from: int | None = None,
+        samples: Samples | None = None,
     ):
         self.unigram_loss = unigram_loss
         self._writer = writer
@@ -94,6 +97,7 @@ class Recorder:
         self._peak_flops = peak_flops
         self._started = started
         self._resumed_from = resumed_from
+        self._samples = samples
 
         # The losses since the latest line.
         self._window: list[float] = []
@@ -133,6 +137,8 @@ class Recorder:
             "unigram_loss": self.unigram_loss,
         }
         self._writer.write(step, values)
+        if self._samples is not None:
+            self._samples.write(step, values, result.shown)
         self._progress.evaluated(step, result.loss, result.accuracy, self.unigram_loss)
 
     def scored(self, scores: Mapping[str, Any]) -> None:
@@ -178,6 +184,8 @@ class Recorder:
             "tokens_per_s": clock.n_tokens / elapsed_s,
             "mfu": clock.n_flops / elapsed_s / self._peak_flops,
             "compile_s": round(spent.compile_s, 3),
+            "eval_s": round(spent.eval_s, 3),
+            "save_s": round(spent.save_s, 3),
             "time_to_first_step_s": self._first_step_s,
             "data_wait_fraction": spent.data_wait_s / elapsed_s,
             "growth_s": round(spent.growth_s, 3),
@@ -231,6 +239,8 @@ class Recorder:
     def close(self) -> None:
         """Finish the open files of the writer."""
         self._writer.close()
+        if self._samples is not None:
+            self._samples.close()
 
     def _take_noise(self, metrics: dict[str, float]) -> None:
         """Update the running means of noise and signal with a step of several microbatches."""
@@ -273,6 +283,7 @@ class Recorder:
             "elapsed_s": round(self._clock.elapsed_s, 3),
             "progress": round(last.fraction, 6),
             "tokens": self._clock.n_tokens,
+            "flops": self._clock.n_flops,
             "loss": sum(self._window) / len(self._window),
             "lr": last.lr,
             "grad_norm": last.metrics["grad_norm"],

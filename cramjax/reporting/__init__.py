@@ -1,0 +1,1 @@
+"""Pages that show what runs left: curves, tables and pictures in one file of HTML."""

@@ -1,0 +1,189 @@
+"""Puts a page together: sections from what the paths hold, then one file of HTML.
+
+The page loads nothing. Its data stand in it as JSON, and its policy allows its two scripts alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import html
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from cramjax import __version__
+from cramjax.reporting import (
+    compressions,
+    datasets,
+    finetunings,
+    markdown,
+    plans,
+    runs,
+    subjects,
+    sweeps,
+)
+from cramjax.reporting.blocks import Page, Section, as_json
+from cramjax.reporting.reading import RunFiles, read_object, read_run, read_value
+from cramjax.reporting.subjects import Subjects
+
+_ASSETS = pathlib.Path(__file__).parent / "assets"
+
+
+def make(found: Subjects, *, price: float | None = None) -> Page:
+    """Returns the page about what was found; `price` is that of an hour of each run."""
+    problems: list[str] = []
+    read = []
+    for folder, name in zip(found.runs, subjects.names(found.runs), strict=True):
+        read.append(read_run(folder, name))
+    for run in read:
+        problems += run.problems
+
+    sections = _studies(found, problems)
+    sections += _sweeps(found, problems)
+    sections += runs.sections(read, price)
+    sections += _others(found, problems)
+    sections += _datasets(found, read, problems)
+    sections += runs.setup(read)
+    return Page(
+        title=_title(found),
+        runs=runs.names(read),
+        sections=[section for section in sections if section],
+        problems=problems,
+    )
+
+
+def _title(found: Subjects) -> str:
+    runs_alone = [run for run in found.runs if run.parent not in found.sweeps]
+    named = [*found.studies, *found.sweeps, *runs_alone, *found.finetunings]
+    named += [*found.compressions, *found.plans, *found.datasets]
+    names = subjects.names(named)
+    listed = ", ".join(names[:4])
+    return f"{listed} and {len(names) - 4} more" if len(names) > 4 else listed
+
+
+def _studies(found: Subjects, problems: list[str]) -> list[Section]:
+    sections = []
+    for number, folder in enumerate(found.studies):
+        path = folder / "report.md"
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            problems.append(f"{path}: cannot be read ({error.strerror}) and is left out")
+            continue
+        blocks = markdown.blocks(text)
+        title = f"Study {folder.resolve().name}"
+        sections.append(Section(name=f"study-{number}", title=title, blocks=blocks))
+    return sections
+
+
+def _sweeps(found: Subjects, problems: list[str]) -> list[Section]:
+    sections = []
+    names = subjects.names(found.sweeps)
+    for number, (folder, name) in enumerate(zip(found.sweeps, names, strict=True)):
+        rows = sweeps.read(folder / "sweep.csv", problems)
+        if rows:
+            sections.append(sweeps.section(name, rows, number))
+    return sections
+
+
+def _others(found: Subjects, problems: list[str]) -> list[Section | None]:
+    """Returns the sections about finetunings, compressions and plans."""
+    results = []
+    names = subjects.names(found.finetunings)
+    for folder, name in zip(found.finetunings, names, strict=True):
+        content = read_object(folder / "results.json", problems)
+        if content:
+            results.append((name, folder, content))
+    sections = [finetunings.section(results)]
+
+    names = subjects.names(found.compressions)
+    for number, (folder, name) in enumerate(zip(found.compressions, names, strict=True)):
+        entries = read_value(folder / "pareto.json", problems)
+        if isinstance(entries, list):
+            sections.append(compressions.section(name, entries, number))
+
+    names = subjects.names(found.plans)
+    for number, (path, name) in enumerate(zip(found.plans, names, strict=True)):
+        listed = plans.entries(read_value(path, problems))
+        if listed:
+            sections.append(plans.section(name, listed, number))
+    return sections
+
+
+def _datasets(
+    found: Subjects, read: Sequence[RunFiles], problems: list[str]
+) -> list[Section | None]:
+    users: dict[pathlib.Path, list[str]] = {folder: ["nobody here"] for folder in found.datasets}
+    for run in read:
+        folder = run.environment.get("dataset")
+        if isinstance(folder, str) and "\0" not in folder:
+            users.setdefault(pathlib.Path(folder), []).append(run.name)
+    return [datasets.section(folder, names, problems) for folder, names in users.items()]
+
+
+def data(page: Page, *, follow_s: float | None = None) -> str:
+    """Returns the page's data as JSON, safe inside a script of HTML.
+
+    With `follow_s` the page asks for new ones every so many seconds.
+    """
+    made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    content = as_json(page) | {"follow_s": follow_s, "made": made}
+    text = json.dumps(_finite(content), allow_nan=False, separators=(",", ":"))
+    # No end of the script and no comment can stand in it, whatever a name or a sentence says.
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def render(page: Page, *, follow_s: float | None = None) -> str:
+    """Returns the page as HTML; see `data`."""
+    library = _asset("echarts.min.js")
+    script = _asset("page.js")
+    values = {
+        "policy": _policy(library, script, follow_s is not None),
+        "version": __version__,
+        "title": html.escape(_unbroken(page.title)),
+        "style": _asset("page.css"),
+        "data": data(page, follow_s=follow_s),
+        "library": library,
+        "script": script,
+    }
+    # Part by part: a text may hold what looks like another place.
+    pieces = _asset("page.html").split("@")
+    pieces[1::2] = [values[name] for name in pieces[1::2]]
+    return "".join(pieces)
+
+
+def _policy(library: str, script: str, is_live: bool) -> str:
+    """Returns what the page may do: run its two scripts and, if it is live, ask its own server."""
+    allowed = []
+    for text in (library, script):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        allowed.append(f"'sha256-{digest}'")
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {' '.join(allowed)}"
+    policy += "; img-src data:; base-uri 'none'; form-action 'none'"
+    return policy + ("; connect-src 'self'" if is_live else "")
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")
+
+
+def _unbroken(text: str) -> str:
+    """Returns text as UTF-8 can hold it; a name of a folder need not be."""
+    return text.encode("utf-8", errors="replace").decode()
+
+
+def _finite(value: Any) -> Any:
+    """Returns JSON values with null for NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,335 @@
+"""The data of a page: figures of the files, whatever is missing, damaged, partial or hostile."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cramjax.errors import UserError
+from cramjax.reporting import curves, datasets, markdown, page, reading, spending, subjects
+from tests.reporting import workdirs
+from tools import report
+
+
+def made(*paths, price=None):
+    """The data of the page about `paths`, as the page's script reads them."""
+    return json.loads(page.data(page.make(subjects.find(paths), price=price)))
+
+
+def blocks(content, kind):
+    for section in content["sections"]:
+        yield from (block for block in section["blocks"] if block["kind"] == kind)
+
+
+def titled(content, title):
+    (block,) = (b for s in content["sections"] for b in s["blocks"] if b.get("title") == title)
+    return block
+
+
+def texts(table):
+    rows = []
+    for row in table["rows"]:
+        rows.append([cell["text"] for cell in row])
+    return rows
+
+
+def test_the_figures_are_those_of_the_summary(tmp_path):
+    workdir = workdirs.run(tmp_path)
+    summary = json.loads((workdir / "summary.json").read_text())
+    table = titled(made(workdir), "Figures, named as in summary.json")
+    shown = {row[0]["text"]: row[1]["value"] for row in table["rows"]}
+    assert {key: shown[key] for key in summary if key in shown and shown[key] is not None} == {
+        key: value for key, value in summary.items() if key in shown and key != "stop_reason"
+    }
+    assert len(shown) >= 15
+
+
+def test_curves_are_those_of_the_metrics(tmp_path):
+    content = made(workdirs.run(tmp_path))
+    loss = titled(content, "Loss")
+    train, held_out, unigram = loss["series"]
+    assert len(train["y"]) == 20 and len(held_out["y"]) == 4
+    assert unigram["style"] == "level" and unigram["y"] == [7.0]
+    assert held_out["x"]["flops"] == [5e6, 10e6, 15e6, 20e6]
+    assert [axis["key"] for axis in loss["x"]] == list(curves.AXES)
+
+
+def test_runs_stand_side_by_side_and_what_differs_is_marked(tmp_path):
+    first = workdirs.run(tmp_path, name="a")
+    second = workdirs.run(tmp_path, name="b", config={"seed": 1, "data": {"seq_len": 64}})
+    table = titled(made(first, second), "Keys that differ")
+    assert table["columns"] == ["", "a", "b"]
+    assert texts(table) == [["seed", "0", "1"], ["data.seq_len", "(no such key)", "64"]]
+    assert all(cell["mark"] for row in table["rows"] for cell in row[1:])
+
+
+def test_equal_names_get_their_folders(tmp_path):
+    first = workdirs.run(tmp_path / "x", name="run")
+    second = workdirs.run(tmp_path / "y", name="run")
+    content = made(first, second, first)
+    assert [run["name"] for run in content["runs"]] == ["x/run", "y/run"]
+
+
+def test_seconds_and_costs_add_up(tmp_path):
+    content = made(workdirs.run(tmp_path), price=3600.0)
+    table = titled(content, "Seconds by kind, and cost at 3600 an hour")
+    row = [cell["value"] for cell in table["rows"][0]]
+    by_name = dict(zip(table["columns"], row, strict=True))
+    assert by_name["steps"] == 30.0 and by_name["evaluation"] == 2.0 and by_name["all"] == 40.0
+    assert by_name["cost"] == 40.0 and by_name["of it, steps"] == 30.0
+    assert sum(row[1 : table["columns"].index("all")]) == pytest.approx(40.0)
+
+
+def test_a_run_that_goes_on_has_its_steps_from_the_rates(tmp_path):
+    workdir = workdirs.run(tmp_path, is_finished=False)
+    content = made(workdir)
+    bars = titled(content, "Where the seconds went")
+    assert bars["parts"] == {"steps": [25.0], "other": [15.0]}
+    assert "goes on, or was stopped" in content["runs"][0]["note"]
+
+
+def test_an_earlier_summary_of_a_run_that_goes_on_is_left_aside(tmp_path):
+    workdir = workdirs.run(tmp_path)
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(workdirs.metrics(21)[-1] | {"eval_loss": 3.5}) + "\n")
+    content = made(workdir)
+    shown = {
+        row[0]["text"]: row[1]["value"]
+        for row in titled(content, "Figures, named as in summary.json")["rows"]
+    }
+    assert shown["eval_loss"] == 3.5 and "goodput" not in shown
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("metrics.jsonl", '{"step": 1, "loss"'),
+        ("metrics.jsonl", ""),
+        ("metrics.jsonl", '[]\n{"step": "x"}\n\x00\n{"step": 1, "loss": null, "tokens": true}\n'),
+        ("summary.json", "{"),
+        ("summary.json", "[1]"),
+        ("config.json", '{"growth": {"stages": [3, {"until": "x"}]}, "optimizer": [1]}'),
+        ("environment.json", '{"devices": 3, "packages": [], "dataset": "\\u0000"}'),
+        ("history.jsonl", '{"step": 0, "changes": [1]}\n{"step": 2, "changes": {"a": 1}}\n'),
+        ("samples.jsonl", '{"step": 1, "texts": [[{"truth": 1}], 3, "x"]}\n'),
+    ],
+)
+def test_damaged_and_partial_files_are_borne(tmp_path, name, text):
+    workdir = workdirs.run(tmp_path)
+    (workdir / name).write_text(text)
+    assert made(workdir)["sections"]
+    (workdir / name).unlink()
+    assert made(workdir)["sections"]
+
+
+def test_damaged_lines_are_counted_and_the_one_being_written_is_not(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\nrubbish\n{"step": 2}\n{"step": 3, "lo')
+    problems = []
+    lines = reading.read_lines(path, problems)
+    assert [line["step"] for line in lines] == [1, 2]
+    assert len(problems) == 1 and "1 damaged line(s)" in problems[0]
+
+
+def test_markup_in_every_text_stays_text(tmp_path):
+    evil = workdirs.HOSTILE
+    pieces = ["before ", {"truth": evil, "guess": evil}]
+    samples = [{"step": 1, "eval_loss": 3.0, "texts": [pieces]}]
+    workdir = workdirs.run(
+        tmp_path, name="<b>run<", samples=samples, config={evil: evil, "data": {"source": evil}}
+    )
+    paths = [workdir, workdirs.sweep(tmp_path), workdirs.finetuning(tmp_path)]
+    paths += [workdirs.compression(tmp_path), workdirs.plan(tmp_path), workdirs.dataset(tmp_path)]
+    text = page.render(page.make(subjects.find(paths)))
+    body = text.partition('<script type="application/json" id="data">')[2].partition("</script>")[0]
+    assert not re.search("[<>&\u2028]", body)
+    head = text.partition("<body>")[0]
+    assert "<title>sweep, &lt;b&gt;run&lt;" in head and "<b>" not in head
+    assert workdirs.HOSTILE not in text
+    # What the script reads is what stood in the files.
+    said = json.dumps(json.loads(body), ensure_ascii=False)
+    assert json.dumps(evil, ensure_ascii=False)[1:-1] in said
+
+
+@given(st.recursive(st.text() | st.none() | st.floats(), lambda inner: st.lists(inner, max_size=3)))
+def test_any_value_is_safe_in_the_script_and_comes_back(value):
+    shown = page.Page(title="t", runs=[], sections=[], problems=[str(value)])
+    text = page.data(shown)
+    assert not re.search("[<>&\u2028\u2029]", text) and text.isascii()
+    assert json.loads(text)["problems"] == [str(value)]
+
+
+def test_a_long_run_is_thinned_and_the_page_stays_small(tmp_path):
+    lines = workdirs.metrics(9000, evaluations=9000)
+    lines[7001]["grad_norm"] = lines[7000]["grad_norm"] = 99.0
+    workdir = workdirs.run(tmp_path, lines=lines)
+    shown = page.make(subjects.find([workdir] * 2))
+    content = json.loads(page.data(shown))
+    train = titled(content, "Loss")["series"][0]
+    assert len(train["y"]) <= 2000 and train["x"]["step"][-1] == 9000
+    assert max(titled(content, "Gradient norm")["series"][0]["y"]) == 99.0
+    assert len(page.render(shown).encode()) < 3e6
+
+
+@given(st.integers(1, 300), st.integers(1, 50))
+def test_thinned_lines_end_where_the_run_ends(n_lines, most):
+    lines = [{"step": number, "loss": 1.0, "tokens": number} for number in range(n_lines)]
+    thin = curves.thinned(lines, most)
+    assert len(thin) <= most and thin[-1]["step"] == n_lines - 1
+    assert all(line["loss"] == 1.0 for line in thin)
+
+
+def test_old_train_lines_get_their_flops_from_the_evaluations():
+    lines = workdirs.metrics(20)
+    for line in lines:
+        if "loss" in line:
+            del line["flops"]
+    train, _ = curves.split(lines)
+    assert [line["flops"] for line in train] == pytest.approx([1e6 * n for n in range(1, 21)])
+
+
+def test_growth_is_marked_where_it_happened(tmp_path):
+    stages = [[["until", 0.5], ["depth", 0.5]]]  # as a frozen configuration has them
+    content = made(workdirs.run(tmp_path, config={"growth": {"stages": stages}}))
+    (mark,) = titled(content, "Loss")["marks"]
+    assert mark["x"]["step"] == 11
+    rows = texts(titled(content, "Stages"))
+    assert rows[0][1:] == ["50% of the budget", "depth=0.5"]
+    assert rows[1][1:] == ["the end", "the whole network"]
+
+
+def test_a_sweep_has_its_grid_its_fronts_and_its_failures(tmp_path):
+    content = made(workdirs.sweep(tmp_path))
+    (grid,) = blocks(content, "parallel")
+    assert [axis["label"] for axis in grid["axes"]] == ["lr", "seed", "held-out loss"]
+    assert grid["rows"] == [["0.001", "0", 5.0], ["0.01", "0", 6.0], ["0.1", "0", 7.0]]
+    by_flops = titled(content, "Held-out loss against training FLOPs")
+    front = by_flops["clouds"][-1]
+    assert [point["x"] for point in front["points"]] == [1e6]
+    by_time = titled(content, "Held-out loss against seconds of training")
+    assert [point["y"] for point in by_time["clouds"][-1]["points"]] == [7.0, 6.0, 5.0]
+    assert len(titled(content, "All points")["rows"]) == 4
+
+
+def test_a_study_is_its_sweeps_and_its_tables(tmp_path):
+    workdirs.sweep(tmp_path)
+    (tmp_path / "report.md").write_text(
+        "# Growth\n\n## Equal\n\n| arm | loss |\n|---|---|\n| a | **1.5** |\n\nA *text*.\n"
+    )
+    content = made(tmp_path)
+    assert content["sections"][0]["title"] == f"Study {tmp_path.name}"
+    assert titled(content, "Equal")["rows"][0][1] == {"text": "1.5", "value": None, "mark": True}
+    assert any(section["title"] == "Sweep sweep" for section in content["sections"])
+
+
+def test_markdown_of_studies_is_read():
+    (note,) = markdown.blocks("# a\n\ntext | with a bar\n")
+    assert note.text == "text | with a bar"
+
+
+def test_every_seed_is_a_point_beside_published_scores(tmp_path):
+    content = made(workdirs.finetuning(tmp_path))
+    chart = titled(content, "glue: every seed")
+    own, *published = chart["clouds"]
+    assert len(own["points"]) == 6 and len(published) >= 5
+    assert chart["x"]["categories"] == ["CoLA matthews", "RTE accuracy"]
+    table = titled(content, "Median ± standard deviation over seeds, percent")
+    assert [cell["text"] for cell in table["rows"][0]][1:] == ["60.0 ± 1.0", "60.0 ± 1.0", "60.0*"]
+
+
+def test_a_compression_has_its_fronts(tmp_path):
+    content = made(workdirs.compression(tmp_path))
+    chart = titled(content, "accuracy against bytes on disk")
+    assert [point["x"] for point in chart["clouds"][-1]["points"]] == [500, 1000, 4000]
+    assert "1 damaged entries are left out" in content["sections"][0]["intro"]
+
+
+def test_a_plan_has_memory_and_time_by_kind(tmp_path):
+    content = made(workdirs.plan(tmp_path))
+    memory = titled(content, "Memory of a step by kind")
+    assert memory["parts"]["optimizer"] == [1.0, 1.0] and memory["limits"] == [12.0, 3.0]
+    times = titled(content, "Expected time of a step by kind of kernel")
+    assert times["parts"] == {"matmul": [400.0, 400.0], "other": [100.0, 100.0]}
+
+
+def test_a_dataset_has_lengths_scripts_and_drops(tmp_path):
+    folder = workdirs.dataset(tmp_path)
+    workdir = workdirs.run(tmp_path)
+    environment = {"dataset": str(folder)}
+    workdirs.write(workdir / "environment.json", environment)
+    content = made(workdir)
+    lengths = titled(content, "Lengths of documents")
+    assert lengths["parts"]["documents"] == [1, 1, 0, 1]  # 10, 20 and 70 tokens
+    scripts = titled(content, "Scripts")
+    assert dict(zip(scripts["names"], scripts["parts"]["share of the tokens"], strict=True)) == {
+        "Latin": 0.71,
+        "Cyrillic": 0.25,
+        "digits": 0.04,
+    }
+    assert titled(content, "Documents kept and dropped")["parts"]["documents"] == [3, 7, 2]
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"\x93NUMPY\x01\x00", b"PK\x03\x04"])
+def test_a_damaged_dataset_is_borne(tmp_path, content):
+    folder = workdirs.dataset(tmp_path)
+    for name in ("unigram.npy", "train-0.docs.npy", "tokenizer/tokenizer.json"):
+        (folder / name).write_bytes(content)
+    assert titled(made(folder), "The dataset")
+    np.save(folder / "train-0.docs.npy", np.array([30, 10, 0], np.uint64))
+    assert titled(made(folder), "The dataset")
+
+
+@pytest.mark.parametrize(
+    "token, script",
+    [("##ing", "Latin"), ("▁книга", "Cyrillic"), ("本", "Cjk"), ("42", "digits"), ("…", "signs")],
+)
+def test_scripts_are_those_of_unicode(token, script):
+    assert datasets.script_of(token) == script
+
+
+def test_the_command_writes_one_file_that_loads_nothing(tmp_path, capsys):
+    out = tmp_path / "pages" / "report.html"
+    workdir = workdirs.run(tmp_path)
+    assert report.main([str(workdir), "--out", str(out), "--price", "0.5"]) == 0
+    assert "report.html: 1." in capsys.readouterr().out
+    text = out.read_text()
+    assert len(text) < 3e6 and "default-src 'none'" in text and "connect-src" not in text
+    head, _, tail = text.partition("<script>")
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", head)
+    assert "unsafe-eval" not in head
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["gone", "--out", "a.html"], "gone: no such folder or file"),
+        (["empty", "--out", "a.html"], "empty: is no run, sweep, study"),
+        (["run"], "give either --out FILE.html or --serve"),
+        (["run", "--out", "empty"], "--out empty: is a folder"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    workdirs.run(tmp_path)
+    assert report.main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_a_folder_of_runs_is_its_runs(tmp_path):
+    for name in ("b", "a"):
+        workdirs.run(tmp_path, name=name)
+    (tmp_path / "other").mkdir()
+    assert [run["name"] for run in made(tmp_path)["runs"]] == ["a", "b"]
+    with pytest.raises(UserError, match="is no run"):
+        subjects.find([tmp_path / "other"])
+
+
+def test_seconds_of_an_old_summary_are_whole():
+    values = {"elapsed_s": 100.0, "goodput": 0.5, "compile_s": 10.0}
+    spent = spending.seconds(values, [])
+    assert sum(spent.values()) == 100.0 and spent["other"] == 40.0
