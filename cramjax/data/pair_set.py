@@ -42,11 +42,13 @@ def open_pair_set(config: Config, dataset: TokenDataset) -> PairSet:
     """
     spec = config.eval.bleu_source or config.data.heldout
     limit = config.eval.bleu_pairs
-    if spec is None:
-        found = _heldout(dataset)
-    else:
-        found = _read(config, spec, dataset)
-    taken = list(itertools.islice(found, limit + 1))
+    found = _heldout(dataset) if spec is None else _read(config, spec, dataset)
+    try:
+        taken = list(itertools.islice(found, limit + 1))
+    except UserError as error:
+        # Sources are opened as those of training are, and say so.
+        key = "eval.bleu_source" if config.eval.bleu_source else "data.heldout"
+        raise UserError(str(error).replace("data.source=", f"{key}=", 1)) from error
     name = spec or "held-out pairs"
     if not taken:
         raise UserError(f"eval.bleu=True: {name} has no pair to score; name other pairs")
@@ -69,9 +71,9 @@ def _read(config: Config, spec: str, dataset: TokenDataset) -> Iterator[tuple[li
     """
     tokenizer, _ = tokenizers.load(dataset.directory / "tokenizer" / "tokenizer.json")
     data = changed(config, {"data.source": spec, "data.heldout": None}).data
-    (source,) = open_sources(data)
-    for part in source.parts():
-        for document in source.read(part, _ignore):
+    for source in open_sources(data):
+        documents = (source.read(part, _ignore) for part in source.parts())
+        for document in itertools.chain.from_iterable(documents):
             text, target = pair_text.sides_of(document)
             if config.data.normalize:
                 text = clean.normalize(text)
@@ -85,9 +87,7 @@ def _ignore(reason: str, where: str) -> None:
 def _heldout(dataset: TokenDataset) -> Iterator[tuple[list[int], str]]:
     """Yields source ids and target text of the held-out pairs of a dataset."""
     tokenizer, _ = tokenizers.load(dataset.directory / "tokenizer" / "tokenizer.json")
-    for source, weight in enumerate(dataset.heldout_weights):
-        if not weight:
-            continue
+    for source in range(len(dataset.weights)):
         pairs = dataset.pairs("heldout", source)
         for number in range(len(pairs)):
             ids, target = pairs.sides(number)

@@ -59,11 +59,11 @@ def generate(
         step = _without(step, jnp.asarray(unused))
     common: dict[str, Any] = {"batch_size": tokens.shape[0], "max_len": max_len}
     common |= {"vocab_size": vocab_size, "is_blank": ~jnp.any(padding_mask, axis=1)}
-    ids = {"start_id": special["pad"], "eos_id": special["sep"], "pad_id": special["pad"]}
+    common |= {"start_id": special["pad"], "eos_id": special["sep"], "pad_id": special["pad"]}
 
     if n_beams == 1:
-        return decoding.greedy(step, cache, **common, **ids)
-    return decoding.beam_search(step, cache, n_beams=n_beams, scoring=scoring, **common, **ids)
+        return decoding.greedy(step, cache, **common)
+    return decoding.beam_search(step, cache, n_beams=n_beams, scoring=scoring, **common)
 
 
 def _without(step: decoding.Step, unused: jax.Array) -> decoding.Step:

@@ -58,6 +58,9 @@ def test_a_named_source_is_read_as_it_stands(folder, source, dataset):
     empty = write_parallel(folder / "empty", [("a", "")])
     with pytest.raises(UserError, match="has no pair to score"):
         open_pair_set(config_of(folder, source, *flags[:1], f"eval.bleu_source={empty}"), dataset)
+    gone = config_of(folder, source, *flags[:1], "eval.bleu_source=pairs:nowhere.tsv")
+    with pytest.raises(UserError, match="^eval.bleu_source=pairs:nowhere.tsv: no such file"):
+        open_pair_set(gone, dataset)
 
 
 def test_mistakes_are_told_before_anything_starts():
