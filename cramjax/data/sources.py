@@ -102,6 +102,7 @@ def _open(
         common |= {"form": form, "cache_dir": config.cache_dir}
         if scheme == "pairs":
             return open_pairs(**common, address=address, keep=keep)
+        refuse_keep(spec, keep)
         return open_tasks(**common)
 
     if scheme == "hf" and address:
