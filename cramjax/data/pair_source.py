@@ -76,12 +76,12 @@ def open_pairs(
     common: dict[str, Any] = {"spec": spec, "weight": weight, "form": form}
     named = {"index": index, "cache_dir": cache_dir}
     if address == DOCSTRINGS:
-        _refuse_keep(spec, keep)
+        refuse_keep(spec, keep)
         docs = InstalledDocs(spec=spec, weight=weight, index=index)
         return DocstringPairs(**common, docs=docs, revision=docs.revision)
 
     if "," in address and not os.path.exists(os.path.expanduser(address)):
-        _refuse_keep(spec, keep)
+        refuse_keep(spec, keep)
         files = tuple(os.path.expanduser(name) for name in address.split(","))
         if len(files) != 2:
             raise UserError(
@@ -94,7 +94,8 @@ def open_pairs(
     return PairFiles(**common, **named, pattern=address, keep=keep)
 
 
-def _refuse_keep(spec: str, keep: Keep | None) -> None:
+def refuse_keep(spec: str, keep: Keep | None) -> None:
+    """Raise a UserError if records are to be chosen in a source that has none."""
     if keep is not None:
         raise UserError(
             f"data.source={spec}: has no fields to compare with data.keep={keep.expression!r}; "
@@ -234,7 +235,7 @@ class PairFiles:
         """
         paths = self._files()
         if self.keep is not None and any(file_format(path) == ".tsv" for path in paths):
-            _refuse_keep(self.spec, self.keep)
+            refuse_keep(self.spec, self.keep)
         keys = digests(paths, self.spec, self.cache_dir, look_at)
         folder = named_folder(self.pattern)
         parts = []
