@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
+from cramjax.config.pairs import shape_of
 from cramjax.config.resolve import changed
 from cramjax.config.views import Config
 from cramjax.data import clean, pair_text, tokenizers
@@ -42,7 +43,7 @@ def open_pair_set(config: Config, dataset: TokenDataset) -> PairSet:
     """
     spec = config.eval.bleu_source or config.data.heldout
     limit = config.eval.bleu_pairs
-    found = _heldout(dataset) if spec is None else _read(config, spec, dataset)
+    found = _heldout(config, dataset) if spec is None else _read(config, spec, dataset)
     try:
         taken = list(itertools.islice(found, limit + 1))
     except UserError as error:
@@ -84,7 +85,7 @@ def _ignore(reason: str, where: str) -> None:
     """Leave a record out: one without a pair cannot be scored."""
 
 
-def _heldout(dataset: TokenDataset) -> Iterator[tuple[list[int], str]]:
+def _heldout(config: Config, dataset: TokenDataset) -> Iterator[tuple[list[int], str]]:
     """Yields source ids and target text of the held-out pairs of a dataset."""
     tokenizer, _ = tokenizers.load(dataset.directory / "tokenizer" / "tokenizer.json")
     for source in range(len(dataset.weights)):

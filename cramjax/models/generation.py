@@ -57,8 +57,9 @@ def generate(
     step = functools.partial(decode_step, cfg, precision, params)
     if unused:
         step = _without(step, jnp.asarray(unused))
-    common: dict[str, Any] = {"batch_size": tokens.shape[0], "max_len": max_len}
-    common |= {"vocab_size": vocab_size, "is_blank": ~jnp.any(padding_mask, axis=1)}
+    is_blank = ~jnp.any(padding_mask, axis=1)
+    common: dict[str, Any] = dict(batch_size=tokens.shape[0], max_len=max_len, is_blank=is_blank)
+    common["vocab_size"] = vocab_size
     common |= {"start_id": special["pad"], "eos_id": special["sep"], "pad_id": special["pad"]}
 
     if n_beams == 1:

@@ -234,7 +234,8 @@ class Recorder:
         self.scored_step = state.get("scored_step")
         self._scores = state.get("scores", {})
         if state["evaluated"]:
-            self._last_eval = EvalResult(*map(_number, state["evaluated"]))
+            loss, accuracy = map(_number, state["evaluated"])
+            self._last_eval = EvalResult(loss, accuracy)
 
     def close(self) -> None:
         """Finish the open files of the writer."""
