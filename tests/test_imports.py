@@ -21,6 +21,7 @@ BELOW = {
     "budget": {"errors", "config"},
     "data": {"errors", "files", "console", "stop", "config"},
     "glue": {"errors"},
+    "tasks": {"errors", "glue"},
     "models": set(),
     "objectives": {"errors", "config", "budget", "models"},
     "parallel": {"errors", "stop"},
@@ -61,6 +62,7 @@ BELOW = {
     "inference": {"errors", "files", "data", "models", "start", "checkpoints", "tuning"},
     "finetuning": {
         "errors",
+        "tasks",
         "files",
         "console",
         "budget",
@@ -77,6 +79,7 @@ BELOW = {
     "probing": {"errors", "files", "figures", "console", "models", "inference"},
     "publishing": {
         "errors",
+        "tasks",
         "config",
         "files",
         "data",
@@ -103,6 +106,7 @@ BELOW = {
     "demonstration": {"data", "inference", "training"},
     "compress": {
         "errors",
+        "tasks",
         "files",
         "figures",
         "pareto",
@@ -138,6 +142,7 @@ BELOW = {
     "main": {"errors", "console", "streams", "config", "parallel", "training", "demonstration"},
     "tools": {
         "errors",
+        "tasks",
         "files",
         "console",
         "start",

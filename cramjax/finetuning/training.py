@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cramjax.budget.schedules import multiplier
+from cramjax.finetuning.classification import EncoderObjective
 from cramjax.finetuning.feed import Arrays, Feed
 from cramjax.finetuning.protocols import Settings
 from cramjax.objectives.objective import FinetuningObjective
@@ -292,6 +293,12 @@ def of_seed(params: Any, index: int, n_seeds: int) -> Any:
 def predictor(objective: FinetuningObjective) -> Callable[..., jax.Array]:
     """Returns the jitted `predict` of an objective; equal objectives share it."""
     return jax.jit(objective.predict)
+
+
+@functools.lru_cache(maxsize=16)
+def evaluator(objective: EncoderObjective) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Returns the jitted `evaluate` of an objective; equal objectives share it."""
+    return jax.jit(objective.evaluate)
 
 
 def predict(
