@@ -74,6 +74,9 @@ class PackedFeed:
     """Feeds an encoder with examples of one or several sequences, packed side by side.
 
     A subclass has the labels of a kind of head: `_targets` and `predictions`.
+
+    Attributes:
+        notes: sentences about rows that are not read in full.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class PackedFeed:
         self._layouts: dict[str, list[MicrobatchPlan]] = {}
         self.n_choices = n_choices
         self.n_illegal: dict[str, int] = {}
+        self.notes: list[str] = []
 
         self.n_train = len(sequences.get("train", ())) // n_choices
         longest = max(max(self._lengths(split), default=0) for split in sequences)
@@ -131,6 +135,10 @@ class PackedFeed:
 
     def _targets(self, split: str, plan: MicrobatchPlan, batch: Arrays) -> Arrays:
         """Returns the arrays of a batch that only the objective of this head has."""
+        raise NotImplementedError
+
+    def predictions(self, split: str, outputs: Sequence[np.ndarray]) -> list[Any]:
+        """Returns a prediction for each row of the split, from the outputs for its batches."""
         raise NotImplementedError
 
     def eval_batches(self, split: str) -> list[Arrays]:
@@ -238,7 +246,7 @@ class EncoderFeed(PackedFeed):
             "labels": classes,
             "targets": values,
             "classes": np.arange(n_outputs(self._task)) < self._n_used(),
-            "regression": np.float32(is_regression),
+            "regression": np.asarray(is_regression, np.float32),
         }
 
     def _n_used(self) -> int:

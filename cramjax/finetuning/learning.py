@@ -88,6 +88,8 @@ def _open_encoder(
     head = head_of(task)
     pad_id = model.special["pad"]
     feed = head.feed(task, splits, model.tokenizer, pad_id, settings, config.max_length)
+    for note in feed.notes:
+        announce(f"{task.folder}: {note}")
     network = network_with_head(config, task, settings)
     objective = head.objective(network, model.precision)
     return feed, _with_fastest_attention(objective, feed, model.params, settings, announce)
@@ -160,7 +162,7 @@ def score(
         predictions[split] = feed.predictions(split, outputs)
         if split in task.splits:
             split_scores = head_of(task).score(task, rows, predictions[split])
-            scores |= results.metric_names(split_scores, split)
+            scores |= results.metric_names(task, split_scores, split)
     return scores, predictions
 
 

@@ -15,7 +15,7 @@ from cramjax.glue.published import GLUE
 from cramjax.glue.tasks import Task
 from cramjax.tasks.catalogue import TITLES
 
-_SUFFIXES = {"validation_mismatched": "_mm"}
+_SUFFIXES = {"validation_mismatched": "_mm", "test": "_test"}
 _METRIC_NAMES = {
     "matthews": "MCC",
     "accuracy": "acc",
@@ -31,9 +31,14 @@ _METRIC_NAMES = {
 }
 
 
-def metric_names(metrics: Mapping[str, float], split: str) -> dict[str, float]:
-    """Returns metrics by their names in results: those of MNLI's second split end in _mm."""
-    suffix = _SUFFIXES.get(split, "")
+def suffix_of(task: Task, split: str) -> str:
+    """Returns the end of the names of a further evaluation split: MNLI's second one has _mm."""
+    return "" if split == task.splits[0] else _SUFFIXES[split]
+
+
+def metric_names(task: Task, metrics: Mapping[str, float], split: str) -> dict[str, float]:
+    """Returns the metrics of a split by their names in results."""
+    suffix = suffix_of(task, split)
     return {name + suffix: value for name, value in metrics.items()}
 
 

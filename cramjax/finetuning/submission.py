@@ -14,6 +14,7 @@ from typing import Any
 
 from cramjax.files import replacing, write_json
 from cramjax.finetuning.heads import head_of
+from cramjax.finetuning.results import suffix_of
 from cramjax.glue.tasks import OTHER, SUITES, Row, Task
 from cramjax.tasks import answers
 
@@ -30,7 +31,7 @@ def write_predictions(
 ) -> None:
     """Write <task>.tsv with the columns index, prediction and label, in the order of the rows.
 
-    MNLI's second split goes to <task>_mm.tsv.
+    MNLI's second split goes to <task>_mm.tsv, a test split with labels to <task>_test.tsv.
 
     Args:
         splits: predictions by split.
@@ -38,8 +39,11 @@ def write_predictions(
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = head_of(task).text
-    evaluated = [split for split in task.splits if split in splits]
-    for split, suffix in zip(evaluated, ("", "_mm"), strict=False):
+    for split in task.splits:
+        if split not in splits:
+            continue
+
+        suffix = suffix_of(task, split)
         lines = ["index\tprediction\tlabel"]
         for row, prediction in zip(rows[split], splits[split], strict=True):
             label = text(task, row["label"])

@@ -42,7 +42,7 @@ class TagFeed(PackedFeed):
         """
         limit = min(settings.max_length, max_positions or settings.max_length)
         cutting = cutter.cutting(tokenizer, limit, settings.stride)
-        self._tags: tuple[str, ...] = task.labels or ()
+        self._tags = list(task.labels or ())
         self._numbers = {tag: number for number, tag in enumerate(self._tags)}
         self._homes: dict[str, list[list[Home | None]]] = {}
         self._labels: dict[str, list[np.ndarray]] = {}
@@ -60,6 +60,9 @@ class TagFeed(PackedFeed):
                 self._homes[split].append(homes)
                 self._labels[split].extend(self._labelled(row, parts, homes, base))
         super().__init__(sequences, pad_id)
+        n_unread = sum(map(self.n_unread, splits))
+        if n_unread:
+            self.notes.append(f"{n_unread} words have no token, so they get {self._tags[0]!r}")
 
     def _labelled(
         self, row: Row, parts: Sequence[cutter.Window], homes: Sequence[Home | None], base: int
@@ -136,7 +139,8 @@ def _homes(words: Sequence[str], parts: Sequence[cutter.Window], base: int) -> l
                     continue
                 seen.add(word)
                 context = min(token - text_tokens[0], text_tokens[-1] - token)
-                if best[word] is None or context > best[word][0]:
+                known = best[word]
+                if known is None or context > known[0]:
                     best[word] = (int(context), (base + number, token))
     return [found[1] if found else None for found in best]
 

@@ -160,16 +160,17 @@ def open_task(
         task: as from `find`.
         data_dir: a folder, or "tfds"; None is possible for a task file.
         announce: receives a line about what was repaired or left out.
-        test: reads the test split as well, if it is present.
+        test: reads the test split of a suite's task as well, if it is present.
 
     Returns:
-        The rows, and the task with the labels that the data have.
+        The rows, and the task with the labels and the evaluation splits that the data have. A test
+        split of other tasks has labels, and is scored.
 
     Raises:
         UserError: for missing or damaged data.
     """
     if isinstance(task, own.OwnTask):
-        return with_labels(own.open_task(task, data_dir, announce, test=test))
+        return _completed(own.open_task(task, data_dir, announce))
     if data_dir is None:
         raise UserError(f"--data_dir: give the folder with the data of {task.name}, or tfds")
     if task.suite != OTHER:
@@ -180,18 +181,20 @@ def open_task(
         raise UserError(
             f"--data_dir {data_dir}: no such folder; name that of {task.folder}'s files"
         )
+    names = ["train", "validation"]
+    if task.kind == "tags":
+        is_there = data_dir == "tfds" or columns.file_of(folder, "test", required=False)
+        names += ["test"] if is_there else []
     splits = {}
-    for split in ("train", "validation"):
+    for split in names:
         splits[split] = _read(task, data_dir, split, announce)
         if not splits[split]:
             raise UserError(f"{task.folder}: the split {split} in {data_dir} has no rows")
-    if test and task.kind == "tags":
-        splits["test"] = _read(task, data_dir, "test", announce)
 
     differences = tuple(_differences(task, splits))
     for difference in differences:
         announce(f"{task.folder}: {difference}; scores compare only with runs on the same files")
-    return with_labels(TaskData(task=task, splits=splits, differences=differences))
+    return _completed(TaskData(task=task, splits=splits, differences=differences))
 
 
 def _differences(task: Task, splits: Mapping[str, list[Row]]) -> list[str]:
@@ -208,7 +211,7 @@ def _read(task: Task, data_dir: str, split: str, announce: Announce) -> list[Row
         if data_dir == "tfds":
             found = _from_tfds(task, split)
         else:
-            folder = columns.file_of(folder, split)
+            folder = columns.file_of(folder, split) or folder
             found = columns.read(folder)
         return columns.as_iob2(folder, found, announce)
     if data_dir == "tfds":
@@ -222,14 +225,15 @@ def _from_tfds(task: Task, split: str) -> list[Row]:
     return tfds_rows.read(task, split)
 
 
-def with_labels(data: TaskData) -> TaskData:
-    """Returns the data with a task that names the tags of its rows, if it is one of tags.
+def _completed(data: TaskData) -> TaskData:
+    """Returns the data with a task that knows their splits, and the tags of their rows.
 
     "O" comes first. Tags that are no entities are scored by accuracy.
     """
-    task = data.task
+    evaluated = tuple(split for split in data.splits if split != "train")
+    task = dataclasses.replace(data.task, splits=evaluated)
     if task.kind != "tags":
-        return data
+        return dataclasses.replace(data, task=task)
     found: set[str] = set()
     for split_rows in data.splits.values():
         for row in split_rows:

@@ -24,8 +24,13 @@ _TAG_KEYS = ("tags", "ner_tags", "labels")
 _DOCUMENT = "-DOCSTART-"
 
 
-def file_of(folder: pathlib.Path, split: str) -> pathlib.Path:
+def file_of(folder: pathlib.Path, split: str, *, required: bool = True) -> pathlib.Path | None:
     """Returns the file of a split: its name has the split's as a part, as in "wnut17.train.conll".
+
+    Args:
+        folder: of the files.
+        split: "train", "validation" or "test".
+        required: raise an error if there is none, else return None.
 
     Raises:
         UserError: if there is no such file, or several.
@@ -40,6 +45,8 @@ def file_of(folder: pathlib.Path, split: str) -> pathlib.Path:
             found.append(name)
     if len(found) == 1:
         return folder / found[0]
+    if not found and not required:
+        return None
 
     wanted = " or ".join(_WORDS[split])
     if found:

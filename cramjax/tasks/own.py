@@ -150,16 +150,13 @@ def _texts(path: str, values: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return tuple(_text(path, {key: item}, key) for item in items)
 
 
-def open_task(
-    task: OwnTask, data_dir: str | None, announce: Announce, *, test: bool = False
-) -> TaskData:
+def open_task(task: OwnTask, data_dir: str | None, announce: Announce) -> TaskData:
     """Read the files of a task, and say how many rows and labels there are.
 
     Args:
         task: as from `read`.
         data_dir: the folder of its files; None for that of the task file.
         announce: receives lines about the data.
-        test: reads the test file as well, if the task has one.
 
     Raises:
         UserError: for a missing or damaged file, or a value that does not fit.
@@ -169,10 +166,9 @@ def open_task(
     folder = pathlib.Path(data_dir) if data_dir else pathlib.Path(task.path).parent
     splits = {}
     for split, file in task.files.items():
-        if split != "test" or test:
-            splits[split] = _read(task, folder / file, announce)
-            if not splits[split]:
-                raise UserError(f"{folder / file}: has no rows")
+        splits[split] = _read(task, folder / file, announce)
+        if not splits[split]:
+            raise UserError(f"{folder / file}: has no rows")
 
     if task.kind == "classification":
         task = _classified(task, splits)
@@ -273,7 +269,8 @@ def _classified(task: OwnTask, splits: Mapping[str, list[Row]]) -> OwnTask:
         known = tuple(sorted(found, key=order))
     if len(known) < 2:
         raise UserError(
-            f"{task.path}: {task.label} of {task.files['train']} has one label only ({known[0]!r})"
+            f"{task.path}: {task.label} of {task.files['train']} has one label only "
+            f"({', '.join(known)})"
         )
     numbers = {label: number for number, label in enumerate(known)}
     for split, split_rows in splits.items():

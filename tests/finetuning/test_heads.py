@@ -150,9 +150,18 @@ def test_a_t5_has_no_tags_and_answers_in_words(data, tmp_path):
     with pytest.raises(UserError, match="conll: is one of tags; a T5 has none"):
         finetune(model, data, tmp_path, "conll")
     protocol = dataclasses.replace(PROTOCOL, settings=dataclasses.replace(QUICK, epochs=1))
-    found, _ = finetune(model, data, tmp_path, "squad2", protocol=protocol)
+    grammar.write_lines(tmp_path / "words.tsv", ["text\tword", *["the red cat\tred"] * 8])
+    values = {"head": "text", "text": "text", "label": "word"}
+    values |= dict.fromkeys(("train", "validation"), str(tmp_path / "words.tsv"))
+    own = tmp_path / "words.yaml"
+    own.write_text(json.dumps(values))
+    out = tmp_path / "out"
+    found, _ = finetune(model, data, out, "squad2", str(own), protocol=protocol)
     assert found["squad2"]["n_train"] == 60
-    assert json.loads((tmp_path / "predictions" / "squad2.json").read_text()).keys()
+    assert found["words"]["exact_match"]["seeds"] and found["words"]["n_eval"] == 8
+    with pytest.raises(UserError, match="words: its answers are free text; take a T5"):
+        finetune(grammar.model(), data, tmp_path / "encoder", str(own))
+    assert json.loads((out / "predictions" / "squad2.json").read_text()).keys()
 
 
 def test_a_folder_that_is_older_than_a_setting_goes_on(model, data, tmp_path):
