@@ -24,6 +24,10 @@ _PUBLIC = {
     "fill_mask": "cramjax.inference",
     "fill_spans": "cramjax.inference",
     "generate": "cramjax.inference",
+    "load_finetuned": "cramjax.finetuning.prediction",
+    "classify": "cramjax.finetuning.prediction",
+    "entities": "cramjax.finetuning.prediction",
+    "answer": "cramjax.finetuning.prediction",
 }
 __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -17,7 +17,8 @@ from cramjax import __version__, stop, streams
 COMMANDS = {
     "train": ("cramjax.main", "pretrain inside a budget"),
     "prepare": ("tools.prepare_data", "prepare the dataset of a recipe"),
-    "finetune": ("tools.finetune", "finetune on GLUE and SuperGLUE"),
+    "finetune": ("tools.finetune", "finetune on GLUE, SuperGLUE, tags, answers and own tasks"),
+    "predict": ("tools.predict", "predict the rows of a file with a finetuned model"),
     "probe": ("tools.probe", "probe a model with BLiMP's minimal pairs"),
     "export": ("tools.export_hf", "export a model for transformers, and push it"),
     "compress": ("tools.compress", "prune and quantise models"),

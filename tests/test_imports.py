@@ -22,6 +22,7 @@ BELOW = {
     "data": {"errors", "files", "console", "stop", "config", "glue"},
     "glue": {"errors"},
     "reporting": {"errors", "files", "console", "pareto", "glue"},
+    "tasks": {"errors", "glue"},
     "models": set(),
     "objectives": {"errors", "config", "budget", "models"},
     "parallel": {"errors", "stop"},
@@ -74,6 +75,7 @@ BELOW = {
     },
     "finetuning": {
         "errors",
+        "tasks",
         "files",
         "console",
         "budget",
@@ -90,6 +92,7 @@ BELOW = {
     "probing": {"errors", "files", "figures", "console", "models", "inference"},
     "publishing": {
         "errors",
+        "tasks",
         "config",
         "files",
         "data",
@@ -117,6 +120,7 @@ BELOW = {
     "demonstration": {"config", "data", "inference", "training"},
     "compress": {
         "errors",
+        "tasks",
         "files",
         "figures",
         "pareto",
@@ -152,6 +156,7 @@ BELOW = {
     "main": {"errors", "console", "streams", "config", "parallel", "training", "demonstration"},
     "tools": {
         "errors",
+        "tasks",
         "files",
         "console",
         "start",

@@ -39,17 +39,19 @@ Run again with the same --out, it does only what is missing."""
 
 def _finetune(args: argparse.Namespace) -> int:
     from cramjax.finetuning.protocols import choose_protocol
+    from cramjax.finetuning.request import choose_tasks
 
-    # Mistakes in settings are found before JAX starts.
+    # Mistakes in tasks and settings are found before JAX starts.
+    tasks = choose_tasks(args.tasks, args.data_dir)
     if args.protocol:
-        choose_protocol(args.protocol, False, args.set, args.grid)
+        choose_protocol(args.protocol, False, args.set, args.grid, tasks)
     from cramjax import inference, start
     from cramjax.finetuning import request, results, run
+    from cramjax.tasks import catalogue
 
     start.start()
-    request.choose_tasks(args.tasks, args.data_dir)
     model = inference.load(args.checkpoint, dequantize=True)
-    protocol = choose_protocol(args.protocol, model.is_t5, args.set, args.grid)
+    protocol = choose_protocol(args.protocol, model.is_t5, args.set, args.grid, tasks)
     out = args.out or request.default_out(args.checkpoint, protocol, args.untrained)
     n_seeds = args.n_seeds or protocol.n_seeds
     wanted = from_flags(request.FinetuneRequest, args, protocol=protocol, out=out, n_seeds=n_seeds)
@@ -57,7 +59,11 @@ def _finetune(args: argparse.Namespace) -> int:
     with alone_in(out, "--out"):
         finetuning = run.Finetuning(wanted, model, announce)
         scores = finetuning.run()
-    print(results.plain_table(results.table(finetuning.suite, scores, compare=args.compare)))
+    print(
+        results.plain_table(
+            results.table(catalogue.listed(finetuning.all_tasks), scores, compare=args.compare)
+        )
+    )
     print(f"{results.describe_seeds(scores)}, protocol {protocol.name}; {out / 'results.md'}")
     return 0
 
@@ -90,15 +96,15 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         type=comma_separated(str, "tasks"),
         required=True,
         metavar="TASK[,TASK…]",
-        help="names of tasks, glue or superglue",
+        help="names of tasks, glue or superglue; conll, squad, squad2; or a task file (.yaml)",
     )
 
     parser.add_argument(
         "--data_dir",
         type=in_home,
-        required=True,
         metavar="DIR|tfds",
-        help="folder with CoLA/, RTE/, … as distributed, or tfds",
+        help="folder with CoLA/, RTE/, … as distributed, with the files of conll or squad, or tfds "
+        "(default: for a task file, its folder)",
     )
 
     parser.add_argument(

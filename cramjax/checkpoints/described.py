@@ -98,14 +98,16 @@ def check_shapes(
 
 def _classifier(config: EncoderConfig, shapes: Shapes, where: str, cure: str) -> ClassifierConfig:
     """Returns the classifier whose head has the shapes of a file."""
-    dense = shapes.get("classifier/dense/kernel", ())
+    dense = shapes.get("classifier/dense/kernel")
     out = shapes.get("classifier/out/kernel", ())
-    if len(dense) != 2 or len(out) != 2:
+    if (dense is not None and len(dense) != 2) or len(out) != 2:
         raise UserError(f"{where}: lacks the head of a finetuned model; {cure}")
-    transform = "prediction" if "classifier/norm/scale" in shapes else "pooler"
+    width = out[0]
+    transform = "none"
+    if dense is not None:
+        width = dense[1]
+        transform = "prediction" if "classifier/norm/scale" in shapes else "pooler"
     try:
-        return ClassifierConfig(
-            encoder=config, width=dense[1], n_outputs=out[1], transform=transform
-        )
+        return ClassifierConfig(encoder=config, width=width, n_outputs=out[1], transform=transform)
     except ValueError as error:
         raise UserError(f"{where}: has no head of ours ({error}); {cure}") from error

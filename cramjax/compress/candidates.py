@@ -17,7 +17,8 @@ from cramjax.errors import UserError
 from cramjax.finetuning import learning
 from cramjax.finetuning.protocols import Protocol, Settings, choose_protocol
 from cramjax.glue import rows
-from cramjax.glue.tasks import Task, find_tasks
+from cramjax.glue.tasks import Task
+from cramjax.tasks import catalogue
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ def load_candidates(request: CompressionRequest, announce: Announce) -> list[Can
         else:
             # Models of one task share its data.
             if task.name not in opened:
-                opened[task.name] = rows.open_task(task, _data_dir(request, task), announce)
+                opened[task.name] = catalogue.open_task(task, request.data_dir, announce)
+            task = opened[task.name].task
             splits = opened[task.name].splits
             settings = _settings(request, model, task)
             subject = TaskSubject(model, task, splits, settings, announce)
@@ -107,22 +109,25 @@ def _task(
     if finetuned is None:
         if request.task is None:
             return None
-        (task,) = find_tasks([request.task])
+        (task,) = catalogue.find([request.task])
         return task
 
-    (task,) = find_tasks([request.task or finetuned["task"]], prefer=finetuned["suite"])
+    if request.task is None:
+        try:
+            (task,) = catalogue.find([finetuned["task"]], prefer=finetuned["suite"])
+        except UserError:
+            # A task file says where its data are; the task's name alone does not.
+            raise UserError(
+                f"--task: {checkpoint} is finetuned for {finetuned['task']}; name its task file"
+            ) from None
+    else:
+        (task,) = catalogue.find([request.task], prefer=finetuned["suite"])
     if task.name != finetuned["task"]:
         raise UserError(
             f"--task {request.task}: {checkpoint} is finetuned for {finetuned['task']}; leave "
             "--task out, or name the run before that"
         )
     return task
-
-
-def _data_dir(request: CompressionRequest, task: Task) -> str:
-    if request.data_dir is None:
-        raise UserError(f"--data_dir: give the folder with the data of {task.name}, or tfds")
-    return request.data_dir
 
 
 def _settings(request: CompressionRequest, model: inference.LoadedModel, task: Task) -> Settings:
@@ -132,9 +137,9 @@ def _settings(request: CompressionRequest, model: inference.LoadedModel, task: T
     """
     if model.finetuned:
         own = Protocol(name="own", source="", settings=settings_of(model.finetuned))
-        protocol = own.changed(request.assignments, ())
+        protocol = own.changed(request.assignments, (), [task])
     else:
-        protocol = choose_protocol(request.protocol, model.is_t5, request.assignments)
+        protocol = choose_protocol(request.protocol, model.is_t5, request.assignments, tasks=[task])
     # The first point, should the protocol search a grid.
     return protocol.settings_at(protocol.points(task.name)[0])
 

@@ -21,6 +21,7 @@ from cramjax.console import Announce
 from cramjax.data import loader as loaders
 from cramjax.errors import UserError
 from cramjax.finetuning import learning, results, training
+from cramjax.finetuning.classification import EncoderObjective
 from cramjax.finetuning.feed import Arrays, Feed
 from cramjax.finetuning.protocols import Settings
 from cramjax.finetuning.run import StepReport
@@ -91,7 +92,7 @@ class Subject(Protocol):
 
 
 class TaskSubject:
-    """Judges by a task of GLUE or SuperGLUE, and finetunes for it."""
+    """Judges by a task, and finetunes for it."""
 
     def __init__(
         self,
@@ -180,7 +181,7 @@ class TaskSubject:
         feed, objective = self._open(config)
         metrics, _ = learning.score(self.task, self.splits, feed, objective, params)
         loss = None
-        if not self.model.is_t5:
+        if isinstance(objective, EncoderObjective):
             loss = _mean_loss(objective, params, feed.eval_batches(self.task.splits[0]))
         return Score(
             metric="+".join(self.task.headline),
@@ -200,21 +201,11 @@ class TaskSubject:
         return times
 
 
-def _mean_loss(objective: FinetuningObjective, params: Any, batches: Sequence[Arrays]) -> float:
-    """Returns the mean loss of a `Classification` over the examples of `batches`."""
-    total = 0.0
-    weight = 0.0
-    for batch, scores in zip(batches, training.predict(objective, params, batches), strict=True):
-        # scores: [examples, outputs]
-        shifted = scores - scores.max(axis=1, keepdims=True)
-        log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-        nats = -np.take_along_axis(log_probabilities, batch["labels"][:, None], axis=1)[:, 0]
-        squared_errors = np.square(scores[:, 0] - batch["targets"])
-
-        losses = np.where(batch["regression"] > 0, squared_errors, nats)
-        total += float(np.sum(losses * batch["weights"]))
-        weight += float(batch["weights"].sum())
-    return total / weight
+def _mean_loss(objective: EncoderObjective, params: Any, batches: Sequence[Arrays]) -> float:
+    """Returns the mean loss over `batches`."""
+    evaluate = training.evaluator(objective)
+    sums = [evaluate(params, batch) for batch in batches]
+    return float(sum(total for total, _ in sums)) / float(sum(weight for _, weight in sums))
 
 
 class TextSubject:

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from cramjax.config.pairs import shape_of
 from cramjax.config.resolve import changed
 from cramjax.config.views import Config
 from cramjax.data import clean, pair_text, tokenizers

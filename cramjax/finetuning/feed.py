@@ -70,64 +70,29 @@ class Feed(Protocol):
         ...
 
 
-class EncoderFeed:
-    """Feeds an encoder with texts and pairs of texts, packed side by side."""
+class PackedFeed:
+    """Feeds an encoder with examples of one or several sequences, packed side by side.
+
+    A subclass has the labels of a kind of head: `_targets` and `predictions`.
+
+    Attributes:
+        notes: sentences about rows that are not read in full.
+    """
 
     def __init__(
-        self,
-        task: Task,
-        splits: Mapping[str, list[Row]],
-        tokenizer: tokenizers.Tokenizer,
-        pad_id: int,
-        settings: Settings,
-        max_positions: int | None,
+        self, sequences: Mapping[str, list[packing.Encoded]], pad_id: int, n_choices: int = 1
     ):
-        """Tokenises all examples.
-
-        Args:
-            splits: rows by split, with "train" among them if the task is to be trained.
-            max_positions: positions of the model; None means no limit.
-        """
-        self._task = task
+        """Takes the encoded sequences of each split, the choices of an example in a row."""
         self._pad_id = pad_id
-        self._rows = splits
-        limit = min(settings.max_length, max_positions or settings.max_length)
-        self._tokenizer = truncating(tokenizer, limit)
-        self._as_pair = settings.single_as_pair
-        self.n_choices = 2 if task.kind == "choice" else 1
-        self.n_illegal: dict[str, int] = {}
-
-        self._samples: dict[str, list[inputs.Sample]] = {}
-        self._sequences: dict[str, list[packing.Encoded]] = {}
+        self._sequences = sequences
         self._layouts: dict[str, list[MicrobatchPlan]] = {}
-        for split, rows in splits.items():
-            self._samples[split] = []
-            for row in rows:
-                self._samples[split].extend(inputs.samples(task, row))
-            self._sequences[split] = self._encode(self._samples[split])
+        self.n_choices = n_choices
+        self.n_illegal: dict[str, int] = {}
+        self.notes: list[str] = []
 
-        self.n_train = len(self._samples.get("train", ()))
-        longest = max(max(self._lengths(split), default=0) for split in splits)
+        self.n_train = len(sequences.get("train", ())) // n_choices
+        longest = max(max(self._lengths(split), default=0) for split in sequences)
         self._length = packing.row_length(longest)
-
-    def _encode(self, samples: Sequence[inputs.Sample]) -> list[packing.Encoded]:
-        """Returns the tokens of all texts of `samples`, choices side by side."""
-        texts: list[Any] = []
-        for sample in samples:
-            for first, second in sample.pairs:
-                if second is not None:
-                    texts.append((first, second))
-                elif self._as_pair:
-                    texts.append((first, ""))
-                else:
-                    texts.append(first)
-
-        sequences = []
-        for encoding in self._tokenizer.encode_batch(texts):
-            ids = np.asarray(encoding.ids, np.int32)
-            token_types = np.asarray(encoding.type_ids, np.int32)
-            sequences.append(packing.Encoded(ids=ids, types=token_types))
-        return sequences
 
     def sequences(self, split: str) -> list[packing.Encoded]:
         """Returns the encoded sequences of a split in order, the choices of an example in a row."""
@@ -156,7 +121,7 @@ class EncoderFeed:
         return MicrobatchPlan(examples=examples, need=(n_rows,), places=places)
 
     def arrays(self, plan: MicrobatchPlan, need: tuple[int, ...], size: int) -> Arrays:
-        """Returns a batch as `classification.Classification` describes it."""
+        """Returns a batch as the objective of the head describes it."""
         return self._arrays("train", plan, need, size)
 
     def _arrays(self, split: str, plan: MicrobatchPlan, need: tuple[int, ...], size: int) -> Arrays:
@@ -165,36 +130,21 @@ class EncoderFeed:
         # Missing examples read row 0 and have weight 0.
         n_missing = (size - len(plan.examples)) * self.n_choices
         batch["first"] = np.pad(batch["first"], (0, n_missing))
+        weights = (np.arange(size) < len(plan.examples)).astype(np.float32)
+        return batch | {"weights": weights} | self._targets(split, plan, batch)
 
-        labels = [self._samples[split][example].label for example in plan.examples]
-        values = np.zeros(size, np.float32)
-        values[: len(labels)] = [0 if label is None else label for label in labels]
+    def _targets(self, split: str, plan: MicrobatchPlan, batch: Arrays) -> Arrays:
+        """Returns the arrays of a batch that only the objective of this head has."""
+        raise NotImplementedError
 
-        is_regression = self._task.kind == "regression"
-        if is_regression:
-            classes = np.zeros(size, np.int32)
-        else:
-            classes = values.astype(np.int32)
-        return batch | {
-            "labels": classes,
-            "targets": values,
-            "weights": (np.arange(size) < len(labels)).astype(np.float32),
-            "classes": np.arange(N_OUTPUTS) < self._n_outputs(),
-            "regression": np.float32(is_regression),
-        }
-
-    def _n_outputs(self) -> int:
-        """Returns how many outputs of the head the task uses; choices are scored side by side."""
-        if self._task.kind == "choice" and self._task.labels:
-            return len(self._task.labels)
-        return self._task.n_classes
+    def predictions(self, split: str, outputs: Sequence[np.ndarray]) -> list[Any]:
+        """Returns a prediction for each row of the split, from the outputs for its batches."""
+        raise NotImplementedError
 
     def eval_batches(self, split: str) -> list[Arrays]:
         """Returns packed batches of one shape; the last one has fewer examples and as many rows."""
-        if split not in self._layouts:
-            self._layouts[split] = self._lay_out(split)
         return [
-            self._arrays(split, plan, plan.need, self._eval_size()) for plan in self._layouts[split]
+            self._arrays(split, plan, plan.need, self._eval_size()) for plan in self._layout(split)
         ]
 
     def _eval_size(self) -> int:
@@ -203,6 +153,12 @@ class EncoderFeed:
         It depends on the number of choices alone, so that tasks share a program.
         """
         return EVAL_TOKENS // packing.MIN_SHARE // 4 // self.n_choices
+
+    def _layout(self, split: str) -> list[MicrobatchPlan]:
+        """Returns the plans of a split's batches, which are made once."""
+        if split not in self._layouts:
+            self._layouts[split] = self._lay_out(split)
+        return self._layouts[split]
 
     def _lay_out(self, split: str) -> list[MicrobatchPlan]:
         """Returns batches of examples by length, each full in rows or in examples."""
@@ -228,12 +184,87 @@ class EncoderFeed:
             start = stop
         return plans
 
-    def predictions(self, split: str, outputs: Sequence[np.ndarray]) -> list[Any]:
-        """Returns a prediction for each row, from float [examples, N_OUTPUTS] of each batch."""
-        scores = np.zeros((len(self._samples[split]), N_OUTPUTS), np.float32)
-        for plan, output in zip(self._layouts[split], outputs, strict=True):
-            scores[list(plan.examples)] = output[: len(plan.examples)]
+    def by_sequence(self, split: str, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Returns the outputs of each sequence of a split: [its tokens, …].
 
+        Args:
+            split: the split.
+            outputs: [rows, length, …] of each batch of `eval_batches`.
+        """
+        found: list[np.ndarray] = [np.zeros(0)] * len(self._sequences[split])
+        for plan, output in zip(self._layout(split), outputs, strict=True):
+            for example, (row, offset) in zip(plan.examples, plan.places, strict=True):
+                n_tokens = len(self._sequences[split][example].ids)
+                found[example] = output[row, offset : offset + n_tokens]
+        return found
+
+
+class EncoderFeed(PackedFeed):
+    """Feeds an encoder with texts and pairs of texts, for scores of each."""
+
+    def __init__(
+        self,
+        task: Task,
+        splits: Mapping[str, list[Row]],
+        tokenizer: tokenizers.Tokenizer,
+        pad_id: int,
+        settings: Settings,
+        max_positions: int | None,
+    ):
+        """Tokenises all examples.
+
+        Args:
+            splits: rows by split, with "train" among them if the task is to be trained.
+            max_positions: positions of the model; None means no limit.
+        """
+        self._task = task
+        self._rows = splits
+        limit = min(settings.max_length, max_positions or settings.max_length)
+        cutting = truncating(tokenizer, limit)
+
+        self._samples: dict[str, list[inputs.Sample]] = {}
+        sequences: dict[str, list[packing.Encoded]] = {}
+        for split, rows in splits.items():
+            self._samples[split] = []
+            for row in rows:
+                self._samples[split].extend(inputs.samples(task, row))
+            sequences[split] = _encode(cutting, self._samples[split], settings.single_as_pair)
+        n_choices = 2 if task.kind == "choice" else 1
+        super().__init__(sequences, pad_id, n_choices)
+
+    def _targets(self, split: str, plan: MicrobatchPlan, batch: Arrays) -> Arrays:
+        labels = [self._samples[split][example].label for example in plan.examples]
+        values = np.zeros(len(batch["first"]) // self.n_choices, np.float32)
+        values[: len(labels)] = [label or 0 for label in labels]  # None where it is unknown
+
+        is_regression = self._task.kind == "regression"
+        if is_regression:
+            classes = np.zeros(len(values), np.int32)
+        else:
+            classes = values.astype(np.int32)
+        return {
+            "labels": classes,
+            "targets": values,
+            "classes": np.arange(n_outputs(self._task)) < self._n_used(),
+            "regression": np.asarray(is_regression, np.float32),
+        }
+
+    def _n_used(self) -> int:
+        """Returns how many outputs of the head the task uses; choices are scored side by side."""
+        if self._task.kind == "choice" and self._task.labels:
+            return len(self._task.labels)
+        return self._task.n_classes
+
+    def scores(self, split: str, outputs: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns the scores of a split's examples, float32 [examples, outputs]."""
+        scores = np.zeros((len(self._samples[split]), n_outputs(self._task)), np.float32)
+        for plan, output in zip(self._layout(split), outputs, strict=True):
+            scores[list(plan.examples)] = output[: len(plan.examples)]
+        return scores
+
+    def predictions(self, split: str, outputs: Sequence[np.ndarray]) -> list[Any]:
+        """Returns a prediction for each row, from float [examples, outputs] of each batch."""
+        scores = self.scores(split, outputs)
         predictions = []
         start = 0
         for row in self._rows[split]:
@@ -243,6 +274,33 @@ class EncoderFeed:
             predictions.append(inputs.decide(self._task, row, row_scores))
             start += n_samples
         return predictions
+
+
+def n_outputs(task: Task) -> int:
+    """Returns the outputs of the head for a task; all of GLUE's share one number, and programs."""
+    return max(N_OUTPUTS, task.n_classes)
+
+
+def _encode(
+    tokenizer: tokenizers.Tokenizer, samples: Sequence[inputs.Sample], as_pair: bool
+) -> list[packing.Encoded]:
+    """Returns the tokens of all texts of `samples`, choices side by side."""
+    texts: list[Any] = []
+    for sample in samples:
+        for first, second in sample.pairs:
+            if second is not None:
+                texts.append((first, second))
+            elif as_pair:
+                texts.append((first, ""))
+            else:
+                texts.append(first)
+    return [encoded(encoding) for encoding in tokenizer.encode_batch(texts)]
+
+
+def encoded(encoding: tokenizers.Encoding) -> packing.Encoded:
+    """Returns the arrays of a text that is tokenised."""
+    ids = np.asarray(encoding.ids, np.int32)
+    return packing.Encoded(ids=ids, types=np.asarray(encoding.type_ids, np.int32))
 
 
 def truncating(tokenizer: tokenizers.Tokenizer, limit: int) -> tokenizers.Tokenizer:

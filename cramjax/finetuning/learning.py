@@ -11,18 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from cramjax.finetuning import results, training
-from cramjax.finetuning.classification import Classification, classification
-from cramjax.finetuning.feed import EncoderFeed, Feed
+from cramjax.finetuning.classification import EncoderObjective, dropping
+from cramjax.finetuning.feed import Feed, PackedFeed
+from cramjax.finetuning.heads import check, head_of
 from cramjax.finetuning.protocols import Settings
 from cramjax.finetuning.t5_feed import T5Feed
 from cramjax.finetuning.text_to_text import TextToText, text_to_text
-from cramjax.glue import metrics
 from cramjax.glue.tasks import Row, Task
 from cramjax.hub import equivalence
 from cramjax.hub.families import FAMILIES
 from cramjax.inference import LoadedModel
-from cramjax.models import encoder, kernels, t5
+from cramjax.models import classifier, encoder, kernels, t5
 from cramjax.objectives.objective import FinetuningObjective
+from cramjax.tasks import catalogue
 from cramjax.tuning import attention_choice
 
 Splits = Mapping[str, list[Row]]
@@ -37,9 +38,14 @@ def open_task(
 ) -> tuple[Feed, FinetuningObjective]:
     """Returns the examples of a task as `model` reads them, and the objective that learns them.
 
-    The objective is a `Classification` or a `TextToText`. On a GPU an encoder's attention runs by
-    the kernel that is fastest there, and `announce` receives the choice.
+    The objective is that of the task's head (`heads.HEADS`), or a `TextToText`. On a GPU an
+    encoder's attention runs by the kernel that is fastest there, and `announce` receives the
+    choice.
+
+    Raises:
+        UserError: if the model cannot have the head of the task.
     """
+    check(task, model.is_t5)
     splits = dict(splits)
     if settings.max_train and len(splits.get("train", ())) > settings.max_train:
         splits["train"] = _sampled(splits["train"], settings.max_train)
@@ -78,34 +84,50 @@ def _open_encoder(
     splits: Splits,
     settings: Settings,
     announce: Callable[[str], None],
-) -> tuple[EncoderFeed, Classification]:
+) -> tuple[PackedFeed, EncoderObjective]:
+    head = head_of(task)
     pad_id = model.special["pad"]
-    feed = EncoderFeed(task, splits, model.tokenizer, pad_id, settings, config.max_length)
+    feed = head.feed(task, splits, model.tokenizer, pad_id, settings, config.max_length)
+    for note in feed.notes:
+        announce(f"{task.folder}: {note}")
+    network = network_with_head(config, task, settings)
+    objective = head.objective(network, model.precision)
+    return feed, _with_fastest_attention(objective, feed, model.params, settings, announce)
 
+
+def network_with_head(
+    config: encoder.EncoderConfig, task: Task, settings: Settings
+) -> classifier.ClassifierConfig:
+    """Returns the network that `settings` finetune for a task."""
+    head = head_of(task)
+    kind = head.network or classifier.SEQUENCE
     # The stock head is that of the transformers class the network exports to, if there is one.
     width, transform = settings.head_width, "pooler"
     family = equivalence.export_family(config)
     if settings.head == "stock" and family:
-        width, transform = None, FAMILIES[family].transform
-    objective = classification(
-        config,
-        model.precision,
-        pooling=settings.pooling,
-        width=width,
-        transform=transform,
+        width, transform = None, FAMILIES[family].transform_of(kind)
+    if kind != classifier.SEQUENCE and transform == "pooler":
+        # A pooler reads whole sequences; BERT has no transform of tokens.
+        width, transform = None, "none"
+
+    return classifier.ClassifierConfig(
+        encoder=dropping(config, settings.dropout, settings.attention_dropout),
+        width=width or config.d_model,
+        n_outputs=head.n_outputs(task),
         dropout=settings.dropout,
-        attention_dropout=settings.attention_dropout,
+        pooling=settings.pooling,
+        transform=transform,
+        head=kind,
     )
-    return feed, _with_fastest_attention(objective, feed, model.params, settings, announce)
 
 
 def _with_fastest_attention(
-    objective: Classification,
-    feed: EncoderFeed,
+    objective: EncoderObjective,
+    feed: PackedFeed,
     trained: Any,
     settings: Settings,
     announce: Callable[[str], None],
-) -> Classification:
+) -> EncoderObjective:
     """Returns `objective` with the kernels that are fastest for a batch of `feed`."""
     precision = objective.precision
     if not precision.on_gpu or not feed.n_train:
@@ -139,17 +161,16 @@ def score(
         outputs = training.predict(objective, params, feed.eval_batches(split))
         predictions[split] = feed.predictions(split, outputs)
         if split in task.splits:
-            split_scores = metrics.score(task, rows, predictions[split])
-            scores |= results.metric_names(split_scores, split)
+            split_scores = head_of(task).score(task, rows, predictions[split])
+            scores |= results.metric_names(task, split_scores, split)
     return scores, predictions
 
 
 def describe(task: Task, settings: Settings, seed: int) -> dict[str, Any]:
     """Returns what a finetuned model notes about its making."""
-    return {
-        "task": task.name,
-        "suite": task.suite,
-        "labels": task.labels,
-        "settings": settings.describe(),
-        "seed": seed,
-    }
+    described = catalogue.notes(task)
+    described |= {"settings": settings.describe(), "seed": seed}
+    network = head_of(task).network
+    if network not in (None, classifier.SEQUENCE):
+        described["head"] = network
+    return described

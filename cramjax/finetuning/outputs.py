@@ -14,7 +14,8 @@ from cramjax.files import replacing, write_json
 from cramjax.finetuning import results, submission
 from cramjax.finetuning.request import FinetuneRequest
 from cramjax.glue.rows import TaskData
-from cramjax.glue.tasks import SUITES, Task
+from cramjax.glue.tasks import Task
+from cramjax.tasks import catalogue
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class FinishedTask:
 
 def write_outputs(
     request: FinetuneRequest,
-    suite: str,
+    tasks: Sequence[Task],
     finished: Sequence[FinishedTask],
     unfinished: dict[str, str],
     announce: Announce,
@@ -42,6 +43,7 @@ def write_outputs(
     """Write all files and return the content of results.json.
 
     Args:
+        tasks: all of the finetuning.
         unfinished: task → why some of its runs are missing.
         announce: receives a line about the submission.
     """
@@ -51,14 +53,19 @@ def write_outputs(
         name = item.task.name
         entries[name] = _entry(request, item)
         predictions = _median_run(item, entries[name]["point"])["predictions"][name]
-        submission.write_predictions(
-            request.out / "predictions", item.task, predictions, item.data.splits
-        )
+        folder = request.out / "predictions"
+        submission.write_predictions(folder, item.task, predictions, item.data.splits)
+        if item.task.kind == "span":
+            split = item.task.splits[0]
+            rows = item.data.splits[split]
+            submission.write_answers(folder, item.task, rows, predictions[split])
         server_files |= _server_files(item, predictions)
 
-    summary = _summary(request, suite, entries, unfinished)
+    listed = catalogue.listed(tasks)
+    suite = tasks[0].suite
+    summary = _summary(request, listed, entries, unfinished)
     write_json(request.out / "results.json", summary)
-    text = results.markdown(suite, summary, compare=request.compare)
+    text = results.markdown(listed, summary, compare=request.compare)
     with replacing(request.out / "results.md") as path:
         path.write_text(text, encoding="utf-8")
 
@@ -109,22 +116,22 @@ def _server_files(
 
 def _summary(
     request: FinetuneRequest,
-    suite: str,
+    listed: Sequence[Task],
     entries: dict[str, dict[str, Any]],
     unfinished: dict[str, str],
 ) -> dict[str, Any]:
     """Returns the content of results.json, tasks in the order of their suite."""
-    average, missing = results.average(suite, entries)
+    average, missing = results.average(listed, entries)
     model = pathlib.Path(request.checkpoint).name
     if request.untrained:
         model += " (untrained)"
 
     # Tasks stand first, in the order of the tables.
-    ordered = {task.name: entries[task.name] for task in SUITES[suite] if task.name in entries}
+    ordered = {task.name: entries[task.name] for task in listed if task.name in entries}
     return ordered | {
         "average": average,
         "average_missing": missing,
-        "suite": suite,
+        "suite": listed[0].suite,
         "protocol": request.protocol.describe(),
         "model": model,
         "unfinished": unfinished,

@@ -17,7 +17,7 @@ from typing import Any
 
 from cramjax.budget.schedules import multiplier
 from cramjax.errors import UserError
-from cramjax.glue.tasks import find_tasks
+from cramjax.glue.tasks import OTHER, Task, find_tasks
 
 _OPTIMIZERS = ("adamw", "adafactor", "lamb", "lion", "muon")
 
@@ -38,6 +38,11 @@ class Settings:
         batch_size: examples in an optimizer step.
         microbatch_size: examples in a forward pass; None means the whole batch.
         max_length: tokens of an input; longer inputs are cut, the longer of two texts first.
+        stride: tokens that neighbouring windows of a text share, where a head reads a text in
+            windows ("tags", "span"); at most half a window.
+        max_question: tokens of a question in front of a context; longer questions are cut.
+        max_answer: tokens of an answer.
+        n_best: starts and ends of a window that are tried, and answers that are kept.
         max_target: upper limit on the tokens a T5 generates.
         dropout: rate on embeddings, blocks and head.
         attention_dropout: rate on attention probabilities.
@@ -68,6 +73,10 @@ class Settings:
     batch_size: int = 32
     microbatch_size: int | None = None
     max_length: int = 128
+    stride: int = 128
+    max_question: int = 64
+    max_answer: int = 30
+    n_best: int = 20
     max_target: int = 64
     dropout: float = 0.1
     attention_dropout: float = 0.1
@@ -95,7 +104,8 @@ class Settings:
         multiplier(self.schedule, 0.5, warmup=self.warmup, final=self.final)
 
     def _check_numbers(self) -> None:
-        for name in ("epochs", "batch_size", "max_length", "max_target"):
+        least_one = ("epochs", "batch_size", "max_length", "max_target")
+        for name in (*least_one, "max_question", "max_answer", "n_best", "stride"):
             value = getattr(self, name)
             _require(value >= 1, f"{name}={value}: must be at least 1")
 
@@ -174,18 +184,22 @@ class Protocol:
         """Returns the full settings of a point of the grid."""
         return dataclasses.replace(self.settings, **point)
 
-    def changed(self, assignments: Sequence[str], grid: Sequence[str]) -> Protocol:
+    def changed(
+        self, assignments: Sequence[str], grid: Sequence[str], tasks: Sequence[Task] = ()
+    ) -> Protocol:
         """Returns the protocol with other values.
 
         Args:
             assignments: KEY=VALUE changes a setting of all tasks, TASK.KEY=VALUE of one.
             grid: KEY=V1,V2,… each; together they replace the protocol's own grid.
+            tasks: of no suite, which an assignment may name.
 
         Raises:
             UserError: for an unknown task or setting, or a value of another type.
         """
         values = dict(_assignment(text, "--set") for text in assignments if not _has_task(text))
-        by_task = self._by_task(values, [text for text in assignments if _has_task(text)])
+        for_tasks = [text for text in assignments if _has_task(text)]
+        by_task = self._by_task(values, for_tasks, {task.name.lower(): task for task in tasks})
 
         if grid:
             points = dict(_tried_values(text) for text in grid)
@@ -203,7 +217,10 @@ class Protocol:
         return protocol
 
     def _by_task(
-        self, values: Mapping[str, Any], task_assignments: Sequence[str]
+        self,
+        values: Mapping[str, Any],
+        task_assignments: Sequence[str],
+        tasks: Mapping[str, Task],
     ) -> dict[str, dict[str, Any]]:
         """Returns the settings by task after both kinds of assignments."""
         by_task: dict[str, dict[str, Any]] = {}
@@ -214,7 +231,8 @@ class Protocol:
         for text in task_assignments:
             name, _, assignment = text.partition(".")
             key, value = _assignment(assignment, "--set")
-            by_task.setdefault(find_tasks([name])[0].name, {})[key] = value
+            task = tasks.get(name.lower()) or find_tasks([name])[0]
+            by_task.setdefault(task.name, {})[key] = value
         return by_task
 
     def _check(self) -> None:
@@ -349,18 +367,27 @@ _ALL = (
     ),
 )
 
+BY_KIND: Mapping[str, Mapping[str, Any]] = {"span": {"max_length": 384}}
+"""Kind of a task → settings of an encoder that differ in every protocol, because rows are longer:
+those of BERT's run_squad.py."""
+
 PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
 """Protocols by name."""
 
 
 def choose_protocol(
-    name: str | None, is_t5: bool, assignments: Sequence[str] = (), grid: Sequence[str] = ()
+    name: str | None,
+    is_t5: bool,
+    assignments: Sequence[str] = (),
+    grid: Sequence[str] = (),
+    tasks: Sequence[Task] = (),
 ) -> Protocol:
     """Returns the protocol `name` with changed settings.
 
     Args:
         name: None means "t5" for a T5 and "cramming" for an encoder.
         assignments, grid: as in `Protocol.changed`.
+        tasks: that are finetuned; those of no suite may have settings by their kind.
 
     Raises:
         UserError: for an unknown protocol or setting.
@@ -369,4 +396,10 @@ def choose_protocol(
     name = name or default
     if name not in PROTOCOLS:
         raise UserError(f"--protocol {name}: unknown; there are {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name].changed(assignments, grid)
+
+    protocol = PROTOCOLS[name]
+    others = [task for task in tasks if task.suite == OTHER]
+    if name != "t5":
+        by_kind = {task.name: BY_KIND[task.kind] for task in others if task.kind in BY_KIND}
+        protocol = dataclasses.replace(protocol, by_task={**by_kind, **protocol.by_task})
+    return protocol.changed(assignments, grid, others)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from cramjax.errors import UserError
 from cramjax.finetuning.protocols import Protocol
 from cramjax.glue import local_files, rows
-from cramjax.glue.tasks import SUITES, Task, find_tasks
+from cramjax.glue.tasks import SUITES, Task
+from cramjax.tasks import catalogue
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class FinetuneRequest:
 
     checkpoint: str
     tasks: Sequence[str]
-    data_dir: str
+    data_dir: str | None
     out: pathlib.Path
     protocol: Protocol
     n_seeds: int
@@ -42,24 +43,23 @@ def default_out(checkpoint: str, protocol: Protocol, untrained: bool) -> pathlib
     return pathlib.Path("runs/finetune") / f"{name}-{protocol.name}"
 
 
-def choose_tasks(names: Sequence[str], data_dir: str) -> tuple[Task, ...]:
-    """Returns the tasks behind `names`, in the order of their suite.
+def choose_tasks(names: Sequence[str], data_dir: str | None) -> tuple[Task, ...]:
+    """Returns the tasks behind `names`, see `catalogue.find`.
 
     A whole suite includes a diagnostic (AX-b, AX-g) only if its data are present.
 
     Raises:
         UserError: for an unknown task, or a diagnostic without the task whose model answers it.
     """
-    if data_dir == "tfds":
-        suite = None
-    else:
+    suite = None
+    if data_dir and data_dir != "tfds":
         suite = local_files.suite_of("RTE", pathlib.Path(data_dir))
     names_suite = any(name.lower() in SUITES for name in names)
 
     chosen = []
-    for task in find_tasks(names, suite):
+    for task in catalogue.find(names, suite):
         is_optional = task.first is not None and names_suite
-        if not is_optional or rows.has_data(task, data_dir):
+        if not is_optional or not data_dir or rows.has_data(task, data_dir):
             chosen.append(task)
 
     chosen_names = {task.name for task in chosen}
@@ -78,7 +78,7 @@ def check_starts(tasks: Sequence[Task], protocol: Protocol, is_t5: bool) -> None
         UserError: if a task starts from itself, an unknown task or a task that is not among
             `tasks`, or if the model is a T5.
     """
-    known = {task.name for task in itertools.chain(*SUITES.values())}
+    known = {task.name for task in itertools.chain(tasks, *SUITES.values())}
     chosen = {task.name for task in tasks}
 
     for task in tasks:

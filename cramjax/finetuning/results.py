@@ -11,13 +11,11 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from cramjax.glue.published import GLUE
-from cramjax.glue.tasks import SUITES, Task
+from cramjax.glue.tasks import Task
+from cramjax.tasks.catalogue import TITLES
 
-_SUFFIXES = {"validation_mismatched": "_mm"}
-_TITLES = {"superglue": "SuperGLUE", "glue": "GLUE"}
+_SUFFIXES = {"validation_mismatched": "_mm", "test": "_test"}
 _METRIC_NAMES = {
     "matthews": "MCC",
     "accuracy": "acc",
@@ -29,12 +27,18 @@ _METRIC_NAMES = {
     "f1a": "F1a",
     "exact_match": "EM",
     "gender_parity": "parity",
+    "best_f1": "best F1",
 }
 
 
-def metric_names(metrics: Mapping[str, float], split: str) -> dict[str, float]:
-    """Returns metrics by their names in results: those of MNLI's second split end in _mm."""
-    suffix = _SUFFIXES.get(split, "")
+def suffix_of(task: Task, split: str) -> str:
+    """Returns the end of the names of a further evaluation split: MNLI's second one has _mm."""
+    return "" if split == task.splits[0] else _SUFFIXES[split]
+
+
+def metric_names(task: Task, metrics: Mapping[str, float], split: str) -> dict[str, float]:
+    """Returns the metrics of a split by their names in results."""
+    suffix = suffix_of(task, split)
     return {name + suffix: value for name, value in metrics.items()}
 
 
@@ -97,22 +101,28 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def average(suite: str, entries: Mapping[str, dict[str, Any]]) -> tuple[float | None, list[str]]:
-    """Returns the suite's average over the tasks that are present, and the names of the missing.
+def average(
+    tasks: Sequence[Task], entries: Mapping[str, dict[str, Any]]
+) -> tuple[float | None, list[str]]:
+    """Returns the average over the tasks that are present, and the names of the missing.
 
     GLUE: the mean of nine medians, with MNLI matched and mismatched, without WNLI (Cramming,
     arXiv 2212.14034, section 5). SuperGLUE: the mean over tasks; a task counts with the mean of its
-    metrics (arXiv 1905.00537, section 4).
+    metrics (arXiv 1905.00537, section 4), and so does a task of no suite.
+
+    Args:
+        tasks: of a suite, or those of a finetuning that are in none.
+        entries: of results.json.
     """
     numbers: list[float] = []
     missing: list[str] = []
-    for task in SUITES[suite]:
+    for task in tasks:
         if not task.in_average:
             continue
         entry = entries.get(task.name, {})
         medians = [entry[name]["median"] for name in task.headline if name in entry]
         missing += [f"{task.name} {name}" for name in task.headline if name not in entry]
-        if suite == "glue":
+        if task.suite == "glue":
             numbers.extend(medians)
         elif medians:
             numbers.append(statistics.mean(medians))
@@ -122,17 +132,19 @@ def average(suite: str, entries: Mapping[str, dict[str, Any]]) -> tuple[float | 
     return round(statistics.mean(numbers), 2), missing
 
 
-def table(suite: str, results: dict[str, Any], *, compare: bool = False) -> list[list[str]]:
+def table(
+    tasks: Sequence[Task], results: dict[str, Any], *, compare: bool = False
+) -> list[list[str]]:
     """Returns rows of cells: the header, then a model in each row.
 
-    The columns are the tasks in the suite's order with their headline metrics, median ± std, and
+    The columns are `tasks` in their order with their headline metrics, median ± std, and
     the average at the end. `compare` adds the published models of GLUE.
     """
-    columns = _columns(suite, results)
+    columns = _columns(tasks, results)
     header = ["model"]
     row = [results["model"]]
     for task, name in columns:
-        header.append(f"{task.folder} {_METRIC_NAMES[name]}")
+        header.append(f"{task.folder} {_METRIC_NAMES.get(name, name)}")
         row.append(_cell(results[task.name][name]))
 
     header.append("average")
@@ -143,15 +155,15 @@ def table(suite: str, results: dict[str, Any], *, compare: bool = False) -> list
         row.append(f"{results['average']:.1f}{mark}")
 
     rows = [header, row]
-    if compare and suite == "glue":
+    if compare and results["suite"] == "glue":
         rows += _published_rows(columns)
     return rows
 
 
-def _columns(suite: str, results: dict[str, Any]) -> list[tuple[Task, str]]:
-    """Returns the (task, metric) pairs that have results, in the suite's order."""
+def _columns(tasks: Sequence[Task], results: dict[str, Any]) -> list[tuple[Task, str]]:
+    """Returns the (task, metric) pairs that have results, in the order of the tasks."""
     columns = []
-    for task in SUITES[suite]:
+    for task in tasks:
         names = task.headline if task.in_average else task.metrics
         entry = results.get(task.name, {})
         columns += [(task, name) for name in names if name in entry]
@@ -182,11 +194,11 @@ def _cell(spread: dict[str, Any]) -> str:
     return f"{spread['median']:.1f}"
 
 
-def markdown(suite: str, results: dict[str, Any], *, compare: bool = False) -> str:
+def markdown(tasks: Sequence[Task], results: dict[str, Any], *, compare: bool = False) -> str:
     """Returns results.md: the table, notes, settings, and the command that repeats it."""
-    header, *rows = table(suite, results, compare=compare)
+    header, *rows = table(tasks, results, compare=compare)
     protocol = results["protocol"]
-    lines = [f"# {_TITLES[suite]}: {results['model']}", ""]
+    lines = [f"# {TITLES[results['suite']]}: {results['model']}", ""]
     lines += [_line(header), _line(["---"] * len(header)), *map(_line, rows), ""]
     lines.append(
         f"Development sets, percent, {describe_seeds(results)}. "
@@ -198,7 +210,7 @@ def markdown(suite: str, results: dict[str, Any], *, compare: bool = False) -> s
     notes = [f"- {note}" for note in _notes(results)]
     if notes:
         lines += ["", *notes]
-    if compare and suite == "glue":
+    if compare and results["suite"] == "glue":
         lines += ["", "Published rows are of the full data and of protocols of their own:", ""]
         for published in GLUE:
             lines.append(f"- {published.model}: {published.source}; {published.protocol}")
@@ -269,10 +281,3 @@ def plain_table(rows: Sequence[Sequence[str]]) -> str:
     for name, *cells in zip(*rows, strict=True):
         lines.append(f"{name:<22}" + " ".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join(lines)
-
-
-def is_constant(predictions: Sequence[Any]) -> bool:
-    """Returns whether every row got the same answer, as after a failed finetuning."""
-    if len(predictions) < 2:
-        return False
-    return bool(np.all([value == predictions[0] for value in predictions]))

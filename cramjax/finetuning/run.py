@@ -13,7 +13,7 @@ import numpy as np
 
 from cramjax import console
 from cramjax.console import Announce
-from cramjax.finetuning import learning, results, submission, training
+from cramjax.finetuning import heads, learning, results, submission, training
 from cramjax.finetuning.feed import Feed
 from cramjax.finetuning.outputs import FinishedTask, write_outputs
 from cramjax.finetuning.protocols import Settings
@@ -21,10 +21,10 @@ from cramjax.finetuning.request import FinetuneRequest, check_starts, choose_tas
 from cramjax.finetuning.saved import SavedModels
 from cramjax.finetuning.store import Store, digest
 from cramjax.finetuning.t5_feed import check_labels, check_rows
-from cramjax.glue import rows
-from cramjax.glue.tasks import Task
+from cramjax.glue.tasks import OTHER, Task
 from cramjax.inference import LoadedModel, untrained
 from cramjax.objectives.objective import FinetuningObjective
+from cramjax.tasks import catalogue
 from cramjax.tuning import devices
 
 SMALL_TASK = 20_000
@@ -68,23 +68,27 @@ class Finetuning:
         self.protocol = request.protocol
         self.seeds = list(range(request.n_seeds))
 
-        all_tasks = choose_tasks(request.tasks, request.data_dir)
+        chosen = choose_tasks(request.tasks, request.data_dir)
+        check_starts([task for task in chosen if not task.first], self.protocol, self.model.is_t5)
+        self.data = {}
+        for task in chosen:
+            heads.check(task, self.model.is_t5)
+            self.data[task.name] = catalogue.open_task(
+                task, request.data_dir, announce, test=request.submit
+            )
+        # The data say which labels there are.
+        all_tasks = [self.data[task.name].task for task in chosen]
+        self.all_tasks = all_tasks
         self.tasks = [task for task in all_tasks if not task.first]
         self.diagnostics = [task for task in all_tasks if task.first]
-        self.suite = all_tasks[0].suite
-        check_starts(self.tasks, self.protocol, self.model.is_t5)
         if self.model.is_t5:
             for task in all_tasks:
                 check_labels(task, self.model.tokenizer, self.model.special["sep"])
         # A task whose model others start from comes before them.
         self.tasks = sorted(self.tasks, key=lambda task: not self._is_start(task))
 
-        self.data = {}
-        for task in all_tasks:
-            self.data[task.name] = rows.open_task(
-                task, request.data_dir, announce, test=request.submit
-            )
-            if self.model.is_t5:
+        if self.model.is_t5:
+            for task in all_tasks:
                 labelled = self.data[task.name].splits.get("validation", [])
                 check_rows(task, labelled, self.model.tokenizer, announce)
         self.store = self._open_store()
@@ -96,14 +100,20 @@ class Finetuning:
 
     def _open_store(self) -> Store:
         """Open the folder of the results; it must hold results of the same model and data only."""
+        protocol = self.protocol.describe()
+        others = {task.name: task for task in self.all_tasks if task.suite == OTHER}
+        # A task of no suite may be added too, so its settings stand in its own setup.
+        for name in others:
+            protocol["by_task"].pop(name, None)
         store = Store(
             self.request.out,
             {
                 "model": digest(self.model.params),
-                "protocol": self.protocol.describe(),
+                "protocol": protocol,
                 "precision": str(self.model.precision.matmul_dtype),
             },
         )
+
         # Tasks may be added to a folder, so each has a setup of its own with the sizes of its data.
         for task in self.tasks:
             splits = self.data[task.name].splits
@@ -111,7 +121,11 @@ class Finetuning:
             sizes = {
                 split: len(splits[split]) for split in ("train", *task.splits) if split in splits
             }
-            Store(self.request.out / "runs" / task.name, {"data": sizes})
+            setup: dict[str, Any] = {"data": sizes}
+            if task.name in others:
+                setup["task"] = catalogue.notes(task)
+                setup["settings"] = dict(self.protocol.by_task.get(task.name, {}))
+            Store(self.request.out / "runs" / task.name, setup)
         return store
 
     def _is_start(self, task: Task) -> bool:
@@ -297,7 +311,7 @@ class Finetuning:
             for shown in (task, *answered):
                 data = self.data[shown.name]
                 finished.append(FinishedTask(task=shown, data=data, n_train=n_train, points=points))
-        return write_outputs(self.request, self.suite, finished, unfinished, self.announce)
+        return write_outputs(self.request, self.all_tasks, finished, unfinished, self.announce)
 
     def _finished_points(self, task: Task) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Returns (settings that differ, runs) of the points with finished runs."""
@@ -336,7 +350,7 @@ def _outcome(
         "metrics": {task.name: scores},
         "predictions": {task.name: predictions},
         "status": "diverged" if trained.diverged[number] else "ok",
-        "constant": results.is_constant(predictions[task.splits[0]]),
+        "constant": heads.is_constant(task, predictions[task.splits[0]]),
         # The feed counts outputs that are no answer while it reads predictions.
         "illegal": dict(opened.feed.n_illegal),
         "loss": trained.losses[number],

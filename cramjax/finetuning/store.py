@@ -5,6 +5,7 @@ A run is a (task, point of the grid, seed). The setup decides who may go on in t
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -15,6 +16,7 @@ import numpy as np
 
 from cramjax.errors import UserError
 from cramjax.files import read_json, write_json
+from cramjax.finetuning.protocols import Settings
 
 SETUP = "setup.json"
 
@@ -31,6 +33,13 @@ _KINDS = {
     "epoch": int,
     "n_steps": int,
     "seconds": int | float,
+}
+
+
+_DEFAULTS = {
+    field.name: field.default
+    for field in dataclasses.fields(Settings)
+    if field.default is not dataclasses.MISSING
 }
 
 
@@ -100,6 +109,10 @@ class Store:
 
 def _check_setup(folder: pathlib.Path, setup: dict[str, Any], earlier: dict[str, Any]) -> None:
     """Raises UserError if the folder was made with another setup."""
+    protocol = earlier.get("protocol")
+    if isinstance(protocol, dict) and isinstance(protocol.get("settings"), dict):
+        # A folder may be older than a setting, which then had its default value.
+        earlier = earlier | {"protocol": protocol | {"settings": _DEFAULTS | protocol["settings"]}}
     differing = [key for key in setup if not _agrees(earlier.get(key), setup[key])]
     if differing:
         raise UserError(

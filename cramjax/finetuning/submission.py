@@ -12,8 +12,11 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cramjax.files import replacing
-from cramjax.glue.tasks import SUITES, Row, Task
+from cramjax.files import replacing, write_json
+from cramjax.finetuning.heads import head_of
+from cramjax.finetuning.results import suffix_of
+from cramjax.glue.tasks import OTHER, SUITES, Row, Task
+from cramjax.tasks import answers
 
 # GLUE's server takes names of classes for these tasks, and numbers for the others.
 _NAMED = {"mnli", "qnli", "rte"}
@@ -28,21 +31,45 @@ def write_predictions(
 ) -> None:
     """Write <task>.tsv with the columns index, prediction and label, in the order of the rows.
 
-    MNLI's second split goes to <task>_mm.tsv.
+    MNLI's second split goes to <task>_mm.tsv, a test split with labels to <task>_test.tsv.
 
     Args:
         splits: predictions by split.
         rows: rows by split.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    evaluated = [split for split in task.splits if split in splits]
-    for split, suffix in zip(evaluated, ("", "_mm"), strict=False):
+    text = head_of(task).text
+    for split in task.splits:
+        if split not in splits:
+            continue
+
+        suffix = suffix_of(task, split)
         lines = ["index\tprediction\tlabel"]
         for row, prediction in zip(rows[split], splits[split], strict=True):
-            label = _label_text(task, row["label"])
-            lines.append(f"{_index_text(row['idx'])}\t{_text(task, prediction)}\t{label}")
+            label = text(task, row["label"])
+            lines.append(f"{_index_text(row['idx'])}\t{text(task, prediction)}\t{label}")
         with replacing(folder / f"{task.name}{suffix}.tsv") as path:
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_answers(
+    folder: pathlib.Path, task: Task, rows: Sequence[Row], predictions: Sequence[Any]
+) -> None:
+    """Write <task>.json with the answers in SQuAD's form, question → text.
+
+    SQuAD 2.0's are "" over the threshold with the best F1, and <task>_null_odds.json has the odds.
+    """
+    texts = {}
+    odds = {}
+    for row, prediction in zip(rows, predictions, strict=True):
+        texts[row["idx"]] = prediction["text"]
+        odds[row["idx"]] = prediction["no_answer"]
+    if "best_f1" in task.metrics:
+        scores = head_of(task).score(task, rows, predictions)
+        threshold = scores["best_f1_threshold"]
+        texts = answers.final_texts(texts, odds, threshold)
+        write_json(folder / f"{task.name}_null_odds.json", odds)
+    write_json(folder / f"{task.name}.json", texts)
 
 
 def _index_text(index: Any) -> str:
@@ -51,25 +78,10 @@ def _index_text(index: Any) -> str:
     return str(index)
 
 
-def _label_text(task: Task, label: Any) -> str:
-    """Returns a label as text; ReCoRD's rows have several right entities."""
-    if isinstance(label, list):
-        return " | ".join(label)
-    return _text(task, label)
-
-
-def _text(task: Task, value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    if isinstance(value, int) and task.labels:
-        return task.labels[value]
-    return str(value)
-
-
 def file_names(task: Task) -> dict[str, str]:
-    """Returns test split → name of the server's file."""
+    """Returns test split → name of the server's file; {} for a task without a server."""
+    if task.suite == OTHER:
+        return {}
     if task.suite == "superglue":
         splits = [split.replace("validation", "test") for split in task.splits]
         return {split: f"{task.folder}.jsonl" for split in splits}

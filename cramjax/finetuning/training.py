@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cramjax.finetuning.classification import EncoderObjective
 from cramjax.finetuning.feed import Arrays, Feed
 from cramjax.finetuning.protocols import Settings
 from cramjax.objectives.objective import FinetuningObjective
@@ -288,6 +289,12 @@ def of_seed(params: Any, index: int, n_seeds: int) -> Any:
 def predictor(objective: FinetuningObjective) -> Callable[..., jax.Array]:
     """Returns the jitted `predict` of an objective; equal objectives share it."""
     return jax.jit(objective.predict)
+
+
+@functools.lru_cache(maxsize=16)
+def evaluator(objective: EncoderObjective) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Returns the jitted `evaluate` of an objective; equal objectives share it."""
+    return jax.jit(objective.evaluate)
 
 
 def predict(

@@ -94,6 +94,9 @@ def source_text(task: Task, row: Row) -> str:
         entities = ", ".join(row["entities"])
         return f"record query: {row['query']} entities: {entities} passage: {_passage(row)}"
 
+    if task.kind == "span":
+        return f"question: {row['question']} context: {row['context']}"
+
     if task.kind == "answers":
         fields = ["question", "answer", "paragraph"]
     else:
@@ -110,6 +113,11 @@ def target_texts(task: Task, row: Row) -> list[str]:
         return [row["span1_text"]] if row["label"] else []
     if task.kind == "entities":
         return list(row["label"])
+    if task.kind == "span":
+        # No answer is an empty text.
+        return [row["label"][0]["text"] if row["label"] else ""]
+    if task.kind == "text":
+        return [row["label"]]
     if task.labels is None:
         # Scores of STS-B in steps of 0.2.
         return [f"{round(row['label'] * 5) / 5:.1f}"]
@@ -119,6 +127,10 @@ def target_texts(task: Task, row: Row) -> list[str]:
 def parse(task: Task, row: Row, text: str) -> Any:
     """Returns the prediction that a T5 gives by `text`, or None if it is no answer."""
     text = text.strip()
+    if task.kind == "text":
+        return text
+    if task.kind == "span":
+        return {"text": text, "score": 0.0, "no_answer": 0.0}
     if task.name == "wsc":
         words = _referent(text)
         candidate = _referent(row["span1_text"])

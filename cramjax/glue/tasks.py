@@ -17,6 +17,9 @@ from cramjax.errors import UserError
 
 Row = dict[str, Any]
 
+OTHER = "other"
+"""The suite of tasks that are in none."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
@@ -24,15 +27,17 @@ class Task:
 
     Attributes:
         name: its name on the command line and in results.
-        suite: "glue" or "superglue".
+        suite: "glue", "superglue" or `OTHER`.
         folder, tfds: its names as distributed and in TensorFlow Datasets.
         fields: the text fields of a row, in the order in which an encoder reads them.
-        labels: names of the classes by number; None for a regression and for entities.
-        metrics: names in `metrics.METRICS`.
+        labels: names of the classes or tags by number; None for a regression, for entities and for
+            answers that are text.
+        metrics: names of its scores, of which those of GLUE are in `metrics.METRICS`.
         headline: the metrics that enter the suite's average, as the mean of their task.
         sizes: published rows by split: "train", "validation", "test" and those of `splits`.
         splits: the evaluation splits; only MNLI has two.
-        kind: "classification", "regression", "choice", "answers" or "entities".
+        kind: "classification", "regression", "choice", "answers" or "entities"; and for tasks of
+            `OTHER` also "tags" of words, a "span" of a context, or "text".
         in_average: whether the suite's average includes it.
         first: the task whose model also answers this one, which has no training data.
     """

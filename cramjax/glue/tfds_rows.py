@@ -1,4 +1,4 @@
-"""Reads rows of a task from TensorFlow Datasets (`glue/*`, `super_glue/*`).
+"""Reads rows of a task from TensorFlow Datasets (`glue/*`, `super_glue/*`, `squad/*`, `conll2003`).
 
 No other file of this package imports TensorFlow.
 """
@@ -44,14 +44,47 @@ def read(task: Task, split: str) -> list[Row]:
             f"--data_dir tfds: {task.tfds} is not built in {builder.data_dir}; set TFDS_DATA_DIR, "
             f"or build it with python -m tensorflow_datasets.scripts.cli.main build {task.tfds}"
         )
+    if task.kind == "tags":
+        # CoNLL's builder has its own name.
+        split = {"validation": "dev"}.get(split, split)
     if split not in builder.info.splits:
         known = ", ".join(sorted(builder.info.splits))
         raise UserError(f"--data_dir tfds: {task.tfds} has no split {split!r}; there are {known}")
 
     dataset = builder.as_dataset(split=split, shuffle_files=False)
-    rows = [_row(task, example) for example in tensorflow_datasets.as_numpy(dataset)]
+    examples = tensorflow_datasets.as_numpy(dataset)
+    if task.kind == "span":
+        return [_question(_plain(example)) for example in examples]
+    if task.kind == "tags":
+        names = builder.info.features["ner"].feature.names
+        return [
+            _sentence(number, _plain(example), names) for number, example in enumerate(examples)
+        ]
+    rows = [_row(task, example) for example in examples]
     # The builder shuffles the rows on disk.
     return sorted(rows, key=lambda row: row["idx"])
+
+
+def _question(values: dict[str, Any]) -> Row:
+    """Returns a question of SQuAD; those of version 2.0 may have no answer."""
+    answers = values["answers"]
+    if values.get("is_impossible"):
+        answers = {"text": [], "answer_start": []}
+    return {
+        "idx": values["id"],
+        "question": values["question"],
+        "context": values["context"],
+        "label": [
+            {"text": text, "start": start}
+            for text, start in zip(answers["text"], answers["answer_start"], strict=True)
+        ],
+    }
+
+
+def _sentence(number: int, values: dict[str, Any], names: list[str]) -> Row:
+    """Returns a sentence of CoNLL-2003 with the names of its tags."""
+    label = [names[tag] for tag in values["ner"]]
+    return {"idx": number, "words": values["tokens"], "label": label}
 
 
 def _row(task: Task, example: dict[str, Any]) -> Row:

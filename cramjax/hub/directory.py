@@ -22,6 +22,8 @@ from cramjax.data.tokenizers import special_ids
 from cramjax.errors import UserError
 from cramjax.files import member, read_json
 from cramjax.hub import equivalence, families, tables
+from cramjax.models.classifier import ClassifierConfig
+from cramjax.models.encoder import EncoderConfig
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
@@ -112,6 +114,96 @@ def read_model(path: str | os.PathLike) -> Imported:
     config, params = equivalence.as_trained(raw, config, params)
     check_rows(path / _TOKENIZER, tokenizer, config.vocab_size)
     return Imported(family=family, config=config, params=params, tokenizer=tokenizer, extra=extra)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportedHead:
+    """A model of `transformers` with a head for sequences, tokens or answers.
+
+    Attributes:
+        config: the network with its head; dropout is 0.
+        params: float32 NumPy arrays in the tree of `init_params`.
+        labels: the names of its outputs.
+        max_length: tokens at which its tokenizer cuts a text; None if it does not say.
+    """
+
+    config: ClassifierConfig
+    params: tables.Params
+    labels: tuple[str, ...]
+    max_length: int | None
+
+
+def read_head(path: str | os.PathLike) -> ImportedHead:
+    """Returns the model in the directory `path` with the head that its class has.
+
+    Raises:
+        UserError: if it has no such head, or as `read_model` does.
+    """
+    path = pathlib.Path(path)
+    where = _member(path, _CONFIG, "name a directory that save_pretrained wrote")
+    raw = read_json(where, _SAVE)
+    head = _head_of(raw, str(where))
+    labels = _labels(raw, str(where))
+    family, config = families.from_json(raw, str(where))
+    assert isinstance(config, EncoderConfig)  # no T5 has such a class
+
+    with open_weights(path) as tensors:
+        with_rows = _with_all_rows(family, config, tensors)
+        assert isinstance(with_rows, EncoderConfig)
+        pooling = "mean" if raw.get("classifier_pooling") == "mean" else "first"
+        network = ClassifierConfig(
+            encoder=with_rows,
+            width=config.d_model,
+            n_outputs=len(labels),
+            pooling=pooling,
+            transform=families.FAMILIES[family].transform_of(head),
+            head=head,
+        )
+        pad_id = families.pad_id(family, raw, str(where))
+        try:
+            params, _ = tables.from_hf(family, network, tensors, pad_id=pad_id)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    return ImportedHead(config=network, params=params, labels=labels, max_length=_max_length(path))
+
+
+def _max_length(path: pathlib.Path) -> int | None:
+    """Returns the length in tokenizer_config.json, where a huge number stands for none."""
+    with contextlib.suppress(UserError):
+        length = read_json(path / "tokenizer_config.json", _SAVE).get("model_max_length")
+        if type(length) is int and 1 <= length <= families.MAX_NUMBER:
+            return length
+    return None
+
+
+def _head_of(raw: Mapping[str, Any], where: str) -> str:
+    """Returns the head of the class in a config.json."""
+    names = raw.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    for head, ending in families.ENDINGS.items():
+        if isinstance(name, str) and name.endswith(ending):
+            if raw.get("problem_type") == "multi_label_classification":
+                raise UserError(f"{where}: several labels a text are not supported; take another")
+            return head
+    endings = ", ".join(families.ENDINGS.values())
+    raise UserError(
+        f"{where}: architectures={names!r:.80} has no head that predicts; give a model whose class "
+        f"ends in one of {endings}"
+    )
+
+
+def _labels(raw: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Returns the names of a head's outputs."""
+    # save_pretrained leaves out what two outputs are called by default.
+    names = raw.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    try:
+        by_number = {int(number): name for number, name in names.items()}
+        labels = tuple(by_number[number] for number in range(len(by_number)))
+    except (AttributeError, TypeError, ValueError, KeyError):
+        labels = ()
+    if not labels or not all(isinstance(label, str) for label in labels):
+        raise UserError(f"{where}: id2label does not name outputs from 0 on; {_SAVE}")
+    return labels
 
 
 def read_tokenizer(file: pathlib.Path, family: str, cure: str) -> tokenizers.Tokenizer:

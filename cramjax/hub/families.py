@@ -15,13 +15,20 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from cramjax.errors import UserError
-from cramjax.models.classifier import ClassifierConfig
+from cramjax.models.classifier import SEQUENCE, SPAN, TOKEN, ClassifierConfig
 from cramjax.models.encoder import EncoderConfig
 from cramjax.models.network import abstract_params
 from cramjax.models.t5 import T5Config
 
 MAX_NUMBER = 2**31 - 1
 """The largest number in a config.json."""
+
+ENDINGS = {
+    SEQUENCE: "ForSequenceClassification",
+    TOKEN: "ForTokenClassification",
+    SPAN: "ForQuestionAnswering",
+}
+"""Head of a classifier → the end of its class's name."""
 
 Network = EncoderConfig | T5Config
 Config = Network | ClassifierConfig
@@ -32,8 +39,8 @@ class StockFamily:
     """The configuration of one `model_type`.
 
     Attributes:
-        architecture: the class with the head that predicts tokens. The class with a classifier
-            ends in ForSequenceClassification instead.
+        architecture: the class with the head that predicts tokens. Classes with another head have
+            its ending of `ENDINGS` instead.
         config: our class.
         keys: our field → (key of config.json, value if the key is missing). None as the value
             means that the key is required.
@@ -43,7 +50,7 @@ class StockFamily:
         pad_id: the padding token of files that do not name it.
         offset_positions: rows 0 to pad_id of the table of positions are no positions, as in
             fairseq.
-        transform: `ClassifierConfig.transform` of the family's classifiers.
+        transform: `ClassifierConfig.transform` of the family's classifiers of sequences.
     """
 
     architecture: str
@@ -54,6 +61,12 @@ class StockFamily:
     pad_id: int = 0
     offset_positions: bool = False
     transform: str = "pooler"
+
+    def transform_of(self, head: str) -> str:
+        """Returns `ClassifierConfig.transform` of the family's class with `head`."""
+        if head == SEQUENCE or self.transform == "prediction":
+            return self.transform
+        return "none"
 
 
 # Our field → (key of config.json, value if the key is missing).
@@ -272,12 +285,14 @@ def _classifier_keys(
 ) -> dict[str, Any]:
     names = dict(enumerate(labels or [f"LABEL_{i}" for i in range(cfg.n_outputs)]))
     keys: dict[str, Any] = {}
-    if name == "modernbert":
-        keys["classifier_pooling"] = "cls" if cfg.pooling == "first" else "mean"
+    if cfg.head == SEQUENCE:
+        is_score = cfg.n_outputs == 1
+        keys["problem_type"] = "regression" if is_score else "single_label_classification"
+        if name == "modernbert":
+            keys["classifier_pooling"] = "cls" if cfg.pooling == "first" else "mean"
     return keys | {
         "id2label": {str(number): label for number, label in names.items()},
         "label2id": {label: number for number, label in names.items()},
-        "problem_type": "regression" if cfg.n_outputs == 1 else "single_label_classification",
         "classifier_dropout": cfg.dropout,
     }
 
@@ -286,7 +301,7 @@ def architecture(name: str, cfg: Config) -> str:
     """Returns the class of `transformers` for `cfg` in the family `name`."""
     predicting = FAMILIES[name].architecture
     if isinstance(cfg, ClassifierConfig):
-        return predicting.replace("ForMaskedLM", "ForSequenceClassification")
+        return predicting.replace("ForMaskedLM", ENDINGS[cfg.head])
     return predicting
 
 
@@ -336,12 +351,12 @@ def differences(name: str, cfg: Config) -> dict[str, Any]:
 def _check_classifier(name: str, cfg: ClassifierConfig) -> None:
     family = FAMILIES[name]
     theirs = architecture(name, cfg)
-    if cfg.transform != family.transform or cfg.width != cfg.encoder.d_model:
+    if cfg.transform != family.transform_of(cfg.head) or cfg.width != cfg.encoder.d_model:
         raise UserError(
             f"head: {theirs} has another one than this {cfg.transform} of width {cfg.width}; "
             "finetune with --set head=stock to export it"
         )
-    if cfg.pooling != "first" and name != "modernbert":
+    if cfg.head == SEQUENCE and cfg.pooling != "first" and name != "modernbert":
         raise UserError(
             f"pooling={cfg.pooling}: {theirs} reads the first token; "
             "finetune with --set pooling=first to export it"

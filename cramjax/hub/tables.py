@@ -225,6 +225,16 @@ _CLASSIFIERS = {
     "modernbert": _classifier("head.dense", "classifier", "head.norm"),
 }
 
+# Heads on each token: BERT's kin have no transform there.
+_TOKEN_SCORES = {classifier.TOKEN: "classifier", classifier.SPAN: "qa_outputs"}
+
+
+def _head(family: str, cfg: classifier.ClassifierConfig) -> tuple[Entry, ...]:
+    """Returns the entries of the head of a classifier."""
+    if cfg.head == classifier.SEQUENCE or family == "modernbert":
+        return _CLASSIFIERS[family]
+    return tuple(_dense("classifier/out", _TOKEN_SCORES[cfg.head]))
+
 
 def _modernbert(cfg: encoder.EncoderConfig) -> Table:
     layer, theirs = "encoder/layers", "model.layers.{i}"
@@ -325,7 +335,7 @@ def family_table(family: str, cfg: families.Config) -> Table:
     else:
         table = _BERTS[family]
     if isinstance(cfg, classifier.ClassifierConfig):
-        table = Table(entries=(*table.entries, *_CLASSIFIERS[family]), prefix=table.prefix)
+        table = Table(entries=(*table.entries, *_head(family, cfg)), prefix=table.prefix)
 
     shapes = families.shapes(cfg)
     entries = tuple(entry for entry in table.entries if entry.path in shapes)

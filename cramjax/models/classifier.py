@@ -1,8 +1,9 @@
-"""A classifier on an encoder: the first hidden state or the mean of all, a transform, scores.
+"""A classifier on an encoder: scores of a sequence, or of each of its tokens.
 
-The transform is BERT's pooler (arXiv 1810.04805, section 3.2), whose width is free (Cramming's is
-1,024), or the one before the decoder of masked language modelling, trained further as in ModernBERT
-(arXiv 2412.13663).
+A sequence is read by its first hidden state or the mean of all. The transform before the scores is
+BERT's pooler (arXiv 1810.04805, section 3.2), whose width is free (Cramming's is 1,024), or the one
+before the decoder of masked language modelling, trained further as in ModernBERT (arXiv
+2412.13663). BERT scores tokens without a transform (its sections 4.2 and 5.3).
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from cramjax.models.layers import FLOAT32, Linear, Norm, Precision, product
 
 Params = dict[str, Any]
 
+SEQUENCE, TOKEN, SPAN = "sequence", "token", "span"
+"""Heads: scores of a sequence, of each token, and of each token as start and end of an answer."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
@@ -31,14 +35,15 @@ class ClassifierConfig:
 
     Attributes:
         encoder: the network below the head.
-        width: columns of the head's dense layer; with a "prediction" transform the encoder's width.
-        n_outputs: scores of a sequence.
+        width: columns of the head's dense layer; but for a "pooler" the encoder's width.
+        n_outputs: scores of a sequence or of a token; a span has 2.
         dropout: rate before the scores.
-        pooling: the hidden states that the head reads, "first" or "mean".
-        transform: "pooler" (dense, tanh) or "prediction" (dense, GELU, norm).
+        pooling: the hidden states that a sequence's head reads, "first" or "mean".
+        transform: "pooler" (dense, tanh), "prediction" (dense, GELU, norm) or "none".
+        head: `SEQUENCE`, `TOKEN` or `SPAN`.
 
     Raises:
-        ValueError: for a "prediction" of another width.
+        ValueError: for a "prediction" or "none" of another width.
     """
 
     encoder: encoder.EncoderConfig
@@ -47,10 +52,13 @@ class ClassifierConfig:
     dropout: float = 0.1
     pooling: str = "first"
     transform: str = "pooler"
+    head: str = SEQUENCE
 
     def __post_init__(self):
-        if self.transform == "prediction" and self.width != self.encoder.d_model:
-            raise ValueError(f"a prediction head is {self.encoder.d_model} wide, not {self.width}")
+        if self.transform != "pooler" and self.width != self.encoder.d_model:
+            raise ValueError(
+                f"a {self.transform} head is {self.encoder.d_model} wide, not {self.width}"
+            )
 
     def build(self, precision: Precision) -> Callable[[nnx.Rngs], Classifier]:
         """Returns the constructor of the modules."""
@@ -58,7 +66,7 @@ class ClassifierConfig:
 
 
 class ClassifierHead(nnx.Module):
-    """A dense layer [embed, width], tanh, or GELU and norm; dropout; the scores.
+    """The transform: dense [embed, width] and tanh, or GELU and norm; dropout; the scores.
 
     Layers have biases, except where the encoder's head has none and its transform is taken.
     """
@@ -70,7 +78,10 @@ class ClassifierHead(nnx.Module):
         bias = cfg.encoder.head_bias or not predicts
         shape, axes = (cfg.encoder.d_model, cfg.width), (ax.EMBED, ax.EMBED_OUT)
         common = {"init": init, "rngs": rngs}
-        self.dense = Linear("te,ef->tf", shape, axes, bias=bias, precision=precision, **common)
+        dense = None
+        if cfg.transform != "none":
+            dense = Linear("te,ef->tf", shape, axes, bias=bias, precision=precision, **common)
+        self.dense = dense
         self.norm = Norm(cfg.encoder, precision, bias=bias, rngs=rngs) if predicts else None
 
         # The scores of a handful of classes in float32: nothing is gained by less.
@@ -80,8 +91,9 @@ class ClassifierHead(nnx.Module):
 
     def __call__(self, hidden: jax.Array, key: jax.Array | None) -> jax.Array:
         """[n, embed] → float32 [n, n_outputs]; dropout if there is a key."""
-        hidden = self.dense(hidden)  # [n, width]
-        hidden = jnp.tanh(hidden) if self.norm is None else self.norm(gelu(hidden))
+        if self.dense is not None:
+            hidden = self.dense(hidden)  # [n, width]
+            hidden = jnp.tanh(hidden) if self.norm is None else self.norm(gelu(hidden))
         return self.out(dropout(hidden, self.cfg.dropout, key))
 
 
@@ -112,7 +124,9 @@ def init_from(cfg: ClassifierConfig, key: jax.Array, trained: Params) -> Params:
         return {"encoder": trained["encoder"], "classifier": head}
 
     pooler = trained.get("pooler")
-    if pooler is not None and pooler["kernel"].shape == head["dense"]["kernel"].shape:
+    if cfg.transform == "none" or pooler is None:
+        return {"encoder": trained["encoder"], "classifier": head}
+    if pooler["kernel"].shape == head["dense"]["kernel"].shape:
         head["dense"] = pooler
     return {"encoder": trained["encoder"], "classifier": head}
 
@@ -147,17 +161,9 @@ def classify(
         ValueError: for pooling "mean" without `segment_ids`.
     """
     encoder_key, head_key = (None, None) if key is None else jax.random.split(key)
-    hidden = encoder.encode(
-        cfg.encoder,
-        precision,
-        {"encoder": params["encoder"]},
-        tokens,
-        segment_ids=segment_ids,
-        positions=positions,
-        token_types=token_types,
-        key=encoder_key,
+    hidden = _hidden(
+        cfg, precision, params, tokens, segment_ids, positions, token_types, encoder_key
     )
-    hidden = hidden.reshape((-1, cfg.encoder.d_model))  # [rows * length, embed]
 
     if cfg.pooling == "first":
         hidden = hidden[first]  # [n, embed]
@@ -173,3 +179,52 @@ def classify(
 
     build = functools.partial(ClassifierHead, cfg, precision)
     return module.bind(build, params["classifier"])(hidden, head_key)
+
+
+def score_tokens(
+    cfg: ClassifierConfig,
+    precision: Precision,
+    params: Params,
+    tokens: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    token_types: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the scores of every token: float32 [rows, length, n_outputs].
+
+    The arguments are those of `classify`. The two scores of a span's head are those of a start and
+    of an end.
+    """
+    encoder_key, head_key = (None, None) if key is None else jax.random.split(key)
+    hidden = _hidden(
+        cfg, precision, params, tokens, segment_ids, positions, token_types, encoder_key
+    )
+    build = functools.partial(ClassifierHead, cfg, precision)
+    scores = module.bind(build, params["classifier"])(hidden, head_key)
+    return scores.reshape((*tokens.shape, cfg.n_outputs))
+
+
+def _hidden(
+    cfg: ClassifierConfig,
+    precision: Precision,
+    params: Params,
+    tokens: jax.Array,
+    segment_ids: jax.Array | None,
+    positions: jax.Array | None,
+    token_types: jax.Array | None,
+    key: jax.Array | None,
+) -> jax.Array:
+    """Returns the hidden states of all tokens: [rows * length, embed]."""
+    hidden = encoder.encode(
+        cfg.encoder,
+        precision,
+        {"encoder": params["encoder"]},
+        tokens,
+        segment_ids=segment_ids,
+        positions=positions,
+        token_types=token_types,
+        key=key,
+    )
+    return hidden.reshape((-1, cfg.encoder.d_model))

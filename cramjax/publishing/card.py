@@ -14,10 +14,9 @@ from typing import Any
 from cramjax.config import pairs
 from cramjax.errors import UserError
 from cramjax.files import member
-from cramjax.glue.tasks import SUITES
+from cramjax.glue.tasks import OTHER
 from cramjax.publishing.facts import Facts
 from cramjax.publishing.metadata import (
-    SUITE_TITLES,
     metadata,
     pipeline_tag,
     sources,
@@ -25,6 +24,7 @@ from cramjax.publishing.metadata import (
 )
 from cramjax.publishing.starts import Start
 from cramjax.reporting import words
+from cramjax.tasks import catalogue
 
 PICTURE = "loss.png"
 
@@ -51,6 +51,20 @@ _CLASSIFY = """from transformers import pipeline
 
 classify = pipeline("text-classification", model={name})
 print(classify({example}))"""
+_TAG = """from transformers import pipeline
+
+tag = pipeline("token-classification", model={name}, aggregation_strategy="first")
+print(tag("Anna lives in Oslo ."))"""
+_ANSWER = """import torch
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({name})
+model = AutoModelForQuestionAnswering.from_pretrained({name})
+inputs = tokenizer("Where does Anna live?", "Anna lives in Oslo.", return_tensors="pt")
+with torch.no_grad():
+    outputs = model(**inputs)
+start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
+print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))"""
 _GENERATE = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({name})
@@ -136,9 +150,11 @@ def _description(facts: Facts, raw: Mapping[str, Any]) -> str:
     tool = "cramjax, JAX code for pretraining within a budget of hours"
     if facts.finetuned:
         task = facts.finetuned["task"]
-        suite = SUITE_TITLES[facts.finetuned["suite"]]
+        suite = facts.finetuned["suite"]
+        if suite != OTHER:
+            task = f"{task} of {catalogue.TITLES[suite]}"
         start = f" from {_text(facts.results['model'])}" if facts.results else ""
-        return f"A `{architecture}` finetuned{start} on {task} of {suite} with {tool}."
+        return f"A `{architecture}` finetuned{start} on {task} with {tool}."
 
     size = ""
     if "params" in facts.spent:
@@ -182,6 +198,10 @@ def _example(facts: Facts, raw: Mapping[str, Any], name: str) -> str:
             prompt = f"{task} sentence1: It rains. sentence2: The street is wet."
         return _GENERATE.format(name=name, prompt=json.dumps(prompt))
 
+    if use == "token-classification":
+        return _TAG.format(name=name)
+    if use == "question-answering":
+        return _ANSWER.format(name=name)
     example = '{"text": "It rains.", "text_pair": "The street is wet."}'
     if facts.finetuned and _reads_one_text(facts.finetuned):
         example = '"It rains."'
@@ -189,8 +209,7 @@ def _example(facts: Facts, raw: Mapping[str, Any], name: str) -> str:
 
 
 def _reads_one_text(finetuned: Mapping[str, Any]) -> bool:
-    tasks = {task.name: task for task in SUITES[finetuned["suite"]]}
-    return len(tasks[finetuned["task"]].fields) == 1
+    return len(catalogue.noted_task(finetuned).fields) == 1
 
 
 def _pretraining(facts: Facts, has_picture: bool) -> list[str]:
@@ -324,7 +343,7 @@ def _scores(facts: Facts) -> list[str]:
         f"({_text(protocol['source'])}). Scores of other protocols are not comparable."
     )
     head = "| task | metric | median | std | seeds |\n|---|---|---|---|---|\n"
-    return [f"## {SUITE_TITLES[facts.results['suite']]}", text, head + "\n".join(rows)]
+    return [f"## {catalogue.TITLES[facts.results['suite']]}", text, head + "\n".join(rows)]
 
 
 def _reproduction(facts: Facts) -> list[str]:

@@ -13,9 +13,10 @@ from cramjax.checkpoints.sealing import noted_config
 from cramjax.config import stored
 from cramjax.errors import UserError
 from cramjax.files import check_types, read_json
-from cramjax.glue.tasks import SUITES
+from cramjax.glue.tasks import OTHER, SUITES
 from cramjax.publishing import starts
 from cramjax.publishing.starts import Start
+from cramjax.tasks import catalogue
 
 FINETUNINGS = pathlib.Path("runs/finetune")
 """The folder of `tools.finetune` without --out."""
@@ -161,7 +162,9 @@ def _check_notes(finetuned: Any, compression: Any, where: pathlib.Path) -> None:
             finetuned, {"task": (str,), "suite": (str,), "seed": (int,)} | _SETTINGS, where, _CURE
         )
         known = {task.name for task in SUITES.get(finetuned["suite"], ())}
-        if finetuned["task"] not in known:
+        if finetuned["suite"] == OTHER:
+            catalogue.noted_task(finetuned)
+        elif finetuned["task"] not in known:
             raise UserError(f"{where}: finetuned names no task that is known; {_CURE}")
     if compression:
         check_types({"compression": compression}, {"compression": (dict,)}, where, _CURE)
@@ -174,15 +177,24 @@ def _read_results(path: pathlib.Path) -> dict[str, Any] | None:
     if not content or "protocol" not in content:
         return None
     check_types(content, _RESULTS, path, _CURE)
-    if content["suite"] not in SUITES:
+    if content["suite"] not in catalogue.TITLES:
         raise UserError(f"{path}: suite={content['suite']!r:.80} is not known; {_CURE}")
-    for task in SUITES[content["suite"]]:
-        entry = content.get(task.name, {})
+    for name in task_names(content):
+        entry = content.get(name, {})
         check_types({"entry": entry}, {"entry": (dict,)}, path, _CURE)
         for spread in entry.values():
             if isinstance(spread, dict) and "median" in spread:
                 check_types(spread, _SPREAD, path, _CURE)
     return content
+
+
+def task_names(results: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the tasks that a results.json may have, in the order of their suite."""
+    if results["suite"] != OTHER:
+        return [task.name for task in SUITES[results["suite"]]]
+    return [
+        name for name, entry in results.items() if isinstance(entry, dict) and "n_eval" in entry
+    ]
 
 
 def _read_finetuning(

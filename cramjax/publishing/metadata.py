@@ -8,12 +8,21 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from cramjax.glue.tasks import SUITES
-from cramjax.publishing.facts import Facts
+from cramjax.glue.tasks import OTHER
+from cramjax.publishing.facts import Facts, task_names
+from cramjax.tasks import catalogue
 
-SUITE_TITLES = {"glue": "GLUE", "superglue": "SuperGLUE"}
 _METRIC_TYPES = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
 _DATASETS = {"glue": "nyu-mll/glue", "superglue": "aps/super_glue"}
+# Tasks of no suite whose dataset is known.
+_OWN_DATASETS = {"squad": "rajpurkar/squad", "squad2": "rajpurkar/squad_v2"}
+# Ending of a class → the Hub's name for its use.
+_USES = {
+    "ForMaskedLM": "fill-mask",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+}
 
 # The Hub's name of a metric → (key in summary.json, its title on the card).
 _HELD_OUT = {
@@ -50,10 +59,9 @@ def metadata(
 def pipeline_tag(raw: Mapping[str, Any]) -> str:
     """Returns the Hub's name for the use of the class in a config.json."""
     (architecture,) = raw["architectures"]
-    if architecture.endswith("ForMaskedLM"):
-        return "fill-mask"
-    if architecture.endswith("ForSequenceClassification"):
-        return "text-classification"
+    for ending, use in _USES.items():
+        if architecture.endswith(ending):
+            return use
     return "text2text-generation"
 
 
@@ -75,19 +83,20 @@ def task_scores(facts: Facts) -> Iterator[tuple[str, str, str, Mapping[str, Any]
         return
     suite = facts.results["suite"]
     only = facts.finetuned["task"] if facts.finetuned else None
-    for task in SUITES[suite]:
-        if task.name not in facts.results or only not in (None, task.name):
+    for task in task_names(facts.results):
+        if task not in facts.results or only not in (None, task):
             continue
-        for metric, spread in facts.results[task.name].items():
+        for metric, spread in facts.results[task].items():
             # Beside the metrics stand n_train and n_eval.
             if isinstance(spread, dict) and "median" in spread:
-                yield suite, task.name, metric, spread
+                yield suite, task, metric, spread
 
 
 def _datasets(facts: Facts) -> list[str]:
     """Returns the ids of datasets on the Hub."""
     if facts.finetuned:
-        return [_DATASETS[facts.finetuned["suite"]]]
+        known = _dataset(facts.finetuned["suite"], facts.finetuned["task"])
+        return [known] if known else []
     matches = [re.match(r"hf:([^:@]+)", source) for source in sources(facts)]
     return [match[1] for match in matches if match]
 
@@ -107,17 +116,23 @@ def _evaluations(facts: Facts, raw: Mapping[str, Any]) -> Iterator[EvalResult]:
     if facts.finetuned:
         suite, task = facts.finetuned["suite"], facts.finetuned["task"]
         for metric, value in facts.scores.items():
-            yield _task_result(suite, task, metric, value)
+            yield _task_result(suite, task, metric, value, pipeline_tag(raw))
     else:
         for suite, task, metric, spread in task_scores(facts):
-            yield _task_result(suite, task, metric, spread["median"])
+            yield _task_result(suite, task, metric, spread["median"], "text-classification")
 
 
-def _task_result(suite: str, task: str, metric: str, value: float) -> EvalResult:
+def _dataset(suite: str, task: str) -> str | None:
+    """Returns the id on the Hub of a task's dataset, or None if it is somebody's own."""
+    return _OWN_DATASETS.get(task) if suite == OTHER else _DATASETS[suite]
+
+
+def _task_result(suite: str, task: str, metric: str, value: float, use: str) -> EvalResult:
+    name = task if suite == OTHER else f"{catalogue.TITLES[suite]} {task}"
     return EvalResult(
-        task_type="text-classification",
-        dataset_type=_DATASETS[suite],
-        dataset_name=f"{SUITE_TITLES[suite]} {task}",
+        task_type=use,
+        dataset_type=_dataset(suite, task) or task,
+        dataset_name=name,
         dataset_config=task,
         dataset_split="validation",
         metric_type=_METRIC_TYPES.get(metric, metric),

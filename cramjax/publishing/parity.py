@@ -70,7 +70,7 @@ def compare(
         logits = np.asarray(
             _logits(compiled, params, jnp.asarray(tokens, jnp.int32), jnp.asarray(mask == 1))
         )
-        if not isinstance(cfg, t5.T5Config | classifier.ClassifierConfig):
+        if _scores_tokens(cfg):
             # Logits at padding are of no use, and differ.
             logits, expected = logits[mask == 1], expected[mask == 1]
         scale = max(1.0, np.abs(expected).max())
@@ -117,7 +117,17 @@ def _torch_logits(
     if isinstance(cfg, t5.T5Config):
         inputs["decoder_input_ids"] = inputs["input_ids"][:, :_N_TARGETS]
     with torch.no_grad():
-        return model(**inputs).logits.numpy()
+        outputs = model(**inputs)
+    if isinstance(cfg, classifier.ClassifierConfig) and cfg.head == classifier.SPAN:
+        return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1).numpy()
+    return outputs.logits.numpy()
+
+
+def _scores_tokens(cfg: families.Config) -> bool:
+    """Returns whether a network has logits at the places of its input, padding included."""
+    if isinstance(cfg, classifier.ClassifierConfig):
+        return cfg.head != classifier.SEQUENCE
+    return isinstance(cfg, encoder.EncoderConfig)
 
 
 def _in_a_loop(cfg: families.Config) -> families.Config:
@@ -152,8 +162,8 @@ def _logits(
 ) -> jax.Array:
     """Returns our logits, as the class of `transformers` has them.
 
-    They are [rows, targets, vocab] for a T5, [rows, outputs] for a classifier and
-    [rows, length, vocab] for an encoder.
+    They are [rows, targets, vocab] for a T5, [rows, outputs] for a classifier of sequences,
+    [rows, length, outputs] for one of tokens and [rows, length, vocab] for an encoder.
     """
     if isinstance(cfg, t5.T5Config):
         encoded = t5.encode(cfg, FLOAT32, params, tokens, padding_mask=mask)
@@ -164,6 +174,8 @@ def _logits(
         # Each row is one text, so that its first token is that of the row.
         rows = jnp.arange(_ROWS, dtype=jnp.int32)
         segments = jnp.where(mask, rows[:, None] + 1, 0)
+        if cfg.head != classifier.SEQUENCE:
+            return classifier.score_tokens(cfg, FLOAT32, params, tokens, segment_ids=segments)
         return classifier.classify(
             cfg, FLOAT32, params, tokens, rows * tokens.shape[1], segment_ids=segments
         )

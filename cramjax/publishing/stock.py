@@ -14,10 +14,11 @@ import tokenizers
 from cramjax.checkpoints import packed
 from cramjax.data import tokenizers as tokenizer_files
 from cramjax.files import read_json
-from cramjax.glue.tasks import Task, find_tasks
+from cramjax.glue.tasks import Task
 from cramjax.hub import families
 from cramjax.inference import LoadedModel
 from cramjax.models import classifier, encoder, lowrank
+from cramjax.tasks import catalogue
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,16 +54,18 @@ def stock_model(folder: pathlib.Path, model: LoadedModel) -> StockModel:
             max_length=max_length,
         )
 
-    (task,) = find_tasks([model.finetuned["task"]], prefer=model.finetuned["suite"])
+    task = catalogue.noted_task(model.finetuned)
     settings = model.finetuned["settings"]
-    config, params = _classifier(model, task, settings)
+    head = model.finetuned.get("head", classifier.SEQUENCE)
+    labels = _labels(task, head)
+    config, params = _classifier(model, head, len(labels), settings)
     tokenizer = model.tokenizer
     if settings["single_as_pair"] and len(task.fields) == 1:
         tokenizer = tokenizer_files.with_empty_second(tokenizer)
     return StockModel(
         config=config,
         params=params,
-        labels=_labels(task),
+        labels=labels,
         tokenizer=tokenizer,
         max_length=max_length,
     )
@@ -77,35 +80,47 @@ def _without_factors(model: LoadedModel) -> LoadedModel:
 
 
 def _classifier(
-    model: LoadedModel, task: Task, settings: Mapping[str, Any]
+    model: LoadedModel, kind: str, n_outputs: int, settings: Mapping[str, Any]
 ) -> tuple[classifier.ClassifierConfig, dict[str, Any]]:
-    """Returns the classifier that `settings` finetuned from an encoder, and its parameters."""
+    """Returns the classifier that `settings` finetuned from an encoder, and its parameters.
+
+    Args:
+        model: the finetuned model.
+        kind: `ClassifierConfig.head`.
+        n_outputs: outputs that the task has.
+        settings: of the finetuning.
+    """
     params = jax.tree.map(np.asarray, model.params)
     head = params["classifier"]
-    transform = "prediction" if "norm" in head else "pooler"
+    transform = "none"
+    if "dense" in head:
+        transform = "prediction" if "norm" in head else "pooler"
     assert isinstance(model.config, encoder.EncoderConfig)
     network = dataclasses.replace(
         model.config, dropout=settings["dropout"], attention_dropout=settings["attention_dropout"]
     )
     config = classifier.ClassifierConfig(
         encoder=network,
-        width=head["dense"]["kernel"].shape[1],
-        n_outputs=task.n_classes,
+        width=head["out"]["kernel"].shape[0],
+        n_outputs=n_outputs,
         dropout=settings["dropout"],
         pooling=settings["pooling"],
         transform=transform,
+        head=kind,
     )
 
     # Finetuning uses one head for all tasks. The outputs beyond this task's classes are untrained.
-    out = {name: leaf[..., : task.n_classes] for name, leaf in head["out"].items()}
+    out = {name: leaf[..., :n_outputs] for name, leaf in head["out"].items()}
     return config, params | {"classifier": head | {"out": out}}
 
 
-def _labels(task: Task) -> tuple[str, ...] | None:
+def _labels(task: Task, head: str) -> tuple[str, ...]:
     """Returns the name of each output of the classifier for `task`."""
+    if head == classifier.SPAN:
+        return ("start", "end")
     if task.n_classes == 1:
         return ("score",)
-    if task.kind in ("classification", "answers"):
+    if task.kind in ("classification", "answers", "tags") and task.labels:
         return task.labels
     return ("no", "yes")
 

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from cramjax.glue import rows
 from cramjax.glue.tasks import find_tasks
 from cramjax.errors import UserError
+from cramjax.tasks import catalogue
 
 given = json.loads(sys.argv[1])
 
@@ -34,9 +35,15 @@ def build(official, config, splits):
     Local(config=config).download_and_prepare()
 
 classes = {"glue": tfds.text.glue.Glue, "super_glue": tfds.text.super_glue.SuperGlue}
+for name in ("squad", "conll2003"):
+    classes[name] = tfds.builder_cls(name)
 for name, config, splits in given["build"]:
     build(classes[name], config, splits)
 found = {}
+for name in given["others"]:
+    (task,) = catalogue.find([name])
+    data = catalogue.open_task(task, "tfds", lambda _: None)
+    found[name] = [data.splits, data.task.labels]
 for task_name, suite in given["read"]:
     (task,) = find_tasks([task_name], suite)
     try:
@@ -74,6 +81,21 @@ def found(root, tmp_path_factory):
         ("super_glue", "record", dict.fromkeys(("train", "validation"), [record])),
         ("super_glue", "wsc.fixed", dict.fromkeys(("train", "validation"), [wsc])),
     ]
+    question = {
+        "id": "q",
+        "title": "x",
+        "question": "who ?",
+        "context": "a cat",
+        "answers": {"text": ["cat"], "answer_start": [2]},
+    }
+    none = question | {"is_impossible": True, "plausible_answers": question["answers"]}
+    tags = {"tokens": ["Oslo"], "ner": ["B-LOC"], "pos": ["NN"], "chunks": ["B-NP"]}
+    build += [
+        ("squad", "v1.1", dict.fromkeys(("train", "validation"), [question])),
+        ("squad", "v2.0", dict.fromkeys(("train", "validation"), [none])),
+        ("conll2003", "conll2003", dict.fromkeys(("train", "dev"), [tags])),
+    ]
+    others = ["squad", "squad2", "conll"]
     names = ("cola", "mnli", "stsb", "multirc", "record", "wsc")
     read = [*((name, None) for name in names), ("rte", "superglue")]
 
@@ -82,7 +104,12 @@ def found(root, tmp_path_factory):
         "TFDS_DATA_DIR": str(tmp_path_factory.mktemp("tfds")),
     }
     environment.pop("XLA_FLAGS", None)
-    command = [sys.executable, "-c", SCRIPT, json.dumps({"build": build, "read": read})]
+    command = [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        json.dumps({"build": build, "read": read, "others": others}),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -94,6 +121,16 @@ def test_rows_are_those_of_the_files(found, name):
     expected = json.loads(json.dumps(distributed.FIRST_ROWS[task.suite, name]))
     assert found[name]["train"][0] == expected
     assert set(found[name]) >= {"train", *task.splits}
+
+
+def test_rows_of_squad_and_conll(found):
+    question = found["squad"][0]["validation"][0]
+    assert question["label"] == [{"text": "cat", "start": 2}]
+    assert (question["idx"], question["context"]) == ("q", "a cat")
+    assert found["squad2"][0]["train"][0]["label"] == []
+    splits, labels = found["conll"]
+    assert splits["validation"] == [{"idx": 0, "words": ["Oslo"], "label": ["B-LOC"]}]
+    assert labels == ["B-LOC"]
 
 
 def test_order_and_missing_labels(found):

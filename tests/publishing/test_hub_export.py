@@ -177,17 +177,40 @@ def test_a_classifier_is_a_stock_class(drawn, n_outputs, mean, tokenizer, tmp_pa
 
 
 @settings
+@hypothesis.given(drawn=encoders(), kind=st.sampled_from([classifier.TOKEN, classifier.SPAN]))
+def test_a_head_on_each_token_is_a_stock_class(drawn, kind, tokenizer, tmp_path_factory):
+    name, cfg = drawn
+    head = classifier.ClassifierConfig(
+        encoder=cfg,
+        width=cfg.d_model,
+        n_outputs=2,
+        transform=families.FAMILIES[name].transform_of(kind),
+        head=kind,
+    )
+    params = random_params(head)
+    path = tmp_path_factory.mktemp("export")
+    raw = save(path, head, params, tokenizer, labels=("O", "B-place"))
+    predicting = families.FAMILIES[name].architecture
+    assert raw["architectures"] == [predicting.replace("ForMaskedLM", families.ENDINGS[kind])]
+    assert parity.compare(path, head, params, tokenizer) < parity.TOLERANCE
+
+    model = getattr(transformers, raw["architectures"][0]).from_pretrained(path)
+    assert model.config.id2label == {0: "O", 1: "B-place"} and model.num_labels == 2
+
+
+@settings
 @hypothesis.given(
-    drawn=st.one_of(encoders(), t5s().map(lambda cfg: ("t5", cfg))), classifies=st.booleans()
+    drawn=st.one_of(encoders(), t5s().map(lambda cfg: ("t5", cfg))),
+    kind=st.sampled_from([None, *families.ENDINGS]),
 )
-def test_the_list_of_tensors_is_that_of_the_class(drawn, classifies):
+def test_the_list_of_tensors_is_that_of_the_class(drawn, kind):
     """`classes.json` agrees with the classes, whatever the sizes."""
     name, cfg = drawn
     _, stock = equivalence.find_family(cfg)
-    if classifies and name != "t5":
-        transform = families.FAMILIES[name].transform
+    if kind and name != "t5":
+        transform = families.FAMILIES[name].transform_of(kind)
         stock = classifier.ClassifierConfig(
-            encoder=stock, width=cfg.d_model, n_outputs=3, transform=transform
+            encoder=stock, width=cfg.d_model, n_outputs=3, transform=transform, head=kind
         )
     raw = families.to_json(name, stock, special={"pad": 0, "cls": 2, "sep": 1})
 

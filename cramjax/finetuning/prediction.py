@@ -1,0 +1,307 @@
+"""Predicts with a finetuned model: rows of a file one after the other, or texts from Python.
+
+A model is one that `tools.finetune --save` wrote, a compressed one of these, or a directory of
+`transformers` with a head for sequences, tokens or answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from cramjax import inference
+from cramjax.checkpoints import pretrained
+from cramjax.errors import UserError
+from cramjax.finetuning import learning, training
+from cramjax.finetuning.feed import EncoderFeed, Feed
+from cramjax.finetuning.protocols import Settings
+from cramjax.finetuning.span_feed import SpanFeed
+from cramjax.finetuning.tag_feed import TagFeed
+from cramjax.glue.tasks import OTHER, Row, Task
+from cramjax.hub import directory
+from cramjax.inference import LoadedModel
+from cramjax.models import classifier
+from cramjax.tasks import catalogue, tags
+
+CHUNK = 1024
+"""Rows that are read, sorted by length and predicted at once."""
+
+_SPLIT = "predict"
+_READ_ALONE = frozenset({"wic", "wsc"})
+"""Tasks whose rows say more than their texts."""
+
+_KINDS = {classifier.TOKEN: "tags", classifier.SPAN: "span"}
+
+
+def load_finetuned(path: str | os.PathLike) -> LoadedModel:
+    """Returns a finetuned model, ready for use on the first device.
+
+    Args:
+        path: as for `inference.load`.
+
+    Raises:
+        UserError: if there is no model, or it is not finetuned.
+    """
+    place = pretrained.locate(os.path.expanduser(path))
+    if directory.is_hf_directory(place):
+        return _from_hf(place)
+    model = inference.load(place)
+    if model.finetuned is None:
+        raise UserError(
+            f"{path}: is not finetuned; give a folder that tools.finetune --save wrote, or a model "
+            "of transformers with a head"
+        )
+    return model
+
+
+def _from_hf(place: Any) -> LoadedModel:
+    """Returns a model of `transformers` with its head, as one that we finetuned."""
+    imported = directory.read_head(place)
+    model = inference.load(place)
+    config = imported.config
+    kind = _KINDS.get(config.head, "classification")
+    if config.head == classifier.SEQUENCE and config.n_outputs == 1:
+        kind = "regression"
+
+    params = imported.params
+    fields = ("question", "context") if kind == "span" else ("text",)
+    labels = imported.labels if kind in ("classification", "tags") else None
+    task = Task(
+        suite=OTHER,
+        name=place.name,
+        folder=place.name,
+        tfds="",
+        fields=fields,
+        labels=labels,
+        metrics=(),
+        headline=(),
+        sizes={},
+        kind=kind,
+    )
+    max_length = imported.max_length or 512
+    settings = Settings(lr=1.0, max_length=max_length, pooling=config.pooling)
+    network = learning.network_with_head(config.encoder, task, settings)
+    out = params["classifier"]["out"]
+    n_more = network.n_outputs - config.n_outputs
+    for name, leaf in out.items():
+        # Heads for sequences have at least three outputs here.
+        out[name] = np.pad(leaf, ((0, 0),) * (leaf.ndim - 1) + ((0, n_more),))
+    return LoadedModel(
+        config=config.encoder,
+        precision=model.precision,
+        params=jax.tree.map(jax.numpy.asarray, params),
+        tokenizer=model.tokenizer,
+        special=model.special,
+        finetuned=learning.describe(task, settings, 0),
+    )
+
+
+class Predictor:
+    """Predicts rows of the task that a model is finetuned for.
+
+    Attributes:
+        task: the task.
+        n_texts: texts of a row: 1, or 2 of a pair.
+    """
+
+    def __init__(self, model: LoadedModel, n_texts: int | None = None):
+        """Takes a finetuned model.
+
+        Args:
+            model: as from `load`.
+            n_texts: texts of a row, for a model that does not say; None for what its task has.
+
+        Raises:
+            UserError: for a model whose task has other rows than texts, or takes other texts.
+        """
+        if model.finetuned is None:
+            raise UserError(
+                "this model is not finetuned; load one that tools.finetune --save wrote"
+            )
+        self.task = catalogue.noted_task(model.finetuned)
+
+        if self.task.kind in ("choice", "answers", "entities") or self.task.name in _READ_ALONE:
+            raise UserError(
+                f"a model of {self.task.name} reads more than texts; predict its test set with "
+                "tools.finetune --submission"
+            )
+        self._model = model
+        self._settings = Settings(**model.finetuned["settings"])
+        if n_texts and n_texts != len(self.task.fields):
+            self._take_texts(n_texts)
+        self.n_texts = len(self.task.fields)
+
+    def _take_texts(self, n_texts: int) -> None:
+        """Reads one text or two with a model of `transformers`, which does not say how many."""
+        is_stock = self.task.fields == ("text",) and self.task.kind in (
+            "classification",
+            "regression",
+        )
+        if not is_stock or n_texts > 2:
+            raise UserError(
+                f"{n_texts} columns, but a row of {self.task.name} has "
+                f"{len(self.task.fields)} texts ({', '.join(self.task.fields)})"
+            )
+        self.task = dataclasses.replace(self.task, fields=("text", "text_pair"))
+
+    def predict(self, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+        """Yields a prediction for each row, in order; memory does not grow with the rows.
+
+        Keys are "label" and "score" (a probability) for classes, "score" for a regression, "words"
+        and "tags" for tags, "answer", "score" and "no_answer" for answers (the score of no answer
+        less that of the text), "text" for a T5's text.
+
+        Args:
+            rows: with the fields of `task`.
+        """
+        rows = iter(rows)
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            yield from self._predict(chunk)
+
+    def _predict(self, rows: list[Row]) -> Iterator[dict[str, Any]]:
+        feed, objective = learning.open_task(
+            self._model, self.task, {_SPLIT: rows}, self._settings, lambda _: None
+        )
+        outputs = training.predict(objective, self._model.params, feed.eval_batches(_SPLIT))
+        if isinstance(feed, EncoderFeed):
+            yield from self._classes(feed.scores(_SPLIT, outputs))
+        elif isinstance(feed, TagFeed):
+            found = feed.predictions(_SPLIT, outputs)
+            for row, guessed in zip(rows, found, strict=True):
+                if tags.are_entities(guessed):
+                    guessed = tags.as_iob2(guessed)
+                yield {"words": row["words"], "tags": guessed}
+        else:
+            yield from self._texts(feed, outputs)
+
+    def _classes(self, scores: np.ndarray) -> Iterator[dict[str, Any]]:
+        labels = self.task.labels
+        if labels is None:
+            for row_scores in scores:
+                yield {"score": float(row_scores[0])}
+            return
+        for row_scores in scores[:, : len(labels)]:
+            shares = np.exp(row_scores - row_scores.max())
+            shares /= shares.sum()
+            best = int(shares.argmax())
+            yield {"label": labels[best], "score": float(shares[best])}
+
+    def _texts(self, feed: Feed, outputs: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
+        for found in feed.predictions(_SPLIT, outputs):
+            if isinstance(feed, SpanFeed) or self.task.kind == "span":
+                score, odds = found["score"], found["no_answer"]
+                yield {"answer": found["text"], "score": score, "no_answer": odds}
+            elif self.task.kind == "text":
+                yield {"text": found}
+            elif found is None:
+                # A T5 may write what is no label.
+                yield {"label": None}
+            elif self.task.labels:
+                yield {"label": self.task.labels[found]}
+            else:
+                yield {"score": found}
+
+
+def words_of(text: str) -> list[tuple[str, int]]:
+    """Returns the words of a text with their first characters.
+
+    Words stand between spaces; punctuation at their ends stands alone, as tagged corpora have it.
+    """
+    words: list[tuple[str, int]] = []
+    start = 0
+    for part in text.split():
+        start = text.index(part, start)
+        first, last = 0, len(part)
+        while first < last and _is_punctuation(part[first]):
+            words.append((part[first], start + first))
+            first += 1
+        tail = []
+        while last > first and _is_punctuation(part[last - 1]):
+            last -= 1
+            tail.append((part[last], start + last))
+        if first < last:
+            words.append((part[first:last], start + first))
+        words.extend(reversed(tail))
+        start += len(part)
+    return words
+
+
+def _is_punctuation(character: str) -> bool:
+    return unicodedata.category(character).startswith("P")
+
+
+def classify(model: LoadedModel, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
+    """Returns {"label", "score"} for each of `texts`, or {"score"} for a regression.
+
+    Args:
+        model: finetuned for scores of texts (`load_finetuned`).
+        texts: texts, or pairs of texts.
+
+    Raises:
+        UserError: if the model has another head, or takes another number of texts.
+    """
+    rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    if not rows:
+        return []
+    predictor = Predictor(model, len(rows[0]))
+    _check_kind(predictor, ("classification", "regression"), "classify")
+    fields = predictor.task.fields
+    return list(predictor.predict([dict(zip(fields, row, strict=True)) for row in rows]))
+
+
+def answer(model: LoadedModel, question: str, context: str) -> dict[str, Any]:
+    """Returns {"answer", "score", "no_answer"}: the piece of `context` that answers best.
+
+    Args:
+        model: finetuned for answers (`load_finetuned`).
+        question: the question.
+        context: the text with the answer; long ones are read in windows.
+
+    Raises:
+        UserError: if the model has another head.
+    """
+    predictor = Predictor(model)
+    _check_kind(predictor, ("span",), "answer")
+    (found,) = predictor.predict([{"question": question, "context": context}])
+    return found
+
+
+def entities(model: LoadedModel, text: str) -> list[dict[str, Any]]:
+    """Returns {"type", "text", "start", "end"} of the entities in a text, in order.
+
+    `text[start:end]` is the entity.
+
+    Args:
+        model: finetuned for tags of entities (`load_finetuned`).
+        text: the text.
+
+    Raises:
+        UserError: if the model has another head.
+    """
+    predictor = Predictor(model)
+    _check_kind(predictor, ("tags",), "entities")
+    words = words_of(text)
+    if not words:
+        return []
+    (found,) = predictor.predict([{"words": [word for word, _ in words]}])
+    results = []
+    for kind, first, last in tags.entities(found["tags"]):
+        start = words[first][1]
+        end = words[last][1] + len(words[last][0])
+        results.append({"type": kind, "text": text[start:end], "start": start, "end": end})
+    return results
+
+
+def _check_kind(predictor: Predictor, kinds: Sequence[str], name: str) -> None:
+    if predictor.task.kind not in kinds:
+        raise UserError(
+            f"{name}: this model is finetuned for {predictor.task.name}, which is of another kind "
+            f"({predictor.task.kind})"
+        )

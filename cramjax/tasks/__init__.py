@@ -1,0 +1,10 @@
+"""Tasks beyond GLUE: tags of words, answers in a text, and tasks that a file describes.
+
+catalogue  finds tasks by name and opens their data
+tags       schemes of tags, entities, and their scores as seqeval and conlleval count them
+columns    reads sentences with a tag for each word
+answers    scores of SQuAD, as its scripts count them
+squad      reads SQuAD's files
+tables     reads rows of TSV, CSV, JSON lines and Parquet
+own        reads a task file
+"""

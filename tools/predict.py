@@ -1,0 +1,98 @@
+"""`python -m tools.predict`: predict the rows of a file with a finetuned model."""
+
+import argparse
+import pathlib
+import sys
+
+from cramjax.config.cli import comma_separated, in_home, make_parser, path, run_command
+from cramjax.console import announce
+from cramjax.errors import UserError
+from cramjax.files import replacing
+
+EXAMPLE = """input, of any size:
+  .txt                     a text a line
+  .tsv, .csv               columns, named in the first line
+  .jsonl, .parquet         rows with the same names; words to be tagged as a list or as a text
+  The columns are those of the task that the model is finetuned for (sentence; question, context;
+  …), text for a model of transformers, or those that --columns names.
+  All but .parquet may be compressed (.gz).
+
+output, a line a row in the order of the input:
+  classes                  label, score (its probability, 0 to 1)
+  a regression             score
+  tags                     words, tags
+  answers                  answer, score, no_answer (score of "no answer" less that of the text)
+  a T5's text              text
+
+examples:
+  python -m tools.predict --checkpoint runs/glue/models/cola/point-0/seed-0 --input new.txt \\
+      --out labels.tsv
+  python -m tools.predict --checkpoint export/rte --input pairs.tsv --columns first,second \\
+      --out labels.jsonl"""
+
+
+def _predict(args: argparse.Namespace) -> int:
+    if args.out.suffix not in (".tsv", ".jsonl"):
+        raise UserError(f"--out {args.out}: must end in .tsv or .jsonl")
+    source = pathlib.Path(args.input)
+    if not source.is_file():
+        raise UserError(f"--input {args.input}: no such file")
+    from cramjax import start
+    from cramjax.finetuning import prediction, prediction_files
+
+    start.start()
+    model = prediction.load_finetuned(args.checkpoint)
+    n_texts = len(args.columns) if args.columns else None
+    predictor = prediction.Predictor(model, n_texts)
+
+    rows = prediction_files.rows(source, predictor.task, args.columns)
+    suffix = args.out.suffix
+    n_rows = 0
+    with replacing(args.out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for found in predictor.predict(rows):
+            if args.threshold is not None and found.get("no_answer", 0.0) > args.threshold:
+                found["answer"] = ""
+            if not n_rows:
+                file.write(prediction_files.header(found, suffix))
+            file.write(prediction_files.line(found, suffix))
+            n_rows += 1
+    announce(f"{args.out}: {n_rows:,} rows of {predictor.task.name}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own) and return the exit code."""
+    parser = make_parser(
+        "tools.predict", "Predict the rows of a file with a finetuned model.", EXAMPLE
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=in_home,
+        required=True,
+        metavar="DIR",
+        help="a folder of tools.finetune --save, a compressed one, or a Hugging Face model with a "
+        "head",
+    )
+
+    parser.add_argument("--input", type=in_home, required=True, metavar="FILE", help="rows")
+    parser.add_argument(
+        "--out", type=path, required=True, metavar="FILE", help="predictions, .tsv or .jsonl"
+    )
+
+    parser.add_argument(
+        "--columns",
+        type=comma_separated(str, "columns"),
+        metavar="NAME[,NAME]",
+        help="columns of the texts (default: the task's)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="T",
+        help='leave a question unanswered where "no_answer" is over T (default: answer all)',
+    )
+    return run_command(_predict, argv, parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
