@@ -1,4 +1,4 @@
-"""`python -m tools.finetune`: finetune a checkpoint on GLUE or SuperGLUE and print its scores."""
+"""`python -m tools.finetune`: finetune a checkpoint on tasks and print its scores."""
 
 import argparse
 import sys
@@ -33,6 +33,8 @@ examples:
   python -m tools.finetune --checkpoint runs/bert_1day --task glue --data_dir glue --out runs/glue
   python -m tools.finetune --checkpoint runs/quickstart --task cola,rte --data_dir tfds \\
       --seeds 3 --set lr=1e-4 --set epochs=10
+  python -m tools.finetune --checkpoint runs/bert_1day --task squad2 --data_dir squad --save
+  python -m tools.finetune --checkpoint runs/bert_1day --task reviews.yaml --out runs/reviews
 
 Run again with the same --out, it does only what is missing."""
 
@@ -72,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code."""
     parser = make_parser(
         "tools.finetune",
-        "Finetune a checkpoint on tasks of GLUE or SuperGLUE, several seeds of each.",
+        "Finetune a checkpoint on GLUE, SuperGLUE, tags, answers or tasks of your own, several "
+        "seeds of each.",
         EXAMPLE,
     )
     _add_inputs(parser)

@@ -115,7 +115,7 @@ class Predictor:
         """Takes a finetuned model.
 
         Args:
-            model: as from `load`.
+            model: as from `load_finetuned`.
             n_texts: texts of a row, for a model that does not say; None for what its task has.
 
         Raises:

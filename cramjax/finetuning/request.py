@@ -54,10 +54,13 @@ def choose_tasks(names: Sequence[str], data_dir: str | None) -> tuple[Task, ...]
     suite = None
     if data_dir and data_dir != "tfds":
         suite = local_files.suite_of("RTE", pathlib.Path(data_dir))
+    chosen_tasks = catalogue.find(names, suite)
+    if data_dir is None:
+        catalogue.check_needs_no_folder(chosen_tasks)
     names_suite = any(name.lower() in SUITES for name in names)
 
     chosen = []
-    for task in catalogue.find(names, suite):
+    for task in chosen_tasks:
         is_optional = task.first is not None and names_suite
         if not is_optional or not data_dir or rows.has_data(task, data_dir):
             chosen.append(task)

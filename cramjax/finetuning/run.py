@@ -292,7 +292,10 @@ class Finetuning:
 
     def _announce_run(self, task: Task, run: dict[str, Any]) -> None:
         scores = ", ".join(
-            f"{name} {value:.1f}" for name, value in run["metrics"][task.name].items()
+            f"{name} {value:.1f}"
+            for name, value in run["metrics"][task.name].items()
+            # Those of every type of entities would fill the screen.
+            if task.suite != OTHER or name in task.metrics
         )
         self.announce(
             f"{task.folder} seed {run['seed']}: {scores} "

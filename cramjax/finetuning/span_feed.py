@@ -131,6 +131,9 @@ class SpanFeed(PackedFeed):
         lengths = ends[None, :] - starts[:, None] + 1
         sums = scores[starts, 0][:, None] + scores[ends, 1][None, :]
         allowed = np.argwhere((lengths >= 1) & (lengths <= self._max_answer))
+        # No more than are kept, because a large split has many windows.
+        order = np.argsort(-sums[tuple(allowed.T)], kind="stable")
+        allowed = allowed[order[: self._n_best]]
         return [
             (float(sums[i, j]), int(places[starts[i], 0]), int(places[ends[j], 1]))
             for i, j in allowed

@@ -57,7 +57,7 @@ def _accuracy(task: Task, rows: Rows, predictions: Predictions) -> float:
 def _f1(task: Task, rows: Rows, predictions: Predictions) -> float:
     """Returns F1 of class 1; for ReCoRD the mean over queries of the best entity's F1 of words."""
     if task.kind == "entities":
-        return _mean_best(_token_f1, rows, predictions)
+        return _mean_best(word_f1, rows, predictions)
     return _f1_score(rows, predictions)
 
 
@@ -111,7 +111,7 @@ def _exact_match(task: Task, rows: Rows, predictions: Predictions) -> float:
     A question is right if every answer is, a query if the entity is one of the right ones.
     """
     if task.kind == "entities":
-        return _mean_best(_same, rows, predictions)
+        return _mean_best(exact, rows, predictions)
     questions: dict[Any, list[bool]] = collections.defaultdict(list)
     for row, prediction in zip(rows, predictions, strict=True):
         questions[row["group"]].append(prediction == row["label"])
@@ -138,19 +138,28 @@ def _mean_best(measure: Callable[[str, str], float], rows: Rows, predictions: Pr
     return float(np.mean(values))
 
 
-def _same(answer: str, value: str) -> bool:
-    return _normal(answer) == _normal(value)
+def exact(answer: str, text: str) -> float:
+    """Returns 1.0 if `text` is `answer` after normalisation, else 0.0."""
+    return float(normal(answer) == normal(text))
 
 
-def _token_f1(answer: str, value: str) -> float:
-    """Returns F1 of the words two answers share, as in SQuAD (arXiv 1606.05250, section 6.1)."""
-    words = _normal(answer).split()
-    others = _normal(value).split()
+def word_f1(answer: str, text: str, *, empty: float = 0.0) -> float:
+    """Returns F1 of the words two answers share, as in SQuAD (arXiv 1606.05250, section 6.1).
+
+    Args:
+        answer: the right one.
+        text: another.
+        empty: the score if neither has words.
+    """
+    words = normal(answer).split()
+    others = normal(text).split()
+    if not words and not others:
+        return empty
     n_shared = (collections.Counter(words) & collections.Counter(others)).total()
     return 2 * n_shared / (len(words) + len(others)) if n_shared else 0.0
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
     """Returns the text in lower case without punctuation and articles, with single spaces."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())

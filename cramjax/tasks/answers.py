@@ -6,37 +6,9 @@ They differ where nothing is left of both texts: that is right for 2.0 only.
 
 from __future__ import annotations
 
-import collections
-import re
-import string
 from collections.abc import Mapping, Sequence
 
-_PUNCTUATION = frozenset(string.punctuation)
-
-
-def normal(text: str) -> str:
-    """Returns the text in lower case without punctuation and articles, with single spaces."""
-    text = "".join(character for character in text.lower() if character not in _PUNCTUATION)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def exact(answer: str, text: str) -> float:
-    """Returns 1.0 if `text` is `answer` after normalisation, else 0.0."""
-    return float(normal(answer) == normal(text))
-
-
-def f1(answer: str, text: str, *, empty: float = 0.0) -> float:
-    """Returns F1 of the words that two texts share.
-
-    Args:
-        empty: the score if neither has words.
-    """
-    words = normal(answer).split()
-    others = normal(text).split()
-    if not words and not others:
-        return empty
-    n_shared = (collections.Counter(words) & collections.Counter(others)).total()
-    return 2 * n_shared / (len(words) + len(others)) if n_shared else 0.0
+from cramjax.glue.metrics import exact, normal, word_f1
 
 
 def scores_v1(answers: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, float]:
@@ -44,7 +16,7 @@ def scores_v1(answers: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[st
     matches = overlap = 0.0
     for right, text in zip(answers, texts, strict=True):
         matches += max((exact(answer, text) for answer in right), default=0.0)
-        overlap += max((f1(answer, text) for answer in right), default=0.0)
+        overlap += max((word_f1(answer, text) for answer in right), default=0.0)
     n = max(1, len(texts))
     return {"exact_match": 100.0 * matches / n, "f1": 100.0 * overlap / n}
 
@@ -67,7 +39,7 @@ def scores_v2(
     overlaps = []
     for known, text in zip(right, texts, strict=True):
         exacts.append(max(exact(answer, text) for answer in known or [""]))
-        overlaps.append(max(f1(answer, text, empty=1.0) for answer in known or [""]))
+        overlaps.append(max(word_f1(answer, text, empty=1.0) for answer in known or [""]))
 
     n = max(1, len(right))
     scores: dict[str, float] = {}

@@ -172,7 +172,7 @@ def open_task(
     if isinstance(task, own.OwnTask):
         return _completed(own.open_task(task, data_dir, announce))
     if data_dir is None:
-        raise UserError(f"--data_dir: give the folder with the data of {task.name}, or tfds")
+        raise _folder_missing(task)
     if task.suite != OTHER:
         return rows.open_task(task, data_dir, announce, test=test)
 
@@ -195,6 +195,17 @@ def open_task(
     for difference in differences:
         announce(f"{task.folder}: {difference}; scores compare only with runs on the same files")
     return _completed(TaskData(task=task, splits=splits, differences=differences))
+
+
+def check_needs_no_folder(tasks: Sequence[Task]) -> None:
+    """Raises UserError for a task whose data lie in a folder that is to be named."""
+    for task in tasks:
+        if not isinstance(task, own.OwnTask):
+            raise _folder_missing(task)
+
+
+def _folder_missing(task: Task) -> UserError:
+    return UserError(f"--data_dir: give the folder with the data of {task.name}, or tfds")
 
 
 def _differences(task: Task, splits: Mapping[str, list[Row]]) -> list[str]:

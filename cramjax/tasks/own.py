@@ -234,14 +234,15 @@ def _spans(task: OwnTask, path: pathlib.Path) -> Iterator[Row]:
             texts = texts.get("text", [])
         if not isinstance(texts, list):
             texts = [texts] if texts else []
-        if len(starts) != len(texts):
+        is_placed = isinstance(starts, list) and all(type(start) is int for start in starts)
+        if not is_placed or len(starts) != len(texts):
             starts = [0] * len(texts)
         yield {
             "idx": str(values.get("id", number)),
             "question": str(values[question]),
             "context": str(values[context]),
             "label": [
-                {"text": str(text), "start": int(start)}
+                {"text": str(text), "start": start}
                 for text, start in zip(texts, starts, strict=True)
             ],
         }

@@ -71,6 +71,7 @@ def test_killed_and_resumed_it_gives_the_same(small_run, glue, tmp_path):
     ("arguments", "message"),
     [
         (("--task", "colla"), "unknown; the tasks are cola"),
+        (("--task", "none.yaml"), "--task none.yaml: not readable"),
         (("--task", "cola", "--protocol", "cram"), "there are cramming"),
         (("--task", "cola", "--set", "lr=high"), "must be float"),
         (("--task", "sst2"), "SST-2/train.tsv: no such file"),

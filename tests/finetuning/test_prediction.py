@@ -13,7 +13,7 @@ from cramjax.finetuning.protocols import Protocol, Settings
 from cramjax.finetuning.request import FinetuneRequest
 from cramjax.hub import directory
 from cramjax.inference import load
-from cramjax.publishing.export import export
+from cramjax.publishing.export import Options, export
 from tests.finetuning import grammar, reading
 from tools import predict
 
@@ -156,6 +156,16 @@ def test_an_export_predicts_the_same(finetuned, tmp_path):
                 np.testing.assert_allclose(found[key], value, atol=1e-4)
             else:
                 assert found[key] == value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["conll", "squad2"])
+def test_torch_gives_the_same_scores_of_tokens(finetuned, task, tmp_path):
+    pytest.importorskip("transformers")
+    export(place(finetuned, task), tmp_path / "out", Options(verify=True), tell=lambda _: None)
+    page = (tmp_path / "out" / "README.md").read_text()
+    use = {"conll": "token-classification", "squad2": "question-answering"}[task]
+    assert f"pipeline_tag: {use}" in page and f"finetuned from model on {task}" in page
 
 
 def test_from_python(finetuned):

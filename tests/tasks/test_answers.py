@@ -4,6 +4,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from cramjax.glue import metrics
 from cramjax.tasks import answers
 
 texts = st.sampled_from(["", "a cat", "The cat!", "cat", "dog house", "the", "a dog house"])
@@ -22,8 +23,8 @@ texts = st.sampled_from(["", "a cat", "The cat!", "cat", "dog house", "the", "a 
     ],
 )
 def test_one_answer(answer, text, exact, f1):
-    assert answers.exact(answer, text) == exact
-    assert answers.f1(answer, text) == pytest.approx(f1)
+    assert metrics.exact(answer, text) == exact
+    assert metrics.word_f1(answer, text) == pytest.approx(f1)
 
 
 def test_the_documented_examples():
@@ -72,17 +73,17 @@ def test_the_threshold_is_the_best_of_all(rows):
     def at(threshold, measure):
         total = 0.0
         for known, text, odd in rows:
-            right = [answer for answer in known if answers.normal(answer)] or [""]
+            right = [answer for answer in known if metrics.normal(answer)] or [""]
             kept = "" if odd > threshold else text
             total += max(measure(answer, kept) for answer in right)
         return 100 * total / len(rows)
 
     def f1(answer, text):
-        return answers.f1(answer, text, empty=1.0)
+        return metrics.word_f1(answer, text, empty=1.0)
 
     # A text without words ("the") is an answer for the script, so it costs before it pays.
-    hypothesis.assume(all(answers.normal(text) or not text for text in found))
+    hypothesis.assume(all(metrics.normal(text) or not text for text in found))
     tried = [-99.0, *odds]
     assert scores["best_f1"] == pytest.approx(max(at(threshold, f1) for threshold in tried))
-    assert scores["best_exact"] == pytest.approx(max(at(t, answers.exact) for t in tried))
+    assert scores["best_exact"] == pytest.approx(max(at(t, metrics.exact) for t in tried))
     assert scores["f1"] == pytest.approx(at(0.0, f1))

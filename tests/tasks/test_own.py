@@ -90,13 +90,14 @@ def test_the_other_heads(tmp_path):
     rows = [
         {"q": "who ?", "c": "a cat", "a": "cat", "id": 7},
         {"q": "who ?", "c": "a cat", "a": {"text": ["cat"], "answer_start": [2]}},
+        {"q": "who ?", "c": "a cat", "a": {"text": ["cat"], "answer_start": [None]}},
         {"q": "who ?", "c": "a cat", "a": []},
     ]
     data = opened(write(tmp_path, values, {"a.jsonl": "\n".join(map(json.dumps, rows))}), said)
     answers = [row["label"] for row in data.splits["train"]]
-    assert answers == [[{"text": "cat", "start": 2}]] * 2 + [[]]
-    assert [row["idx"] for row in data.splits["train"]] == ["7", "1", "2"]
-    assert said[-1].endswith("3 rows, 1 without an answer")
+    assert answers == [[{"text": "cat", "start": 2}]] * 3 + [[]]
+    assert [row["idx"] for row in data.splits["train"]] == ["7", "1", "2", "3"]
+    assert said[-1].endswith("4 rows, 1 without an answer")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from cramjax.errors import UserError
+from cramjax.finetuning.request import choose_tasks
 from cramjax.tasks import catalogue, squad
 
 
@@ -51,6 +52,8 @@ def test_tasks_are_found_by_name():
     assert [task.name for task in catalogue.find(["SQuAD", "conll"])] == ["squad", "conll"]
     with pytest.raises(UserError, match="rte is of a suite and squad is not"):
         catalogue.find(["squad", "rte"])
+    with pytest.raises(UserError, match="--data_dir: give the folder with the data of squad"):
+        choose_tasks(["squad"], None)
     with pytest.raises(UserError, match="unknown; the tasks are cola.*others are conll, squad"):
         catalogue.find(["squadd"])
     noted = json.loads(json.dumps(catalogue.notes(catalogue.SQUAD2)))
