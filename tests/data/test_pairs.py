@@ -370,8 +370,9 @@ def test_files_of_the_hub_and_examples_of_tfds_give_pairs_of_fields(tmp_path, mo
     assert list(files.read(part, lambda *drop: dropped.append(drop))) == wanted
     assert dropped == [("empty_side", f"{tmp_path / 'r.jsonl'}:2")]
 
-    examples = [{"t": {side: text.encode() for side, text in record["t"].items()}}
-                for record in records]  # fmt: skip
+    examples = []
+    for record in records:
+        examples.append({"t": {side: text.encode() for side, text in record["t"].items()}})
     info = types.SimpleNamespace(file_format=types.SimpleNamespace(value="array_record"))
     builder = types.SimpleNamespace(info=info, as_data_source=lambda split: examples)
     library = types.SimpleNamespace(builder=lambda name: builder)

@@ -49,6 +49,7 @@ class House:
         at_hours=None,
         stop_loss=None,
         stop_after=1.0,
+        bleu_every=None,
     ):
         self.events = []
         self.loss = 2.0
@@ -59,7 +60,9 @@ class House:
 
         config = types.SimpleNamespace(
             to_dict=lambda: {"seed": 0},
-            eval=types.SimpleNamespace(every_fraction=every_fraction),
+            eval=types.SimpleNamespace(
+                every_fraction=every_fraction, bleu_every_fraction=bleu_every
+            ),
             checkpoint=types.SimpleNamespace(
                 every_minutes=every_minutes, every_steps=every_steps, at_hours=at_hours
             ),
@@ -78,16 +81,27 @@ class House:
             identity=lambda session: {"model": session},
             dataset_note=lambda: {"directory": "/d", "fingerprint": "f"},
             progress=types.SimpleNamespace(announce=lambda line: self.events.append(line)),
+            coordinator=types.SimpleNamespace(requested=False),
+            scorer=None,
         )
+        if bleu_every:
+            self.run.scorer = types.SimpleNamespace(score=self._score)
         self.stage = types.SimpleNamespace(number=0, session="network", evaluator=self._evaluate)
         recorder = contextlib.nullcontext()
         recorder.evaluated = lambda result: self.events.append(("recorded", self.clock.n_steps))
         recorder.state_dict = lambda: {"recent": []}
+        recorder.scored = lambda scores: self.events.append(("scored", self.clock.n_steps))
+        recorder.scored_step = None
+        recorder.is_sound = True
         self.recorder = recorder
 
     def _evaluate(self, params):
         self.events.append(("eval", self.clock.n_steps))
         return EvalResult(loss=self.loss, accuracy=0.5)
+
+    def _score(self, session, params, is_stopped):
+        self.events.append(("write", self.clock.n_steps))
+        return None if is_stopped() else {"bleu": 20.0}
 
     def milestones(self, sidecar=None):
         return Milestones(self.run, self.recorder, self.stage, sidecar)
@@ -105,6 +119,26 @@ def test_an_evaluation_comes_before_the_save_of_the_same_step():
     house = House(every_steps=5)
     house.train(house.milestones(), 5)
     assert house.events == [("eval", 5), ("recorded", 5), ("save", 5)]
+
+
+def test_scoring_comes_before_the_save_and_is_due_again_after_a_signal():
+    house = House(every_fraction=0.0, every_steps=5, bleu_every=0.5)
+    milestones = house.milestones()
+    house.run.coordinator.requested = True
+    house.train(milestones, 5)
+    assert house.events == [("write", 5), ("save", 5)]
+
+    house.events.clear()
+    house.run.coordinator.requested = False
+    house.train(house.milestones(house.checkpoints.sidecar), 0)
+    assert house.events == [("write", 5), ("scored", 5)]
+
+
+def test_nothing_is_scored_that_is_no_number():
+    house = House(every_fraction=0.0, bleu_every=0.5)
+    house.recorder.is_sound = False
+    house.train(house.milestones(), 5)
+    assert house.events == []
 
 
 def test_the_steps_before_are_done_when_an_evaluation_or_a_save_begins():
