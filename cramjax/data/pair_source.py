@@ -27,10 +27,11 @@ from cramjax.data.text_source import FilePart, named_folder, ranges
 from cramjax.errors import UserError
 
 DOCSTRINGS = "installed-docs"
-"""The address of pairs that every machine has: docstrings, and their first lines."""
+"""The address of pairs that every machine has: paragraphs of docstrings, and their summaries."""
 
 _FIELDS = ("source", "target")
-_SUMMARY = re.compile(r"(?P<summary>[^\n]{12,160}[.!])\n\s*\n(?P<rest>.+)", re.DOTALL)
+# A first line that is a sentence, and the paragraph after it.
+_SUMMARY = re.compile(r"(?P<summary>[^\n]{12,160}[.!])\n\s*\n(?P<rest>\S(?:[^\n]|\n(?!\s*\n))+)")
 
 
 def form_of(config: DataConfig, prefix: str | None = None) -> PairForm:
@@ -278,7 +279,7 @@ def _has_ranges(path: str) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DocstringPairs:
-    """The docstrings of installed packages, each with its first line as the target: a summary.
+    """The docstrings of installed packages: a paragraph, and the line before it, which sums it up.
 
     Attributes:
         spec: See `TextSource`.
@@ -299,7 +300,7 @@ class DocstringPairs:
         return self.docs.parts()
 
     def read(self, part: DocsPart, drop: Drop) -> Iterator[str]:
-        """Yield a document for each docstring that goes on after its first line."""
+        """Yield a document for each docstring whose first line is a sentence."""
         for path in part.paths:
             if not path.endswith(".py"):
                 continue
@@ -309,7 +310,7 @@ class DocstringPairs:
                 drop("unreadable_file", path)
                 continue
             for text in installed_docs.docstrings(content):
-                match = _SUMMARY.fullmatch(text)
+                match = _SUMMARY.match(text)
                 if match:
                     document = self.form.joined(match["rest"], match["summary"], path, drop)
                     if document is not None:

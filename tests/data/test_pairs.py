@@ -371,8 +371,8 @@ def test_files_of_the_hub_and_examples_of_tfds_give_pairs_of_fields(tmp_path, mo
     assert dropped == [("empty_side", f"{tmp_path / 'r.jsonl'}:2")]
 
     examples = []
-    for record in records:
-        examples.append({"t": {side: text.encode() for side, text in record["t"].items()}})
+    for source, target in PAIRS:
+        examples.append({"t": {"de": source.encode(), "en": target.encode()}})
     info = types.SimpleNamespace(file_format=types.SimpleNamespace(value="array_record"))
     builder = types.SimpleNamespace(info=info, as_data_source=lambda split: examples)
     library = types.SimpleNamespace(builder=lambda name: builder)
@@ -384,3 +384,22 @@ def test_files_of_the_hub_and_examples_of_tfds_give_pairs_of_fields(tmp_path, mo
     assert list(split.read(part, lambda *drop: None)) == wanted
     with pytest.raises(UserError, match=r"no record has a field 't.de' \(found: text\); set"):
         tfds_source._check_fields(["text"], "data.source=tfds:wmt", "text", form, None)
+
+
+def test_a_docstring_is_the_pair_of_its_first_paragraph_and_the_line_before(tmp_path, monkeypatch):
+    from cramjax.data import installed_docs
+
+    def docstring(text):
+        return f'def f():\n    """{text}"""\n'
+
+    filler = "It goes on for a while, so that the text is long enough to be taken. " * 4
+    texts = [
+        f"Return the answer.\n\n    {filler}\n    More of it.\n\n    Args:\n        x: A number.",
+        f"{filler}",  # no line of its own
+        f"No full stop\n\n    {filler}",
+    ]
+    (tmp_path / "module.py").write_text("".join(map(docstring, texts)))
+    monkeypatch.setattr(installed_docs, "_roots", lambda: [str(tmp_path)])
+    ((source, target),), dropped = read(tmp_path, "pairs:installed-docs")
+    assert target == "Return the answer." and not dropped
+    assert source.startswith("It goes on") and source.endswith("More of it.")
