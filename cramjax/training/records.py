@@ -209,7 +209,8 @@ class Recorder:
         self._first_step_s = state["first_step_s"]
         self.evaluated_step = state["evaluated_step"]
         if state["evaluated"]:
-            self._last_eval = EvalResult(*map(_number, state["evaluated"]))
+            loss, accuracy = map(_number, state["evaluated"])
+            self._last_eval = EvalResult(loss, accuracy)
 
     def close(self) -> None:
         """Finish the open files of the writer."""

@@ -1,5 +1,6 @@
 """The data of a page: figures of the files, whatever is missing, damaged, partial or hostile."""
 
+import hashlib
 import json
 import re
 
@@ -333,3 +334,9 @@ def test_seconds_of_an_old_summary_are_whole():
     values = {"elapsed_s": 100.0, "goodput": 0.5, "compile_s": 10.0}
     spent = spending.seconds(values, [])
     assert sum(spent.values()) == 100.0 and spent["other"] == 40.0
+
+
+def test_the_library_is_the_one_that_was_released(root):
+    record = (root / "docs" / "decisions" / "0034-pages-with-echarts.md").read_text()
+    content = (root / "cramjax" / "reporting" / "assets" / "echarts.min.js").read_bytes()
+    assert hashlib.sha256(content).hexdigest() in record

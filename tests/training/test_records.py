@@ -138,6 +138,7 @@ def test_the_display_hears_when_the_next_evaluation_is_and_what_memory_is_used()
         eval_every=0.25,
         memory=lambda: {"memory_bytes": 7},
     )
+
     metrics = {"loss": 1.0, "grad_norm": 0.5, "skipped": 0, "skipped_in_row": 0}
     for number in range(1, 101):
         time.now += 2.0
