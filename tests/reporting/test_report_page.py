@@ -202,6 +202,16 @@ def test_growth_is_marked_where_it_happened(tmp_path):
     assert rows[1][1:] == ["the end", "the whole network"]
 
 
+@pytest.mark.parametrize("n_lines", [1, 6, 7, 40])
+def test_texts_are_shown_from_the_first_evaluation_to_the_last(tmp_path, n_lines):
+    samples = [{"step": step, "texts": [["a"], ["b"]]} for step in range(1, n_lines + 1)]
+    (block,) = blocks(made(workdirs.run(tmp_path, samples=samples)), "samples")
+    assert len(block["texts"]) == 2
+    labels = [reading["label"] for reading in block["texts"][0]]
+    assert labels[0] == "step 1" and labels[-1] == f"step {n_lines}"
+    assert len(labels) == min(n_lines, 6)
+
+
 def test_a_sweep_has_its_grid_its_fronts_and_its_failures(tmp_path):
     content = made(workdirs.sweep(tmp_path))
     (grid,) = blocks(content, "parallel")
