@@ -1,4 +1,4 @@
-"""The output on stderr: lines that stay, a live line on a terminal, rates and times left.
+"""The output on stderr: lines that stay, a live panel on a terminal, rates and times left.
 
 Numbers come in through the methods alone; nothing here reads devices or files. JAX is not imported,
 and rich only on a terminal.
@@ -7,19 +7,25 @@ and rich only on a terminal.
 from __future__ import annotations
 
 import io
+import math
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.live import Live
     from rich.progress import Progress as RichProgress
-    from rich.table import Table
 
 Announce = Callable[[str], None]
 """Prints a line that stays."""
+
+LEAST_ROWS = 10
+"""A lower terminal gets one line instead of the panel."""
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
 
 PLAIN_INTERVAL_S = 10.0
 """The shortest time between plain lines of a run, so that the log of a day stays readable."""
@@ -144,13 +150,14 @@ def _open_bar() -> RichProgress:
 
 
 class Progress:
-    """Shows how far a run is: a live line on a terminal, plain lines elsewhere.
+    """Shows how far a run is: a live panel on a terminal, plain lines elsewhere.
 
     Call `update` whenever there is something new, and `close` when the run ends.
 
     Args:
         stream: written to; default: stderr.
-        is_terminal: whether to draw the live line; default: `stream` is a terminal.
+        is_terminal: whether to draw the panel; default: `stream` is a terminal that can move its
+            cursor.
         time_source: returns seconds.
     """
 
@@ -166,11 +173,13 @@ class Progress:
         self._printed_at: float | None = None
         self._values: dict[str, Any] = {}
         self._shown: dict[str, Any] = {}
+        self._losses: list[float] = []
         self._console: Console | None = None
         self._live: Live | None = None
 
         if is_terminal is None:
-            is_terminal = self._stream.isatty()
+            can_move = os.environ.get("TERM", "") not in ("dumb", "unknown")
+            is_terminal = self._stream.isatty() and can_move
         if is_terminal:
             from rich.console import Console
 
@@ -192,9 +201,13 @@ class Progress:
         """Take in new values and show them.
 
         The known names are `fraction` of the budget and `mfu` in [0, 1], `step`, `loss`,
-        `tokens_per_s` and `eta_s`. A name that is missing keeps its last value; None hides it.
+        `tokens_per_s`, `batch_size`, `lr`, `eta_s` and `eval_s`, the seconds to the end and to the
+        next evaluation, `memory_bytes` and `memory_limit`. A name that is missing keeps its last
+        value; None hides it.
         """
         self._values |= values
+        if (loss := values.get("loss")) is not None:
+            self._losses.append(loss)
         if self._console is not None:
             self._show(self._console)
         elif self._printed_at is None or self._now() - self._printed_at >= PLAIN_INTERVAL_S:
@@ -211,7 +224,7 @@ class Progress:
         )
 
     def close(self) -> None:
-        """Leave the last state of the line on the screen; a second call does nothing."""
+        """Leave the last state of the panel on the screen; a second call does nothing."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -231,23 +244,34 @@ class Progress:
         from rich.live import Live
 
         if self._live is None:
-            self._live = Live(self._line(), console=console, refresh_per_second=4)
+            self._live = Live(self._panel(console), console=console, refresh_per_second=4)
             self._live.start()
-        self._live.update(self._line())
+        self._live.update(self._panel(console))
 
-    def _line(self) -> Table:
+    def _panel(self, console: Console) -> Group:
+        """Returns the bar and, where they fit, lines with everything known."""
+        from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
+        is_low = console.height < LEAST_ROWS
         fraction = self._values.get("fraction") or 0.0
-        line = Table.grid(padding=(0, 1))
-        line.add_row(
-            ProgressBar(total=1.0, completed=fraction, width=12),
+        beside = describe(self._values) if is_low else _end(self._values)
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(
+            ProgressBar(total=1.0, completed=fraction, width=min(24, console.width // 3)),
             Text(f"{fraction:4.0%}", style="bold"),
-            Text(describe(self._values), no_wrap=True, overflow="ellipsis"),
+            Text(beside, no_wrap=True, overflow="ellipsis"),
         )
-        return line
+        if is_low:
+            return Group(bar)
+
+        curve = ""
+        if "utf" in (console.encoding or "").lower():
+            curve = sparkline(self._losses)
+        lines = panel_lines(self._values, curve)
+        return Group(bar, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
 
 
 def describe(values: dict[str, Any]) -> str:
@@ -269,6 +293,79 @@ def describe(values: dict[str, Any]) -> str:
     if (eval_loss := values.get("eval_loss")) is not None:
         parts.append(f"held-out {eval_loss:.3f} (unigram {values['unigram_loss']:.3f})")
     return "  ".join(parts)
+
+
+def panel_lines(values: dict[str, Any], curve: str) -> list[str]:
+    """Returns the values of `Progress.update` in lines; missing ones and None are left out.
+
+    `curve` stands beside the loss. What has to fit a narrow terminal comes first in a line.
+    """
+    loss = _parts(
+        values,
+        loss=lambda value: f"loss {value:.3f}" + f" {curve}" * bool(curve),
+        eval_loss=lambda value: f"held-out {value:.3f}",
+        unigram_loss=lambda value: f"unigram {value:.3f}",
+    )
+
+    rate = _parts(
+        values,
+        tokens_per_s=lambda value: f"{_amount(value)} tokens/s",
+        mfu=lambda value: f"MFU {value:.0%}",
+        memory_bytes=lambda value: _memory(value, values.get("memory_limit")),
+    )
+    step = _parts(
+        values,
+        step=lambda value: f"step {value:,}",
+        eval_s=lambda value: f"next evaluation in {duration(value)}",
+        batch_size=lambda value: f"batch {value:,}",
+        lr=lambda value: f"lr {value:.2g}",
+        skipped=lambda value: f"{value:,} skipped" * bool(value),
+    )
+    return [line for line in (loss, rate, step) if line]
+
+
+def _parts(values: dict[str, Any], **forms: Callable[[Any], str]) -> str:
+    """Returns the texts of the values that are known, in the order of `forms`."""
+    parts = []
+    for name, form in forms.items():
+        if values.get(name) is not None:
+            parts.append(form(values[name]))
+    return "  ".join(filter(None, parts))
+
+
+def _end(values: dict[str, Any]) -> str:
+    eta_s = values.get("eta_s")
+    return "" if eta_s is None else time_left(eta_s)
+
+
+def _memory(n_bytes: float, limit: float | None) -> str:
+    used = f"memory {n_bytes / 2**30:.1f}"
+    return f"{used} GiB" if limit is None else f"{used} of {limit / 2**30:.1f} GiB"
+
+
+def sparkline(values: Sequence[float], width: int = 24) -> str:
+    """Returns the curve of `values` in at most `width` characters; a number that is none is blank.
+
+    Each character stands for the mean of as many neighbours.
+    """
+    step = -(-len(values) // width)
+    means = []
+    for start in range(0, len(values), step or 1):
+        part = values[start : start + step]
+        means.append(sum(part) / len(part))
+
+    known = [mean for mean in means if math.isfinite(mean)]
+    if not known:
+        return ""
+    low = min(known)
+    height = (max(known) - low) or 1.0
+    curve = ""
+    for mean in means:
+        if not math.isfinite(mean):
+            curve += " "
+            continue
+        curve += _BLOCKS[round((mean - low) / height * (len(_BLOCKS) - 1))]
+    return curve
 
 
 def _against(loss: float, unigram_loss: float) -> str:

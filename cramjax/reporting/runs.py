@@ -31,6 +31,9 @@ from cramjax.reporting.words import hardware, is_number, large
 MOST_POINTS = 12_000
 """Points of a curve of all runs together; the page stays small with many runs."""
 
+MOST_READINGS = 6
+"""Evaluations at which the page shows a text: early, late and some between."""
+
 X_AXES = (
     Axis(key="tokens", label="tokens"),
     Axis(key="elapsed_s", label="time of training, seconds"),
@@ -128,7 +131,8 @@ def sections(runs: Sequence[RunFiles], price: float | None) -> list[Section]:
     if samples:
         intro = (
             "Held-out text with hidden pieces, as the model filled them at its evaluations: the "
-            "same pieces every time."
+            f"same pieces every time. At most {MOST_READINGS} evaluations are shown; samples.jsonl "
+            "has all."
         )
         result.append(
             Section(name="samples", title="What it learned when", blocks=samples, intro=intro)
@@ -330,7 +334,7 @@ def _growth(drawn: Sequence[_Drawn]) -> list[Block]:
 def _samples(number: int, run: RunFiles) -> list[Block]:
     """Returns the texts of samples.jsonl, each as it was read at every evaluation."""
     texts: list[list[Reading]] = []
-    for line in run.samples:
+    for line in _spread(run.samples, MOST_READINGS):
         listed = line.get("texts")
         if not isinstance(listed, list):
             continue
@@ -341,6 +345,14 @@ def _samples(number: int, run: RunFiles) -> list[Block]:
     if not texts:
         return []
     return [Samples(title=run.name, run=number, texts=texts)]
+
+
+def _spread(lines: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Returns at most `most` lines at about equal distances, the first and the last among them."""
+    if len(lines) <= most:
+        return list(lines)
+    places = {round(number * (len(lines) - 1) / (most - 1)) for number in range(most)}
+    return [lines[place] for place in sorted(places)]
 
 
 def _moment(line: Mapping[str, Any]) -> str:

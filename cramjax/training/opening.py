@@ -32,6 +32,7 @@ from cramjax.training.sidecar import check
 from cramjax.training.stage import OpenStage, open_batches
 from cramjax.training.state import TrainState, initial_state
 from cramjax.training.workdir import environment
+from cramjax.tuning import devices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -282,6 +283,8 @@ def open_recorder(
         started=run.started,
         resumed_from=opening.resumed_from,
         samples=samples,
+        eval_every=run.config.eval.every_fraction,
+        memory=lambda: devices.memory_use(jax.local_devices()[0]),
     )
     if record:
         recorder.load_state_dict(record)

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cramjax.budget.clock import Clock
@@ -67,6 +67,8 @@ class Recorder:
         started: `time.monotonic()` when the command started.
         resumed_from: the step of the checkpoint that this start goes on from, or None.
         samples: takes the guesses of evaluations, or None.
+        eval_every: share of the budget between evaluations; 0 for none on the way.
+        memory: returns `memory_bytes` and `memory_limit` for the display.
 
     Attributes:
         unigram_loss: as given.
@@ -87,6 +89,8 @@ class Recorder:
         started: float,
         resumed_from: int | None = None,
         samples: Samples | None = None,
+        eval_every: float = 0.0,
+        memory: Callable[[], Mapping[str, float | None]] = dict,
     ):
         self.unigram_loss = unigram_loss
         self._writer = writer
@@ -98,6 +102,8 @@ class Recorder:
         self._started = started
         self._resumed_from = resumed_from
         self._samples = samples
+        self._eval_every = eval_every
+        self._memory = memory
 
         # The losses since the latest line.
         self._window: list[float] = []
@@ -299,7 +305,22 @@ class Recorder:
         self._window.clear()
         self._writer.write(last.step, values)
         eta_s = self._clock.remaining_s()
-        self._progress.update(step=last.step, fraction=last.fraction, eta_s=eta_s, **values)
+        self._progress.update(
+            step=last.step,
+            fraction=last.fraction,
+            eta_s=eta_s,
+            eval_s=self._until_evaluation(last.fraction, eta_s),
+            **values,
+            **self._memory(),
+        )
+
+    def _until_evaluation(self, fraction: float, eta_s: float | None) -> float | None:
+        """Returns the seconds to the next evaluation, if there is one on the way."""
+        if not self._eval_every or eta_s is None or fraction >= 1.0:
+            return None
+        n_passed = math.floor(fraction / self._eval_every + 1e-9)
+        following = min(1.0, (n_passed + 1) * self._eval_every)
+        return eta_s * (following - fraction) / (1.0 - fraction)
 
 
 def _finite(value: float) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import resource
 import time
 
 import jax
@@ -93,6 +94,18 @@ def peak_memory_bytes(device: Device) -> int | None:
     """Returns the most bytes in use on `device` so far, or None if the backend does not say."""
     stats = device.memory_stats() if device.platform != "cpu" else None
     return stats.get("peak_bytes_in_use") if stats else None
+
+
+def memory_use(device: Device) -> dict[str, int | None]:
+    """Returns `memory_bytes`, the most that was in use so far, and `memory_limit`.
+
+    On a CPU it is the memory of the whole process, and there is no limit.
+    """
+    if device.platform == "cpu":
+        # Linux counts in KiB.
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {"memory_bytes": peak, "memory_limit": None}
+    return {"memory_bytes": peak_memory_bytes(device), "memory_limit": memory_bytes(device)}
 
 
 def _cpu_flags() -> set[str]:

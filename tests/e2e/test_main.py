@@ -129,6 +129,7 @@ def test_a_run_leaves_what_the_contract_names(undisturbed):
         "environment.json",
         "metrics.jsonl",
         "loss.png",
+        "samples.jsonl",
         "summary.json",
         "tokenizer/tokenizer.json",
     ):
@@ -227,6 +228,8 @@ def test_killed_and_restarted_the_parameters_are_bit_identical(
     assert code == 0 and "resuming" in said and summary["resumed_from"] and summary["steps"] == 60
     steps = [line["step"] for line in lines(workdir) if "loss" in line]
     assert steps == sorted(set(steps))  # no step twice in the record
+    guesses = (workdir / "samples.jsonl").read_text()
+    assert guesses == (undisturbed[0] / "samples.jsonl").read_text()
 
     theirs, ours = params(undisturbed[0]), params(workdir)
     assert theirs.keys() == ours.keys()

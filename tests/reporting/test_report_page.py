@@ -1,5 +1,6 @@
 """The data of a page: figures of the files, whatever is missing, damaged, partial or hostile."""
 
+import hashlib
 import json
 import re
 
@@ -201,6 +202,16 @@ def test_growth_is_marked_where_it_happened(tmp_path):
     assert rows[1][1:] == ["the end", "the whole network"]
 
 
+@pytest.mark.parametrize("n_lines", [1, 6, 7, 40])
+def test_texts_are_shown_from_the_first_evaluation_to_the_last(tmp_path, n_lines):
+    samples = [{"step": step, "texts": [["a"], ["b"]]} for step in range(1, n_lines + 1)]
+    (block,) = blocks(made(workdirs.run(tmp_path, samples=samples)), "samples")
+    assert len(block["texts"]) == 2
+    labels = [reading["label"] for reading in block["texts"][0]]
+    assert labels[0] == "step 1" and labels[-1] == f"step {n_lines}"
+    assert len(labels) == min(n_lines, 6)
+
+
 def test_a_sweep_has_its_grid_its_fronts_and_its_failures(tmp_path):
     content = made(workdirs.sweep(tmp_path))
     (grid,) = blocks(content, "parallel")
@@ -333,3 +344,9 @@ def test_seconds_of_an_old_summary_are_whole():
     values = {"elapsed_s": 100.0, "goodput": 0.5, "compile_s": 10.0}
     spent = spending.seconds(values, [])
     assert sum(spent.values()) == 100.0 and spent["other"] == 40.0
+
+
+def test_the_library_is_the_one_that_was_released(root):
+    record = (root / "docs" / "decisions" / "0034-pages-with-echarts.md").read_text()
+    content = (root / "cramjax" / "reporting" / "assets" / "echarts.min.js").read_bytes()
+    assert hashlib.sha256(content).hexdigest() in record

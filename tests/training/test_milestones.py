@@ -107,7 +107,7 @@ class House:
         return Milestones(self.run, self.recorder, self.stage, sidecar)
 
     def train(self, milestones, n_steps, step_s=0.0):
-        state = types.SimpleNamespace(params={})
+        state = types.SimpleNamespace(params={}, opt_state=())
         for _ in range(n_steps):
             milestones.before_step(state)
             self.now += step_s
@@ -145,7 +145,9 @@ def test_the_steps_before_are_done_when_an_evaluation_or_a_save_begins():
     # Else their seconds count as the evaluation's, and the rate of the steps is too high.
     house = House(every_steps=1)
     state = types.SimpleNamespace(
-        params={}, block_until_ready=lambda: house.events.append(("waited", house.clock.n_steps))
+        params={},
+        opt_state=(),
+        block_until_ready=lambda: house.events.append(("waited", house.clock.n_steps)),
     )
     milestones = house.milestones()
     house.clock.advance(1, 1.0)
@@ -322,7 +324,7 @@ def test_a_folder_that_was_deleted_gets_its_files_and_a_checkpoint_again(monkeyp
 
 def reasons(house, n_steps):
     """Train, and return what `before_step` says before each step and after the last."""
-    milestones, state, said = house.milestones(), types.SimpleNamespace(params={}), []
+    milestones, state, said = house.milestones(), types.SimpleNamespace(params={}, opt_state=()), []
     for _ in range(n_steps):
         said.append(milestones.before_step(state))
         house.clock.advance(1, 1.0)

@@ -120,3 +120,35 @@ def test_seconds_spent_go_on_from_a_checkpoint():
     spent = Spent(compile_s=1.0)
     spent.load_state_dict({"compile_s": 5.0, "eval_s": 2.0})
     assert spent.total_s() == 7.0
+
+
+def test_the_display_hears_when_the_next_evaluation_is_and_what_memory_is_used():
+    time, heard = Time(), {}
+    clock = Clock(steps=100, time_source=time)
+    clock.start()
+    recorder = Recorder(
+        writer=Writer(),
+        progress=types.SimpleNamespace(update=heard.update),
+        clock=clock,
+        spent=Spent(),
+        every_steps=1,
+        peak_flops=2000.0,
+        unigram_loss=5.0,
+        started=0.0,
+        eval_every=0.25,
+        memory=lambda: {"memory_bytes": 7},
+    )
+
+    metrics = {"loss": 1.0, "grad_norm": 0.5, "skipped": 0, "skipped_in_row": 0}
+    for number in range(1, 101):
+        time.now += 2.0
+        clock.advance(100, 1000, 4)
+        fraction = number / 100
+        recorder.record(
+            StepRecord(step=number, fraction=fraction, lr=0.1, batch_size=4, metrics=metrics)
+        )
+        if number == 20:
+            # 80 steps of 2 s are left, and 5 of them until a quarter is spent.
+            assert heard["eta_s"] == pytest.approx(160.0, rel=0.05)
+            assert heard["eval_s"] == pytest.approx(10.0, rel=0.05)
+    assert heard["eval_s"] is None and heard["memory_bytes"] == 7
