@@ -73,6 +73,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._source = source
         super().__init__(*connection)
 
+    def handle(self) -> None:
+        """Answer until the browser has gone away, be it in the middle of an answer."""
+        with contextlib.suppress(ConnectionError):
+            super().handle()
+
     def do_GET(self) -> None:
         """Answer one question."""
         # Another site's page can reach this port by a name that it points at 127.0.0.1.
@@ -111,9 +116,6 @@ class _Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, port: int, source: Source):
         super().__init__((HOST, port), functools.partial(_Handler, source))
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a browser that has gone away in the middle of an answer."""
 
 
 def open_server(

@@ -40,7 +40,8 @@ SMALL = (
     "checkpoint.every_steps=5",
 )
 TIMES = {
-    "elapsed_s", "tokens_per_s", "mfu", "compile_s", "time_to_first_step_s", "goodput",
+    "elapsed_s", "tokens_per_s", "mfu", "compile_s", "eval_s", "save_s", "time_to_first_step_s",
+    "goodput",
     "data_wait_fraction", "resumed_from",
 }  # fmt: skip
 

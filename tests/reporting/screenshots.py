@@ -13,7 +13,7 @@ import tempfile
 from cramjax.reporting import page, subjects
 from tests.reporting import browser
 
-WHOLE, PHONE = (1200, 1500), (390, 844)
+WHOLE, PHONE = (1200, 820), (390, 844)
 
 
 def main(folder, *paths):

@@ -156,6 +156,7 @@ def test_the_live_page_follows_a_run(browser, tmp_path):
         assert not view.wrong
 
 
+@pytest.mark.slow
 def test_a_page_prints_in_light_colours(browser, tmp_path):
     view = browsers.View(browser, written(tmp_path, *two_runs(tmp_path)), scheme="dark")
     assert view.page.pdf(path=tmp_path / "page.pdf").startswith(b"%PDF")

@@ -5,6 +5,8 @@ import http.client
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -92,6 +94,19 @@ def test_a_folder_that_is_away_for_a_moment_is_borne(tmp_path):
         assert ask("/data.json")[0].status == 200
         (tmp_path / "away").rename(workdir)
         assert json.loads(ask("/data.json")[1])["sections"] == json.loads(before)["sections"]
+
+
+def test_a_browser_that_goes_away_is_no_error(tmp_path, capfd):
+    with serving(workdirs.run(tmp_path)) as ask:
+        host, port = ask.address.removeprefix("http://").rstrip("/").split(":")
+        for question in (b"", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"\xff\r\n"):
+            with socket.create_connection((host, int(port))) as connection:
+                # Closed with an error, as when a process is killed.
+                linger = struct.pack("ii", 1, 0)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                connection.sendall(question)
+        assert ask()[0].status == 200
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_serving_writes_nothing_and_leaves_the_lock_alone(tmp_path):

@@ -507,7 +507,10 @@ function parallelOption(figure) {
     tooltip: {
       trigger: "item",
       formatter: (hit) => textTip([block.names[hit.dataIndex],
-        ...block.axes.map((axis, place) => `${axis.label}: ${block.rows[hit.dataIndex][place]}`)]),
+        ...block.axes.map((axis, place) => {
+          const value = block.rows[hit.dataIndex][place];
+          return `${axis.label}: ${typeof value === "number" ? short(value) : value}`;
+        })]),
     },
     series: [{
       type: "parallel", lineStyle: { width: 2, opacity: 0.8 }, data: block.rows,
