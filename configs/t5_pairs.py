@@ -1,8 +1,9 @@
 """Text to text on pairs: a small T5 that learns the target of each source, from scratch.
 
 The form is T5's (arXiv 1910.10683, section 2.4), the network a T5 v1.1 of 9 million parameters.
-Without other data it writes the summary lines of docstrings that lie on this machine from the rest
-of their texts. Give two files of lines, or records, for translation or anything else:
+Without other data it reads paragraphs of docstrings that lie on this machine, and writes the line
+before each, which sums it up. Give two files of lines, or records, for translation or anything
+else:
 
     python -m cramjax.main --config configs/t5_pairs.py
     python -m cramjax.main --config configs/t5_pairs.py \\
@@ -30,6 +31,7 @@ def get_config(arg=None):
         vocab_size=8192,
         extra_ids=0,
         seq_len=128,
+        target_len=96,
         heldout_fraction=0.03,
         tokenizer_sample_mb=16.0,
     )

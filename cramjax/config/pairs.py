@@ -12,7 +12,7 @@ OBJECTIVE = "text_to_text"
 """The value of `objective.name` that learns from pairs."""
 
 INSTALLED = "pairs:installed-docs"
-"""The source of pairs that every machine has: docstrings, each with its first line as target."""
+"""The source of pairs that every machine has: paragraphs of docstrings, and what sums them up."""
 
 SCHEMES = ("pairs", *TASK_SCHEMES)
 """Schemes of `data.source` whose sources hold pairs, whatever the fields."""

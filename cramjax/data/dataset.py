@@ -120,11 +120,9 @@ class TokenDataset:
                 n_examples[source] = len(self.pair_rows("train", source, seq_len).order)
 
         counted = [n if own else 0 for n, own in zip(n_examples, by_size, strict=True)]
-        weights = []
         rates = self.mixing.rates(counted)
-        for rate, rows, examples in zip(rates, n_rows, n_examples, strict=True):
-            weights.append(rate * rows / examples if examples else 0.0)
-        return tuple(weights)
+        rows_an_example = np.asarray(n_rows) / np.maximum(1, n_examples)
+        return tuple((rows_an_example * rates).tolist())
 
     def heldout_weights(self, seq_len: RowShape) -> tuple[float, ...]:
         """Weight of each source in evaluation: as in training, or 1 for those that are held out."""

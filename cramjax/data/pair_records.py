@@ -49,10 +49,13 @@ def read_pairs(
     if file_format(path) == ".parquet":
         records = _parquet_records(path, name)
     else:
-        lines = LineReader(path, look_at(path), drop, start, end)
+        kind = look_at(path)
+        lines = LineReader(path, kind, drop, start, end)
         if file_format(path) == ".tsv":
             yield from _columns(lines, form, drop)
             return
+        if not kind.by_lines:
+            raise UserError(f"{name}: its records go over lines; give a record a line (.jsonl)")
         records = _json_records(lines, drop)
 
     fields = _Fields(name, form)

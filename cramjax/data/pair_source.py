@@ -27,10 +27,11 @@ from cramjax.data.text_source import FilePart, named_folder, ranges
 from cramjax.errors import UserError
 
 DOCSTRINGS = "installed-docs"
-"""The address of pairs that every machine has: docstrings, and their first lines."""
+"""The address of pairs that every machine has: paragraphs of docstrings, and their summaries."""
 
 _FIELDS = ("source", "target")
-_SUMMARY = re.compile(r"(?P<summary>[^\n]{12,160}[.!])\n\s*\n(?P<rest>.+)", re.DOTALL)
+# A first line that is a sentence, and the paragraph after it.
+_SUMMARY = re.compile(r"(?P<summary>[^\n]{12,160}[.!])\n\s*\n(?P<rest>\S(?:[^\n]|\n(?!\s*\n))+)")
 
 
 def form_of(config: DataConfig, prefix: str | None = None) -> PairForm:
@@ -76,12 +77,12 @@ def open_pairs(
     common: dict[str, Any] = {"spec": spec, "weight": weight, "form": form}
     named = {"index": index, "cache_dir": cache_dir}
     if address == DOCSTRINGS:
-        _refuse_keep(spec, keep)
+        refuse_keep(spec, keep)
         docs = InstalledDocs(spec=spec, weight=weight, index=index)
         return DocstringPairs(**common, docs=docs, revision=docs.revision)
 
     if "," in address and not os.path.exists(os.path.expanduser(address)):
-        _refuse_keep(spec, keep)
+        refuse_keep(spec, keep)
         files = tuple(os.path.expanduser(name) for name in address.split(","))
         if len(files) != 2:
             raise UserError(
@@ -94,7 +95,8 @@ def open_pairs(
     return PairFiles(**common, **named, pattern=address, keep=keep)
 
 
-def _refuse_keep(spec: str, keep: Keep | None) -> None:
+def refuse_keep(spec: str, keep: Keep | None) -> None:
+    """Raise a UserError if records are to be chosen in a source that has none."""
     if keep is not None:
         raise UserError(
             f"data.source={spec}: has no fields to compare with data.keep={keep.expression!r}; "
@@ -234,7 +236,7 @@ class PairFiles:
         """
         paths = self._files()
         if self.keep is not None and any(file_format(path) == ".tsv" for path in paths):
-            _refuse_keep(self.spec, self.keep)
+            refuse_keep(self.spec, self.keep)
         keys = digests(paths, self.spec, self.cache_dir, look_at)
         folder = named_folder(self.pattern)
         parts = []
@@ -277,7 +279,7 @@ def _has_ranges(path: str) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DocstringPairs:
-    """The docstrings of installed packages, each with its first line as the target: a summary.
+    """The docstrings of installed packages: a paragraph, and the line before it, which sums it up.
 
     Attributes:
         spec: See `TextSource`.
@@ -298,7 +300,7 @@ class DocstringPairs:
         return self.docs.parts()
 
     def read(self, part: DocsPart, drop: Drop) -> Iterator[str]:
-        """Yield a document for each docstring that goes on after its first line."""
+        """Yield a document for each docstring whose first line is a sentence."""
         for path in part.paths:
             if not path.endswith(".py"):
                 continue
@@ -308,7 +310,7 @@ class DocstringPairs:
                 drop("unreadable_file", path)
                 continue
             for text in installed_docs.docstrings(content):
-                match = _SUMMARY.fullmatch(text)
+                match = _SUMMARY.match(text)
                 if match:
                     document = self.form.joined(match["rest"], match["summary"], path, drop)
                     if document is not None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from cramjax.config import pairs
 from cramjax.config.keep import Keep
-from cramjax.config.mixing import BY_SIZE, TASK_SCHEMES
+from cramjax.config.mixing import BY_SIZE
 from cramjax.config.views import DataConfig
-from cramjax.data.pair_source import form_of, open_pairs
+from cramjax.data.pair_source import form_of, open_pairs, refuse_keep
 from cramjax.data.source import TextSource
 from cramjax.data.task_source import open_tasks, singles
 from cramjax.errors import UserError
@@ -88,11 +88,7 @@ def _open(
     if scheme == "installed-docs" and not address:
         from cramjax.data.installed_docs import InstalledDocs
 
-        if keep is not None:
-            raise UserError(
-                f"data.source={spec}: has no fields to compare with data.keep={config.keep!r}; "
-                "leave data.keep out"
-            )
+        refuse_keep(spec, keep)
         return InstalledDocs(**common)
 
     if scheme == "text" and address:
@@ -102,24 +98,18 @@ def _open(
             **common, pattern=address, field=field, cache_dir=config.cache_dir, keep=keep
         )
 
-    if scheme == "pairs" and address and form is not None:
-        cache_dir = config.cache_dir
-        return open_pairs(**common, address=address, form=form, cache_dir=cache_dir, keep=keep)
-
-    if scheme in TASK_SCHEMES and address and form is not None:
-        return open_tasks(**common, form=form, cache_dir=config.cache_dir)
+    if scheme in pairs.SCHEMES and address and form is not None:
+        common |= {"form": form, "cache_dir": config.cache_dir}
+        if scheme == "pairs":
+            return open_pairs(**common, address=address, keep=keep)
+        refuse_keep(spec, keep)
+        return open_tasks(**common)
 
     if scheme == "hf" and address:
         from cramjax.data.hub_source import open_hub
 
-        return open_hub(
-            **common,
-            address=address,
-            field=field,
-            form=form,
-            cache_dir=config.cache_dir,
-            keep=keep,
-        )
+        common |= {"field": field, "form": form, "cache_dir": config.cache_dir}
+        return open_hub(**common, address=address, keep=keep)
 
     if scheme == "tfds" and address:
         from cramjax.data.tfds_source import open_tfds

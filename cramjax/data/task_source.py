@@ -102,6 +102,7 @@ def singles(spec: str) -> list[str]:
     scheme, _, address = spec.partition(":")
     if scheme not in TASK_SCHEMES or _task_of(scheme, address) is not None:
         return [spec]
+
     folder = pathlib.Path(address).expanduser()
     found = []
     missing = []
@@ -110,6 +111,7 @@ def singles(spec: str) -> list[str]:
             continue  # a diagnostic has nothing to train on
         has_rows = local_files.file_of(task, folder, "train").is_file()
         (found if has_rows else missing).append(task.folder)
+
     if not found:
         raise UserError(
             f"data.source={spec}: holds no {missing[0]}/ or another task with its training file; "

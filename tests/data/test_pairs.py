@@ -132,6 +132,7 @@ def test_a_far_too_long_line_moves_no_other(tmp_path, monkeypatch):
         ("pairs:{0}/words.tsv", "words.tsv:1: has 1 columns, and no line has a source, a tab"),
         ("pairs:{0}/r.jsonl", "r.jsonl: no record has a field 'source' (found: en, fr); set"),
         ("pairs:{0}/r.parquet", "r.parquet: not a readable parquet file"),
+        ("pairs:{0}/list.json", "list.json: its records go over lines; give a record a line"),
     ],
 )
 def test_a_source_that_is_no_pairs_is_refused_in_one_sentence(tmp_path, source, message):
@@ -140,6 +141,7 @@ def test_a_source_that_is_no_pairs_is_refused_in_one_sentence(tmp_path, source, 
     (tmp_path / "words.tsv").write_text("one\ntwo\n")
     (tmp_path / "r.jsonl").write_text('{"en": "one", "fr": "un"}\n' * 2)
     (tmp_path / "r.parquet").write_text("no parquet")
+    (tmp_path / "list.json").write_text('[\n{"source": "one"}\n]')
     with pytest.raises(UserError) as error:
         read(tmp_path, source.format(tmp_path))
     assert message.format(tmp_path) in str(error.value)
@@ -346,3 +348,58 @@ def test_the_permutation_of_windows_is_one():
     # `pack` counts on it.
     numbers = index.permute(np.arange(1000, dtype=np.uint64), 1000, 0)
     assert sorted(numbers.tolist()) == list(range(1000))
+
+
+def test_files_of_the_hub_and_examples_of_tfds_give_pairs_of_fields(tmp_path, monkeypatch):
+    import types
+
+    import huggingface_hub
+
+    from cramjax.data import hub_source, tfds_source
+    from cramjax.data.pair_text import PairForm
+
+    form = PairForm(source_field="t.de", target_field="t.en", prefix="de: ")
+    records = [{"t": {"de": source, "en": target}} for source, target in PAIRS]
+    wanted = [f"de: ein Haus {SIGN}a house", *(f"de: {a}{SIGN}{b}" for a, b in PAIRS[2:])]
+    write_records(tmp_path / "r.jsonl", records)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: tmp_path / "r.jsonl")
+    common = {"spec": "x:y", "weight": 1.0, "index": 0, "field": "text", "form": form}
+    files = hub_source.HubFiles(**common, repo="a/b", revision="1", files=(("r.jsonl", 9),))
+    dropped = []
+    (part,) = files.parts()
+    assert list(files.read(part, lambda *drop: dropped.append(drop))) == wanted
+    assert dropped == [("empty_side", f"{tmp_path / 'r.jsonl'}:2")]
+
+    examples = []
+    for source, target in PAIRS:
+        examples.append({"t": {"de": source.encode(), "en": target.encode()}})
+    info = types.SimpleNamespace(file_format=types.SimpleNamespace(value="array_record"))
+    builder = types.SimpleNamespace(info=info, as_data_source=lambda split: examples)
+    library = types.SimpleNamespace(builder=lambda name: builder)
+    monkeypatch.setattr(tfds_source, "_tfds", lambda: library)
+    split = tfds_source.TfdsSplit(
+        **common, name="wmt", split="train", revision="1", shard_lengths=(4,)
+    )
+    (part,) = split.parts()
+    assert list(split.read(part, lambda *drop: None)) == wanted
+    with pytest.raises(UserError, match=r"no record has a field 't.de' \(found: text\); set"):
+        tfds_source._check_fields(["text"], "data.source=tfds:wmt", "text", form, None)
+
+
+def test_a_docstring_is_the_pair_of_its_first_paragraph_and_the_line_before(tmp_path, monkeypatch):
+    from cramjax.data import installed_docs
+
+    def docstring(text):
+        return f'def f():\n    """{text}"""\n'
+
+    filler = "It goes on for a while, so that the text is long enough to be taken. " * 4
+    texts = [
+        f"Return the answer.\n\n    {filler}\n    More of it.\n\n    Args:\n        x: A number.",
+        f"{filler}",  # no line of its own
+        f"No full stop\n\n    {filler}",
+    ]
+    (tmp_path / "module.py").write_text("".join(map(docstring, texts)))
+    monkeypatch.setattr(installed_docs, "_roots", lambda: [str(tmp_path)])
+    ((source, target),), dropped = read(tmp_path, "pairs:installed-docs")
+    assert target == "Return the answer." and not dropped
+    assert source.startswith("It goes on") and source.endswith("More of it.")

@@ -11,7 +11,8 @@ from tests.data.shards import write_dataset
 
 
 def session_of(config, row_tokens=None):
-    objective = types.SimpleNamespace(row_tokens=row_tokens or config.data.seq_len)
+    row_tokens = row_tokens or config.data.seq_len
+    objective = types.SimpleNamespace(row_tokens=row_tokens, row_shape=row_tokens)
     return types.SimpleNamespace(config=config, objective=objective)
 
 
