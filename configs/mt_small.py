@@ -9,7 +9,7 @@ of the 1,000 captions of test_2016_flickr, by sacrebleu's default.
 Sizes after the colon are those of `tools.study mt`: Train Large, Then Compress (arXiv 2002.11794)
 in miniature. docs/guide/translation.md has what it reaches.
 
-Cost of one run: its budget.
+Cost of one run: its budget. `:L2-H128` reaches 30.4 BLEU in 1,200 steps.
 
     python -m cramjax.main --config configs/mt_small.py
     python -m cramjax.main --config configs/mt_small.py:L2-H128 \\

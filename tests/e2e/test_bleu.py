@@ -67,6 +67,7 @@ def test_a_run_that_a_signal_ends_while_it_writes_goes_on_and_is_scored(scored):
     assert [step for step, _ in found] == [11, 20] and found[-1][1] == summary["bleu"]
 
 
+@pytest.mark.slow
 def test_training_does_not_depend_on_it(scored, source, tmp_path):
     plain = tmp_path / "plain"
     with stepping.one_device():
