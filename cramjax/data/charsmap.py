@@ -25,7 +25,8 @@ def charsmap_steps(name: str, charsmap: bytes) -> list[normalizers.Normalizer]:
 
     The library looks rules up by clusters of characters (U+0439 U+0301, CR LF), and puts the result
     of the first character in the place of all: so each character is made a cluster of its own.
-    Rules for several characters are those of NFC, up to the order of marks and marks on ligatures.
+    Rules for several characters are those of NFC, up to the order of marks, to marks that NFC joins
+    with a letter over another mark, and to marks on ligatures.
 
     Args:
         name: Of the rules; one of `STANDARD`, or another for a user's own.

@@ -128,14 +128,8 @@ class Settings:
         return self.lr * share
 
     def describe(self) -> dict[str, Any]:
-        """Returns the settings as plain values, for the results.
-
-        One that came later is left out at its default: so older results still belong to it.
-        """
-        values = dataclasses.asdict(self)
-        if self.warmup_steps is None:
-            del values["warmup_steps"]
-        return values
+        """Returns the settings as plain values, for the results."""
+        return dataclasses.asdict(self)
 
     def _check_choice(self, name: str, choices: Sequence[str]) -> None:
         value = getattr(self, name)

@@ -233,7 +233,7 @@ def test_the_average_is_the_one_the_published_rows_have(published):
 
 
 def test_unknown_protocols_and_diagnostics_alone_are_refused(glue):
-    with pytest.raises(UserError, match="there are cramming, bert, mosaic, t5"):
+    with pytest.raises(UserError, match="there are cramming, bert, 24hbert, mosaic, t5"):
         choose_protocol("crammed", False, [], [])
     assert choose_protocol(None, True, [], []) == PROTOCOLS["t5"]
     with pytest.raises(UserError, match="add rte"):

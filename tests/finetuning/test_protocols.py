@@ -64,8 +64,6 @@ def test_a_warm_up_in_steps_is_the_same_for_every_task_and_may_be_longer_than_th
         assert protocol.settings.learning_rate(10, n_steps) == pytest.approx(4e-5)
     assert protocol.settings.learning_rate(5, 5) == pytest.approx(4e-5)
     assert protocol.settings.learning_rate(1, 5) == pytest.approx(4e-5 / 5)
-    # Results of before the key existed still belong to their protocol.
-    assert "warmup_steps" not in PROTOCOLS["cramming"].describe()["settings"]
 
 
 def test_mosaic_starts_small_tasks_from_mnli():

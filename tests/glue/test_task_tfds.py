@@ -93,7 +93,7 @@ def found(root, tmp_path_factory):
     build += [
         ("squad", "v1.1", dict.fromkeys(("train", "validation"), [question])),
         ("squad", "v2.0", dict.fromkeys(("train", "validation"), [none])),
-        ("conll2003", "conll2003", dict.fromkeys(("train", "dev"), [tags])),
+        ("conll2003", "conll2003", dict.fromkeys(("train", "dev", "test"), [tags])),
     ]
     others = ["squad", "squad2", "conll"]
     names = ("cola", "mnli", "stsb", "multirc", "record", "wsc")
