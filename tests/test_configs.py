@@ -12,7 +12,17 @@ from cramjax.config.resolve import resolve
 RECIPES = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
 
 
-@pytest.mark.parametrize("variant", ["", ":smoke"], ids=["full", "smoke"])
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_has_a_toy(path):
+    config = resolve(f"{path}:smoke")
+    assert config.name == f"{path.stem}-smoke" and config.budget.steps <= 100
+
+
+# Slow tests also train the toys.
+TOY = pytest.param(":smoke", marks=pytest.mark.slow, id="smoke")
+
+
+@pytest.mark.parametrize("variant", [pytest.param("", id="full"), TOY])
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_traces(path, variant):
     from cramjax.training import session

@@ -12,6 +12,7 @@ def tell(stories, folder):
     assert struck.total() > 0
 
 
+@pytest.mark.slow
 def test_a_disturbed_preparation_gives_the_same_dataset(tmp_path):
     tell([("prepare", 9)], tmp_path)
 

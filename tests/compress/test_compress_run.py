@@ -125,6 +125,7 @@ def test_every_point_is_scored_as_it_lies_on_disk(whole, finetuned):
     assert any("prune 0.5, 4 bits" in line for line in said)
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_and_gives_the_same_bytes(whole, finetuned, glue, tmp_path):
     out, found, _ = whole
     first, said = compressed(finetuned, glue, tmp_path / "parts", shares=(0.0,), bits=(4,))

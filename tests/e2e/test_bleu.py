@@ -76,6 +76,7 @@ def test_training_does_not_depend_on_it(scored, source, tmp_path):
     assert summary["eval_loss"] == scored.summary["eval_loss"] and "bleu" not in summary
 
 
+@pytest.mark.slow
 def test_a_scored_run_is_compressed_by_bleu(scored, tmp_path):
     out = tmp_path / "small"
     arguments = ["--checkpoint", str(scored.workdir), "--bits", "32,8", "--out", str(out)]

@@ -369,6 +369,7 @@ def test_a_larger_budget_names_the_same_text_for_every_recipe(recipe):
     assert "budget.hours" in changed and changed <= {"budget.hours", "data.max_mb"}
 
 
+@pytest.mark.slow
 def test_an_amount_of_text_from_the_budget_stays_when_the_budget_grows(text, tmp_path, capsys):
     """The amount depends on devices and budget; a run that goes on keeps what it was made with."""
     amount = ("data.max_mb=budget", "data.tokenizer_sample_mb=0.02")

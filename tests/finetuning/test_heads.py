@@ -151,6 +151,7 @@ def test_settings_follow_from_the_kind_of_task():
         choose_protocol("bert", False, ["stride=0"], (), tasks)
 
 
+@pytest.mark.slow
 def test_a_t5_has_no_tags_and_answers_in_words(data, tmp_path):
     model = grammar.model("t5")
     with pytest.raises(UserError, match="conll: is one of tags; a T5 has none"):

@@ -198,6 +198,7 @@ def test_it_grows_sharded_and_in_other_ways(corpus, tmp_path, more):
         )
 
 
+@pytest.mark.slow
 def test_stages_by_steps_under_flops_and_the_time_to_the_loss_of_a_control(corpus, tmp_path):
     """The run that grows ends before its control: started again, it is compared."""
     stages = [{"until": 0.5, "width": 0.5}]

@@ -108,7 +108,11 @@ EXACT = [
         marks=pytest.mark.slow,
     ),
     pytest.param(
-        T5, Depth("identity"), {"n_layers": 3, "n_decoder_layers": 3}, id="identity layers, T5"
+        T5,
+        Depth("identity"),
+        {"n_layers": 3, "n_decoder_layers": 3},
+        id="identity layers, T5",
+        marks=pytest.mark.slow,
     ),
     pytest.param(ENCODER, SharedWidth(), {"d_ff": 20}, id="shared width, twice"),
     pytest.param(
@@ -118,7 +122,11 @@ EXACT = [
         id="post-norm",
     ),
     pytest.param(
-        T5, SharedWidth(noise=0.5), {"d_ff": 30}, id="shared width, T5, three times, much noise"
+        T5,
+        SharedWidth(noise=0.5),
+        {"d_ff": 30},
+        id="shared width, T5, three times, much noise",
+        marks=pytest.mark.slow,
     ),
     pytest.param(
         dataclasses.replace(

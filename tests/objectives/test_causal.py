@@ -55,6 +55,7 @@ def test_nothing_is_masked_and_first_tokens_are_not_predicted():
     assert 4 * (objective.n_predicted - 1) <= weight <= 4 * objective.n_predicted
 
 
+@pytest.mark.slow
 def test_a_run_goes_from_left_to_right_to_masked_tokens(corpus, tmp_path):
     small = [flag.removeprefix("--config.") for flag in cli.SMALL]
     listed = [{"until": 0.5, "causal": True, "mask_rate": 0.5}]

@@ -123,6 +123,7 @@ def test_too_few_sentinels_are_refused():
         session.open_session(config, session.AssumedVocabulary(vocab_size=64, extra_ids=8))
 
 
+@pytest.mark.slow
 def test_the_program_does_little_more_than_the_products_of_the_model():
     overrides = (
         "model.n_layers=2", "model.n_decoder_layers=3", "data.vocab_size=4096", "batch_size=8",

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import cramjax
 from cramjax.optim.average import average_of, trailing_average
@@ -43,6 +44,7 @@ def train(corpus, workdir, *more, sinks=()):
     return cramjax.train(config, workdir, sinks=sinks)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_with_the_same_mean_and_its_loss_is_the_means(corpus, tmp_path):
     average = "optimizer.average=6"
     whole = train(corpus, tmp_path / "whole", average)

@@ -53,6 +53,7 @@ def test_on_a_cpu_products_are_narrow(recipe):
     assert len(found) > 40 and set(found) == {"bf16"}
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_on_a_tpu_slice_copies_exchange_gradients_alone(root):
     found = program(root, "v5e-8", "quickstart", "mesh.data=8", "microbatch_size=8", *ONE_BLOCK)

@@ -315,6 +315,7 @@ def test_a_program_compiled_for_an_absent_gpu_is_expected_kernel_by_kernel(root,
     assert "the other 0" in ended.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu")
 def test_a_train_step_is_compiled_for_tpus_that_are_not_here(root, tmp_path):
     # Dear, because libtpu compiles the step for eight devices. The cheaper tests of plans replace

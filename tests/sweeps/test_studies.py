@@ -202,6 +202,7 @@ def test_a_study_goes_on_after_a_compression_that_failed(sizes, tmp_path, capsys
     assert "sst2  failed with exit code 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_study_of_translation_is_scored_over_time_and_compressed_without_a_task(tmp_path):
     study = STUDIES["mt"]
     compressions = []

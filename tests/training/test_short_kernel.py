@@ -43,6 +43,7 @@ def test_copies_on_several_devices_have_the_losses_of_one():
     np.testing.assert_allclose(apart, trained(KERNEL), rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_what_is_recomputed_drops_the_same():
     # Dear, because it compiles three steps. Only a backward pass that runs the kernel again shows
     # that it drops the same places.

@@ -67,8 +67,8 @@ def test_every_mesh_gives_the_losses_of_one_device(whole, mesh):
     "name, lr",
     [
         pytest.param("adafactor", 0.1, marks=pytest.mark.slow),
-        ("lamb", 0.1),
-        ("lion", 1e-3),
+        pytest.param("lamb", 0.1, marks=pytest.mark.slow),
+        pytest.param("lion", 1e-3, marks=pytest.mark.slow),
         ("muon", 1e-2),
     ],
 )
