@@ -35,6 +35,7 @@ SETTINGS = (
 )
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_loaded_and_fills_masks_from_python(corpus, tmp_path):
     data = (f"data.source=text:{corpus}", f"data.cache_dir={tmp_path / 'prepared'}")
     with one_device():

@@ -55,6 +55,7 @@ def scored(source, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_a_signal_ends_while_it_writes_goes_on_and_is_scored(scored):
     assert scored.codes == (143, 0) and not scored.was_finished
     summary = scored.summary

@@ -129,7 +129,7 @@ def params(workdir):
     [
         pytest.param(4, "loss", marks=pytest.mark.slow),
         pytest.param(6, "eval_loss", marks=pytest.mark.slow),
-        (8, "loss"),
+        pytest.param(8, "loss", marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_run_tells_the_same_story_as_one_left_alone(
@@ -145,6 +145,7 @@ def test_a_stopped_run_tells_the_same_story_as_one_left_alone(
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_card_with_less_memory_takes_the_same_steps(undisturbed, text, tmp_path):
     """Its microbatch is 4 and not 8; the batch grows from 8 to 16 on both."""
     train(text, tmp_path, "microbatch_size=4", "schedule.ramp_start=8")

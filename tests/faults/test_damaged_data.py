@@ -98,6 +98,7 @@ def undisturbed(tmp_path_factory):
     return files_of(prepare_here(tmp_path_factory.mktemp("whole"), executor)), executor.done
 
 
+@pytest.mark.slow
 def test_killed_after_any_job_it_goes_on_with_the_next(undisturbed, tmp_path):
     expected, done = undisturbed
     assert len(done) > 20 and len(set(done)) == len(done)

@@ -88,6 +88,7 @@ def test_tags_are_trained_together_scored_saved_and_not_done_twice(model, data, 
     assert saved.finetuned["labels"] == ["O", "B-animal", "B-color"]
 
 
+@pytest.mark.slow
 def test_answers_are_written_in_the_official_form(model, data, tmp_path):
     found, _ = finetune(model, data, tmp_path, "squad2")
     gold = json.loads((data / "dev-v2.0.json").read_text())["data"][0]["paragraphs"]

@@ -12,6 +12,8 @@ from cramjax.glue.tasks import SUITES, find_tasks
 from tests.glue import distributed
 
 pytest.importorskip("tensorflow_datasets")
+# Nine datasets are built for it; tests/data reads what TFDS builds by default.
+pytestmark = pytest.mark.slow
 
 # The features are those of tensorflow_datasets.text, the rows those of tests/glue/distributed.py.
 SCRIPT = """

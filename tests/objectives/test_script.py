@@ -77,6 +77,7 @@ def test_a_batch_in_parts_has_the_same_sum(objective, batch):
         np.testing.assert_allclose(sum(part[index] for part in parts), whole[index], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_logits_in_chunks_change_neither_value_nor_gradient(objective, batch, monkeypatch):
     params, *rest = batch
 

@@ -33,6 +33,7 @@ def whole():
     return losses(open_t5(), texts(4))
 
 
+@pytest.mark.slow
 def test_rows_are_exactly_as_long_as_fills_the_inputs():
     objective = open_t5().objective
     assert (objective.row_tokens, objective.n_predicted) == (N_RAW, N_TARGETS)
@@ -86,6 +87,7 @@ def test_narrow_formats_train_to_the_loss_of_float32(precision):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_same_whatever_corruption_training_uses():
     plain = open_t5()
     heavy = open_t5(

@@ -155,6 +155,7 @@ def test_a_t5_is_a_stock_class_and_comes_back(cfg, t5_tokenizer, tmp_path_factor
     assert generation.eos_token_id == 1
 
 
+@pytest.mark.slow
 @settings
 @hypothesis.given(drawn=encoders(), n_outputs=st.integers(1, 3), mean=st.booleans())
 def test_a_classifier_is_a_stock_class(drawn, n_outputs, mean, tokenizer, tmp_path_factory):

@@ -9,7 +9,7 @@ from scipy import special
 
 from cramjax.config.resolve import resolve
 from cramjax.errors import UserError
-from cramjax.sweeps import grid, track
+from cramjax.sweeps import grid, plots, track
 from cramjax.sweeps.catalogue import TRACKS
 
 SMALL = track.Track(recipe="best_small", entries=("decay", "muon", "average"))
@@ -38,6 +38,12 @@ class Trains:
         summary = dict.fromkeys(("params", "steps", "tokens", "flops", "elapsed_s"), 1e6)
         (workdir / "summary.json").write_text(json.dumps(summary | {"eval_loss": loss}))
         return 0
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """The picture of a sweep is drawn anew after every run, which takes most of a test's time."""
+    monkeypatch.setattr(plots, "plot", lambda drawn, keys, path: path.touch())
 
 
 def test_what_wins_is_built_upon_and_the_rest_stays_in_the_table(tmp_path):

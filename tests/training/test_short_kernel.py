@@ -33,7 +33,10 @@ def trained(kernel, *overrides, devices=1):
         return losses(made, batches(3, length=64))[0]
 
 
-@pytest.mark.parametrize("settings", [(), ("model.document_attention=True",)], ids=str)
+DOCUMENTS = pytest.param(("model.document_attention=True",), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("settings", [(), DOCUMENTS], ids=str)
 def test_losses_are_those_of_plain_operations(settings):
     np.testing.assert_allclose(trained(KERNEL, *settings), trained("einsum", *settings), rtol=2e-5)
 

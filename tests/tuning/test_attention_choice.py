@@ -105,7 +105,7 @@ def test_not_a_number_is_no_agreement():
     assert not attention_choice._agree([jnp.full(3, jnp.nan)], [jnp.ones(3)])
 
 
-@pytest.mark.parametrize("name", ["xla", "einsum"])
+@pytest.mark.parametrize("name", ["xla", pytest.param("einsum", marks=pytest.mark.slow)])
 def test_a_session_on_a_gpu_takes_what_was_found(two_kernels, monkeypatch, name):
     monkeypatch.setattr(kernels, "GPUS", ("cpu",))
     monkeypatch.setattr(attention_choice, "_time", lambda programs, announce: name)
