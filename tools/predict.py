@@ -56,7 +56,7 @@ def _predict(args: argparse.Namespace) -> int:
                 file.write(prediction_files.header(found, suffix))
             file.write(prediction_files.line(found, suffix))
             n_rows += 1
-    announce(f"{args.out}: {n_rows:,} rows of {predictor.task.name}")
+    announce(f"{args.out}: predictions of {predictor.task.name}, {n_rows:,} in all")
     return 0
 
 
