@@ -61,6 +61,13 @@ def whole(corpus, tmp_path_factory):
     return folder, cramjax.train(config(corpus), folder)
 
 
+def rates_without(corpus):
+    """Returns the learning rates of a run's steps without stages."""
+    schedule = config(corpus).schedule
+    steps = range(1, N_STEPS + 1)
+    return [learning_rate(schedule, 5e-3, step / N_STEPS, step) for step in steps]
+
+
 @pytest.mark.slow
 def test_stopped_anywhere_it_comes_to_the_same(whole, corpus, tmp_path):
     folder, _ = whole
@@ -182,17 +189,13 @@ def test_it_grows_sharded_and_in_other_ways(corpus, tmp_path, more):
     lines = [line for line in cli.lines(tmp_path / "run") if "loss" in line]
     if "batch" in more[0]:
         assert [line["tokens"] for line in lines] == [512 * (i + 1) for i in range(N_STEPS)]
-        plain = [
-            learning_rate(config(corpus).schedule, 5e-3, (i + 1) / N_STEPS) for i in range(N_STEPS)
-        ]
+        plain = rates_without(corpus)
         np.testing.assert_allclose(
             np.divide([line["lr"] for line in lines][:9], plain[:9]), [0.5] * 5 + [1] * 4, rtol=1e-5
         )
     if "growth.rewarm=0.2" in more:
         rates = [line["lr"] for line in lines]
-        plain = [
-            learning_rate(config(corpus).schedule, 5e-3, (i + 1) / N_STEPS) for i in range(N_STEPS)
-        ]
+        plain = rates_without(corpus)
         np.testing.assert_allclose(
             np.divide(rates[:9], plain[:9]), [1, 1, 1, 1, 1, 0.5, 1, 1, 1], rtol=1e-5
         )
