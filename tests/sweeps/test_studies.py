@@ -236,7 +236,7 @@ def test_a_study_of_translation_is_scored_over_time_and_compressed_without_a_tas
     points = grid.points_of(study.recipe, (*own, *part.overrides), grids)
     assert studies.run(study, (), tmp_path, data_dir="m30k", launch=launch) == 0
     assert len(compressions) == 1 and "--task" not in compressions[0]
-    assert compressions[0].count("--checkpoint") == 10
+    assert compressions[0].count("--checkpoint") == 12
 
     text = (tmp_path / "report.md").read_text()
     sized = len("variant-L1-H128,seed-0")
