@@ -240,9 +240,9 @@ def test_a_study_of_translation_is_scored_over_time_and_compressed_without_a_tas
 
     text = (tmp_path / "report.md").read_text()
     sized = len("variant-L1-H128,seed-0")
-    row = f"| L1-H128 | 1.00 M | 7 | 2.0 M | 5.000 (5.000 to 5.000) | {20.5 + sized} "
+    row = f"| L1-H128 | 1.00 M | 7 | 2.0 M | 5.000 (5.000 to 5.000) | {20.0 + sized} "
     assert row in text
-    assert f"| L1-H128 | {15.5 + sized} (300 s) | {20.5 + sized} (600 s) |" in text
+    assert f"| L1-H128 | {15.0 + sized} (300 s) | {20.0 + sized} (600 s) |" in text
     assert "## BLEU: quantised, nothing pruned" in text and "| small | 32.0 | 4.0 |" in text
     assert (tmp_path / "bleu.png").stat().st_size > 5000
 
