@@ -21,8 +21,8 @@ from cramjax.errors import RunFailed, UserError
 from cramjax.hub import equivalence, families
 from cramjax.models.encoder import EncoderConfig
 from cramjax.objectives import masking
+from cramjax.objectives.encoder_decoder import t5_config
 from cramjax.objectives.masked_lm import encoder_config
-from cramjax.objectives.span_corruption import t5_config
 
 PRECISIONS = ("float32", "bfloat16")
 

@@ -23,7 +23,7 @@ from cramjax.data.pair_records import FORMATS, read_pairs
 from cramjax.data.pair_text import PairForm
 from cramjax.data.plain_text import LineReader, decode
 from cramjax.data.source import Drop, Part, TextSource
-from cramjax.data.text_source import FilePart, named_folder, ranges
+from cramjax.data.text_source import FilePart, file_parts
 from cramjax.errors import UserError
 
 DOCSTRINGS = "installed-docs"
@@ -238,12 +238,7 @@ class PairFiles:
         if self.keep is not None and any(file_format(path) == ".tsv" for path in paths):
             refuse_keep(self.spec, self.keep)
         keys = digests(paths, self.spec, self.cache_dir, look_at)
-        folder = named_folder(self.pattern)
-        parts = []
-        for path, key in zip(paths, keys, strict=True):
-            name = path.relative_to(folder).as_posix()
-            parts += ranges(path, self.index, name, f"{name}:{key}", _has_ranges)
-        return parts
+        return file_parts(paths, keys, self.pattern, self.index, _has_ranges)
 
     def read(self, part: FilePart, drop: Drop) -> Iterator[str]:
         """See `TextSource.read`."""

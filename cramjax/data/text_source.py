@@ -8,7 +8,7 @@ import glob
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from cramjax.config.keep import Keep
 from cramjax.data.contents import digests
@@ -78,16 +78,35 @@ class TextFiles:
                 )
         # What is no text is refused at the start, not after hours of reading.
         keys = digests(paths, self.spec, self.cache_dir, look_at)
-        folder = named_folder(self.pattern)
-        parts = []
-        for path, key in zip(paths, keys, strict=True):
-            name = path.relative_to(folder).as_posix()
-            parts += ranges(path, self.index, name, f"{name}:{key}", _has_ranges)
-        return parts
+        return file_parts(paths, keys, self.pattern, self.index, _has_ranges)
 
     def read(self, part: FilePart, drop: Drop) -> Iterator[str]:
         """See `TextSource.read`."""
         return read_file(part.path, self.field, drop, part.start, part.end, keep=self.keep)
+
+
+def file_parts(
+    paths: Sequence[pathlib.Path],
+    keys: Sequence[str],
+    pattern: str,
+    source: int,
+    has_ranges: Callable[[str], bool],
+) -> list[FilePart]:
+    """Return the parts of the files that `pattern` names, large ones in ranges.
+
+    Args:
+        paths: The files.
+        keys: Digests of their contents.
+        pattern: A path, a folder or a glob.
+        source: Index of the source.
+        has_ranges: See `ranges`.
+    """
+    folder = named_folder(pattern)
+    parts = []
+    for path, key in zip(paths, keys, strict=True):
+        name = path.relative_to(folder).as_posix()
+        parts += ranges(path, source, name, f"{name}:{key}", has_ranges)
+    return parts
 
 
 def ranges(

@@ -219,6 +219,7 @@ def classification(
         pooling=pooling,
         transform=transform,
     )
+
     return Classification(head, precision)
 
 

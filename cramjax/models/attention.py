@@ -386,6 +386,7 @@ def attend_to_cache(
     if bias is not None:
         scores = scores + bias
     scores = jnp.where(mask, scores, MASKED_SCORE)
+
     probabilities = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     mixed = _wide_einsum("bnts,bnsh->bnth", probabilities, values)
     return jnp.swapaxes(mixed, 1, 2).astype(precision.activation_dtype)

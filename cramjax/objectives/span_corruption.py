@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cramjax.budget import flops
 from cramjax.config.span_lengths import span_lengths
 from cramjax.config.views import Config
 from cramjax.errors import UserError
 from cramjax.models import t5
 from cramjax.models.layers import Precision
-from cramjax.models.network import describe
-from cramjax.objectives import losses, spans
+from cramjax.objectives import spans
+from cramjax.objectives.encoder_decoder import (
+    EncoderDecoder,
+    t5_config,
+    t5_flops,
+    t5_precision,
+)
 from cramjax.objectives.objective import (
     SHOWN_ROWS,
     Params,
     Vocabulary,
     eval_key,
-    padded_vocab_size,
     unrolled,
 )
 
@@ -32,28 +35,18 @@ EVAL_MEAN_SPAN = 3.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpanCorruption:
+class SpanCorruption(EncoderDecoder):
     """Predicts the spans that sentinels hide, with a T5 (`PretrainingObjective`).
 
     Attributes:
-        described: the network as the configuration and checkpoints have it.
-        network: the same with its `unroll` decided.
-        precision: the number formats.
         corruption: how training rows are corrupted.
         eval_corruption: how held-out rows are corrupted.
         start_id: the token that the decoder reads first.
-        z_loss: coefficient of `losses.cross_entropy`.
     """
 
-    network_class: ClassVar[type[t5.T5Config]] = t5.T5Config
-
-    described: t5.T5Config
-    network: t5.T5Config
-    precision: Precision
     corruption: spans.Corruption
     eval_corruption: spans.Corruption
     start_id: int
-    z_loss: float
 
     @classmethod
     def from_config(
@@ -107,29 +100,14 @@ class SpanCorruption:
         """FLOPs of one training row, forward and backward."""
         return t5_flops(self.network, self.corruption.n_inputs, self.corruption.n_targets)
 
-    @property
-    def description(self) -> dict[str, Any]:
-        """The network's numbers by name, as checkpoints store them."""
-        return describe(self.described)
-
     def loss(
         self, params: Params, key: jax.Array, tokens: jax.Array, rows: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (sum in nats, weight); see `Objective.loss`. tokens int [rows, row_tokens]."""
         batch, dropout_key = self._corrupt(key, tokens, rows)
-        if self.network.dropout > 0 or self.network.attention_dropout > 0:
-            # Rows of a microbatch share one key: fold in the first, so that microbatches differ.
-            dropout_key = jax.random.fold_in(dropout_key, rows[0])
-        else:
-            dropout_key = None
-
+        hidden = self._states(params, batch, self._dropout_key(dropout_key, rows))
         weights = jnp.ones(batch.targets.shape, jnp.float32)
-        predicted = self._states(params, batch, dropout_key), batch.targets, weights
-        head_params = t5.head_params(self.network, params)
-        total: Any = losses.predicted_cross_entropy(
-            self._logits, head_params, *predicted, self.z_loss
-        )
-        return total, jnp.sum(weights)
+        return self._loss(params, hidden, batch.targets, weights)
 
     def evaluate(
         self, params: Params, tokens: jax.Array, rows: jax.Array, row_weights: jax.Array
@@ -137,17 +115,10 @@ class SpanCorruption:
         """Returns the sums "loss", "weight" and "correct"; see `PretrainingObjective.evaluate`."""
         batch = self._corrupt_for_evaluation(tokens, rows)
         hidden = self._states(params, batch, None)
-        logits = self._logits(params, hidden)  # float32 [rows, targets, vocab]
         weights = jnp.broadcast_to(row_weights[:, None], batch.targets.shape)
-        guesses = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        hits = guesses == batch.targets
+        sums, guesses = self._scores(params, hidden, batch.targets, weights)
         shown = {"inputs": batch.inputs, "labels": batch.targets, "guesses": guesses}
-        return {
-            "loss": losses.cross_entropy(logits, batch.targets, weights, 0.0),
-            "weight": jnp.sum(weights),
-            "correct": jnp.sum(jnp.where(hits, weights, 0.0)),
-            "shown": {name: array[:SHOWN_ROWS] for name, array in shown.items()},
-        }
+        return sums | {"shown": {name: array[:SHOWN_ROWS] for name, array in shown.items()}}
 
     def predicted(self, tokens: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the targets of `evaluate` and their weights, [rows, targets] each."""
@@ -195,52 +166,6 @@ class SpanCorruption:
         encoded = t5.encode(*common, batch.inputs, key=keys[0])  # [rows, inputs, embed]
         shifted = t5.shift_right(batch.targets, self.start_id)
         return t5.decode(*common, encoded, shifted, key=keys[1])
-
-    def _logits(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """[rows, targets, embed] → float32 [rows, targets, vocab]."""
-        return t5.head(self.network, self.precision, params, hidden)
-
-
-def t5_config(model: Any, vocab_size: int) -> t5.T5Config:
-    """Returns the T5 that `config.model` describes.
-
-    Its embedding has `vocab_size` rows, padded to a multiple of `vocab_multiple`.
-    """
-    derived = {
-        "vocab_size": padded_vocab_size(vocab_size, model.vocab_multiple),
-        "n_decoder_layers": model.n_decoder_layers or model.n_layers,
-        "head_dim": model.head_dim or model.d_model // model.n_heads,
-    }
-    names = {field.name for field in dataclasses.fields(t5.T5Config)} - set(derived)
-    return t5.T5Config(**derived, **{name: model[name] for name in names})
-
-
-def t5_precision(precision: Precision) -> Precision:
-    """Returns the number formats of a T5.
-
-    In float16 the residual stream stays float32: a T5's is too large for it
-    (huggingface/transformers#4586).
-    """
-    if precision.matmul_dtype != jnp.float16:
-        return precision
-    return dataclasses.replace(precision, activation_dtype=jnp.dtype(jnp.float32))
-
-
-def t5_flops(network: t5.T5Config, n_inputs: int, n_targets: int) -> int:
-    """Returns the FLOPs of one row, forward and backward; see `flops.t5_forward_flops`."""
-    return flops.t5_training_flops(
-        n_layers=network.n_layers,
-        n_decoder_layers=network.n_decoder_layers,
-        d_model=network.d_model,
-        n_heads=network.n_heads,
-        head_dim=network.head_dim,
-        d_ff=network.d_ff,
-        gated=network.ffn in ("geglu", "geglu_tanh"),
-        ffn_rank=network.ffn_rank,
-        vocab_size=network.vocab_size,
-        n_inputs=n_inputs,
-        n_targets=n_targets,
-    )
 
 
 def _corruption(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,13 @@ from cramjax.config.pairs import PairShape, shape_of
 from cramjax.config.views import Config
 from cramjax.models import t5
 from cramjax.models.layers import Precision
-from cramjax.models.network import describe
-from cramjax.objectives import losses
+from cramjax.objectives.encoder_decoder import (
+    EncoderDecoder,
+    t5_config,
+    t5_flops,
+    t5_precision,
+)
 from cramjax.objectives.objective import Params, Vocabulary, unrolled
-from cramjax.objectives.span_corruption import t5_config, t5_flops, t5_precision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,32 +41,22 @@ class PairBatch:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextToText:
+class TextToText(EncoderDecoder):
     """Predicts the target of each source, with a T5 (`PretrainingObjective`).
 
     Pairs of a row do not see each other, so the loss is that of each pair alone. It counts every
     token of the targets and their ends.
 
     Attributes:
-        described: the network as the configuration and checkpoints have it.
-        network: the same with its `unroll` decided.
-        precision: the number formats.
         row_shape: the form of a row.
         eos_id: the token that ends every source and target.
         pad_id: padding, which is also the token that the decoder reads first.
-        z_loss: coefficient of `losses.cross_entropy`.
         label_smoothing: of `losses.cross_entropy`, in training alone.
     """
 
-    network_class: ClassVar[type[t5.T5Config]] = t5.T5Config
-
-    described: t5.T5Config
-    network: t5.T5Config
-    precision: Precision
     row_shape: PairShape
     eos_id: int
     pad_id: int
-    z_loss: float
     label_smoothing: float
 
     @classmethod
@@ -109,27 +101,13 @@ class TextToText:
         """FLOPs of one training row, forward and backward."""
         return t5_flops(self.network, self.row_shape.n_inputs, self.row_shape.n_targets)
 
-    @property
-    def description(self) -> dict[str, Any]:
-        """The network's numbers by name, as checkpoints store them."""
-        return describe(self.described)
-
     def loss(
         self, params: Params, key: jax.Array, tokens: jax.Array, rows: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (sum in nats, weight); see `Objective.loss`. tokens int [rows, row_tokens]."""
         batch = self._apart(tokens)
-        dropout_key = None
-        if self.network.dropout > 0 or self.network.attention_dropout > 0:
-            # Rows of a microbatch share one key: fold in the first, so that microbatches differ.
-            dropout_key = jax.random.fold_in(key, rows[0])
-
-        predicted = self._states(params, batch, dropout_key), batch.targets, batch.weights
-        head_params = t5.head_params(self.network, params)
-        total: Any = losses.predicted_cross_entropy(
-            self._logits, head_params, *predicted, self.z_loss, self.label_smoothing
-        )
-        return total, jnp.sum(batch.weights)
+        hidden = self._states(params, batch, self._dropout_key(key, rows))
+        return self._loss(params, hidden, batch.targets, batch.weights, self.label_smoothing)
 
     def evaluate(
         self, params: Params, tokens: jax.Array, rows: jax.Array, row_weights: jax.Array
@@ -137,14 +115,9 @@ class TextToText:
         """Returns the sums "loss", "weight" and "correct"; see `PretrainingObjective.evaluate`."""
         del rows
         batch = self._apart(tokens)
-        logits = self._logits(params, self._states(params, batch, None))  # [rows, targets, vocab]
         weights = batch.weights * row_weights[:, None]
-        hits = jnp.argmax(logits, axis=-1).astype(jnp.int32) == batch.targets
-        return {
-            "loss": losses.cross_entropy(logits, batch.targets, weights, 0.0),
-            "weight": jnp.sum(weights),
-            "correct": jnp.sum(jnp.where(hits, weights, 0.0)),
-        }
+        sums, _ = self._scores(params, self._states(params, batch, None), batch.targets, weights)
+        return sums
 
     def predicted(self, tokens: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the targets of `evaluate` and their weights, [rows, targets] each."""
@@ -190,10 +163,6 @@ class TextToText:
         # Behind the end of one target the next one starts.
         read = jnp.where(shifted == self.eos_id, self.pad_id, shifted)
         return t5.decode(*common, encoded, read, segment_ids=segments, key=keys[1])
-
-    def _logits(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """[rows, targets, embed] → float32 [rows, targets, vocab]."""
-        return t5.head(self.network, self.precision, params, hidden)
 
 
 def _segments(tokens: jax.Array, eos_id: int) -> jax.Array:

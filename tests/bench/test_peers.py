@@ -11,8 +11,8 @@ import pytest
 from cramjax.bench import peers
 from cramjax.config.resolve import get_config
 from cramjax.models import network
+from cramjax.objectives.encoder_decoder import t5_config
 from cramjax.objectives.masked_lm import encoder_config
-from cramjax.objectives.span_corruption import t5_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = (
