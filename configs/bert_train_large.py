@@ -20,8 +20,8 @@ Its study of the batch is a sweep as well. The best batch grows with the size an
 `--config.log.noise_scale=True` logs the gradient noise scale: larger batches than that begin to pay
 less. Learning rate and schedule stay the same, as they do between the paper's sizes:
 
-    python -m tools.sweep --config configs/bert_train_large.py --out runs/batches \
-      --config.budget.hours=6 --grid variant=L12-H768,L24-H768 \
+    python -m tools.sweep --config configs/bert_train_large.py --out runs/batches \\
+      --config.budget.hours=6 --grid variant=L12-H768,L24-H768 \\
       --grid batch_size=2048,4096,8192,16384
 
 Cost: one GPU for 24 hours a size, and 40 GB of C4 text (15 GB of downloads), the same for every

@@ -46,6 +46,17 @@ def _rate(factor):
     return change
 
 
+def _muon(**values):
+    """Returns a change to Muon at the quickstart's rate, or with other values."""
+    return _optimizer(**{"name": "muon", "lr": 1e-2, "eps": 1e-9} | values)
+
+
+def _momentum(config):
+    if config.optimizer.name != "muon":
+        _muon()(config)
+    config.optimizer.momentum_warmup = 300
+
+
 def _schedule(**values):
     return lambda config: config.schedule.update(**values)
 
@@ -78,10 +89,10 @@ VARIANTS = {
     "lr_up": _rate(1.6),
     "lr_down": _rate(1 / 1.6),
     "decay": _optimizer(weight_decay=0.1),
-    "muon": _optimizer(name="muon", lr=1e-2, eps=1e-9),
-    "muon_up": _rate(1.6),
-    "muon_down": _rate(1 / 1.6),
-    "momentum": _optimizer(momentum_warmup=300),
+    "muon": _muon(),
+    "muon_up": _muon(lr=1.6e-2),
+    "muon_down": _muon(lr=1e-2 / 1.6),
+    "momentum": _momentum,
     "embeddings": _optimizer(embedding_lr=3.0),
     "scalars": _optimizer(scalar_lr=3.0),
     "cautious": _optimizer(cautious=True, weight_decay=0.1),

@@ -1,4 +1,4 @@
-"""A small translation model, German to English, in 15 minutes of a CPU: 7.5 on two cores.
+"""A small translation model, German to English, in 7.5 minutes on two cores of a CPU.
 
 The text is Multi30k (Elliott et al. 2016, arXiv 1605.00459): 29,000 captions of pictures, in files
 of lines in the folder `multi30k`. The network has T5 v1.0's blocks, 3 in each stack, width 256. The
@@ -6,8 +6,8 @@ recipe is the Transformer's (arXiv 1706.03762): one vocabulary for both language
 dropout, and Adam, here in steps that are relative to each matrix (arXiv 2309.02373). BLEU is that
 of the 1,000 captions of test_2016_flickr, by sacrebleu's default.
 
-Sizes after the colon are those of `tools.study mt`: Train Large, Then Compress (arXiv 2002.11794)
-in miniature. docs/guide/translation.md has what it reaches.
+`tools.study mt` compares four of the sizes after the colon: Train Large, Then Compress (arXiv
+2002.11794) in miniature. docs/guide/translation.md has what it reaches.
 
 Cost of one run: its budget. `:L2-H128` reaches 30.4 BLEU in 1,200 steps.
 

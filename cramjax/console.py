@@ -201,9 +201,9 @@ class Progress:
         """Take in new values and show them.
 
         The known names are `fraction` of the budget and `mfu` in [0, 1], `step`, `loss`,
-        `tokens_per_s`, `batch_size`, `lr`, `eta_s` and `eval_s`, the seconds to the end and to the
-        next evaluation, `memory_bytes` and `memory_limit`. A name that is missing keeps its last
-        value; None hides it.
+        `tokens_per_s`, `batch_size`, `lr`, `eta_s` and `next_eval_s`, the seconds to the end and to
+        the next evaluation, `memory_bytes` and `memory_limit`. A name that is missing keeps its
+        last value; None hides it.
         """
         self._values |= values
         if (loss := values.get("loss")) is not None:
@@ -316,7 +316,7 @@ def panel_lines(values: dict[str, Any], curve: str) -> list[str]:
     step = _parts(
         values,
         step=lambda value: f"step {value:,}",
-        eval_s=lambda value: f"next evaluation in {duration(value)}",
+        next_eval_s=lambda value: f"next evaluation in {duration(value)}",
         batch_size=lambda value: f"batch {value:,}",
         lr=lambda value: f"lr {value:.2g}",
         skipped=lambda value: f"{value:,} skipped" * bool(value),

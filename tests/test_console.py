@@ -67,7 +67,7 @@ NEWS = {
     "tokens_per_s": 53_100.0,
     "mfu": 0.22,
     "eta_s": 133.0,
-    "eval_s": 61.0,
+    "next_eval_s": 61.0,
     "batch_size": 128,
     "lr": 1e-3,
     "memory_bytes": 3 * 2**30,

@@ -11,7 +11,7 @@ EXAMPLE = """studies:
                 (docs/studies/growth.md)
   train_large   four sizes at equal wall-clock, finetuned, pruned and quantised: which is best at
                 equal bytes (docs/studies/train_large_compress.md)
-  mt            five sizes of a translation model at equal wall-clock, pruned and quantised: BLEU
+  mt            four sizes of a translation model at equal wall-clock, pruned and quantised: BLEU
                 over time and at equal bytes (docs/studies/translation.md)
 
   track         changes to a small BERT, each against the best before it, with several seeds and
@@ -40,6 +40,8 @@ def _study(args: argparse.Namespace) -> int:
     from cramjax.sweeps.catalogue import STUDIES, TRACKS
 
     if args.name in TRACKS:
+        if args.data_dir:
+            raise UserError(f"--data_dir: {args.name} finetunes nothing; leave it out")
         n_seeds = args.seeds or SEEDS
         code = track.run(TRACKS[args.name], args.overrides, args.out, n_seeds=n_seeds)
     elif args.name in STUDIES:

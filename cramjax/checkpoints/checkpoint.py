@@ -252,19 +252,29 @@ class Checkpoints:
 
         # The saved shapes, on one device, whatever devices the run had.
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        saved = self._manager.item_metadata(step)["state"].tree["params"]
+        saved = _scored_params(self._manager.item_metadata(step)["state"].tree)
         _check_size(folder, saved)
         wanted = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved
         )
         restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
         only_params = ocp.args.PyTreeRestore(
-            {"params": wanted}, restore_args={"params": restore_args}, partial_restore=True
+            wanted, restore_args=restore_args, partial_restore=True
         )
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             saved_at = self._in_utf_8() / str(step) / "state"
-            params = reader.restore(saved_at, args=only_params)["params"]
+            restored = reader.restore(saved_at, args=only_params)
+        # One branch is restored, whichever it is.
+        params = restored["params"] if "params" in restored else restored["opt_state"]["average"]
         return Restored(step=step, state=params, sidecar=sidecar)
+
+    def marked_hours(self, last_step: int) -> set[float]:
+        """Returns the hours that checkpoints up to a step are kept for (`checkpoint.at_hours`)."""
+        kept: set[float] = set()
+        for step, hours in sealing.marked(self._directory).items():
+            if step <= last_step:
+                kept.update(hours)
+        return kept
 
     def _steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -438,6 +448,17 @@ class Checkpoints:
                 folder.rename(aside)
         if damaged and not self._read_only:
             self._manager.reload()
+
+
+def _scored_params(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the part of a saved state with the parameters that its evaluations scored.
+
+    They are the trailing mean (`optim/average`) of a run that keeps one.
+    """
+    opt_state = saved.get("opt_state")
+    if isinstance(opt_state, Mapping) and "average" in opt_state:
+        return {"opt_state": {"average": opt_state["average"]}}
+    return {"params": saved["params"]}
 
 
 class _Marked(ocp.checkpoint_managers.PreservationPolicy):

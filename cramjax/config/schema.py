@@ -247,8 +247,8 @@ OPTIMIZER = {
     "cautious": flag(False, "decay a weight only where the update moves it towards 0 as well"),
     "average": count(
         0,
-        "steps of the trailing mean of the parameters, which evaluations score and the last "
-        "checkpoint holds; 0: the parameters themselves",
+        "steps of the trailing mean of the parameters, which evaluations score and with which a "
+        "model is loaded; 0: the parameters themselves",
         0,
     ),
     "clip_norm": optional_number(0.5, "global gradient norm clip; None: no clipping"),

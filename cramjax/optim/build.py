@@ -17,7 +17,7 @@ import optax
 from optax import contrib
 
 from cramjax.models.axes import Axes, is_axes, own_axes, roles, rows_and_columns
-from cramjax.optim.average import trailing_average
+from cramjax.optim.average import with_trailing_average
 
 MUON_FIRST_MOMENTUM = 0.85
 """Muon's momentum at the first step of its warm-up, as in the speed runs that introduced it."""
@@ -78,10 +78,10 @@ def make_optimizer(
     parts = [adapt, *_after(name, axes, weight_decay, cautious)]
     if embedding_lr != 1.0 or scalar_lr != 1.0:
         parts.append(_scale_by_role(axes, embedding_lr, scalar_lr))
-    if average:
-        parts.append(trailing_average(average))
     # A chain of one would be another state than that of earlier checkpoints.
     whole = optax.chain(*parts) if len(parts) > 1 else adapt
+    if average:
+        whole = with_trailing_average(whole, average)
     return _with_standard_promotion(whole)
 
 
@@ -90,11 +90,13 @@ def _after(
 ) -> list[optax.GradientTransformation]:
     """Returns what follows the direction of an update: decay, LAMB's trust ratio and sign."""
     negative = optax.scale(-1.0)
-    careful = optax.masked(_cautious_decay(weight_decay), decay_mask(axes))
-    # Muon's updates have their sign, and it decays by itself.
+    # Muon's updates have their sign, and it decays by itself: its matrices, and nothing else.
     if name == "muon":
+        matrices = jax.tree.map(lambda role: role == "matrix", roles(axes))
+        careful = optax.masked(_cautious_decay(weight_decay), matrices)
         return [negative, careful, negative] if cautious else []
 
+    careful = optax.masked(_cautious_decay(weight_decay), decay_mask(axes))
     plain = optax.add_decayed_weights(weight_decay, decay_mask(axes))
     trust = optax.identity()
     if name == "lamb":

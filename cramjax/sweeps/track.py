@@ -17,7 +17,7 @@ from typing import Any
 
 from cramjax import figures
 from cramjax.errors import UserError
-from cramjax.files import replacing
+from cramjax.files import read_json, replacing, write_json
 from cramjax.sweeps import grid, sweep
 from cramjax.sweeps.studies import Rows, markdown
 from cramjax.sweeps.sweep import Launch, Result
@@ -65,6 +65,11 @@ class Judged:
     flops: float
 
     @property
+    def is_sound(self) -> bool:
+        """True if every run ended with a number."""
+        return all(map(math.isfinite, self.losses))
+
+    @property
     def wins(self) -> bool:
         """True if it is the best from now on."""
         return self.against is None or (self.difference < 0 and self.p < LEVEL)
@@ -91,11 +96,13 @@ def run(
         0; 1 after an entry with a run that failed, which ends the track; 128 + n after signal n.
 
     Raises:
-        UserError: for too few seeds, or as `run_sweep` raises it.
+        UserError: for too few seeds, another number of them than in `out`, a control that ends
+            with no number, or as `run_sweep` raises it.
     """
     if n_seeds < 2:
         raise UserError(f"--seeds {n_seeds}: a track compares means; give 2 or more, better 5")
     out.mkdir(parents=True, exist_ok=True)
+    _check_seeds(out, n_seeds)
     judged: list[Judged] = []
     for number, name in enumerate((START, *track.entries)):
         best = standing(judged)
@@ -109,9 +116,28 @@ def run(
         if code:
             return code
         judged.append(judge(name, variant, best, sweep.find_results(points, folder)))
+        if best is None and not judged[0].is_sound:
+            raise UserError(
+                f"{folder}: a run of the control ended with no number, so nothing can be compared "
+                "with it; lower optimizer.lr, or set optimizer.clip_norm"
+            )
         _write(judged, out)
         print(_line(judged[-1]), file=sys.stderr, flush=True)
     return 0
+
+
+def _check_seeds(out: pathlib.Path, n_seeds: int) -> None:
+    """Note the number of seeds; raises UserError if the entries of `out` have another one."""
+    path = out / "track.json"
+    if not path.exists():
+        write_json(path, {"seeds": n_seeds})
+        return
+    noted = read_json(path, "give another --out")
+    if noted != {"seeds": n_seeds}:
+        raise UserError(
+            f"--seeds {n_seeds}: {path} has {noted}, and earlier entries were judged by that; "
+            "give the same number, or another --out"
+        )
 
 
 def standing(judged: Sequence[Judged]) -> Judged | None:
@@ -181,7 +207,9 @@ def report(judged: Sequence[Judged]) -> str:
     """Returns the text of report.md: all entries with their figures, and the standing best."""
     rows: Rows = []
     for entry in judged:
-        loss = f"{statistics.fmean(entry.losses):.4f} ± {statistics.stdev(entry.losses):.4f}"
+        loss = "no number"
+        if entry.is_sound:
+            loss = f"{statistics.fmean(entry.losses):.4f} ± {statistics.stdev(entry.losses):.4f}"
         costs = (f"{entry.tokens / 1e6:.2f} M", f"{entry.seconds:.0f}", f"{entry.flops:.2e}")
         judgement = ("", loss, "", "")
         if entry.against is not None:

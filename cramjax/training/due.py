@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from cramjax.config.views import Config
+
 # Added before rounding down, so that 0.3 / 0.1 counts as 3.
 _HAIR = 1e-9
 
@@ -35,6 +37,16 @@ class EvalDue:
         """
         return dataclasses.replace(self, n_passed=self._count(fraction))
 
+    def following(self, fraction: float) -> float:
+        """Returns the first share after `fraction` at which an evaluation is due; 1.0 is the end's.
+
+        The rule at `fraction` is that of a run that has made its evaluations up to there.
+        """
+        points = [share for share in self.also_at if share > fraction + _HAIR]
+        if self.every:
+            points.append((math.floor(fraction / self.every + _HAIR) + 1) * self.every)
+        return min([*points, 1.0])
+
     def resumed(self, fraction: float, n_passed: int | None) -> EvalDue:
         """Returns the rule for a run that goes on at `fraction`.
 
@@ -49,6 +61,14 @@ class EvalDue:
     def _count(self, fraction: float) -> int:
         n_multiples = math.floor(fraction / self.every + _HAIR) if self.every else 0
         return n_multiples + sum(fraction + _HAIR >= share for share in self.also_at)
+
+
+def evaluations(config: Config) -> EvalDue:
+    """Returns the rule of a run's evaluations; one stands where `schedule.stop_loss` judges."""
+    also_at = ()
+    if config.schedule.stop_loss is not None:
+        also_at = (config.schedule.stop_after,)
+    return EvalDue(every=config.eval.every_fraction, also_at=also_at)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -201,7 +201,7 @@ class Stages:
                 fresh_state=fresh.opt_state,
             )
             if not keeps_moments:
-                opt_state = fresh.opt_state
+                opt_state = after.optimizer.init(params)
             return dataclasses.replace(state, params=params, opt_state=opt_state)
 
         shardings = jax.tree.map(lambda leaf: leaf.sharding, after.abstract)

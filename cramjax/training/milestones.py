@@ -10,7 +10,7 @@ import jax
 
 from cramjax.budget import schedules
 from cramjax.parallel import processes
-from cramjax.training.due import EvalDue, SaveDue
+from cramjax.training.due import EvalDue, SaveDue, evaluations
 from cramjax.training.evaluate import EvalResult
 from cramjax.training.finish import score
 from cramjax.training.opening import describe_start
@@ -39,11 +39,7 @@ class Milestones:
         self._run = run
         self._stage = stage
         self._recorder = recorder
-        also_at = ()
-        if config.schedule.stop_loss is not None:
-            also_at = (config.schedule.stop_after,)
-        eval_due = EvalDue(every=config.eval.every_fraction, also_at=also_at)
-        self._eval_due = _resumed(run, sidecar, "evaluations", eval_due)
+        self._eval_due = _resumed(run, sidecar, "evaluations", evaluations(config))
         every = config.eval.bleu_every_fraction if run.scorer else 0.0
         self._score_due = _resumed(run, sidecar, "scorings", EvalDue(every=every))
 
@@ -54,7 +50,7 @@ class Milestones:
         self._save_due = SaveDue(
             every_minutes=config.checkpoint.every_minutes,
             every_steps=config.checkpoint.every_steps,
-            at_hours=tuple(config.checkpoint.at_hours or ()),
+            at_hours=_unmarked_hours(run),
             saved_at_s=run.clock.elapsed_s,
             saved_step=run.clock.n_steps,
             passed_s=passed_s,
@@ -192,6 +188,16 @@ class Milestones:
             run.progress.announce(f"step {step} could not be saved ({type(error).__name__})")
             return
         run.progress.announce(f"an error ends the run: checkpoint at step {step} is saved")
+
+
+def _unmarked_hours(run: Run) -> tuple[float, ...]:
+    """Returns the hours of `checkpoint.at_hours` for which no checkpoint up to here is kept.
+
+    The last checkpoint of a budget is kept for its last hour, though the clock is a little before
+    it. A larger budget must not keep another for that hour.
+    """
+    kept = run.checkpoints.marked_hours(run.clock.n_steps)
+    return tuple(hours for hours in run.config.checkpoint.at_hours or () if hours not in kept)
 
 
 def _resumed(run: Run, sidecar: Mapping[str, Any] | None, name: str, due: EvalDue) -> EvalDue:

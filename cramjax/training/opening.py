@@ -20,6 +20,7 @@ from cramjax.models import network
 from cramjax.parallel import processes
 from cramjax.training import history, remedies
 from cramjax.training import session as sessions
+from cramjax.training.due import evaluations
 from cramjax.training.finish import finish
 from cramjax.training.history import Earlier
 from cramjax.training.loop import Outcome
@@ -283,7 +284,7 @@ def open_recorder(
         started=run.started,
         resumed_from=opening.resumed_from,
         samples=samples,
-        eval_every=run.config.eval.every_fraction,
+        eval_due=evaluations(run.config),
         memory=lambda: devices.memory_use(jax.local_devices()[0]),
     )
     if record:

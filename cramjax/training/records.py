@@ -12,6 +12,7 @@ from typing import Any
 
 from cramjax.budget.clock import Clock
 from cramjax.console import Progress
+from cramjax.training.due import EvalDue
 from cramjax.training.evaluate import EvalResult
 from cramjax.training.loop import StepRecord
 from cramjax.training.metrics import MetricsWriter, Silence
@@ -67,7 +68,7 @@ class Recorder:
         started: `time.monotonic()` when the command started.
         resumed_from: the step of the checkpoint that this start goes on from, or None.
         samples: takes the guesses of evaluations, or None.
-        eval_every: share of the budget between evaluations; 0 for none on the way.
+        eval_due: the rule of evaluations, for the display; None if the end alone has one.
         memory: returns `memory_bytes` and `memory_limit` for the display.
 
     Attributes:
@@ -89,7 +90,7 @@ class Recorder:
         started: float,
         resumed_from: int | None = None,
         samples: Samples | None = None,
-        eval_every: float = 0.0,
+        eval_due: EvalDue | None = None,
         memory: Callable[[], Mapping[str, float | None]] = dict,
     ):
         self.unigram_loss = unigram_loss
@@ -102,7 +103,7 @@ class Recorder:
         self._started = started
         self._resumed_from = resumed_from
         self._samples = samples
-        self._eval_every = eval_every
+        self._eval_due = eval_due or EvalDue(every=0.0)
         self._memory = memory
 
         # The losses since the latest line.
@@ -175,6 +176,8 @@ class Recorder:
         spent = self._spent
         elapsed_s = max(clock.elapsed_s, 1e-9)
         evaluated = self._last_eval
+        # Scores on the way say nothing about the end.
+        scores = self._scores if self.scored_step == clock.n_steps else {}
 
         return {
             "steps": clock.n_steps,
@@ -201,7 +204,7 @@ class Recorder:
             "resumed_from": self._resumed_from,
             "precision": session.precision,
             "microbatch_size": session.microbatch_size,
-            **self._scores,
+            **scores,
         }
 
     @property
@@ -309,18 +312,16 @@ class Recorder:
             step=last.step,
             fraction=last.fraction,
             eta_s=eta_s,
-            eval_s=self._until_evaluation(last.fraction, eta_s),
+            next_eval_s=self._until_evaluation(last.fraction, eta_s),
             **values,
             **self._memory(),
         )
 
     def _until_evaluation(self, fraction: float, eta_s: float | None) -> float | None:
-        """Returns the seconds to the next evaluation, if there is one on the way."""
-        if not self._eval_every or eta_s is None or fraction >= 1.0:
+        """Returns the seconds to the next evaluation; None if they are unknown or at the end."""
+        if eta_s is None or fraction >= 1.0:
             return None
-        n_passed = math.floor(fraction / self._eval_every + 1e-9)
-        following = min(1.0, (n_passed + 1) * self._eval_every)
-        return eta_s * (following - fraction) / (1.0 - fraction)
+        return eta_s * (self._eval_due.following(fraction) - fraction) / (1.0 - fraction)
 
 
 def _finite(value: float) -> float | None:

@@ -37,7 +37,6 @@ from cramjax.training.opening import Ready
 from cramjax.training.parts import Run, open_run
 from cramjax.training.records import Recorder
 from cramjax.training.stage import OpenStage, open_batches
-from cramjax.training.state import averaged
 from cramjax.training.workdir import Workdir
 
 
@@ -128,9 +127,6 @@ def _train(
         sidecar = opened.restored.sidecar if opened.restored else None
         milestones = Milestones(run, recorder, ready.stage, sidecar)
         stage, outcome = _train_stages(run, ready, milestones, recorder)
-        if outcome.stop_reason != run.coordinator.reason:
-            # The budget is spent: what is loaded and exported is what was evaluated.
-            outcome = dataclasses.replace(outcome, state=averaged(outcome.state))
         milestones.save(outcome.state, block=True, stop_reason=outcome.stop_reason)
         return finish(run, stage.session, stage.evaluator, outcome, recorder)
 

@@ -38,6 +38,7 @@ _LATER = {
     "config": {"config": (dict,)},
     "dataset": {"dataset.directory": (str,), "dataset.fingerprint": (str, _NONE)},
     "kept_for_hours": {"kept_for_hours": (list,)},
+    "scorings": {"scorings.every": _NUMBER, "scorings.n_passed": (int,)},
     "evaluations": {"evaluations.every": _NUMBER, "evaluations.n_passed": (int,)},
     "record": {
         "record.recent": (list,),

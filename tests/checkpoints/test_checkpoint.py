@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from cramjax.checkpoints import checkpoint, sealing
 from cramjax.checkpoints.checkpoint import Checkpoints
 from cramjax.errors import RunFailed, UserError
+from cramjax.optim.average import with_trailing_average
 
 # Orbax leaves an event loop behind when a read or write fails. Python's garbage collector notes it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -427,3 +428,17 @@ def test_a_folder_whose_name_is_no_utf_8_keeps_checkpoints(tmp_path):
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
         params = checkpoints.restore_params().state
         assert checkpoints.latest() == 2 and params["w"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_a_trailing_mean_is_loaded_in_the_place_of_the_parameters(folder):
+    state = make_state()
+    optimizer = with_trailing_average(optax.adam(1.0), 4)
+    averaged = optimizer.init(make_state(seed=7).params)
+    state = dataclasses.replace(state, opt_state=averaged)
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        checkpoints.save(1, state, {}, block=True)
+        loaded = checkpoints.restore_params().state
+        restored = checkpoints.restore(abstract(state)).state
+    jax.tree.map(np.testing.assert_array_equal, loaded, make_state(seed=7).params)
+    # Training goes on with the parameters themselves.
+    jax.tree.map(np.testing.assert_array_equal, restored.params, state.params)

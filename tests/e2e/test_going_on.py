@@ -394,6 +394,7 @@ DAMAGE = {
     "config": {"model": {}},
     "dataset": "a folder",
     "record": {"recent": 5},
+    "scorings": {"every": "now and then"},
     "spent": {"eval_s": "long"},
     "stage": -1,
 }

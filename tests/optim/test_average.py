@@ -1,4 +1,4 @@
-"""A trailing mean of the parameters: kept with the optimizer, scored, saved at the end."""
+"""A trailing mean of the parameters: kept with the optimizer, scored, loaded."""
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +7,13 @@ import optax
 import pytest
 
 import cramjax
-from cramjax.optim.average import average_of, trailing_average
+from cramjax.optim.average import average_of, with_trailing_average
 from tests.e2e import test_main as cli
 from tests.growth.test_growing_run import Stop
 
 
 def test_it_is_a_mean_at_first_and_forgets_later():
-    transform = optax.chain(optax.scale(2.0), trailing_average(4))
+    transform = with_trailing_average(optax.scale(2.0), 4)
     values = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
     state = transform.init({"w": jnp.asarray(values[0])})
     expected = np.zeros(3, np.float32)
@@ -49,6 +49,10 @@ def test_a_stopped_run_ends_with_the_same_mean_and_its_loss_is_the_means(corpus,
     average = "optimizer.average=6"
     whole = train(corpus, tmp_path / "whole", average)
     train(corpus, tmp_path / "stopped", average, sinks=[Stop(5)])
+    train(corpus, tmp_path / "plain", sinks=[Stop(5)])
+    # A stopped run is loaded with its mean as well.
+    stopped, plain = (cramjax.load(tmp_path / name).params for name in ("stopped", "plain"))
+    assert not all(jax.tree.leaves(jax.tree.map(np.allclose, stopped, plain)))
     resumed = train(corpus, tmp_path / "stopped", average)
     assert resumed["resumed_from"] and resumed["eval_loss"] == whole["eval_loss"]
     ours, theirs = (cramjax.load(tmp_path / name).params for name in ("stopped", "whole"))

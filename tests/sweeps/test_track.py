@@ -20,8 +20,9 @@ GAINS = {"decay": 0.0, "muon": -0.3, "average": 0.2}
 class Trains:
     """Stands in for `launch`: a run's loss follows from its variant and seed."""
 
-    def __init__(self, fails=()):
+    def __init__(self, fails=(), numberless=()):
         self.fails = set(fails)
+        self.numberless = set(numberless)
         self.variants = []
 
     def __call__(self, command, log, stop):
@@ -35,6 +36,8 @@ class Trains:
         self.variants.append(spec.partition(":")[2])
         loss = 4.0 + 0.01 * config["seed"] + sum(GAINS.get(name, 0.0) for name in names)
         (workdir / "config.json").write_text(json.dumps(config))
+        if names[-1] in self.numberless and config["seed"] == 1:
+            loss = None
         summary = dict.fromkeys(("params", "steps", "tokens", "flops", "elapsed_s"), 1e6)
         (workdir / "summary.json").write_text(json.dumps(summary | {"eval_loss": loss}))
         return 0
@@ -69,6 +72,25 @@ def test_what_wins_is_built_upon_and_the_rest_stays_in_the_table(tmp_path):
 def test_a_failed_run_ends_it(tmp_path):
     assert track.run(SMALL, (), tmp_path, n_seeds=2, launch=Trains(fails=["muon"])) == 1
     assert "muon" not in (tmp_path / "report.md").read_text()
+
+
+def test_an_entry_without_a_number_does_not_win_and_a_control_without_one_is_no_measure(tmp_path):
+    trains = Trains(numberless=["muon"])
+    assert track.run(SMALL, (), tmp_path / "one", n_seeds=2, launch=trains) == 0
+    text = (tmp_path / "one" / "report.md").read_text()
+    assert (
+        "| muon | control | no number | +inf | 1 |" in text and "The best now: `control`." in text
+    )
+    with pytest.raises(UserError, match="00-control: a run of the control ended with no number"):
+        trains = Trains(numberless=["control"])
+        track.run(SMALL, (), tmp_path / "two", n_seeds=2, launch=trains)
+
+
+def test_another_number_of_seeds_takes_another_folder(tmp_path):
+    small = track.Track(recipe="best_small", entries=())
+    assert track.run(small, (), tmp_path, n_seeds=2, launch=Trains()) == 0
+    with pytest.raises(UserError, match="--seeds 3: .*track.json has {'seeds': 2}"):
+        track.run(small, (), tmp_path, n_seeds=3, launch=Trains())
 
 
 def test_p_is_welchs():

@@ -96,3 +96,11 @@ def test_hours_are_passed_from_the_checkpoint_on_whatever_a_restart_took():
     due = due.after(3701.0, 6)
     assert not due.is_due(7199.0, 9) and due.is_due(7200.0, 9)
     assert due.hours_passed(7200.0) == [2.0]
+
+
+@pytest.mark.parametrize(
+    "fraction, expected", [(0.0, 0.125), (0.125, 0.5), (0.3, 0.5), (0.5, 1.0), (0.9, 1.0)]
+)
+def test_the_next_evaluation_is_the_next_point_or_the_end(fraction, expected):
+    assert EvalDue(every=0.5, also_at=(0.125,)).following(fraction) == expected
+    assert EvalDue(every=0.0).following(fraction) == 1.0

@@ -21,10 +21,14 @@ class Checkpoints:
         self._events = events
         self.save_failed = False
         self.sidecar = None
+        self.hours = set()
 
     def latest(self):
         saved = [step for name, step in self._events if name == "save"]
         return None if self.save_failed else max(saved, default=None)
+
+    def marked_hours(self, last_step):
+        return self.hours
 
     def reload(self):
         self._events[:] = [("reload", None)]
@@ -379,6 +383,14 @@ def test_hours_that_a_checkpoint_has_passed_are_not_due_again_and_later_ones_are
     resumed = house.milestones(sidecar)
     house.train(resumed, 1)
     assert house.events == [("save", 3), ("save", 4)]
+    assert house.checkpoints.sidecar["kept_for_hours"] == [2.0]
+
+
+def test_an_hour_has_one_checkpoint_also_where_a_larger_budget_passes_it_again():
+    house = House(every_fraction=0.0, every_minutes=1e9, at_hours=(1.0, 2.0))
+    house.checkpoints.hours = {1.0}
+    house.train(house.milestones(), 6, step_s=1200.0)
+    assert house.events == [("save", 6)]
     assert house.checkpoints.sidecar["kept_for_hours"] == [2.0]
 
 

@@ -3,6 +3,7 @@ import types
 import pytest
 
 from cramjax.budget.clock import Clock
+from cramjax.training.due import EvalDue
 from cramjax.training.evaluate import EvalResult
 from cramjax.training.loop import StepRecord
 from cramjax.training.records import Recorder, Spent
@@ -116,6 +117,18 @@ def test_the_summary_has_counts_losses_and_shares_of_the_time(run):
     assert summary["params"] == 7 and summary["microbatch_size"] == 4
 
 
+def test_the_summary_has_the_scores_of_the_last_step_and_no_earlier_ones(run):
+    *_, recorder, step = run
+    recorder._progress.announce = lambda text: None
+    session = types.SimpleNamespace(n_params=7, precision="float32", microbatch_size=4)
+    scores = {"bleu": 20.0, "chrf": 40.0, "bleu_signature": "x"}
+    step(1, 0.5)
+    recorder.scored(scores)
+    assert recorder.summary(session, "steps").items() >= scores.items()
+    step(2, 0.5)
+    assert "bleu" not in recorder.summary(session, "steps")
+
+
 def test_seconds_spent_go_on_from_a_checkpoint():
     spent = Spent(compile_s=1.0)
     spent.load_state_dict({"compile_s": 5.0, "eval_s": 2.0})
@@ -135,7 +148,7 @@ def test_the_display_hears_when_the_next_evaluation_is_and_what_memory_is_used()
         peak_flops=2000.0,
         unigram_loss=5.0,
         started=0.0,
-        eval_every=0.25,
+        eval_due=EvalDue(every=0.25),
         memory=lambda: {"memory_bytes": 7},
     )
 
@@ -150,5 +163,5 @@ def test_the_display_hears_when_the_next_evaluation_is_and_what_memory_is_used()
         if number == 20:
             # 80 steps of 2 s are left, and 5 of them until a quarter is spent.
             assert heard["eta_s"] == pytest.approx(160.0, rel=0.05)
-            assert heard["eval_s"] == pytest.approx(10.0, rel=0.05)
-    assert heard["eval_s"] is None and heard["memory_bytes"] == 7
+            assert heard["next_eval_s"] == pytest.approx(10.0, rel=0.05)
+    assert heard["next_eval_s"] is None and heard["memory_bytes"] == 7
