@@ -149,6 +149,7 @@ def render(page: Page, *, follow_s: float | None = None) -> str:
         "title": html.escape(_unbroken(page.title)),
         "style": _asset("page.css"),
         "data": data(page, follow_s=follow_s),
+        "licences": _licences(),
         "library": library,
         "script": script,
     }
@@ -167,6 +168,12 @@ def _policy(library: str, script: str, is_live: bool) -> str:
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {' '.join(allowed)}"
     policy += "; img-src data:; base-uri 'none'; form-action 'none'"
     return policy + ("; connect-src 'self'" if is_live else "")
+
+
+def _licences() -> str:
+    """Returns the notices that go wherever the library goes, as a comment of HTML."""
+    names = ("echarts.NOTICE", "licenses/LICENSE-d3", "licenses/LICENSE-zrender")
+    return "\n\n".join(_asset(name).strip() for name in names)
 
 
 def _asset(name: str) -> str:

@@ -350,3 +350,13 @@ def test_the_library_is_the_one_that_was_released(root):
     record = (root / "docs" / "decisions" / "0036-pages-with-echarts.md").read_text()
     content = (root / "cramjax" / "reporting" / "assets" / "echarts.min.js").read_bytes()
     assert hashlib.sha256(content).hexdigest() in record
+
+
+def test_the_licences_that_the_library_names_go_with_it_and_with_every_page(root):
+    assets = root / "cramjax" / "reporting" / "assets"
+    (named,) = re.findall(r"See `/(\S+)` for details", (assets / "echarts.LICENSE").read_text())
+    text = page.render(page.Page(title="t", runs=[], sections=[]))
+    comment = text.partition("<!--")[2].partition("-->")[0]
+    for path in (assets / named, assets / "licenses" / "LICENSE-zrender"):
+        assert path.read_text().strip() in comment
+    assert "Mike Bostock" in comment and "Baidu Inc." in comment
