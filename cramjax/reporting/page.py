@@ -10,12 +10,11 @@ import datetime
 import hashlib
 import html
 import json
-import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from cramjax import __version__
+from cramjax.files import finite
 from cramjax.reporting import (
     compressions,
     datasets,
@@ -27,7 +26,7 @@ from cramjax.reporting import (
     sweeps,
 )
 from cramjax.reporting.blocks import Page, Section, as_json
-from cramjax.reporting.reading import RunFiles, read_object, read_run, read_value
+from cramjax.reporting.reading import RunFiles, read_object, read_run, read_text, read_value
 from cramjax.reporting.subjects import Subjects
 
 _ASSETS = pathlib.Path(__file__).parent / "assets"
@@ -69,12 +68,8 @@ def _studies(found: Subjects, problems: list[str]) -> list[Section]:
     sections = []
     for number, folder in enumerate(found.studies):
         path = folder / "report.md"
-        try:
-            text = path.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            problems.append(f"{path}: cannot be read ({error.strerror}) and is left out")
+        text = read_text(path, problems)
+        if text is None:
             continue
         blocks = markdown.blocks(text)
         title = f"Study {folder.resolve().name}"
@@ -134,7 +129,7 @@ def data(page: Page, *, follow_s: float | None = None) -> str:
     """
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     content = as_json(page) | {"follow_s": follow_s, "made": made}
-    text = json.dumps(_finite(content), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(finite(content), allow_nan=False, separators=(",", ":"))
     # No end of the script and no comment can stand in it, whatever a name or a sentence says.
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -183,14 +178,3 @@ def _asset(name: str) -> str:
 def _unbroken(text: str) -> str:
     """Returns text as UTF-8 can hold it; a name of a folder need not be."""
     return text.encode("utf-8", errors="replace").decode()
-
-
-def _finite(value: Any) -> Any:
-    """Returns JSON values with null for NaN and infinity."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

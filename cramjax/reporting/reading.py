@@ -14,7 +14,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cramjax.files import MAX_JSON_BYTES
+from cramjax.errors import UserError
+from cramjax.files import MAX_JSON_BYTES, read_content
 
 MAX_LINES_BYTES = 1 << 30
 """The largest metrics.jsonl that is read."""
@@ -141,20 +142,20 @@ def read_lines(path: pathlib.Path, problems: list[str]) -> list[dict[str, Any]]:
     return lines
 
 
+def read_text(path: pathlib.Path, problems: list[str]) -> str | None:
+    """Returns the text in a file; None without a file, or with a problem."""
+    content = _content(path, MAX_JSON_BYTES, problems)
+    return None if content is None else content.decode("utf-8", errors="replace")
+
+
 def _content(path: pathlib.Path, most_bytes: int, problems: list[str]) -> bytes | None:
     """Returns the content of a regular file; None without one, or with a problem."""
-    try:
-        # Without blocking, because a pipe that nobody writes to would wait.
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(number, "rb") as file:
-            if os.fstat(number).st_size > most_bytes:
-                problems.append(f"{path}: is too large and is left out")
-                return None
-            return file.read(most_bytes)
-    except (FileNotFoundError, NotADirectoryError):
+    if not os.path.exists(path):
         return None
-    except OSError as error:
-        problems.append(f"{path}: cannot be read ({error.strerror}) and is left out")
+    try:
+        return read_content(path, "it is left out", most_bytes=most_bytes)
+    except UserError as error:
+        problems.append(str(error))
         return None
 
 

@@ -23,6 +23,7 @@ from cramjax.reporting.blocks import (
     Table,
     number,
 )
+from cramjax.reporting.reading import read_text
 from cramjax.reporting.words import large
 
 COSTS = {"params": "parameters", "flops": "training FLOPs", "elapsed_s": "seconds of training"}
@@ -39,10 +40,12 @@ Row = Mapping[str, str]
 
 def read(path: pathlib.Path, problems: list[str]) -> list[dict[str, str]]:
     """Returns the rows of a sweep.csv; [] and a problem if it is another thing."""
+    text = read_text(path, problems)
+    if text is None:
+        return []
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
         rows = list(csv.DictReader(io.StringIO(text)))
-    except (OSError, csv.Error) as error:
+    except csv.Error as error:
         problems.append(f"{path}: cannot be read ({error}) and is left out")
         return []
     sound = []

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 
 import numpy as np
@@ -124,6 +125,21 @@ def test_damaged_and_partial_files_are_borne(tmp_path, name, text):
     assert made(workdir)["sections"]
     (workdir / name).unlink()
     assert made(workdir)["sections"]
+
+
+def test_what_is_no_regular_file_is_said_and_neither_waited_for_nor_left_open(tmp_path):
+    workdir = workdirs.run(tmp_path / "study")
+    sweep = workdirs.sweep(tmp_path / "study")
+    for path in (tmp_path / "study" / "report.md", workdir / "history.jsonl"):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    (workdir / "samples.jsonl").mkdir()
+    before = os.listdir("/proc/self/fd")
+    shown = page.make(subjects.find([tmp_path / "study"]))
+    assert os.listdir("/proc/self/fd") == before
+    assert {section.title for section in shown.sections} >= {f"Sweep {sweep.name}", "Loss"}
+    said = "\n".join(shown.problems)
+    assert all(name in said for name in ("report.md: is no", "history.jsonl: is no", "samples.j"))
 
 
 def test_damaged_lines_are_counted_and_the_one_being_written_is_not(tmp_path):
