@@ -16,6 +16,7 @@ from typing import Any
 
 from cramjax.errors import UserError
 from cramjax.files import MAX_JSON_BYTES, read_content
+from cramjax.reporting.words import is_number
 
 MAX_LINES_BYTES = 1 << 30
 """The largest metrics.jsonl that is read."""
@@ -63,7 +64,7 @@ def read_run(folder: pathlib.Path, name: str) -> RunFiles:
     last = max((line["step"] for line in lines), default=0)
     # A run that goes on with a larger budget still has the summary of the smaller one.
     steps = summary.get("steps")
-    if isinstance(steps, int) and steps < last:
+    if is_number(steps) and steps < last:
         summary = {}
 
     return RunFiles(
@@ -133,13 +134,17 @@ def read_lines(path: pathlib.Path, problems: list[str]) -> list[dict[str, Any]]:
         line = None
         with contextlib.suppress(ValueError, RecursionError):
             line = json.loads(text)
-        if isinstance(line, dict) and type(line.get("step")) is int:
+        if isinstance(line, dict) and _is_count(line.get("step")):
             lines.append(line)
         elif text.strip() and number < len(texts):
             n_damaged += 1
     if n_damaged:
         problems.append(f"{path}: {n_damaged} damaged line(s) are left out")
     return lines
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and is_number(value)
 
 
 def read_text(path: pathlib.Path, problems: list[str]) -> str | None:

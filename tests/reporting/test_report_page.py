@@ -127,6 +127,38 @@ def test_damaged_and_partial_files_are_borne(tmp_path, name, text):
     assert made(workdir)["sections"]
 
 
+@pytest.mark.parametrize("number", [10**400, -(10**400), 10**30], ids=["large", "low", "long"])
+def test_numbers_beyond_every_measure_are_borne(tmp_path, number):
+    def swollen(value):
+        """A copy in which every number is replaced."""
+        if isinstance(value, dict):
+            return {key: swollen(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [swollen(item) for item in value]
+        return value if isinstance(value, str | bool) else number
+
+    lines = workdirs.metrics()
+    lines += [line | {"step": 99 + place} for place, line in enumerate(map(swollen, lines))]
+    paths = [workdirs.run(tmp_path, lines=lines), workdirs.finetuning(tmp_path)]
+    paths += [workdirs.compression(tmp_path), workdirs.plan(tmp_path), workdirs.dataset(tmp_path)]
+    for path in paths[1:]:
+        for file in [path] if path.is_file() else path.glob("*.json"):
+            workdirs.write(file, swollen(json.loads(file.read_text())))
+    for name in ("summary.json", "environment.json", "config.json"):
+        workdirs.write(paths[0] / name, swollen(json.loads((paths[0] / name).read_text())))
+    assert page.render(page.make(subjects.find(paths), price=1.0))
+
+    # A figure alone among sound ones.
+    workdir = workdirs.run(tmp_path, name="one", lines=workdirs.metrics(5))
+    for key in ("eval_loss", "lr", "tokens", "elapsed_s", "step"):
+        with (workdir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(workdirs.metrics(6, evaluations=6)[-1] | {key: number}) + "\n")
+    summary = json.loads((workdir / "summary.json").read_text())
+    for key in summary:
+        workdirs.write(workdir / "summary.json", summary | {key: number})
+        assert page.render(page.make(subjects.find([workdir])))
+
+
 def test_what_is_no_regular_file_is_said_and_neither_waited_for_nor_left_open(tmp_path):
     workdir = workdirs.run(tmp_path / "study")
     sweep = workdirs.sweep(tmp_path / "study")
