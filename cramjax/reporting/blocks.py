@@ -59,6 +59,24 @@ class Table:
     is_folded: bool = False
 
 
+def text_of(value: Any) -> str:
+    """Returns a value as a cell shows it; nothing for None."""
+    return "" if value is None else str(value)
+
+
+def by_run(
+    title: str, names: Sequence[str], rows: Sequence[Sequence[Cell]], *, is_folded: bool = False
+) -> Table:
+    """Returns a table with a column for each run of the page; rows start with their heading."""
+    return Table(
+        title=title,
+        columns=["", *names],
+        rows=rows,
+        runs=[None, *range(len(names))],
+        is_folded=is_folded,
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Axis:
     """An axis of a chart.

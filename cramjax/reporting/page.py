@@ -22,6 +22,7 @@ from cramjax.reporting import (
     markdown,
     plans,
     runs,
+    setups,
     subjects,
     sweeps,
 )
@@ -46,7 +47,7 @@ def make(found: Subjects, *, price: float | None = None) -> Page:
     sections += runs.sections(read, price)
     sections += _others(found, problems)
     sections += _datasets(found, read, problems)
-    sections += runs.setup(read)
+    sections += setups.sections(read)
     return Page(
         title=_title(found),
         runs=runs.names(read),

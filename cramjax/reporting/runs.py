@@ -1,4 +1,4 @@
-"""The sections about runs: curves, speed, where the time went, what differs, how to repeat it."""
+"""The sections about the results of runs: figures, curves, speed, where the time went, texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from cramjax.reporting.blocks import (
     Axis,
     Block,
     Cell,
-    Code,
     Hidden,
     Lines,
     Mark,
@@ -23,10 +22,12 @@ from cramjax.reporting.blocks import (
     Series,
     Shown,
     Table,
+    by_run,
     number,
+    text_of,
 )
 from cramjax.reporting.reading import RunFiles
-from cramjax.reporting.words import hardware, is_number, large
+from cramjax.reporting.words import is_number, large
 
 MOST_POINTS = 12_000
 """Points of a curve of all runs together; the page stays small with many runs."""
@@ -140,17 +141,6 @@ def sections(runs: Sequence[RunFiles], price: float | None) -> list[Section]:
     return result
 
 
-def setup(runs: Sequence[RunFiles]) -> list[Section]:
-    """Returns the sections on how runs were made: configuration, environment, commands."""
-    if not runs:
-        return []
-    return [
-        Section(name="configuration", title="Configuration", blocks=_configuration(runs)),
-        Section(name="environment", title="Environment", blocks=[_environments(runs)]),
-        Section(name="reproduce", title="Reproduce", blocks=_commands(runs)),
-    ]
-
-
 class _Drawn:
     """A run with its curves, thinned to what a picture shows."""
 
@@ -199,25 +189,10 @@ def _results(runs: Sequence[RunFiles]) -> Table:
             rows.append([Cell(text=key), *(number(values.get(key), form) for values in every)])
     for key in ("stop_reason", "precision", "microbatch_size", "resumed_from"):
         if any(values.get(key) is not None for values in every):
-            rows.append([Cell(text=key), *(Cell(text=_text(values.get(key))) for values in every)])
-    return _by_run("Figures, named as in summary.json", runs, rows)
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
-
-
-def _by_run(
-    title: str, runs: Sequence[RunFiles], rows: Sequence[Sequence[Cell]], *, is_folded: bool = False
-) -> Table:
-    """Returns a table with a column for each run."""
-    return Table(
-        title=title,
-        columns=["", *(run.name for run in runs)],
-        rows=rows,
-        runs=[None, *range(len(runs))],
-        is_folded=is_folded,
-    )
+            rows.append(
+                [Cell(text=key), *(Cell(text=text_of(values.get(key))) for values in every)]
+            )
+    return by_run("Figures, named as in summary.json", [run.name for run in runs], rows)
 
 
 def _losses(drawn: Sequence[_Drawn]) -> list[Block]:
@@ -373,94 +348,3 @@ def _pieces(listed: Any) -> list[str | Hidden]:
         else:
             pieces.append(str(piece))
     return pieces
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns dotted key → value of nested settings."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
-        else:
-            result[prefix + key] = value
-    return result
-
-
-def _configuration(runs: Sequence[RunFiles]) -> list[Block]:
-    every = [flat(run.config) for run in runs]
-    keys = list(dict.fromkeys(key for values in every for key in values))
-    differing, all_rows = [], []
-    for key in keys:
-        texts = [_setting(values, key) for values in every]
-        is_marked = len(set(texts)) > 1
-        row = [Cell(text=key), *(Cell(text=text, mark=is_marked) for text in texts)]
-        all_rows.append(row)
-        if is_marked:
-            differing.append(row)
-
-    blocks: list[Block] = []
-    if len(runs) > 1:
-        if differing:
-            blocks.append(_by_run("Keys that differ", runs, differing))
-        else:
-            blocks.append(Note(text="All runs have the same configuration."))
-    blocks.append(_by_run("All keys", runs, all_rows, is_folded=True))
-    for run in runs:
-        blocks += _changes(run)
-    return blocks
-
-
-def _setting(values: Mapping[str, Any], key: str) -> str:
-    return str(values[key]) if key in values else "(no such key)"
-
-
-def _changes(run: RunFiles) -> list[Block]:
-    """Returns what changed between the starts of a run."""
-    rows = []
-    for start in run.starts:
-        changes = start.get("changes")
-        for key, both in (changes if isinstance(changes, dict) else {}).items():
-            before, now = both if isinstance(both, list) and len(both) == 2 else ("", both)
-            cells = [f"{start['step']:,}", key, str(before), str(now)]
-            rows.append([Cell(text=text, mark=True) for text in cells])
-    if not rows:
-        return []
-    columns = ["from step", "key", "before", "then"]
-    title = f"{run.name}: changed while it went on"
-    return [Table(title=title, columns=columns, rows=rows)]
-
-
-def _environments(runs: Sequence[RunFiles]) -> Table:
-    every = []
-    for run in runs:
-        environment = run.environment
-        values = {
-            "hardware": hardware(environment) if environment else "",
-            **{key: environment.get(key) for key in ("platform", "python", "git", "started")},
-            "dataset": environment.get("dataset"),
-        }
-        for part in ("packages", "flags"):
-            listed = environment.get(part)
-            values |= listed if isinstance(listed, dict) else {}
-        values["starts"] = len(run.starts) or None
-        every.append(values)
-
-    rows = []
-    for key in dict.fromkeys(key for values in every for key in values):
-        texts = [_text(values.get(key)) for values in every]
-        if any(texts):
-            is_marked = len(set(texts)) > 1 and key != "started"
-            rows.append([Cell(text=key), *(Cell(text=text, mark=is_marked) for text in texts)])
-    return _by_run("Where it ran", runs, rows)
-
-
-def _commands(runs: Sequence[RunFiles]) -> list[Block]:
-    blocks: list[Block] = []
-    for run in runs:
-        commands = [start["command"] for start in run.starts if start.get("command")]
-        commands = commands or [run.environment.get("command") or "(no command is noted)"]
-        revision = run.environment.get("git")
-        lines = [f"# revision {revision}"] if revision else []
-        lines += list(dict.fromkeys(map(str, commands)))
-        blocks.append(Code(title=run.name, text="\n".join(lines)))
-    return blocks
