@@ -193,9 +193,7 @@ def read_json_objects(path: str | os.PathLike, cure: str) -> list[dict[str, Any]
     return value
 
 
-def read_content(
-    path: str | os.PathLike, cure: str, *, most_bytes: int = MAX_JSON_BYTES
-) -> bytes:
+def read_content(path: str | os.PathLike, cure: str, *, most_bytes: int = MAX_JSON_BYTES) -> bytes:
     """Returns the content of a regular file that may be a stranger's; a pipe is not waited for.
 
     Args:

@@ -82,7 +82,7 @@ class Axis:
     """An axis of a chart.
 
     Attributes:
-        key: of the values in `Series.x`.
+        key: of the values in `Page.xs`.
         label: with the unit.
         is_log: whether it is logarithmic at first.
         categories: the values of an axis of names; empty for numbers.
@@ -101,15 +101,15 @@ class Series:
     Attributes:
         name: in the tooltip.
         run: number of the run, or None.
-        style: "solid", "dashed", "faint", "points" or "level" (one value along the whole axis).
-        x: values by the key of each axis.
+        style: "solid", "faint", "points" or "level" (one value along the whole axis).
+        x: place in `Page.xs`; None for a level.
         y: values; None leaves a gap.
     """
 
     name: str
     run: int | None
     style: str
-    x: Mapping[str, Sequence[Value]]
+    x: int | None
     y: Sequence[Value]
 
 
@@ -124,7 +124,10 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lines:
-    """A chart of curves; the reader chooses among the axes `x`. `about` says it in words."""
+    """A chart of curves; the reader chooses among the axes `x`.
+
+    `about` says it in words. With `is_main` it is as wide as the page.
+    """
 
     kind: ClassVar[str] = "lines"
     title: str
@@ -133,6 +136,7 @@ class Lines:
     y: Axis
     series: Sequence[Series]
     marks: Sequence[Mark] = ()
+    is_main: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -269,11 +273,20 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Page:
-    """A whole page: sections, and the runs that can be hidden in all of them."""
+    """A whole page.
+
+    Attributes:
+        title: of the page.
+        runs: those that can be hidden in all sections.
+        sections: in their order.
+        xs: x values of curves by the key of each axis; the curves of a run share them.
+        problems: sentences on what could not be read.
+    """
 
     title: str
     runs: Sequence[Shown]
     sections: Sequence[Section]
+    xs: Sequence[Mapping[str, Sequence[Value]]] = ()
     problems: Sequence[str] = ()
 
 

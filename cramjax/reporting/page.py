@@ -44,7 +44,8 @@ def make(found: Subjects, *, price: float | None = None) -> Page:
 
     sections = _studies(found, problems)
     sections += _sweeps(found, problems)
-    sections += runs.sections(read, price)
+    drawn = runs.draw(read)
+    sections += runs.sections(drawn, price)
     sections += _others(found, problems)
     sections += _datasets(found, read, problems)
     sections += setups.sections(read)
@@ -52,6 +53,7 @@ def make(found: Subjects, *, price: float | None = None) -> Page:
         title=_title(found),
         runs=runs.names(read),
         sections=[section for section in sections if section],
+        xs=[x for one in drawn for x in one.xs],
         problems=problems,
     )
 

@@ -22,6 +22,7 @@ from cramjax.reporting.blocks import (
     Series,
     Shown,
     Table,
+    Value,
     by_run,
     number,
     text_of,
@@ -29,8 +30,8 @@ from cramjax.reporting.blocks import (
 from cramjax.reporting.reading import RunFiles
 from cramjax.reporting.words import is_number, large
 
-MOST_POINTS = 12_000
-"""Points of a curve of all runs together; the page stays small with many runs."""
+MOST_POINTS = 8_000
+"""Lines of all runs together that are drawn, of a kind: train, held-out or scored."""
 
 MOST_READINGS = 6
 """Evaluations at which the page shows a text: early, late and some between."""
@@ -105,12 +106,73 @@ def latest(run: RunFiles) -> dict[str, Any]:
     return values | {key: value for key, value in run.summary.items() if value is not None}
 
 
-def sections(runs: Sequence[RunFiles], price: float | None) -> list[Section]:
-    """Returns the sections about `runs`; `price` is that of an hour of each."""
-    if not runs:
+class Drawn:
+    """A run with its curves, thinned to what a picture shows.
+
+    Attributes:
+        number: of the run on the page.
+        run: its files.
+        evaluations: held-out lines, all of them.
+        n_lines: number of train lines.
+        train, held_out, scored: lines that are drawn; those of `scored` have BLEU.
+        xs: x values of these three, in this order.
+    """
+
+    def __init__(self, number: int, run: RunFiles, most: int):
+        train, self.evaluations = curves.split(run.lines)
+        self.number = number
+        self.run = run
+        self.n_lines = len(train)
+        self.train = curves.thinned(train, most)
+        self.held_out = _some(self.evaluations, most)
+        self.scored = _some([line for line in run.lines if is_number(line.get("bleu"))], most)
+        self.xs = [_places(lines) for lines in (self.train, self.held_out, self.scored)]
+
+    def losses(self, key: str, name: str) -> Series:
+        """Returns the curve of a key of the evaluations."""
+        return self._series(1, "points", name, self.held_out, key)
+
+    def scores(self, key: str, name: str) -> Series:
+        """Returns the curve of a key of the lines with scores."""
+        return self._series(2, "points", name, self.scored, key)
+
+    def training(self, key: str, name: str, style: str) -> Series:
+        """Returns the curve of a key of the train lines."""
+        return self._series(0, style, name, self.train, key)
+
+    def _series(
+        self, place: int, style: str, name: str, lines: Sequence[curves.Line], key: str
+    ) -> Series:
+        return Series(
+            name=f"{self.run.name}: {name}",
+            run=self.number,
+            style=style,
+            x=self.number * len(self.xs) + place,
+            y=curves.column(lines, key, n_digits=5),
+        )
+
+
+def _some(lines: Sequence[curves.Line], most: int) -> list[curves.Line]:
+    """Returns at most `most` lines at equal distances, the last among them."""
+    step = max(1, -(-len(lines) // most))
+    return list(lines[::-step])[::-1]
+
+
+def _places(lines: Sequence[curves.Line]) -> dict[str, Sequence[Value]]:
+    return {axis.key: curves.column(lines, axis.key, n_digits=7) for axis in X_AXES}
+
+
+def draw(runs: Sequence[RunFiles]) -> list[Drawn]:
+    """Returns the runs of a page with their curves, fewer points of each where there are many."""
+    most = max(20, min(2000, MOST_POINTS // max(1, len(runs))))
+    return [Drawn(number, run, most) for number, run in enumerate(runs)]
+
+
+def sections(drawn: Sequence[Drawn], price: float | None) -> list[Section]:
+    """Returns the sections about runs; `price` is that of an hour of each."""
+    if not drawn:
         return []
-    most = max(150, min(2000, MOST_POINTS // len(runs)))
-    drawn = [_Drawn(number, run, most) for number, run in enumerate(runs)]
+    runs = [one.run for one in drawn]
     result = [
         Section(name="results", title="Results", blocks=[_results(runs)], intro=_headline(runs)),
         Section(name="loss", title="Loss", blocks=_losses(drawn)),
@@ -139,29 +201,6 @@ def sections(runs: Sequence[RunFiles], price: float | None) -> list[Section]:
             Section(name="samples", title="What it learned when", blocks=samples, intro=intro)
         )
     return result
-
-
-class _Drawn:
-    """A run with its curves, thinned to what a picture shows."""
-
-    def __init__(self, number: int, run: RunFiles, most: int):
-        train, held_out = curves.split(run.lines)
-        self.number = number
-        self.run = run
-        self.n_lines = len(train)
-        self.train = curves.thinned(train, most)
-        self.held_out = held_out[:: -(-len(held_out) // most) or 1]
-
-    def series(self, lines: Sequence[curves.Line], key: str, name: str, style: str) -> Series:
-        """Returns the curve of a key."""
-        x = {axis.key: curves.column(lines, axis.key) for axis in X_AXES}
-        return Series(
-            name=f"{self.run.name}: {name}",
-            run=self.number,
-            style=style,
-            x=x,
-            y=curves.column(lines, key),
-        )
 
 
 def _headline(runs: Sequence[RunFiles]) -> str:
@@ -195,24 +234,24 @@ def _results(runs: Sequence[RunFiles]) -> Table:
     return by_run("Figures, named as in summary.json", [run.name for run in runs], rows)
 
 
-def _losses(drawn: Sequence[_Drawn]) -> list[Block]:
+def _losses(drawn: Sequence[Drawn]) -> list[Block]:
     loss, accuracy = [], []
     said = []
     for one in drawn:
         if one.train:
-            loss.append(one.series(one.train, "loss", "train", "faint"))
+            loss.append(one.training("loss", "train", "faint"))
         if one.held_out:
-            loss.append(one.series(one.held_out, "eval_loss", "held-out", "points"))
-            accuracy.append(one.series(one.held_out, "eval_accuracy", "accuracy", "points"))
-            first, last = one.held_out[0]["eval_loss"], one.held_out[-1]["eval_loss"]
+            loss.append(one.losses("eval_loss", "held-out"))
+            accuracy.append(one.losses("eval_accuracy", "accuracy"))
+            first, last = one.evaluations[0]["eval_loss"], one.evaluations[-1]["eval_loss"]
             said.append(
-                f"{one.run.name}: {len(one.held_out)} evaluations, held-out loss from {first:.3f} "
-                f"to {last:.3f}."
+                f"{one.run.name}: {len(one.evaluations)} evaluations, held-out loss from "
+                f"{first:.3f} to {last:.3f}."
             )
         unigram = latest(one.run).get("unigram_loss")
         if is_number(unigram):
             name = f"{one.run.name}: unigram baseline"
-            loss.append(Series(name=name, run=one.number, style="level", x={}, y=[unigram]))
+            loss.append(Series(name=name, run=one.number, style="level", x=None, y=[unigram]))
 
     marks = [mark for one in drawn for mark in _stage_marks(one)]
     about = "Train loss (thin), held-out loss (points) and the unigram baseline (dashed). "
@@ -224,6 +263,7 @@ def _losses(drawn: Sequence[_Drawn]) -> list[Block]:
             y=Axis(label="nats per predicted token"),
             series=loss,
             marks=marks,
+            is_main=True,
         )
     ]
     if accuracy:
@@ -245,7 +285,7 @@ def _losses(drawn: Sequence[_Drawn]) -> list[Block]:
     return charts
 
 
-def _charts(drawn: Sequence[_Drawn], wanted: Mapping[str, tuple[str, str, bool]]) -> list[Block]:
+def _charts(drawn: Sequence[Drawn], wanted: Mapping[str, tuple[str, str, bool]]) -> list[Block]:
     """Returns a chart for each key that any run has."""
     charts: list[Block] = []
     for key, (title, label, is_log) in wanted.items():
@@ -254,7 +294,7 @@ def _charts(drawn: Sequence[_Drawn], wanted: Mapping[str, tuple[str, str, bool]]
         for one in drawn:
             values = [line[key] for line in one.train if is_number(line.get(key))]
             if values:
-                series.append(one.series(one.train, key, title.lower(), "solid"))
+                series.append(one.training(key, title.lower(), "solid"))
                 said.append(f"{one.run.name}: {large(min(values))} to {large(max(values))}.")
         if series:
             y = Axis(label=label, is_log=is_log)
@@ -274,7 +314,7 @@ def _stages(run: RunFiles) -> list[dict[str, Any]]:
     return stages
 
 
-def _stage_marks(one: _Drawn) -> list[Mark]:
+def _stage_marks(one: Drawn) -> list[Mark]:
     marks = []
     for place, stage in enumerate(_stages(one.run), start=2):
         share = stage.get("until")
@@ -286,7 +326,7 @@ def _stage_marks(one: _Drawn) -> list[Mark]:
     return marks
 
 
-def _growth(drawn: Sequence[_Drawn]) -> list[Block]:
+def _growth(drawn: Sequence[Drawn]) -> list[Block]:
     rows = []
     numbers = []
     for one in drawn:

@@ -55,8 +55,9 @@ def test_curves_are_those_of_the_metrics(tmp_path):
     train, held_out, unigram = loss["series"]
     assert len(train["y"]) == 20 and len(held_out["y"]) == 4
     assert unigram["style"] == "level" and unigram["y"] == [7.0]
-    assert held_out["x"]["flops"] == [5e6, 10e6, 15e6, 20e6]
-    assert [axis["key"] for axis in loss["x"]] == list(curves.AXES)
+    assert content["xs"][held_out["x"]]["flops"] == [5e6, 10e6, 15e6, 20e6]
+    assert content["xs"][train["x"]]["step"] == list(range(1, 21))
+    assert [axis["key"] for axis in loss["x"]] == ["tokens", "elapsed_s", "flops", "step"]
 
 
 def test_runs_stand_side_by_side_and_what_differs_is_marked(tmp_path):
@@ -214,12 +215,28 @@ def test_any_value_is_safe_in_the_script_and_comes_back(value):
 def test_a_long_run_is_thinned_and_the_page_stays_small(tmp_path):
     lines = workdirs.metrics(9000, evaluations=9000)
     lines[7001]["grad_norm"] = lines[7000]["grad_norm"] = 99.0
-    workdir = workdirs.run(tmp_path, lines=lines)
-    shown = page.make(subjects.find([workdir] * 2))
-    content = json.loads(page.data(shown))
-    train = titled(content, "Loss")["series"][0]
-    assert len(train["y"]) <= 2000 and train["x"]["step"][-1] == 9000
+    content = made(workdirs.run(tmp_path, lines=lines))
+    train, held_out, _ = titled(content, "Loss")["series"]
+    for series in (train, held_out):
+        assert len(series["y"]) <= 2000 and content["xs"][series["x"]]["step"][-1] == 9000
+    assert "9000 evaluations" in titled(content, "Loss")["about"]
     assert max(titled(content, "Gradient norm")["series"][0]["y"]) == 99.0
+
+
+def test_eight_long_runs_make_a_small_page(tmp_path):
+    random = np.random.default_rng(0)
+    paths = []
+    for number in range(8):
+        lines = workdirs.metrics(3000, evaluations=3000)
+        for line, value in zip(lines, random.lognormal(size=len(lines)), strict=True):
+            floats = {key: item * value for key, item in line.items() if key != "step"}
+            line |= floats | {"noise_scale": value, "flops": floats["flops"] * 1e12}
+            line["tokens"] = 10**9 + 10_007 * line["step"]
+            if "eval_loss" in line:
+                line |= {"bleu": value, "chrf": value}
+        paths.append(workdirs.run(tmp_path, name=f"run-{number}", lines=lines))
+    shown = page.make(subjects.find(paths))
+    assert len(shown.runs) == 8
     assert len(page.render(shown).encode()) < 3e6
 
 

@@ -49,6 +49,8 @@ function seconds(value) {
   if (value >= 180) return `${Number((value / 60).toPrecision(4))} min`;
   return `${Number(value.toPrecision(4))} s`;
 }
+// The x values of a curve along an axis: the curves of a run share them.
+const along = (series, key) => state.page.xs[series.x]?.[key] || [];
 const readable = (axis, value) =>
   axis.key === "elapsed_s" ? seconds(value) : short(value);
 
@@ -128,7 +130,7 @@ class Chart {
     this.details = make("details", {
       ontoggle: () => { if (this.details.open) this.fillTable(); },
     }, make("summary", {}, "Data as a table"));
-    const isWide = block.kind === "parallel" || block.title === "Loss";
+    const isWide = block.kind === "parallel" || block.is_main;
     this.element = make("figure", { class: isWide ? "wide" : "", "data-title": block.title },
       this.caption, this.holder, this.about, this.details);
     this.addButtons();
@@ -247,7 +249,7 @@ function dataOf(block) {
     for (const series of block.series) {
       if (isHidden(series.run)) continue;
       for (const place of spread(series.y.length)) {
-        const x = series.style === "level" ? "everywhere" : series.x[state.axis]?.[place] ?? "–";
+        const x = series.style === "level" ? "everywhere" : along(series, state.axis)[place] ?? "–";
         rows.push([series.name, x, series.y[place] ?? "–"]);
       }
     }
@@ -320,8 +322,9 @@ function linesOption(figure) {
   for (const series of block.series) {
     if (isHidden(series.run)) continue;
     const points = [];
+    const places = along(series, axis.key);
     series.y.forEach((y, place) => {
-      const x = series.style === "level" ? null : series.x[axis.key]?.[place] ?? null;
+      const x = series.style === "level" ? null : places[place] ?? null;
       const isGap = y === null || (log.y && y <= 0);
       if (series.style === "level" ? isGap : x === null || (log.x && x <= 0)) return;
       points.push([x, isGap ? null : y]);
@@ -363,7 +366,7 @@ function linesOption(figure) {
     });
   }
   return {
-    height: block.title === "Loss" ? 400 : HEIGHT,
+    height: block.is_main ? 400 : HEIGHT,
     grid: { left: 56, right: 24, top: 20, bottom: 44 },
     xAxis: numeric(log.x, all.x, {
       ...named(axis.label, { nameGap: 28 }), min: log.x ? undefined : 0, max: most,
