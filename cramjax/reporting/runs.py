@@ -58,6 +58,8 @@ _SPEED = {
 _RESULTS = {
     "eval_loss": ".4f",
     "eval_accuracy": ".2%",
+    "bleu": ".2f",
+    "chrf": ".2f",
     "unigram_loss": ".4f",
     "train_loss": ".4f",
     "steps": ",",
@@ -216,6 +218,8 @@ def _headline(runs: Sequence[RunFiles]) -> str:
         if is_number(unigram):
             side = "below" if loss <= unigram else "above"
             text += f", {abs(unigram - loss):.3f} {side} a model that knows only word frequencies"
+        if is_number(values.get("bleu")):
+            text += f", BLEU {values['bleu']:.2f}"
         sentences.append(f"{text} ({state(run)}).")
     return " ".join(sentences[:12])
 
@@ -226,7 +230,7 @@ def _results(runs: Sequence[RunFiles]) -> Table:
     for key, form in _RESULTS.items():
         if any(is_number(values.get(key)) for values in every):
             rows.append([Cell(text=key), *(number(values.get(key), form) for values in every)])
-    for key in ("stop_reason", "precision", "microbatch_size", "resumed_from"):
+    for key in ("stop_reason", "precision", "microbatch_size", "resumed_from", "bleu_signature"):
         if any(values.get(key) is not None for values in every):
             rows.append(
                 [Cell(text=key), *(Cell(text=text_of(values.get(key))) for values in every)]
@@ -277,12 +281,30 @@ def _losses(drawn: Sequence[Drawn]) -> list[Block]:
                 marks=marks,
             )
         )
+    charts += _scores(drawn)
     n_lines = max(one.n_lines for one in drawn)
     n_shown = max(len(one.train) for one in drawn)
     if n_lines > n_shown:
         text = f"A point of a curve stands for up to {-(-n_lines // n_shown)} lines of the metrics."
         charts.append(Note(text=text))
     return charts
+
+
+def _scores(drawn: Sequence[Drawn]) -> list[Block]:
+    """Returns the chart of BLEU, of the runs that score what they write."""
+    scored = [one for one in drawn if one.scored]
+    if not scored:
+        return []
+    said = [f"{one.run.name}: {one.scored[-1]['bleu']:.2f} at the last." for one in scored]
+    return [
+        Lines(
+            title="BLEU",
+            about="BLEU of what the network writes for held-out pairs. " + " ".join(said),
+            x=X_AXES,
+            y=Axis(label="BLEU"),
+            series=[one.scores("bleu", "BLEU") for one in scored],
+        )
+    ]
 
 
 def _charts(drawn: Sequence[Drawn], wanted: Mapping[str, tuple[str, str, bool]]) -> list[Block]:
@@ -314,14 +336,37 @@ def _stages(run: RunFiles) -> list[dict[str, Any]]:
     return stages
 
 
+def _is_in_steps(run: RunFiles) -> bool:
+    """Returns whether stages end at shares of the optimizer steps, not of the budget."""
+    growth = run.config.get("growth")
+    return isinstance(growth, dict) and growth.get("until") == "steps"
+
+
+def _planned_steps(run: RunFiles) -> float | None:
+    """Returns the steps of a run by its budget, else by its end; None before it."""
+    budget = run.config.get("budget")
+    planned = budget.get("steps") if isinstance(budget, dict) else None
+    planned = planned if is_number(planned) else run.summary.get("steps")
+    return planned if is_number(planned) else None
+
+
+def _done(run: RunFiles, line: curves.Line) -> float | None:
+    """Returns the share at a line that `until` of the stages counts; None if it is not known."""
+    if not _is_in_steps(run):
+        progress = line.get("progress")
+        return progress if is_number(progress) else None
+    steps = _planned_steps(run)
+    return line["step"] / steps if steps else None
+
+
 def _stage_marks(one: Drawn) -> list[Mark]:
     marks = []
     for place, stage in enumerate(_stages(one.run), start=2):
         share = stage.get("until")
-        begun = [line for line in one.train if is_number(line.get("progress"))]
-        begun = [line for line in begun if is_number(share) and line["progress"] > share]
+        shares = [(_done(one.run, line), line) for line in one.train]
+        begun = [line for done, line in shares if is_number(share) and (done or 0.0) > share]
         if begun:
-            x = {axis.key: begun[0].get(axis.key) for axis in X_AXES}
+            x = {key: values[0] for key, values in _places(begun[:1]).items()}
             marks.append(Mark(name=f"{one.run.name}: stage {place}", run=one.number, x=x))
     return marks
 
@@ -335,7 +380,8 @@ def _growth(drawn: Sequence[Drawn]) -> list[Block]:
             continue
         for place, stage in enumerate([*stages, {}], start=1):
             until = stage.pop("until", None)
-            end = f"{until:.0%} of the budget" if is_number(until) else "the end"
+            whole = "steps" if _is_in_steps(one.run) else "budget"
+            end = f"{until:.0%} of the {whole}" if is_number(until) else "the end"
             network = ", ".join(f"{key}={value}" for key, value in stage.items())
             texts = [f"{one.run.name}, stage {place}", end, network or "the whole network"]
             rows.append([Cell(text=text) for text in texts])

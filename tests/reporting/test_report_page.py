@@ -267,6 +267,50 @@ def test_growth_is_marked_where_it_happened(tmp_path):
     assert rows[1][1:] == ["the end", "the whole network"]
 
 
+@pytest.mark.parametrize(
+    "budget, is_finished, marked",
+    [({"steps": 20}, False, [16]), ({"tokens": 9}, True, [16]), ({"tokens": 9}, False, [])],
+)
+def test_growth_in_shares_of_the_steps_is_marked_by_the_steps(
+    tmp_path, budget, is_finished, marked
+):
+    """The first steps are cheap: three quarters of the steps are 56% of the budget."""
+    lines = workdirs.metrics(20)
+    for line in lines:
+        if "progress" in line:
+            line["progress"] = line["step"] ** 2 / 400
+    growth = {"until": "steps", "stages": [{"until": 0.75, "depth": 0.5}]}
+    config = {"growth": growth, "budget": budget}
+    workdir = workdirs.run(tmp_path, lines=lines, config=config, is_finished=is_finished)
+    content = made(workdir)
+    assert [mark["x"]["step"] for mark in titled(content, "Loss")["marks"]] == marked
+    assert texts(titled(content, "Stages"))[0][1] == "75% of the steps"
+
+
+def test_scores_of_what_a_network_writes_are_shown(tmp_path):
+    lines = workdirs.metrics(20)
+    signature = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.5.1"
+    for place, line in enumerate([line for line in lines if "eval_loss" in line]):
+        keys = ("step", "elapsed_s", "tokens", "flops")
+        scores = {"bleu": 10.0 + place, "chrf": 30.0 + place}
+        lines.append({key: line[key] for key in keys} | scores)
+    lines.sort(key=lambda line: line["step"])
+    workdir = workdirs.run(tmp_path, lines=lines, is_finished=False)
+    content = made(workdir)
+    (series,) = titled(content, "BLEU")["series"]
+    assert series["y"] == [10.0, 11.0, 12.0, 13.0]
+    assert content["xs"][series["x"]]["flops"] == [5e6, 10e6, 15e6, 20e6]
+    rows = {row[0]: row[1] for row in texts(titled(content, "Figures, named as in summary.json"))}
+    assert rows["bleu"] == "13.00" and rows["chrf"] == "33.00"
+    assert "BLEU 13.00" in content["sections"][0]["intro"]
+
+    summary = workdirs.summary(workdirs.metrics(20)) | {"bleu": 14.5, "bleu_signature": signature}
+    workdirs.write(workdir / "summary.json", summary)
+    table = texts(titled(made(workdir), "Figures, named as in summary.json"))
+    assert {row[0]: row[1] for row in table}["bleu_signature"] == signature
+    assert {row[0]: row[1] for row in table}["bleu"] == "14.50"
+
+
 @pytest.mark.parametrize("n_lines", [1, 6, 7, 40])
 def test_texts_are_shown_from_the_first_evaluation_to_the_last(tmp_path, n_lines):
     samples = [{"step": step, "texts": [["a"], ["b"]]} for step in range(1, n_lines + 1)]
