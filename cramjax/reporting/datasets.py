@@ -36,12 +36,16 @@ _MOST_TOKENS = 1 << 40
 _LEAST_SHARE = 0.001
 
 
-def section(folder: pathlib.Path, users: Sequence[str], problems: list[str]) -> Section | None:
+def section(
+    name: str, folder: pathlib.Path, users: Sequence[str], place: int, problems: list[str]
+) -> Section | None:
     """Returns the section about the dataset in `folder`, None if it is not there.
 
     Args:
+        name: of its folder.
         folder: of the dataset.
         users: names of the runs that read it.
+        place: of the section among its kind.
         problems: gets sentences on what could not be read.
     """
     manifest = read_object(folder / "manifest.json", problems)
@@ -51,11 +55,12 @@ def section(folder: pathlib.Path, users: Sequence[str], problems: list[str]) -> 
     blocks += _dropped(manifest)
     blocks += _lengths(folder, manifest)
     blocks += _vocabulary(folder, problems)
+    intro = f"Read by {', '.join(users)}." if users else ""
     return Section(
-        name=f"dataset-{folder.name}",
-        title=f"Dataset {folder.name}",
+        name=f"dataset-{place}",
+        title=f"Dataset {name}",
         blocks=blocks,
-        intro=f"Read by {', '.join(users)}.",
+        intro=intro,
     )
 
 

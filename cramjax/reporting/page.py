@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import html
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -117,12 +118,21 @@ def _others(found: Subjects, problems: list[str]) -> list[Section | None]:
 def _datasets(
     found: Subjects, read: Sequence[RunFiles], problems: list[str]
 ) -> list[Section | None]:
-    users: dict[pathlib.Path, list[str]] = {folder: ["nobody here"] for folder in found.datasets}
+    users: dict[pathlib.Path, list[str]] = {}
+    for folder in found.datasets:
+        users.setdefault(pathlib.Path(os.path.realpath(folder)), [])
     for run in read:
-        folder = run.environment.get("dataset")
-        if isinstance(folder, str) and "\0" not in folder:
-            users.setdefault(pathlib.Path(folder), []).append(run.name)
-    return [datasets.section(folder, names, problems) for folder, names in users.items()]
+        named = run.environment.get("dataset")
+        if not isinstance(named, str) or not os.path.isfile(os.path.join(named, "manifest.json")):
+            continue
+        # A path of a run may be relative or lead through links.
+        users.setdefault(pathlib.Path(os.path.realpath(named)), []).append(run.name)
+
+    sections = []
+    short = subjects.names(list(users))
+    for number, (name, (folder, listed)) in enumerate(zip(short, users.items(), strict=True)):
+        sections.append(datasets.section(name, folder, listed, number, problems))
+    return sections
 
 
 def data(page: Page, *, follow_s: float | None = None) -> str:

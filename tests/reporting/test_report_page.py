@@ -392,6 +392,23 @@ def test_a_dataset_has_lengths_scripts_and_drops(tmp_path):
     assert titled(content, "Documents kept and dropped")["parts"]["documents"] == [3, 7, 2]
 
 
+def test_a_dataset_stands_once_whatever_paths_lead_to_it(tmp_path, monkeypatch):
+    folder = workdirs.dataset(tmp_path)
+    other = workdirs.dataset(tmp_path / "other")
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    runs = []
+    for name, path in (("a", "data"), ("b", str(tmp_path / "link")), ("c", str(other))):
+        runs.append(workdirs.run(tmp_path, name=name))
+        workdirs.write(runs[-1] / "environment.json", {"dataset": path})
+    sections = [s for s in made(*runs, folder)["sections"] if s["name"].startswith("dataset")]
+    assert [section["name"] for section in sections] == ["dataset-0", "dataset-1"]
+    assert [section["intro"] for section in sections] == ["Read by a, b.", "Read by c."]
+    assert sections[0]["title"] != sections[1]["title"]
+    (alone,) = made(folder)["sections"]
+    assert alone["intro"] == ""
+
+
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"\x93NUMPY\x01\x00", b"PK\x03\x04"])
 def test_a_damaged_dataset_is_borne(tmp_path, content):
     folder = workdirs.dataset(tmp_path)
