@@ -352,12 +352,33 @@ def test_markdown_of_studies_is_read():
 
 def test_every_seed_is_a_point_beside_published_scores(tmp_path):
     content = made(workdirs.finetuning(tmp_path))
-    chart = titled(content, "glue: every seed")
+    chart = titled(content, "GLUE: every seed")
     own, *published = chart["clouds"]
     assert len(own["points"]) == 6 and len(published) >= 5
     assert chart["x"]["categories"] == ["CoLA matthews", "RTE accuracy"]
     table = titled(content, "Median ± standard deviation over seeds, percent")
     assert [cell["text"] for cell in table["rows"][0]][1:] == ["60.0 ± 1.0", "60.0 ± 1.0", "60.0*"]
+
+
+def test_tasks_of_no_suite_have_their_scores(tmp_path):
+    spread = {"median": 60.0, "std": 1.0, "seeds": [59.0, 61.0]}
+    entry = {"seeds": [0, 1], "n_eval": 10, "point": {}, "failed": 0}
+    tags = {name: spread for name in ("f1", "precision", "f1_corporation", "f1_person")}
+    squad = {name: spread for name in ("best_f1", "best_f1_threshold", "has_answer_f1")}
+    results = {"conll": tags | entry, "own <b>": {"pearson": spread} | entry, "average": 60.0}
+    results |= {"suite": "other", "model": "m", "protocol": {"name": "own"}, "unfinished": {}}
+    workdirs.write(tmp_path / "tags" / "results.json", results)
+    workdirs.write(tmp_path / "squad" / "results.json", {"squad2": squad | entry, "suite": "other"})
+    workdirs.write(tmp_path / "bad" / "results.json", {"suite": ["x"], "conll": entry, "q": 3})
+    content = made(*(tmp_path / name for name in ("tags", "squad", "bad")))
+    labels = ["conll f1", "conll precision", "own <b> pearson", "squad2 best_f1"]
+    chart = titled(content, "Tasks: every seed")
+    assert chart["x"]["categories"] == labels
+    assert [len(cloud["points"]) for cloud in chart["clouds"]] == [6, 2, 0]
+    table = titled(content, "Median ± standard deviation over seeds, percent")
+    assert table["columns"] == ["model", *labels, "average"]
+    assert texts(table)[0][1:] == ["60.0 ± 1.0"] * 3 + ["–", "60.0"]
+    assert texts(table)[1][1:] == ["–"] * 3 + ["60.0 ± 1.0", "–"]
 
 
 def test_a_compression_has_its_fronts(tmp_path):
