@@ -154,7 +154,6 @@ class Cloud:
 
     name: str
     points: Sequence[Point]
-    run: int | None = None
     is_line: bool = False
     is_context: bool = False
 
@@ -179,6 +178,7 @@ class Bars:
         names: of the bars.
         parts: name → values of all bars.
         limits: a line for each bar, such as the memory of a card; empty for none.
+        runs: the run of each bar, so that it can be hidden; empty if bars are no runs.
         is_stacked: whether parts stand one behind the other.
     """
 
@@ -189,6 +189,7 @@ class Bars:
     names: Sequence[str]
     parts: Mapping[str, Sequence[Value]]
     limits: Sequence[Value] = ()
+    runs: Sequence[int] = ()
     is_stacked: bool = True
 
 

@@ -51,6 +51,7 @@ def section(
     manifest = read_object(folder / "manifest.json", problems)
     if not manifest:
         return None
+
     blocks: list[Block] = [_facts(folder, manifest)]
     blocks += _dropped(manifest)
     blocks += _lengths(folder, manifest)

@@ -126,11 +126,11 @@ def _columns(suite: str, every: Sequence[Results]) -> list[_Column]:
         for name in dict.fromkeys(name for results in every for name in _tasks(results)):
             for metric in _METRICS:
                 wanted.append(_Column(task=name, metric=metric, label=f"{name} {metric}"))
-    return [
-        column
-        for column in wanted
-        if any(_spread(results, column.task, column.metric) for results in every)
-    ]
+    return [column for column in wanted if _is_known(column, every)]
+
+
+def _is_known(column: _Column, every: Sequence[Results]) -> bool:
+    return any(_spread(results, column.task, column.metric) for results in every)
 
 
 def _tasks(results: Results) -> list[str]:

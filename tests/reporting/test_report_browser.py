@@ -86,6 +86,9 @@ def test_runs_axes_scales_and_zoom_are_the_readers(browser, tmp_path):
     assert after["y"] == "log" and "time" in after["label"]
     assert after["names"] and not any("second" in name for name in after["names"])
     assert view.page.locator("thead th:visible", has_text="second").count() == 0
+    seconds = view.page.locator('figure[data-title="Where the seconds went"] .chart svg')
+    assert seconds.locator("text", has_text="first").count() == 1
+    assert seconds.locator("text", has_text="second").all_text_contents() == ["seconds"]
     view.page.get_by_role("checkbox", name="second").check()
     assert len(view.page.evaluate(script)["names"]) == 7
 

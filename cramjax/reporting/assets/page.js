@@ -265,9 +265,17 @@ function dataOf(block) {
     block.rows.forEach((row, place) => rows.push([block.names[place], ...row]));
     return { columns: ["run", ...block.axes.map((axis) => axis.label)], rows };
   }
-  const parts = Object.entries(block.parts);
-  block.names.forEach((name, place) => rows.push([name, ...parts.map(([, all]) => all[place])]));
+  const bars = shownBars(block);
+  const { parts } = bars;
+  bars.names.forEach((name, place) => rows.push([name, ...parts.map(([, all]) => all[place])]));
   return { columns: ["", ...parts.map(([name]) => `${name}, ${block.label}`)], rows };
+}
+
+// The bars of runs that are not hidden: {names, limits, parts: [[name, values], ...]}.
+function shownBars(block) {
+  const keep = (values) => values.filter((_, place) => !isHidden(block.runs[place]));
+  const parts = Object.entries(block.parts).map(([name, values]) => [name, keep(values)]);
+  return { names: keep(block.names), limits: keep(block.limits), parts };
 }
 
 function common(option) {
@@ -420,7 +428,6 @@ function scatterOption(figure) {
   const series = [];
   for (const cloud of block.clouds) {
     if (!cloud.is_context) number += 1;
-    if (isHidden(cloud.run)) continue;
     // Models beside each other within the place of a name.
     const shift = cloud.is_context ? 0.32 : (number + 0.5) / n_own * 0.5 - 0.25;
     const data = cloud.points.map((point) => {
@@ -458,30 +465,30 @@ function scatterOption(figure) {
 
 function barsOption(figure) {
   const { block } = figure;
-  const parts = Object.entries(block.parts);
+  const { names, limits, parts } = shownBars(block);
   const series = parts.map(([name, values], number) => ({
     type: "bar", name, data: values, stack: block.is_stacked ? "all" : undefined,
     color: runColour(number), barMaxWidth: 26,
   }));
-  if (block.limits.length) {
+  if (limits.length) {
     series.push({
       type: "scatter", name: "limit", color: colour("limit"), symbol: "rect", symbolSize: [3, 28],
-      data: block.limits.map((limit, place) => [limit, place]), z: 5,
+      data: limits.map((limit, place) => [limit, place]), z: 5,
     });
   }
-  const rows = block.names.length * (block.is_stacked ? 1 : parts.length);
+  const rows = names.length * (block.is_stacked ? 1 : parts.length);
   return {
     height: 110 + 34 * Math.min(rows, 40),
     grid: { left: 8, right: 24, top: 42, bottom: 44, containLabel: true },
     legend: parts.length > 1 ? legend() : undefined,
     xAxis: { type: "value", ...named(block.label, { nameGap: 26 }),
       axisLabel: { formatter: short } },
-    yAxis: { type: "category", data: block.names, inverse: true,
+    yAxis: { type: "category", data: names, inverse: true,
       axisLabel: { width: Math.min(150, figure.holder.clientWidth * 0.32 || 150),
         overflow: "truncate" } },
     tooltip: {
       trigger: "axis", axisPointer: { type: "shadow" },
-      formatter: (hits) => textTip([block.names[hits[0].dataIndex],
+      formatter: (hits) => textTip([names[hits[0].dataIndex],
         ...parts.filter(([, values]) => values[hits[0].dataIndex] != null)
           .map(([name, values]) => `${name}: ${short(values[hits[0].dataIndex])} ${block.label}`)]),
     },
