@@ -159,6 +159,43 @@ def test_the_live_page_follows_a_run(browser, tmp_path):
         assert not view.wrong
 
 
+def test_an_update_leaves_the_reader_where_he_was(browser, tmp_path):
+    data = workdirs.dataset(tmp_path)
+    lines = workdirs.metrics(10)
+    workdir = workdirs.run(tmp_path, name="run" * 30, lines=lines, is_finished=False)
+    workdirs.write(workdir / "environment.json", {"dataset": str(data)})
+
+    def add(**values):
+        with (workdir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(workdirs.metrics(11)[-1] | values) + "\n")
+
+    with servers.serving(workdir) as ask, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(servers.server, "FOLLOW_S", 0.1)
+        view = browsers.View(browser, ask.address, size=browsers.PHONE, asks=True)
+        view.page.locator("summary", has_text="most frequent").click()
+        view.page.locator("thead button", has_text="share").focus()
+        table = f'.scroll:has(table[data-title="{FIGURES}"])'
+        view.page.locator(table).evaluate("frame => frame.scrollLeft = 30")
+        script = "window.before = echarts.getInstanceByDom(document.querySelector('.chart'))"
+        view.page.evaluate(f"() => {{ {script}; }}")
+        add(eval_loss=1.25)
+        view.page.locator('[data-value="1.25"]').first.wait_for(state="attached")
+        assert view.page.evaluate("document.activeElement.textContent") == "share"
+        assert view.page.locator(table).evaluate("frame => frame.scrollLeft") == 30
+        assert not view.page.evaluate("before.isDisposed()")
+
+        # A new chart makes the page anew, and nothing of the old one stays in memory.
+        add(bleu=3.5)
+        view.page.locator('figure[data-title="BLEU"] svg').first.wait_for()
+        assert view.page.evaluate("before.isDisposed()")
+        assert not view.wrong
+
+        view.page.route("**/data.json", lambda route: route.abort())
+        view.page.locator("#live", has_text="does not answer").wait_for()
+        view.page.unroute("**/data.json")
+        view.page.locator("#live", has_text="no news").wait_for()
+
+
 @pytest.mark.slow
 def test_a_page_prints_in_light_colours(browser, tmp_path):
     view = browsers.View(browser, written(tmp_path, *two_runs(tmp_path)), scheme="dark")

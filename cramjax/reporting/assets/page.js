@@ -175,7 +175,8 @@ class Chart {
     delete option.height;
     if (!this.chart) {
       this.chart = echarts.init(this.holder, null, { renderer: "svg" });
-      new ResizeObserver(() => this.chart.resize()).observe(this.holder);
+      this.observer = new ResizeObserver(() => this.chart.resize());
+      this.observer.observe(this.holder);
     }
     this.chart.setOption(common(option), anew ? { notMerge: true } : { replaceMerge: ["series"] });
     // A frame drawn with the mouse zooms; a finger scrolls the page instead.
@@ -185,6 +186,12 @@ class Chart {
       });
     }
     this.holder.dataset.drawn = String((Number(this.holder.dataset.drawn) || 0) + 1);
+  }
+
+  // Gives up what the library and the browser keep for it.
+  dispose() {
+    this.observer?.disconnect();
+    this.chart?.dispose();
   }
 
   reset() {
@@ -226,9 +233,20 @@ class Chart {
     const head = make("tr", {}, ...columns.map((name) => make("th", { scope: "col" }, name)));
     const table = make("table", {}, make("thead", {}, head), body);
     table.prepend(make("caption", {}, this.block.title));
-    this.details.querySelector(".scroll")?.remove();
-    this.details.append(scrolling(table, this.block.title));
+    scrollInto(this.details, table, this.block.title);
   }
+}
+
+// Puts a table into its frame in `holder`. The frame stays, scrolled and focused as it was.
+function scrollInto(holder, table, name) {
+  const frame = holder.querySelector(".scroll");
+  if (!frame) {
+    holder.append(scrolling(table, name));
+    return;
+  }
+  const { scrollLeft, scrollTop } = frame;
+  frame.replaceChildren(table);
+  Object.assign(frame, { scrollLeft, scrollTop });
 }
 
 function scrolling(table, name) {
@@ -588,7 +606,11 @@ class Table {
     }
     const table = make("table", { "data-title": block.title },
       make("caption", {}, block.title), make("thead", {}, head), body);
-    this.holder.replaceChildren(scrolling(table, block.title));
+    const buttons = () => [...this.holder.querySelectorAll("thead button")];
+    const focused = buttons().indexOf(document.activeElement);
+    scrollInto(this.holder, table, block.title);
+    // The new buttons are others: what the reader was at is found by its place.
+    buttons()[focused]?.focus({ preventScroll: true });
   }
 
   sorted() {
@@ -608,7 +630,6 @@ class Table {
     const sign = this.order?.place === place ? -this.order.sign : 1;
     this.order = { place, sign };
     this.draw();
-    this.holder.querySelectorAll("thead th, thead td")[place].querySelector("button").focus();
   }
 }
 
@@ -667,6 +688,7 @@ function build() {
   const { page } = state;
   const main = document.getElementById("main");
   main.replaceChildren();
+  for (const { parts } of state.parts) for (const part of parts) part.dispose?.();
   state.parts = [];
   const contents = make("ul");
   for (const problem of page.problems) main.append(make("p", { role: "note" }, problem));
@@ -728,6 +750,7 @@ function follow(every_s) {
   const said = make("p", { id: "live" }, "Live: waiting for news.");
   footer.append(said);
   let tag = null;
+  let isAway = false;
   const ask = async () => {
     try {
       const answer = await fetch("data.json", { headers: tag ? { "If-None-Match": tag } : {},
@@ -737,8 +760,10 @@ function follow(every_s) {
         tag = answer.headers.get("ETag");
         said.textContent = `Live: new figures at ${new Date().toLocaleTimeString()}.`;
         document.body.dataset.updates = String((Number(document.body.dataset.updates) || 0) + 1);
-      }
+      } else if (isAway) said.textContent = "Live: no news.";
+      isAway = false;
     } catch {
+      isAway = true;
       said.textContent = "Live: the command that serves this page does not answer.";
     }
     window.setTimeout(ask, every_s * 1000);
