@@ -19,6 +19,7 @@ from cramjax.files import finite
 from cramjax.reporting import (
     compressions,
     datasets,
+    drawing,
     finetunings,
     markdown,
     plans,
@@ -45,7 +46,7 @@ def make(found: Subjects, *, price: float | None = None) -> Page:
 
     sections = _studies(found, problems)
     sections += _sweeps(found, problems)
-    drawn = runs.draw(read)
+    drawn = drawing.draw(read)
     sections += runs.sections(drawn, price)
     sections += _others(found, problems)
     sections += _datasets(found, read, problems)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cramjax.reporting import curves, spending
+from cramjax.reporting import spending, stages
 from cramjax.reporting.blocks import (
     Axis,
     Block,
     Cell,
     Hidden,
     Lines,
-    Mark,
     Note,
     Reading,
     Samples,
@@ -22,26 +20,17 @@ from cramjax.reporting.blocks import (
     Series,
     Shown,
     Table,
-    Value,
     by_run,
     number,
     text_of,
 )
+from cramjax.reporting.drawing import X_AXES, Drawn
 from cramjax.reporting.reading import RunFiles
 from cramjax.reporting.words import is_number, large
-
-MOST_POINTS = 8_000
-"""Lines of all runs together that are drawn, of a kind: train, held-out or scored."""
 
 MOST_READINGS = 6
 """Evaluations at which the page shows a text: early, late and some between."""
 
-X_AXES = (
-    Axis(key="tokens", label="tokens"),
-    Axis(key="elapsed_s", label="time of training, seconds"),
-    Axis(key="flops", label="training FLOPs"),
-    Axis(key="step", label="optimizer steps"),
-)
 # Key of a line → title and label of the axis, and whether it is logarithmic at first.
 _CHARTS = {
     "lr": ("Learning rate", "learning rate", False),
@@ -108,68 +97,6 @@ def latest(run: RunFiles) -> dict[str, Any]:
     return values | {key: value for key, value in run.summary.items() if value is not None}
 
 
-class Drawn:
-    """A run with its curves, thinned to what a picture shows.
-
-    Attributes:
-        number: of the run on the page.
-        run: its files.
-        evaluations: held-out lines, all of them.
-        n_lines: number of train lines.
-        train, held_out, scored: lines that are drawn; those of `scored` have BLEU.
-        xs: x values of these three, in this order.
-    """
-
-    def __init__(self, number: int, run: RunFiles, most: int):
-        train, self.evaluations = curves.split(run.lines)
-        self.number = number
-        self.run = run
-        self.n_lines = len(train)
-        self.train = curves.thinned(train, most)
-        self.held_out = _some(self.evaluations, most)
-        self.scored = _some([line for line in run.lines if is_number(line.get("bleu"))], most)
-        self.xs = [_places(lines) for lines in (self.train, self.held_out, self.scored)]
-
-    def losses(self, key: str, name: str) -> Series:
-        """Returns the curve of a key of the evaluations."""
-        return self._series(1, "points", name, self.held_out, key)
-
-    def scores(self, key: str, name: str) -> Series:
-        """Returns the curve of a key of the lines with scores."""
-        return self._series(2, "points", name, self.scored, key)
-
-    def training(self, key: str, name: str, style: str) -> Series:
-        """Returns the curve of a key of the train lines."""
-        return self._series(0, style, name, self.train, key)
-
-    def _series(
-        self, place: int, style: str, name: str, lines: Sequence[curves.Line], key: str
-    ) -> Series:
-        return Series(
-            name=f"{self.run.name}: {name}",
-            run=self.number,
-            style=style,
-            x=self.number * len(self.xs) + place,
-            y=curves.column(lines, key, n_digits=5),
-        )
-
-
-def _some(lines: Sequence[curves.Line], most: int) -> list[curves.Line]:
-    """Returns at most `most` lines at equal distances, the last among them."""
-    step = max(1, -(-len(lines) // most))
-    return list(lines[::-step])[::-1]
-
-
-def _places(lines: Sequence[curves.Line]) -> dict[str, Sequence[Value]]:
-    return {axis.key: curves.column(lines, axis.key, n_digits=7) for axis in X_AXES}
-
-
-def draw(runs: Sequence[RunFiles]) -> list[Drawn]:
-    """Returns the runs of a page with their curves, fewer points of each where there are many."""
-    most = max(20, min(2000, MOST_POINTS // max(1, len(runs))))
-    return [Drawn(number, run, most) for number, run in enumerate(runs)]
-
-
 def sections(drawn: Sequence[Drawn], price: float | None) -> list[Section]:
     """Returns the sections about runs; `price` is that of an hour of each."""
     if not drawn:
@@ -189,7 +116,7 @@ def sections(drawn: Sequence[Drawn], price: float | None) -> list[Section]:
         ),
     ]
 
-    growth = _growth(drawn)
+    growth = stages.blocks(drawn)
     if growth:
         result.append(Section(name="growth", title="Stages of growth", blocks=growth))
     samples = [block for number, run in enumerate(runs) for block in _samples(number, run)]
@@ -257,7 +184,7 @@ def _losses(drawn: Sequence[Drawn]) -> list[Block]:
             name = f"{one.run.name}: unigram baseline"
             loss.append(Series(name=name, run=one.number, style="level", x=None, y=[unigram]))
 
-    marks = [mark for one in drawn for mark in _stage_marks(one)]
+    marks = [mark for one in drawn for mark in stages.marks(one)]
     about = "Train loss (thin), held-out loss (points) and the unigram baseline (dashed). "
     charts: list[Block] = [
         Lines(
@@ -322,74 +249,6 @@ def _charts(drawn: Sequence[Drawn], wanted: Mapping[str, tuple[str, str, bool]])
             y = Axis(label=label, is_log=is_log)
             charts.append(Lines(title=title, about=" ".join(said), x=X_AXES, y=y, series=series))
     return charts
-
-
-def _stages(run: RunFiles) -> list[dict[str, Any]]:
-    """Returns the stages before the whole network; none if the run does not grow."""
-    growth = run.config.get("growth")
-    listed = growth.get("stages") if isinstance(growth, dict) else None
-    stages = []
-    for stage in listed if isinstance(listed, list) else []:
-        # A frozen configuration has pairs.
-        with contextlib.suppress(TypeError, ValueError):
-            stages.append(dict(stage))
-    return stages
-
-
-def _is_in_steps(run: RunFiles) -> bool:
-    """Returns whether stages end at shares of the optimizer steps, not of the budget."""
-    growth = run.config.get("growth")
-    return isinstance(growth, dict) and growth.get("until") == "steps"
-
-
-def _planned_steps(run: RunFiles) -> float | None:
-    """Returns the steps of a run by its budget, else by its end; None before it."""
-    budget = run.config.get("budget")
-    planned = budget.get("steps") if isinstance(budget, dict) else None
-    planned = planned if is_number(planned) else run.summary.get("steps")
-    return planned if is_number(planned) else None
-
-
-def _done(run: RunFiles, line: curves.Line) -> float | None:
-    """Returns the share at a line that `until` of the stages counts; None if it is not known."""
-    if not _is_in_steps(run):
-        progress = line.get("progress")
-        return progress if is_number(progress) else None
-    steps = _planned_steps(run)
-    return line["step"] / steps if steps else None
-
-
-def _stage_marks(one: Drawn) -> list[Mark]:
-    marks = []
-    for place, stage in enumerate(_stages(one.run), start=2):
-        share = stage.get("until")
-        shares = [(_done(one.run, line), line) for line in one.train]
-        begun = [line for done, line in shares if is_number(share) and (done or 0.0) > share]
-        if begun:
-            x = {key: values[0] for key, values in _places(begun[:1]).items()}
-            marks.append(Mark(name=f"{one.run.name}: stage {place}", run=one.number, x=x))
-    return marks
-
-
-def _growth(drawn: Sequence[Drawn]) -> list[Block]:
-    rows = []
-    numbers = []
-    for one in drawn:
-        stages = _stages(one.run)
-        if not stages:
-            continue
-        for place, stage in enumerate([*stages, {}], start=1):
-            until = stage.pop("until", None)
-            whole = "steps" if _is_in_steps(one.run) else "budget"
-            end = f"{until:.0%} of the {whole}" if is_number(until) else "the end"
-            network = ", ".join(f"{key}={value}" for key, value in stage.items())
-            texts = [f"{one.run.name}, stage {place}", end, network or "the whole network"]
-            rows.append([Cell(text=text) for text in texts])
-            numbers.append(one.number)
-    if not rows:
-        return []
-    columns = ["stage", "until", "network"]
-    return [Table(title="Stages", columns=columns, rows=rows, row_runs=numbers)]
 
 
 def _samples(number: int, run: RunFiles) -> list[Block]:
