@@ -37,7 +37,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         UserError: if the folder cannot be written.
         RunFailed: if the disk takes no more.
     """
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     # A name that is no UTF-8 has lone surrogates. Their codes are JSON's own escapes.
     content = f"{text}\n".encode("utf-8", errors="backslashreplace")
     _write_whole(pathlib.Path(path), lambda file: file.write(content))
@@ -137,14 +137,14 @@ def _if_known() -> Any:
             raise
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Returns a copy of a value of JSON with None in place of infinity and NaN."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return value
 
 
@@ -193,20 +193,34 @@ def read_json_objects(path: str | os.PathLike, cure: str) -> list[dict[str, Any]
     return value
 
 
-def _parsed(path: str | os.PathLike, cure: str) -> Any:
-    """Returns the JSON in a file; raises UserError if there is none."""
+def read_content(path: str | os.PathLike, cure: str, *, most_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """Returns the content of a regular file that may be a stranger's; a pipe is not waited for.
+
+    Args:
+        path: of the file; a link is followed.
+        cure: what to do if the file cannot be used, the end of the error's sentence.
+        most_bytes: the largest content.
+
+    Raises:
+        UserError: if there is no such file, it is no regular file, cannot be read or is larger.
+    """
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UserError(f"{path}: is no regular file; {cure}")
-            content = file.read(MAX_JSON_BYTES + 1)
+            content = file.read(most_bytes + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {cure}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {cure}") from error
-    if len(content) > MAX_JSON_BYTES:
-        raise UserError(f"{path}: is larger than {MAX_JSON_BYTES >> 20} MB; {cure}")
+    if len(content) > most_bytes:
+        raise UserError(f"{path}: is larger than {most_bytes >> 20} MB; {cure}")
+    return content
 
+
+def _parsed(path: str | os.PathLike, cure: str) -> Any:
+    """Returns the JSON in a file; raises UserError if there is none."""
+    content = read_content(path, cure)
     try:
         return json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -123,7 +123,7 @@ BELOW = {
         "tasks",
         "files",
         "figures",
-        "pareto",
+        "reporting",
         "console",
         "config",
         "data",

@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cramjax.compress import fronts
 from cramjax.compress.candidates import Candidate
 from cramjax.compress.plan import WHOLE, CompressionPlan
 from cramjax.compress.points import Point, PointFolders
+from cramjax.reporting import compressions
 
 
 def make_entries(
@@ -34,8 +34,8 @@ def make_entries(
                     folder = folders.folder(done[0]).relative_to(out)
                     entries.append(_entry(plan, done[0], str(folder), results))
 
-    for cost in (*fronts.COSTS, "latency"):
-        is_on_front = fronts.front(entries, cost)
+    for cost in compressions.COSTS:
+        is_on_front = compressions.front(entries, cost)
         for entry, value in zip(entries, is_on_front, strict=True):
             entry[f"pareto_{cost}"] = value
     return entries

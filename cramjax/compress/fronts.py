@@ -1,4 +1,4 @@
-"""Pareto fronts of compressed models, and their picture: quality against size and latency."""
+"""The picture of compressed models: quality against size and latency, with Pareto fronts."""
 
 from __future__ import annotations
 
@@ -6,41 +6,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cramjax import figures, pareto
+from cramjax import figures
+from cramjax.reporting.compressions import COSTS, better_is_lower, cost_of, front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COSTS = {"bytes": "bytes on disk", "nonzero": "parameters that are not zero"}
-"""Key of an entry → label of its axis."""
-
-_LATENCY_LABEL = "latency of one example, ms (p50)"
 _MARKS = ("o", "s", "^", "D", "v", "P", "X")
 _GREY = "#6b6b6b"
 _LIGHT_GREY = "#b0b0b0"
-
-
-def better_is_lower(metric: str) -> bool:
-    """Returns whether a small value of `metric` is a good one."""
-    return metric.endswith("loss")
-
-
-def front(entries: Sequence[Mapping[str, Any]], cost: str, score: str = "value") -> list[bool]:
-    """Returns for each entry whether it is on the Pareto front.
-
-    Args:
-        cost: a key of `COSTS`, or "latency".
-        score: "value" or "loss".
-    """
-    is_loss = score == "loss" or (bool(entries) and better_is_lower(entries[0]["metric"]))
-    sign = 1 if is_loss else -1
-    return pareto.front([(_cost(entry, cost), sign * entry[score]) for entry in entries])
-
-
-def _cost(entry: Mapping[str, Any], cost: str) -> float:
-    if cost == "latency":
-        return entry["latency"]["batch_1"]["p50_ms"]
-    return entry[cost]
 
 
 def plot(entries: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
@@ -64,7 +38,7 @@ def plot(entries: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     figure = figures.new_figure(18, 6 * len(labels), dpi=110)
     panels = figure.subplots(len(labels), 3, squeeze=False)
     for row, (score, label) in zip(panels, labels.items(), strict=True):
-        for axes, cost in zip(row, (*COSTS, "latency"), strict=True):
+        for axes, cost in zip(row, COSTS, strict=True):
             _draw(axes, entries, cost, score, colours, marks)
         row[0].set_ylabel(f"{label}, median over seeds")
 
@@ -88,7 +62,7 @@ def _draw(
         of_model = [entry for entry in entries if entry["model"] == model]
         for entry in of_model:
             axes.plot(
-                [_cost(entry, cost)],
+                [cost_of(entry, cost) or 0.0],
                 [entry[score]],
                 color=colour,
                 marker=marks[entry["bits"]],
@@ -102,7 +76,7 @@ def _draw(
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(COSTS.get(cost, _LATENCY_LABEL))
+    axes.set_xlabel(COSTS[cost])
     figures.style_panel(axes)
 
 
@@ -113,7 +87,7 @@ def _draw_front(
     edge = []
     for entry, is_on_front in zip(entries, front(entries, cost, score), strict=True):
         if is_on_front:
-            edge.append((_cost(entry, cost), entry[score]))
+            edge.append((cost_of(entry, cost), entry[score]))
     if edge:
         costs, scores = zip(*sorted(edge), strict=True)
         axes.step(costs, scores, where="post", **style)

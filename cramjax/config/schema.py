@@ -428,7 +428,10 @@ SCHEMA: dict[str, Any] = {
         "wandb": optional_text(None, "Weights & Biases project; None: off"),
         "trackio": optional_text(None, "trackio project, which needs no account; None: off"),
         "samples": count(
-            3, "held-out texts whose guesses are kept at every evaluation, in samples.jsonl", 0
+            3,
+            "held-out texts whose guesses are kept at every evaluation, in samples.jsonl; sources "
+            "of pairs have none",
+            0,
         ),
         "fill_masks": count(
             3,

@@ -59,12 +59,30 @@ class Table:
     is_folded: bool = False
 
 
+def text_of(value: Any) -> str:
+    """Returns a value as a cell shows it; nothing for None."""
+    return "" if value is None else str(value)
+
+
+def by_run(
+    title: str, names: Sequence[str], rows: Sequence[Sequence[Cell]], *, is_folded: bool = False
+) -> Table:
+    """Returns a table with a column for each run of the page; rows start with their heading."""
+    return Table(
+        title=title,
+        columns=["", *names],
+        rows=rows,
+        runs=[None, *range(len(names))],
+        is_folded=is_folded,
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Axis:
     """An axis of a chart.
 
     Attributes:
-        key: of the values in `Series.x`.
+        key: of the values in `Page.xs`.
         label: with the unit.
         is_log: whether it is logarithmic at first.
         categories: the values of an axis of names; empty for numbers.
@@ -83,15 +101,15 @@ class Series:
     Attributes:
         name: in the tooltip.
         run: number of the run, or None.
-        style: "solid", "dashed", "faint", "points" or "level" (one value along the whole axis).
-        x: values by the key of each axis.
+        style: "solid", "faint", "points" or "level" (one value along the whole axis).
+        x: place in `Page.xs`; None for a level.
         y: values; None leaves a gap.
     """
 
     name: str
     run: int | None
     style: str
-    x: Mapping[str, Sequence[Value]]
+    x: int | None
     y: Sequence[Value]
 
 
@@ -106,7 +124,10 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lines:
-    """A chart of curves; the reader chooses among the axes `x`. `about` says it in words."""
+    """A chart of curves; the reader chooses among the axes `x`.
+
+    `about` says it in words. With `is_main` it is as wide as the page.
+    """
 
     kind: ClassVar[str] = "lines"
     title: str
@@ -115,6 +136,7 @@ class Lines:
     y: Axis
     series: Sequence[Series]
     marks: Sequence[Mark] = ()
+    is_main: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,7 +154,6 @@ class Cloud:
 
     name: str
     points: Sequence[Point]
-    run: int | None = None
     is_line: bool = False
     is_context: bool = False
 
@@ -157,6 +178,7 @@ class Bars:
         names: of the bars.
         parts: name → values of all bars.
         limits: a line for each bar, such as the memory of a card; empty for none.
+        runs: the run of each bar, so that it can be hidden; empty if bars are no runs.
         is_stacked: whether parts stand one behind the other.
     """
 
@@ -167,6 +189,7 @@ class Bars:
     names: Sequence[str]
     parts: Mapping[str, Sequence[Value]]
     limits: Sequence[Value] = ()
+    runs: Sequence[int] = ()
     is_stacked: bool = True
 
 
@@ -251,11 +274,20 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Page:
-    """A whole page: sections, and the runs that can be hidden in all of them."""
+    """A whole page.
+
+    Attributes:
+        title: of the page.
+        runs: those that can be hidden in all sections.
+        sections: in their order.
+        xs: x values of curves by the key of each axis; the curves of a run share them.
+        problems: sentences on what could not be read.
+    """
 
     title: str
     runs: Sequence[Shown]
     sections: Sequence[Section]
+    xs: Sequence[Mapping[str, Sequence[Value]]] = ()
     problems: Sequence[str] = ()
 
 

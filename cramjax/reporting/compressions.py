@@ -24,6 +24,8 @@ COSTS = {
     "nonzero": "parameters that are not zero",
     "latency": "latency of one example, ms (p50)",
 }
+"""What a compressed model costs → label of its axis; `tools.compress` draws the same."""
+
 _COLUMNS = ("model", "pruned", "bits", "size", "not zero", "ms", "score", "all seeds", "front")
 
 Entry = Mapping[str, Any]
@@ -60,7 +62,7 @@ def _is_sound(entry: Any) -> bool:
 
 
 def cost_of(entry: Entry, cost: str) -> float | None:
-    """Returns what an entry costs; None if it does not say."""
+    """Returns what an entry costs, `cost` being a key of `COSTS`; None if it does not say."""
     value: Any = entry.get(cost)
     if cost == "latency":
         batch = value.get("batch_1") if isinstance(value, dict) else None
@@ -72,10 +74,22 @@ def _costs(entries: Sequence[Entry], cost: str) -> bool:
     return any(cost_of(entry, cost) is not None for entry in entries)
 
 
-def front(entries: Sequence[Entry], cost: str) -> list[bool]:
-    """Returns for each entry whether no other is better in cost and score."""
-    sign = 1.0 if entries[0]["metric"].endswith("loss") else -1.0
-    return pareto.front([(cost_of(entry, cost), sign * entry["value"]) for entry in entries])
+def better_is_lower(metric: str) -> bool:
+    """Returns whether a small value of `metric` is a good one."""
+    return metric.endswith("loss")
+
+
+def front(entries: Sequence[Entry], cost: str, score: str = "value") -> list[bool]:
+    """Returns for each entry whether it is on the Pareto front.
+
+    Args:
+        entries: of a pareto.json.
+        cost: a key of `COSTS`.
+        score: "value" or "loss".
+    """
+    is_loss = score == "loss" or (bool(entries) and better_is_lower(entries[0]["metric"]))
+    sign = 1.0 if is_loss else -1.0
+    return pareto.front([(cost_of(entry, cost), sign * entry[score]) for entry in entries])
 
 
 def _chart(entries: Sequence[Entry], cost: str) -> Scatter:

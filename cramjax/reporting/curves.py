@@ -8,9 +8,6 @@ from typing import Any
 
 from cramjax.reporting.words import is_number
 
-AXES = ("tokens", "elapsed_s", "flops", "step")
-"""The keys along which a curve can be drawn."""
-
 # How the values of several lines become one: a peak must stay, a level is a mean.
 _TOGETHER = {"grad_norm": "max", "loss": "mean", "tokens_per_s": "mean", "mfu": "mean"}
 
@@ -18,7 +15,7 @@ Line = Mapping[str, Any]
 
 
 def split(lines: Sequence[Line]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Returns train lines and held-out lines, each with all of `AXES` that can be known.
+    """Returns train lines and held-out lines, each with the tokens and FLOPs that can be known.
 
     A held-out line without tokens gets those that the train lines have at its step. FLOPs, which
     old train lines lack, are taken from the held-out lines around them.
@@ -84,13 +81,12 @@ def _together(lines: Sequence[Line]) -> Line:
     return one
 
 
-def column(lines: Sequence[Line], key: str) -> list[float | int | None]:
-    """Returns the values of `key`, None where there is no number."""
-    return [_short(line.get(key)) for line in lines]
+def column(lines: Sequence[Line], key: str, *, n_digits: int) -> list[float | int | None]:
+    """Returns the values of `key` with so many digits, None where there is no number."""
+    return [_short(line.get(key), n_digits) for line in lines]
 
 
-def _short(value: Any) -> float | int | None:
-    """Returns a number with as many digits as a picture shows."""
+def _short(value: Any, n_digits: int) -> float | int | None:
     if not is_number(value):
         return None
-    return value if isinstance(value, int) else float(f"{value:.7g}")
+    return value if isinstance(value, int) else float(f"{value:.{n_digits}g}")

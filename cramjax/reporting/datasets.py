@@ -30,30 +30,38 @@ _SHARES = {
     "deleted_character_share": "deleted characters",
 }
 _N_TOKENS = 25
+# Tokens of a shard; more would be damage.
+_MOST_TOKENS = 1 << 40
 # The least shares of tokens that a script needs for a bar of its own.
 _LEAST_SHARE = 0.001
 
 
-def section(folder: pathlib.Path, users: Sequence[str], problems: list[str]) -> Section | None:
+def section(
+    name: str, folder: pathlib.Path, users: Sequence[str], place: int, problems: list[str]
+) -> Section | None:
     """Returns the section about the dataset in `folder`, None if it is not there.
 
     Args:
+        name: of its folder.
         folder: of the dataset.
         users: names of the runs that read it.
+        place: of the section among its kind.
         problems: gets sentences on what could not be read.
     """
     manifest = read_object(folder / "manifest.json", problems)
     if not manifest:
         return None
+
     blocks: list[Block] = [_facts(folder, manifest)]
     blocks += _dropped(manifest)
     blocks += _lengths(folder, manifest)
     blocks += _vocabulary(folder, problems)
+    intro = f"Read by {', '.join(users)}." if users else ""
     return Section(
-        name=f"dataset-{folder.name}",
-        title=f"Dataset {folder.name}",
+        name=f"dataset-{place}",
+        title=f"Dataset {name}",
         blocks=blocks,
-        intro=f"Read by {', '.join(users)}.",
+        intro=intro,
     )
 
 
@@ -133,12 +141,15 @@ def _lengths_of(folder: pathlib.Path, entry: Mapping[str, Any]) -> np.ndarray | 
     if not isinstance(name, str) or pathlib.PurePath(name).name != name:
         return None
     starts = _array(folder / name)
-    if starts is None or starts.dtype != np.uint64 or not is_number(entry.get("tokens")):
+    n_tokens = entry.get("tokens")
+    if starts is None or starts.dtype != np.uint64 or type(n_tokens) is not int:
+        return None
+    if not 0 < n_tokens < _MOST_TOKENS:
         return None
     edges = np.append(starts[:MOST_DOCUMENTS].astype(np.int64), 0)
-    edges[-1] = entry["tokens"] if len(starts) <= MOST_DOCUMENTS else edges[-2] + 1
+    edges[-1] = n_tokens if len(starts) <= MOST_DOCUMENTS else edges[-2] + 1
     lengths = np.diff(edges)
-    is_sound = lengths.size > 0 and lengths.min() > 0 and lengths.max() < 1 << 40
+    is_sound = lengths.size > 0 and lengths.min() > 0 and lengths.max() < _MOST_TOKENS
     return lengths if is_sound else None
 
 

@@ -10,24 +10,26 @@ import datetime
 import hashlib
 import html
 import json
-import math
+import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from cramjax import __version__
+from cramjax.files import finite
 from cramjax.reporting import (
     compressions,
     datasets,
+    drawing,
     finetunings,
     markdown,
     plans,
     runs,
+    setups,
     subjects,
     sweeps,
 )
 from cramjax.reporting.blocks import Page, Section, as_json
-from cramjax.reporting.reading import RunFiles, read_object, read_run, read_value
+from cramjax.reporting.reading import RunFiles, read_object, read_run, read_text, read_value
 from cramjax.reporting.subjects import Subjects
 
 _ASSETS = pathlib.Path(__file__).parent / "assets"
@@ -44,14 +46,16 @@ def make(found: Subjects, *, price: float | None = None) -> Page:
 
     sections = _studies(found, problems)
     sections += _sweeps(found, problems)
-    sections += runs.sections(read, price)
+    drawn = drawing.draw(read)
+    sections += runs.sections(drawn, price)
     sections += _others(found, problems)
     sections += _datasets(found, read, problems)
-    sections += runs.setup(read)
+    sections += setups.sections(read)
     return Page(
         title=_title(found),
         runs=runs.names(read),
         sections=[section for section in sections if section],
+        xs=[x for one in drawn for x in one.xs],
         problems=problems,
     )
 
@@ -69,12 +73,8 @@ def _studies(found: Subjects, problems: list[str]) -> list[Section]:
     sections = []
     for number, folder in enumerate(found.studies):
         path = folder / "report.md"
-        try:
-            text = path.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            problems.append(f"{path}: cannot be read ({error.strerror}) and is left out")
+        text = read_text(path, problems)
+        if text is None:
             continue
         blocks = markdown.blocks(text)
         title = f"Study {folder.resolve().name}"
@@ -119,12 +119,21 @@ def _others(found: Subjects, problems: list[str]) -> list[Section | None]:
 def _datasets(
     found: Subjects, read: Sequence[RunFiles], problems: list[str]
 ) -> list[Section | None]:
-    users: dict[pathlib.Path, list[str]] = {folder: ["nobody here"] for folder in found.datasets}
+    users: dict[pathlib.Path, list[str]] = {}
+    for folder in found.datasets:
+        users.setdefault(pathlib.Path(os.path.realpath(folder)), [])
     for run in read:
-        folder = run.environment.get("dataset")
-        if isinstance(folder, str) and "\0" not in folder:
-            users.setdefault(pathlib.Path(folder), []).append(run.name)
-    return [datasets.section(folder, names, problems) for folder, names in users.items()]
+        named = run.environment.get("dataset")
+        if not isinstance(named, str) or not os.path.isfile(os.path.join(named, "manifest.json")):
+            continue
+        # A path of a run may be relative or lead through links.
+        users.setdefault(pathlib.Path(os.path.realpath(named)), []).append(run.name)
+
+    sections = []
+    short = subjects.names(list(users))
+    for number, (name, (folder, listed)) in enumerate(zip(short, users.items(), strict=True)):
+        sections.append(datasets.section(name, folder, listed, number, problems))
+    return sections
 
 
 def data(page: Page, *, follow_s: float | None = None) -> str:
@@ -134,7 +143,7 @@ def data(page: Page, *, follow_s: float | None = None) -> str:
     """
     made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     content = as_json(page) | {"follow_s": follow_s, "made": made}
-    text = json.dumps(_finite(content), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(finite(content), allow_nan=False, separators=(",", ":"))
     # No end of the script and no comment can stand in it, whatever a name or a sentence says.
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -149,6 +158,7 @@ def render(page: Page, *, follow_s: float | None = None) -> str:
         "title": html.escape(_unbroken(page.title)),
         "style": _asset("page.css"),
         "data": data(page, follow_s=follow_s),
+        "licences": _licences(),
         "library": library,
         "script": script,
     }
@@ -169,6 +179,12 @@ def _policy(library: str, script: str, is_live: bool) -> str:
     return policy + ("; connect-src 'self'" if is_live else "")
 
 
+def _licences() -> str:
+    """Returns the notices that go wherever the library goes, as a comment of HTML."""
+    names = ("echarts.NOTICE", "licenses/LICENSE-d3", "licenses/LICENSE-zrender")
+    return "\n\n".join(_asset(name).strip() for name in names)
+
+
 def _asset(name: str) -> str:
     return (_ASSETS / name).read_text(encoding="utf-8")
 
@@ -176,14 +192,3 @@ def _asset(name: str) -> str:
 def _unbroken(text: str) -> str:
     """Returns text as UTF-8 can hold it; a name of a folder need not be."""
     return text.encode("utf-8", errors="replace").decode()
-
-
-def _finite(value: Any) -> Any:
-    """Returns JSON values with null for NaN and infinity."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

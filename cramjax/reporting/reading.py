@@ -14,7 +14,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cramjax.files import MAX_JSON_BYTES
+from cramjax.errors import UserError
+from cramjax.files import MAX_JSON_BYTES, read_content
+from cramjax.reporting.words import is_number
 
 MAX_LINES_BYTES = 1 << 30
 """The largest metrics.jsonl that is read."""
@@ -62,7 +64,7 @@ def read_run(folder: pathlib.Path, name: str) -> RunFiles:
     last = max((line["step"] for line in lines), default=0)
     # A run that goes on with a larger budget still has the summary of the smaller one.
     steps = summary.get("steps")
-    if isinstance(steps, int) and steps < last:
+    if is_number(steps) and steps < last:
         summary = {}
 
     return RunFiles(
@@ -132,7 +134,7 @@ def read_lines(path: pathlib.Path, problems: list[str]) -> list[dict[str, Any]]:
         line = None
         with contextlib.suppress(ValueError, RecursionError):
             line = json.loads(text)
-        if isinstance(line, dict) and type(line.get("step")) is int:
+        if isinstance(line, dict) and _is_count(line.get("step")):
             lines.append(line)
         elif text.strip() and number < len(texts):
             n_damaged += 1
@@ -141,20 +143,24 @@ def read_lines(path: pathlib.Path, problems: list[str]) -> list[dict[str, Any]]:
     return lines
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and is_number(value)
+
+
+def read_text(path: pathlib.Path, problems: list[str]) -> str | None:
+    """Returns the text in a file; None without a file, or with a problem."""
+    content = _content(path, MAX_JSON_BYTES, problems)
+    return None if content is None else content.decode("utf-8", errors="replace")
+
+
 def _content(path: pathlib.Path, most_bytes: int, problems: list[str]) -> bytes | None:
     """Returns the content of a regular file; None without one, or with a problem."""
-    try:
-        # Without blocking, because a pipe that nobody writes to would wait.
-        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(number, "rb") as file:
-            if os.fstat(number).st_size > most_bytes:
-                problems.append(f"{path}: is too large and is left out")
-                return None
-            return file.read(most_bytes)
-    except (FileNotFoundError, NotADirectoryError):
+    if not os.path.exists(path):
         return None
-    except OSError as error:
-        problems.append(f"{path}: cannot be read ({error.strerror}) and is left out")
+    try:
+        return read_content(path, "it is left out", most_bytes=most_bytes)
+    except UserError as error:
+        problems.append(str(error))
         return None
 
 

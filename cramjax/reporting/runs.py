@@ -1,21 +1,18 @@
-"""The sections about runs: curves, speed, where the time went, what differs, how to repeat it."""
+"""The sections about the results of runs: figures, curves, speed, where the time went, texts."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cramjax.reporting import curves, spending
+from cramjax.reporting import spending, stages
 from cramjax.reporting.blocks import (
     Axis,
     Block,
     Cell,
-    Code,
     Hidden,
     Lines,
-    Mark,
     Note,
     Reading,
     Samples,
@@ -23,23 +20,17 @@ from cramjax.reporting.blocks import (
     Series,
     Shown,
     Table,
+    by_run,
     number,
+    text_of,
 )
+from cramjax.reporting.drawing import X_AXES, Drawn
 from cramjax.reporting.reading import RunFiles
-from cramjax.reporting.words import hardware, is_number, large
-
-MOST_POINTS = 12_000
-"""Points of a curve of all runs together; the page stays small with many runs."""
+from cramjax.reporting.words import is_number, large
 
 MOST_READINGS = 6
 """Evaluations at which the page shows a text: early, late and some between."""
 
-X_AXES = (
-    Axis(key="tokens", label="tokens"),
-    Axis(key="elapsed_s", label="time of training, seconds"),
-    Axis(key="flops", label="training FLOPs"),
-    Axis(key="step", label="optimizer steps"),
-)
 # Key of a line → title and label of the axis, and whether it is logarithmic at first.
 _CHARTS = {
     "lr": ("Learning rate", "learning rate", False),
@@ -56,6 +47,8 @@ _SPEED = {
 _RESULTS = {
     "eval_loss": ".4f",
     "eval_accuracy": ".2%",
+    "bleu": ".2f",
+    "chrf": ".2f",
     "unigram_loss": ".4f",
     "train_loss": ".4f",
     "steps": ",",
@@ -104,12 +97,11 @@ def latest(run: RunFiles) -> dict[str, Any]:
     return values | {key: value for key, value in run.summary.items() if value is not None}
 
 
-def sections(runs: Sequence[RunFiles], price: float | None) -> list[Section]:
-    """Returns the sections about `runs`; `price` is that of an hour of each."""
-    if not runs:
+def sections(drawn: Sequence[Drawn], price: float | None) -> list[Section]:
+    """Returns the sections about runs; `price` is that of an hour of each."""
+    if not drawn:
         return []
-    most = max(150, min(2000, MOST_POINTS // len(runs)))
-    drawn = [_Drawn(number, run, most) for number, run in enumerate(runs)]
+    runs = [one.run for one in drawn]
     result = [
         Section(name="results", title="Results", blocks=[_results(runs)], intro=_headline(runs)),
         Section(name="loss", title="Loss", blocks=_losses(drawn)),
@@ -124,7 +116,7 @@ def sections(runs: Sequence[RunFiles], price: float | None) -> list[Section]:
         ),
     ]
 
-    growth = _growth(drawn)
+    growth = stages.blocks(drawn)
     if growth:
         result.append(Section(name="growth", title="Stages of growth", blocks=growth))
     samples = [block for number, run in enumerate(runs) for block in _samples(number, run)]
@@ -140,40 +132,6 @@ def sections(runs: Sequence[RunFiles], price: float | None) -> list[Section]:
     return result
 
 
-def setup(runs: Sequence[RunFiles]) -> list[Section]:
-    """Returns the sections on how runs were made: configuration, environment, commands."""
-    if not runs:
-        return []
-    return [
-        Section(name="configuration", title="Configuration", blocks=_configuration(runs)),
-        Section(name="environment", title="Environment", blocks=[_environments(runs)]),
-        Section(name="reproduce", title="Reproduce", blocks=_commands(runs)),
-    ]
-
-
-class _Drawn:
-    """A run with its curves, thinned to what a picture shows."""
-
-    def __init__(self, number: int, run: RunFiles, most: int):
-        train, held_out = curves.split(run.lines)
-        self.number = number
-        self.run = run
-        self.n_lines = len(train)
-        self.train = curves.thinned(train, most)
-        self.held_out = held_out[:: -(-len(held_out) // most) or 1]
-
-    def series(self, lines: Sequence[curves.Line], key: str, name: str, style: str) -> Series:
-        """Returns the curve of a key."""
-        x = {axis.key: curves.column(lines, axis.key) for axis in X_AXES}
-        return Series(
-            name=f"{self.run.name}: {name}",
-            run=self.number,
-            style=style,
-            x=x,
-            y=curves.column(lines, key),
-        )
-
-
 def _headline(runs: Sequence[RunFiles]) -> str:
     """Returns the results in a sentence a run."""
     sentences = []
@@ -187,6 +145,8 @@ def _headline(runs: Sequence[RunFiles]) -> str:
         if is_number(unigram):
             side = "below" if loss <= unigram else "above"
             text += f", {abs(unigram - loss):.3f} {side} a model that knows only word frequencies"
+        if is_number(values.get("bleu")):
+            text += f", BLEU {values['bleu']:.2f}"
         sentences.append(f"{text} ({state(run)}).")
     return " ".join(sentences[:12])
 
@@ -197,49 +157,34 @@ def _results(runs: Sequence[RunFiles]) -> Table:
     for key, form in _RESULTS.items():
         if any(is_number(values.get(key)) for values in every):
             rows.append([Cell(text=key), *(number(values.get(key), form) for values in every)])
-    for key in ("stop_reason", "precision", "microbatch_size", "resumed_from"):
+    for key in ("stop_reason", "precision", "microbatch_size", "resumed_from", "bleu_signature"):
         if any(values.get(key) is not None for values in every):
-            rows.append([Cell(text=key), *(Cell(text=_text(values.get(key))) for values in every)])
-    return _by_run("Figures, named as in summary.json", runs, rows)
+            rows.append(
+                [Cell(text=key), *(Cell(text=text_of(values.get(key))) for values in every)]
+            )
+    return by_run("Figures, named as in summary.json", [run.name for run in runs], rows)
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
-
-
-def _by_run(
-    title: str, runs: Sequence[RunFiles], rows: Sequence[Sequence[Cell]], *, is_folded: bool = False
-) -> Table:
-    """Returns a table with a column for each run."""
-    return Table(
-        title=title,
-        columns=["", *(run.name for run in runs)],
-        rows=rows,
-        runs=[None, *range(len(runs))],
-        is_folded=is_folded,
-    )
-
-
-def _losses(drawn: Sequence[_Drawn]) -> list[Block]:
+def _losses(drawn: Sequence[Drawn]) -> list[Block]:
     loss, accuracy = [], []
     said = []
     for one in drawn:
         if one.train:
-            loss.append(one.series(one.train, "loss", "train", "faint"))
+            loss.append(one.training("loss", "train", "faint"))
         if one.held_out:
-            loss.append(one.series(one.held_out, "eval_loss", "held-out", "points"))
-            accuracy.append(one.series(one.held_out, "eval_accuracy", "accuracy", "points"))
-            first, last = one.held_out[0]["eval_loss"], one.held_out[-1]["eval_loss"]
+            loss.append(one.losses("eval_loss", "held-out"))
+            accuracy.append(one.losses("eval_accuracy", "accuracy"))
+            first, last = one.evaluations[0]["eval_loss"], one.evaluations[-1]["eval_loss"]
             said.append(
-                f"{one.run.name}: {len(one.held_out)} evaluations, held-out loss from {first:.3f} "
-                f"to {last:.3f}."
+                f"{one.run.name}: {len(one.evaluations)} evaluations, held-out loss from "
+                f"{first:.3f} to {last:.3f}."
             )
         unigram = latest(one.run).get("unigram_loss")
         if is_number(unigram):
             name = f"{one.run.name}: unigram baseline"
-            loss.append(Series(name=name, run=one.number, style="level", x={}, y=[unigram]))
+            loss.append(Series(name=name, run=one.number, style="level", x=None, y=[unigram]))
 
-    marks = [mark for one in drawn for mark in _stage_marks(one)]
+    marks = [mark for one in drawn for mark in stages.marks(one)]
     about = "Train loss (thin), held-out loss (points) and the unigram baseline (dashed). "
     charts: list[Block] = [
         Lines(
@@ -249,6 +194,7 @@ def _losses(drawn: Sequence[_Drawn]) -> list[Block]:
             y=Axis(label="nats per predicted token"),
             series=loss,
             marks=marks,
+            is_main=True,
         )
     ]
     if accuracy:
@@ -262,6 +208,7 @@ def _losses(drawn: Sequence[_Drawn]) -> list[Block]:
                 marks=marks,
             )
         )
+    charts += _scores(drawn)
     n_lines = max(one.n_lines for one in drawn)
     n_shown = max(len(one.train) for one in drawn)
     if n_lines > n_shown:
@@ -270,7 +217,24 @@ def _losses(drawn: Sequence[_Drawn]) -> list[Block]:
     return charts
 
 
-def _charts(drawn: Sequence[_Drawn], wanted: Mapping[str, tuple[str, str, bool]]) -> list[Block]:
+def _scores(drawn: Sequence[Drawn]) -> list[Block]:
+    """Returns the chart of BLEU, of the runs that score what they write."""
+    scored = [one for one in drawn if one.scored]
+    if not scored:
+        return []
+    said = [f"{one.run.name}: {one.scored[-1]['bleu']:.2f} at the last." for one in scored]
+    return [
+        Lines(
+            title="BLEU",
+            about="BLEU of what the network writes for held-out pairs. " + " ".join(said),
+            x=X_AXES,
+            y=Axis(label="BLEU"),
+            series=[one.scores("bleu", "BLEU") for one in scored],
+        )
+    ]
+
+
+def _charts(drawn: Sequence[Drawn], wanted: Mapping[str, tuple[str, str, bool]]) -> list[Block]:
     """Returns a chart for each key that any run has."""
     charts: list[Block] = []
     for key, (title, label, is_log) in wanted.items():
@@ -279,56 +243,12 @@ def _charts(drawn: Sequence[_Drawn], wanted: Mapping[str, tuple[str, str, bool]]
         for one in drawn:
             values = [line[key] for line in one.train if is_number(line.get(key))]
             if values:
-                series.append(one.series(one.train, key, title.lower(), "solid"))
+                series.append(one.training(key, title.lower(), "solid"))
                 said.append(f"{one.run.name}: {large(min(values))} to {large(max(values))}.")
         if series:
             y = Axis(label=label, is_log=is_log)
             charts.append(Lines(title=title, about=" ".join(said), x=X_AXES, y=y, series=series))
     return charts
-
-
-def _stages(run: RunFiles) -> list[dict[str, Any]]:
-    """Returns the stages before the whole network; none if the run does not grow."""
-    growth = run.config.get("growth")
-    listed = growth.get("stages") if isinstance(growth, dict) else None
-    stages = []
-    for stage in listed if isinstance(listed, list) else []:
-        # A frozen configuration has pairs.
-        with contextlib.suppress(TypeError, ValueError):
-            stages.append(dict(stage))
-    return stages
-
-
-def _stage_marks(one: _Drawn) -> list[Mark]:
-    marks = []
-    for place, stage in enumerate(_stages(one.run), start=2):
-        share = stage.get("until")
-        begun = [line for line in one.train if is_number(line.get("progress"))]
-        begun = [line for line in begun if is_number(share) and line["progress"] > share]
-        if begun:
-            x = {axis.key: begun[0].get(axis.key) for axis in X_AXES}
-            marks.append(Mark(name=f"{one.run.name}: stage {place}", run=one.number, x=x))
-    return marks
-
-
-def _growth(drawn: Sequence[_Drawn]) -> list[Block]:
-    rows = []
-    numbers = []
-    for one in drawn:
-        stages = _stages(one.run)
-        if not stages:
-            continue
-        for place, stage in enumerate([*stages, {}], start=1):
-            until = stage.pop("until", None)
-            end = f"{until:.0%} of the budget" if is_number(until) else "the end"
-            network = ", ".join(f"{key}={value}" for key, value in stage.items())
-            texts = [f"{one.run.name}, stage {place}", end, network or "the whole network"]
-            rows.append([Cell(text=text) for text in texts])
-            numbers.append(one.number)
-    if not rows:
-        return []
-    columns = ["stage", "until", "network"]
-    return [Table(title="Stages", columns=columns, rows=rows, row_runs=numbers)]
 
 
 def _samples(number: int, run: RunFiles) -> list[Block]:
@@ -373,94 +293,3 @@ def _pieces(listed: Any) -> list[str | Hidden]:
         else:
             pieces.append(str(piece))
     return pieces
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns dotted key → value of nested settings."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
-        else:
-            result[prefix + key] = value
-    return result
-
-
-def _configuration(runs: Sequence[RunFiles]) -> list[Block]:
-    every = [flat(run.config) for run in runs]
-    keys = list(dict.fromkeys(key for values in every for key in values))
-    differing, all_rows = [], []
-    for key in keys:
-        texts = [_setting(values, key) for values in every]
-        is_marked = len(set(texts)) > 1
-        row = [Cell(text=key), *(Cell(text=text, mark=is_marked) for text in texts)]
-        all_rows.append(row)
-        if is_marked:
-            differing.append(row)
-
-    blocks: list[Block] = []
-    if len(runs) > 1:
-        if differing:
-            blocks.append(_by_run("Keys that differ", runs, differing))
-        else:
-            blocks.append(Note(text="All runs have the same configuration."))
-    blocks.append(_by_run("All keys", runs, all_rows, is_folded=True))
-    for run in runs:
-        blocks += _changes(run)
-    return blocks
-
-
-def _setting(values: Mapping[str, Any], key: str) -> str:
-    return str(values[key]) if key in values else "(no such key)"
-
-
-def _changes(run: RunFiles) -> list[Block]:
-    """Returns what changed between the starts of a run."""
-    rows = []
-    for start in run.starts:
-        changes = start.get("changes")
-        for key, both in (changes if isinstance(changes, dict) else {}).items():
-            before, now = both if isinstance(both, list) and len(both) == 2 else ("", both)
-            cells = [f"{start['step']:,}", key, str(before), str(now)]
-            rows.append([Cell(text=text, mark=True) for text in cells])
-    if not rows:
-        return []
-    columns = ["from step", "key", "before", "then"]
-    title = f"{run.name}: changed while it went on"
-    return [Table(title=title, columns=columns, rows=rows)]
-
-
-def _environments(runs: Sequence[RunFiles]) -> Table:
-    every = []
-    for run in runs:
-        environment = run.environment
-        values = {
-            "hardware": hardware(environment) if environment else "",
-            **{key: environment.get(key) for key in ("platform", "python", "git", "started")},
-            "dataset": environment.get("dataset"),
-        }
-        for part in ("packages", "flags"):
-            listed = environment.get(part)
-            values |= listed if isinstance(listed, dict) else {}
-        values["starts"] = len(run.starts) or None
-        every.append(values)
-
-    rows = []
-    for key in dict.fromkeys(key for values in every for key in values):
-        texts = [_text(values.get(key)) for values in every]
-        if any(texts):
-            is_marked = len(set(texts)) > 1 and key != "started"
-            rows.append([Cell(text=key), *(Cell(text=text, mark=is_marked) for text in texts)])
-    return _by_run("Where it ran", runs, rows)
-
-
-def _commands(runs: Sequence[RunFiles]) -> list[Block]:
-    blocks: list[Block] = []
-    for run in runs:
-        commands = [start["command"] for start in run.starts if start.get("command")]
-        commands = commands or [run.environment.get("command") or "(no command is noted)"]
-        revision = run.environment.get("git")
-        lines = [f"# revision {revision}"] if revision else []
-        lines += list(dict.fromkeys(map(str, commands)))
-        blocks.append(Code(title=run.name, text="\n".join(lines)))
-    return blocks

@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import pathlib
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,11 +20,18 @@ HOST = "127.0.0.1"
 FOLLOW_S = 3.0
 """Seconds between two questions of the page for news."""
 
+REST = 10.0
+"""A page is made again after this many times the seconds that making it took."""
+
 _LOCAL = (HOST, "localhost")
 
 
 class Source:
-    """The page of some paths as it is now; made again only when a file has changed."""
+    """The page of some paths as it is now.
+
+    It is made again when a file has changed, and not before it has rested: a page of many long runs
+    takes a second of a processor that the run itself may need.
+    """
 
     def __init__(self, paths: Sequence[pathlib.Path], price: float | None):
         """Raises UserError for a path that is nothing."""
@@ -34,6 +42,7 @@ class Source:
         self._stamp: Any = None
         self._page: page.Page | None = None
         self._data = b""
+        self._rests_until_s = 0.0
 
     def html(self) -> bytes:
         """Returns the page as it is now."""
@@ -49,10 +58,14 @@ class Source:
     def _now(self) -> page.Page:
         found = self._find()
         stamp = reading.stamp(found.files())
-        if self._page is None or stamp != self._stamp:
+        begun_s = time.monotonic()
+        has_rested = begun_s >= self._rests_until_s
+        if self._page is None or (stamp != self._stamp and has_rested):
             self._page = page.make(found, price=self._price)
             self._data = page.data(self._page, follow_s=FOLLOW_S).encode()
             self._stamp = stamp
+            now_s = time.monotonic()
+            self._rests_until_s = now_s + REST * (now_s - begun_s)
         return self._page
 
     def _find(self) -> subjects.Subjects:

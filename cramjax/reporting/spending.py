@@ -102,6 +102,7 @@ def blocks(
             label="seconds",
             names=[name for _, name, _ in known],
             parts=parts,
+            runs=[number for number, *_ in known],
         ),
         _table(known, kinds, price),
     ]

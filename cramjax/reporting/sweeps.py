@@ -23,14 +23,13 @@ from cramjax.reporting.blocks import (
     Table,
     number,
 )
+from cramjax.reporting.reading import read_text
 from cramjax.reporting.words import large
 
 COSTS = {"params": "parameters", "flops": "training FLOPs", "elapsed_s": "seconds of training"}
 _LOSS = "eval_loss"
-_SUMMARY = (
-    "params", "steps", "tokens", "flops", "elapsed_s", "train_loss", "eval_loss", "eval_accuracy",
-    "unigram_loss", "tokens_per_s", "mfu", "compile_s", "stop_reason",
-)  # fmt: skip
+# The first column of figures in a sweep.csv.
+_FIGURES_FROM = "params"
 _SHOWN = ("params", "steps", "tokens", "flops", "elapsed_s", "eval_loss", "tokens_per_s", "mfu")
 _LOG_FROM = 3.0
 
@@ -39,10 +38,12 @@ Row = Mapping[str, str]
 
 def read(path: pathlib.Path, problems: list[str]) -> list[dict[str, str]]:
     """Returns the rows of a sweep.csv; [] and a problem if it is another thing."""
+    text = read_text(path, problems)
+    if text is None:
+        return []
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
         rows = list(csv.DictReader(io.StringIO(text)))
-    except (OSError, csv.Error) as error:
+    except csv.Error as error:
         problems.append(f"{path}: cannot be read ({error}) and is left out")
         return []
     sound = []
@@ -60,7 +61,7 @@ def grid_keys(rows: Sequence[Row]) -> list[str]:
     """Returns the keys of the grid: the columns between the status and the figures."""
     columns = list(rows[0])
     start = columns.index("status") + 1
-    end = columns.index(_SUMMARY[0]) if _SUMMARY[0] in columns else start
+    end = columns.index(_FIGURES_FROM) if _FIGURES_FROM in columns else start
     return columns[start:end]
 
 

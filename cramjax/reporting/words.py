@@ -7,14 +7,16 @@ from typing import Any, TypeGuard
 
 _DURATIONS = (("hours", 3600), ("minutes", 60))
 _LARGE = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+# An integer of JSON may be too large for a float; sums and products of these are not.
+_LARGEST = 1e100
 _BYTES = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Returns whether `value` is a finite number; True and False are none."""
+    """Returns whether `value` is a finite number, at most 1e100; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return value - value == 0
+    return abs(value) <= _LARGEST
 
 
 def amounts(spent: Mapping[str, Any]) -> str:

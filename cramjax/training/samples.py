@@ -47,15 +47,15 @@ class Samples:
         keeps_evaluation: bool,
     ):
         self._n_texts = n_texts
-        self._file: LineFile | None = None
-        path = workdir / "samples.jsonl"
-        if path.is_file():
+        self._path = workdir / "samples.jsonl"
+        if self._path.is_file():
             again = [] if keeps_evaluation else ["eval_loss"]
-            cut_after(path, resumed_step, again)
+            cut_after(self._path, resumed_step, again)
         # Whatever else a stranger has put there is left alone.
-        if n_texts and (path.is_file() or not path.exists()):
-            self._file = LineFile(path)
-            self._tokenizer = tokenizers.load(dataset.directory / "tokenizer/tokenizer.json")[0]
+        elif self._path.exists():
+            self._n_texts = 0
+        self._file: LineFile | None = None
+        self._tokenizer_path = dataset.directory / "tokenizer" / "tokenizer.json"
         self._sentinels = range(dataset.vocab_size - dataset.extra_ids, dataset.vocab_size)
 
     def write(self, step: int, values: Mapping[str, Any], shown: Mapping[str, np.ndarray]) -> None:
@@ -66,8 +66,12 @@ class Samples:
             values: of its metrics line.
             shown: `EvalResult.shown`; without it there is no line.
         """
-        if self._file is None or not shown:
+        if not self._n_texts or not shown:
             return
+        # Pairs have no guesses, so their runs get neither a file nor a second tokenizer.
+        if self._file is None:
+            self._file = LineFile(self._path)
+            self._tokenizer = tokenizers.load(self._tokenizer_path)[0]
         read = self._masked if "positions" in shown else self._spans
         n_texts = min(self._n_texts, len(shown["inputs"]))
         line = {"step": step, "tokens": values.get("tokens"), "eval_loss": values["eval_loss"]}

@@ -74,7 +74,7 @@ class View:
         return self.page.locator(f'table[data-title="{title}"]').evaluate(script)
 
     def keep(self, name):
-        """Keep a picture of the whole page where CI looks for them (`CRAMJAX_SCREENSHOTS`)."""
+        """Keep a picture of the whole page in the folder `CRAMJAX_SCREENSHOTS`, if it is set."""
         folder = os.environ.get("CRAMJAX_SCREENSHOTS")
         if folder:
             path = pathlib.Path(folder)

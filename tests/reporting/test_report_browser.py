@@ -86,6 +86,9 @@ def test_runs_axes_scales_and_zoom_are_the_readers(browser, tmp_path):
     assert after["y"] == "log" and "time" in after["label"]
     assert after["names"] and not any("second" in name for name in after["names"])
     assert view.page.locator("thead th:visible", has_text="second").count() == 0
+    seconds = view.page.locator('figure[data-title="Where the seconds went"] .chart svg')
+    assert seconds.locator("text", has_text="first").count() == 1
+    assert seconds.locator("text", has_text="second").all_text_contents() == ["seconds"]
     view.page.get_by_role("checkbox", name="second").check()
     assert len(view.page.evaluate(script)["names"]) == 7
 
@@ -154,6 +157,43 @@ def test_the_live_page_follows_a_run(browser, tmp_path):
         # What the reader has opened stays open.
         assert view.page.locator("details[open]").count() == 1
         assert not view.wrong
+
+
+def test_an_update_leaves_the_reader_where_he_was(browser, tmp_path):
+    data = workdirs.dataset(tmp_path)
+    lines = workdirs.metrics(10)
+    workdir = workdirs.run(tmp_path, name="run" * 30, lines=lines, is_finished=False)
+    workdirs.write(workdir / "environment.json", {"dataset": str(data)})
+
+    def add(**values):
+        with (workdir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(workdirs.metrics(11)[-1] | values) + "\n")
+
+    with servers.serving(workdir) as ask, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(servers.server, "FOLLOW_S", 0.1)
+        view = browsers.View(browser, ask.address, size=browsers.PHONE, asks=True)
+        view.page.locator("summary", has_text="most frequent").click()
+        view.page.locator("thead button", has_text="share").focus()
+        table = f'.scroll:has(table[data-title="{FIGURES}"])'
+        view.page.locator(table).evaluate("frame => frame.scrollLeft = 30")
+        script = "window.before = echarts.getInstanceByDom(document.querySelector('.chart'))"
+        view.page.evaluate(f"() => {{ {script}; }}")
+        add(eval_loss=1.25)
+        view.page.locator('[data-value="1.25"]').first.wait_for(state="attached")
+        assert view.page.evaluate("document.activeElement.textContent") == "share"
+        assert view.page.locator(table).evaluate("frame => frame.scrollLeft") == 30
+        assert not view.page.evaluate("before.isDisposed()")
+
+        # A new chart makes the page anew, and nothing of the old one stays in memory.
+        add(bleu=3.5)
+        view.page.locator('figure[data-title="BLEU"] svg').first.wait_for()
+        assert view.page.evaluate("before.isDisposed()")
+        assert not view.wrong
+
+        view.page.route("**/data.json", lambda route: route.abort())
+        view.page.locator("#live", has_text="does not answer").wait_for()
+        view.page.unroute("**/data.json")
+        view.page.locator("#live", has_text="no news").wait_for()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 
 import numpy as np
@@ -54,8 +55,9 @@ def test_curves_are_those_of_the_metrics(tmp_path):
     train, held_out, unigram = loss["series"]
     assert len(train["y"]) == 20 and len(held_out["y"]) == 4
     assert unigram["style"] == "level" and unigram["y"] == [7.0]
-    assert held_out["x"]["flops"] == [5e6, 10e6, 15e6, 20e6]
-    assert [axis["key"] for axis in loss["x"]] == list(curves.AXES)
+    assert content["xs"][held_out["x"]]["flops"] == [5e6, 10e6, 15e6, 20e6]
+    assert content["xs"][train["x"]]["step"] == list(range(1, 21))
+    assert [axis["key"] for axis in loss["x"]] == ["tokens", "elapsed_s", "flops", "step"]
 
 
 def test_runs_stand_side_by_side_and_what_differs_is_marked(tmp_path):
@@ -126,6 +128,53 @@ def test_damaged_and_partial_files_are_borne(tmp_path, name, text):
     assert made(workdir)["sections"]
 
 
+@pytest.mark.parametrize("number", [10**400, -(10**400), 10**30], ids=["large", "low", "long"])
+def test_numbers_beyond_every_measure_are_borne(tmp_path, number):
+    def swollen(value):
+        """A copy in which every number is replaced."""
+        if isinstance(value, dict):
+            return {key: swollen(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [swollen(item) for item in value]
+        return value if isinstance(value, str | bool) else number
+
+    lines = workdirs.metrics()
+    lines += [line | {"step": 99 + place} for place, line in enumerate(map(swollen, lines))]
+    paths = [workdirs.run(tmp_path, lines=lines), workdirs.finetuning(tmp_path)]
+    paths += [workdirs.compression(tmp_path), workdirs.plan(tmp_path), workdirs.dataset(tmp_path)]
+    for path in paths[1:]:
+        for file in [path] if path.is_file() else path.glob("*.json"):
+            workdirs.write(file, swollen(json.loads(file.read_text())))
+    for name in ("summary.json", "environment.json", "config.json"):
+        workdirs.write(paths[0] / name, swollen(json.loads((paths[0] / name).read_text())))
+    assert page.render(page.make(subjects.find(paths), price=1.0))
+
+    # A figure alone among sound ones.
+    workdir = workdirs.run(tmp_path, name="one", lines=workdirs.metrics(5))
+    for key in ("eval_loss", "lr", "tokens", "elapsed_s", "step"):
+        with (workdir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(workdirs.metrics(6, evaluations=6)[-1] | {key: number}) + "\n")
+    summary = json.loads((workdir / "summary.json").read_text())
+    for key in summary:
+        workdirs.write(workdir / "summary.json", summary | {key: number})
+        assert page.render(page.make(subjects.find([workdir])))
+
+
+def test_what_is_no_regular_file_is_said_and_neither_waited_for_nor_left_open(tmp_path):
+    workdir = workdirs.run(tmp_path / "study")
+    sweep = workdirs.sweep(tmp_path / "study")
+    for path in (tmp_path / "study" / "report.md", workdir / "history.jsonl"):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    (workdir / "samples.jsonl").mkdir()
+    before = os.listdir("/proc/self/fd")
+    shown = page.make(subjects.find([tmp_path / "study"]))
+    assert os.listdir("/proc/self/fd") == before
+    assert {section.title for section in shown.sections} >= {f"Sweep {sweep.name}", "Loss"}
+    said = "\n".join(shown.problems)
+    assert all(name in said for name in ("report.md: is no", "history.jsonl: is no", "samples.j"))
+
+
 def test_damaged_lines_are_counted_and_the_one_being_written_is_not(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nrubbish\n{"step": 2}\n{"step": 3, "lo')
@@ -166,12 +215,28 @@ def test_any_value_is_safe_in_the_script_and_comes_back(value):
 def test_a_long_run_is_thinned_and_the_page_stays_small(tmp_path):
     lines = workdirs.metrics(9000, evaluations=9000)
     lines[7001]["grad_norm"] = lines[7000]["grad_norm"] = 99.0
-    workdir = workdirs.run(tmp_path, lines=lines)
-    shown = page.make(subjects.find([workdir] * 2))
-    content = json.loads(page.data(shown))
-    train = titled(content, "Loss")["series"][0]
-    assert len(train["y"]) <= 2000 and train["x"]["step"][-1] == 9000
+    content = made(workdirs.run(tmp_path, lines=lines))
+    train, held_out, _ = titled(content, "Loss")["series"]
+    for series in (train, held_out):
+        assert len(series["y"]) <= 2000 and content["xs"][series["x"]]["step"][-1] == 9000
+    assert "9000 evaluations" in titled(content, "Loss")["about"]
     assert max(titled(content, "Gradient norm")["series"][0]["y"]) == 99.0
+
+
+def test_eight_long_runs_make_a_small_page(tmp_path):
+    random = np.random.default_rng(0)
+    paths = []
+    for number in range(8):
+        lines = workdirs.metrics(3000, evaluations=3000)
+        for line, value in zip(lines, random.lognormal(size=len(lines)), strict=True):
+            floats = {key: item * value for key, item in line.items() if key != "step"}
+            line |= floats | {"noise_scale": value, "flops": floats["flops"] * 1e12}
+            line["tokens"] = 10**9 + 10_007 * line["step"]
+            if "eval_loss" in line:
+                line |= {"bleu": value, "chrf": value}
+        paths.append(workdirs.run(tmp_path, name=f"run-{number}", lines=lines))
+    shown = page.make(subjects.find(paths))
+    assert len(shown.runs) == 8
     assert len(page.render(shown).encode()) < 3e6
 
 
@@ -200,6 +265,50 @@ def test_growth_is_marked_where_it_happened(tmp_path):
     rows = texts(titled(content, "Stages"))
     assert rows[0][1:] == ["50% of the budget", "depth=0.5"]
     assert rows[1][1:] == ["the end", "the whole network"]
+
+
+@pytest.mark.parametrize(
+    "budget, is_finished, marked",
+    [({"steps": 20}, False, [16]), ({"tokens": 9}, True, [16]), ({"tokens": 9}, False, [])],
+)
+def test_growth_in_shares_of_the_steps_is_marked_by_the_steps(
+    tmp_path, budget, is_finished, marked
+):
+    """The first steps are cheap: three quarters of the steps are 56% of the budget."""
+    lines = workdirs.metrics(20)
+    for line in lines:
+        if "progress" in line:
+            line["progress"] = line["step"] ** 2 / 400
+    growth = {"until": "steps", "stages": [{"until": 0.75, "depth": 0.5}]}
+    config = {"growth": growth, "budget": budget}
+    workdir = workdirs.run(tmp_path, lines=lines, config=config, is_finished=is_finished)
+    content = made(workdir)
+    assert [mark["x"]["step"] for mark in titled(content, "Loss")["marks"]] == marked
+    assert texts(titled(content, "Stages"))[0][1] == "75% of the steps"
+
+
+def test_scores_of_what_a_network_writes_are_shown(tmp_path):
+    lines = workdirs.metrics(20)
+    signature = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.5.1"
+    for place, line in enumerate([line for line in lines if "eval_loss" in line]):
+        keys = ("step", "elapsed_s", "tokens", "flops")
+        scores = {"bleu": 10.0 + place, "chrf": 30.0 + place}
+        lines.append({key: line[key] for key in keys} | scores)
+    lines.sort(key=lambda line: line["step"])
+    workdir = workdirs.run(tmp_path, lines=lines, is_finished=False)
+    content = made(workdir)
+    (series,) = titled(content, "BLEU")["series"]
+    assert series["y"] == [10.0, 11.0, 12.0, 13.0]
+    assert content["xs"][series["x"]]["flops"] == [5e6, 10e6, 15e6, 20e6]
+    rows = {row[0]: row[1] for row in texts(titled(content, "Figures, named as in summary.json"))}
+    assert rows["bleu"] == "13.00" and rows["chrf"] == "33.00"
+    assert "BLEU 13.00" in content["sections"][0]["intro"]
+
+    summary = workdirs.summary(workdirs.metrics(20)) | {"bleu": 14.5, "bleu_signature": signature}
+    workdirs.write(workdir / "summary.json", summary)
+    table = texts(titled(made(workdir), "Figures, named as in summary.json"))
+    assert {row[0]: row[1] for row in table}["bleu_signature"] == signature
+    assert {row[0]: row[1] for row in table}["bleu"] == "14.50"
 
 
 @pytest.mark.parametrize("n_lines", [1, 6, 7, 40])
@@ -243,12 +352,33 @@ def test_markdown_of_studies_is_read():
 
 def test_every_seed_is_a_point_beside_published_scores(tmp_path):
     content = made(workdirs.finetuning(tmp_path))
-    chart = titled(content, "glue: every seed")
+    chart = titled(content, "GLUE: every seed")
     own, *published = chart["clouds"]
     assert len(own["points"]) == 6 and len(published) >= 5
     assert chart["x"]["categories"] == ["CoLA matthews", "RTE accuracy"]
     table = titled(content, "Median ± standard deviation over seeds, percent")
     assert [cell["text"] for cell in table["rows"][0]][1:] == ["60.0 ± 1.0", "60.0 ± 1.0", "60.0*"]
+
+
+def test_tasks_of_no_suite_have_their_scores(tmp_path):
+    spread = {"median": 60.0, "std": 1.0, "seeds": [59.0, 61.0]}
+    entry = {"seeds": [0, 1], "n_eval": 10, "point": {}, "failed": 0}
+    tags = {name: spread for name in ("f1", "precision", "f1_corporation", "f1_person")}
+    squad = {name: spread for name in ("best_f1", "best_f1_threshold", "has_answer_f1")}
+    results = {"conll": tags | entry, "own <b>": {"pearson": spread} | entry, "average": 60.0}
+    results |= {"suite": "other", "model": "m", "protocol": {"name": "own"}, "unfinished": {}}
+    workdirs.write(tmp_path / "tags" / "results.json", results)
+    workdirs.write(tmp_path / "squad" / "results.json", {"squad2": squad | entry, "suite": "other"})
+    workdirs.write(tmp_path / "bad" / "results.json", {"suite": ["x"], "conll": entry, "q": 3})
+    content = made(*(tmp_path / name for name in ("tags", "squad", "bad")))
+    labels = ["conll f1", "conll precision", "own <b> pearson", "squad2 best_f1"]
+    chart = titled(content, "Tasks: every seed")
+    assert chart["x"]["categories"] == labels
+    assert [len(cloud["points"]) for cloud in chart["clouds"]] == [6, 2, 0]
+    table = titled(content, "Median ± standard deviation over seeds, percent")
+    assert table["columns"] == ["model", *labels, "average"]
+    assert texts(table)[0][1:] == ["60.0 ± 1.0"] * 3 + ["–", "60.0"]
+    assert texts(table)[1][1:] == ["–"] * 3 + ["60.0 ± 1.0", "–"]
 
 
 def test_a_compression_has_its_fronts(tmp_path):
@@ -281,6 +411,23 @@ def test_a_dataset_has_lengths_scripts_and_drops(tmp_path):
         "digits": 0.04,
     }
     assert titled(content, "Documents kept and dropped")["parts"]["documents"] == [3, 7, 2]
+
+
+def test_a_dataset_stands_once_whatever_paths_lead_to_it(tmp_path, monkeypatch):
+    folder = workdirs.dataset(tmp_path)
+    other = workdirs.dataset(tmp_path / "other")
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    runs = []
+    for name, path in (("a", "data"), ("b", str(tmp_path / "link")), ("c", str(other))):
+        runs.append(workdirs.run(tmp_path, name=name))
+        workdirs.write(runs[-1] / "environment.json", {"dataset": path})
+    sections = [s for s in made(*runs, folder)["sections"] if s["name"].startswith("dataset")]
+    assert [section["name"] for section in sections] == ["dataset-0", "dataset-1"]
+    assert [section["intro"] for section in sections] == ["Read by a, b.", "Read by c."]
+    assert sections[0]["title"] != sections[1]["title"]
+    (alone,) = made(folder)["sections"]
+    assert alone["intro"] == ""
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"\x93NUMPY\x01\x00", b"PK\x03\x04"])
@@ -350,3 +497,13 @@ def test_the_library_is_the_one_that_was_released(root):
     record = (root / "docs" / "decisions" / "0036-pages-with-echarts.md").read_text()
     content = (root / "cramjax" / "reporting" / "assets" / "echarts.min.js").read_bytes()
     assert hashlib.sha256(content).hexdigest() in record
+
+
+def test_the_licences_that_the_library_names_go_with_it_and_with_every_page(root):
+    assets = root / "cramjax" / "reporting" / "assets"
+    (named,) = re.findall(r"See `/(\S+)` for details", (assets / "echarts.LICENSE").read_text())
+    text = page.render(page.Page(title="t", runs=[], sections=[]))
+    comment = text.partition("<!--")[2].partition("-->")[0]
+    for path in (assets / named, assets / "licenses" / "LICENSE-zrender"):
+        assert path.read_text().strip() in comment
+    assert "Mike Bostock" in comment and "Baidu Inc." in comment

@@ -19,6 +19,12 @@ from tests.reporting import workdirs
 from tools import report
 
 
+@pytest.fixture(autouse=True)
+def no_rest(monkeypatch):
+    """Pages of tests are made again at once."""
+    monkeypatch.setattr(server, "REST", 0.0)
+
+
 @contextlib.contextmanager
 def serving(*paths):
     """Serves the page of `paths`; gives a function that asks for a place of it."""
@@ -84,6 +90,33 @@ def test_the_data_follow_the_files_and_do_not_come_twice(tmp_path):
             file.flush()
             _, content = ask("/data.json", If_None_Match=answer.headers["ETag"])
         assert "held-out loss 1.250" in json.loads(content)["sections"][0]["intro"]
+
+
+def test_a_page_that_takes_long_is_made_seldom_and_its_last_state_is_shown(tmp_path, monkeypatch):
+    workdir = workdirs.run(tmp_path, lines=workdirs.metrics(10), is_finished=False)
+    clock = [1000.0]
+    make = server.page.make
+    monkeypatch.setattr(server, "REST", 10.0)
+    monkeypatch.setattr(server.time, "monotonic", lambda: clock[0])
+
+    def slow(*args, **options):
+        clock[0] += 2.0
+        return make(*args, **options)
+
+    monkeypatch.setattr(server.page, "make", slow)
+    source = server.Source([workdir], None)
+    content, tag = source.data()
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(workdirs.metrics(11)[-1] | {"eval_loss": 1.25}) + "\n")
+    clock[0] += 19.0
+    assert source.data() == (content, tag)
+    clock[0] += 1.0
+    newer, its_tag = source.data()
+    assert its_tag != tag and b"held-out loss 1.250" in newer
+    # Nothing has changed, so nothing is made.
+    clock[0] += 100.0
+    before = clock[0]
+    assert source.data() == (newer, its_tag) and clock[0] == before
 
 
 def test_a_folder_that_is_away_for_a_moment_is_borne(tmp_path):

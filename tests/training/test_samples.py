@@ -94,5 +94,17 @@ def test_lines_that_come_again_are_cut(tmp_path, keeps, kept):
 def test_nothing_is_written_where_nothing_is_wanted_or_known(tmp_path):
     opened(tmp_path, n_texts=0).write(1, {"eval_loss": 1.0}, masked())
     assert not (tmp_path / "samples.jsonl").exists()
-    opened(tmp_path).write(1, {"eval_loss": 1.0}, {})
-    assert lines(tmp_path) == []
+    samples = opened(tmp_path)
+    # A run on pairs shows nothing, and reads no tokenizer for it.
+    (tmp_path / "tokenizer" / "tokenizer.json").unlink()
+    samples.write(1, {"eval_loss": 1.0}, {})
+    samples.close()
+    assert not (tmp_path / "samples.jsonl").exists()
+
+
+def test_what_a_stranger_has_put_there_is_left_alone(tmp_path):
+    (tmp_path / "samples.jsonl").mkdir()
+    samples = opened(tmp_path)
+    samples.write(1, {"eval_loss": 1.0}, masked())
+    samples.close()
+    assert list((tmp_path / "samples.jsonl").iterdir()) == []

@@ -49,6 +49,8 @@ function seconds(value) {
   if (value >= 180) return `${Number((value / 60).toPrecision(4))} min`;
   return `${Number(value.toPrecision(4))} s`;
 }
+// The x values of a curve along an axis: the curves of a run share them.
+const along = (series, key) => state.page.xs[series.x]?.[key] || [];
 const readable = (axis, value) =>
   axis.key === "elapsed_s" ? seconds(value) : short(value);
 
@@ -128,7 +130,7 @@ class Chart {
     this.details = make("details", {
       ontoggle: () => { if (this.details.open) this.fillTable(); },
     }, make("summary", {}, "Data as a table"));
-    const isWide = block.kind === "parallel" || block.title === "Loss";
+    const isWide = block.kind === "parallel" || block.is_main;
     this.element = make("figure", { class: isWide ? "wide" : "", "data-title": block.title },
       this.caption, this.holder, this.about, this.details);
     this.addButtons();
@@ -173,7 +175,8 @@ class Chart {
     delete option.height;
     if (!this.chart) {
       this.chart = echarts.init(this.holder, null, { renderer: "svg" });
-      new ResizeObserver(() => this.chart.resize()).observe(this.holder);
+      this.observer = new ResizeObserver(() => this.chart.resize());
+      this.observer.observe(this.holder);
     }
     this.chart.setOption(common(option), anew ? { notMerge: true } : { replaceMerge: ["series"] });
     // A frame drawn with the mouse zooms; a finger scrolls the page instead.
@@ -183,6 +186,12 @@ class Chart {
       });
     }
     this.holder.dataset.drawn = String((Number(this.holder.dataset.drawn) || 0) + 1);
+  }
+
+  // Gives up what the library and the browser keep for it.
+  dispose() {
+    this.observer?.disconnect();
+    this.chart?.dispose();
   }
 
   reset() {
@@ -224,9 +233,20 @@ class Chart {
     const head = make("tr", {}, ...columns.map((name) => make("th", { scope: "col" }, name)));
     const table = make("table", {}, make("thead", {}, head), body);
     table.prepend(make("caption", {}, this.block.title));
-    this.details.querySelector(".scroll")?.remove();
-    this.details.append(scrolling(table, this.block.title));
+    scrollInto(this.details, table, this.block.title);
   }
+}
+
+// Puts a table into its frame in `holder`. The frame stays, scrolled and focused as it was.
+function scrollInto(holder, table, name) {
+  const frame = holder.querySelector(".scroll");
+  if (!frame) {
+    holder.append(scrolling(table, name));
+    return;
+  }
+  const { scrollLeft, scrollTop } = frame;
+  frame.replaceChildren(table);
+  Object.assign(frame, { scrollLeft, scrollTop });
 }
 
 function scrolling(table, name) {
@@ -247,7 +267,7 @@ function dataOf(block) {
     for (const series of block.series) {
       if (isHidden(series.run)) continue;
       for (const place of spread(series.y.length)) {
-        const x = series.style === "level" ? "everywhere" : series.x[state.axis]?.[place] ?? "–";
+        const x = series.style === "level" ? "everywhere" : along(series, state.axis)[place] ?? "–";
         rows.push([series.name, x, series.y[place] ?? "–"]);
       }
     }
@@ -263,9 +283,17 @@ function dataOf(block) {
     block.rows.forEach((row, place) => rows.push([block.names[place], ...row]));
     return { columns: ["run", ...block.axes.map((axis) => axis.label)], rows };
   }
-  const parts = Object.entries(block.parts);
-  block.names.forEach((name, place) => rows.push([name, ...parts.map(([, all]) => all[place])]));
+  const bars = shownBars(block);
+  const { parts } = bars;
+  bars.names.forEach((name, place) => rows.push([name, ...parts.map(([, all]) => all[place])]));
   return { columns: ["", ...parts.map(([name]) => `${name}, ${block.label}`)], rows };
+}
+
+// The bars of runs that are not hidden: {names, limits, parts: [[name, values], ...]}.
+function shownBars(block) {
+  const keep = (values) => values.filter((_, place) => !isHidden(block.runs[place]));
+  const parts = Object.entries(block.parts).map(([name, values]) => [name, keep(values)]);
+  return { names: keep(block.names), limits: keep(block.limits), parts };
 }
 
 function common(option) {
@@ -320,8 +348,9 @@ function linesOption(figure) {
   for (const series of block.series) {
     if (isHidden(series.run)) continue;
     const points = [];
+    const places = along(series, axis.key);
     series.y.forEach((y, place) => {
-      const x = series.style === "level" ? null : series.x[axis.key]?.[place] ?? null;
+      const x = series.style === "level" ? null : places[place] ?? null;
       const isGap = y === null || (log.y && y <= 0);
       if (series.style === "level" ? isGap : x === null || (log.x && x <= 0)) return;
       points.push([x, isGap ? null : y]);
@@ -363,7 +392,7 @@ function linesOption(figure) {
     });
   }
   return {
-    height: block.title === "Loss" ? 400 : HEIGHT,
+    height: block.is_main ? 400 : HEIGHT,
     grid: { left: 56, right: 24, top: 20, bottom: 44 },
     xAxis: numeric(log.x, all.x, {
       ...named(axis.label, { nameGap: 28 }), min: log.x ? undefined : 0, max: most,
@@ -417,7 +446,6 @@ function scatterOption(figure) {
   const series = [];
   for (const cloud of block.clouds) {
     if (!cloud.is_context) number += 1;
-    if (isHidden(cloud.run)) continue;
     // Models beside each other within the place of a name.
     const shift = cloud.is_context ? 0.32 : (number + 0.5) / n_own * 0.5 - 0.25;
     const data = cloud.points.map((point) => {
@@ -455,30 +483,30 @@ function scatterOption(figure) {
 
 function barsOption(figure) {
   const { block } = figure;
-  const parts = Object.entries(block.parts);
+  const { names, limits, parts } = shownBars(block);
   const series = parts.map(([name, values], number) => ({
     type: "bar", name, data: values, stack: block.is_stacked ? "all" : undefined,
     color: runColour(number), barMaxWidth: 26,
   }));
-  if (block.limits.length) {
+  if (limits.length) {
     series.push({
       type: "scatter", name: "limit", color: colour("limit"), symbol: "rect", symbolSize: [3, 28],
-      data: block.limits.map((limit, place) => [limit, place]), z: 5,
+      data: limits.map((limit, place) => [limit, place]), z: 5,
     });
   }
-  const rows = block.names.length * (block.is_stacked ? 1 : parts.length);
+  const rows = names.length * (block.is_stacked ? 1 : parts.length);
   return {
     height: 110 + 34 * Math.min(rows, 40),
     grid: { left: 8, right: 24, top: 42, bottom: 44, containLabel: true },
     legend: parts.length > 1 ? legend() : undefined,
     xAxis: { type: "value", ...named(block.label, { nameGap: 26 }),
       axisLabel: { formatter: short } },
-    yAxis: { type: "category", data: block.names, inverse: true,
+    yAxis: { type: "category", data: names, inverse: true,
       axisLabel: { width: Math.min(150, figure.holder.clientWidth * 0.32 || 150),
         overflow: "truncate" } },
     tooltip: {
       trigger: "axis", axisPointer: { type: "shadow" },
-      formatter: (hits) => textTip([block.names[hits[0].dataIndex],
+      formatter: (hits) => textTip([names[hits[0].dataIndex],
         ...parts.filter(([, values]) => values[hits[0].dataIndex] != null)
           .map(([name, values]) => `${name}: ${short(values[hits[0].dataIndex])} ${block.label}`)]),
     },
@@ -578,7 +606,11 @@ class Table {
     }
     const table = make("table", { "data-title": block.title },
       make("caption", {}, block.title), make("thead", {}, head), body);
-    this.holder.replaceChildren(scrolling(table, block.title));
+    const buttons = () => [...this.holder.querySelectorAll("thead button")];
+    const focused = buttons().indexOf(document.activeElement);
+    scrollInto(this.holder, table, block.title);
+    // The new buttons are others: what the reader was at is found by its place.
+    buttons()[focused]?.focus({ preventScroll: true });
   }
 
   sorted() {
@@ -598,7 +630,6 @@ class Table {
     const sign = this.order?.place === place ? -this.order.sign : 1;
     this.order = { place, sign };
     this.draw();
-    this.holder.querySelectorAll("thead th, thead td")[place].querySelector("button").focus();
   }
 }
 
@@ -657,6 +688,7 @@ function build() {
   const { page } = state;
   const main = document.getElementById("main");
   main.replaceChildren();
+  for (const { parts } of state.parts) for (const part of parts) part.dispose?.();
   state.parts = [];
   const contents = make("ul");
   for (const problem of page.problems) main.append(make("p", { role: "note" }, problem));
@@ -718,6 +750,7 @@ function follow(every_s) {
   const said = make("p", { id: "live" }, "Live: waiting for news.");
   footer.append(said);
   let tag = null;
+  let isAway = false;
   const ask = async () => {
     try {
       const answer = await fetch("data.json", { headers: tag ? { "If-None-Match": tag } : {},
@@ -727,8 +760,10 @@ function follow(every_s) {
         tag = answer.headers.get("ETag");
         said.textContent = `Live: new figures at ${new Date().toLocaleTimeString()}.`;
         document.body.dataset.updates = String((Number(document.body.dataset.updates) || 0) + 1);
-      }
+      } else if (isAway) said.textContent = "Live: no news.";
+      isAway = false;
     } catch {
+      isAway = true;
       said.textContent = "Live: the command that serves this page does not answer.";
     }
     window.setTimeout(ask, every_s * 1000);
