@@ -35,8 +35,8 @@ def _wide(config):
     config.model.update(d_model=256, n_heads=4, d_ff=512, n_layers=4)
 
 
-def _optimizer(**values):
-    return lambda config: config.optimizer.update(**values)
+def _set(section, **values):
+    return lambda config: config[section].update(**values)
 
 
 def _rate(factor):
@@ -48,17 +48,13 @@ def _rate(factor):
 
 def _muon(**values):
     """Returns a change to Muon at the quickstart's rate, or with other values."""
-    return _optimizer(**{"name": "muon", "lr": 1e-2, "eps": 1e-9} | values)
+    return _set("optimizer", **{"name": "muon", "lr": 1e-2, "eps": 1e-9} | values)
 
 
 def _momentum(config):
     if config.optimizer.name != "muon":
         _muon()(config)
     config.optimizer.momentum_warmup = 300
-
-
-def _schedule(**values):
-    return lambda config: config.schedule.update(**values)
 
 
 def _in_thirds(**by_key):
@@ -80,27 +76,23 @@ def _falling_masks(config):
     config.objective.mask_rate = 0.15
 
 
-def _documents(config):
-    config.model.document_attention = True
-
-
 VARIANTS = {
     "control": _control,
     "lr_up": _rate(1.6),
     "lr_down": _rate(1 / 1.6),
-    "decay": _optimizer(weight_decay=0.1),
+    "decay": _set("optimizer", weight_decay=0.1),
     "muon": _muon(),
     "muon_up": _muon(lr=1.6e-2),
     "muon_down": _muon(lr=1e-2 / 1.6),
     "momentum": _momentum,
-    "embeddings": _optimizer(embedding_lr=3.0),
-    "scalars": _optimizer(scalar_lr=3.0),
-    "cautious": _optimizer(cautious=True, weight_decay=0.1),
-    "cooldown": _schedule(name="constant", warmup=0.02, cooldown=0.5),
+    "embeddings": _set("optimizer", embedding_lr=3.0),
+    "scalars": _set("optimizer", scalar_lr=3.0),
+    "cautious": _set("optimizer", cautious=True, weight_decay=0.1),
+    "cooldown": _set("schedule", name="constant", warmup=0.02, cooldown=0.5),
     "masks": _falling_masks,
     "causal": _in_thirds(causal=(True, False)),
     "short": _in_thirds(length=(0.5, 0.5)),
-    "documents": _documents,
-    "average": _optimizer(average=200),
+    "documents": _set("model", document_attention=True),
+    "average": _set("optimizer", average=200),
     "wide": _wide,
 }
