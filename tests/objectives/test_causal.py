@@ -85,8 +85,8 @@ def test_stages_say_their_rate_and_direction():
     [
         ("quickstart", {"mask_rate": 2}, "mask_rate=2: must be a share of the positions"),
         ("quickstart", {"causal": 1}, "causal=1: must be True or False"),
-        ("quickstart", {"causal": True, "pool": 2}, "pool: a mean holds later tokens"),
-        ("t5_1day", {"causal": True}, "causal: needs model.family=encoder"),
+        ("quickstart", {"causal": True, "pool": 2}, "objective.pool=2: a mean holds later tokens"),
+        ("t5_1day", {"causal": True}, "growth.stages[0].causal: needs model.family=encoder"),
     ],
 )
 def test_mistakes_are_named(recipe, listed, message):
