@@ -275,9 +275,7 @@ def _growth_problems(where: str, stage: Stage, following: Stage) -> Iterator[str
         yield f"{where}.width: the next stage's {following.d_ff} is no multiple of {stage.d_ff}"
 
 
-def _misfits(
-    config: Config, where: str, entry: Mapping[str, Any], stage: Stage
-) -> Iterator[str]:
+def _misfits(config: Config, where: str, entry: Mapping[str, Any], stage: Stage) -> Iterator[str]:
     """Yields what of a stage does not go with the rest of the configuration."""
     yield from _size_problems(config, where, stage)
     model = config.model

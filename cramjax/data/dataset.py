@@ -100,6 +100,11 @@ class TokenDataset:
         """True if the documents are pairs of texts."""
         return bool(self.manifest.get("pairs"))
 
+    @property
+    def document_end(self) -> bool:
+        """True if [SEP] follows every document."""
+        return bool(self.manifest.get("document_end", True))
+
     def mixed(self, data: DataConfig) -> TokenDataset:
         """Return the dataset with the shares by size that the section `data` asks for."""
         return dataclasses.replace(self, mixing=mixing_of(data))

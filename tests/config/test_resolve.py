@@ -87,6 +87,10 @@ def test_impossible_combinations_are_refused_in_a_sentence(override, part):
             ("data.document_end=False", "model.document_attention=True"),
             "data.document_end=False: model.document_attention=True tells documents by their ends",
         ),
+        (
+            ("data.document_end=False", "data.order=fragment"),
+            "data.document_end=False: data.order=fragment counts the ends of documents",
+        ),
     ],
 )
 def test_a_ramp_that_cannot_be_is_refused_in_a_sentence(overrides, part):
