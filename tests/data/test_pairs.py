@@ -253,6 +253,16 @@ def test_a_dataset_holds_every_pair_once_with_its_own_target(prepared):
     assert len(texts) == 400 and undone == wanted
 
 
+def test_pairs_without_tokens_or_without_room_are_counted_apart(tmp_path):
+    pairs = [*sentences(60), ("eins " * 5000, "one"), ("\u200b", "two")]
+    source = write_parallel(tmp_path, pairs)
+    config = config_of(tmp_path, source, "data.max_shard_tokens=4096", "data.normalize=False")
+    dataset = TokenDataset.open(prepare.prepare(config.data, n_workers=1))
+    dropped = dataset.manifest["dropped"]
+    assert dropped["pair_too_long"] == 1 and dropped["no_tokens"] == 1
+    assert dataset.manifest["documents"] == 60
+
+
 def test_label_counts_are_those_of_the_targets(prepared):
     _, dataset = prepared
     special = {"sep": dataset.special_tokens["sep"], "pad": dataset.special_tokens["pad"]}
