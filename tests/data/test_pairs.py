@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cramjax.config.pairs import PairShape
 from cramjax.config.resolve import get_config
-from cramjax.data import index, loader, pair_rows, prepare, tokenizers
+from cramjax.data import index, loader, pair_packing, prepare, tokenizers
 from cramjax.data.dataset import TokenDataset
 from cramjax.data.pair_rows import PairRows, Pairs
 from cramjax.data.pair_text import SIGN
@@ -371,7 +371,7 @@ def test_rows_are_nearly_full():
     sources = np.clip(rng.lognormal(3.0, 0.6, 20_000), 2, 128)
     targets = np.clip(sources * rng.lognormal(0, 0.2, 20_000), 2, 128)
     lengths = np.stack([sources, targets], 1).astype(np.int32)
-    order, ends = pair_rows.pack(lengths, np.array([128, 128], np.int32))
+    order, ends = pair_packing.pack(lengths, np.array([128, 128], np.int32))
     assert sorted(order.tolist()) == list(range(20_000))
     filled = lengths.sum(axis=0) / (128 * len(ends))
     assert filled.min() > 0.93
