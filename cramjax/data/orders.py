@@ -193,9 +193,11 @@ def write(
     counts = np.load(directory / "unigram.npy")
     sep = tokenizers.special_ids(tokenizer)["sep"]
     values = token_values(order.name, tokenizer, counts, sep)
+
     by_source: dict[int, list[np.ndarray]] = collections.defaultdict(list)
     for shard, sums in score_all(_training_shards(directory, entries, dtype, order, values)):
         by_source[shard.source].append(sums)
+
     for source, of_source in by_source.items():
         ranked = np.argsort(np.concatenate(of_source), kind="stable")
         number_type = np.uint32 if len(ranked) < 2**32 else np.uint64

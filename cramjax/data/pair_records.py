@@ -100,6 +100,7 @@ def _columns(lines: LineReader, form: PairForm, drop: Drop) -> Iterator[str]:
     """
     has_pairs = False
     first = ""
+
     for offset, line in lines:
         if lines.end is not None and offset >= lines.end:
             break

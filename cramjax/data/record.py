@@ -21,8 +21,10 @@ def text_cures(field: str, keep: Keep | None) -> dict[str, str]:
 
 def with_keep(cures: Mapping[str, str], keep: Keep | None) -> dict[str, str]:
     """Return `cures` with those of the fields that `keep` asks for, beside its own."""
-    others = dict.fromkeys(keep.fields if keep else (), "change --config.data.keep")
-    return {**cures, **{name: cure for name, cure in others.items() if name not in cures}}
+    fields = keep.fields if keep else ()
+    of_keep = dict.fromkeys(fields, "change --config.data.keep")
+    # The order is that in which fields are missed; a field of both has its own cure.
+    return {**cures, **of_keep, **cures}
 
 
 class FieldCheck:

@@ -114,8 +114,9 @@ class EncodeJob:
         sep = np.array([self.sep], np.uint32)
         for source, target in zip(encoded[: len(texts)], encoded[len(texts) :], strict=True):
             pair = np.concatenate([source, sep, target])
-            has_both = len(source) > 0 and len(target) > 0
-            documents.append(pair if has_both else pair[:0])
+            if not len(source) or not len(target):
+                pair = pair[:0]
+            documents.append(pair)
         has_room = np.array([len(pair) < self.max_tokens for pair in documents])
         return documents, has_room, tally
 
