@@ -76,10 +76,11 @@ def test_of_a_task_the_validation_rows_are_scored(folder, source, dataset, tmp_p
 
 def test_the_text_of_a_source_never_ends_it(folder, source, dataset):
     (folder / "sep").mkdir()
-    test = write_parallel(folder / "sep", [("eins [SEP] zwei", "x")])
+    test = write_parallel(folder / "sep", [("eins </s> zwei", "x")])
     config = config_of(folder, source, "eval.bleu=True", f"eval.bleu_source={test}")
     (ids,) = open_pair_set(config, dataset).inputs
-    assert ids.count(dataset.special_tokens["sep"]) == 1
+    end = dataset.special_tokens["sep"]
+    assert len(ids) > 3 and ids[-1] == end and ids.count(end) == 1
 
 
 def test_mistakes_are_told_before_anything_starts():
