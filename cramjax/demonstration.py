@@ -36,20 +36,20 @@ _SHOWN_CHARS = 300
 def show(workdir: str | os.PathLike, n_examples: int) -> list[str]:
     """Returns lines for people: a title, and what the model of a run makes of held-out text."""
     config, dataset = history.dataset_of(pathlib.Path(workdir))
+    model = load(workdir)
     if dataset.is_of_pairs:
         title = "held-out pairs, each source → the model's text (the target, or ✓):"
-        lines = _demonstrate_pairs(workdir, dataset, pairs.shape_of(config.data), n_examples)
+        lines = _of_pairs(model, dataset, pairs.shape_of(config.data), n_examples)
     else:
         title = "held-out sentences, hidden words as [truth → guess]:"
-        lines = demonstrate(workdir, n_examples)
+        lines = _of_sentences(model, dataset, n_examples)
     return [title, *(f"  {line}" for line in lines)]
 
 
-def _demonstrate_pairs(
-    workdir: str | os.PathLike, dataset: TokenDataset, shape: PairShape, n_examples: int
+def _of_pairs(
+    model: LoadedModel, dataset: TokenDataset, shape: PairShape, n_examples: int
 ) -> list[str]:
     """Returns held-out sources with the text that the model generates."""
-    model = load(workdir)
     of_source = (dataset.pairs("heldout", source) for source in range(len(dataset.weights)))
     found = next((held for held in of_source if len(held)), None)
     if found is None:
@@ -71,18 +71,12 @@ def _demonstrate_pairs(
     return lines
 
 
-def demonstrate(workdir: str | os.PathLike, n_sentences: int) -> list[str]:
-    """Returns held-out sentences with the guesses of the model of a run.
+def _of_sentences(model: LoadedModel, dataset: TokenDataset, n_sentences: int) -> list[str]:
+    """Returns held-out sentences with the guesses of the model.
 
-    A hidden word appears as [truth → guess], or [truth ✓] if the guess is right.
-
-    Args:
-        workdir: of the run.
-        n_sentences: sentences to return. There are fewer if the held-out text has no more
-            sentences of a readable length.
+    A hidden word appears as [truth → guess], or [truth ✓] if the guess is right. There are fewer
+    than `n_sentences` if the held-out text has no more of a readable length.
     """
-    model = load(workdir)
-    _, dataset = history.dataset_of(pathlib.Path(workdir))
     n_sequences = dataset.n_sequences("heldout", WINDOW)[0]
 
     lines: list[str] = []

@@ -8,7 +8,6 @@ import pytest
 import cramjax
 from cramjax import demonstration
 from cramjax.data import tokenizers
-from cramjax.demonstration import demonstrate
 from cramjax.errors import UserError
 from tests.stepping import one_device
 
@@ -52,8 +51,8 @@ def test_a_trained_run_is_loaded_and_fills_masks_from_python(corpus, tmp_path):
     with pytest.raises(UserError, match="MASK"):
         cramjax.fill_mask(model, "nothing to fill")
 
-    lines = demonstrate(tmp_path / "run", 2)
-    assert all("→" in line or "✓" in line for line in lines)
+    _, *lines = demonstration.show(tmp_path / "run", 2)
+    assert len(lines) == 2 and all("→" in line or "✓" in line for line in lines)
 
 
 def test_words_are_hidden_whatever_signs_the_text_has():

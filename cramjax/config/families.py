@@ -143,8 +143,10 @@ def _encoder_mistakes(config: Config) -> Iterator[str]:
             f"objective.pool={objective.pool}: a mean holds later tokens; "
             "set objective.causal=False"
         )
-    if model.document_attention and not config.data.document_end:
+    if model.document_attention and not data.document_end:
         yield "data.document_end=False: model.document_attention=True tells documents by their ends"
+    if data.order == "fragment" and not data.document_end:
+        yield "data.document_end=False: data.order=fragment counts the ends of documents"
     if objective.pool != 1 and model.document_attention:
         yield (
             f"objective.pool={objective.pool}: means of embeddings go over the ends of documents; "

@@ -13,6 +13,25 @@ from cramjax.config.views import Config
 
 _MISSING = object()
 
+_OF_PAIRS = ("objective.name", pairs.OBJECTIVE)
+_OF_SCORES = ("eval.bleu", True)
+_OF_MUON = ("optimizer.name", "muon")
+
+# Keys that do nothing unless another key has this value.
+_USED_WITH = (
+    ("data.source_field", _OF_PAIRS),
+    ("data.source_prefix", _OF_PAIRS),
+    ("data.target_len", _OF_PAIRS),
+    ("data.long_pairs", _OF_PAIRS),
+    ("objective.label_smoothing", _OF_PAIRS),
+    ("eval.bleu", _OF_PAIRS),
+    ("eval.bleu_source", _OF_SCORES),
+    ("eval.bleu_every_fraction", _OF_SCORES),
+    ("objective.mask_special", ("model.family", "encoder")),
+    ("optimizer.momentum", _OF_MUON),
+    ("optimizer.momentum_warmup", _OF_MUON),
+)
+
 
 def find(config: Config) -> list[str]:
     """Returns every mistake in `config` as one sentence each, an empty list for a sound one."""
@@ -134,12 +153,23 @@ def _relation_problems(config: Config) -> Iterator[str]:
         yield from pairs.mistakes(config)
     else:
         yield from pairs.other_mistakes(config)
+    yield from _unused_keys(config)
     yield from mixing.mistakes(config)
     yield from _heldout_problems(config)
     yield from stages.mistakes(config)
     yield from _batch_problems(config)
     yield from _optimizer_problems(config)
     yield from _mesh_problems(config)
+
+
+def _unused_keys(config: Config) -> Iterator[str]:
+    """Yields the keys that are set and would be ignored in silence."""
+    values = config.to_dict()
+    fields = dict(schema.walk(schema.sections(config.model.family)))
+    for key, (other, wanted) in _USED_WITH:
+        value = _lookup(values, key)
+        if value != fields[key].default and _lookup(values, other) != wanted:
+            yield f"{key}={value!r}: needs {other}={wanted}"
 
 
 def _heldout_problems(config: Config) -> Iterator[str]:

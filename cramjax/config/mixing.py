@@ -32,13 +32,21 @@ class Mixing:
         """Returns the share of each source in the examples that are drawn."""
         limit = float("inf") if self.limit is None else self.limit
         raised = [min(size, limit) ** (1 / self.temperature) for size in n_examples]
-        return [rate / sum(raised) for rate in raised]
+        # Without any example there is nothing to share out.
+        total = sum(raised) or 1.0
+        return [rate / total for rate in raised]
 
 
 def mixing_of(data: DataConfig) -> Mixing:
     """Returns the rates that the section `data` asks for."""
     temperature = float(data.mixture_temperature)
     return Mixing(limit=data.mixture_limit, temperature=temperature)
+
+
+def needing_sizes(data: DataConfig) -> list[str]:
+    """Returns the keys that change a mixture by size alone, with their values."""
+    keys = (("mixture_limit", None), ("mixture_temperature", 1.0))
+    return [f"data.{key}={data[key]}" for key, default in keys if data[key] != default]
 
 
 def is_by_size(source: Any) -> bool:
@@ -56,13 +64,11 @@ def _weights(source: Any) -> list[Any]:
 def mistakes(config: Config) -> Iterator[str]:
     """Yields what does not go together in a mixture, one sentence each."""
     data = config.data
+    if str(data.source).startswith("prepared:"):
+        return  # its manifest says if it is one, which is checked when it is opened
     if not is_by_size(data.source):
-        for key, default in (("mixture_limit", None), ("mixture_temperature", 1.0)):
-            if data[key] != default:
-                yield (
-                    f"data.{key}={data[key]}: needs a mixture by size, "
-                    "data.source=[[source, 'auto'], …]"
-                )
+        for setting in needing_sizes(data):
+            yield f"{setting}: needs a mixture by size, data.source=[[source, 'auto'], …]"
         return
 
     if not isinstance(data.source, str):

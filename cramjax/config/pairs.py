@@ -127,7 +127,7 @@ def _source_mistakes(data: DataConfig, key: str, source: Any) -> list[str]:
 
 
 def other_mistakes(config: Config) -> list[str]:
-    """Returns the keys of pairs that are set where another objective learns from plain text."""
+    """Returns the sources of pairs where another objective learns from plain text."""
     data = config.data
     problems = []
     if are_prepared(data):
@@ -135,14 +135,8 @@ def other_mistakes(config: Config) -> list[str]:
             f"data.source={data.source!r:.80}: holds pairs; objective.name={OBJECTIVE} learns "
             "from them"
         )
-    for key, default in (("source_prefix", ""), ("target_len", None)):
-        if data[key] != default:
-            problems.append(f"data.{key}={data[key]!r}: needs objective.name={OBJECTIVE}")
-    if config.eval.bleu:
-        problems.append(f"eval.bleu=True: needs objective.name={OBJECTIVE}")
-    if config.objective.label_smoothing:
+    if data.heldout is not None and data.heldout.partition(":")[0] in SCHEMES:
         problems.append(
-            f"objective.label_smoothing={config.objective.label_smoothing}: needs "
-            f"objective.name={OBJECTIVE}"
+            f"data.heldout={data.heldout}: holds pairs; objective.name={OBJECTIVE} learns from them"
         )
     return problems

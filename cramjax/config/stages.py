@@ -27,8 +27,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
+import ml_collections
+
+from cramjax.config.families import FAMILIES
 from cramjax.config.fields import is_finite
 from cramjax.config.views import Config
 
@@ -103,6 +106,9 @@ class Stage:
             values["model.n_decoder_layers"] = self.n_decoder_layers
         return values
 
+
+# As data.seq_len and data.target_len have at least.
+_FEWEST_TOKENS = 8
 
 _KINDS = {
     "until": "a share between 0 and 1",
@@ -236,8 +242,8 @@ def _is_sound(key: str, value: Any) -> bool:
 def _relation_problems(config: Config) -> Iterator[str]:
     """Yields what does not go together: a stage and the configuration, or a stage and the next."""
     stages = of(config)
-    for number, stage in enumerate(stages[:-1]):
-        yield from _misfits(config, f"growth.stages[{number}]", stage)
+    for number, (entry, stage) in enumerate(zip(config.growth.stages or (), stages, strict=False)):
+        yield from _misfits(config, f"growth.stages[{number}]", dict(entry), stage)
     for number, stage in enumerate(stages[:-1]):
         yield from _growth_problems(f"growth.stages[{number}]", stage, stages[number + 1])
 
@@ -269,20 +275,46 @@ def _growth_problems(where: str, stage: Stage, following: Stage) -> Iterator[str
         yield f"{where}.width: the next stage's {following.d_ff} is no multiple of {stage.d_ff}"
 
 
-def _misfits(config: Config, where: str, stage: Stage) -> Iterator[str]:
+def _misfits(config: Config, where: str, entry: Mapping[str, Any], stage: Stage) -> Iterator[str]:
     """Yields what of a stage does not go with the rest of the configuration."""
+    yield from _size_problems(config, where, stage)
     model = config.model
     if stage.d_model * model.n_heads != model.d_model * stage.n_heads:
         yield f"{where}.hidden: {model.d_model} does not divide by the {model.n_heads} heads"
-    if stage.n_layers < 2 and not model.get("first_norm", True):
-        yield f"{where}.depth: model.first_norm=False needs at least 2 layers"
+        return
+
+    # Another family predicts no share of the positions, and reads in one direction already.
+    foreign = [key for key in ("mask_rate", "causal") if key in entry]
+    if foreign and model.family != "encoder":
+        yield from (f"{where}.{key}: needs model.family=encoder" for key in foreign)
+        return
+
+    family_mistakes = FAMILIES[model.family].mistakes
+    of_whole = list(family_mistakes(config))
+    for problem in family_mistakes(_in_stage(config, stage)):
+        if problem not in of_whole:
+            yield f"{where}: {problem}"
+
+
+def _in_stage(config: Config, stage: Stage) -> Config:
+    """Returns the configuration with the values of a stage at their keys."""
+    copy = ml_collections.ConfigDict(config.to_dict())
+    with copy.ignore_type():
+        copy.update_from_flattened_dict(dict(stage.overrides))
+    return cast(Config, copy)
+
+
+def _size_problems(config: Config, where: str, stage: Stage) -> Iterator[str]:
+    """Yields what is wrong with the lengths and the batch of a stage."""
     if stage.seq_len != config.data.seq_len and config.data.order != "shuffled":
         yield (
             f"{where}.length: data.order={config.data.order} has one length alone; "
             "set data.order=shuffled"
         )
-    if stage.seq_len < 8:
-        yield f"{where}.length: {stage.seq_len} tokens are too few; take 8 or more"
+    for n_tokens, kind in ((stage.seq_len, "tokens"), (stage.target_len, "target tokens")):
+        if n_tokens is not None and n_tokens < _FEWEST_TOKENS:
+            yield f"{where}.length: {n_tokens} {kind} are too few; take {_FEWEST_TOKENS} or more"
+
     if stage.batch_size % (config.microbatch_size or 1):
         yield (
             f"{where}.batch: {stage.batch_size} is no multiple of "
@@ -293,14 +325,3 @@ def _misfits(config: Config, where: str, stage: Stage) -> Iterator[str]:
         yield (
             f"{where}.batch: {stage.batch_size} is no multiple of schedule.ramp_start={ramp_start}"
         )
-
-    if stage.causal and model.family != "encoder":
-        yield f"{where}.causal: needs model.family=encoder"
-    if stage.pool > 1 and stage.causal:
-        yield f"{where}.pool: a mean holds later tokens; set causal to False"
-    if stage.pool > 1 and model.family != "encoder":
-        yield f"{where}.pool: means of embeddings need model.family=encoder"
-    elif stage.pool > 1 and config.objective.name == "script":
-        yield f"{where}.pool: means of embeddings need objective.name=mlm"
-    elif stage.pool > 1 and model.get("document_attention"):
-        yield f"{where}.pool: means of embeddings need model.document_attention=False"

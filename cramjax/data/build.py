@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import logging
 import math
@@ -24,7 +25,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from cramjax.config import mixing, pairs
@@ -35,7 +35,6 @@ from cramjax.data.encode import Encoder
 from cramjax.data.executors import Executor
 from cramjax.data.jobs import Job
 from cramjax.data.manifest import FORMAT, SPLITS
-from cramjax.data.orders import PreparedOrder
 from cramjax.data.pack import ShardJob
 from cramjax.data.plan import PreparationPlan
 from cramjax.data.progress import StageMeter
@@ -543,7 +542,10 @@ class Builder:
                 self._config.heldout_fraction,
             )
         if (order := orders.wanted(self._config)) is not None:
-            self._write_order(order, prepared, shards)
+            score_all = functools.partial(self._executor.map, orders.scores)
+            orders.write(
+                self._partial, order, shards, prepared.dtype, prepared.tokenizer, score_all
+            )
 
         counts = {
             "documents": sum(entry["documents"] for entry in shards),
@@ -554,18 +556,6 @@ class Builder:
         n_read = sum(record["documents"] for record in self._records(selections))
         manifest = self._manifest(prepared, counts, shards, n_read)
         pack.publish(self._partial, directory, manifest)
-
-    def _write_order(
-        self, order: PreparedOrder, prepared: PreparedTokenizer, entries: list[dict[str, Any]]
-    ) -> None:
-        """Write an order of the training sequences; `entries` are the shards' in the manifest."""
-        counts = np.load(self._partial / "unigram.npy")
-        values = orders.token_values(
-            order.name, prepared.tokenizer, counts, prepared.special_ids["sep"]
-        )
-        shards = orders.training_shards(self._partial, entries, prepared.dtype, order, values)
-        scored = self._executor.map(orders.scores, shards)
-        orders.write(self._partial, order, ((shard.source, sums) for shard, sums in scored))
 
     def _judge(self, n_kept: int) -> None:
         """Say what was lost; refuse the dataset if that is much and not meant."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cramjax.config.mixing import Mixing, mixing_of
+from cramjax.config.mixing import Mixing, mixing_of, needing_sizes
 from cramjax.config.pairs import PairShape, RowShape
 from cramjax.config.views import DataConfig
 from cramjax.data import orders, tokenizers
@@ -100,8 +100,23 @@ class TokenDataset:
         """True if the documents are pairs of texts."""
         return bool(self.manifest.get("pairs"))
 
+    @property
+    def document_end(self) -> bool:
+        """True if [SEP] follows every document."""
+        return bool(self.manifest.get("document_end", True))
+
     def mixed(self, data: DataConfig) -> TokenDataset:
-        """Return the dataset with the shares by size that the section `data` asks for."""
+        """Return the dataset with the shares by size that the section `data` asks for.
+
+        Raises:
+            UserError: if it asks for some, and the dataset was prepared with other weights.
+        """
+        settings = needing_sizes(data)
+        if settings and not any(source.get("by_size") for source in self.manifest["sources"]):
+            raise UserError(
+                f"{settings[0]}: {self.directory} is no mixture by size; prepare one with "
+                "data.source=[[source, 'auto'], …], or leave the key out"
+            )
         return dataclasses.replace(self, mixing=mixing_of(data))
 
     def row_weights(self, seq_len: RowShape) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ from cramjax.config.keep import Keep
 from cramjax.data import plain_text
 from cramjax.data.first_bytes import FileKind
 from cramjax.data.plain_text import LineReader, cut_place, decode
-from cramjax.data.record import FieldCheck, text_of
+from cramjax.data.record import FieldCheck, text_cures, text_of
 from cramjax.data.source import Drop
 from cramjax.data.unpacking import read_blocks
 
@@ -85,7 +85,7 @@ class _Records:
     """Takes the texts out of the bytes of records."""
 
     def __init__(self, path: str, field: str, keep: Keep | None, drop: Drop):
-        self.fields = FieldCheck(path, field, keep)
+        self.fields = FieldCheck(path, text_cures(field, keep))
         self._field = field
         self._keep = keep
         self._drop = drop

@@ -226,6 +226,8 @@ def heldout_rows(dataset: TokenDataset, *, seq_len: RowShape, cls_token: bool = 
 
 def _cure_of_no_heldout(dataset: TokenDataset, row_tokens: int) -> str:
     """Returns what to do about held-out text of less than a sequence."""
+    if any(source.get("split") == "heldout" for source in dataset.manifest["sources"]):
+        return "give more text in data.heldout, or a smaller data.seq_len"
     n_there = dataset.manifest["train_tokens"] + dataset.manifest["heldout_tokens"]
     if n_there < 2 * _HELDOUT_SEQUENCES * row_tokens:
         return (

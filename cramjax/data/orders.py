@@ -17,13 +17,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from cramjax.config.views import DataConfig
+from cramjax.data import tokenizers
 
 _REVERSED = {"reverse_unigram": "unigram"}
 # The name that the one order of earlier versions has on the disk.
@@ -129,22 +130,14 @@ class Shard:
         return self.path.name
 
 
-def training_shards(
+def _training_shards(
     directory: pathlib.Path,
     entries: Sequence[dict[str, Any]],
     dtype: str,
     order: PreparedOrder,
     values: np.ndarray,
 ) -> list[Shard]:
-    """Returns the training shards in order.
-
-    Args:
-        directory: Where the shards are.
-        entries: The shards' entries in the manifest, in order.
-        dtype: Type of the tokens.
-        order: The order to be written.
-        values: As `token_values` returns them.
-    """
+    """Returns the training shards in order."""
     shards = []
     training = [entry for entry in entries if entry["split"] == "train"]
 
@@ -173,21 +166,40 @@ def scores(shard: Shard) -> np.ndarray:
     return np.concatenate(sums)
 
 
+def score_here(shards: Iterable[Shard]) -> Iterator[tuple[Shard, np.ndarray]]:
+    """Yields each shard and its `scores`, in this process."""
+    for shard in shards:
+        yield shard, scores(shard)
+
+
 def write(
-    directory: pathlib.Path, order: PreparedOrder, scored: Iterable[tuple[int, np.ndarray]]
+    directory: pathlib.Path,
+    order: PreparedOrder,
+    entries: Sequence[dict[str, Any]],
+    dtype: str,
+    tokenizer: Tokenizer,
+    score_all: Callable[[list[Shard]], Iterable[tuple[Shard, np.ndarray]]],
 ) -> None:
     """Write the order of the training sequences of each source.
 
     Args:
-        directory: Where the shards are.
+        directory: Where the shards and their unigram.npy are.
         order: The order.
-        scored: For each training shard in order, its source and `scores`.
+        entries: The shards' entries in the manifest, in order.
+        dtype: Type of the tokens.
+        tokenizer: Of the dataset.
+        score_all: Returns each shard and its `scores`, in order.
     """
+    counts = np.load(directory / "unigram.npy")
+    sep = tokenizers.special_ids(tokenizer)["sep"]
+    values = token_values(order.name, tokenizer, counts, sep)
+
     by_source: dict[int, list[np.ndarray]] = collections.defaultdict(list)
-    for source, of_shard in scored:
-        by_source[source].append(of_shard)
+    for shard, sums in score_all(_training_shards(directory, entries, dtype, order, values)):
+        by_source[shard.source].append(sums)
+
     for source, of_source in by_source.items():
         ranked = np.argsort(np.concatenate(of_source), kind="stable")
-        dtype = np.uint32 if len(ranked) < 2**32 else np.uint64
+        number_type = np.uint32 if len(ranked) < 2**32 else np.uint64
         name = file_name(order.name, order.seq_len, source)
-        np.save(directory / name, ranked.astype(dtype))
+        np.save(directory / name, ranked.astype(number_type))

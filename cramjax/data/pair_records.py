@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any, NoReturn
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from cramjax.config.keep import Keep
 from cramjax.data.first_bytes import file_format, look_at
 from cramjax.data.json_text import LONG_RECORD_BYTES
-from cramjax.data.pair_text import PairForm
+from cramjax.data.pair_text import PairForm, has_field
+from cramjax.data.parquet_batches import open_table, record_batches
 from cramjax.data.plain_text import LineReader, decode
+from cramjax.data.record import FieldCheck, check_columns, with_keep
 from cramjax.data.source import Drop
 from cramjax.errors import UserError
 
 FORMATS = (".tsv", ".jsonl", ".json", ".parquet")
 """Formats of files that hold both sides."""
-
-_ROWS = 1024
-_LISTED = 10
 
 
 def read_pairs(
@@ -46,8 +46,9 @@ def read_pairs(
         UserError: if the file is unreadable as a whole, or no record has the fields.
     """
     name = name or path
+    cures = with_keep(form.cures, keep)
     if file_format(path) == ".parquet":
-        records = _parquet_records(path, name)
+        records = _parquet_records(path, name, cures, drop)
     else:
         kind = look_at(path)
         lines = LineReader(path, kind, drop, start, end)
@@ -58,7 +59,7 @@ def read_pairs(
             raise UserError(f"{name}: its records go over lines; give a record a line (.jsonl)")
         records = _json_records(lines, drop)
 
-    fields = _Fields(name, form)
+    fields = FieldCheck(name, cures, has_field)
     for where, record in records:
         fields.see(record)
         if keep is not None and not keep.accepts(record):
@@ -68,37 +69,7 @@ def read_pairs(
         if document is not None:
             yield document
     if start == 0:
-        fields.refuse_missing()
-
-
-class _Fields:
-    """Notices which fields the records of a file have."""
-
-    def __init__(self, name: str, form: PairForm):
-        self._name = name
-        self._form = form
-        self._missing: list[str] | None = None
-        self._found: dict[str, None] = {}
-
-    def see(self, record: dict[str, Any]) -> None:
-        if self._missing == []:
-            return
-        self._missing = self._form.missing_in(record)
-        self._found |= dict.fromkeys(list(record)[:_LISTED])
-
-    def refuse_missing(self) -> None:
-        """Raise a UserError if there were records, and none had both fields."""
-        if self._missing:
-            refuse_pair_fields(self._name, self._missing[0], self._found)
-
-
-def refuse_pair_fields(where: str, name: str, found: Iterable[str]) -> NoReturn:
-    """Raise the UserError of records none of which has the field `name`."""
-    listed = ", ".join(sorted(map(str, found))[:_LISTED]) or "none"
-    raise UserError(
-        f"{where}: no record has a field {name!r} (found: {listed}); set "
-        "--config.data.source_field and --config.data.target_field"
-    )
+        fields.refuse_missing(end)
 
 
 def _json_records(lines: LineReader, drop: Drop) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -129,6 +100,7 @@ def _columns(lines: LineReader, form: PairForm, drop: Drop) -> Iterator[str]:
     """
     has_pairs = False
     first = ""
+
     for offset, line in lines:
         if lines.end is not None and offset >= lines.end:
             break
@@ -136,7 +108,8 @@ def _columns(lines: LineReader, form: PairForm, drop: Drop) -> Iterator[str]:
             continue
         columns = decode(line, lines.where(), drop).split("\t")
         if len(columns) != 2:
-            first = first or f"{lines.where()}: has {len(columns)} columns"
+            noun = "column" if len(columns) == 1 else "columns"
+            first = first or f"{lines.where()}: has {len(columns)} {noun}"
             drop("not_two_columns", lines.where())
             continue
         has_pairs = True
@@ -147,24 +120,25 @@ def _columns(lines: LineReader, form: PairForm, drop: Drop) -> Iterator[str]:
         raise UserError(f"{first}, and no line has a source, a tab and a target; give such lines")
 
 
-def _parquet_records(path: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield place and content of each row.
+def _parquet_records(
+    path: str, name: str, cures: Mapping[str, str], drop: Drop
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield place and content of each row: the columns that hold the fields of `cures`.
 
     Raises:
-        UserError: if the file is unreadable.
+        UserError: if the file is unreadable, or a column is missing or doubled.
     """
-    import pyarrow
-    import pyarrow.parquet
+    with open_table(path, look_at(path).compression, name) as table:
+        names = table.schema_arrow.names
+        columns = {}
+        for field, cure in cures.items():
+            # A name with dots is one column, or a field of one.
+            column = field if field in names else field.partition(".")[0]
+            columns[column] = cure
+        check_columns(name, names, columns)
 
-    if look_at(path).compression:
-        raise UserError(f"{name}: a parquet file packs itself; unpack it once")
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-        number = 0
-        for batch in table.iter_batches(batch_size=_ROWS):
-            for record in batch.to_pylist():
+        as_records = operator.methodcaller("to_pylist")
+        batches = record_batches(table, name, list(columns), as_records, drop)
+        for first_row, records in batches:
+            for number, record in enumerate(records, start=first_row):
                 yield f"{name}:{number}", record
-                number += 1
-    except (pyarrow.ArrowException, ValueError, EOFError, OSError) as error:
-        first_line = str(error).partition("\n")[0]
-        raise UserError(f"{name}: not a readable parquet file ({first_line})") from error

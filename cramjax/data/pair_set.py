@@ -6,11 +6,14 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
+from tokenizers import Tokenizer
+
 from cramjax.config.resolve import changed
 from cramjax.config.views import Config
 from cramjax.data import clean, pair_text, tokenizers
 from cramjax.data.dataset import TokenDataset
-from cramjax.data.sources import open_sources
+from cramjax.data.encode import Encoder
+from cramjax.data.sources import open_heldout
 from cramjax.errors import UserError
 
 
@@ -42,9 +45,12 @@ def open_pair_set(config: Config, dataset: TokenDataset) -> PairSet:
     """
     spec = config.eval.bleu_source or config.data.heldout
     limit = config.eval.bleu_pairs
-    found = _heldout(config, dataset) if spec is None else _read(config, spec, dataset)
+    tokenizer, _ = tokenizers.load(dataset.directory / "tokenizer" / "tokenizer.json")
     try:
-        taken = list(itertools.islice(found, limit + 1))
+        if spec is None:
+            taken = list(itertools.islice(_heldout(dataset, tokenizer), limit + 1))
+        else:
+            taken = _encoded(list(itertools.islice(_read(config, spec), limit + 1)), tokenizer)
     except UserError as error:
         # Sources are opened as those of training are, and say so.
         key = "eval.bleu_source" if config.eval.bleu_source else "data.heldout"
@@ -64,29 +70,35 @@ def open_pair_set(config: Config, dataset: TokenDataset) -> PairSet:
     )
 
 
-def _read(config: Config, spec: str, dataset: TokenDataset) -> Iterator[tuple[list[int], str]]:
-    """Yields source ids and target text of each pair of a source; nothing is compared or held out.
+def _read(config: Config, spec: str) -> Iterator[tuple[str, str]]:
+    """Yields source and target of each pair of a source; nothing is compared or held out.
 
-    Sources are cleaned as those of training.
+    Of a source that has rows of its own to be judged by, those are read. Sources are cleaned as
+    those of training.
     """
-    tokenizer, _ = tokenizers.load(dataset.directory / "tokenizer" / "tokenizer.json")
-    data = changed(config, {"data.source": spec, "data.heldout": None}).data
-    for source in open_sources(data):
-        documents = (source.read(part, _ignore) for part in source.parts())
-        for document in itertools.chain.from_iterable(documents):
-            text, target = pair_text.sides_of(document)
-            if config.data.normalize:
-                text = clean.normalize(text)
-            yield tokenizer.encode(text, add_special_tokens=False).ids, target
+    data = changed(config, {"data.source": spec, "data.heldout": spec}).data
+    source = open_heldout(data, spec)
+    documents = (source.read(part, _ignore) for part in source.parts())
+    for document in itertools.chain.from_iterable(documents):
+        text, target = pair_text.sides_of(document)
+        if config.data.normalize:
+            text = clean.normalize(text)
+        yield text, target
+
+
+def _encoded(pairs: list[tuple[str, str]], tokenizer: Tokenizer) -> list[tuple[list[int], str]]:
+    """Returns pairs with the ids of their sources, as training has them."""
+    documents, _ = Encoder(tokenizer).encode([source for source, _ in pairs])
+    ids = [document.tolist() for document in documents]
+    return list(zip(ids, [target for _, target in pairs], strict=True))
 
 
 def _ignore(reason: str, where: str) -> None:
     """Leave a record out: one without a pair cannot be scored."""
 
 
-def _heldout(config: Config, dataset: TokenDataset) -> Iterator[tuple[list[int], str]]:
+def _heldout(dataset: TokenDataset, tokenizer: Tokenizer) -> Iterator[tuple[list[int], str]]:
     """Yields source ids and target text of the held-out pairs of a dataset."""
-    tokenizer, _ = tokenizers.load(dataset.directory / "tokenizer" / "tokenizer.json")
     for source in range(len(dataset.weights)):
         pairs = dataset.pairs("heldout", source)
         for number in range(len(pairs)):

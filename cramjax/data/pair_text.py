@@ -35,6 +35,12 @@ class PairForm:
     target_field: str
     prefix: str = ""
 
+    @property
+    def cures(self) -> dict[str, str]:
+        """Field → what to do if no record has it."""
+        cure = "set --config.data.source_field and --config.data.target_field"
+        return {self.source_field: cure, self.target_field: cure}
+
     def joined(self, source: str, target: str, where: str, drop: Drop) -> str | None:
         """Return the document of a pair; None, after a call of `drop`, if a side is empty."""
         if not source.strip() or not target.strip():
@@ -57,10 +63,10 @@ class PairForm:
             return None
         return self.joined(source, target, where, drop)
 
-    def missing_in(self, record: Any) -> list[str]:
-        """Return the fields that a record lacks."""
-        fields = (self.source_field, self.target_field)
-        return [field for field in fields if _lookup(record, field) is _MISSING]
+
+def has_field(record: Any, field: str) -> bool:
+    """Return whether a record has a field; dots reach into records."""
+    return _lookup(record, field) is not _MISSING
 
 
 def _lookup(record: Any, field: str) -> Any:

@@ -295,13 +295,9 @@ class ReadyMade:
             )
 
         if (order := orders.wanted(self._config)) is not None:
-            counts = np.load(self._partial / "unigram.npy")
-            values = orders.token_values(
-                order.name, self._tokenizer, counts, self._special_ids["sep"]
+            orders.write(
+                self._partial, order, entries, self._dtype, self._tokenizer, orders.score_here
             )
-            shards = orders.training_shards(self._partial, entries, self._dtype, order, values)
-            scored = ((shard.source, orders.scores(shard)) for shard in shards)
-            orders.write(self._partial, order, scored)
         pack.publish(self._partial, directory, self._manifest(entries, totals))
 
     def _finish(self, written: dict[str, str]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from cramjax.config import pairs
 from cramjax.config.keep import Keep
-from cramjax.config.mixing import BY_SIZE
+from cramjax.config.mixing import BY_SIZE, is_by_size
 from cramjax.config.views import DataConfig
 from cramjax.data.pair_source import form_of, open_pairs, refuse_keep
 from cramjax.data.source import TextSource
@@ -47,12 +47,24 @@ def open_sources(config: DataConfig) -> list[TextSource]:
         )
 
     wanted: list[tuple[str, float, str | None]] = []
-    if config.heldout is not None:
-        wanted.append((config.heldout, 0.0, None))
     for entry in mixture:
         spec, weight, prefix = _checked(entry)
-        wanted += [(single, weight, prefix) for single in singles(spec)]
-    return [_open(*one, index, config) for index, one in enumerate(wanted)]
+        specs = singles(spec)
+        if not is_by_size(config.source):
+            weight /= len(specs)  # the entry's, whatever the number of its tasks
+        wanted += [(single, weight, prefix) for single in specs]
+
+    opened: list[TextSource] = []
+    if config.heldout is not None:
+        opened.append(open_heldout(config, config.heldout))
+    for spec, weight, prefix in wanted:
+        opened.append(_open(spec, weight, prefix, len(opened), config))
+    return opened
+
+
+def open_heldout(config: DataConfig, spec: str) -> TextSource:
+    """Open the source `spec` of held-out text, whose weight is 0; arguments and errors as above."""
+    return _open(spec, 0.0, None, 0, config)
 
 
 def _checked(entry: Any) -> tuple[str, float, str | None]:

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from cramjax.config.keep import Keep
-from cramjax.data.pair_records import refuse_pair_fields
 from cramjax.data.pair_text import PairForm
-from cramjax.data.record import refuse_field
+from cramjax.data.record import refuse_field, text_cures, with_keep
 from cramjax.data.source import Drop, Part
 from cramjax.errors import UserError
 
@@ -183,16 +182,12 @@ def _check_fields(
     features: Any, where: str, field: str, form: PairForm | None, keep: Keep | None
 ) -> None:
     """Raise a UserError if examples lack a field that is read."""
-    texts = [field]
-    if form is not None:
-        texts = []
-        for name in (form.source_field, form.target_field):
-            texts.append(name.partition(".")[0])
-            if texts[-1] not in features:
-                refuse_pair_fields(where, name, features)
-    for wanted in (*texts, *(keep.fields if keep else ())):
-        if wanted not in features:
-            refuse_field(where, wanted, features, field)
+    cures = text_cures(field, keep) if form is None else with_keep(form.cures, keep)
+    for name, cure in cures.items():
+        # Dots reach into the records of pairs.
+        feature = name if form is None else name.partition(".")[0]
+        if feature not in features:
+            refuse_field(where, name, features, cure)
 
 
 def _builder(name: str, spec: str) -> Any:

@@ -87,36 +87,38 @@ class EncodeJob:
         tally = Tally()
         for rows, texts in self._batches():
             if self.are_pairs:
-                documents, lost = self._encode_pairs(encoder, texts, dropped)
+                documents, is_usable, lost = self._encode_pairs(encoder, texts)
             else:
                 documents, lost = encoder.encode(texts)
+                is_usable = np.ones(len(documents), bool)
             tally += lost
-            for split, chosen in self._split(rows, documents, dropped):
+            dropped["pair_too_long"] += int((~is_usable).sum())
+            for split, chosen in self._split(rows, documents, is_usable, dropped):
                 writers[split].add([documents[index] for index in np.flatnonzero(chosen)])
         return {"dropped": dict(dropped), "tally": dataclasses.asdict(tally)}
 
     def _encode_pairs(
-        self, encoder: Encoder, texts: list[str], dropped: collections.Counter[str]
-    ) -> tuple[list[np.ndarray], Tally]:
-        """Encode pairs: source, [SEP], target; one that cannot be used becomes empty."""
+        self, encoder: Encoder, texts: list[str]
+    ) -> tuple[list[np.ndarray], np.ndarray, Tally]:
+        """Encode pairs: source, [SEP], target.
+
+        Returns:
+            The ids of each pair, none where a side has none; which pairs a shard has room for,
+            bool [n]; and what was lost.
+        """
         sides = [pair_text.sides_of(text) for text in texts]
         sources = [source for source, _ in sides]
         encoded, tally = encoder.encode(sources + [target for _, target in sides])
 
         documents = []
         sep = np.array([self.sep], np.uint32)
-        nothing = np.empty(0, np.uint32)
         for source, target in zip(encoded[: len(texts)], encoded[len(texts) :], strict=True):
             pair = np.concatenate([source, sep, target])
             if not len(source) or not len(target):
-                pair = nothing
-            elif len(pair) >= self.max_tokens:
-                dropped["pair_too_long"] += 1
-                # It is no document without tokens.
-                dropped["no_tokens"] -= 1
-                pair = nothing
+                pair = pair[:0]
             documents.append(pair)
-        return documents, tally
+        has_room = np.array([len(pair) < self.max_tokens for pair in documents])
+        return documents, has_room, tally
 
     def _batches(self) -> Iterator[tuple[np.ndarray, list[str]]]:
         """Yield the kept pieces in batches: records [n] and n texts."""
@@ -137,6 +139,7 @@ class EncodeJob:
         self,
         rows: np.ndarray,
         documents: list[np.ndarray],
+        is_usable: np.ndarray,
         dropped: collections.Counter[str],
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Apply the filters that need tokens; yields each split, and which documents go there.
@@ -144,11 +147,12 @@ class EncodeJob:
         Args:
             rows: Records `spool.ROW` [n].
             documents: Token ids of each of the n pieces.
+            is_usable: Pieces that are not dropped already, bool [n].
             dropped: Reason → count; what is dropped here is added.
         """
         n_tokens = np.array([len(tokens) for tokens in documents])
-        keep = n_tokens > 0
-        dropped["no_tokens"] += int((~keep).sum())
+        dropped["no_tokens"] += int((n_tokens == 0).sum())
+        keep = is_usable & (n_tokens > 0)
 
         if self.compressibility is not None:
             # Cramming, arXiv 2212.14034, section 4.4, with the tokenizer that the model gets.

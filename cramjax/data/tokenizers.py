@@ -45,6 +45,8 @@ _OTHER_NAMES = {
     "sep": ("<sep>", "</s>", "<eos>", "<|endoftext|>"),
     "mask": ("<mask>",),
 }
+# Lowercase → SentencePiece's rule.
+_RULES = {True: "nmt_nfkc_cf", False: "nmt_nfkc"}
 # What `transformers` takes for "no limit".
 _NO_MAX_LENGTH = int(1e30)
 
@@ -84,20 +86,20 @@ def train(
     normalizer = normalization.normalizer(
         lowercase=lowercase, ascii_only=ascii_only, language=language
     )
-    n_trained = vocab_size - extra_ids
     special = T5_TOKENS if extra_ids or of_t5 else SPECIAL_TOKENS
     if kind == "wordpiece":
-        tokenizer, model = train_wordpiece(list(texts), n_trained, normalizer, special), None
+        tokenizer = train_wordpiece(list(texts), vocab_size - extra_ids, normalizer, special)
+        model = None
     else:
         # SentencePiece has no rule for these: the chain is in tokenizer.json alone.
         has_own_chain = ascii_only or languages.with_own_chain(language) is not None
-        rule = "nmt_nfkc_cf" if lowercase else "nmt_nfkc"
+        rule = "identity" if has_own_chain else _RULES[lowercase]
         if has_own_chain:
-            texts, rule = map(normalizer.normalize_str, texts), "identity"
+            texts = map(normalizer.normalize_str, texts)
         model = train_sentencepiece(
             kind,
             list(texts),
-            n_trained,
+            vocab_size - extra_ids,
             rule,
             special,
             keeps_white_space=wishes.keeps_white_space,
@@ -150,7 +152,8 @@ def load(
     model = None
     try:
         if path.suffix == ".model":
-            tokenizer, model = to_tokenizer(content), content
+            tokenizer = to_tokenizer(content)
+            model = content
         else:
             tokenizer = Tokenizer.from_str(content.decode("utf-8"))
     except UserError as error:
@@ -194,9 +197,7 @@ def special_tokens(tokenizer: Tokenizer, of_t5: bool | None = None) -> dict[str,
     Each is BERT's name if the tokenizer has it, else another usual name, else BERT's for a token
     that is missing. `of_t5` is as for `load`.
     """
-    if of_t5 is None or count_extra_ids(tokenizer):
-        of_t5 = is_of_t5(tokenizer)
-    needed = T5_TOKENS if of_t5 else SPECIAL_TOKENS
+    needed = T5_TOKENS if _is_taken_for_t5(tokenizer, of_t5) else SPECIAL_TOKENS
     tokens = {}
     for role, name in SPECIAL_TOKENS.items():
         candidates = (name, *_OTHER_NAMES[role])
@@ -206,6 +207,13 @@ def special_tokens(tokenizer: Tokenizer, of_t5: bool | None = None) -> dict[str,
         elif role in needed:
             tokens[role] = name
     return tokens
+
+
+def _is_taken_for_t5(tokenizer: Tokenizer, of_t5: bool | None) -> bool:
+    """Return whether a tokenizer is a T5's: by its sentinels, as it is told, or by its looks."""
+    if of_t5 is None or count_extra_ids(tokenizer):
+        return is_of_t5(tokenizer)
+    return of_t5
 
 
 def count_extra_ids(tokenizer: Tokenizer) -> int:
@@ -235,12 +243,14 @@ def _finish(tokenizer: Tokenizer, extra_ids: int = 0, of_t5: bool | None = None)
             "it to that"
         )
 
+    # Before tokens are added, which change its looks.
+    of_t5 = _is_taken_for_t5(tokenizer, of_t5)
     special = special_tokens(tokenizer, of_t5)
     _mark_special(tokenizer, list(special.values()))
     # ByteLevel only moves offsets, which nothing here reads.
     if isinstance(tokenizer.post_processor, (NoneType, processors.ByteLevel)):
         sep = special["sep"]
-        before = [] if n_sentinels or of_t5 or is_of_t5(tokenizer) else [special["cls"]]
+        before = [] if of_t5 else [special["cls"]]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=" ".join([*before, "$A", sep]),
             pair=" ".join([*before, "$A", sep, "$B:1", f"{sep}:1"]),

@@ -66,7 +66,8 @@ class MaskedLM:
         """Returns the objective of `config` over a vocabulary.
 
         Raises:
-            UserError: for a vocabulary without a mask token.
+            UserError: for a vocabulary without a mask token, or documents without ends where
+                tokens see their own document alone.
         """
         special_tokens = vocabulary.special_tokens
         if "mask" not in special_tokens:
@@ -76,6 +77,12 @@ class MaskedLM:
             )
 
         described = encoder_config(config.model, vocabulary.vocab_size)
+        if described.document_attention and not vocabulary.document_end:
+            raise UserError(
+                "model.document_attention=True: tells documents by their ends, and the dataset was "
+                "prepared with data.document_end=False: take one with ends, or "
+                "set model.document_attention=False"
+            )
         objective = config.objective
         corruption, eval_corruption = _maskings(objective, special_tokens, vocabulary.vocab_size)
         return cls(

@@ -47,6 +47,11 @@ class Vocabulary(Protocol):
         """Dtype of tokens."""
         ...
 
+    @property
+    def document_end(self) -> bool:
+        """True if [SEP] follows every document."""
+        ...
+
 
 class Objective(Protocol):
     """The interface of the train step."""

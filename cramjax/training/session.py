@@ -40,6 +40,7 @@ class AssumedVocabulary:
 
     vocab_size: int
     extra_ids: int = 0
+    document_end: bool = True
 
     @property
     def special_tokens(self) -> dict[str, int]:

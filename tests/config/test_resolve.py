@@ -87,6 +87,10 @@ def test_impossible_combinations_are_refused_in_a_sentence(override, part):
             ("data.document_end=False", "model.document_attention=True"),
             "data.document_end=False: model.document_attention=True tells documents by their ends",
         ),
+        (
+            ("data.document_end=False", "data.order=fragment"),
+            "data.document_end=False: data.order=fragment counts the ends of documents",
+        ),
     ],
 )
 def test_a_ramp_that_cannot_be_is_refused_in_a_sentence(overrides, part):
@@ -95,6 +99,40 @@ def test_a_ramp_that_cannot_be_is_refused_in_a_sentence(overrides, part):
     assert part in str(caught.value)
     if "ramp_start" in part:  # without a ramp, its start is not used
         get_config("bert_1day", *overrides, "schedule.batch_ramp=0")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "needs"),
+    [
+        ("quickstart", "data.source_field='de'", "objective.name=text_to_text"),
+        ("quickstart", "data.source_prefix='a: '", "objective.name=text_to_text"),
+        ("quickstart", "data.target_len=64", "objective.name=text_to_text"),
+        ("quickstart", "data.long_pairs='drop'", "objective.name=text_to_text"),
+        ("t5_1day", "objective.label_smoothing=0.1", "objective.name=text_to_text"),
+        ("t5_1day", "eval.bleu=True", "objective.name=text_to_text"),
+        ("quickstart", "eval.bleu_source='pairs:a,b'", "eval.bleu=True"),
+        ("t5_pairs", "eval.bleu_source='pairs:a,b'", "eval.bleu=True"),
+        ("t5_pairs", "eval.bleu_every_fraction=0.5", "eval.bleu=True"),
+        ("t5_1day", "objective.mask_special=True", "model.family=encoder"),
+        ("bert_1day", "optimizer.momentum=0.9", "optimizer.name=muon"),
+        ("bert_1day", "optimizer.momentum_warmup=300", "optimizer.name=muon"),
+    ],
+)
+def test_a_key_that_would_do_nothing_is_refused(recipe, override, needs):
+    # Text is given without quotes, as on the command line.
+    with pytest.raises(UserError) as caught:
+        get_config(recipe, override.replace("'", ""))
+    assert f"{override}: needs {needs}" in str(caught.value)
+
+
+def test_keys_that_are_used_are_taken():
+    get_config("bert_1day", "optimizer.name=muon", "optimizer.momentum=0.9", "optimizer.lr=0.01")
+    get_config("t5_pairs", "eval.bleu=True", "eval.bleu_every_fraction=0.5")
+
+
+def test_held_out_pairs_are_refused_beside_text():
+    with pytest.raises(UserError, match="data.heldout=pairs:a,b: holds pairs; objective.name=text"):
+        get_config("quickstart", "data.heldout=pairs:a,b")
 
 
 @pytest.mark.parametrize(

@@ -129,20 +129,65 @@ def test_factors_and_means():
     )
 
 
-def test_what_other_keys_forbid():
-    with pytest.raises(UserError, match="pool: means of embeddings need model.family=encoder"):
-        get_config("t5_1day", "growth.stages=[{'until': 0.5, 'pool': 2}]")
-    with pytest.raises(
-        UserError, match="pool: means of embeddings need model.document_attention=False"
-    ):
-        config([{"until": 0.5, "pool": 2}], "model.document_attention=True")
-    with pytest.raises(
-        UserError, match="objective.pool=2: means of embeddings go over the ends of documents"
-    ):
-        get_config("bert_original", "objective.pool=2", "model.document_attention=True")
-    with pytest.raises(UserError, match="objective.pool=2: must be 1 where model.family is t5"):
-        get_config("t5_1day", "objective.pool=2")
-    with pytest.raises(UserError, match="length: data.order=sentence_length has one length alone"):
-        config([{"until": 0.5, "length": 0.5}], "data.order=sentence_length")
-    with pytest.raises(UserError, match="depth: model.first_norm=False needs at least 2 layers"):
-        get_config("bert_1day_modern", *BASE, "growth.stages=[{'until': 0.5, 'depth': 1}]")
+MEANS = {"until": 0.5, "pool": 2}
+FEW_MASKS = {"until": 0.5, "length": 32, "mask_rate": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "listed", "overrides", "message"),
+    [
+        ("t5_1day", MEANS, [], "growth.stages[0]: objective.pool=2: must be 1 where model.family"),
+        (
+            "bert_original",
+            MEANS,
+            ["model.document_attention=True"],
+            "growth.stages[0]: objective.pool=2: means of embeddings go over the ends of documents",
+        ),
+        (
+            "bert_original",
+            {"until": 0.5, "length": 0.5},
+            ["data.order=sentence_length"],
+            "growth.stages[0].length: data.order=sentence_length has one length alone",
+        ),
+        (
+            "bert_1day_modern",
+            {"until": 0.5, "depth": 1},
+            ["data.order=shuffled"],
+            "growth.stages[0]: model.first_norm=False: needs model.norm_position=pre and at least",
+        ),
+        (
+            "bert_original",
+            {"until": 0.5, "causal": True},
+            ["objective.name=script"],
+            "growth.stages[0]: objective.causal=True: objective.name=script masks tokens",
+        ),
+        (
+            "bert_original",
+            FEW_MASKS,
+            [],
+            "growth.stages[0]: objective.mask_rate=0.01: predicts nothing at seq_len 32",
+        ),
+        (
+            "t5_1day",
+            {"until": 0.5, "mask_rate": 0.3},
+            [],
+            "growth.stages[0].mask_rate: needs model.family=encoder",
+        ),
+        (
+            "t5_pairs:smoke",
+            {"until": 0.5, "length": 0.125},
+            ["data.seq_len=64", "data.target_len=16"],
+            "growth.stages[0].length: 2 target tokens are too few; take 8 or more",
+        ),
+    ],
+)
+def test_what_other_keys_forbid(recipe, listed, overrides, message):
+    with pytest.raises(UserError) as caught:
+        get_config(recipe, *overrides, f"growth.stages={[listed]!r}")
+    assert message in str(caught.value)
+
+
+def test_a_mistake_of_the_whole_is_said_once():
+    with pytest.raises(UserError) as caught:
+        config([{"until": 0.5, "depth": 0.5}], "objective.pool=2", "model.document_attention=True")
+    assert str(caught.value).count("means of embeddings go over the ends of documents") == 1

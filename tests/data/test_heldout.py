@@ -71,6 +71,16 @@ def test_ordinary_documents_are_as_they_were(tmp_path):
     assert prepare.read_manifest(directory)["documents"] == 120
 
 
+def test_a_held_out_text_of_its_own_that_is_too_short_is_to_be_longer(tmp_path):
+    held_out = tmp_path / "held.txt"
+    held_out.write_text("A few words that the other text does not have.\n")
+    (tmp_path / "a.txt").write_text("\n\n".join(document(0, number) for number in range(300)))
+    data = settings(tmp_path, source=f"text:{tmp_path}/a.txt", heldout=f"text:{held_out}")
+    dataset = TokenDataset.open(prepare.prepare(data, n_workers=1))
+    with pytest.raises(UserError, match="give more text in data.heldout, or a smaller data.seq_l"):
+        heldout_rows(dataset, seq_len=64)
+
+
 @pytest.mark.parametrize("n_texts, n_documents", [(40, 1), (70, 1), (3, 12), (1, 60)])
 def test_the_advice_for_a_corpus_that_holds_out_nothing_works(tmp_path, n_texts, n_documents):
     texts = []

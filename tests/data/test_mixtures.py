@@ -61,8 +61,9 @@ def mixture(tmp_path_factory):
 def test_pairs_come_in_the_rates_whatever_a_row_holds(mixture, limit, temperature, wanted):
     config, dataset = mixture
     overrides = [f"data.mixture_limit={limit}", f"data.mixture_temperature={temperature}"]
-    mixed = dataset.mixed(get_config("t5_pairs:smoke", "data.source=glue:x", "data.max_mb=None",
-                                     *overrides).data)  # fmt: skip
+    source = f"data.source=prepared:{dataset.directory}"
+    again = get_config("t5_pairs:smoke", source, *overrides)
+    mixed = prepare.open_data(again.data, lambda line: None)
     sizes = mixed.n_sequences("train", SHAPE)
     weights = mixed.row_weights(SHAPE)
     source, row = index.rows_at(0, np.arange(index.MIXTURE_BLOCK), sizes, weights)
@@ -84,6 +85,35 @@ def test_in_proportion_every_source_ends_its_epoch_at_once(mixture):
     np.testing.assert_allclose(
         np.divide(dataset.row_weights(SHAPE), sizes), np.full(2, 1 / 360), rtol=1e-9
     )
+
+
+def test_a_dataset_with_weights_has_no_rates_by_size(tmp_path):
+    specs = []
+    for name in ("a", "b"):
+        specs.append(write_parallel(tmp_path, sentences(60), (f"{name}.de", f"{name}.en")))
+    config = config_of(tmp_path, [[specs[0], 2], [specs[1], 1]], "data.dedup_exact=False")
+    directory = prepare.prepare(config.data, n_workers=1)
+    source = f"data.source=prepared:{directory}"
+    assert TokenDataset.open(directory).mixed(get_config("t5_pairs", source).data).weights == (2, 1)
+    limited = get_config("t5_pairs", source, "data.mixture_limit=9")
+    with pytest.raises(UserError, match="^data.mixture_limit=9: .* is no mixture by size; prep"):
+        prepare.open_data(limited.data, lambda line: None)
+
+
+def test_sources_without_an_example_share_nothing():
+    assert Mixing().rates([0, 0]) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("weight, wanted", [(2, 2 / 9), ("'auto'", 1.0)])
+def test_the_tasks_of_a_suite_share_its_weight(tmp_path, weight, wanted):
+    distributed.write(tmp_path, "glue")
+    (tmp_path / "a.de").write_text("eins\n")
+    pairs = f"pairs:{tmp_path}/a.de,{tmp_path}/a.de"
+    other = weight if weight != 2 else 1
+    config = config_of(tmp_path, f"[['glue:{tmp_path}', {weight}], ['{pairs}', {other}]]")
+    *tasks, last = open_sources(config.data)
+    assert [source.weight for source in tasks] == [pytest.approx(wanted)] * 9
+    assert last.weight == 1.0
 
 
 def test_sources_of_a_mixture_have_prefixes_of_their_own(mixture):

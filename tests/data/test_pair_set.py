@@ -8,6 +8,7 @@ from cramjax.data.dataset import TokenDataset
 from cramjax.data.pair_set import open_pair_set
 from cramjax.errors import UserError
 from tests.data.test_pairs import config_of, sentences, write_parallel
+from tests.glue import distributed
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,25 @@ def test_a_named_source_is_read_as_it_stands(folder, source, dataset):
     gone = config_of(folder, source, *flags[:1], "eval.bleu_source=pairs:nowhere.tsv")
     with pytest.raises(UserError, match="^eval.bleu_source=pairs:nowhere.tsv: no such file"):
         open_pair_set(gone, dataset)
+
+
+@pytest.mark.parametrize("key", ["data.heldout", "eval.bleu_source"])
+def test_of_a_task_the_validation_rows_are_scored(folder, source, dataset, tmp_path, key):
+    (tmp_path / "CoLA").mkdir()
+    for name, content in distributed.GLUE["cola"].items():
+        (tmp_path / name).write_text(content)
+    config = config_of(folder, source, "eval.bleu=True", f"{key}=glue:{tmp_path}")
+    # Two rows of training are there as well.
+    assert open_pair_set(config, dataset).references == ["acceptable"]
+
+
+def test_the_text_of_a_source_never_ends_it(folder, source, dataset):
+    (folder / "sep").mkdir()
+    test = write_parallel(folder / "sep", [("eins </s> zwei", "x")])
+    config = config_of(folder, source, "eval.bleu=True", f"eval.bleu_source={test}")
+    (ids,) = open_pair_set(config, dataset).inputs
+    end = dataset.special_tokens["sep"]
+    assert len(ids) > 3 and ids[-1] == end and ids.count(end) == 1
 
 
 def test_mistakes_are_told_before_anything_starts():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cramjax.config.pairs import PairShape
 from cramjax.config.resolve import get_config
-from cramjax.data import index, loader, pair_rows, prepare, tokenizers
+from cramjax.data import index, loader, pair_packing, prepare, tokenizers
 from cramjax.data.dataset import TokenDataset
 from cramjax.data.pair_rows import PairRows, Pairs
 from cramjax.data.pair_text import SIGN
@@ -95,6 +95,44 @@ def test_records_give_the_pairs_of_two_fields(tmp_path, name, nested):
     assert dropped[0][1].startswith(str(tmp_path / name))
 
 
+def test_parquet_is_read_packed_and_around_a_damaged_row_group(tmp_path):
+    pairs = sentences(300)
+    records = [{"source": source, "target": target, "no": "x" * 99} for source, target in pairs]
+    path = tmp_path / "a.parquet"
+    options = {"compression": "none", "use_dictionary": False, "row_group_size": 100}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path, **options)
+    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert read(tmp_path, f"pairs:{path}.gz") == (pairs, [])
+
+    content = bytearray(path.read_bytes())
+    middle = content.index(pairs[150][0].encode())
+    content[middle - 4 : middle + 1000] = b"\xff" * 1004
+    path.write_bytes(content)
+    found, dropped = read(tmp_path, f"pairs:{path}")
+    assert found == pairs[:100] + pairs[200:]
+    assert dropped == [("damaged_row_group", f"{path}:100")]
+
+
+def test_fields_that_no_record_has_are_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"source": "eins", "target": "one"}\n' * 2)
+    source = f"pairs:{tmp_path}/a.jsonl"
+    with pytest.raises(UserError, match="no record has a field 'score'.*--config.data.keep"):
+        read(tmp_path, source, "data.keep=score > 1")
+    # Both fields are there, though no record has both: it is no pair, and counted.
+    (tmp_path / "a.jsonl").write_text('{"source": "eins"}\n{"target": "one"}\n')
+    found, dropped = read(tmp_path, source)
+    assert not found and [reason for reason, _ in dropped] == ["no_pair_field"] * 2
+
+
+@pytest.mark.parametrize("names", [["source", "target", "target"], ["source", "Target"]])
+def test_columns_that_are_missing_or_doubled_are_told(tmp_path, names):
+    columns = [pyarrow.array(["a"])] * len(names)
+    table = pyarrow.Table.from_arrays(columns, names=names)
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="'target'.*; .*set --config.data.source_field and"):
+        read(tmp_path, f"pairs:{tmp_path}/a.parquet")
+
+
 def test_two_columns_and_parallel_files_give_the_same_pairs(tmp_path):
     pairs = sentences(20) + [("", "empty"), ("voll", "  ")]
     (tmp_path / "a.tsv").write_text(
@@ -129,7 +167,7 @@ def test_a_far_too_long_line_moves_no_other(tmp_path, monkeypatch):
         ("pairs:{0}", "is a folder; name files, as in"),
         ("pairs:{0}/*.csv", "no such file; give a file or a glob"),
         ("pairs:{0}/a.de", "a.de: not a format of pairs"),
-        ("pairs:{0}/words.tsv", "words.tsv:1: has 1 columns, and no line has a source, a tab"),
+        ("pairs:{0}/words.tsv", "words.tsv:1: has 1 column, and no line has a source, a tab"),
         ("pairs:{0}/r.jsonl", "r.jsonl: no record has a field 'source' (found: en, fr); set"),
         ("pairs:{0}/r.parquet", "r.parquet: not a readable parquet file"),
         ("pairs:{0}/list.json", "list.json: its records go over lines; give a record a line"),
@@ -213,6 +251,16 @@ def test_a_dataset_holds_every_pair_once_with_its_own_target(prepared):
     wanted = {" ".join(f"say: {source}".split()): target for source, target in pairs}
     undone = {source.replace(" : ", ": "): target for source, target in texts}
     assert len(texts) == 400 and undone == wanted
+
+
+def test_pairs_without_tokens_or_without_room_are_counted_apart(tmp_path):
+    pairs = [*sentences(60), ("eins " * 5000, "one"), ("\u200b", "two")]
+    source = write_parallel(tmp_path, pairs)
+    config = config_of(tmp_path, source, "data.max_shard_tokens=4096", "data.normalize=False")
+    dataset = TokenDataset.open(prepare.prepare(config.data, n_workers=1))
+    dropped = dataset.manifest["dropped"]
+    assert dropped["pair_too_long"] == 1 and dropped["no_tokens"] == 1
+    assert dataset.manifest["documents"] == 60
 
 
 def test_label_counts_are_those_of_the_targets(prepared):
@@ -323,7 +371,7 @@ def test_rows_are_nearly_full():
     sources = np.clip(rng.lognormal(3.0, 0.6, 20_000), 2, 128)
     targets = np.clip(sources * rng.lognormal(0, 0.2, 20_000), 2, 128)
     lengths = np.stack([sources, targets], 1).astype(np.int32)
-    order, ends = pair_rows.pack(lengths, np.array([128, 128], np.int32))
+    order, ends = pair_packing.pack(lengths, np.array([128, 128], np.int32))
     assert sorted(order.tolist()) == list(range(20_000))
     filled = lengths.sum(axis=0) / (128 * len(ends))
     assert filled.min() > 0.93

@@ -12,11 +12,14 @@ from executors import InThisProcess
 from text_source import FakeSource, document
 
 from cramjax.config import languages, schema
+from cramjax.config.resolve import get_config
 from cramjax.data import jobs, prepare, spool, tokenizers
 from cramjax.data.clean import CleanRules, cut
 from cramjax.data.dataset import TokenDataset
 from cramjax.data.plan import plan_preparation
 from cramjax.errors import RunFailed, UserError
+from cramjax.models.layers import FLOAT32
+from cramjax.objectives import families
 
 
 def settings(tmp_path, **changes):
@@ -116,6 +119,14 @@ def test_documents_may_follow_each_other_without_an_end(prepared, tmp_path):
     starts = np.load(other / entry["boundaries"])
     lengths = [len(ids) for ids in documents_of(directory, "train")]
     assert starts.tolist() == np.cumsum([0, *lengths[:-1]]).tolist()
+
+    # Where a document ends cannot be told any more.
+    config = get_config(
+        "bert_1day", f"data.source=prepared:{other}", "model.document_attention=True"
+    )
+    with pytest.raises(UserError, match="document_attention=True: tells documents by their ends"):
+        families.build(config, dataset, FLOAT32)
+    assert families.build(config, TokenDataset.open(directory), FLOAT32).network.document_attention
 
 
 def test_leaves_nothing_but_the_dataset(prepared):

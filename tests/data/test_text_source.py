@@ -16,7 +16,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cramjax.data import first_bytes, parquet_text, plain_text, text_source, unpacking
+from cramjax.data import first_bytes, parquet_batches, plain_text, text_source, unpacking
 from cramjax.data.sources import open_sources
 from cramjax.errors import UserError
 
@@ -447,5 +447,5 @@ def test_long_rows_of_a_parquet_file_are_read_few_at_a_time(tmp_path, monkeypatc
     texts = [letter * 100 for letter in "abcdefgh"]
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
     for n_bytes in (1, 250, 10**6):
-        monkeypatch.setattr(parquet_text, "_BATCH_BYTES", n_bytes)
+        monkeypatch.setattr(parquet_batches, "_BATCH_BYTES", n_bytes)
         assert read(tmp_path / "a.parquet") == (texts, {})

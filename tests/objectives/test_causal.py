@@ -11,6 +11,7 @@ from cramjax.config.resolve import get_config
 from cramjax.errors import UserError
 from cramjax.models import encoder, network
 from cramjax.models.layers import FLOAT32
+from cramjax.objectives import masking
 from tests import stepping
 from tests.e2e import test_main as cli
 
@@ -44,15 +45,18 @@ def test_it_learns_what_follows_and_nothing_else():
 
 def test_nothing_is_masked_and_first_tokens_are_not_predicted():
     objective = made().objective
-    tokens = stepping.batches(1, rows=4)[0] % 50 + 5  # ordinary ones
-    key, rows = jax.random.key(0), jnp.arange(4)
+    tokens = jnp.asarray(stepping.batches(1, rows=16)[0] % 50 + 5, jnp.int32)  # ordinary ones
+    key, rows = jax.random.key(0), jnp.arange(16)
     inputs, labels = objective.preview(key, tokens, rows)
     np.testing.assert_array_equal(inputs, tokens)
-    assert labels.shape == (4, objective.n_predicted)
+    assert labels.shape == (16, objective.n_predicted)
     params = network.init_params(objective.network, key)
     _, weight = jax.jit(objective.loss)(params, key, tokens, rows)
-    # 29 of 32 positions, and in most rows the first one among them.
-    assert 4 * (objective.n_predicted - 1) <= weight <= 4 * objective.n_predicted
+    # 29 of 32 positions are drawn, and in most rows the first one is among them.
+    mask_key, _ = jax.random.split(key)
+    drawn = masking.mask_tokens(objective.corruption, mask_key, tokens, rows).positions
+    n_first = int((drawn == 0).sum())
+    assert 0 < n_first < 16 and weight == 16 * objective.n_predicted - n_first
 
 
 @pytest.mark.slow
@@ -85,8 +89,8 @@ def test_stages_say_their_rate_and_direction():
     [
         ("quickstart", {"mask_rate": 2}, "mask_rate=2: must be a share of the positions"),
         ("quickstart", {"causal": 1}, "causal=1: must be True or False"),
-        ("quickstart", {"causal": True, "pool": 2}, "pool: a mean holds later tokens"),
-        ("t5_1day", {"causal": True}, "causal: needs model.family=encoder"),
+        ("quickstart", {"causal": True, "pool": 2}, "objective.pool=2: a mean holds later tokens"),
+        ("t5_1day", {"causal": True}, "growth.stages[0].causal: needs model.family=encoder"),
     ],
 )
 def test_mistakes_are_named(recipe, listed, message):

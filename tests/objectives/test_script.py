@@ -127,5 +127,5 @@ def test_evaluation_and_parameters_are_those_of_masked_language_modelling(object
 def test_means_of_embeddings_are_refused():
     with pytest.raises(UserError, match="must be 1 where objective.name is script"):
         get_config("bert_1day:script", "objective.pool=2")
-    with pytest.raises(UserError, match="means of embeddings need objective.name=mlm"):
+    with pytest.raises(UserError, match="stages.0.: objective.pool=2: must be 1 where objective"):
         get_config("bert_1day:script", "growth.stages=[{'until': 0.5, 'pool': 2}]")
