@@ -114,20 +114,34 @@ def load(
     model = pretrained.read(os.path.expanduser(path), step, whole=keep_int8)
 
     # A run computes in the formats it was trained with, other models in the best of the device.
-    precision = automatic
-    if model.is_run:
-        setting = _precision_of(model)
-        precision = devices.make_precision(devices.resolve_precision(setting, device), device)
-    special = special_ids(model.tokenizer)
+    setting = _precision_of(model) if model.is_run else "auto"
+    ready = on_device(model.config, model.params, model.tokenizer, setting)
+    return dataclasses.replace(ready, extra=model.extra, step=model.step, finetuned=model.finetuned)
+
+
+def on_device(
+    config: encoder.EncoderConfig | t5.T5Config,
+    params: Any,
+    tokenizer: tokenizers.Tokenizer,
+    precision: str = "auto",
+) -> LoadedModel:
+    """Returns a model that was read otherwise than by `load`, ready for use on the first device.
+
+    Args:
+        config: the network.
+        params: its parameters, of NumPy or on a device.
+        tokenizer: of the model.
+        precision: as in `config/schema.py`.
+    """
+    start.start()
+    device = jax.devices()[0]
+    special = special_ids(tokenizer)
     return LoadedModel(
-        config=model.config,
-        precision=precision,
-        params=jax.tree.map(jnp.asarray, model.params),
-        tokenizer=model.tokenizer,
+        config=config,
+        precision=devices.make_precision(devices.resolve_precision(precision, device), device),
+        params=jax.tree.map(jnp.asarray, params),
+        tokenizer=tokenizer,
         special={role: number for role, number in special.items() if number is not None},
-        extra=model.extra,
-        step=model.step,
-        finetuned=model.finetuned,
     )
 
 

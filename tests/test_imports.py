@@ -22,7 +22,7 @@ BELOW = {
     "data": {"errors", "files", "console", "stop", "config", "glue"},
     "glue": {"errors"},
     "reporting": {"errors", "files", "console", "pareto", "glue"},
-    "tasks": {"errors", "glue"},
+    "tasks": {"errors", "console", "glue"},
     "models": set(),
     "objectives": {"errors", "config", "budget", "models"},
     "parallel": {"errors", "stop"},

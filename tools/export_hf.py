@@ -41,6 +41,10 @@ def _run(args: argparse.Namespace) -> int:
     from cramjax.publishing.revisions import revisions
 
     _check(args)
+    results = args.results
+    # What lies in runs/finetune is of the last checkpoint.
+    if results is None and args.step is None:
+        results = find_results(args.checkpoint)
     if args.push_to_hub:
         push.check(args.push_to_hub)
     options = Options(
@@ -49,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
         verify=args.verify,
         license=args.license,
         language=args.language,
-        results=args.results or find_results(args.checkpoint),
+        results=results,
         name=args.push_to_hub,
         step=args.step,
     )
@@ -62,7 +66,10 @@ def _run(args: argparse.Namespace) -> int:
     listed = revisions(args.checkpoint)
     start.start()
     for one in listed:
+        # The results are those of the last checkpoint.
         of_step = dataclasses.replace(options, step=one.step)
+        if one.step is not None:
+            of_step = dataclasses.replace(of_step, results=None)
         _export(args, args.out / one.name, of_step, one.branch)
     return 0
 
@@ -164,7 +171,7 @@ def _add_card_flags(parser: argparse.ArgumentParser) -> None:
         type=path,
         metavar="FILE",
         help="results.json of tools.finetune, for the model card "
-        "(default: the one in runs/finetune, if any)",
+        "(default: the one in runs/finetune, if any; none with --step)",
     )
     parser.add_argument(
         "--license",

@@ -18,11 +18,13 @@ EXAMPLE = """input, of any size:
   All but .parquet may be compressed (.gz).
 
 output, a line a row in the order of the input:
-  classes                  label, score (its probability, 0 to 1)
+  classes                  label, score (its probability, 0 to 1); of a T5 label alone
   a regression             score
   tags                     words, tags
-  answers                  answer, score, no_answer (score of "no answer" less that of the text)
+  answers                  answer, score, no_answer (score of "no answer" less that of the text); of
+                           a T5 answer alone
   a T5's text              text
+  The label or score of a T5 that writes neither is empty.
 
 examples:
   python -m tools.predict --checkpoint runs/glue/models/cola/point-0/seed-0 --input new.txt \\
@@ -44,13 +46,18 @@ def _predict(args: argparse.Namespace) -> int:
     model = prediction.load_finetuned(args.checkpoint)
     n_texts = len(args.columns) if args.columns else None
     predictor = prediction.Predictor(model, n_texts)
+    if args.threshold is not None and not predictor.has_odds:
+        raise UserError(
+            f'--threshold: this model of {predictor.task.name} gives no score of "no answer"; '
+            "leave --threshold out"
+        )
 
     rows = prediction_files.rows(source, predictor.task, args.columns)
     suffix = args.out.suffix
     n_rows = 0
     with replacing(args.out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for found in predictor.predict(rows):
-            if args.threshold is not None and found.get("no_answer", 0.0) > args.threshold:
+            if args.threshold is not None and found["no_answer"] > args.threshold:
                 found["answer"] = ""
             if not n_rows:
                 file.write(prediction_files.header(found, suffix))
@@ -71,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         required=True,
         metavar="DIR",
         help="a folder of tools.finetune --save, a compressed one, or a Hugging Face model with a "
-        "head",
+        "head; not of WiC, WSC, COPA, MultiRC or ReCoRD, whose rows are more than texts",
     )
 
     parser.add_argument("--input", type=in_home, required=True, metavar="FILE", help="rows")

@@ -18,8 +18,8 @@ from cramjax.bench import finetuning_peer
 from cramjax.config.views import Config
 from cramjax.data import tokenizers
 from cramjax.errors import UserError
-from cramjax.finetuning import training
-from cramjax.finetuning.classification import Classification, classification
+from cramjax.finetuning import learning, training
+from cramjax.finetuning.classification import Classification
 from cramjax.finetuning.feed import EncoderFeed
 from cramjax.finetuning.protocols import PROTOCOLS
 from cramjax.glue import inputs, rows
@@ -165,7 +165,7 @@ class TimedFinetuning:
         self._feed = EncoderFeed(task, splits, tokenizer, pad_id, self.settings, None)
         self._sequences = self._feed.sequences("train")
         self._labels = [sample.label for sample in samples]
-        self._n_classes = task.n_classes
+        self._task = task
         self.mean_tokens = statistics.mean(len(sequence.ids) for sequence in self._sequences)
 
         self._config = encoder_config(config.model, vocab_size)
@@ -197,15 +197,8 @@ class TimedFinetuning:
         }
 
     def _learner(self, precision: str) -> Classification:
-        settings = self.settings
-        return classification(
-            self._config,
-            devices.make_precision(precision, jax.devices()[0]),
-            width=settings.head_width,
-            pooling=settings.pooling,
-            dropout=settings.dropout,
-            attention_dropout=settings.attention_dropout,
-        )
+        network = learning.network_with_head(self._config, self._task, self.settings)
+        return Classification(network, devices.make_precision(precision, jax.devices()[0]))
 
     def _train(self, learner: Classification) -> tuple[float, int]:
         """Returns (seconds, steps) of one training."""
@@ -233,7 +226,7 @@ class TimedFinetuning:
             "num_attention_heads": config.n_heads,
             "intermediate_size": d_ff,
             "max_position_embeddings": max(settings.max_length, 128),
-            "num_labels": self._n_classes,
+            "num_labels": self._task.n_classes,
             "hidden_dropout_prob": settings.dropout,
             "attention_probs_dropout_prob": settings.attention_dropout,
         }

@@ -42,7 +42,7 @@ def load_candidates(request: CompressionRequest, announce: Announce) -> list[Can
 
     Raises:
         UserError: if a model, a task or its data are missing, or if a model is finetuned for
-            another task.
+            another task or for other labels.
     """
     candidates: list[Candidate] = []
     opened: dict[str, rows.TaskData] = {}
@@ -58,6 +58,7 @@ def load_candidates(request: CompressionRequest, announce: Announce) -> list[Can
             if task.name not in opened:
                 opened[task.name] = catalogue.open_task(task, request.data_dir, announce)
             task = opened[task.name].task
+            _check_labels(checkpoint, model, task)
             splits = opened[task.name].splits
             settings = _settings(request, model, task)
             subject = TaskSubject(model, task, splits, settings, announce)
@@ -128,6 +129,22 @@ def _task(
             "--task out, or name the run before that"
         )
     return task
+
+
+def _check_labels(checkpoint: str, model: inference.LoadedModel, task: Task) -> None:
+    """Raises UserError if the data have other labels than those that a model was finetuned for.
+
+    Its outputs would get the wrong names, and be scored by them.
+    """
+    if model.finetuned is None:
+        return
+    noted = ", ".join(model.finetuned["labels"] or ("none",))
+    found = ", ".join(task.labels or ("none",))
+    if noted != found:
+        raise UserError(
+            f"{checkpoint}: is finetuned for the labels {noted:.200}, and the data of {task.name} "
+            f"have {found:.200}; give the data that it was finetuned on"
+        )
 
 
 def _settings(request: CompressionRequest, model: inference.LoadedModel, task: Task) -> Settings:

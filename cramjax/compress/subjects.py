@@ -48,7 +48,7 @@ class Score:
     Attributes:
         value: value of `metric`.
         loss: mean over the evaluation split, in nats, or squared error for a regression. None for
-            a finetuned T5.
+            a finetuned T5, and where no answer stands in its context.
     """
 
     metric: str
@@ -201,11 +201,12 @@ class TaskSubject:
         return times
 
 
-def _mean_loss(objective: EncoderObjective, params: Any, batches: Sequence[Arrays]) -> float:
-    """Returns the mean loss over `batches`."""
+def _mean_loss(objective: EncoderObjective, params: Any, batches: Sequence[Arrays]) -> float | None:
+    """Returns the mean loss over `batches`; None if no example has a target."""
     evaluate = training.evaluator(objective)
     sums = [evaluate(params, batch) for batch in batches]
-    return float(sum(total for total, _ in sums)) / float(sum(weight for _, weight in sums))
+    weight = float(sum(weight for _, weight in sums))
+    return float(sum(total for total, _ in sums)) / weight if weight else None
 
 
 class TextSubject:

@@ -194,35 +194,6 @@ class SpanAnswers(EncoderObjective):
         return jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"])
 
 
-def classification(
-    config: encoder.EncoderConfig,
-    precision: Precision,
-    *,
-    width: int | None,
-    pooling: str,
-    dropout: float,
-    attention_dropout: float,
-    transform: str = "pooler",
-) -> Classification:
-    """Returns the objective of an encoder with a fresh head and the given dropout rates.
-
-    Args:
-        width: of the head's dense layer; None means the encoder's width.
-        pooling: input of the head: the "first" token or the "mean" of all.
-        transform: kind of the head (`models.classifier`).
-    """
-    head = classifier.ClassifierConfig(
-        encoder=dropping(config, dropout, attention_dropout),
-        width=width or config.d_model,
-        n_outputs=N_OUTPUTS,
-        dropout=dropout,
-        pooling=pooling,
-        transform=transform,
-    )
-
-    return Classification(head, precision)
-
-
 def dropping(
     config: encoder.EncoderConfig, dropout: float, attention_dropout: float
 ) -> encoder.EncoderConfig:

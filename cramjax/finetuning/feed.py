@@ -53,6 +53,10 @@ class Feed(Protocol):
     n_train: int
     n_illegal: dict[str, int]
 
+    def read(self, splits: Mapping[str, list[Row]]) -> None:
+        """Tokenises other rows in place of those before."""
+        ...
+
     def plan(self, examples: Sequence[int]) -> MicrobatchPlan:
         """Returns what the training `examples` (numbers below `n_train`) need."""
         ...
@@ -73,24 +77,37 @@ class Feed(Protocol):
 class PackedFeed:
     """Feeds an encoder with examples of one or several sequences, packed side by side.
 
-    A subclass has the labels of a kind of head: `_targets` and `predictions`.
+    A subclass has the texts and labels of a kind of head: `read`, `_targets` and `predictions`.
 
     Attributes:
         notes: sentences about rows that are not read in full.
     """
 
-    def __init__(
-        self, sequences: Mapping[str, list[packing.Encoded]], pad_id: int, n_choices: int = 1
-    ):
-        """Takes the encoded sequences of each split, the choices of an example in a row."""
+    def __init__(self, pad_id: int, n_choices: int = 1):
+        """Takes what all rows share; `read` takes the rows.
+
+        Args:
+            pad_id: the token behind the last sequence of a row.
+            n_choices: sequences of an example.
+        """
         self._pad_id = pad_id
-        self._sequences = sequences
+        self._sequences: Mapping[str, list[packing.Encoded]] = {}
         self._layouts: dict[str, list[MicrobatchPlan]] = {}
+        self._length = 0
         self.n_choices = n_choices
         self.n_illegal: dict[str, int] = {}
         self.notes: list[str] = []
+        self.n_train = 0
 
-        self.n_train = len(sequences.get("train", ())) // n_choices
+    def read(self, splits: Mapping[str, list[Row]]) -> None:
+        """Tokenises other rows in place of those before."""
+        raise NotImplementedError
+
+    def _take(self, sequences: Mapping[str, list[packing.Encoded]]) -> None:
+        """Takes the encoded sequences of each split, the choices of an example in a row."""
+        self._sequences = sequences
+        self._layouts = {}
+        self.n_train = len(sequences.get("train", ())) // self.n_choices
         longest = max(max(self._lengths(split), default=0) for split in sequences)
         self._length = packing.row_length(longest)
 
@@ -217,20 +234,24 @@ class EncoderFeed(PackedFeed):
             splits: rows by split, with "train" among them if the task is to be trained.
             max_positions: positions of the model; None means no limit.
         """
+        n_choices = 2 if task.kind == "choice" else 1
+        super().__init__(pad_id, n_choices)
         self._task = task
-        self._rows = splits
-        limit = min(settings.max_length, max_positions or settings.max_length)
-        cutting = truncating(tokenizer, limit)
+        self._as_pair = settings.single_as_pair
+        self._cutting = truncating(tokenizer, settings.fitting(max_positions))
+        self.read(splits)
 
+    def read(self, splits: Mapping[str, list[Row]]) -> None:
+        """Tokenises other rows in place of those before."""
+        self._rows = splits
         self._samples: dict[str, list[inputs.Sample]] = {}
         sequences: dict[str, list[packing.Encoded]] = {}
         for split, rows in splits.items():
             self._samples[split] = []
             for row in rows:
-                self._samples[split].extend(inputs.samples(task, row))
-            sequences[split] = _encode(cutting, self._samples[split], settings.single_as_pair)
-        n_choices = 2 if task.kind == "choice" else 1
-        super().__init__(sequences, pad_id, n_choices)
+                self._samples[split].extend(inputs.samples(self._task, row))
+            sequences[split] = _encode(self._cutting, self._samples[split], self._as_pair)
+        self._take(sequences)
 
     def _targets(self, split: str, plan: MicrobatchPlan, batch: Arrays) -> Arrays:
         labels = [self._samples[split][example].label for example in plan.examples]

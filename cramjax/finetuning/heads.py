@@ -26,9 +26,26 @@ from cramjax.finetuning.tag_feed import TagFeed
 from cramjax.glue import metrics
 from cramjax.glue.tasks import OTHER, Row, Task
 from cramjax.models import classifier
-from cramjax.tasks import answers, tags
+from cramjax.tasks import answers, metric_names, tags
 
 Scores = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderPart:
+    """The way of an encoder to one kind of answer.
+
+    Attributes:
+        network: `ClassifierConfig.head`.
+        feed: (task, splits, tokenizer, pad_id, settings, max_positions) → the examples.
+        objective: (network, precision) → the functions that learn them.
+        n_outputs: task → scores of the network.
+    """
+
+    network: str
+    feed: Callable[..., PackedFeed]
+    objective: Callable[..., EncoderObjective]
+    n_outputs: Callable[[Task], int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,10 +53,7 @@ class Head:
     """One kind of answer.
 
     Attributes:
-        network: `ClassifierConfig.head`; None if only a T5 gives such answers.
-        feed: (task, splits, tokenizer, pad_id, settings, max_positions) → the examples.
-        objective: (network, precision) → the functions that learn them.
-        n_outputs: task → scores of the network.
+        encoder: the way of an encoder there; None if only a T5 gives such answers.
         score: (task, rows, predictions) → metrics, in percent unless their name says otherwise.
         text: (task, label or prediction) → how a table shows it.
         decisions: predictions of all rows → what was decided, to find a model that has one answer
@@ -47,10 +61,7 @@ class Head:
         for_t5: a T5 can read its rows.
     """
 
-    network: str | None
-    feed: Callable[..., PackedFeed]
-    objective: Callable[..., EncoderObjective]
-    n_outputs: Callable[[Task], int]
+    encoder: EncoderPart | None
     score: Callable[[Task, Sequence[Row], Sequence[Any]], Scores]
     text: Callable[[Task, Any], str]
     decisions: Callable[[Sequence[Any]], list[Any]] = list
@@ -60,6 +71,18 @@ class Head:
 def head_of(task: Task) -> Head:
     """Returns the head that answers a task."""
     return HEADS[task.kind]
+
+
+def encoder_part(task: Task) -> EncoderPart:
+    """Returns the way of an encoder to the answers of a task.
+
+    Raises:
+        UserError: if only a T5 gives them.
+    """
+    part = head_of(task).encoder
+    if part is None:
+        raise UserError(f"--task {task.name}: its answers are free text; take a T5")
+    return part
 
 
 def check(task: Task, is_t5: bool) -> None:
@@ -73,8 +96,8 @@ def check(task: Task, is_t5: bool) -> None:
         raise UserError(
             f"--task {task.name}: a T5 writes scores of STS-B only (0 to 5); take an encoder"
         )
-    if not is_t5 and head.network is None:
-        raise UserError(f"--task {task.name}: its answers are free text; take a T5")
+    if not is_t5:
+        encoder_part(task)
 
 
 def is_constant(task: Task, predictions: Sequence[Any]) -> bool:
@@ -114,7 +137,7 @@ def _tag_scores(task: Task, rows: Sequence[Row], predictions: Sequence[Any]) -> 
     kinds = sorted({tag.partition("-")[2] for tag in task.labels or ()} - {""})
     for kind in kinds:
         for name in nothing:
-            found[f"{name}_{kind}"] = 100.0 * by_kind.get(kind, nothing)[name]
+            found[metric_names.of_type(name, kind)] = 100.0 * by_kind.get(kind, nothing)[name]
     return found
 
 
@@ -132,8 +155,9 @@ def _span_scores(task: Task, rows: Sequence[Row], predictions: Sequence[Any]) ->
     texts = [prediction["text"] for prediction in predictions]
     if "best_f1" not in task.metrics:
         return answers.scores_v1(gold, texts)
-    odds = [prediction["no_answer"] for prediction in predictions]
-    return answers.scores_v2(gold, texts, odds)
+    # A T5 gives no odds.
+    odds = [prediction["no_answer"] for prediction in predictions if "no_answer" in prediction]
+    return answers.scores_v2(gold, texts, odds or None)
 
 
 def _texts_of(row: Row) -> list[str]:
@@ -163,40 +187,39 @@ def _plain_text(task: Task, value: Any) -> str:
 
 
 _SEQUENCE = Head(
-    network=classifier.SEQUENCE,
-    feed=EncoderFeed,
-    objective=Classification,
-    n_outputs=n_outputs,
+    encoder=EncoderPart(
+        network=classifier.SEQUENCE,
+        feed=EncoderFeed,
+        objective=Classification,
+        n_outputs=n_outputs,
+    ),
     score=metrics.score,
     text=_score_text,
 )
 _TAGS = Head(
-    network=classifier.TOKEN,
-    feed=TagFeed,
-    objective=Tagging,
-    n_outputs=lambda task: len(task.labels or ()),
+    encoder=EncoderPart(
+        network=classifier.TOKEN,
+        feed=TagFeed,
+        objective=Tagging,
+        n_outputs=lambda task: len(task.labels or ()),
+    ),
     score=_tag_scores,
     text=_tag_text,
     decisions=_tag_decisions,
     for_t5=False,
 )
 _SPAN = Head(
-    network=classifier.SPAN,
-    feed=SpanFeed,
-    objective=SpanAnswers,
-    n_outputs=lambda _: 2,
+    encoder=EncoderPart(
+        network=classifier.SPAN,
+        feed=SpanFeed,
+        objective=SpanAnswers,
+        n_outputs=lambda _: 2,
+    ),
     score=_span_scores,
     text=_span_text,
     decisions=_span_decisions,
 )
-_TEXT = Head(
-    network=None,
-    feed=EncoderFeed,
-    objective=Classification,
-    n_outputs=n_outputs,
-    score=_text_scores,
-    text=_plain_text,
-)
+_TEXT = Head(encoder=None, score=_text_scores, text=_plain_text)
 
 HEADS = {
     **dict.fromkeys(("classification", "regression", "choice", "answers", "entities"), _SEQUENCE),

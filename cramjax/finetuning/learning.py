@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cramjax.finetuning import results, training
+from cramjax.finetuning import training
 from cramjax.finetuning.classification import EncoderObjective, dropping
 from cramjax.finetuning.feed import Feed, PackedFeed
-from cramjax.finetuning.heads import check, head_of
+from cramjax.finetuning.heads import check, encoder_part, head_of
 from cramjax.finetuning.protocols import Settings
 from cramjax.finetuning.t5_feed import T5Feed
 from cramjax.finetuning.text_to_text import TextToText, text_to_text
@@ -23,7 +23,7 @@ from cramjax.hub.families import FAMILIES
 from cramjax.inference import LoadedModel
 from cramjax.models import classifier, encoder, kernels, t5
 from cramjax.objectives.objective import FinetuningObjective
-from cramjax.tasks import catalogue
+from cramjax.tasks import catalogue, metric_names
 from cramjax.tuning import attention_choice
 
 Splits = Mapping[str, list[Row]]
@@ -85,13 +85,13 @@ def _open_encoder(
     settings: Settings,
     announce: Callable[[str], None],
 ) -> tuple[PackedFeed, EncoderObjective]:
-    head = head_of(task)
+    part = encoder_part(task)
     pad_id = model.special["pad"]
-    feed = head.feed(task, splits, model.tokenizer, pad_id, settings, config.max_length)
+    feed = part.feed(task, splits, model.tokenizer, pad_id, settings, config.max_length)
     for note in feed.notes:
         announce(f"{task.folder}: {note}")
     network = network_with_head(config, task, settings)
-    objective = head.objective(network, model.precision)
+    objective = part.objective(network, model.precision)
     return feed, _with_fastest_attention(objective, feed, model.params, settings, announce)
 
 
@@ -99,8 +99,8 @@ def network_with_head(
     config: encoder.EncoderConfig, task: Task, settings: Settings
 ) -> classifier.ClassifierConfig:
     """Returns the network that `settings` finetune for a task."""
-    head = head_of(task)
-    kind = head.network or classifier.SEQUENCE
+    part = encoder_part(task)
+    kind = part.network
     # The stock head is that of the transformers class the network exports to, if there is one.
     width, transform = settings.head_width, "pooler"
     family = equivalence.export_family(config)
@@ -113,7 +113,7 @@ def network_with_head(
     return classifier.ClassifierConfig(
         encoder=dropping(config, settings.dropout, settings.attention_dropout),
         width=width or config.d_model,
-        n_outputs=head.n_outputs(task),
+        n_outputs=part.n_outputs(task),
         dropout=settings.dropout,
         pooling=settings.pooling,
         transform=transform,
@@ -162,7 +162,7 @@ def score(
         predictions[split] = feed.predictions(split, outputs)
         if split in task.splits:
             split_scores = head_of(task).score(task, rows, predictions[split])
-            scores |= results.metric_names(task, split_scores, split)
+            scores |= metric_names.of_split(task, split_scores, split)
     return scores, predictions
 
 
@@ -170,7 +170,7 @@ def describe(task: Task, settings: Settings, seed: int) -> dict[str, Any]:
     """Returns what a finetuned model notes about its making."""
     described = catalogue.notes(task)
     described |= {"settings": settings.describe(), "seed": seed}
-    network = head_of(task).network
-    if network not in (None, classifier.SEQUENCE):
-        described["head"] = network
+    part = head_of(task).encoder
+    if part and part.network != classifier.SEQUENCE:
+        described["head"] = part.network
     return described

@@ -52,13 +52,15 @@ def write_outputs(
     for item in finished:
         name = item.task.name
         entries[name] = _entry(request, item)
-        predictions = _median_run(item, entries[name]["point"])["predictions"][name]
+        run = _median_run(item, entries[name]["point"])
+        predictions = run["predictions"][name]
         folder = request.out / "predictions"
         submission.write_predictions(folder, item.task, predictions, item.data.splits)
         if item.task.kind == "span":
             split = item.task.splits[0]
             rows = item.data.splits[split]
-            submission.write_answers(folder, item.task, rows, predictions[split])
+            threshold = run["metrics"][name].get("best_f1_threshold")
+            submission.write_answers(folder, item.task, rows, predictions[split], threshold)
         server_files |= _server_files(item, predictions)
 
     listed = catalogue.listed(tasks)
@@ -84,6 +86,8 @@ def _entry(request: FinetuneRequest, item: FinishedTask) -> dict[str, Any]:
     splits = item.data.splits
     max_train = request.protocol.settings_at(entry["point"]).max_train
 
+    # The task file is not there when a card is written.
+    entry["kind"] = item.task.kind
     entry["n_train"] = min(item.n_train, max_train or sys.maxsize)
     entry["n_eval"] = sum(len(splits[split]) for split in item.task.splits if split in splits)
     entry["data_differences"] = list(item.data.differences)

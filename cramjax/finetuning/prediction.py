@@ -13,21 +13,21 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from cramjax import inference
 from cramjax.checkpoints import pretrained
+from cramjax.console import silent
 from cramjax.errors import UserError
 from cramjax.finetuning import learning, training
 from cramjax.finetuning.feed import EncoderFeed, Feed
 from cramjax.finetuning.protocols import Settings
-from cramjax.finetuning.span_feed import SpanFeed
 from cramjax.finetuning.tag_feed import TagFeed
 from cramjax.glue.tasks import OTHER, Row, Task
 from cramjax.hub import directory
 from cramjax.inference import LoadedModel
 from cramjax.models import classifier
+from cramjax.objectives.objective import FinetuningObjective
 from cramjax.tasks import catalogue, tags
 
 CHUNK = 1024
@@ -64,7 +64,6 @@ def load_finetuned(path: str | os.PathLike) -> LoadedModel:
 def _from_hf(place: Any) -> LoadedModel:
     """Returns a model of `transformers` with its head, as one that we finetuned."""
     imported = directory.read_head(place)
-    model = inference.load(place)
     config = imported.config
     kind = _KINDS.get(config.head, "classification")
     if config.head == classifier.SEQUENCE and config.n_outputs == 1:
@@ -93,14 +92,8 @@ def _from_hf(place: Any) -> LoadedModel:
     for name, leaf in out.items():
         # Heads for sequences have at least three outputs here.
         out[name] = np.pad(leaf, ((0, 0),) * (leaf.ndim - 1) + ((0, n_more),))
-    return LoadedModel(
-        config=config.encoder,
-        precision=model.precision,
-        params=jax.tree.map(jax.numpy.asarray, params),
-        tokenizer=model.tokenizer,
-        special=model.special,
-        finetuned=learning.describe(task, settings, 0),
-    )
+    model = inference.on_device(config.encoder, params, imported.tokenizer)
+    return dataclasses.replace(model, finetuned=learning.describe(task, settings, 0))
 
 
 class Predictor:
@@ -108,7 +101,7 @@ class Predictor:
 
     Attributes:
         task: the task.
-        n_texts: texts of a row: 1, or 2 of a pair.
+        has_odds: whether a prediction has "no_answer".
     """
 
     def __init__(self, model: LoadedModel, n_texts: int | None = None):
@@ -136,7 +129,8 @@ class Predictor:
         self._settings = Settings(**model.finetuned["settings"])
         if n_texts and n_texts != len(self.task.fields):
             self._take_texts(n_texts)
-        self.n_texts = len(self.task.fields)
+        self.has_odds = self.task.kind == "span" and not model.is_t5
+        self._opened: tuple[Feed, FinetuningObjective] | None = None
 
     def _take_texts(self, n_texts: int) -> None:
         """Reads one text or two with a model of `transformers`, which does not say how many."""
@@ -156,7 +150,8 @@ class Predictor:
 
         Keys are "label" and "score" (a probability) for classes, "score" for a regression, "words"
         and "tags" for tags, "answer", "score" and "no_answer" for answers (the score of no answer
-        less that of the text), "text" for a T5's text.
+        less that of the text), "text" for text. A T5 has no "score" beside a label or an answer,
+        and no "no_answer"; a label or a score that it does not write is None.
 
         Args:
             rows: with the fields of `task`.
@@ -166,9 +161,7 @@ class Predictor:
             yield from self._predict(chunk)
 
     def _predict(self, rows: list[Row]) -> Iterator[dict[str, Any]]:
-        feed, objective = learning.open_task(
-            self._model, self.task, {_SPLIT: rows}, self._settings, lambda _: None
-        )
+        feed, objective = self._open(rows)
         outputs = training.predict(objective, self._model.params, feed.eval_batches(_SPLIT))
         if isinstance(feed, EncoderFeed):
             yield from self._classes(feed.scores(_SPLIT, outputs))
@@ -180,6 +173,17 @@ class Predictor:
                 yield {"words": row["words"], "tags": guessed}
         else:
             yield from self._texts(feed, outputs)
+
+    def _open(self, rows: list[Row]) -> tuple[Feed, FinetuningObjective]:
+        """Returns the rows as the model reads them; its tokenizer is made ready once."""
+        splits = {_SPLIT: rows}
+        if self._opened is None:
+            self._opened = learning.open_task(
+                self._model, self.task, splits, self._settings, silent
+            )
+        else:
+            self._opened[0].read(splits)
+        return self._opened
 
     def _classes(self, scores: np.ndarray) -> Iterator[dict[str, Any]]:
         labels = self.task.labels
@@ -195,16 +199,14 @@ class Predictor:
 
     def _texts(self, feed: Feed, outputs: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
         for found in feed.predictions(_SPLIT, outputs):
-            if isinstance(feed, SpanFeed) or self.task.kind == "span":
-                score, odds = found["score"], found["no_answer"]
-                yield {"answer": found["text"], "score": score, "no_answer": odds}
+            if self.task.kind == "span":
+                numbers = {key: value for key, value in found.items() if key != "text"}
+                yield {"answer": found["text"]} | numbers
             elif self.task.kind == "text":
                 yield {"text": found}
-            elif found is None:
-                # A T5 may write what is no label.
-                yield {"label": None}
             elif self.task.labels:
-                yield {"label": self.task.labels[found]}
+                # A T5 may write what is no label.
+                yield {"label": None if found is None else self.task.labels[found]}
             else:
                 yield {"score": found}
 

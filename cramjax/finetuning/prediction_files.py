@@ -25,6 +25,8 @@ def rows(path: pathlib.Path, task: Task, columns: Sequence[str] | None) -> Itera
         UserError: for a missing or damaged file, or a missing column.
     """
     if tables.suffix_of(path) == ".txt":
+        if columns:
+            raise UserError(f"{path}: is a text a line and has no columns; leave --columns out")
         yield from _lines(path, task)
         return
 

@@ -127,6 +127,10 @@ class Settings:
         share = multiplier(self.schedule, step / n_steps, warmup=warmup, final=self.final)
         return self.lr * share
 
+    def fitting(self, max_positions: int | None) -> int:
+        """Returns the tokens of an input for a model of so many positions; None is no limit."""
+        return min(self.max_length, max_positions or self.max_length)
+
     def describe(self) -> dict[str, Any]:
         """Returns the settings as plain values, for the results."""
         return dataclasses.asdict(self)
@@ -393,7 +397,7 @@ def choose_protocol(
 
     protocol = PROTOCOLS[name]
     others = [task for task in tasks if task.suite == OTHER]
-    if name != "t5":
+    if not is_t5:
         by_kind = {task.name: BY_KIND[task.kind] for task in others if task.kind in BY_KIND}
         protocol = dataclasses.replace(protocol, by_task={**by_kind, **protocol.by_task})
     return protocol.changed(assignments, grid, others)

@@ -15,7 +15,6 @@ from cramjax.glue.published import GLUE
 from cramjax.glue.tasks import Task
 from cramjax.tasks.catalogue import TITLES
 
-_SUFFIXES = {"validation_mismatched": "_mm", "test": "_test"}
 _METRIC_NAMES = {
     "matthews": "MCC",
     "accuracy": "acc",
@@ -29,17 +28,6 @@ _METRIC_NAMES = {
     "gender_parity": "parity",
     "best_f1": "best F1",
 }
-
-
-def suffix_of(task: Task, split: str) -> str:
-    """Returns the end of the names of a further evaluation split: MNLI's second one has _mm."""
-    return "" if split == task.splits[0] else _SUFFIXES[split]
-
-
-def metric_names(task: Task, metrics: Mapping[str, float], split: str) -> dict[str, float]:
-    """Returns the metrics of a split by their names in results."""
-    suffix = suffix_of(task, split)
-    return {name + suffix: value for name, value in metrics.items()}
 
 
 def headline(task: Task, metrics: Mapping[str, float]) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from cramjax.errors import UserError
 from cramjax.finetuning import packing
 from cramjax.finetuning import windows as cutter
 from cramjax.finetuning.feed import Arrays, MicrobatchPlan, PackedFeed
@@ -21,6 +22,9 @@ from cramjax.glue.tasks import Row, Task
 Answer = dict[str, Any]
 """{"text", "score", "no_answer"}: a piece of the context, the sum of its scores, and the score of
 "no answer" less that."""
+
+Span = tuple[int, int]
+"""The first and the last token of an answer."""
 
 
 class SpanFeed(PackedFeed):
@@ -40,36 +44,49 @@ class SpanFeed(PackedFeed):
         Training rows whose answers are all elsewhere than in their context are left out.
 
         Raises:
-            UserError: if `max_length` leaves no room.
+            UserError: if `max_length` leaves no room, or no training row is left.
         """
-        del task
-        limit = min(settings.max_length, max_positions or settings.max_length)
+        super().__init__(pad_id)
+
+        self._name = task.folder
+        limit = settings.fitting(max_positions)
         # A question may fill half of a window.
         self._question_limit = min(settings.max_question, limit // 2)
         self._plain = tokenizers.Tokenizer.from_str(tokenizer.to_str())
         self._plain.no_truncation()
-        cutting = cutter.cutting(tokenizer, limit, settings.stride, n_before=self._question_limit)
+        self._cutting = cutter.cutting(
+            tokenizer, limit, settings.stride, n_before=self._question_limit
+        )
         self._n_best = settings.n_best
         self._max_answer = settings.max_answer
+        self.read(splits)
+
+    def read(self, splits: Mapping[str, list[Row]]) -> None:
+        """Tokenises other rows in place of those before."""
         self._rows = {split: list(rows) for split, rows in splits.items()}
         if "train" in self._rows:
             self._rows["train"] = [row for row in self._rows["train"] if _can_be_learned(row)]
+            if not self._rows["train"]:
+                raise UserError(
+                    f"{self._name}: no answer of the training rows stands in its context, so that "
+                    "nothing can be learned; correct the answers"
+                )
 
         sequences: dict[str, list[packing.Encoded]] = {}
         self._windows: dict[str, list[tuple[int, np.ndarray]]] = {}  # (row, places) of each
-        self._spans: list[tuple[int, int]] = []
+        self._spans: dict[str, list[Span | None]] = {}
         for split, rows in self._rows.items():
             sequences[split] = []
             self._windows[split] = []
+            self._spans[split] = []
             pairs = list(zip(self._questions(rows), (row["context"] for row in rows), strict=True))
-            for number, parts in enumerate(cutter.windows(cutting, pairs, 1)):
+            for number, parts in enumerate(cutter.windows(self._cutting, pairs, 1)):
+                label = rows[number].get("label", ())
                 sequences[split].extend(part.sequence for part in parts)
-                if split == "train":
-                    label = self._rows[split][number]["label"]
-                    self._spans.extend(_span(part.places, label) for part in parts)
-                else:
+                self._spans[split].extend(_span(part.places, label) for part in parts)
+                if split != "train":
                     self._windows[split].extend((number, part.places) for part in parts)
-        super().__init__(sequences, pad_id)
+        self._take(sequences)
 
     def _questions(self, rows: Sequence[Row]) -> list[str]:
         """Returns the questions, cut after as many tokens as a question may have."""
@@ -89,12 +106,16 @@ class SpanFeed(PackedFeed):
     def _targets(self, split: str, plan: MicrobatchPlan, batch: Arrays) -> Arrays:
         starts = batch["first"].copy()
         ends = batch["first"].copy()
-        if split == "train":
-            for number, example in enumerate(plan.examples):
-                first, last = self._spans[example]
-                starts[number] += first
-                ends[number] += last
-        return {"starts": starts, "ends": ends}
+        weights = (np.arange(len(starts)) < len(plan.examples)).astype(np.float32)
+        for number, example in enumerate(plan.examples):
+            span = self._spans[split][example]
+            if span is None:
+                # An answer that is not in its context is no target, and "no answer" is wrong.
+                weights[number] = 0.0
+                continue
+            starts[number] += span[0]
+            ends[number] += span[1]
+        return {"starts": starts, "ends": ends, "weights": weights}
 
     def n_best(self, split: str, outputs: Sequence[np.ndarray]) -> list[list[Answer]]:
         """Returns the best answers of each row, best first; none for a context without tokens."""
@@ -155,12 +176,15 @@ def _highest(tokens: np.ndarray, scores: np.ndarray, n: int) -> np.ndarray:
     return tokens[np.argsort(-scores, kind="stable")[:n]]
 
 
-def _span(places: np.ndarray, answers: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+def _span(places: np.ndarray, answers: Sequence[Mapping[str, Any]]) -> Span | None:
     """Returns the first and the last token of the first answer in a window.
 
-    Both are 0, the first token of all, if the window does not hold the whole answer.
+    Both are 0, the first token of all, if the window does not hold the whole answer. None stands
+    for answers that are all elsewhere than in the context.
     """
     placed = [answer for answer in answers if answer["start"] >= 0]
+    if answers and not placed:
+        return None
     tokens = np.flatnonzero(places[:, 0] >= 0)
     if not placed or not len(tokens):
         return 0, 0

@@ -14,9 +14,9 @@ from typing import Any
 
 from cramjax.files import replacing, write_json
 from cramjax.finetuning.heads import head_of
-from cramjax.finetuning.results import suffix_of
 from cramjax.glue.tasks import OTHER, SUITES, Row, Task
 from cramjax.tasks import answers
+from cramjax.tasks.metric_names import suffix_of
 
 # GLUE's server takes names of classes for these tasks, and numbers for the others.
 _NAMED = {"mnli", "qnli", "rte"}
@@ -53,20 +53,24 @@ def write_predictions(
 
 
 def write_answers(
-    folder: pathlib.Path, task: Task, rows: Sequence[Row], predictions: Sequence[Any]
+    folder: pathlib.Path,
+    task: Task,
+    rows: Sequence[Row],
+    predictions: Sequence[Any],
+    threshold: float | None,
 ) -> None:
     """Write <task>.json with the answers in SQuAD's form, question → text.
 
-    SQuAD 2.0's are "" over the threshold with the best F1, and <task>_null_odds.json has the odds.
+    With a threshold they are "" where the odds are over it, and <task>_null_odds.json has the odds.
+
+    Args:
+        rows, predictions: of the first evaluation split.
+        threshold: of the best F1; None for a task, or a model, without odds.
     """
-    texts = {}
-    odds = {}
-    for row, prediction in zip(rows, predictions, strict=True):
-        texts[row["idx"]] = prediction["text"]
-        odds[row["idx"]] = prediction["no_answer"]
-    if "best_f1" in task.metrics:
-        scores = head_of(task).score(task, rows, predictions)
-        threshold = scores["best_f1_threshold"]
+    keyed = {row["idx"]: found for row, found in zip(rows, predictions, strict=True)}
+    texts = {key: found["text"] for key, found in keyed.items()}
+    if threshold is not None:
+        odds = {key: found["no_answer"] for key, found in keyed.items()}
         texts = answers.final_texts(texts, odds, threshold)
         write_json(folder / f"{task.name}_null_odds.json", odds)
     write_json(folder / f"{task.name}.json", texts)

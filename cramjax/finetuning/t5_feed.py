@@ -51,23 +51,26 @@ class T5Feed:
             special: ids of the special tokens "pad" and "sep".
         """
         self._task = task
-        self._rows = splits
         self._special = special
         self._full_tokenizer = tokenizer
+        self._input_tokenizer = truncating(tokenizer, settings.max_length)
+        self._target_tokenizer = truncating(tokenizer, settings.max_target)
+        self.read(splits)
+        longest = max(map(len, self._targets), default=settings.max_target)
+        self.max_target = min(_fitting(TARGET_LENGTHS, longest), settings.max_target)
+
+    def read(self, splits: Mapping[str, list[Row]]) -> None:
+        """Tokenises other rows in place of those before."""
+        self._rows = splits
         self._inputs: dict[str, list[np.ndarray]] = {}
         self._targets: list[np.ndarray] = []
         self.n_illegal: dict[str, int] = {}
-
-        input_tokenizer = truncating(tokenizer, settings.max_length)
         for split, rows in splits.items():
-            texts = [inputs.source_text(task, row) for row in rows]
-            self._inputs[split] = _encode(texts, input_tokenizer)
+            texts = [inputs.source_text(self._task, row) for row in rows]
+            self._inputs[split] = _encode(texts, self._input_tokenizer)
         if "train" in splits:
-            self._make_training_pairs(truncating(tokenizer, settings.max_target))
-
+            self._make_training_pairs(self._target_tokenizer)
         self.n_train = len(self._inputs.get("train", ()))
-        longest = max(map(len, self._targets), default=settings.max_target)
-        self.max_target = min(_fitting(TARGET_LENGTHS, longest), settings.max_target)
 
     def _make_training_pairs(self, tokenizer: tokenizers.Tokenizer) -> None:
         """Repeat the input of a training row for each of its targets."""

@@ -40,27 +40,33 @@ class TagFeed(PackedFeed):
         Raises:
             UserError: if `max_length` leaves no room.
         """
-        limit = min(settings.max_length, max_positions or settings.max_length)
-        cutting = cutter.cutting(tokenizer, limit, settings.stride)
+        super().__init__(pad_id)
+        limit = settings.fitting(max_positions)
+        self._cutting = cutter.cutting(tokenizer, limit, settings.stride)
+        self._as_pair = settings.single_as_pair
         self._tags = list(task.labels or ())
         self._numbers = {tag: number for number, tag in enumerate(self._tags)}
+        self.read(splits)
+
+    def read(self, splits: Mapping[str, list[Row]]) -> None:
+        """Tokenises other rows in place of those before."""
         self._homes: dict[str, list[list[Home | None]]] = {}
         self._labels: dict[str, list[np.ndarray]] = {}
-
         sequences: dict[str, list[packing.Encoded]] = {}
         for split, rows in splits.items():
             sequences[split] = []
             self._homes[split] = []
             self._labels[split] = []
-            texts = [_text(row["words"], settings.single_as_pair) for row in rows]
-            for row, parts in zip(rows, cutter.windows(cutting, texts, 0), strict=True):
+            texts = [_text(row["words"], self._as_pair) for row in rows]
+            for row, parts in zip(rows, cutter.windows(self._cutting, texts, 0), strict=True):
                 base = len(sequences[split])
                 homes = _homes(row["words"], parts, base)
                 sequences[split].extend(part.sequence for part in parts)
                 self._homes[split].append(homes)
                 self._labels[split].extend(self._labelled(row, parts, homes, base))
-        super().__init__(sequences, pad_id)
+        self._take(sequences)
         n_unread = sum(map(self.n_unread, splits))
+        self.notes = []
         if n_unread:
             self.notes.append(f"{n_unread} words have no token, so they get {self._tags[0]!r}")
 

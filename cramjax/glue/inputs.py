@@ -130,7 +130,8 @@ def parse(task: Task, row: Row, text: str) -> Any:
     if task.kind == "text":
         return text
     if task.kind == "span":
-        return {"text": text, "score": 0.0, "no_answer": 0.0}
+        # A T5 scores nothing.
+        return {"text": text}
     if task.name == "wsc":
         words = _referent(text)
         candidate = _referent(row["span1_text"])

@@ -97,12 +97,7 @@ def read_model(path: str | os.PathLike) -> Imported:
     where = _member(path, _CONFIG, "name a directory that save_pretrained wrote")
     raw = read_json(where, _SAVE)
     family, config = families.from_json(raw, str(where))
-    tokenizer = read_tokenizer(
-        path / _TOKENIZER,
-        family,
-        f"write it with AutoTokenizer.from_pretrained({str(path)!r})"
-        f".save_pretrained({str(path)!r})",
-    )
+    tokenizer = _tokenizer(path, family)
 
     with open_weights(path) as tensors:
         config = _with_all_rows(family, config, tensors)
@@ -116,6 +111,15 @@ def read_model(path: str | os.PathLike) -> Imported:
     return Imported(family=family, config=config, params=params, tokenizer=tokenizer, extra=extra)
 
 
+def _tokenizer(path: pathlib.Path, family: str) -> tokenizers.Tokenizer:
+    return read_tokenizer(
+        path / _TOKENIZER,
+        family,
+        f"write it with AutoTokenizer.from_pretrained({str(path)!r})"
+        f".save_pretrained({str(path)!r})",
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportedHead:
     """A model of `transformers` with a head for sequences, tokens or answers.
@@ -123,12 +127,14 @@ class ImportedHead:
     Attributes:
         config: the network with its head; dropout is 0.
         params: float32 NumPy arrays in the tree of `init_params`.
+        tokenizer: neither truncates nor pads.
         labels: the names of its outputs.
         max_length: tokens at which its tokenizer cuts a text; None if it does not say.
     """
 
     config: ClassifierConfig
     params: tables.Params
+    tokenizer: tokenizers.Tokenizer
     labels: tuple[str, ...]
     max_length: int | None
 
@@ -146,6 +152,7 @@ def read_head(path: str | os.PathLike) -> ImportedHead:
     labels = _labels(raw, str(where))
     family, config = families.from_json(raw, str(where))
     assert isinstance(config, EncoderConfig)  # no T5 has such a class
+    tokenizer = _tokenizer(path, family)
 
     with open_weights(path) as tensors:
         with_rows = _with_all_rows(family, config, tensors)
@@ -164,7 +171,14 @@ def read_head(path: str | os.PathLike) -> ImportedHead:
             params, _ = tables.from_hf(family, network, tensors, pad_id=pad_id)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-    return ImportedHead(config=network, params=params, labels=labels, max_length=_max_length(path))
+    check_rows(path / _TOKENIZER, tokenizer, with_rows.vocab_size)
+    return ImportedHead(
+        config=network,
+        params=params,
+        tokenizer=tokenizer,
+        labels=labels,
+        max_length=_max_length(path),
+    )
 
 
 def _max_length(path: pathlib.Path) -> int | None:

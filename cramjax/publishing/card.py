@@ -14,7 +14,8 @@ from typing import Any
 from cramjax.config import pairs
 from cramjax.errors import UserError
 from cramjax.files import member
-from cramjax.glue.tasks import OTHER
+from cramjax.glue import inputs
+from cramjax.glue.tasks import OTHER, Task
 from cramjax.publishing.facts import Facts
 from cramjax.publishing.metadata import (
     metadata,
@@ -24,7 +25,7 @@ from cramjax.publishing.metadata import (
 )
 from cramjax.publishing.starts import Start
 from cramjax.reporting import words
-from cramjax.tasks import catalogue
+from cramjax.tasks import catalogue, metric_names
 
 PICTURE = "loss.png"
 
@@ -71,6 +72,20 @@ tokenizer = AutoTokenizer.from_pretrained({name})
 model = AutoModelForSeq2SeqLM.from_pretrained({name})
 inputs = tokenizer({prompt}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
+
+
+_EXAMPLE_FIELDS = {"question": "Where does Anna live?", "context": "Anna lives in Oslo."}
+# Rows of tasks whose texts belong together.
+_EXAMPLE_ROWS: dict[str, dict[str, Any]] = {
+    "copa": {"premise": "It rains.", "choice1": "The street is wet.", "question": "effect"},
+    "record": {
+        "query": "@placeholder is a town.",
+        "passage": "Anna lives in Oslo.",
+        "entities": ["Anna", "Oslo"],
+    },
+    "wic": {"sentence1": "It rains.", "sentence2": "The street is wet.", "word": "wet"},
+    "wsc": {"text": "Anna sang because she was glad.", "span2_text": "she", "span2_index": 3},
+}
 
 
 def write(
@@ -194,8 +209,7 @@ def _example(facts: Facts, raw: Mapping[str, Any], name: str) -> str:
         if facts.config and facts.config["objective"]["name"] == pairs.OBJECTIVE:
             prompt = f"{facts.config['data']['source_prefix']}It rains."
         if facts.finetuned:
-            task = facts.finetuned["task"]
-            prompt = f"{task} sentence1: It rains. sentence2: The street is wet."
+            prompt = _prompt(catalogue.noted_task(facts.finetuned))
         return _GENERATE.format(name=name, prompt=json.dumps(prompt))
 
     if use == "token-classification":
@@ -206,6 +220,16 @@ def _example(facts: Facts, raw: Mapping[str, Any], name: str) -> str:
     if facts.finetuned and _reads_one_text(facts.finetuned):
         example = '"It rains."'
     return _CLASSIFY.format(name=name, example=example)
+
+
+def _prompt(task: Task) -> str:
+    """Returns a text as a T5 reads it for a task."""
+    row: dict[str, Any] = dict.fromkeys(task.fields, "The street is wet.")
+    row |= {task.fields[0]: "It rains."}
+    # Some tasks have fields that are no texts of any kind.
+    row |= {name: value for name, value in _EXAMPLE_FIELDS.items() if name in row}
+    row |= _EXAMPLE_ROWS.get(task.name, {})
+    return inputs.source_text(task, row)
 
 
 def _reads_one_text(finetuned: Mapping[str, Any]) -> bool:
@@ -320,9 +344,18 @@ def _finetuning(finetuned: Mapping[str, Any], scores: Mapping[str, float]) -> li
     rows += [f"| {key} | {_text(settings[key])} |" for key in _SHOWN_SETTINGS if key in settings]
     sections = ["## Finetuning", _TABLE_HEAD + "\n".join(rows)]
 
-    listed = ", ".join(f"{_text(metric)} {value:.1f}" for metric, value in scores.items())
+    percent = {name: value for name, value in scores.items() if metric_names.is_percent(name)}
+    listed = ", ".join(f"{_text(name)} {value:.1f}" for name, value in percent.items())
     if listed:
         sections.append(f"Scores of this model on the validation rows, in percent: {listed}.")
+    if any(metric_names.split_of(name, "") == "test" for name in scores):
+        sections.append("Those with _test are on the test rows.")
+    others = [f"{_text(name)} {scores[name]:.3f}" for name in scores if name not in percent]
+    if others:
+        sections.append(
+            'The score of "no answer" less that of the answer, over which a question is best left '
+            f"unanswered: {', '.join(others)}."
+        )
     return sections
 
 
@@ -330,6 +363,8 @@ def _scores(facts: Facts) -> list[str]:
     """Returns the table of a finetuning: medians over its seeds."""
     rows = []
     for _, task, metric, spread in task_scores(facts):
+        if not metric_names.is_percent(metric):
+            continue
         rows.append(
             f"| {task} | {_text(metric)} | {spread['median']:.1f} | {spread['std']:.1f} "
             f"| {len(spread['seeds'])} |"
@@ -342,6 +377,8 @@ def _scores(facts: Facts) -> list[str]:
         f"Scores on the development sets, in percent, by the protocol {_code(protocol['name'])} "
         f"({_text(protocol['source'])}). Scores of other protocols are not comparable."
     )
+    if any(metric_names.split_of(metric, "") == "test" for _, _, metric, _ in task_scores(facts)):
+        text += " Those with _test are on test sets."
     head = "| task | metric | median | std | seeds |\n|---|---|---|---|---|\n"
     return [f"## {catalogue.TITLES[facts.results['suite']]}", text, head + "\n".join(rows)]
 
@@ -396,7 +433,7 @@ def _public_command(command: str) -> str:
 def _limitations(facts: Facts) -> str:
     if facts.finetuned:
         return (
-            "This model was trained for one benchmark task on few examples. "
+            "This model was finetuned for one task, on the examples of that task alone. "
             "Its quality on other kinds of text is unknown. "
             "It repeats what its pretraining text says about people and the world, "
             "right or wrong."

@@ -8,14 +8,20 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from cramjax.glue.tasks import OTHER
+from cramjax.glue.tasks import OTHER, SUITES
 from cramjax.publishing.facts import Facts, task_names
-from cramjax.tasks import catalogue
+from cramjax.tasks import catalogue, metric_names
 
 _METRIC_TYPES = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
 _DATASETS = {"glue": "nyu-mll/glue", "superglue": "aps/super_glue"}
 # Tasks of no suite whose dataset is known.
 _OWN_DATASETS = {"squad": "rajpurkar/squad", "squad2": "rajpurkar/squad_v2"}
+# Kind of a task → the Hub's name for it; the other kinds are scores of texts.
+_TASK_TYPES = {
+    "tags": "token-classification",
+    "span": "question-answering",
+    "text": "text2text-generation",
+}
 # Ending of a class → the Hub's name for its use.
 _USES = {
     "ForMaskedLM": "fill-mask",
@@ -115,11 +121,15 @@ def _evaluations(facts: Facts, raw: Mapping[str, Any]) -> Iterator[EvalResult]:
 
     if facts.finetuned:
         suite, task = facts.finetuned["suite"], facts.finetuned["task"]
+        kind = catalogue.noted_task(facts.finetuned).kind
         for metric, value in facts.scores.items():
-            yield _task_result(suite, task, metric, value, pipeline_tag(raw))
+            if metric_names.is_percent(metric):
+                yield _task_result(suite, task, metric, value, kind)
     else:
         for suite, task, metric, spread in task_scores(facts):
-            yield _task_result(suite, task, metric, spread["median"], "text-classification")
+            if metric_names.is_percent(metric):
+                kind = catalogue.kind_in(facts.results or {}, task)
+                yield _task_result(suite, task, metric, spread["median"], kind)
 
 
 def _dataset(suite: str, task: str) -> str | None:
@@ -127,14 +137,18 @@ def _dataset(suite: str, task: str) -> str | None:
     return _OWN_DATASETS.get(task) if suite == OTHER else _DATASETS[suite]
 
 
-def _task_result(suite: str, task: str, metric: str, value: float, use: str) -> EvalResult:
+def _task_result(suite: str, task: str, metric: str, value: float, kind: str) -> EvalResult:
+    first = "validation"
+    for known in SUITES.get(suite, ()):
+        if known.name == task:
+            first = known.splits[0]
     name = task if suite == OTHER else f"{catalogue.TITLES[suite]} {task}"
     return EvalResult(
-        task_type=use,
+        task_type=_TASK_TYPES.get(kind, "text-classification"),
         dataset_type=_dataset(suite, task) or task,
         dataset_name=name,
         dataset_config=task,
-        dataset_split="validation",
+        dataset_split=metric_names.split_of(metric, first),
         metric_type=_METRIC_TYPES.get(metric, metric),
         metric_name=metric,
         metric_value=round(value, 2),

@@ -7,4 +7,6 @@ answers    scores of SQuAD, as its scripts count them
 squad      reads SQuAD's files
 tables     reads rows of TSV, CSV, JSON lines and Parquet
 own        reads a task file
+own_data   reads the data of a task file
+metric_names  names the metrics of a split and of a type of entities
 """

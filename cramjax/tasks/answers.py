@@ -10,6 +10,12 @@ from collections.abc import Mapping, Sequence
 
 from cramjax.glue.metrics import exact, normal, word_f1
 
+METRICS_V1 = ("f1", "exact_match")
+"""Metrics where every question has an answer; the first is reported."""
+
+METRICS_V2 = ("best_f1", "best_exact", "f1", "exact_match")
+"""Metrics where questions may have none."""
+
 
 def scores_v1(answers: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[str, float]:
     """Returns exact_match and f1 in percent, against the best of the answers of each question."""
@@ -22,17 +28,18 @@ def scores_v1(answers: Sequence[Sequence[str]], texts: Sequence[str]) -> dict[st
 
 
 def scores_v2(
-    answers: Sequence[Sequence[str]], texts: Sequence[str], odds: Sequence[float]
+    answers: Sequence[Sequence[str]], texts: Sequence[str], odds: Sequence[float] | None
 ) -> dict[str, float]:
     """Returns the scores of SQuAD 2.0, in percent but for the thresholds.
 
     "exact_match" and "f1" take a text unless its odds are over 0. "best_exact" and "best_f1" have
-    the thresholds with the highest scores on these questions, "…_threshold".
+    the thresholds with the highest scores on these questions, "…_threshold". Without odds there is
+    nothing to choose: the best are the same scores, and there are no thresholds.
 
     Args:
         answers: of each question; none where it has no answer.
         texts: the best answer that is a text; "" is no answer.
-        odds: score of "no answer" less that of the text.
+        odds: score of "no answer" less that of the text; None for a model that only writes texts.
     """
     right = [list(filter(normal, known)) for known in answers]
     exacts = []
@@ -41,23 +48,36 @@ def scores_v2(
         exacts.append(max(exact(answer, text) for answer in known or [""]))
         overlaps.append(max(word_f1(answer, text, empty=1.0) for answer in known or [""]))
 
+    if odds is None:
+        scores = _means(right, exacts, "exact_match") | _means(right, overlaps, "f1")
+        return {"best_exact": scores["exact_match"], "best_f1": scores["f1"]} | scores
+
     n = max(1, len(right))
-    scores: dict[str, float] = {}
+    scores = {}
     for name, values in (("exact", exacts), ("f1", overlaps)):
         best, threshold = best_threshold(right, texts, odds, values)
         scores |= {f"best_{name}": 100.0 * best / n, f"best_{name}_threshold": threshold}
 
     for name, values in (("exact_match", exacts), ("f1", overlaps)):
-        by_group: dict[bool, list[float]] = {True: [], False: []}
-        for known, odd, value in zip(right, odds, values, strict=True):
+        kept = list(values)
+        for number, (known, odd) in enumerate(zip(right, odds, strict=True)):
             # Odds over 0 leave the question unanswered.
-            kept = float(not known) if odd > 0 else value
-            by_group[bool(known)].append(kept)
-        scores[name] = 100.0 * sum(map(sum, by_group.values())) / n
-        for has_answer, group in by_group.items():
-            if group:
-                prefix = "has_answer" if has_answer else "no_answer"
-                scores[f"{prefix}_{name}"] = 100.0 * sum(group) / len(group)
+            if odd > 0:
+                kept[number] = float(not known)
+        scores |= _means(right, kept, name)
+    return scores
+
+
+def _means(right: Sequence[Sequence[str]], values: Sequence[float], name: str) -> dict[str, float]:
+    """Returns the mean of the scores of questions, of those with an answer, and of the others."""
+    by_group: dict[bool, list[float]] = {True: [], False: []}
+    for known, value in zip(right, values, strict=True):
+        by_group[bool(known)].append(value)
+    scores = {name: 100.0 * sum(values) / max(1, len(right))}
+    for has_answer, group in by_group.items():
+        if group:
+            prefix = "has_answer" if has_answer else "no_answer"
+            scores[f"{prefix}_{name}"] = 100.0 * sum(group) / len(group)
     return scores
 
 

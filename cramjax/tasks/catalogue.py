@@ -8,16 +8,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cramjax.console import Announce
 from cramjax.errors import UserError
 from cramjax.glue import rows
 from cramjax.glue.rows import TaskData
 from cramjax.glue.tasks import OTHER, SUITES, Row, Task, find_tasks
-from cramjax.tasks import columns, own, squad, tags
-
-Announce = Callable[[str], None]
+from cramjax.tasks import answers, columns, own, own_data, squad, tags
 
 TITLES = {"glue": "GLUE", "superglue": "SuperGLUE", OTHER: "Tasks"}
 """Suite → its name for people."""
@@ -43,8 +42,8 @@ SQUAD = Task(
     tfds="squad/v1.1",
     fields=("question", "context"),
     labels=None,
-    metrics=("f1", "exact_match"),
-    headline=("f1",),
+    metrics=answers.METRICS_V1,
+    headline=answers.METRICS_V1[:1],
     sizes={"train": 87_599, "validation": 10_570},
     kind="span",
 )
@@ -53,10 +52,13 @@ SQUAD2 = dataclasses.replace(
     name="squad2",
     folder="SQuAD2",
     tfds="squad/v2.0",
-    metrics=("best_f1", "best_exact", "f1", "exact_match"),
-    headline=("best_f1",),
+    metrics=answers.METRICS_V2,
+    headline=answers.METRICS_V2[:1],
     sizes={"train": 130_319, "validation": 11_873},
 )
+
+RESULT_KEYS = frozenset("average average_missing suite protocol model unfinished command".split())
+"""Keys of results.json beside the tasks, so that no task can have such a name."""
 
 _NAMED = {task.name: task for task in (CONLL, SQUAD, SQUAD2)}
 _NOTED = ("kind", "fields", "metrics", "headline")
@@ -94,6 +96,8 @@ def find(names: Sequence[str], prefer: str | None = None) -> tuple[Task, ...]:
     by_name = {task.name: task for task in others}
     reserved = {task.name for task in itertools.chain(*SUITES.values())} | set(_NAMED)
     for task in others:
+        if isinstance(task, own.OwnTask) and task.name in RESULT_KEYS:
+            raise UserError(f"{task.path}: name={task.name}: is a key of results.json; give a name")
         if isinstance(task, own.OwnTask) and task.name in reserved:
             raise UserError(f"{task.path}: name={task.name}: is another task's; give a name")
     if len(by_name) < len(others):
@@ -151,6 +155,20 @@ def noted_task(noted: Mapping[str, Any]) -> Task:
     )
 
 
+def kind_in(results: Mapping[str, Any], name: str) -> str:
+    """Returns the kind of a task of results.json, "classification" where nothing says.
+
+    Args:
+        results: the content of results.json.
+        name: of the task.
+    """
+    noted = results[name].get("kind")
+    if isinstance(noted, str):
+        return noted
+    # Older files do not note it.
+    return _NAMED[name].kind if name in _NAMED else "classification"
+
+
 def open_task(
     task: Task, data_dir: str | None, announce: Announce, *, test: bool = False
 ) -> TaskData:
@@ -170,7 +188,7 @@ def open_task(
         UserError: for missing or damaged data.
     """
     if isinstance(task, own.OwnTask):
-        return _completed(own.open_task(task, data_dir, announce))
+        return _completed(own_data.open_task(task, data_dir, announce))
     if data_dir is None:
         raise _folder_missing(task)
     if task.suite != OTHER:

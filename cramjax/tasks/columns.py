@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cramjax.console import Announce
 from cramjax.errors import UserError
 from cramjax.glue.tasks import Row
 from cramjax.tasks import tables, tags
@@ -160,7 +161,7 @@ def _list(values: dict[str, Any], keys: Sequence[str], where: str) -> list[Any]:
     return values[key]
 
 
-def as_iob2(path: pathlib.Path, rows: Sequence[Row], announce: Callable[[str], None]) -> list[Row]:
+def as_iob2(path: pathlib.Path, rows: Sequence[Row], announce: Announce) -> list[Row]:
     """Returns the rows with tags of entities in IOB2; other tags stay as they are.
 
     Args:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+from cramjax.console import Announce
 from cramjax.errors import UserError
 from cramjax.glue.tasks import Row
 from cramjax.tasks import tables
@@ -32,7 +33,7 @@ def file_of(name: str, folder: pathlib.Path, split: str) -> pathlib.Path:
     raise UserError(f"{folder / file}: no such file (there: {there:.300}), nor {file}.gz")
 
 
-def read(path: pathlib.Path, announce: Callable[[str], None]) -> list[Row]:
+def read(path: pathlib.Path, announce: Announce) -> list[Row]:
     """Returns a row for each question: "idx", "question", "context" and "label".
 
     The label is the list of answers, {"text", "start"}, empty where there is none. An answer that
@@ -54,7 +55,7 @@ def read(path: pathlib.Path, announce: Callable[[str], None]) -> list[Row]:
 
     try:
         rows = list(_questions(content))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(
             f"{path}: is no file of SQuAD ({type(error).__name__}: {error}); it holds data, "
             "paragraphs, qas and answers"
@@ -65,27 +66,36 @@ def read(path: pathlib.Path, announce: Callable[[str], None]) -> list[Row]:
 def _questions(content: Any) -> Iterator[Row]:
     for article in content["data"]:
         for paragraph in article["paragraphs"]:
-            context = paragraph["context"]
+            context = _text(paragraph, "context")
             for qa in paragraph["qas"]:
                 answers = [] if qa.get("is_impossible") else qa.get("answers", [])
                 yield {
                     "idx": str(qa["id"]),
-                    "question": qa["question"],
+                    "question": _text(qa, "question"),
                     "context": context,
                     "label": [
-                        {"text": answer["text"], "start": int(answer["answer_start"])}
+                        {"text": _text(answer, "text"), "start": int(answer["answer_start"])}
                         for answer in answers
                     ],
                 }
 
 
-def placed(where: str, rows: list[Row], announce: Callable[[str], None]) -> list[Row]:
-    """Returns the rows with every answer at its place in the context, see `read`."""
+def _text(values: Any, key: str) -> str:
+    if not isinstance(values[key], str):
+        raise TypeError(f"{key}={values[key]!r:.80} is no text")
+    return values[key]
+
+
+def placed(where: str, rows: list[Row], announce: Announce) -> list[Row]:
+    """Returns the rows with every answer at its place in the context, see `read`.
+
+    An answer whose place is not known has the start -1, and gets the first place of its text.
+    """
     n_moved = n_lost = 0
     for row in rows:
         for answer in row["label"]:
             start = _place(row["context"], answer["text"], answer["start"])
-            n_moved += start not in (-1, answer["start"])
+            n_moved += answer["start"] >= 0 and start not in (-1, answer["start"])
             n_lost += start < 0
             answer["start"] = start
     if n_moved:

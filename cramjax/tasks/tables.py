@@ -28,8 +28,8 @@ def suffix_of(path: pathlib.Path) -> str:
 def rows(path: pathlib.Path) -> Iterator[Numbered]:
     """Yields the rows of a file. Memory does not grow with the file.
 
-    TSV has no quotes, CSV has; both name their columns in the first line. Files but Parquet may be
-    compressed (.gz).
+    TSV has no quotes, CSV has; both name their columns in the first line. An empty line is an empty
+    text if there is one column, and left out otherwise. Files but Parquet may be compressed (.gz).
 
     Raises:
         UserError: for a missing file, another ending, or a damaged row.
@@ -77,6 +77,9 @@ def _cells(path: pathlib.Path, suffix: str) -> Iterator[Numbered]:
         try:
             header = next(reader, [])
             for cells in reader:
+                # An empty line is a row if there is one column, and none otherwise.
+                if not cells and len(header) == 1:
+                    cells = [""]
                 if not cells:
                     continue
                 where = f"{path}:{reader.line_num}"

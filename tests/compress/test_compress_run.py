@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict
 import cramjax
 from cramjax import files
 from cramjax.checkpoints import packed
+from cramjax.compress import candidates
 from cramjax.compress.candidates import load_candidates
 from cramjax.compress.plan import CompressionPlan, CompressionRequest
 from cramjax.compress.run import CompressionRun
@@ -318,6 +319,19 @@ def test_a_model_without_task_or_text_says_what_it_lacks(small_run, finetuned, t
 
     assert compress.main(["--checkpoint", str(small_run), *out, "--structured"]) == 2
     assert "is not finetuned and nothing would repair it" in capsys.readouterr().err
+
+
+def test_data_with_other_labels_are_refused(finetuned, glue, tmp_path, monkeypatch):
+    model = cramjax.load(finetuned)
+    notes = model.finetuned | {"labels": ["acceptable", "unacceptable"]}
+    other = dataclasses.replace(model, finetuned=notes)
+    monkeypatch.setattr(candidates.inference, "load", lambda *_, **__: other)
+    message = (
+        "is finetuned for the labels acceptable, unacceptable, and the data of cola have "
+        "unacceptable, acceptable; give the data"
+    )
+    with pytest.raises(UserError, match=message):
+        compressed(finetuned, glue, tmp_path, shares=(0.0,), bits=(32,))
 
 
 @pytest.mark.parametrize("flag", ["--bits", "--prune"])

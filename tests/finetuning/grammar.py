@@ -5,6 +5,10 @@ import random
 import jax
 
 from cramjax.data import tokenizers
+from cramjax.finetuning import learning
+from cramjax.finetuning.classification import Classification
+from cramjax.finetuning.protocols import Settings
+from cramjax.glue.tasks import find_tasks
 from cramjax.inference import LoadedModel
 from cramjax.models import network, t5
 from cramjax.models.layers import FLOAT32
@@ -75,3 +79,10 @@ def model(kind="encoder"):
         tokenizer=tokenizer,
         special=tokenizers.special_ids(tokenizer),
     )
+
+
+def classifying(config, precision=FLOAT32, **settings):
+    """Returns the objective of an encoder for CoLA, with a pooler and `Settings`."""
+    (task,) = find_tasks(["cola"])
+    chosen = Settings(**{"lr": 1.0, "head": "pooler"} | settings)
+    return Classification(learning.network_with_head(config, task, chosen), precision)

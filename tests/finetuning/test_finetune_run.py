@@ -207,12 +207,9 @@ def test_what_is_asked_for_later_is_made_for_results_that_are_there(model, glue,
 
 
 def test_a_pooler_is_where_a_head_of_its_width_starts(model):
-    from cramjax.finetuning.classification import classification
-
     pooler = {"kernel": np.full((32, 32), 0.5, np.float32), "bias": np.zeros(32, np.float32)}
-    rates = {"dropout": 0.0, "attention_dropout": 0.0, "pooling": "first"}
     for width, taken in ((None, True), (48, False)):
-        objective = classification(model.config, model.precision, width=width, **rates)
+        objective = grammar.classifying(model.config, head_width=width)
         params = objective.init(jax.random.key(0), model.params | {"pooler": pooler})
         assert bool(np.all(np.asarray(params["classifier"]["dense"]["kernel"]) == 0.5)) is taken
         assert set(params) == {"encoder", "classifier"}

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from cramjax.finetuning import training
-from cramjax.finetuning.classification import classification
 from cramjax.finetuning.feed import EncoderFeed
 from cramjax.finetuning.protocols import Settings
 from cramjax.finetuning.t5_feed import T5Feed
@@ -46,7 +45,7 @@ def learn(model, cola, settings, seeds, **options):
     task, splits = cola
     feed = EncoderFeed(task, splits, model.tokenizer, model.special["pad"], settings, None)
     rates = {"dropout": settings.dropout, "attention_dropout": settings.attention_dropout}
-    objective = classification(model.config, model.precision, width=None, pooling="first", **rates)
+    objective = grammar.classifying(model.config, model.precision, **rates)
     scaled = model.precision.matmul_dtype == jnp.float16
     found = training.train(
         feed, objective, settings, model.params, seeds, dynamic_scale=scaled, **options

@@ -64,7 +64,8 @@ def test_tags_are_trained_together_scored_saved_and_not_done_twice(model, data, 
     found, said = finetune(model, data, tmp_path, "conll", **options)
     entry = found["conll"]
     assert found["suite"] == "other" and found["average"] == entry["f1"]["median"]
-    assert {"precision", "recall", "accuracy", "f1_animal", "recall_color"} <= entry.keys()
+    assert {"precision", "recall", "accuracy", "f1:animal", "recall_test:color"} <= entry.keys()
+    assert found.keys() - {"conll"} == catalogue.RESULT_KEYS
     # The tags follow from the words.
     assert entry["f1"]["median"] > 60 and len(entry["f1"]["seeds"]) == 2
     assert "CoNLL F1" in (tmp_path / "results.md").read_text()
@@ -148,6 +149,10 @@ def test_settings_follow_from_the_kind_of_task():
     assert protocol.settings_at(protocol.points("conll")[0]).epochs == 9
     protocol = choose_protocol("cramming", False, ["max_length=200"], (), tasks)
     assert protocol.settings_at(protocol.points("squad")[0]).max_length == 200
+    # A protocol's name does not say which model reads the rows.
+    protocol = choose_protocol("t5", False, (), (), tasks)
+    assert protocol.settings_at(protocol.points("squad")[0]).max_length == 384
+    assert "max_length" not in choose_protocol("bert", True, (), (), tasks).points("squad")[0]
     with pytest.raises(UserError, match="stride=0: must be at least 1"):
         choose_protocol("bert", False, ["stride=0"], (), tasks)
 

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cramjax.finetuning import packing
-from cramjax.finetuning.classification import N_OUTPUTS, classification
+from cramjax.finetuning.classification import N_OUTPUTS
 from cramjax.models import encoder, network
 from cramjax.models.layers import FLOAT32
 from tests import networks
+from tests.finetuning import grammar
 
 SHRINK = {"n_layers": 2, "d_model": 32, "n_heads": 2, "d_ff": 48, "vocab_size": 97}
 NETWORKS = ["crammed-bert", "bert-base", "bert-large-24h", "modernbert-crammed"]
@@ -72,9 +73,7 @@ def test_rows_are_filled_well():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_scores_of_packed_sequences_are_those_of_each_alone(name, pooling):
     config = networks.named(name, **SHRINK)
-    objective = classification(
-        config, FLOAT32, width=None, pooling=pooling, dropout=0.1, attention_dropout=0.1
-    )
+    objective = grammar.classifying(config, pooling=pooling)
     params = objective.init(jax.random.key(0), network.init_params(config, jax.random.key(1)))
     params = jax.tree.map(
         lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(2), leaf.shape), params
@@ -94,9 +93,7 @@ def test_local_attention_counts_places_within_a_sequence():
     config = networks.named(
         "modernbert-crammed", **SHRINK, local_window=6, global_every=2, local_rotary_base=100.0
     )
-    objective = classification(
-        config, FLOAT32, width=None, pooling="first", dropout=0.0, attention_dropout=0.0
-    )
+    objective = grammar.classifying(config, dropout=0.0, attention_dropout=0.0)
     params = objective.init(jax.random.key(0), network.init_params(config, jax.random.key(1)))
     found = sequences([20, 12])
     predict = jax.jit(objective.predict)
@@ -122,9 +119,7 @@ def test_the_window_is_seen():
 
 def test_gradients_do_not_see_what_is_no_example():
     config = networks.named("crammed-bert", **SHRINK)
-    objective = classification(
-        config, FLOAT32, width=16, pooling="first", dropout=0.0, attention_dropout=0.0
-    )
+    objective = grammar.classifying(config, head_width=16, dropout=0.0, attention_dropout=0.0)
     params = objective.init(jax.random.key(0), network.init_params(config, jax.random.key(1)))
     found = sequences([9, 14])
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from cramjax.errors import UserError
-from cramjax.finetuning import prediction, prediction_files, run
+from cramjax.finetuning import learning, prediction, prediction_files, run, training
 from cramjax.finetuning.protocols import Protocol, Settings
 from cramjax.finetuning.request import FinetuneRequest
+from cramjax.glue.tasks import find_tasks
 from cramjax.hub import directory
 from cramjax.inference import load
 from cramjax.publishing.export import Options, export
@@ -87,7 +88,17 @@ def noted(finetuned, task):
 def test_classes_are_those_of_the_finetuning(finetuned, data, tmp_path, monkeypatch):
     # Small chunks, so that a file is several of them.
     monkeypatch.setattr(prediction, "CHUNK", 16)
+    opened = []
+    open_task = learning.open_task
+
+    def noting(*arguments):
+        opened.append(arguments)
+        return open_task(*arguments)
+
+    # A tokenizer is as large as its vocabulary, so it is made ready once.
+    monkeypatch.setattr(learning, "open_task", noting)
     found = predicted(finetuned, "animals", data / "own.tsv", tmp_path / "out.jsonl")
+    assert len(opened) == 1
     labels = load(place(finetuned, "animals")).finetuned["labels"]
     assert sorted(labels) == labels == ["bird", "cat", "dog", "none"]
     assert [row["label"] for row in found] == [labels[n] for n in noted(finetuned, "animals")]
@@ -132,8 +143,15 @@ def test_answers_are_those_of_the_finetuning(finetuned, data, tmp_path):
     assert {row["answer"] for row in found} == {""}
 
 
-def test_an_export_predicts_the_same(finetuned, tmp_path):
-    """The stock directory of each head, read back by us."""
+def test_an_export_predicts_the_same(finetuned, tmp_path, monkeypatch):
+    """The stock directory of each head, read back by us, once."""
+    opened = []
+    open_weights = directory.open_weights
+
+    def noting(path):
+        opened.append(path)
+        return open_weights(path)
+
     inputs = {
         "animals": {"first": "the cat", "second": "a boat"},
         "conll": {"words": ["the", "cat", "is", "red"]},
@@ -143,7 +161,10 @@ def test_an_export_predicts_the_same(finetuned, tmp_path):
         ours = prediction.load_finetuned(place(finetuned, task))
         (expected,) = prediction.Predictor(ours).predict([row])
         export(place(finetuned, task), tmp_path / task, tell=lambda _: None)
-        theirs = prediction.load_finetuned(tmp_path / task)
+        with monkeypatch.context() as patch:
+            patch.setattr(directory, "open_weights", noting)
+            theirs = prediction.load_finetuned(tmp_path / task)
+        assert opened.pop() == tmp_path / task and not opened
         theirs = dataclasses.replace(theirs, precision=ours.precision)
         n_texts = None
         if task == "animals":
@@ -206,6 +227,11 @@ def test_words_of_a_text():
         (("--input=own.tsv", "--out=x.tsv", "--columns=first,b"), "has no 'b' (found: first, sec"),
         (("--input=own.tsv", "--out=x.tsv", "--columns=first"), "1 columns, but a row of animals"),
         (("--input=text.txt", "--out=x.tsv"), "animals reads first and second; give .tsv"),
+        (("--input=text.txt", "--out=x.tsv", "--columns=a,b"), "has no columns; leave --columns"),
+        (
+            ("--input=own.tsv", "--out=x.tsv", "--threshold=-1"),
+            '--threshold: this model of animals gives no score of "no answer"; leave',
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(finetuned, data, capsys, monkeypatch, flags, message):
@@ -231,6 +257,29 @@ def test_a_model_without_a_head_is_refused(tmp_path, model):
     notes = {"task": "wic", "suite": "superglue", "settings": dataclasses.asdict(SETTINGS)}
     with pytest.raises(UserError, match="a model of wic reads more than texts"):
         prediction.Predictor(dataclasses.replace(model, finetuned=notes | {"seed": 0}))
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        (find_tasks(["stsb"])[0], {"score": None}),
+        (find_tasks(["rte"])[0], {"label": None}),
+        (prediction.catalogue.SQUAD2, {"answer": ""}),
+    ],
+    ids=["stsb", "rte", "squad2"],
+)
+def test_a_t5_has_no_scores(task, expected, monkeypatch):
+    model = grammar.model("t5")
+    model = dataclasses.replace(model, finetuned=learning.describe(task, SETTINGS, 0))
+    predictor = prediction.Predictor(model)
+    assert not predictor.has_odds
+
+    def nothing(objective, params, batches):
+        return [np.full((len(batch["tokens"]), 4), model.special["sep"]) for batch in batches]
+
+    monkeypatch.setattr(training, "predict", nothing)
+    row = dict.fromkeys(task.fields, "the cat")
+    assert list(predictor.predict([row, row])) == [expected] * 2
 
 
 def test_rows_are_read_one_after_the_other(tmp_path, model):

@@ -6,7 +6,9 @@ import zipfile
 import pytest
 
 from cramjax.finetuning import submission
+from cramjax.finetuning.heads import head_of
 from cramjax.glue.tasks import SUITES, find_tasks
+from cramjax.tasks.catalogue import SQUAD2
 
 
 def lines(name, rows, predictions, suite=None):
@@ -44,6 +46,20 @@ def test_glue(name, predictions, expected):
 def test_superglue(name, predictions, labels):
     found = [json.loads(line) for line in lines(name, ROWS[:2], predictions)]
     assert found == [{"idx": number, "label": label} for number, label in enumerate(labels)]
+
+
+def test_answers_of_a_t5_have_no_odds(tmp_path):
+    rows = [{"idx": "p", "label": []}, {"idx": "q", "label": [{"text": "cat"}]}]
+    found = [{"text": "x"}, {"text": ""}]
+    assert head_of(SQUAD2).score(SQUAD2, rows, found)["best_f1"] == 0
+    submission.write_answers(tmp_path, SQUAD2, rows, found, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["squad2.json"]
+    assert json.loads((tmp_path / "squad2.json").read_text()) == {"p": "x", "q": ""}
+
+    found = [{"text": "x", "no_answer": 2.0}, {"text": "cat", "no_answer": 1.0}]
+    submission.write_answers(tmp_path, SQUAD2, rows, found, 1.0)
+    assert json.loads((tmp_path / "squad2.json").read_text()) == {"p": "", "q": "cat"}
+    assert json.loads((tmp_path / "squad2_null_odds.json").read_text()) == {"p": 2.0, "q": 1.0}
 
 
 def test_multirc_is_nested_and_record_is_by_query():

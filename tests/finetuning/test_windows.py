@@ -116,6 +116,34 @@ def test_windows_hold_whole_answers_or_none(model):
     assert feed.n_train == len(found)
 
 
+def test_targets_of_an_evaluation_are_its_answers(model):
+    context = "the old boat is red , the young dog is blue ."
+    rows = [
+        question(context, "red", context.index("red")),
+        question(context, "bicycle", -1),
+        question(context, "", 0),
+    ]
+    settings = dataclasses.replace(SETTINGS, max_length=32)
+    feed = SpanFeed(catalogue.SQUAD2, {"dev": rows}, model.tokenizer, 0, settings, None)
+    (batch,) = feed.eval_batches("dev")
+    flat = batch["tokens"].reshape(-1)
+    start, end = batch["starts"][0], batch["ends"][0]
+    assert model.tokenizer.decode(flat[start : end + 1].tolist()) == "red"
+    assert batch["starts"][2] == batch["ends"][2] == batch["first"][2]
+    # What is not in its context has no target, and is predicted all the same.
+    assert batch["weights"][:3].tolist() == [1, 0, 1] and batch["weights"].sum() == 2
+
+    feed.read({"dev": [{"question": "the red ?", "context": context}]})
+    (batch,) = feed.eval_batches("dev")
+    assert batch["weights"].sum() == 1 and (batch["starts"] == batch["first"]).all()
+
+
+def test_training_rows_whose_answers_are_all_elsewhere_are_refused(model):
+    rows = [question("the cat", "bicycle", -1)]
+    with pytest.raises(UserError, match="SQuAD: no answer of the training rows stands in its"):
+        SpanFeed(catalogue.SQUAD, {"train": rows}, model.tokenizer, 0, SETTINGS, None)
+
+
 def test_a_long_question_is_cut_and_the_answer_is_the_best_of_all_windows(model):
     row = question("a big cat , a young dog . " * 3, "", 0, words="the boat " * 50)
     settings = dataclasses.replace(SETTINGS, max_answer=2, n_best=4)

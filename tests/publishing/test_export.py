@@ -284,6 +284,16 @@ def test_scores_of_a_finetuning_stand_in_the_card(small_run, tmp_path, monkeypat
     assert (result.metric_type, result.metric_value) == ("accuracy", 61.25)
     assert result.dataset_type == "nyu-mll/glue"
 
+    # An earlier checkpoint has none, unless somebody says that these are its own.
+    cards = []
+    named = ("--results", "runs/finetune/small-cramming/results.json")
+    for flags in (("--step", "1"), ("--step", "1", *named), ("--revisions", *named)):
+        assert export_hf.main(["--checkpoint", str(small_run), "--out", "other", *flags]) == 0
+        folders = [path.parent for path in sorted((tmp_path / "other").rglob("README.md"))]
+        cards.append({path.name: "| rte |" in (path / "README.md").read_text() for path in folders})
+        shutil.rmtree(tmp_path / "other")
+    assert cards == [{"other": False}, {"other": True}, {"1e-06h": False, "main": True}]
+
 
 def test_an_export_is_replaced_and_other_files_stay(small_run, tmp_path):
     out = tmp_path / "out"

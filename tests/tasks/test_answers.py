@@ -59,6 +59,16 @@ def test_no_answer_is_right_where_there_is_none():
     }
 
 
+def test_without_odds_there_is_nothing_to_choose():
+    """Equal odds would let the order of the questions choose what is answered."""
+    gold = [[], ["dog"], [], ["b"], ["cat"]]
+    scores = answers.scores_v2(gold, ["x", "x", "", "x", "cat"], None)
+    assert scores["f1"] == scores["best_f1"] == scores["exact_match"] == scores["best_exact"] == 40
+    assert scores["no_answer_f1"] == 50 and scores["has_answer_f1"] == pytest.approx(100 / 3)
+    assert not [name for name in scores if "threshold" in name]
+    assert answers.scores_v2([["dog"], []], ["x", "x"], None)["best_f1"] == 0
+
+
 @hypothesis.given(
     st.lists(
         st.tuples(st.lists(texts, max_size=2), texts, st.integers(-3, 3)), min_size=1, max_size=7

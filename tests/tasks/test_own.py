@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from cramjax.errors import UserError
+from cramjax.finetuning.heads import head_of
 from cramjax.tasks import catalogue, own, tables
 
 REVIEWS = {
@@ -101,6 +102,47 @@ def test_the_other_heads(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("metric", "answers", "metrics"),
+    [
+        (None, ("cat", []), ("best_f1", "best_exact", "f1", "exact_match")),
+        ("exact_match", ("cat", []), ("exact_match", "best_f1", "best_exact", "f1")),
+        (None, ("cat", "a"), ("f1", "exact_match")),
+    ],
+)
+def test_questions_without_an_answer_have_their_own_metrics(tmp_path, metric, answers, metrics):
+    values = {"head": "answers", "text": ["q", "c"], "label": "a"}
+    values |= dict.fromkeys(("train", "validation"), "a.jsonl")
+    if metric:
+        values["metric"] = metric
+    rows = [json.dumps({"q": "who ?", "c": "a cat", "a": answer}) for answer in answers]
+    said = []
+    data = opened(write(tmp_path, values, {"a.jsonl": "\n".join(rows)}), said)
+    assert data.task.metrics == metrics and data.task.headline == metrics[:1]
+    # A place that nobody gave is not corrected.
+    assert not [line for line in said if "moved" in line]
+
+    # To say that there is no answer is right where there is none.
+    found = [{"text": "cat", "no_answer": -1.0}, {"text": "a", "no_answer": 9.0}]
+    scores = head_of(data.task).score(data.task, data.splits["validation"], found)
+    assert scores["exact_match"] == 100 if [] in answers else 50
+
+
+def test_metrics_of_unanswered_questions_need_one(tmp_path):
+    values = {"head": "answers", "text": ["q", "c"], "label": "a", "metric": "best_f1"}
+    values |= dict.fromkeys(("train", "validation"), "a.jsonl")
+    row = json.dumps({"q": "who ?", "c": "a cat", "a": "cat"})
+    with pytest.raises(UserError, match="metric=best_f1: is for questions without an answer, and"):
+        opened(write(tmp_path, values, {"a.jsonl": row}))
+
+
+def test_an_empty_line_is_a_row_of_one_column_only(tmp_path):
+    (tmp_path / "one.csv").write_text("review\nred\n\nblue\n")
+    assert [row["review"] for _, row in tables.rows(tmp_path / "one.csv")] == ["red", "", "blue"]
+    (tmp_path / "two.tsv").write_text("a\tb\n1\t2\n\n")
+    assert [row for _, row in tables.rows(tmp_path / "two.tsv")] == [{"a": "1", "b": "2"}]
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"hed": "x"}, "reviews.yaml: hed: no such key; did you mean head"),
@@ -111,6 +153,9 @@ def test_the_other_heads(tmp_path):
         ({"label": None}, "label=None is no text"),
         ({"name": "a/b"}, "name='a/b' must be of letters"),
         ({"name": "rte"}, "name=rte: is another task's"),
+        ({"name": "model"}, "name=model: is a key of results.json; give a name"),
+        ({"head": "regression", "labels": ["a", "b"]}, "labels: regression has none; leave the"),
+        ({"labels": ["x", "y"], "train": "square.tsv"}, "stars='²' in row 1 of square.tsv is none"),
         (
             {"label": "star"},
             r"train.tsv:2: has no 'star', which .*reviews.yaml names \(found: stars",
@@ -134,6 +179,7 @@ def test_mistakes_are_one_sentence(tmp_path, change, message):
         "short.tsv": "stars\treview\n4\n",
         "words.tsv": "stars\treview\nx\tfine\n",
         "data.xls": "",
+        "square.tsv": "stars\treview\n²\tfine\n",
     }
     path = write(tmp_path, REVIEWS | change, files)
     with pytest.raises(UserError, match=message):

@@ -20,6 +20,15 @@ def article(context, *questions):
     return {"title": "x", "paragraphs": [{"context": context, "qas": qas}]}
 
 
+def of_values(**changed):
+    """Returns a file of one question with other values."""
+    values = {"context": "a cat", "question": "who ?", "text": "cat", "answer_start": 2} | changed
+    answer = {key: values[key] for key in ("text", "answer_start")}
+    qa = {"id": "q", "question": values["question"], "answers": [answer]}
+    paragraph = {"context": values["context"], "qas": [qa]}
+    return json.dumps({"data": [{"paragraphs": [paragraph]}]})
+
+
 def test_answers_are_placed(tmp_path):
     content = {"data": [article("a cat, a cat", ("cat", 2), ("cat", 8), ("dog", 0), ("", 0))]}
     with gzip.open(tmp_path / "dev.json.gz", "wt") as file:
@@ -38,7 +47,15 @@ def test_answers_are_placed(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not JSON"), ("[]", "no file of SQuAD"), ('{"data": [{}]}', "no file of SQuAD")],
+    [
+        ("{", "not JSON"),
+        ("[]", "no file of SQuAD"),
+        ('{"data": [{}]}', "no file of SQuAD"),
+        (of_values(context=None), "no file of SQuAD .TypeError: context=None is no text"),
+        (of_values(question=None), "question=None is no text"),
+        (of_values(text=5), "text=5 is no text"),
+        (of_values(answer_start=float("inf")), "no file of SQuAD .OverflowError"),
+    ],
 )
 def test_other_files_are_refused(tmp_path, text, message):
     (tmp_path / "train-v1.1.json").write_text(text)
