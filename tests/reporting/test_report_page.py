@@ -94,6 +94,33 @@ def test_a_run_that_goes_on_has_its_steps_from_the_rates(tmp_path):
     assert "goes on, or was stopped" in content["runs"][0]["note"]
 
 
+def test_the_latest_evaluation_of_a_run_that_goes_on_says_where_its_seconds_went(tmp_path):
+    lines = workdirs.metrics(20, evaluations=2)  # at steps 10 and 20, of two seconds each
+    noted = {"compile_s": 4.0, "eval_s": 2.0, "save_s": 1.0, "growth_s": 0.0, "data_wait_s": 0.5}
+    place = next(place for place, line in enumerate(lines) if "eval_loss" in line)
+    lines[place] |= noted
+    workdir = workdirs.run(tmp_path, lines=lines[:-1], is_finished=False)
+    parts = titled(made(workdir), "Where the seconds went")["parts"]
+    # Of the first 20 seconds 12.5 are left. Then come 10 steps of 1.25 seconds at this rate.
+    assert parts == {
+        "steps": [25.0], "compilation": [4.0], "evaluation": [2.0], "saving": [1.0],
+        "waiting for data": [0.5], "other": [7.5],
+    }  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(sorted(workdirs.SECONDS)), st.floats(0, 100)), st.booleans())
+def test_seconds_by_kind_add_up_to_the_time_of_a_run_that_goes_on(noted, is_whole):
+    lines = workdirs.metrics(20, evaluations=2)
+    place = next(place for place, line in enumerate(lines) if "eval_loss" in line)
+    scale = 20.0 / max(20.0, sum(noted.values()))
+    lines[place] |= {key: scale * value for key, value in noted.items()}
+    if is_whole:
+        lines[place] = dict.fromkeys(workdirs.SECONDS, 0.0) | lines[place]
+    spent = spending.seconds({"elapsed_s": 40.0}, lines)
+    assert sum(spent.values()) == pytest.approx(40.0)
+    assert min(spent.values()) >= 0
+
+
 def test_an_earlier_summary_of_a_run_that_goes_on_is_left_aside(tmp_path):
     workdir = workdirs.run(tmp_path)
     with (workdir / "metrics.jsonl").open("a") as file:

@@ -2,6 +2,7 @@
 
 import json
 
+SECONDS = ("compile_s", "eval_s", "save_s", "growth_s", "data_wait_s")
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&amp;\u2028'\""
 
 
