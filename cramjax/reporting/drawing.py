@@ -14,7 +14,7 @@ MOST_POINTS = 8_000
 
 X_AXES = (
     Axis(key="tokens", label="tokens"),
-    Axis(key="elapsed_s", label="time of training, seconds"),
+    Axis(key="elapsed_s", label="time of training"),
     Axis(key="flops", label="training FLOPs"),
     Axis(key="step", label="optimizer steps"),
 )

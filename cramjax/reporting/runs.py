@@ -31,6 +31,9 @@ from cramjax.reporting.words import is_number, large
 MOST_READINGS = 6
 """Evaluations at which the page shows a text: early, late and some between."""
 
+MOST_SENTENCES = 4
+"""Runs that have a sentence and a state each."""
+
 # Key of a line → title and label of the axis, and whether it is logarithmic at first.
 _CHARTS = {
     "lr": ("Learning rate", "learning rate", False),
@@ -69,8 +72,14 @@ _RESULTS = {
 
 
 def names(runs: Sequence[RunFiles]) -> list[Shown]:
-    """Returns the runs as the reader can hide them, with their state."""
-    return [Shown(name=run.name, note=state(run)) for run in runs]
+    """Returns the runs as the reader can hide them, with their state.
+
+    A state that all of many runs have is left out.
+    """
+    states = [state(run) for run in runs]
+    if len(runs) > MOST_SENTENCES and len(set(states)) == 1:
+        states = [""] * len(runs)
+    return [Shown(name=run.name, note=note) for run, note in zip(runs, states, strict=True)]
 
 
 def state(run: RunFiles) -> str:
@@ -133,7 +142,9 @@ def sections(drawn: Sequence[Drawn], price: float | None) -> list[Section]:
 
 
 def _headline(runs: Sequence[RunFiles]) -> str:
-    """Returns the results in a sentence a run."""
+    """Returns the results in a sentence a run; of many runs the best and the worst."""
+    if len(runs) > MOST_SENTENCES:
+        return _range(runs)
     sentences = []
     for run in runs:
         values = latest(run)
@@ -148,7 +159,21 @@ def _headline(runs: Sequence[RunFiles]) -> str:
         if is_number(values.get("bleu")):
             text += f", BLEU {values['bleu']:.2f}"
         sentences.append(f"{text} ({state(run)}).")
-    return " ".join(sentences[:12])
+    return " ".join(sentences)
+
+
+def _range(runs: Sequence[RunFiles]) -> str:
+    """Returns the lowest and the highest held-out loss of many runs."""
+    losses = [(latest(run).get("eval_loss"), run) for run in runs]
+    known = sorted(
+        ((loss, run.name) for loss, run in losses if is_number(loss)), key=lambda one: one[0]
+    )
+    n_finished = sum(run.is_finished for run in runs)
+    text = f"{len(runs)} runs, {n_finished} of them finished"
+    if not known:
+        return f"{text}. No evaluation yet."
+    (low, best), (high, worst) = known[0], known[-1]
+    return f"{text}. Held-out loss from {low:.3f} nats ({best}) to {high:.3f} ({worst})."
 
 
 def _results(runs: Sequence[RunFiles]) -> Table:
@@ -189,7 +214,7 @@ def _losses(drawn: Sequence[Drawn]) -> list[Block]:
     charts: list[Block] = [
         Lines(
             title="Loss",
-            about=about + " ".join(said),
+            about=about + _together(said),
             x=X_AXES,
             y=Axis(label="nats per predicted token"),
             series=loss,
@@ -217,6 +242,11 @@ def _losses(drawn: Sequence[Drawn]) -> list[Block]:
     return charts
 
 
+def _together(sentences: Sequence[str]) -> str:
+    """Returns what is said of each run; of many runs nothing, for the table under a chart has it."""
+    return " ".join(sentences) if len(sentences) <= MOST_SENTENCES else ""
+
+
 def _scores(drawn: Sequence[Drawn]) -> list[Block]:
     """Returns the chart of BLEU, of the runs that score what they write."""
     scored = [one for one in drawn if one.scored]
@@ -226,7 +256,7 @@ def _scores(drawn: Sequence[Drawn]) -> list[Block]:
     return [
         Lines(
             title="BLEU",
-            about="BLEU of what the network writes for held-out pairs. " + " ".join(said),
+            about="BLEU of what the network writes for held-out pairs. " + _together(said),
             x=X_AXES,
             y=Axis(label="BLEU"),
             series=[one.scores("bleu", "BLEU") for one in scored],
@@ -245,9 +275,10 @@ def _charts(drawn: Sequence[Drawn], wanted: Mapping[str, tuple[str, str, bool]])
             if values:
                 series.append(one.training(key, title.lower(), "solid"))
                 said.append(f"{one.run.name}: {large(min(values))} to {large(max(values))}.")
-        if series:
+        # A chart of nothing but zeros, as of skipped steps, says no more than the table.
+        if any(any(one.y) for one in series):
             y = Axis(label=label, is_log=is_log)
-            charts.append(Lines(title=title, about=" ".join(said), x=X_AXES, y=y, series=series))
+            charts.append(Lines(title=title, about=_together(said), x=X_AXES, y=y, series=series))
     return charts
 
 

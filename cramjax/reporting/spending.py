@@ -125,7 +125,7 @@ def blocks(
     result: list[Block] = [
         Bars(
             title="Where the seconds went",
-            about=" ".join(said),
+            about=" ".join(said[:4]),
             label="seconds",
             names=[name for _, name, _ in known],
             parts=parts,

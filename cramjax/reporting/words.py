@@ -63,5 +63,6 @@ def size(n_bytes: float) -> str:
     """Returns a number of bytes in the largest unit that it reaches."""
     for unit, factor in _BYTES:
         if n_bytes >= factor:
-            return f"{n_bytes / factor:,.3g} {unit}"
+            value = n_bytes / factor
+            return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
     return f"{n_bytes:,.0f} bytes"
