@@ -85,12 +85,14 @@ class Axis:
         key: of the values in `Page.xs`.
         label: with the unit.
         is_log: whether it is logarithmic at first.
+        units: as in `words.UNITS`; empty for numbers as they are.
         categories: the values of an axis of names; empty for numbers.
     """
 
     key: str = ""
     label: str
     is_log: bool = False
+    units: Sequence[tuple[float, float, str]] = ()
     categories: Sequence[str] = ()
 
 

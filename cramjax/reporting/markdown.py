@@ -10,7 +10,6 @@ import re
 
 from cramjax.reporting.blocks import Block, Cell, Note, Table
 
-
 _PICTURE = re.compile(r"!\[.*\]\(.*\)\s*$")
 
 

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cramjax.reporting import spending, stages
+from cramjax.reporting import curves, outcomes, spending, stages
 from cramjax.reporting.blocks import (
     Axis,
     Block,
@@ -95,15 +95,8 @@ def state(run: RunFiles) -> str:
 
 
 def latest(run: RunFiles) -> dict[str, Any]:
-    """Returns the last value of each key of the metrics, and of the summary, named as there."""
-    values: dict[str, Any] = {}
-    for line in run.lines:
-        values |= {key: value for key, value in line.items() if value is not None}
-    if values:
-        values["steps"] = values["step"]
-    if "loss" in values:
-        values["train_loss"] = values["loss"]
-    return values | {key: value for key, value in run.summary.items() if value is not None}
+    """Returns the figures of a run, named as in summary.json."""
+    return outcomes.figures(run.lines, run.summary)
 
 
 def sections(drawn: Sequence[Drawn], price: float | None) -> list[Section]:
@@ -112,7 +105,12 @@ def sections(drawn: Sequence[Drawn], price: float | None) -> list[Section]:
         return []
     runs = [one.run for one in drawn]
     result = [
-        Section(name="results", title="Results", blocks=[_results(runs)], intro=_headline(runs)),
+        Section(
+            name="results",
+            title="Results",
+            blocks=[_results(runs), _accounts(runs)],
+            intro=_headline(runs),
+        ),
         Section(name="loss", title="Loss", blocks=_losses(drawn)),
         Section(name="training", title="Training", blocks=_charts(drawn, _CHARTS)),
         Section(
@@ -147,18 +145,8 @@ def _headline(runs: Sequence[RunFiles]) -> str:
         return _range(runs)
     sentences = []
     for run in runs:
-        values = latest(run)
-        loss, unigram = values.get("eval_loss"), values.get("unigram_loss")
-        if not is_number(loss):
-            sentences.append(f"{run.name}: no evaluation yet ({state(run)}).")
-            continue
-        text = f"{run.name}: held-out loss {loss:.3f} nats"
-        if is_number(unigram):
-            side = "below" if loss <= unigram else "above"
-            text += f", {abs(unigram - loss):.3f} {side} a model that knows only word frequencies"
-        if is_number(values.get("bleu")):
-            text += f", BLEU {values['bleu']:.2f}"
-        sentences.append(f"{text} ({state(run)}).")
+        said = outcomes.held_out(latest(run)) or "No evaluation yet."
+        sentences.append(f"{run.name} ({state(run)}): {said}")
     return " ".join(sentences)
 
 
@@ -190,14 +178,29 @@ def _results(runs: Sequence[RunFiles]) -> Table:
     return by_run("Figures, named as in summary.json", [run.name for run in runs], rows)
 
 
+def _accounts(runs: Sequence[RunFiles]) -> Table:
+    """Returns the table of what each run was, with the rows of a model card."""
+    every = []
+    for run in runs:
+        sources = outcomes.sources_of(run.config)
+        rows = outcomes.rows(run.config, latest(run), run.environment, sources=sources)
+        every.append({heading: "".join(pieces) for heading, pieces in rows.items()})
+    table = []
+    for heading in dict.fromkeys(heading for rows in every for heading in rows):
+        texts = [rows.get(heading, "") for rows in every]
+        is_marked = len(set(texts)) > 1 and heading != "spent"
+        table.append([Cell(text=heading), *(Cell(text=text, mark=is_marked) for text in texts)])
+    return by_run("The training in words", [run.name for run in runs], table)
+
+
 def _losses(drawn: Sequence[Drawn]) -> list[Block]:
     loss, accuracy = [], []
     said = []
     for one in drawn:
         if one.train:
-            loss.append(one.training("loss", "train", "faint"))
+            loss.append(one.training("loss", curves.TRAIN, "faint"))
         if one.held_out:
-            loss.append(one.losses("eval_loss", "held-out"))
+            loss.append(one.losses("eval_loss", curves.HELD_OUT))
             accuracy.append(one.losses("eval_accuracy", "accuracy"))
             first, last = one.evaluations[0]["eval_loss"], one.evaluations[-1]["eval_loss"]
             said.append(
@@ -206,7 +209,7 @@ def _losses(drawn: Sequence[Drawn]) -> list[Block]:
             )
         unigram = latest(one.run).get("unigram_loss")
         if is_number(unigram):
-            name = f"{one.run.name}: unigram baseline"
+            name = f"{one.run.name}: {curves.BASELINE}"
             loss.append(Series(name=name, run=one.number, style="level", x=None, y=[unigram]))
 
     marks = [mark for one in drawn for mark in stages.marks(one)]
@@ -216,7 +219,7 @@ def _losses(drawn: Sequence[Drawn]) -> list[Block]:
             title="Loss",
             about=about + _together(said),
             x=X_AXES,
-            y=Axis(label="nats per predicted token"),
+            y=Axis(label=curves.LOSS),
             series=loss,
             marks=marks,
             is_main=True,
@@ -243,7 +246,7 @@ def _losses(drawn: Sequence[Drawn]) -> list[Block]:
 
 
 def _together(sentences: Sequence[str]) -> str:
-    """Returns what is said of each run; of many runs nothing, for the table under a chart has it."""
+    """Returns what is said of each run; nothing of many, which have a table under the chart."""
     return " ".join(sentences) if len(sentences) <= MOST_SENTENCES else ""
 
 

@@ -115,8 +115,8 @@ def find(paths: Sequence[pathlib.Path]) -> Subjects:
             raise UserError(f"{path}: no such folder or file; name the --workdir or --out of a run")
         if not subjects.add(path):
             raise UserError(
-                f"{path}: is no run, sweep, study, track, finetuning, compression, plan (--json) or "
-                "dataset; name the folder or file that a command of cramjax wrote"
+                f"{path}: is no run, sweep, study, track, finetuning, compression, plan (--json) "
+                "or dataset; name the folder or file that a command of cramjax wrote"
             )
     return subjects
 

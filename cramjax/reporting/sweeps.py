@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from cramjax import pareto
+from cramjax.reporting import curves
 from cramjax.reporting.blocks import (
     Axis,
     Block,
@@ -174,13 +175,13 @@ def _curves(rows: Sequence[Row], keys: Sequence[str], drawn: Sequence[Drawn]) ->
     for one in known:
         group = groups.index(settings[one.run.folder.name])
         if one.held_out:
-            loss.append(dataclasses.replace(one.losses(_LOSS, "held-out"), group=group))
+            loss.append(dataclasses.replace(one.losses(_LOSS, curves.HELD_OUT), group=group))
         if one.scored:
             bleu.append(dataclasses.replace(one.scores("bleu", "BLEU"), group=group))
 
     charts: list[Block] = []
     for title, label, series in (
-        ("Held-out loss by setting", "nats per predicted token", loss),
+        ("Held-out loss by setting", curves.LOSS, loss),
         ("BLEU by setting", "BLEU", bleu),
     ):
         if series:

@@ -29,8 +29,8 @@ _COLUMNS = (
     "FLOPs", "verdict",
 )  # fmt: skip
 _ABOUT = (
-    "Each small point is a run, a short line the mean of an entry's seeds. The steps are the mean of "
-    "the best so far."
+    "Each small point is a run, a short line the mean of an entry's seeds. The steps are the mean "
+    "of the best so far."
 )
 
 Entry = Mapping[str, Any]
@@ -108,8 +108,8 @@ def _intro(entries: Sequence[Entry], content: Mapping[str, Any]) -> str:
     level = content.get("level")
     if is_number(level):
         text += (
-            f". An entry is the best from then on if Welch's one-sided test against the best before "
-            f"it gives p under {level:g}"
+            f". An entry is the best from then on if Welch's one-sided test against the best "
+            f"before it gives p under {level:g}"
         )
     return f"{text}."
 
@@ -189,6 +189,7 @@ def _said(entry: Entry) -> list[str]:
 def _table(entries: Sequence[Entry]) -> Table:
     rows = []
     best: dict[str, str] = {}  # variant → label
+
     for label, entry in zip(_labels(entries), entries, strict=True):
         is_best = _wins(entry)
         against = text_of(entry.get("against"))
@@ -210,4 +211,5 @@ def _table(entries: Sequence[Entry]) -> Table:
         )
         if is_best:
             best[entry["variant"]] = label
+
     return Table(title="Entries; costs are medians of the seeds", columns=_COLUMNS, rows=rows)

@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+UNITS = {
+    "tokens": ((1e9, 1e9, "billions"), (1e6, 1e6, "millions"), (1e3, 1e3, "thousands")),
+    "elapsed_s": ((7200, 3600, "hours"), (180, 60, "minutes"), (0, 1, "seconds")),
+}
+"""Values along an axis of a chart → (used from this largest value on, divisor, name) of each unit
+in which its numbers stay short."""
+
 _DURATIONS = (("hours", 3600), ("minutes", 60))
 _LARGE = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 # An integer of JSON may be too large for a float; sums and products of these are not.
@@ -49,6 +56,14 @@ def hardware(environment: Mapping[str, Any]) -> str:
     if "cpus" in environment:
         return f"{kinds} ({environment['cpus']} CPU cores)"
     return kinds
+
+
+def unit(key: str, largest: float) -> tuple[float, str]:
+    """Returns the divisor and the name, "" for none, of the unit of an axis, a key of `UNITS`."""
+    for least, divisor, name in UNITS[key]:
+        if largest >= least:
+            return divisor, name
+    return 1.0, ""
 
 
 def large(number: float) -> str:

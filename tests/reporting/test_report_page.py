@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cramjax.errors import UserError
-from cramjax.reporting import curves, datasets, markdown, page, reading, spending, subjects
+from cramjax.reporting import (
+    curves,
+    datasets,
+    markdown,
+    outcomes,
+    page,
+    reading,
+    spending,
+    subjects,
+)
 from tests.reporting import workdirs
 from tools import report
 
@@ -373,8 +382,113 @@ def test_a_study_is_its_sweeps_and_its_tables(tmp_path):
 
 
 def test_markdown_of_studies_is_read():
-    (note,) = markdown.blocks("# a\n\ntext | with a bar\n")
+    (note,) = markdown.blocks("# a\n\ntext | with a `bar`\n\n![a picture](bleu.png)\n")
     assert note.text == "text | with a bar"
+
+
+def test_a_study_has_its_compressions_and_its_curves_by_setting(tmp_path):
+    sweep = workdirs.sweep(tmp_path / "study")
+    for name, score in (("lr-0.001", 20.0), ("lr-0.01", 30.0)):
+        lines = workdirs.metrics(20)
+        lines += [{"step": 20, "elapsed_s": 40.0, "tokens": 20000, "flops": 2e7, "bleu": score}]
+        workdirs.run(sweep, name=name, lines=lines, config={"budget": {"hours": 0.1}})
+    workdirs.compression(tmp_path / "study", name="bleu")
+    other = workdirs.compression(tmp_path, name="another")
+    content = made(tmp_path / "study", other)
+    titles = [section["title"] for section in content["sections"]]
+    assert titles[:2] == ["Sweep sweep", "Compression bleu"]
+    assert titles.index("Compression another") > titles.index("Results")
+    assert content["along"] == "elapsed_s"
+    chart = titled(content, "BLEU by setting")
+    assert chart["groups"] == ["lr=0.001", "lr=0.01"]
+    assert [series["group"] for series in chart["series"]] == [0, 1]
+    assert [series["y"] for series in chart["series"]] == [[20.0], [30.0]]
+    assert content["xs"][chart["series"][1]["x"]]["elapsed_s"] == [40.0]
+
+
+def test_a_track_is_its_staircase_and_its_entries(tmp_path):
+    folder = workdirs.track(tmp_path)
+    for number, name in enumerate(("control", "x", "average")):
+        out = workdirs.sweep(folder, name=f"{number:02d}-{name}")
+        for seed in (0, 1):
+            workdirs.run(out, name=f"variant-{name},seed-{seed}")
+    content = made(folder)
+    evil = workdirs.HOSTILE
+    chart = titled(content, "Held-out loss of every entry")
+    steps, *clouds = chart["clouds"]
+    assert [point["y"] for point in steps["points"]] == [4.125, 3.625, 3.625]
+    assert chart["x"]["categories"] == ["control", evil, "average"]
+    found = {cloud["name"]: [(p["x"], p["y"]) for p in cloud["points"]] for cloud in clouds}
+    assert found["entry that won"] == [
+        ("control", 4.0),
+        ("control", 4.25),
+        (evil, 3.5),
+        (evil, 3.75),
+    ]
+    assert found["entry that won, mean"] == [("control", 4.125), (evil, 3.625)]
+    assert (
+        found["entry that did not"] == [("average", 3.5)] and not found["entry that did not, mean"]
+    )
+    said = clouds[0]["points"][2]["lines"]
+    assert said[1:] == ["mean 3.6250 ± 0.1768", "-0.5000 against control", "p = 0.001", said[-1]]
+
+    rows = texts(titled(content, "Entries; costs are medians of the seeds"))
+    assert rows[0] == [
+        "control", "", "4.1250", "0.1768", "–", "–", "2M", "180", "1e+12", "best"
+    ]  # fmt: skip
+    assert rows[2][:4] == ["average", evil, "–", "–"] and rows[2][-1] == ""
+    assert "The best now" in content["sections"][0]["intro"]
+    # One run of each entry, and no page of each entry's sweep.
+    assert [run["name"] for run in content["runs"]] == ["00-control", "01-x", "02-average"]
+    assert not any(section["name"].startswith("sweep") for section in content["sections"])
+
+
+def test_an_old_a_damaged_and_a_young_track_are_borne(tmp_path):
+    old = tmp_path / "old"
+    workdirs.write(old / "track.json", {"seeds": 2})
+    assert "No entry is judged yet." in page.data(page.make(subjects.find([old])))
+    (old / "report.md").write_text("# Track\n\n| entry | p |\n|---|---|\n| muon | 0.1 |\n")
+    assert texts(titled(made(old), "Track")) == [["muon", "0.1"]]
+
+    sound = workdirs.entry("a", [1.0, 2.0], wins=True)
+    bad = [3, {}, sound | {"losses": "x"}, sound | {"losses": [True]}, sound | {"name": 3}]
+    odd = [sound, sound | {"difference": "x", "p": [1], "tokens": 10**400, "against": {"a": 1}}]
+    content = made(workdirs.track(tmp_path, entries=[*odd, sound | {"losses": []}, *bad]))
+    assert "5 damaged entries are left out" in content["problems"][0]
+    assert titled(content, "Held-out loss of every entry")["x"]["categories"] == [
+        "a",
+        "a (1)",
+        "a (2)",
+    ]
+
+
+def test_of_many_runs_the_page_says_the_range_and_not_a_sentence_each(tmp_path):
+    for place in range(6):
+        workdirs.run(tmp_path, name=f"r{place}", lines=workdirs.metrics(20, 9.0 + place))
+    content = made(tmp_path)
+    results = next(s for s in content["sections"] if s["name"] == "results")
+    assert results["intro"] == (
+        "6 runs, 6 of them finished. Held-out loss from 8.000 nats (r0) to 13.000 (r5)."
+    )
+    assert {run["note"] for run in content["runs"]} == {""}
+
+
+def test_the_table_of_the_training_has_the_rows_of_a_model_card(tmp_path):
+    data = {"source": "text:/a/b.txt", "tokenizer": "wordpiece", "seq_len": 128}
+    config = {"data": data, "objective": {"name": "mlm", "mask_rate": 0.25}, "batch_size": "x"}
+    table = texts(titled(made(workdirs.run(tmp_path, config=config)), "The training in words"))
+    rows = dict(table)
+    assert rows["data"] == "text:/a/b.txt" and rows["tokenizer"] == "wordpiece"
+    assert rows["objective"] == "masked language modelling, 25% of the positions predicted"
+    assert rows["hardware"] == "1 × cpu (2 CPU cores)" and "20 steps" in rows["spent"]
+    assert not rows.keys() & {"batch", "budget", "optimizer"}  # nothing sound says them
+
+
+def test_a_figure_that_is_no_number_any_more_is_left_out():
+    lines = [{"step": 1, "eval_loss": 3.0, "bleu": 2.0}, {"step": 2, "eval_loss": None}]
+    assert outcomes.figures(lines, {}) == {"step": 2, "bleu": 2.0, "steps": 2}
+    ended = outcomes.figures(lines, {"steps": 2, "eval_accuracy": 0.5})
+    assert "bleu" not in ended  # it is not that of the end
 
 
 def test_every_seed_is_a_point_beside_published_scores(tmp_path):

@@ -64,8 +64,8 @@ const readable = (axis, value) => isTime(axis) ? seconds(value) : short(value);
 
 // The unit of an axis up to `most`: [how much of the values it is, its part of the label].
 function unitOf(axis, most) {
-  if (!isTime(axis)) return [1, ""];
-  return most >= 7200 ? [3600, ", hours"] : most >= 180 ? [60, ", minutes"] : [1, ", seconds"];
+  const [, divisor, name] = axis.units.find(([least]) => most >= least) || [0, 1, ""];
+  return [divisor, name && `, ${name}`];
 }
 
 // ---- controls ----
