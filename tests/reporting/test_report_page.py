@@ -391,7 +391,8 @@ def test_a_study_has_its_compressions_and_its_curves_by_setting(tmp_path):
     for name, score in (("lr-0.001", 20.0), ("lr-0.01", 30.0)):
         lines = workdirs.metrics(20)
         lines += [{"step": 20, "elapsed_s": 40.0, "tokens": 20000, "flops": 2e7, "bleu": score}]
-        workdirs.run(sweep, name=name, lines=lines, config={"budget": {"hours": 0.1}})
+        config = {"budget": {"hours": 0.1}}
+        workdirs.run(sweep, name=name, lines=lines, config=config, is_finished=False)
     workdirs.compression(tmp_path / "study", name="bleu")
     other = workdirs.compression(tmp_path, name="another")
     content = made(tmp_path / "study", other)

@@ -255,7 +255,9 @@ class Chart {
 function scrollInto(holder, table, name) {
   const frame = holder.querySelector(".scroll");
   if (!frame) {
-    holder.append(scrolling(table, name));
+    // Two datasets have a table of the same name; the sections differ.
+    const heading = holder.closest("section")?.querySelector("h2")?.textContent || "";
+    holder.append(scrolling(table, `${name}, ${heading}`));
     return;
   }
   const { scrollLeft, scrollTop } = frame;
