@@ -31,6 +31,9 @@ from cramjax.reporting.words import is_number, large
 MOST_READINGS = 6
 """Evaluations at which the page shows a text: early, late and some between."""
 
+# Rows that a run which goes on has not settled yet.
+_PASSING = ("spent", "precision")
+
 MOST_SENTENCES = 4
 """Runs that have a sentence and a state each."""
 
@@ -188,7 +191,7 @@ def _accounts(runs: Sequence[RunFiles]) -> Table:
     table = []
     for heading in dict.fromkeys(heading for rows in every for heading in rows):
         texts = [rows.get(heading, "") for rows in every]
-        is_marked = len(set(texts)) > 1 and heading != "spent"
+        is_marked = len(set(texts)) > 1 and heading not in _PASSING
         table.append([Cell(text=heading), *(Cell(text=text, mark=is_marked) for text in texts)])
     return by_run("The training in words", [run.name for run in runs], table)
 
