@@ -32,7 +32,7 @@ def real_track(corpus, tmp_path_factory):
         for flag in bert.command(corpus, out, *bert.SMALL)
         if flag.startswith("--config.")
     ]
-    own = ("budget.steps=10", "eval.every_fraction=0.5", "data.max_mb=None", "model.n_layers=1")
+    own = ("budget.steps=10", "eval.every_fraction=0.5", "data.max_mb=None", "model.n_layers=2")
     small = track.Track(recipe="best_small", entries=("cautious",))
     with stepping.one_device():
         code = track.run(small, [*flags, *own], out, n_seeds=2, launch=_train)
