@@ -159,8 +159,10 @@ def _pieces(pieces: Sequence[str]) -> str:
     for piece in pieces:
         # `_text` takes away the space between two pieces.
         space = piece[: len(piece) - len(piece.lstrip())], piece[len(piece.rstrip()) :]
-        is_name = isinstance(piece, outcomes.Name)
-        texts.append(_code(piece) if is_name else _text(piece).join(space))
+        if isinstance(piece, outcomes.Name):
+            texts.append(_code(piece))
+        else:
+            texts.append(_text(piece).join(space))
     return "".join(texts)
 
 

@@ -119,7 +119,9 @@ def _labels(entries: Sequence[Entry]) -> list[str]:
     labels: list[str] = []
     for place, entry in enumerate(entries):
         label = entry["name"]
-        labels.append(f"{label} ({place})" if label in labels else label)
+        if label in labels:
+            label = f"{label} ({place})"
+        labels.append(label)
     return labels
 
 
@@ -182,7 +184,7 @@ def _said(entry: Entry) -> list[str]:
     if is_number(entry.get("difference")) and is_number(entry.get("p")):
         lines.append(f"{entry['difference']:+.4f} against {entry.get('against')}")
         lines.append(f"p = {entry['p']:.2g}")
-    lines.append("the best from here on" if _wins(entry) else "does not win")
+    lines.append(("does not win", "the best from here on")[_wins(entry)])
     return lines
 
 
@@ -206,7 +208,7 @@ def _table(entries: Sequence[Entry]) -> Table:
                 shown,
                 number(entry.get("seconds"), ",.0f"),
                 number(entry.get("flops"), ".3g"),
-                Cell(text="best" if is_best else "", mark=is_best),
+                Cell(text=("", "best")[is_best], mark=is_best),
             ]
         )
         if is_best:

@@ -419,7 +419,9 @@ def test_a_track_is_its_staircase_and_its_entries(tmp_path):
     steps, *clouds = chart["clouds"]
     assert [point["y"] for point in steps["points"]] == [4.125, 3.625, 3.625]
     assert chart["x"]["categories"] == ["control", evil, "average"]
-    found = {cloud["name"]: [(p["x"], p["y"]) for p in cloud["points"]] for cloud in clouds}
+    found = {}
+    for cloud in clouds:
+        found[cloud["name"]] = [(point["x"], point["y"]) for point in cloud["points"]]
     assert found["entry that won"] == [
         ("control", 4.0),
         ("control", 4.25),
