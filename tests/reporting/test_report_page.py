@@ -20,6 +20,7 @@ from cramjax.reporting import (
     reading,
     spending,
     subjects,
+    words,
 )
 from tests.reporting import workdirs
 from tools import report
@@ -651,3 +652,11 @@ def test_the_licences_that_the_library_names_go_with_it_and_with_every_page(root
     for path in (assets / named, assets / "licenses" / "LICENSE-zrender"):
         assert path.read_text().strip() in comment
     assert "Mike Bostock" in comment and "Baidu Inc." in comment
+
+
+@pytest.mark.parametrize(
+    "n_bytes, text",
+    [(999, "999 bytes"), (1020 * 2**10, "1,020 KiB"), (2**20, "1 MiB"), (5 * 2**40, "5,120 GiB")],
+)
+def test_sizes_have_no_exponent(n_bytes, text):
+    assert words.size(n_bytes) == text
