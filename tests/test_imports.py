@@ -21,7 +21,7 @@ BELOW = {
     "budget": {"errors", "config"},
     "data": {"errors", "files", "console", "stop", "config", "glue"},
     "glue": {"errors"},
-    "reporting": {"errors", "files", "console", "pareto", "glue"},
+    "reporting": {"errors", "files", "console", "pareto", "glue", "config"},
     "tasks": {"errors", "console", "glue"},
     "models": set(),
     "objectives": {"errors", "config", "budget", "models"},

@@ -6,8 +6,9 @@ import sys
 from cramjax.config.cli import at_least, check_output, make_parser, path, run_command
 from cramjax.errors import UserError
 
-EXAMPLE = """a PATH is the folder of a run, a sweep, a study, a finetuning, a compression or a
-dataset, a folder of runs, or a file of tools.plan --json; several stand side by side on one page.
+EXAMPLE = """a PATH is the folder of a run, a sweep, a study, a track, a finetuning, a compression
+or a dataset, a folder of runs, or a file of tools.plan --json; several stand side by side on one
+page.
 
 examples:
   python -m tools.report runs/quickstart --out report.html

@@ -24,7 +24,7 @@ from cramjax.publishing.metadata import (
     task_scores,
 )
 from cramjax.publishing.starts import Start
-from cramjax.reporting import words
+from cramjax.reporting import outcomes
 from cramjax.tasks import catalogue, metric_names
 
 PICTURE = "loss.png"
@@ -153,6 +153,19 @@ def _code(value: Any) -> str:
     return f"{fence}{space}{line}{space}{fence}"
 
 
+def _pieces(pieces: Sequence[str]) -> str:
+    """Returns the text of a row: names as code, and no markup in the rest."""
+    texts = []
+    for piece in pieces:
+        # `_text` takes away the space between two pieces.
+        space = piece[: len(piece) - len(piece.lstrip())], piece[len(piece.rstrip()) :]
+        if isinstance(piece, outcomes.Name):
+            texts.append(_code(piece))
+        else:
+            texts.append(_text(piece).join(space))
+    return "".join(texts)
+
+
 def _block(language: str, lines: str) -> str:
     """Returns a block of code that its lines do not end."""
     longest = max(map(len, re.findall("`+", lines)), default=0)
@@ -237,22 +250,19 @@ def _reads_one_text(finetuned: Mapping[str, Any]) -> bool:
 
 
 def _pretraining(facts: Facts, has_picture: bool) -> list[str]:
-    spent = facts.spent
-    rows = _training_rows(facts).items()
-    table = _TABLE_HEAD + "\n".join(f"| {key} | {value} |" for key, value in rows)
-    sections = ["## Training", table]
+    rows = outcomes.rows(
+        facts.config,
+        facts.spent,
+        facts.environment,
+        sources=[_public_source(source) for source in sources(facts)],
+        n_entries=facts.n_entries,
+    )
+    lines = [f"| {heading} | {_pieces(pieces)} |" for heading, pieces in rows.items()]
+    sections = ["## Training", _TABLE_HEAD + "\n".join(lines)]
 
-    if spent.get("eval_loss") is not None:
-        text = (
-            f"The loss on held-out documents is {spent['eval_loss']:.3f} nats per predicted token, "
-            f"the accuracy is {spent['eval_accuracy']:.1%}."
-        )
-        if "unigram_loss" in spent:
-            text += (
-                " A model that knows only word frequencies has a loss of "
-                f"{spent['unigram_loss']:.3f}."
-            )
-        sections.append(text)
+    results = outcomes.held_out(facts.spent)
+    if results:
+        sections.append(results)
     if has_picture:
         sections.append(f"![Training and held-out loss over tokens and over time]({PICTURE})")
     return sections
@@ -282,50 +292,6 @@ def _changes(starts: Sequence[Start]) -> list[str]:
 def _public(value: Any) -> str:
     """Returns a value of the configuration without the folders of this machine."""
     return _ABSOLUTE.sub(lambda match: match[1] + match[2], str(value))
-
-
-def _training_rows(facts: Facts) -> dict[str, str]:
-    """Returns the rows of the table about a run: key → text."""
-    config = facts.config
-    data, optimizer = config["data"], config["optimizer"]
-    limits = [f"{value:g} {unit}" for unit, value in config["budget"].items() if value is not None]
-    budget = ", ".join(limits)
-    tokenizer = _code(pathlib.PurePath(data["tokenizer"]).name)
-    if facts.n_entries:  # data.vocab_size is only the most that a new tokenizer may have
-        tokenizer += f", {facts.n_entries:,} entries"
-
-    return {
-        "data": ", ".join(_code(_public_source(source)) for source in sources(facts)),
-        "objective": _objective(config["objective"], data),
-        "tokenizer": tokenizer,
-        "sequence": f"{data['seq_len']} tokens",
-        "budget": f"{budget} (learning rate and batch size follow the share that is spent)",
-        "spent": words.amounts(facts.spent),
-        "batch": f"up to {config['batch_size']:,} sequences",
-        "optimizer": (
-            f"{_text(optimizer['name'])}, peak learning rate {optimizer['lr']:g}, "
-            f"schedule {_text(config['schedule']['name'])}"
-        ),
-        "hardware": _text(words.hardware(facts.environment)),
-        "precision": _text(facts.spent.get("precision", config["precision"])),
-    }
-
-
-def _objective(objective: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    if objective["name"] == pairs.OBJECTIVE:
-        text = "text to text: the target of each source, from pairs"
-        if data["source_prefix"]:
-            text += f"; each source begins with {_code(data['source_prefix'])}"
-        return text
-    if objective["name"] == "span_corruption":
-        return (
-            f"span corruption, {objective['noise_density']:.0%} of the tokens, "
-            f"in spans of {objective['mean_span']:g} tokens on average"
-        )
-    predicted = f"{objective['mask_rate']:.0%} of the positions predicted"
-    if objective["name"] == "script":
-        return f"masked language modelling with a critic of its guesses (SCRIPT), {predicted}"
-    return f"masked language modelling, {predicted}"
 
 
 def _public_source(source: str) -> str:

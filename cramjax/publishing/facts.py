@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +14,8 @@ from cramjax.files import check_types, read_json
 from cramjax.glue.tasks import OTHER, SUITES
 from cramjax.publishing import starts
 from cramjax.publishing.starts import Start
+from cramjax.reporting import outcomes
+from cramjax.reporting.reading import read_lines
 from cramjax.tasks import catalogue
 
 FINETUNINGS = pathlib.Path("runs/finetune")
@@ -50,6 +50,7 @@ _RESULTS = {
 _SPREAD = {"median": _NUMBER, "std": _NUMBER, "seeds": (list,)}
 _SPENT = (
     "steps", "tokens", "flops", "params", "elapsed_s", "eval_loss", "eval_accuracy", "unigram_loss",
+    "bleu", "chrf",
 )  # fmt: skip
 
 
@@ -219,33 +220,22 @@ def _read_finetuning(
 
 
 def _read_spent(folder: pathlib.Path, step: int | None) -> dict[str, Any]:
-    """Returns the figures of summary.json, or the metrics up to a `step` before the run's end."""
+    """Returns the figures of summary.json, or the metrics up to a `step` before the run's end.
+
+    A line that a crash cut short is left out.
+    """
     where = folder / "summary.json"
     summary = _read_object(where)
     if summary is None or step not in (None, summary.get("steps")):
         where = folder / "metrics.jsonl"
-        summary = _latest(where, step)
+        lines = read_lines(where, [])
+        lines = [line for line in lines if step is None or line["step"] <= step]
+        summary = {"steps": step} | outcomes.figures(lines, {})
     numbers = {key: summary[key] for key in _SPENT if summary.get(key) is not None}
     check_types(numbers, dict.fromkeys(numbers, _NUMBER), where, _CURE)
     if isinstance(summary.get("precision"), str):
         numbers["precision"] = summary["precision"]
     return numbers
-
-
-def _latest(path: pathlib.Path, step: int | None) -> dict[str, Any]:
-    """Returns the last value of each metric up to a `step`, named as in summary.json.
-
-    A line that a crash cut short is left out.
-    """
-    latest: dict[str, Any] = {}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, RecursionError):
-                entry = json.loads(line)
-                at = entry.get("step") if isinstance(entry, dict) else None
-                if type(at) is int and (step is None or at <= step):
-                    latest |= entry
-    return latest | {"steps": latest.get("step", step)}
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from cramjax.glue.tasks import OTHER, SUITES
 from cramjax.publishing.facts import Facts, task_names
+from cramjax.reporting import outcomes
 from cramjax.tasks import catalogue, metric_names
 
 _METRIC_TYPES = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
@@ -73,11 +74,7 @@ def pipeline_tag(raw: Mapping[str, Any]) -> str:
 
 def sources(facts: Facts) -> list[str]:
     """Returns the sources of the training text, as data.source names them; [] without a run."""
-    source = facts.config.get("data", {}).get("source", [])
-    if isinstance(source, str):
-        return [source]
-    # A mixture lists (source, weight).
-    return [part[0] for part in source]
+    return outcomes.sources_of(facts.config)
 
 
 def task_scores(facts: Facts) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:

@@ -85,12 +85,14 @@ class Axis:
         key: of the values in `Page.xs`.
         label: with the unit.
         is_log: whether it is logarithmic at first.
+        units: as in `words.UNITS`; empty for numbers as they are.
         categories: the values of an axis of names; empty for numbers.
     """
 
     key: str = ""
     label: str
     is_log: bool = False
+    units: Sequence[tuple[float, float, str]] = ()
     categories: Sequence[str] = ()
 
 
@@ -104,6 +106,7 @@ class Series:
         style: "solid", "faint", "points" or "level" (one value along the whole axis).
         x: place in `Page.xs`; None for a level.
         y: values; None leaves a gap.
+        group: number of its colour among `Lines.groups`; None for the colour of the run.
     """
 
     name: str
@@ -111,6 +114,7 @@ class Series:
     style: str
     x: int | None
     y: Sequence[Value]
+    group: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,7 +130,8 @@ class Mark:
 class Lines:
     """A chart of curves; the reader chooses among the axes `x`.
 
-    `about` says it in words. With `is_main` it is as wide as the page.
+    `about` says it in words, and `groups` names the colours of series that are no runs' own. With
+    `is_main` it is as wide as the page.
     """
 
     kind: ClassVar[str] = "lines"
@@ -136,6 +141,7 @@ class Lines:
     y: Axis
     series: Sequence[Series]
     marks: Sequence[Mark] = ()
+    groups: Sequence[str] = ()
     is_main: bool = False
 
 
@@ -150,17 +156,32 @@ class Point:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cloud:
-    """Points of one kind; with `is_line` they are joined by steps, as a front."""
+    """Points of one kind.
+
+    Attributes:
+        name: in the legend and in the tooltip.
+        points: in order.
+        is_line: whether they are joined by steps, as a front.
+        is_context: whether it is grey.
+        is_dash: whether points are short lines, as for a mean.
+        is_more: whether it has the colour and the sign of the cloud before it.
+    """
 
     name: str
     points: Sequence[Point]
     is_line: bool = False
     is_context: bool = False
+    is_dash: bool = False
+    is_more: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scatter:
-    """A chart of points."""
+    """A chart of points.
+
+    With `is_apart` the clouds stand beside each other at a name of the axis x. With `is_main` it is
+    as wide as the page.
+    """
 
     kind: ClassVar[str] = "scatter"
     title: str
@@ -168,6 +189,8 @@ class Scatter:
     x: Axis
     y: Axis
     clouds: Sequence[Cloud]
+    is_apart: bool = False
+    is_main: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -282,6 +305,7 @@ class Page:
         sections: in their order.
         xs: x values of curves by the key of each axis; the curves of a run share them.
         problems: sentences on what could not be read.
+        along: key of the axis along which curves go at first.
     """
 
     title: str
@@ -289,6 +313,7 @@ class Page:
     sections: Sequence[Section]
     xs: Sequence[Mapping[str, Sequence[Value]]] = ()
     problems: Sequence[str] = ()
+    along: str = "tokens"
 
 
 def as_json(value: Any) -> Any:

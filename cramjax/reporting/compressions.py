@@ -121,12 +121,17 @@ def _chart(entries: Sequence[Entry], cost: str) -> Scatter:
 def _point(entry: Entry, cost: str, is_best: bool) -> Point:
     lines = [
         f"{entry['model']}: {entry['prune']:.0%} pruned, {entry['bits']} bits",
-        f"{entry['metric']} {entry['value']:.4g}",
+        f"{entry['metric']} {_score(entry['value'])}",
         size(entry["bytes"]),
     ]
     if is_best:
         lines.append("on the front")
     return Point(x=cost_of(entry, cost) or 0.0, y=entry["value"], lines=lines)
+
+
+def _score(value: float) -> str:
+    """Returns a loss or a score in percent with equally many digits in a column."""
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
 
 
 def _table(entries: Sequence[Entry]) -> Table:
@@ -143,8 +148,8 @@ def _table(entries: Sequence[Entry]) -> Table:
                 Cell(text=size(entry["bytes"]), value=entry["bytes"]),
                 number(nonzero, ",.0f"),
                 number(latency, ".3g"),
-                Cell(text=f"{entry['value']:.4g}", value=entry["value"], mark=is_best),
-                Cell(text=", ".join(f"{seed:.4g}" for seed in seeds)),
+                Cell(text=_score(entry["value"]), value=entry["value"], mark=is_best),
+                Cell(text=", ".join(map(_score, seeds))),
                 Cell(text=("", "yes")[is_best]),
             ]
         )

@@ -11,6 +11,18 @@ from cramjax.reporting.words import is_number
 # How the values of several lines become one: a peak must stay, a level is a mean.
 _TOGETHER = {"grad_norm": "max", "loss": "mean", "tokens_per_s": "mean", "mfu": "mean"}
 
+TRAIN, HELD_OUT, BASELINE = "train", "held-out", "unigram baseline"
+"""Names of the three curves of a chart of losses."""
+
+LOSS = "nats per predicted token"
+"""What losses are, for an axis."""
+
+LABELS = {"tokens": "tokens", "elapsed_s": "time of training"}
+"""Key of a line → label of the axis along which a run goes, without the unit."""
+
+MOST = 2_000
+"""Points of a curve: more of them no picture shows."""
+
 Line = Mapping[str, Any]
 
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from cramjax.reporting import curves
 from cramjax.reporting.blocks import Axis, Series, Value
 from cramjax.reporting.reading import RunFiles
-from cramjax.reporting.words import is_number
+from cramjax.reporting.words import UNITS, is_number
 
 MOST_POINTS = 8_000
 """Lines of all runs together that are drawn, of a kind: train, held-out or scored."""
 
 X_AXES = (
-    Axis(key="tokens", label="tokens"),
-    Axis(key="elapsed_s", label="time of training, seconds"),
+    Axis(key="tokens", label=curves.LABELS["tokens"], units=UNITS["tokens"]),
+    Axis(key="elapsed_s", label=curves.LABELS["elapsed_s"], units=UNITS["elapsed_s"]),
     Axis(key="flops", label="training FLOPs"),
     Axis(key="step", label="optimizer steps"),
 )
@@ -79,5 +79,5 @@ def places(lines: Sequence[curves.Line]) -> dict[str, Sequence[Value]]:
 
 def draw(runs: Sequence[RunFiles]) -> list[Drawn]:
     """Returns the runs of a page with their curves, fewer points of each where there are many."""
-    most = max(20, min(2000, MOST_POINTS // max(1, len(runs))))
+    most = max(20, min(curves.MOST, MOST_POINTS // max(1, len(runs))))
     return [Drawn(number, run, most) for number, run in enumerate(runs)]

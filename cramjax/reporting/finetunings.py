@@ -105,6 +105,7 @@ def _suite(suite: str, chosen: Sequence[tuple[str, Results]]) -> list[Block]:
             x=Axis(label="task", categories=labels),
             y=Axis(label="percent"),
             clouds=clouds,
+            is_apart=True,
         ),
         Table(
             title="Median ± standard deviation over seeds, percent",

@@ -1,10 +1,16 @@
-"""Reads the Markdown that studies write: headings, tables and paragraphs; nothing else."""
+"""Reads the Markdown that studies write: headings, tables and paragraphs; nothing else.
+
+Its pictures are left out: the page has charts of the same figures.
+"""
 
 from __future__ import annotations
 
 import itertools
+import re
 
 from cramjax.reporting.blocks import Block, Cell, Note, Table
+
+_PICTURE = re.compile(r"!\[.*\]\(.*\)\s*$")
 
 
 def blocks(text: str) -> list[Block]:
@@ -19,8 +25,8 @@ def blocks(text: str) -> list[Block]:
         for line in lines:
             if line.startswith("#"):
                 heading = line.lstrip("# ").strip()
-            elif line.strip():
-                result.append(Note(text=line.strip()))
+            elif line.strip() and not _PICTURE.match(line):
+                result.append(Note(text=line.strip().replace("`", "")))
     return result
 
 
@@ -39,4 +45,4 @@ def _cells(line: str) -> list[str]:
 def _cell(text: str) -> Cell:
     """Returns a cell; bold ones, the best of their column, are marked."""
     is_bold = text.startswith("**")
-    return Cell(text=text.replace("**", ""), mark=is_bold)
+    return Cell(text=text.replace("**", "").replace("`", ""), mark=is_bold)

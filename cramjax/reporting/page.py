@@ -27,10 +27,13 @@ from cramjax.reporting import (
     setups,
     subjects,
     sweeps,
+    tracks,
 )
 from cramjax.reporting.blocks import Page, Section, as_json
+from cramjax.reporting.drawing import Drawn
 from cramjax.reporting.reading import RunFiles, read_object, read_run, read_text, read_value
 from cramjax.reporting.subjects import Subjects
+from cramjax.reporting.words import is_number
 
 _ASSETS = pathlib.Path(__file__).parent / "assets"
 
@@ -39,16 +42,23 @@ def make(found: Subjects, *, price: float | None = None) -> Page:
     """Returns the page about what was found; `price` is that of an hour of each run."""
     problems: list[str] = []
     read = []
-    for folder, name in zip(found.runs, subjects.names(found.runs), strict=True):
+    # Of a track each entry has one run here, and the entry is what it is known by.
+    known_by = [run.parent if run.parent.parent in found.tracks else run for run in found.runs]
+    for folder, name in zip(found.runs, subjects.names(known_by), strict=True):
         read.append(read_run(folder, name))
     for run in read:
         problems += run.problems
 
-    sections = _studies(found, problems)
-    sections += _sweeps(found, problems)
     drawn = drawing.draw(read)
+    of_studies = [path for path in found.compressions if path.parent in found.studies]
+    others = [path for path in found.compressions if path not in of_studies]
+    sections = _studies(found, problems)
+    sections += _sweeps(found, drawn, problems)
+    sections += _compressions(found, of_studies, problems)
     sections += runs.sections(drawn, price)
-    sections += _others(found, problems)
+    sections += _finetunings(found, problems)
+    sections += _compressions(found, others, problems)
+    sections += _plans(found, problems)
     sections += _datasets(found, read, problems)
     sections += setups.sections(read)
     return Page(
@@ -57,19 +67,37 @@ def make(found: Subjects, *, price: float | None = None) -> Page:
         sections=[section for section in sections if section],
         xs=[x for one in drawn for x in one.xs],
         problems=problems,
+        along=_along(found, read),
     )
 
 
+def _along(found: Subjects, read: Sequence[RunFiles]) -> str:
+    """Returns the first axis of curves: time, where a study compares runs of equal time."""
+    budgets = [run.config.get("budget") for run in read]
+    limits = [budget.get("hours") for budget in budgets if isinstance(budget, dict)]
+    is_timed = bool(found.studies or found.tracks) and all(map(is_number, limits))
+    return "elapsed_s" if is_timed and limits else "tokens"
+
+
 def _title(found: Subjects) -> str:
-    runs_alone = [run for run in found.runs if run.parent not in found.sweeps]
-    named = [*found.studies, *found.sweeps, *runs_alone, *found.finetunings]
-    named += [*found.compressions, *found.plans, *found.datasets]
+    wholes = (*found.studies, *found.tracks)
+    named = list(wholes)
+    named += [folder for folder in found.sweeps if folder.parent not in wholes]
+    named += [run for run in found.runs if not _is_of_sweep(run, found)]
+    named += found.finetunings
+    named += [folder for folder in found.compressions if folder.parent not in wholes]
+    named += [*found.plans, *found.datasets]
     names = subjects.names(named)
     listed = ", ".join(names[:4])
     return f"{listed} and {len(names) - 4} more" if len(names) > 4 else listed
 
 
+def _is_of_sweep(run: pathlib.Path, found: Subjects) -> bool:
+    return run.parent in found.sweeps or run.parent.parent in found.tracks
+
+
 def _studies(found: Subjects, problems: list[str]) -> list[Section]:
+    """Returns the sections about studies and tracks."""
     sections = []
     for number, folder in enumerate(found.studies):
         path = folder / "report.md"
@@ -79,35 +107,47 @@ def _studies(found: Subjects, problems: list[str]) -> list[Section]:
         blocks = markdown.blocks(text)
         title = f"Study {folder.resolve().name}"
         sections.append(Section(name=f"study-{number}", title=title, blocks=blocks))
+    names = subjects.names(found.tracks)
+    for number, (folder, name) in enumerate(zip(found.tracks, names, strict=True)):
+        sections.append(tracks.section(name, folder, number, problems))
     return sections
 
 
-def _sweeps(found: Subjects, problems: list[str]) -> list[Section]:
+def _sweeps(found: Subjects, drawn: Sequence[Drawn], problems: list[str]) -> list[Section]:
     sections = []
     names = subjects.names(found.sweeps)
     for number, (folder, name) in enumerate(zip(found.sweeps, names, strict=True)):
         rows = sweeps.read(folder / "sweep.csv", problems)
         if rows:
-            sections.append(sweeps.section(name, rows, number))
+            own = [one for one in drawn if one.run.folder.parent == folder]
+            sections.append(sweeps.section(name, rows, number, own))
     return sections
 
 
-def _others(found: Subjects, problems: list[str]) -> list[Section | None]:
-    """Returns the sections about finetunings, compressions and plans."""
+def _finetunings(found: Subjects, problems: list[str]) -> list[Section | None]:
     results = []
     names = subjects.names(found.finetunings)
     for folder, name in zip(found.finetunings, names, strict=True):
         content = read_object(folder / "results.json", problems)
         if content:
             results.append((name, folder, content))
-    sections = [finetunings.section(results)]
+    return [finetunings.section(results)]
 
+
+def _compressions(
+    found: Subjects, chosen: Sequence[pathlib.Path], problems: list[str]
+) -> list[Section | None]:
+    sections = []
     names = subjects.names(found.compressions)
     for number, (folder, name) in enumerate(zip(found.compressions, names, strict=True)):
-        entries = read_value(folder / "pareto.json", problems)
+        entries = read_value(folder / "pareto.json", problems) if folder in chosen else None
         if isinstance(entries, list):
             sections.append(compressions.section(name, entries, number))
+    return sections
 
+
+def _plans(found: Subjects, problems: list[str]) -> list[Section | None]:
+    sections = []
     names = subjects.names(found.plans)
     for number, (path, name) in enumerate(zip(found.plans, names, strict=True)):
         listed = plans.entries(read_value(path, problems))

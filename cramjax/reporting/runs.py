@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cramjax.reporting import spending, stages
+from cramjax.reporting import curves, outcomes, spending, stages
 from cramjax.reporting.blocks import (
     Axis,
     Block,
@@ -30,6 +30,12 @@ from cramjax.reporting.words import is_number, large
 
 MOST_READINGS = 6
 """Evaluations at which the page shows a text: early, late and some between."""
+
+# Rows that a run which goes on has not settled yet.
+_PASSING = ("spent", "precision")
+
+MOST_SENTENCES = 4
+"""Runs that have a sentence and a state each."""
 
 # Key of a line → title and label of the axis, and whether it is logarithmic at first.
 _CHARTS = {
@@ -69,8 +75,14 @@ _RESULTS = {
 
 
 def names(runs: Sequence[RunFiles]) -> list[Shown]:
-    """Returns the runs as the reader can hide them, with their state."""
-    return [Shown(name=run.name, note=state(run)) for run in runs]
+    """Returns the runs as the reader can hide them, with their state.
+
+    A state that all of many runs have is left out.
+    """
+    states = [state(run) for run in runs]
+    if len(runs) > MOST_SENTENCES and len(set(states)) == 1:
+        states = [""] * len(runs)
+    return [Shown(name=run.name, note=note) for run, note in zip(runs, states, strict=True)]
 
 
 def state(run: RunFiles) -> str:
@@ -86,15 +98,8 @@ def state(run: RunFiles) -> str:
 
 
 def latest(run: RunFiles) -> dict[str, Any]:
-    """Returns the last value of each key of the metrics, and of the summary, named as there."""
-    values: dict[str, Any] = {}
-    for line in run.lines:
-        values |= {key: value for key, value in line.items() if value is not None}
-    if values:
-        values["steps"] = values["step"]
-    if "loss" in values:
-        values["train_loss"] = values["loss"]
-    return values | {key: value for key, value in run.summary.items() if value is not None}
+    """Returns the figures of a run, named as in summary.json."""
+    return outcomes.figures(run.lines, run.summary)
 
 
 def sections(drawn: Sequence[Drawn], price: float | None) -> list[Section]:
@@ -103,7 +108,12 @@ def sections(drawn: Sequence[Drawn], price: float | None) -> list[Section]:
         return []
     runs = [one.run for one in drawn]
     result = [
-        Section(name="results", title="Results", blocks=[_results(runs)], intro=_headline(runs)),
+        Section(
+            name="results",
+            title="Results",
+            blocks=[_results(runs), _accounts(runs)],
+            intro=_headline(runs),
+        ),
         Section(name="loss", title="Loss", blocks=_losses(drawn)),
         Section(name="training", title="Training", blocks=_charts(drawn, _CHARTS)),
         Section(
@@ -133,22 +143,28 @@ def sections(drawn: Sequence[Drawn], price: float | None) -> list[Section]:
 
 
 def _headline(runs: Sequence[RunFiles]) -> str:
-    """Returns the results in a sentence a run."""
+    """Returns the results in a sentence a run; of many runs the best and the worst."""
+    if len(runs) > MOST_SENTENCES:
+        return _range(runs)
     sentences = []
     for run in runs:
-        values = latest(run)
-        loss, unigram = values.get("eval_loss"), values.get("unigram_loss")
-        if not is_number(loss):
-            sentences.append(f"{run.name}: no evaluation yet ({state(run)}).")
-            continue
-        text = f"{run.name}: held-out loss {loss:.3f} nats"
-        if is_number(unigram):
-            side = "below" if loss <= unigram else "above"
-            text += f", {abs(unigram - loss):.3f} {side} a model that knows only word frequencies"
-        if is_number(values.get("bleu")):
-            text += f", BLEU {values['bleu']:.2f}"
-        sentences.append(f"{text} ({state(run)}).")
-    return " ".join(sentences[:12])
+        said = outcomes.held_out(latest(run)) or "No evaluation yet."
+        sentences.append(f"{run.name} ({state(run)}): {said}")
+    return " ".join(sentences)
+
+
+def _range(runs: Sequence[RunFiles]) -> str:
+    """Returns the lowest and the highest held-out loss of many runs."""
+    losses = [(latest(run).get("eval_loss"), run) for run in runs]
+    known = sorted(
+        ((loss, run.name) for loss, run in losses if is_number(loss)), key=lambda one: one[0]
+    )
+    n_finished = sum(run.is_finished for run in runs)
+    text = f"{len(runs)} runs, {n_finished} of them finished"
+    if not known:
+        return f"{text}. No evaluation yet."
+    (low, best), (high, worst) = known[0], known[-1]
+    return f"{text}. Held-out loss from {low:.3f} nats ({best}) to {high:.3f} ({worst})."
 
 
 def _results(runs: Sequence[RunFiles]) -> Table:
@@ -165,14 +181,29 @@ def _results(runs: Sequence[RunFiles]) -> Table:
     return by_run("Figures, named as in summary.json", [run.name for run in runs], rows)
 
 
+def _accounts(runs: Sequence[RunFiles]) -> Table:
+    """Returns the table of what each run was, with the rows of a model card."""
+    every = []
+    for run in runs:
+        sources = outcomes.sources_of(run.config)
+        rows = outcomes.rows(run.config, latest(run), run.environment, sources=sources)
+        every.append({heading: "".join(pieces) for heading, pieces in rows.items()})
+    table = []
+    for heading in dict.fromkeys(heading for rows in every for heading in rows):
+        texts = [rows.get(heading, "") for rows in every]
+        is_marked = len(set(texts)) > 1 and heading not in _PASSING
+        table.append([Cell(text=heading), *(Cell(text=text, mark=is_marked) for text in texts)])
+    return by_run("The training in words", [run.name for run in runs], table)
+
+
 def _losses(drawn: Sequence[Drawn]) -> list[Block]:
     loss, accuracy = [], []
     said = []
     for one in drawn:
         if one.train:
-            loss.append(one.training("loss", "train", "faint"))
+            loss.append(one.training("loss", curves.TRAIN, "faint"))
         if one.held_out:
-            loss.append(one.losses("eval_loss", "held-out"))
+            loss.append(one.losses("eval_loss", curves.HELD_OUT))
             accuracy.append(one.losses("eval_accuracy", "accuracy"))
             first, last = one.evaluations[0]["eval_loss"], one.evaluations[-1]["eval_loss"]
             said.append(
@@ -181,7 +212,7 @@ def _losses(drawn: Sequence[Drawn]) -> list[Block]:
             )
         unigram = latest(one.run).get("unigram_loss")
         if is_number(unigram):
-            name = f"{one.run.name}: unigram baseline"
+            name = f"{one.run.name}: {curves.BASELINE}"
             loss.append(Series(name=name, run=one.number, style="level", x=None, y=[unigram]))
 
     marks = [mark for one in drawn for mark in stages.marks(one)]
@@ -189,9 +220,9 @@ def _losses(drawn: Sequence[Drawn]) -> list[Block]:
     charts: list[Block] = [
         Lines(
             title="Loss",
-            about=about + " ".join(said),
+            about=about + _together(said),
             x=X_AXES,
-            y=Axis(label="nats per predicted token"),
+            y=Axis(label=curves.LOSS),
             series=loss,
             marks=marks,
             is_main=True,
@@ -217,6 +248,11 @@ def _losses(drawn: Sequence[Drawn]) -> list[Block]:
     return charts
 
 
+def _together(sentences: Sequence[str]) -> str:
+    """Returns what is said of each run; nothing of many, which have a table under the chart."""
+    return " ".join(sentences) if len(sentences) <= MOST_SENTENCES else ""
+
+
 def _scores(drawn: Sequence[Drawn]) -> list[Block]:
     """Returns the chart of BLEU, of the runs that score what they write."""
     scored = [one for one in drawn if one.scored]
@@ -226,7 +262,7 @@ def _scores(drawn: Sequence[Drawn]) -> list[Block]:
     return [
         Lines(
             title="BLEU",
-            about="BLEU of what the network writes for held-out pairs. " + " ".join(said),
+            about="BLEU of what the network writes for held-out pairs. " + _together(said),
             x=X_AXES,
             y=Axis(label="BLEU"),
             series=[one.scores("bleu", "BLEU") for one in scored],
@@ -245,9 +281,10 @@ def _charts(drawn: Sequence[Drawn], wanted: Mapping[str, tuple[str, str, bool]])
             if values:
                 series.append(one.training(key, title.lower(), "solid"))
                 said.append(f"{one.run.name}: {large(min(values))} to {large(max(values))}.")
-        if series:
+        # A chart of nothing but zeros, as of skipped steps, says no more than the table.
+        if any(any(one.y) for one in series):
             y = Axis(label=label, is_log=is_log)
-            charts.append(Lines(title=title, about=" ".join(said), x=X_AXES, y=y, series=series))
+            charts.append(Lines(title=title, about=_together(said), x=X_AXES, y=y, series=series))
     return charts
 
 

@@ -18,7 +18,14 @@ KINDS: tuple[str, ...] = (
     "growth",
     "other",
 )
-_MEASURED = {"compilation": "compile_s", "evaluation": "eval_s", "saving": "save_s"}
+# Kind → key of a summary and of the lines of evaluations.
+_NOTED = {
+    "compilation": "compile_s",
+    "evaluation": "eval_s",
+    "saving": "save_s",
+    "waiting for data": "data_wait_s",
+    "growth": "growth_s",
+}
 
 Line = Mapping[str, Any]
 
@@ -26,8 +33,9 @@ Line = Mapping[str, Any]
 def seconds(values: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, float]:
     """Returns the seconds of a run by kind.
 
-    A run that goes on has no summary; its steps are taken from the rates of its lines, and all the
-    rest is "other". So are kinds that summaries of old versions do not name.
+    A run that goes on has no summary. Up to its latest evaluation the kinds are those that the
+    evaluation noted. After it, steps are taken from the rates of the lines, and the rest is
+    "other". So are kinds that files of old versions do not name.
 
     Args:
         values: the figures of the run, named as in summary.json.
@@ -40,15 +48,21 @@ def seconds(values: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, float
     result = dict.fromkeys(KINDS, 0.0)
     goodput = values.get("goodput")
     if is_number(goodput):
-        result["steps"] = goodput * elapsed_s
-        for kind, key in _MEASURED.items():
-            result[kind] = _known(values, key)
-        result["growth"] = _known(values, "growth_s")
+        result |= _noted(values)
         result["waiting for data"] = _known(values, "data_wait_fraction") * elapsed_s
+        result["steps"] = goodput * elapsed_s
     else:
-        result["steps"] = min(elapsed_s, _seconds_of_steps(lines))
+        since = _latest_note(lines)
+        result |= _noted(since)
+        until_then = max(0.0, since["elapsed_s"] - sum(result.values()))
+        later = min(elapsed_s - since["elapsed_s"], _seconds_of_steps(lines, since))
+        result["steps"] = until_then + max(0.0, later)
     result["other"] = max(0.0, elapsed_s - sum(result.values()))
     return result
+
+
+def _noted(values: Mapping[str, Any]) -> dict[str, float]:
+    return {kind: _known(values, key) for kind, key in _NOTED.items()}
 
 
 def _known(values: Mapping[str, Any], key: str) -> float:
@@ -56,14 +70,27 @@ def _known(values: Mapping[str, Any], key: str) -> float:
     return value if is_number(value) else 0.0
 
 
-def _seconds_of_steps(lines: Sequence[Line]) -> float:
-    train = [line for line in lines if is_number(line.get("tokens_per_s")) and "loss" in line]
+def _latest_note(lines: Sequence[Line]) -> Line:
+    """Returns the latest line with seconds by kind; that of the start without one."""
+    keys = (*_NOTED.values(), "elapsed_s", "tokens")
+    for line in reversed(lines):
+        if all(is_number(line.get(key)) for key in keys):
+            return line
+    return {"step": 0, "tokens": 0, "elapsed_s": 0.0}
+
+
+def _seconds_of_steps(lines: Sequence[Line], since: Line) -> float:
+    """Returns the seconds of the steps after a line, by the rates of the train lines."""
+    train = [line for line in lines if line["step"] > since["step"] and _has_rate(line)]
     total = 0.0
-    first = {"tokens": 0}
-    for before, now in itertools.pairwise([first, *train]):
-        if now["tokens_per_s"] > 0 and is_number(now.get("tokens")):
-            total += max(0.0, now["tokens"] - before.get("tokens", 0)) / now["tokens_per_s"]
+    for before, now in itertools.pairwise([since, *train]):
+        total += max(0.0, now["tokens"] - before["tokens"]) / now["tokens_per_s"]
     return total
+
+
+def _has_rate(line: Line) -> bool:
+    rate = line.get("tokens_per_s")
+    return is_number(rate) and rate > 0 and is_number(line.get("tokens")) and "loss" in line
 
 
 def blocks(
@@ -98,7 +125,7 @@ def blocks(
     result: list[Block] = [
         Bars(
             title="Where the seconds went",
-            about=" ".join(said),
+            about=" ".join(said[:4]),
             label="seconds",
             names=[name for _, name, _ in known],
             parts=parts,

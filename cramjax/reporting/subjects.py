@@ -1,4 +1,4 @@
-"""Tells what a path is: a run, a sweep, a study, a finetuning, a compression, a plan, a dataset."""
+"""Tells what a path is: a run, sweep, study, track, finetuning, compression, plan or dataset."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Subjects:
     runs: list[pathlib.Path] = dataclasses.field(default_factory=list)
     sweeps: list[pathlib.Path] = dataclasses.field(default_factory=list)
     studies: list[pathlib.Path] = dataclasses.field(default_factory=list)
+    tracks: list[pathlib.Path] = dataclasses.field(default_factory=list)
     finetunings: list[pathlib.Path] = dataclasses.field(default_factory=list)
     compressions: list[pathlib.Path] = dataclasses.field(default_factory=list)
     plans: list[pathlib.Path] = dataclasses.field(default_factory=list)
@@ -31,6 +32,9 @@ class Subjects:
         """Take in a path and what belongs to it; returns whether it is anything."""
         if path.is_file():
             return self._add_file(path)
+        if (path / "track.json").is_file():
+            self._add_track(path)
+            return True
         is_known = False
         for name, kind in (
             ("sweep.csv", self.sweeps),
@@ -52,7 +56,16 @@ class Subjects:
         if plans.entries(read_value(path, [])):
             _append(self.plans, path)
             return True
-        return path.name in (*_RUN_FILES, "sweep.csv", "pareto.json") and self.add(path.parent)
+        return path.name in (*_RUN_FILES, "sweep.csv", "pareto.json", "track.json") and self.add(
+            path.parent
+        )
+
+    def _add_track(self, path: pathlib.Path) -> None:
+        """Take in a track and the run of the first seed of each entry."""
+        _append(self.tracks, path)
+        entries = [child.parent for child in sorted(path.glob("*/sweep.csv"))]
+        for entry in entries[:MOST_RUNS]:
+            self._add_all(sorted(entry.iterdir()), 1)
 
     def _add_folder(self, path: pathlib.Path) -> bool:
         """Take in the children of a folder: a study, or a folder of runs."""
@@ -65,7 +78,7 @@ class Subjects:
             _append(self.studies, path)
         n_known = 0
         for child in children:
-            names = ("sweep.csv", "results.json", "pareto.json", *_RUN_FILES)
+            names = ("sweep.csv", "results.json", "pareto.json", "track.json", *_RUN_FILES)
             if any((child / name).is_file() for name in names):
                 n_known += self.add(child)
         return n_known > 0
@@ -83,6 +96,8 @@ class Subjects:
             files += [run / name for name in names]
         files += [folder / "sweep.csv" for folder in self.sweeps]
         files += [folder / "report.md" for folder in self.studies]
+        for folder in self.tracks:
+            files += [folder / "track.json", folder / "report.md"]
         files += [folder / "results.json" for folder in self.finetunings]
         files += [folder / "pareto.json" for folder in self.compressions]
         return files + self.plans
@@ -100,8 +115,8 @@ def find(paths: Sequence[pathlib.Path]) -> Subjects:
             raise UserError(f"{path}: no such folder or file; name the --workdir or --out of a run")
         if not subjects.add(path):
             raise UserError(
-                f"{path}: is no run, sweep, study, finetuning, compression, plan (--json) or "
-                "dataset; name the folder or file that a command of cramjax wrote"
+                f"{path}: is no run, sweep, study, track, finetuning, compression, plan (--json) "
+                "or dataset; name the folder or file that a command of cramjax wrote"
             )
     return subjects
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import collections
 import csv
+import dataclasses
 import io
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 
 from cramjax import pareto
+from cramjax.reporting import curves
 from cramjax.reporting.blocks import (
     Axis,
     Block,
     Cell,
     Cloud,
+    Lines,
     Note,
     Parallel,
     Point,
@@ -23,6 +26,7 @@ from cramjax.reporting.blocks import (
     Table,
     number,
 )
+from cramjax.reporting.drawing import X_AXES, Drawn
 from cramjax.reporting.reading import read_text
 from cramjax.reporting.words import large
 
@@ -30,7 +34,17 @@ COSTS = {"params": "parameters", "flops": "training FLOPs", "elapsed_s": "second
 _LOSS = "eval_loss"
 # The first column of figures in a sweep.csv.
 _FIGURES_FROM = "params"
-_SHOWN = ("params", "steps", "tokens", "flops", "elapsed_s", "eval_loss", "tokens_per_s", "mfu")
+# Column of a sweep.csv → how the table of points writes it.
+_SHOWN = {
+    "params": ",.0f",
+    "steps": ",.0f",
+    "tokens": ",.0f",
+    "flops": ".4g",
+    "elapsed_s": ",.1f",
+    "eval_loss": ".4f",
+    "tokens_per_s": ",.0f",
+    "mfu": ".2%",
+}
 _LOG_FROM = 3.0
 
 Row = Mapping[str, str]
@@ -65,8 +79,15 @@ def grid_keys(rows: Sequence[Row]) -> list[str]:
     return columns[start:end]
 
 
-def section(name: str, rows: Sequence[Row], place: int) -> Section:
-    """Returns the section about the rows of a sweep.csv in a folder of this name."""
+def section(name: str, rows: Sequence[Row], place: int, drawn: Sequence[Drawn]) -> Section:
+    """Returns the section about a sweep.
+
+    Args:
+        name: of its folder.
+        rows: of its sweep.csv.
+        place: of the section among its kind.
+        drawn: those of its runs whose curves the page draws.
+    """
     keys = grid_keys(rows)
     finished = [row for row in rows if _value(row, _LOSS) is not None]
     counts = collections.Counter(row["status"] for row in rows)
@@ -74,13 +95,14 @@ def section(name: str, rows: Sequence[Row], place: int) -> Section:
 
     blocks: list[Block] = []
     if finished:
-        blocks.append(_parallel(finished, keys))
+        blocks.append(_parallel(finished, keys, rows))
         for cost in COSTS:
             if any(_value(row, cost) is not None for row in finished):
                 blocks.append(_front(finished, keys, cost))
         blocks.append(_settings(finished, keys))
     else:
         blocks.append(Note(text="No point has a held-out loss yet."))
+    blocks += _curves(rows, keys, drawn)
     blocks.append(_table(rows, keys))
     return Section(
         name=f"sweep-{place}",
@@ -98,11 +120,12 @@ def _value(row: Row, key: str) -> float | None:
     return value if value - value == 0 else None
 
 
-def _parallel(rows: Sequence[Row], keys: Sequence[str]) -> Parallel:
+def _parallel(rows: Sequence[Row], keys: Sequence[str], every: Sequence[Row]) -> Parallel:
+    """Returns the lines of finished `rows`; the axes have the values of `every` row."""
     axes = []
     for key in keys:
-        values = list(dict.fromkeys(row[key] for row in rows))
-        if all(_value(row, key) is not None for row in rows):
+        values = list(dict.fromkeys(row[key] for row in every))
+        if all(_value(row, key) is not None for row in every):
             values.sort(key=float)
         # Grids have few values, often by factors: each gets an equal place.
         axes.append(Axis(label=key, categories=values))
@@ -143,6 +166,34 @@ def _front(rows: Sequence[Row], keys: Sequence[str], cost: str) -> Scatter:
     )
 
 
+def _curves(rows: Sequence[Row], keys: Sequence[str], drawn: Sequence[Drawn]) -> list[Block]:
+    """Returns the charts of held-out loss and BLEU, with a colour for each setting."""
+    settings = {row["point"]: _setting(row, keys) for row in rows}
+    known = [one for one in drawn if one.run.folder.name in settings]
+    groups = list(dict.fromkeys(settings[one.run.folder.name] for one in known))
+    loss, bleu = [], []
+    for one in known:
+        group = groups.index(settings[one.run.folder.name])
+        if one.held_out:
+            loss.append(dataclasses.replace(one.losses(_LOSS, curves.HELD_OUT), group=group))
+        if one.scored:
+            bleu.append(dataclasses.replace(one.scores("bleu", "BLEU"), group=group))
+
+    charts: list[Block] = []
+    for title, label, series in (
+        ("Held-out loss by setting", curves.LOSS, loss),
+        ("BLEU by setting", "BLEU", bleu),
+    ):
+        if series:
+            number = f"{len(series)} of {len(rows)} runs" if len(rows) > 1 else "The run"
+            about = f"{number}; runs of one setting have one colour."
+            y = Axis(label=label)
+            charts.append(
+                Lines(title=title, about=about, x=X_AXES, y=y, series=series, groups=groups)
+            )
+    return charts
+
+
 def _setting(row: Row, keys: Sequence[str]) -> str:
     """Returns a row's values without the seed, unless that is the only key."""
     shown = [key for key in keys if key != "seed"] or list(keys)
@@ -175,7 +226,7 @@ def _table(rows: Sequence[Row], keys: Sequence[str]) -> Table:
     for row in rows:
         cells = [Cell(text=row["point"]), Cell(text=row["status"], mark=row["status"] == "failed")]
         cells += [Cell(text=row[key]) for key in keys]
-        cells += [number(_value(row, key), ",.5g") for key in _SHOWN]
+        cells += [number(_value(row, key), form) for key, form in _SHOWN.items()]
         table.append([*cells, Cell(text=row.get("error", ""))])
     columns = ["point", "status", *keys, *_SHOWN, "error"]
     return Table(title="All points", columns=columns, rows=table, is_folded=len(rows) > 40)

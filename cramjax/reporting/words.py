@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+UNITS = {
+    "tokens": ((1e9, 1e9, "billions"), (1e6, 1e6, "millions"), (1e3, 1e3, "thousands")),
+    "elapsed_s": ((7200, 3600, "hours"), (180, 60, "minutes"), (0, 1, "seconds")),
+}
+"""Values along an axis of a chart → (used from this largest value on, divisor, name) of each unit
+in which its numbers stay short."""
+
 _DURATIONS = (("hours", 3600), ("minutes", 60))
 _LARGE = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 # An integer of JSON may be too large for a float; sums and products of these are not.
@@ -51,6 +58,14 @@ def hardware(environment: Mapping[str, Any]) -> str:
     return kinds
 
 
+def unit(key: str, largest: float) -> tuple[float, str]:
+    """Returns the divisor and the name, "" for none, of the unit of an axis, a key of `UNITS`."""
+    for least, divisor, name in UNITS[key]:
+        if largest >= least:
+            return divisor, name
+    return 1.0, ""
+
+
 def large(number: float) -> str:
     """Returns a count in short: "12.3M"."""
     for factor, unit in _LARGE:
@@ -63,5 +78,6 @@ def size(n_bytes: float) -> str:
     """Returns a number of bytes in the largest unit that it reaches."""
     for unit, factor in _BYTES:
         if n_bytes >= factor:
-            return f"{n_bytes / factor:,.3g} {unit}"
+            value = n_bytes / factor
+            return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
     return f"{n_bytes:,.0f} bytes"

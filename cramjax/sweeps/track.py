@@ -17,7 +17,7 @@ from typing import Any
 
 from cramjax import figures
 from cramjax.errors import UserError
-from cramjax.files import read_json, replacing, write_json
+from cramjax.files import finite, read_json, replacing, write_json
 from cramjax.sweeps import grid, sweep
 from cramjax.sweeps.studies import Rows, markdown
 from cramjax.sweeps.sweep import Launch, Result
@@ -83,7 +83,9 @@ def run(
     n_seeds: int,
     launch: Launch = sweep.launch,
 ) -> int:
-    """Train what is missing of `track` in `out`, and write report.md and track.png as it goes.
+    """Train what is missing of `track` in `out`, and write its files there as it goes.
+
+    These are report.md, track.png and track.json, which has the entries as they were judged.
 
     Args:
         track: the recipe and its entries.
@@ -121,7 +123,7 @@ def run(
                 f"{folder}: a run of the control ended with no number, so nothing can be compared "
                 "with it; lower optimizer.lr, or set optimizer.clip_norm"
             )
-        _write(judged, out)
+        _write(judged, out, n_seeds)
         print(_line(judged[-1]), file=sys.stderr, flush=True)
     return 0
 
@@ -133,9 +135,10 @@ def _check_seeds(out: pathlib.Path, n_seeds: int) -> None:
         write_json(path, {"seeds": n_seeds})
         return
     noted = read_json(path, "give another --out")
-    if noted != {"seeds": n_seeds}:
+    seeds = {"seeds": noted.get("seeds")}
+    if seeds != {"seeds": n_seeds}:
         raise UserError(
-            f"--seeds {n_seeds}: {path} has {noted}, and earlier entries were judged by that; "
+            f"--seeds {n_seeds}: {path} has {seeds}, and earlier entries were judged by that; "
             "give the same number, or another --out"
         )
 
@@ -196,7 +199,11 @@ def _line(entry: Judged) -> str:
     return f"{shown}, {entry.difference:+.4f} against {entry.against}, p={entry.p:.2g}: {verdict}"
 
 
-def _write(judged: Sequence[Judged], out: pathlib.Path) -> None:
+def _write(judged: Sequence[Judged], out: pathlib.Path, n_seeds: int) -> None:
+    entries = [dataclasses.asdict(entry) | {"wins": entry.wins} for entry in judged]
+    # The page of tools.report draws them.
+    content = {"seeds": n_seeds, "level": LEVEL, "entries": entries}
+    write_json(out / "track.json", finite(content))
     with replacing(out / "report.md") as path:
         path.write_text(report(judged), encoding="utf-8")
     with replacing(out / "track.png") as path:

@@ -24,13 +24,17 @@ StepFn = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """A finished step on the host: its metrics, read one step late, and its scheduled values."""
+    """A finished step on the host: its metrics, read one step late, and its scheduled values.
+
+    `data_wait_s` is the time that it waited for its batch.
+    """
 
     step: int
     fraction: float
     lr: float
     batch_size: int
     metrics: dict[str, float]
+    data_wait_s: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,13 +45,11 @@ class Outcome:
         state: the last state.
         stop_reason: a limit of the budget, a signal or "early_termination"; None at the end of a
             stage that is not the last.
-        data_wait_s: seconds that the loop waited for batches.
         failure: the error that ended the loop, or None; `state` is the last one before it.
     """
 
     state: TrainState
     stop_reason: str | None
-    data_wait_s: float
     failure: Exception | None = None
 
 
@@ -141,11 +143,13 @@ class _InFlight:
     def __init__(self, config: Config, record: Callable[[StepRecord], None]):
         self._config = config
         self._record = record
-        self._step: tuple[int, PlannedStep, dict[str, jax.Array]] | None = None
+        self._step: tuple[int, PlannedStep, dict[str, jax.Array], float] | None = None
 
-    def take(self, number: int, plan: PlannedStep, metrics: dict[str, jax.Array]) -> None:
+    def take(
+        self, number: int, plan: PlannedStep, metrics: dict[str, jax.Array], waited_s: float
+    ) -> None:
         """Keep a dispatched step; its `metrics` are on the device."""
-        self._step = (number, plan, metrics)
+        self._step = (number, plan, metrics, waited_s)
 
     def settle(self) -> None:
         """Wait for the step, if there is one, and record its metrics.
@@ -155,7 +159,7 @@ class _InFlight:
         """
         if self._step is None:
             return
-        number, plan, on_device = self._step
+        number, plan, on_device, waited_s = self._step
         self._step = None
         metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
         self._record(
@@ -165,6 +169,7 @@ class _InFlight:
                 lr=plan.lr,
                 batch_size=plan.n_rows,
                 metrics=metrics,
+                data_wait_s=waited_s,
             )
         )
 
@@ -217,7 +222,6 @@ def run_steps(
     return Outcome(
         state=loop.state,
         stop_reason=reason or clock.which() or coordinator.reason,
-        data_wait_s=loop.wait_s,
         failure=failure,
     )
 
@@ -233,7 +237,6 @@ class _Loop:
     clock: Clock
     in_flight: _InFlight
     advance: Callable[[], None]
-    wait_s: float = 0.0
 
     def run(self, pauses: Pauses, is_stopped: Callable[[], bool]) -> str | None:
         """Take step after step; returns the reason to stop that a pause gives, if any.
@@ -262,7 +265,6 @@ class _Loop:
         """Train one step of `n_micro` microbatches; returns those of the next step."""
         plan = self.schedule.plan(n_micro, self.clock)
         batch, waited_s = self.prefetch.get()
-        self.wait_s += waited_s
 
         # The next batch is read while this step runs. Its size follows the share at its start.
         n_next = self.schedule.n_microbatches(plan.fraction)
@@ -281,5 +283,5 @@ class _Loop:
         finally:
             # The new state and the clock belong together, whatever the step before says.
             self.clock.advance(plan.n_tokens, plan.n_flops, plan.n_rows)
-            self.in_flight.take(self.clock.n_steps, plan, metrics)
+            self.in_flight.take(self.clock.n_steps, plan, metrics, waited_s)
         return n_next

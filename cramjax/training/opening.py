@@ -226,7 +226,7 @@ def finish_restored(
     run.progress.announce("it has trained to its end; only the last evaluation is left")
     evaluator = run.stages.evaluator(opening.number, session)
     unigram_loss = evaluator.unigram_loss(run.dataset.label_counts)
-    outcome = Outcome(state=opening.restored.state, stop_reason=stop_reason, data_wait_s=0.0)
+    outcome = Outcome(state=opening.restored.state, stop_reason=stop_reason)
     recorder = open_recorder(run, opening, unigram_loss, sinks, has_ended=True)
     with contextlib.closing(recorder):
         return finish(run, session, evaluator, outcome, recorder)

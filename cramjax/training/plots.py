@@ -7,21 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from cramjax import figures
-from cramjax.reporting import curves
+from cramjax.reporting import curves, words
 from cramjax.training import metrics
 
 TRAIN, HELD_OUT, BASELINE = "#4c78a8", "#e45756", "#6b6b6b"
-
-# Axis → (used from this largest value on, divisor, label).
-_UNITS = {
-    "tokens": (
-        (1e9, 1e9, "tokens, billions"),
-        (1e6, 1e6, "tokens, millions"),
-        (1e3, 1e3, "tokens, thousands"),
-        (0, 1, "tokens"),
-    ),
-    "elapsed_s": ((7200, 3600, "time, hours"), (180, 60, "time, minutes"), (0, 1, "time, seconds")),
-}
 
 
 def plot_loss(
@@ -37,15 +26,17 @@ def plot_loss(
         unigram_loss: the loss of the unigram baseline, or None to leave it out.
     """
     train, held_out = curves.split(metrics.read(metrics_path))
+    train = curves.thinned(train, curves.MOST)
 
     figure = figures.new_figure(10, 4, dpi=130)
     over_tokens, over_time = figure.subplots(1, 2, sharey=True)
     for axes, key in ((over_tokens, "tokens"), (over_time, "elapsed_s")):
-        scale, unit = _unit(key, [line[key] for line in train + held_out])
-        axes.set_xlabel(unit)
+        most = max((line[key] for line in [*train, *held_out]), default=0.0)
+        scale, unit = words.unit(key, most)
+        axes.set_xlabel(", ".join(filter(None, (curves.LABELS[key], unit))))
         _draw(axes, train, held_out, key, scale, unigram_loss)
 
-    over_tokens.set_ylabel("loss, nats per predicted token")
+    over_tokens.set_ylabel(f"loss, {curves.LOSS}")
     over_tokens.set_ylim(*_limits(train, held_out, unigram_loss))
     if train or held_out or unigram_loss is not None:
         over_time.legend(frameon=True, framealpha=1.0, edgecolor="none", loc="upper right")
@@ -67,20 +58,25 @@ def smoothed(values: Sequence[float], share: float = 0.03) -> list[float]:
 
 
 def _draw(
-    axes: Any, train: list, held_out: list, key: str, scale: float, unigram_loss: float | None
+    axes: Any,
+    train: Sequence,
+    held_out: Sequence,
+    key: str,
+    scale: float,
+    unigram_loss: float | None,
 ) -> None:
     """Draw one panel; positions are the lines' `key` divided by `scale`."""
     if train:
         at = [line[key] / scale for line in train]
         loss = [line["loss"] for line in train]
         axes.plot(at, loss, color=TRAIN, alpha=0.25, linewidth=0.8)
-        axes.plot(at, smoothed(loss), color=TRAIN, linewidth=1.6, label="train")
+        axes.plot(at, smoothed(loss), color=TRAIN, linewidth=1.6, label=curves.TRAIN)
 
     if held_out:
         at = [line[key] / scale for line in held_out]
         loss = [line["eval_loss"] for line in held_out]
         style = {"linewidth": 1.6, "marker": "o", "markersize": 3.5}
-        axes.plot(at, loss, color=HELD_OUT, label="held-out", **style)
+        axes.plot(at, loss, color=HELD_OUT, label=curves.HELD_OUT, **style)
         # The last loss stands in the margin, where no line crosses it.
         axes.annotate(
             f"{loss[-1]:.2f}",
@@ -99,21 +95,15 @@ def _draw(
             color=BASELINE,
             linewidth=1.2,
             linestyle=(0, (4, 3)),
-            label="unigram baseline",
+            label=curves.BASELINE,
         )
 
     axes.set_xlim(left=0)
     figures.style_panel(axes, grid="y")
 
 
-def _unit(key: str, values: list[float]) -> tuple[float, str]:
-    """Returns the divisor and the label that keep the numbers of an axis short."""
-    largest = max(values, default=0.0)
-    return next((scale, label) for least, scale, label in _UNITS[key] if largest >= least)
-
-
 def _limits(
-    train: list, held_out: list, unigram_loss: float | None
+    train: Sequence, held_out: Sequence, unigram_loss: float | None
 ) -> tuple[float | None, float | None]:
     """Returns the lowest and highest loss to show.
 

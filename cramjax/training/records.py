@@ -123,6 +123,7 @@ class Recorder:
         """Take in a finished step; writes a line every `every_steps`."""
         if self._first_step_s is None:
             self._first_step_s = time.monotonic() - self._started
+        self._spent.data_wait_s += step.data_wait_s
         self._window.append(step.metrics["loss"])
         self._recent.append(step.metrics["loss"])
         self._skipped = int(step.metrics["skipped"])
@@ -143,7 +144,10 @@ class Recorder:
             "eval_accuracy": result.accuracy,
             "unigram_loss": self.unigram_loss,
         }
-        self._writer.write(step, values)
+        # Where the time has gone so far: a page reads it while the run goes on.
+        spent = dataclasses.asdict(self._spent)
+        seconds = {cause: round(value, 3) for cause, value in spent.items()}
+        self._writer.write(step, values | seconds)
         if self._samples is not None:
             self._samples.write(step, values, result.shown)
         self._progress.evaluated(step, result.loss, result.accuracy, self.unigram_loss)
@@ -270,8 +274,10 @@ class Recorder:
 
     def _reading(self) -> tuple[float, int, float]:
         """Returns seconds of training steps alone, tokens and FLOPs up to now."""
-        # Without evaluations, saves and compilation: the rate of a line is that of the steps.
-        seconds = self._clock.elapsed_s - self._spent.total_s()
+        # Without evaluations, saves and compilation: the rate of a line is that of the steps. A
+        # step that waits for its batch is a slow step.
+        pauses_s = self._spent.total_s() - self._spent.data_wait_s
+        seconds = self._clock.elapsed_s - pauses_s
         return seconds, self._clock.n_tokens, self._clock.n_flops
 
     def _flush(self, last: StepRecord) -> None:

@@ -156,7 +156,6 @@ def _train_stages(
             if outcome.failure is not None:
                 milestones.rescue(outcome.state)
                 raise outcome.failure
-        run.spent.data_wait_s += outcome.data_wait_s
 
         if following is None or outcome.stop_reason is not None:
             return stage, outcome

@@ -27,6 +27,7 @@ QUICK_FINETUNING = ("--seeds=2", "--set=batch_size=16", "--set=lr=1e-3", "--set=
 # In metrics lines, summaries and tables: all that is time, or tells of restarts or places.
 TIMES = {
     "elapsed_s", "tokens_per_s", "mfu", "compile_s", "eval_s", "save_s", "time_to_first_step_s",
+    "data_wait_s",
     "data_wait_fraction",
     "goodput", "growth_s", "resumed_from", "pareto_s", "pareto_latency", "seconds", "workdir",
     "seconds_per_seed", "latency",

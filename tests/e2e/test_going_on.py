@@ -41,6 +41,7 @@ SMALL = (
 )
 TIMES = {
     "elapsed_s", "tokens_per_s", "mfu", "compile_s", "eval_s", "save_s", "time_to_first_step_s",
+    "data_wait_s",
     "goodput",
     "data_wait_fraction", "resumed_from",
 }  # fmt: skip

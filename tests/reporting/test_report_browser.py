@@ -38,7 +38,8 @@ def two_runs(folder):
 def everything(folder):
     """Paths of each kind, whose texts hold markup."""
     paths = [*two_runs(folder), workdirs.sweep(folder), workdirs.finetuning(folder)]
-    return [*paths, workdirs.compression(folder), workdirs.plan(folder)]
+    paths += [workdirs.track(folder), workdirs.compression(folder)]
+    return [*paths, workdirs.plan(folder)]
 
 
 def axe(view):
@@ -114,7 +115,13 @@ def test_markup_does_nothing_in_the_browser(browser, tmp_path):
     workdir = workdirs.run(folder, name="<b>run", samples=samples, config=config)
     workdirs.write(workdir / "environment.json", {"command": evil, "git": evil, "host": evil})
     view = browsers.View(browser, written(tmp_path, workdir, *everything(tmp_path)))
-    for title in ("Loss", "The grid", "Scripts", "Memory of a step by kind"):
+    for title in (
+        "Loss",
+        "The grid",
+        "Held-out loss of every entry",
+        "Scripts",
+        "Memory of a step by kind",
+    ):
         chart = view.page.locator(f'figure[data-title="{title}"] .chart')
         chart.scroll_into_view_if_needed()
         chart.hover()
@@ -206,6 +213,50 @@ def test_a_page_prints_in_light_colours(browser, tmp_path):
     assert view.page.evaluate(script) == "rgb(255, 255, 255)"
     view.page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     assert view.page.evaluate(script) == "rgb(15, 19, 24)"
+
+
+def drawn(view):
+    """Returns title → number of drawn lines and signs of every chart of the page."""
+    script = """figures => Object.fromEntries(figures.map(figure =>
+        [figure.dataset.title, figure.querySelectorAll('.chart svg path').length]))"""
+    return view.page.locator("figure").evaluate_all(script)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [browsers.WIDE, browsers.PHONE], ids=["wide", "phone"])
+def test_the_page_of_a_real_track(browser, real_track, tmp_path, size):
+    view = browsers.View(browser, written(tmp_path, real_track), size=size, scheme="dark")
+    assert view.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    noted = json.loads((real_track / "track.json").read_text())["entries"]
+    means = [sum(entry["losses"]) / 2 for entry in noted]
+    shown = view.figures("Entries; costs are medians of the seeds")
+    assert list(shown) == ["control", "cautious"]
+    for mean, row, entry in zip(means, shown.values(), noted, strict=True):
+        assert row[1] == pytest.approx(mean) and row[4] == entry["p"]
+        assert row[5:8] == [entry["tokens"], entry["seconds"], entry["flops"]]
+    chart = view.page.locator('figure[data-title="Held-out loss of every entry"] .chart')
+    assert all(chart.locator("text", has_text=name).count() for name in shown)
+    view.keep(f"real-track-{size[0]}")
+    assert min(drawn(view).values()) > 0
+    assert axe(view) == {}
+    assert not view.wrong
+
+
+@pytest.mark.slow
+def test_the_page_of_a_real_sweep_and_of_a_t5(browser, real_track, t5_run, tmp_path):
+    sweep = real_track / "00-control"
+    view = browsers.View(browser, written(tmp_path, sweep, t5_run))
+    for workdir in (t5_run, *sorted(path.parent for path in sweep.glob("*/summary.json"))):
+        summary = json.loads((workdir / "summary.json").read_text())
+        names = view.page.locator(f'table[data-title="{FIGURES}"] thead th').all_text_contents()
+        shown = view.figures(FIGURES)
+        for key in ("steps", "tokens", "eval_loss", "unigram_loss", "params"):
+            assert shown[key][names.index(workdir.name)] == summary[key], key
+    assert view.page.locator("#samples .texts > li").count() == 9
+    view.keep("real-sweep-and-t5")
+    assert min(drawn(view).values()) > 0
+    assert axe(view) == {}
+    assert not view.wrong
 
 
 @pytest.mark.slow

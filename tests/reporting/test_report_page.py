@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cramjax.errors import UserError
-from cramjax.reporting import curves, datasets, markdown, page, reading, spending, subjects
+from cramjax.reporting import (
+    curves,
+    datasets,
+    markdown,
+    outcomes,
+    page,
+    reading,
+    spending,
+    subjects,
+    words,
+)
 from tests.reporting import workdirs
 from tools import report
 
@@ -92,6 +102,33 @@ def test_a_run_that_goes_on_has_its_steps_from_the_rates(tmp_path):
     bars = titled(content, "Where the seconds went")
     assert bars["parts"] == {"steps": [25.0], "other": [15.0]}
     assert "goes on, or was stopped" in content["runs"][0]["note"]
+
+
+def test_the_latest_evaluation_of_a_run_that_goes_on_says_where_its_seconds_went(tmp_path):
+    lines = workdirs.metrics(20, evaluations=2)  # at steps 10 and 20, of two seconds each
+    noted = {"compile_s": 4.0, "eval_s": 2.0, "save_s": 1.0, "growth_s": 0.0, "data_wait_s": 0.5}
+    place = next(place for place, line in enumerate(lines) if "eval_loss" in line)
+    lines[place] |= noted
+    workdir = workdirs.run(tmp_path, lines=lines[:-1], is_finished=False)
+    parts = titled(made(workdir), "Where the seconds went")["parts"]
+    # Of the first 20 seconds 12.5 are left. Then come 10 steps of 1.25 seconds at this rate.
+    assert parts == {
+        "steps": [25.0], "compilation": [4.0], "evaluation": [2.0], "saving": [1.0],
+        "waiting for data": [0.5], "other": [7.5],
+    }  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(sorted(workdirs.SECONDS)), st.floats(0, 100)), st.booleans())
+def test_seconds_by_kind_add_up_to_the_time_of_a_run_that_goes_on(noted, is_whole):
+    lines = workdirs.metrics(20, evaluations=2)
+    place = next(place for place, line in enumerate(lines) if "eval_loss" in line)
+    scale = 20.0 / max(20.0, sum(noted.values()))
+    lines[place] |= {key: scale * value for key, value in noted.items()}
+    if is_whole:
+        lines[place] = dict.fromkeys(workdirs.SECONDS, 0.0) | lines[place]
+    spent = spending.seconds({"elapsed_s": 40.0}, lines)
+    assert sum(spent.values()) == pytest.approx(40.0)
+    assert min(spent.values()) >= 0
 
 
 def test_an_earlier_summary_of_a_run_that_goes_on_is_left_aside(tmp_path):
@@ -346,8 +383,116 @@ def test_a_study_is_its_sweeps_and_its_tables(tmp_path):
 
 
 def test_markdown_of_studies_is_read():
-    (note,) = markdown.blocks("# a\n\ntext | with a bar\n")
+    (note,) = markdown.blocks("# a\n\ntext | with a `bar`\n\n![a picture](bleu.png)\n")
     assert note.text == "text | with a bar"
+
+
+def test_a_study_has_its_compressions_and_its_curves_by_setting(tmp_path):
+    sweep = workdirs.sweep(tmp_path / "study")
+    for name, score in (("lr-0.001", 20.0), ("lr-0.01", 30.0)):
+        lines = workdirs.metrics(20)
+        lines += [{"step": 20, "elapsed_s": 40.0, "tokens": 20000, "flops": 2e7, "bleu": score}]
+        config = {"budget": {"hours": 0.1}}
+        workdirs.run(sweep, name=name, lines=lines, config=config, is_finished=False)
+    workdirs.compression(tmp_path / "study", name="bleu")
+    other = workdirs.compression(tmp_path, name="another")
+    content = made(tmp_path / "study", other)
+    titles = [section["title"] for section in content["sections"]]
+    assert titles[:2] == ["Sweep sweep", "Compression bleu"]
+    assert titles.index("Compression another") > titles.index("Results")
+    assert content["along"] == "elapsed_s"
+    chart = titled(content, "BLEU by setting")
+    assert chart["groups"] == ["lr=0.001", "lr=0.01"]
+    assert [series["group"] for series in chart["series"]] == [0, 1]
+    assert [series["y"] for series in chart["series"]] == [[20.0], [30.0]]
+    assert content["xs"][chart["series"][1]["x"]]["elapsed_s"] == [40.0]
+
+
+def test_a_track_is_its_staircase_and_its_entries(tmp_path):
+    folder = workdirs.track(tmp_path)
+    for number, name in enumerate(("control", "x", "average")):
+        out = workdirs.sweep(folder, name=f"{number:02d}-{name}")
+        for seed in (0, 1):
+            workdirs.run(out, name=f"variant-{name},seed-{seed}")
+    content = made(folder)
+    evil = workdirs.HOSTILE
+    chart = titled(content, "Held-out loss of every entry")
+    steps, *clouds = chart["clouds"]
+    assert [point["y"] for point in steps["points"]] == [4.125, 3.625, 3.625]
+    assert chart["x"]["categories"] == ["control", evil, "average"]
+    found = {}
+    for cloud in clouds:
+        found[cloud["name"]] = [(point["x"], point["y"]) for point in cloud["points"]]
+    assert found["entry that won"] == [
+        ("control", 4.0),
+        ("control", 4.25),
+        (evil, 3.5),
+        (evil, 3.75),
+    ]
+    assert found["entry that won, mean"] == [("control", 4.125), (evil, 3.625)]
+    assert (
+        found["entry that did not"] == [("average", 3.5)] and not found["entry that did not, mean"]
+    )
+    said = clouds[0]["points"][2]["lines"]
+    assert said[1:] == ["mean 3.6250 ± 0.1768", "-0.5000 against control", "p = 0.001", said[-1]]
+
+    rows = texts(titled(content, "Entries; costs are medians of the seeds"))
+    assert rows[0] == [
+        "control", "", "4.1250", "0.1768", "–", "–", "2M", "180", "1e+12", "best"
+    ]  # fmt: skip
+    assert rows[2][:4] == ["average", evil, "–", "–"] and rows[2][-1] == ""
+    assert "The best now" in content["sections"][0]["intro"]
+    # One run of each entry, and no page of each entry's sweep.
+    assert [run["name"] for run in content["runs"]] == ["00-control", "01-x", "02-average"]
+    assert not any(section["name"].startswith("sweep") for section in content["sections"])
+
+
+def test_an_old_a_damaged_and_a_young_track_are_borne(tmp_path):
+    old = tmp_path / "old"
+    workdirs.write(old / "track.json", {"seeds": 2})
+    assert "No entry is judged yet." in page.data(page.make(subjects.find([old])))
+    (old / "report.md").write_text("# Track\n\n| entry | p |\n|---|---|\n| muon | 0.1 |\n")
+    assert texts(titled(made(old), "Track")) == [["muon", "0.1"]]
+
+    sound = workdirs.entry("a", [1.0, 2.0], wins=True)
+    bad = [3, {}, sound | {"losses": "x"}, sound | {"losses": [True]}, sound | {"name": 3}]
+    odd = [sound, sound | {"difference": "x", "p": [1], "tokens": 10**400, "against": {"a": 1}}]
+    content = made(workdirs.track(tmp_path, entries=[*odd, sound | {"losses": []}, *bad]))
+    assert "5 damaged entries are left out" in content["problems"][0]
+    assert titled(content, "Held-out loss of every entry")["x"]["categories"] == [
+        "a",
+        "a (1)",
+        "a (2)",
+    ]
+
+
+def test_of_many_runs_the_page_says_the_range_and_not_a_sentence_each(tmp_path):
+    for place in range(6):
+        workdirs.run(tmp_path, name=f"r{place}", lines=workdirs.metrics(20, 9.0 + place))
+    content = made(tmp_path)
+    results = next(s for s in content["sections"] if s["name"] == "results")
+    assert results["intro"] == (
+        "6 runs, 6 of them finished. Held-out loss from 8.000 nats (r0) to 13.000 (r5)."
+    )
+    assert {run["note"] for run in content["runs"]} == {""}
+
+
+def test_the_table_of_the_training_has_the_rows_of_a_model_card(tmp_path):
+    data = {"source": "text:/a/b.txt", "tokenizer": "wordpiece", "seq_len": 128}
+    config = {"data": data, "objective": {"name": "mlm", "mask_rate": 0.25}, "batch_size": "x"}
+    table = texts(titled(made(workdirs.run(tmp_path, config=config)), "The training in words"))
+    rows = dict(table)
+    assert rows["data"] == "text:/a/b.txt" and rows["tokenizer"] == "wordpiece"
+    assert rows["objective"] == "masked language modelling, 25% of the positions predicted"
+    assert rows["hardware"] == "1 × cpu (2 CPU cores)" and "20 steps" in rows["spent"]
+    assert not rows.keys() & {"batch", "budget", "optimizer"}  # nothing sound says them
+
+
+def test_a_figure_that_is_no_number_any_more_is_left_out():
+    lines = [{"step": 1, "eval_loss": 3.0, "bleu": 2.0}, {"step": 2, "eval_loss": None}]
+    assert outcomes.figures(lines, {}) == {"step": 2, "bleu": 2.0, "steps": 2}
+    ended = outcomes.figures(lines, {"steps": 2, "eval_accuracy": 0.5})
+    assert "bleu" not in ended  # it is not that of the end
 
 
 def test_every_seed_is_a_point_beside_published_scores(tmp_path):
@@ -507,3 +652,11 @@ def test_the_licences_that_the_library_names_go_with_it_and_with_every_page(root
     for path in (assets / named, assets / "licenses" / "LICENSE-zrender"):
         assert path.read_text().strip() in comment
     assert "Mike Bostock" in comment and "Baidu Inc." in comment
+
+
+@pytest.mark.parametrize(
+    "n_bytes, text",
+    [(999, "999 bytes"), (1020 * 2**10, "1,020 KiB"), (2**20, "1 MiB"), (5 * 2**40, "5,120 GiB")],
+)
+def test_sizes_have_no_exponent(n_bytes, text):
+    assert words.size(n_bytes) == text

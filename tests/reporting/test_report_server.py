@@ -89,7 +89,7 @@ def test_the_data_follow_the_files_and_do_not_come_twice(tmp_path):
             file.write(line[20:] + "\n")
             file.flush()
             _, content = ask("/data.json", If_None_Match=answer.headers["ETag"])
-        assert "held-out loss 1.250" in json.loads(content)["sections"][0]["intro"]
+        assert "held-out documents is 1.250 nats" in json.loads(content)["sections"][0]["intro"]
 
 
 def test_a_page_that_takes_long_is_made_seldom_and_its_last_state_is_shown(tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ def test_a_page_that_takes_long_is_made_seldom_and_its_last_state_is_shown(tmp_p
     assert source.data() == (content, tag)
     clock[0] += 1.0
     newer, its_tag = source.data()
-    assert its_tag != tag and b"held-out loss 1.250" in newer
+    assert its_tag != tag and b"held-out documents is 1.250 nats" in newer
     # Nothing has changed, so nothing is made.
     clock[0] += 100.0
     before = clock[0]

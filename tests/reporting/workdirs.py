@@ -2,6 +2,7 @@
 
 import json
 
+SECONDS = ("compile_s", "eval_s", "save_s", "growth_s", "data_wait_s")
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&amp;\u2028'\""
 
 
@@ -73,13 +74,32 @@ def run(folder, *, name="run", lines=None, is_finished=True, config=None, sample
 def sweep(folder, name="sweep"):
     """Returns the folder of a sweep of four points, one of them failed."""
     out = folder / name
-    out.mkdir()
+    out.mkdir(parents=True)
     rows = ["point,status,lr,seed,params,steps,flops,elapsed_s,eval_loss,workdir,error"]
     for number, lr in enumerate(("0.001", "0.01", "0.1")):
         rows.append(f"lr-{lr},finished,{lr},0,1000,10,{number + 1}e6,{9 - number},{5 + number},w,")
     rows.append('"<b>bad</b>",failed,1,0,,,,,,w,"<script>alert(1)</script>"')
     (out / "sweep.csv").write_text("\n".join(rows) + "\n")
     return out
+
+
+def entry(name, losses, *, wins, variant=None, against="control"):
+    """An entry of a track.json."""
+    judged = {"name": name, "variant": variant or name, "against": against, "losses": losses}
+    judged |= {"difference": -0.5, "p": 0.001, "tokens": 2e6, "seconds": 180.0, "flops": 1e12}
+    return judged | {"wins": wins}
+
+
+def track(folder, name="track", entries=None):
+    """Returns the folder of a track: a control, a winner, and one with a run without a number."""
+    if entries is None:
+        first = entry("control", [4.0, 4.25], wins=True, against=None)
+        winner = entry(HOSTILE, [3.5, 3.75], wins=True)
+        loser = entry("average", [3.5, None], wins=False, against=HOSTILE)
+        entries = [first | {"difference": None, "p": None}, winner, loser]
+    content = {"seeds": 2, "level": 0.01, "entries": entries}
+    write(folder / name / "track.json", content)
+    return folder / name
 
 
 def finetuning(folder, name="glue", model=HOSTILE):

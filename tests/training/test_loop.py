@@ -125,7 +125,7 @@ def test_a_round_is_batch_step_and_the_record_of_the_step_before():
     ]  # fmt: skip
     assert outcome.state == 3
     assert outcome.stop_reason == "steps" and outcome.failure is None
-    assert outcome.data_wait_s == 1.5
+    assert [step.data_wait_s for step in loop.records] == [0.5, 0.5, 0.5]
 
 
 def test_a_pause_comes_after_the_record_of_all_steps_before():

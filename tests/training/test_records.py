@@ -1,3 +1,4 @@
+import dataclasses
 import types
 
 import pytest
@@ -52,12 +53,19 @@ def run():
         started=0.0,
     )
 
-    def step(number, seconds, loss=1.0):
+    def step(number, seconds, loss=1.0, data_wait_s=0.0):
         time.now += seconds
         clock.advance(100, 1000, 4)
         metrics = {"loss": loss, "grad_norm": 0.5, "skipped": 0, "skipped_in_row": 0}
         recorder.record(
-            StepRecord(step=number, fraction=number / 100, lr=0.1, batch_size=4, metrics=metrics)
+            StepRecord(
+                step=number,
+                fraction=number / 100,
+                lr=0.1,
+                batch_size=4,
+                metrics=metrics,
+                data_wait_s=data_wait_s,
+            )
         )
 
     return time, writer, spent, recorder, step
@@ -84,6 +92,22 @@ def test_evaluations_and_saves_do_not_count_into_the_rate(run):
     assert writer.lines[1]["eval_loss"] == 2.0 and writer.lines[1]["eval_accuracy"] == 0.25
     assert writer.lines[1]["unigram_loss"] == 5.0
     assert writer.lines[2]["tokens_per_s"] == 200.0 and writer.lines[2]["elapsed_s"] == 35.0
+
+
+def test_an_evaluation_notes_where_the_seconds_went_so_far(run):
+    time, writer, spent, recorder, step = run
+    spent.compile_s, spent.save_s = 0.5, 0.25
+    for number in range(1, 6):
+        step(number, 0.5, data_wait_s=0.125)
+    # Of 2.5 seconds, 0.75 were no steps; a step that waits for its batch is a slow step.
+    assert writer.lines[0]["tokens_per_s"] == pytest.approx(500 / 1.75, abs=0.1)
+    time.now += 3
+    spent.eval_s += 3
+    recorder.evaluated(EvalResult(2.0, 0.25))
+    noted = {key: writer.lines[1][key] for key in dataclasses.asdict(spent)}
+    assert noted == {
+        "compile_s": 0.5, "eval_s": 3.0, "save_s": 0.25, "data_wait_s": 0.625, "growth_s": 0.0
+    }  # fmt: skip
 
 
 def test_the_summary_loss_is_that_of_the_latest_steps(run):

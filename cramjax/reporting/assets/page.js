@@ -30,6 +30,14 @@ function colour(name) {
 const runColour = (number) => colour(`run${number % 8}`);
 // Beyond eight runs the colours come again, with another line.
 const runDash = (number) => ["solid", [8, 4], [2, 3], [10, 3, 2, 3]][Math.floor(number / 8) % 4];
+function swatch(number) {
+  const mark = make("span", { class: "swatch", "aria-hidden": "true" });
+  mark.style.borderTopColor = runColour(number);
+  mark.style.borderTopStyle = number < 8 ? "solid" : "dashed";
+  return mark;
+}
+// Number of the colour of a curve.
+const paintOf = (series) => series.group ?? series.run ?? 0;
 const isHidden = (run) =>
   run !== null && run !== undefined && state.hidden.has(state.page.runs[run]?.name);
 
@@ -51,8 +59,14 @@ function seconds(value) {
 }
 // The x values of a curve along an axis: the curves of a run share them.
 const along = (series, key) => state.page.xs[series.x]?.[key] || [];
-const readable = (axis, value) =>
-  axis.key === "elapsed_s" ? seconds(value) : short(value);
+const isTime = (axis) => axis.key === "elapsed_s";
+const readable = (axis, value) => isTime(axis) ? seconds(value) : short(value);
+
+// The unit of an axis up to `most`: [how much of the values it is, its part of the label].
+function unitOf(axis, most) {
+  const [, divisor, name] = axis.units.find(([least]) => most >= least) || [0, 1, ""];
+  return [divisor, name && `, ${name}`];
+}
 
 // ---- controls ----
 
@@ -71,11 +85,8 @@ function controls() {
         },
       });
       input.checked = !state.hidden.has(run.name);
-      const swatch = make("span", { class: "swatch", "aria-hidden": "true" });
-      swatch.style.borderTopColor = runColour(number);
-      swatch.style.borderTopStyle = number < 8 ? "solid" : "dashed";
-      const note = run.note ? make("span", { class: "note" }, ` ${run.note}`) : null;
-      set.append(make("label", {}, input, swatch, make("span", {}, run.name), note));
+      const note = make("span", { class: "note" }, run.note ? ` ${run.note}` : "");
+      set.append(make("label", {}, input, swatch(number), make("span", {}, run.name), note));
     });
     box.append(set);
   }
@@ -83,7 +94,7 @@ function controls() {
   const axes = new Map();
   for (const block of blocksOf("lines")) for (const axis of block.x) axes.set(axis.key, axis.label);
   if (axes.size) {
-    state.axis ??= axes.keys().next().value;
+    state.axis ??= state.page.along;
     const select = make("select", {
       id: "axis", onchange: () => { state.axis = select.value; redraw(); },
     });
@@ -130,9 +141,10 @@ class Chart {
     this.details = make("details", {
       ontoggle: () => { if (this.details.open) this.fillTable(); },
     }, make("summary", {}, "Data as a table"));
+    this.groups = make("p", { class: "groups", hidden: !block.groups?.length });
     const isWide = block.kind === "parallel" || block.is_main;
     this.element = make("figure", { class: isWide ? "wide" : "", "data-title": block.title },
-      this.caption, this.holder, this.about, this.details);
+      this.caption, this.groups, this.holder, this.about, this.details);
     this.addButtons();
   }
 
@@ -169,6 +181,8 @@ class Chart {
 
   draw(anew = true) {
     this.about.textContent = this.block.about;
+    this.groups.replaceChildren(...(this.block.groups || []).map((name, number) =>
+      make("span", {}, swatch(number), name)));
     this.holder.setAttribute("aria-label", `${this.block.title}. ${this.block.about}`);
     const option = this.optionOf(this);
     this.holder.style.height = `${option.height || HEIGHT}px`;
@@ -241,7 +255,9 @@ class Chart {
 function scrollInto(holder, table, name) {
   const frame = holder.querySelector(".scroll");
   if (!frame) {
-    holder.append(scrolling(table, name));
+    // Two datasets have a table of the same name; the sections differ.
+    const heading = holder.closest("section")?.querySelector("h2")?.textContent || "";
+    holder.append(scrolling(table, `${name}, ${heading}`));
     return;
   }
   const { scrollLeft, scrollTop } = frame;
@@ -272,7 +288,8 @@ function dataOf(block) {
       }
     }
     const axis = block.x.find((one) => one.key === state.axis) || block.x[0];
-    return { columns: ["curve", axis.label, block.y.label], rows };
+    const label = axis.label + (isTime(axis) ? ", seconds" : "");
+    return { columns: ["curve", label, block.y.label], rows };
   }
   if (block.kind === "scatter") {
     for (const cloud of block.clouds)
@@ -300,7 +317,7 @@ function common(option) {
   const ink = colour("ink"), grid = colour("grid");
   const style = (axis) => ({
     axisLine: { onZero: false, lineStyle: { color: colour("edge") } }, nameTextStyle: { color: colour("faint") },
-    splitLine: { lineStyle: { color: grid } }, ...axis,
+    ...axis, splitLine: { lineStyle: { color: grid }, ...axis.splitLine },
     axisLabel: { color: colour("faint"), hideOverlap: true, ...axis.axisLabel },
   });
   for (const name of ["xAxis", "yAxis"]) if (option[name]) option[name] = style(option[name]);
@@ -322,13 +339,44 @@ const toolbox = () => ({
   feature: { dataZoom: { xAxisIndex: 0, yAxisIndex: 0, filterMode: "none" } },
 });
 
-// An axis with about five marks, whatever the range; the library marks powers of its base alone.
+// An axis of numbers; a logarithmic one ends close to its values.
 function numeric(isLog, values, more) {
   const shown = values.filter((value) => value !== null && (!isLog || value > 0));
   if (!isLog || !shown.length) return { type: "value", scale: true, ...more };
-  const ratio = Math.max(...shown) / Math.min(...shown);
-  const logBase = ratio > 1e4 ? 10 : Math.max(1.02, ratio ** (1 / 5));
-  return { type: "log", logBase, ...more };
+  const least = shown.reduce((a, b) => Math.min(a, b)), most = shown.reduce((a, b) => Math.max(a, b));
+  const room = Math.max(1.02, (most / least) ** 0.04);
+  const customValues = logMarks(least / room, most * room);
+  return { type: "log", min: least / room, max: most * room, axisTick: { customValues }, ...more,
+    splitLine: { customValues }, axisLabel: { ...more.axisLabel, customValues } };
+}
+
+// Round values between two others: the library marks powers of its base alone.
+function logMarks(least, most) {
+  const decades = Math.log10(most / least);
+  const factors = decades > 3 ? [1] : decades > 1.2 ? [1, 2, 5]
+    : decades > 0.5 ? [1, 1.5, 2, 3, 4, 5, 6, 8] : null;
+  const marks = [];
+  if (!factors) {
+    const rough = (most - least) / 5, unit = 10 ** Math.floor(Math.log10(rough));
+    const step = unit * [1, 2, 5, 10].find((factor) => factor * unit >= rough);
+    for (let mark = Math.ceil(least / step); mark * step <= most; mark += 1)
+      marks.push(Number((mark * step).toPrecision(6)));
+    return marks;
+  }
+  const first = Math.floor(Math.log10(least)), skip = Math.ceil(decades / 8);
+  for (let power = first; 10 ** power <= most; power += decades > 8 ? skip : 1)
+    for (const factor of factors) {
+      const mark = Number((factor * 10 ** power).toPrecision(3));
+      if (mark >= least && mark <= most) marks.push(mark);
+    }
+  return marks;
+}
+
+// Values that differ by rounding alone, as seconds under a budget of time, stay in the middle.
+function around(isLog, values) {
+  const least = Math.min(...values), most = Math.max(...values);
+  if (isLog || !values.length || most - least > 0.02 * Math.abs(most)) return {};
+  return { min: least - 0.1 * Math.abs(most), max: most + 0.1 * Math.abs(most) };
 }
 
 const legend = () => ({
@@ -361,18 +409,20 @@ function linesOption(figure) {
   }
   const least = all.x.length ? all.x.reduce((a, b) => Math.min(a, b)) : 0;
   const most = all.x.length ? all.x.reduce((a, b) => Math.max(a, b)) : 1;
+  const [unit, unitName] = unitOf(axis, most);
   const series = drawn.map(({ series: one, points }) => {
     const isLevel = one.style === "level";
     const data = isLevel && points.length
       ? [[least, points[0][1]], [most, points[0][1]]] : points;
     const isAlone = data.length === 1;
     return {
-      type: "line", name: one.name, data, connectNulls: false,
+      type: "line", name: one.name, connectNulls: false,
+      data: data.map(([x, y]) => [x / unit, y]),
       symbol: one.style === "points" || isAlone ? "circle" : "none", symbolSize: 6,
-      color: runColour(one.run ?? 0),
+      color: runColour(paintOf(one)),
       lineStyle: {
         width: one.style === "faint" ? 1 : 2, opacity: one.style === "faint" ? 0.55 : 1,
-        type: isLevel ? [6, 4] : runDash(one.run ?? 0),
+        type: isLevel ? [6, 4] : runDash(paintOf(one)),
       },
       emphasis: { disabled: true },
     };
@@ -384,7 +434,7 @@ function linesOption(figure) {
       markLine: {
         symbol: "none", silent: true,
         data: marks.map((mark) => ({
-          xAxis: mark.x[axis.key], lineStyle: { color: runColour(mark.run), type: "dotted" },
+          xAxis: mark.x[axis.key] / unit, lineStyle: { color: runColour(mark.run), type: "dotted" },
           label: { formatter: () => mark.name, color: colour("faint"), fontSize: 10,
             position: "insideEndTop" },
         })),
@@ -394,9 +444,10 @@ function linesOption(figure) {
   return {
     height: block.is_main ? 400 : HEIGHT,
     grid: { left: 56, right: 24, top: 20, bottom: 44 },
-    xAxis: numeric(log.x, all.x, {
-      ...named(axis.label, { nameGap: 28 }), min: log.x ? undefined : 0, max: most,
-      axisLabel: { formatter: (value) => readable(axis, value) },
+    xAxis: numeric(log.x, all.x.map((x) => x / unit), {
+      ...named(axis.label + unitName, { nameGap: 28 }),
+      ...(log.x ? {} : { min: 0, max: most / unit }),
+      axisLabel: { formatter: short, showMaxLabel: log.x },
     }),
     yAxis: numeric(log.y, all.y, {
       ...named(block.y.label, { nameGap: 42 }), axisLabel: { formatter: short },
@@ -404,17 +455,17 @@ function linesOption(figure) {
     dataZoom: zoom(), toolbox: toolbox(),
     tooltip: {
       trigger: "axis", axisPointer: { type: "line" },
-      formatter: (hits) => curveTip(axis, drawn, hits),
+      formatter: (hits) => curveTip(axis, unit, drawn, hits),
     },
     series,
   };
 }
 
 // All curves at the place that is pointed at: the library would name those of one place alone.
-function curveTip(axis, drawn, hits) {
+function curveTip(axis, unit, drawn, hits) {
   const list = Array.isArray(hits) ? hits : [hits];
   if (!list.length) return "";
-  const x = list[0].value[0];
+  const x = list[0].value[0] * unit;
   const box = make("div", { class: "tip" }, make("strong", {}, `${readable(axis, x)}`));
   for (const { series, points } of drawn) {
     const known = points.filter((point) => point[1] !== null);
@@ -422,9 +473,7 @@ function curveTip(axis, drawn, hits) {
     let nearest = known[0];
     for (const point of known)
       if (Math.abs(point[0] - x) < Math.abs(nearest[0] - x)) nearest = point;
-    const dot = make("span", { class: "swatch" });
-    dot.style.borderTopColor = runColour(series.run ?? 0);
-    box.append(make("div", {}, dot, make("span", {}, `${series.name}: ${short(nearest[1])}`)));
+    box.append(make("div", {}, swatch(paintOf(series)), make("span", {}, `${series.name}: ${short(nearest[1])}`)));
   }
   return box;
 }
@@ -441,13 +490,16 @@ function scatterOption(figure) {
   const names = block.x.categories;
   const all = { x: [], y: [] };
   const shapes = ["circle", "rect", "triangle", "diamond", "pin", "arrow"];
+  // A mean explains itself beside its points.
+  const shownClouds = block.clouds.filter((cloud) => !cloud.is_dash).map((cloud) => cloud.name);
   let number = -1;
   const n_own = block.clouds.filter((cloud) => !cloud.is_context).length;
   const series = [];
   for (const cloud of block.clouds) {
-    if (!cloud.is_context) number += 1;
+    if (!cloud.is_context && !cloud.is_more) number += 1;
     // Models beside each other within the place of a name.
-    const shift = cloud.is_context ? 0.32 : (number + 0.5) / n_own * 0.5 - 0.25;
+    const shift = !block.is_apart ? 0
+      : cloud.is_context ? 0.32 : (number + 0.5) / n_own * 0.5 - 0.25;
     const data = cloud.points.map((point) => {
       const x = names.length ? names.indexOf(point.x) + shift : point.x;
       all.x.push(x);
@@ -457,21 +509,31 @@ function scatterOption(figure) {
     const paint = cloud.is_context ? colour("faint") : runColour(number);
     series.push(cloud.is_line
       ? { type: "line", step: "end", name: cloud.name, data, color: paint, symbol: "none",
-          lineStyle: { width: 1.5, type: "dashed" }, z: 1 }
+          lineStyle: cloud.is_context ? { width: 1.5, type: "dashed" } : { width: 2 }, z: 1 }
+      : cloud.is_dash
+      ? { type: "scatter", name: cloud.name, data, color: paint, z: 3, symbol: "rect",
+          symbolSize: [20, 3] }
       : { type: "scatter", name: cloud.name, data, color: paint, z: 2,
-          symbol: cloud.is_context ? "emptyCircle" : shapes[number % shapes.length],
-          symbolSize: cloud.is_context ? 6 : 9, itemStyle: { opacity: 0.85 } });
+          symbol: cloud.is_context ? "circle" : shapes[number % shapes.length],
+          symbolSize: cloud.is_context ? 6 : 9,
+          itemStyle: cloud.is_context
+            ? { color: colour("ground"), borderColor: paint, borderWidth: 1.5 }
+            : { opacity: 0.85 } });
   }
+  // Names stand the steeper the less room there is for each.
+  const longest = names.reduce((most, name) => Math.max(most, 6.5 * name.length), 0);
+  const room = (figure.holder.clientWidth || 600) / Math.max(1, names.length);
+  const turn = longest < room ? 0 : room > 50 ? 30 : 75;
   const xAxis = names.length
     ? { type: "value", min: -0.5, max: names.length - 0.5, interval: 0.5,
-        axisLabel: { formatter: (x) => names[x] || "", rotate: names.length > 4 ? 30 : 0 },
+        axisLabel: { formatter: (x) => names[x] || "", rotate: turn, hideOverlap: false },
         splitLine: { show: false }, axisTick: { show: false } }
     : numeric(log.x, all.x, { ...named(block.x.label, { nameGap: 28 }),
-        axisLabel: { formatter: short } });
+        ...around(log.x, all.x), axisLabel: { formatter: short, margin: 12 } });
   return {
     height: names.length ? 420 : 360,
-    legend: legend(),
-    grid: { left: 60, right: 24, top: 44, bottom: names.length > 4 ? 90 : 48 },
+    legend: { ...legend(), data: shownClouds },
+    grid: { left: 60, right: 24, top: 44, bottom: 34 + Math.sin(turn * Math.PI / 180) * longest },
     xAxis,
     yAxis: numeric(log.y, all.y,
       { ...named(block.y.label, { nameGap: 44 }), axisLabel: { formatter: short } }),
@@ -596,7 +658,8 @@ class Table {
       const line = make("tr", { hidden: isHidden(block.row_runs[number]) });
       row.forEach((cell, place) => {
         const attributes = {
-          class: `${isFigure(cell) ? "number" : ""}${cell.mark ? " marked" : ""}`,
+          class: [isFigure(cell) && "number", cell.text.length < 28 && "short",
+            cell.mark && "marked"].filter(Boolean).join(" "),
           "data-value": cell.value, hidden: isHidden(block.runs[place]),
         };
         if (place) line.append(make("td", attributes, cell.text));
@@ -740,8 +803,8 @@ function take(page) {
     section.blocks.forEach((block, place) => parts[place].update(block));
   });
   document.querySelectorAll("#controls [data-run-toggle]").forEach((input, number) => {
-    const note = input.parentElement.querySelector(".note");
-    if (note) note.textContent = ` ${page.runs[number].note}`;
+    const { note } = page.runs[number];
+    input.parentElement.querySelector(".note").textContent = note ? ` ${note}` : "";
   });
 }
 
