@@ -138,6 +138,8 @@ def _encoder_mistakes(config: Config) -> Iterator[str]:
         )
     if objective.causal and objective.name != "mlm":
         yield f"objective.causal=True: objective.name={objective.name} masks tokens; set it to mlm"
+    if objective.hard_masks and objective.causal:
+        yield f"objective.hard_masks={objective.hard_masks}: objective.causal=True masks nothing"
     if objective.pool != 1 and objective.causal:
         yield (
             f"objective.pool={objective.pool}: a mean holds later tokens; "

@@ -28,6 +28,7 @@ _USED_WITH = (
     ("eval.bleu_source", _OF_SCORES),
     ("eval.bleu_every_fraction", _OF_SCORES),
     ("objective.mask_special", ("model.family", "encoder")),
+    ("objective.hard_masks", ("objective.name", "mlm")),
     ("optimizer.momentum", _OF_MUON),
     ("optimizer.momentum_warmup", _OF_MUON),
 )

@@ -322,6 +322,11 @@ OBJECTIVE = {
     "random_share": share(
         0.1, "share of the predicted positions that show a random token; the rest stays"
     ),
+    "hard_masks": share(
+        0.0,
+        "share of the right guesses of a token's kind in the last steps that lowers its odds to be "
+        "masked: 1: in proportion to the wrong guesses; 0: all kinds alike",
+    ),
     "mask_special": flag(
         False, "special tokens ([SEP], [CLS], …) may be predicted in training, as other tokens are"
     ),

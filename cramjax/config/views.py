@@ -191,6 +191,7 @@ class ObjectiveConfig(Section, Protocol):
     mask_rate: float
     mask_share: float
     random_share: float
+    hard_masks: float
     mask_special: bool
     causal: bool
     label_smoothing: float

@@ -12,6 +12,7 @@ from cramjax.config import pairs
 from cramjax.config.views import Config
 from cramjax.models.layers import Precision
 from cramjax.models.network import DEFAULT_FAMILY, Network
+from cramjax.objectives.hard_masks import HardMasks
 from cramjax.objectives.masked_lm import MaskedLM
 from cramjax.objectives.objective import PretrainingObjective, Vocabulary
 from cramjax.objectives.script import Script
@@ -48,6 +49,8 @@ OTHERS: dict[str, ObjectiveClass] = {"script": Script, pairs.OBJECTIVE: TextToTe
 def build(config: Config, vocabulary: Vocabulary, precision: Precision) -> PretrainingObjective:
     """Returns the objective of `config`; see `ObjectiveClass.from_config`."""
     objective = OTHERS.get(config.objective.name) or OBJECTIVES[config.model.family]
+    if config.objective.hard_masks:
+        objective = HardMasks
     return objective.from_config(config, vocabulary, precision)
 
 

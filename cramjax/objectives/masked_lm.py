@@ -165,15 +165,20 @@ class MaskedLM:
         return total, jnp.sum(batch.weights)
 
     def masked(
-        self, params: Params, key: jax.Array, tokens: jax.Array, rows: jax.Array
+        self,
+        params: Params,
+        key: jax.Array,
+        tokens: jax.Array,
+        rows: jax.Array,
+        odds: jax.Array | None = None,
     ) -> tuple[masking.MaskedBatch, jax.Array, jax.Array | None]:
         """Returns the masked batch, hidden states of its predicted positions, and a dropout key.
 
-        Arguments are those of `loss`, with tokens int32. The states are [rows, predicted, embed];
-        the key is None without dropout.
+        Arguments are those of `loss`, with tokens int32, and the odds of `masking.mask_tokens`. The
+        states are [rows, predicted, embed]; the key is None without dropout.
         """
         mask_key, dropout_key = jax.random.split(key)
-        batch = masking.mask_tokens(self.corruption, mask_key, tokens, rows)
+        batch = masking.mask_tokens(self.corruption, mask_key, tokens, rows, odds)
         if self.causal:
             batch = _read_before(batch)
         if self.network.dropout > 0 or self.network.attention_dropout > 0:
@@ -240,8 +245,14 @@ class MaskedLM:
         self, key: jax.Array, tokens: jax.Array, rows: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the masked rows, and the tokens behind the masks in their order."""
+        return self._preview(key, tokens, rows, None)
+
+    def _preview(
+        self, key: jax.Array, tokens: jax.Array, rows: jax.Array, odds: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
         mask_key = jax.random.split(key)[0]
-        batch = masking.mask_tokens(self.corruption, mask_key, tokens.astype(jnp.int32), rows)
+        tokens = tokens.astype(jnp.int32)
+        batch = masking.mask_tokens(self.corruption, mask_key, tokens, rows, odds)
         in_order = jnp.argsort(batch.positions, axis=1)
         return batch.inputs, jnp.take_along_axis(batch.labels, in_order, axis=1)
 
