@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import cast
 
-from cramjax.config import pairs
+from cramjax.config import pairs, replaced_tokens
 from cramjax.config.fields import Field, count, flag, number, optional_count, share, text
 from cramjax.config.span_lengths import span_lengths
 from cramjax.config.views import Config, EncoderModelConfig, ModelConfig, T5ModelConfig
@@ -156,6 +156,8 @@ def _encoder_mistakes(config: Config) -> Iterator[str]:
         )
     if objective.pool > 1 and objective.name == "script":
         yield f"objective.pool={objective.pool}: must be 1 where objective.name is script"
+    if objective.name == replaced_tokens.OBJECTIVE:
+        yield from replaced_tokens.mistakes(config)
     if objective.mask_share + objective.random_share > 1:
         yield "objective.mask_share and objective.random_share: together at most 1"
 
@@ -211,7 +213,11 @@ def _head_mistakes(model: ModelConfig) -> Iterator[str]:
 
 
 FAMILIES: dict[str, FamilyKeys] = {
-    "encoder": FamilyKeys(keys=ENCODER, objectives=("mlm", "script"), mistakes=_encoder_mistakes),
+    "encoder": FamilyKeys(
+        keys=ENCODER,
+        objectives=("mlm", "script", replaced_tokens.OBJECTIVE),
+        mistakes=_encoder_mistakes,
+    ),
     "t5": FamilyKeys(
         keys=T5, objectives=("span_corruption", pairs.OBJECTIVE), mistakes=_t5_mistakes
     ),

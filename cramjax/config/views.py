@@ -194,6 +194,8 @@ class ObjectiveConfig(Section, Protocol):
     hard_masks: float
     mask_special: bool
     causal: bool
+    generator_width: float
+    generator_layers: int | None
     label_smoothing: float
     z_loss: float
     pool: int

@@ -198,6 +198,24 @@ class MaskedLM:
         )
         return batch, hidden, dropout_key
 
+    def sampled(
+        self, head: Params, key: jax.Array, hidden: jax.Array, rows: jax.Array
+    ) -> jax.Array:
+        """Returns a token drawn for each predicted position: int32 [rows, predicted].
+
+        Row i depends on (key, rows[i], its states) alone. Nothing is differentiated.
+        """
+        head, hidden = jax.lax.stop_gradient((head, hidden))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+
+        def sample(row: tuple[jax.Array, jax.Array]) -> jax.Array:
+            row_key, states = row  # [predicted, embed]
+            return jax.random.categorical(row_key, self._logits(head, states))
+
+        logits_a_row = self.n_predicted * self.network.vocab_size
+        n_rows = max(1, losses.MOST_LOGITS // logits_a_row)
+        return jax.lax.map(sample, (keys, hidden), batch_size=n_rows).astype(jnp.int32)
+
     def evaluate(
         self, params: Params, tokens: jax.Array, rows: jax.Array, row_weights: jax.Array
     ) -> dict[str, Any]:
@@ -285,18 +303,21 @@ class MaskedLM:
         causal: bool = False,
     ) -> jax.Array:
         """Returns hidden states of `inputs`, made of `tokens`: [rows, seq_len, embed]."""
-        segments = None
-        if self.network.document_attention:
-            segments = _documents(tokens, self.sep_id)
         return encoder.encode(
             self.network,
             precision,
             params,
             inputs,
-            segment_ids=segments,
+            segment_ids=self._segments(tokens),
             causal=causal,
             key=key,
         )
+
+    def _segments(self, tokens: jax.Array) -> jax.Array | None:
+        """Returns the documents of `tokens`, if they do not see each other."""
+        if not self.network.document_attention:
+            return None
+        return _documents(tokens, self.sep_id)
 
     def _logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """[rows, predicted, embed] → float32 [rows, predicted, vocab]."""

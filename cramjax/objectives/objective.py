@@ -120,7 +120,8 @@ class PretrainingObjective(Objective, Protocol):
 
         An objective may add "shown", a dict of the first `SHOWN_ROWS` rows: "inputs" int32
         [rows, tokens], "labels" and "guesses" int32 [rows, predicted] and, where each label has a
-        place in the inputs, "positions" and "weights" of the same shape.
+        place in the inputs, "positions" and "weights" of the same shape. It may add "also", a dict
+        of further sums by name, and their "weight".
 
         Args:
             params: float32 parameters of the network.

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cramjax.config import pairs
+from cramjax.config import pairs, replaced_tokens
 from cramjax.errors import UserError
 from cramjax.files import member
 from cramjax.glue import inputs
@@ -66,6 +66,23 @@ with torch.no_grad():
     outputs = model(**inputs)
 start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
 print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))"""
+_DETECT = """import torch
+from transformers import ElectraForPreTraining, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({name})
+model = ElectraForPreTraining.from_pretrained({name})
+inputs = tokenizer("The capital of France is fish.", return_tensors="pt")
+with torch.no_grad():
+    is_replaced = model(**inputs).logits[0] > 0
+print(list(zip(inputs.tokens(), is_replaced.tolist())))"""
+_ENCODE = """import torch
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({name})
+model = AutoModel.from_pretrained({name})
+inputs = tokenizer("It rains.", return_tensors="pt")
+with torch.no_grad():
+    print(model(**inputs).last_hidden_state.shape)"""
 _GENERATE = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({name})
@@ -212,6 +229,9 @@ def _example(facts: Facts, raw: Mapping[str, Any], name: str) -> str:
             prompt = _prompt(catalogue.noted_task(facts.finetuned))
         return _GENERATE.format(name=name, prompt=json.dumps(prompt))
 
+    if use == "feature-extraction":
+        is_detector = raw["architectures"] == ["ElectraForPreTraining"]
+        return (_DETECT if is_detector else _ENCODE).format(name=name)
     if use == "token-classification":
         return _TAG.format(name=name)
     if use == "question-answering":
@@ -247,6 +267,12 @@ def _pretraining(facts: Facts, has_picture: bool) -> list[str]:
             f"The loss on held-out documents is {spent['eval_loss']:.3f} nats per predicted token, "
             f"the accuracy is {spent['eval_accuracy']:.1%}."
         )
+        if "detection_accuracy" in spent:
+            text += (
+                " Both are of the generator, which is not in this export. The model itself judges "
+                f"{spent['detection_accuracy']:.1%} of all held-out tokens right; "
+                f"{spent['original']:.1%} of them are original."
+            )
         if "unigram_loss" in spent:
             text += (
                 " A model that knows only word frequencies has a loss of "
@@ -325,6 +351,10 @@ def _objective(objective: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     predicted = f"{objective['mask_rate']:.0%} of the positions predicted"
     if objective["name"] == "script":
         return f"masked language modelling with a critic of its guesses (SCRIPT), {predicted}"
+    if objective["name"] == replaced_tokens.OBJECTIVE:
+        return f"finding the tokens that a small generator replaced (ELECTRA), {predicted} by it"
+    if objective.get("hard_masks"):
+        return f"masked language modelling, {predicted}, hard tokens more often"
     return f"masked language modelling, {predicted}"
 
 

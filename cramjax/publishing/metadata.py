@@ -28,6 +28,8 @@ _USES = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
+    "ForPreTraining": "feature-extraction",
+    "ModernBertModel": "feature-extraction",
 }
 
 # The Hub's name of a metric → (key in summary.json, its title on the card).

@@ -74,9 +74,8 @@ def make_train_step(
         # overflow.
         n_rows = _tokens(batch).shape[1]
         unit = state.loss_scale.scale / (n_rows * objective.n_predicted)
-        loss_sum, weight, gradients, squares, counts = accumulate(
-            state.params, key, batch, n_micro, unit, tally_of(state)
-        )
+        sums = accumulate(state.params, key, batch, n_micro, unit, tally_of(state))
+        loss_sum, weight, gradients, squares, counts = sums
 
         per_weight = 1.0 / (weight * unit)
         grad_norm = optax.tree.norm(gradients) * per_weight

@@ -122,6 +122,7 @@ def test_the_step_adds_counts_over_microbatches_and_devices():
             loss_scale=initial_loss_scale(False),
             tally=Counting().initial_tally(),
         )
+
         losses_of = []
         for tokens in data:
             batch = jnp.asarray(tokens.reshape(n_micro, -1, 8))
