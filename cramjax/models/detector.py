@@ -178,6 +178,7 @@ def generator_states(
     model = module.bind(cfg.build(precision), params)
     keys = None if key is None else jax.random.split(key, cfg.generator_layers + 1)
     of_blocks, of_embeddings = (None, None) if keys is None else (keys[:-1], keys[-1])
+    assert model.encoder.embeddings is not None
     embedded = model.encoder.embeddings(tokens, None, None, of_embeddings)  # [batch, length, embed]
     x = model.generator.projection(embedded)  # [batch, length, generator's embed]
     return model.generator.encoder.mix(x, None, attention_mask(segment_ids, None), of_blocks)

@@ -43,7 +43,8 @@ def predicted_cross_entropy(
     Returns:
         float32 scalar.
     """
-    return _predicted(logits_of, params, hidden, labels, weights, z_loss, smoothing)[0]
+    both: Any = _predicted(logits_of, params, hidden, labels, weights, z_loss, smoothing)
+    return both[0]
 
 
 def predicted_with_hits(
@@ -58,7 +59,8 @@ def predicted_with_hits(
 
     The second is bool [batch, positions], and costs no logits of its own.
     """
-    return _predicted(logits_of, params, hidden, labels, weights, z_loss, 0.0)
+    both: Any = _predicted(logits_of, params, hidden, labels, weights, z_loss, 0.0)
+    return both
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
