@@ -191,8 +191,11 @@ def _description(facts: Facts, raw: Mapping[str, Any]) -> str:
     size = ""
     if "params" in facts.spent:
         size = f" with {facts.spent['params'] / 1e6:,.1f}M parameters"
+    if "detection_accuracy" in facts.spent:
+        size += " (those of the generator it trained with included)"
+    article = "An" if architecture.startswith("Electra") else "A"
     return (
-        f"A `{architecture}`{size}, pretrained from scratch with {tool}. "
+        f"{article} `{architecture}`{size}, pretrained from scratch with {tool}. "
         "It loads in stock `transformers`, without remote code."
     )
 
@@ -267,16 +270,16 @@ def _pretraining(facts: Facts, has_picture: bool) -> list[str]:
             f"The loss on held-out documents is {spent['eval_loss']:.3f} nats per predicted token, "
             f"the accuracy is {spent['eval_accuracy']:.1%}."
         )
-        if "detection_accuracy" in spent:
-            text += (
-                " Both are of the generator, which is not in this export. The model itself judges "
-                f"{spent['detection_accuracy']:.1%} of all held-out tokens right; "
-                f"{spent['original']:.1%} of them are original."
-            )
         if "unigram_loss" in spent:
             text += (
                 " A model that knows only word frequencies has a loss of "
                 f"{spent['unigram_loss']:.3f}."
+            )
+        if "detection_accuracy" in spent:
+            text += (
+                " These are figures of the generator, which is not in this export. The model "
+                f"itself judges {spent['detection_accuracy']:.1%} of all held-out tokens right; "
+                f"{spent['original']:.1%} of them are original."
             )
         sections.append(text)
     if has_picture:

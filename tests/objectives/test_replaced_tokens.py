@@ -164,7 +164,8 @@ def train(corpus, workdir, *more, sinks=()):
     small = [flag.removeprefix("--config.") for flag in cli.SMALL]
     data = f"data.source=text:{corpus}", f"data.cache_dir={corpus.parent / 'prepared'}"
     steps = ("budget.steps=8", "log.every_steps=1", "data.max_mb=None")
-    config = cramjax.get_config("electra_1day", *small, *data, *steps, *more)
+    shallow = ("model.n_layers=1", "model.n_heads=4", "model.unroll=1")
+    config = cramjax.get_config("electra_1day", *small, *data, *steps, *shallow, *more)
     return cramjax.train(config, workdir, sinks=sinks)
 
 
