@@ -16,6 +16,7 @@ from cramjax.models.layers import FLOAT32
 from cramjax.objectives import families, masking, replaced_tokens
 from cramjax.training import session
 from cramjax.training.session import AssumedVocabulary
+from cramjax.tuning import footprint
 from tests.e2e import test_main as cli
 from tests.growth.test_growing_run import Stop
 from tests.stepping import COMMON, batches, losses, one_device
@@ -132,6 +133,21 @@ def test_flops_are_those_of_the_products(objective):
     small = 4 * 8 * 8 + 2 * 8 * 16 + 2 * 8 * SEQ_LEN
     forward = SEQ_LEN * (blocks + small + 32 * 8 + 32 * 32 + 32) + 8 * (8 * 32 + 32 * VOCAB_SIZE)
     assert objective.flops == 3 * 2 * forward
+
+
+def test_the_estimate_of_memory_counts_the_generator():
+    facts = {"n_targets": 0, "vocab_size": 99, "itemsize": 2, "fused": True}
+    state = {"parameters": 0, "optimizer": 0}
+
+    def per_sequence(recipe, *overrides):
+        return footprint.step_bytes(get_config(recipe, *overrides), state, 1, **facts)
+
+    alone = per_sequence("electra_1day:control")
+    # Activations are in proportion to the width, where no probabilities are kept.
+    assert per_sequence("electra_1day") == pytest.approx(1.25 * alone)
+    assert per_sequence("electra_1day", "objective.generator_layers=6") == pytest.approx(
+        1.125 * alone
+    )
 
 
 def opened(*overrides, devices):
