@@ -34,9 +34,14 @@ _SHOWN_CHARS = 300
 
 
 def show(workdir: str | os.PathLike, n_examples: int) -> list[str]:
-    """Returns lines for people: a title, and what the model of a run makes of held-out text."""
+    """Returns lines for people: a title, and what the model of a run makes of held-out text.
+
+    There are none of a model that finds replaced tokens.
+    """
     config, dataset = history.dataset_of(pathlib.Path(workdir))
     model = load(workdir)
+    if model.is_detector:
+        return []
     if dataset.is_of_pairs:
         title = "held-out pairs, each source → the model's text (the target, or ✓):"
         lines = _of_pairs(model, dataset, pairs.shape_of(config.data), n_examples)

@@ -24,6 +24,7 @@ from cramjax.errors import UserError
 from cramjax.files import read_json
 from cramjax.models import encoder, network, t5
 from cramjax.models.decoding import Scoring
+from cramjax.models.detector import DetectorConfig
 from cramjax.models.int8 import is_faster
 from cramjax.models.layers import Precision
 from cramjax.tuning import devices
@@ -84,6 +85,11 @@ class LoadedModel:
     def is_t5(self) -> bool:
         """True for an encoder-decoder."""
         return isinstance(self.config, t5.T5Config)
+
+    @property
+    def is_detector(self) -> bool:
+        """True for an encoder that finds replaced tokens, and predicts none."""
+        return isinstance(self.config, DetectorConfig)
 
     def description(self) -> dict[str, Any]:
         """Returns the network as a checkpoint describes it."""
@@ -229,6 +235,11 @@ def fill_positions(
 
 def check_head(model: LoadedModel) -> None:
     """Raises UserError for a model without trained weights that predict tokens."""
+    if model.is_detector:
+        raise UserError(
+            "this model finds replaced tokens and predicts no words, because its generator is not "
+            "loaded; finetune it, or load a run of objective.name=mlm"
+        )
     if model.extra.get("head_missing"):
         raise UserError(
             "this model has no head that predicts words, as a BertModel has none; "

@@ -17,10 +17,18 @@ from cramjax.errors import UserError
 from cramjax.models.classifier import ClassifierConfig
 from cramjax.models.encoder import EncoderConfig
 from cramjax.models.network import DEFAULT_FAMILY, Buildable, Network, abstract_params
-from cramjax.objectives.families import network_of
+from cramjax.objectives.families import DETECTORS, network_of
 
 MAX_SIZE = 2**31 - 1
 """The largest number in a description: sizes are int32 on devices."""
+
+# Networks that a configuration does not name: (those whose keys they have, keys of their own).
+_GENERATOR = {
+    "generator_layers": count(1, "blocks of the generator"),
+    "generator_heads": count(1, "heads of the generator"),
+    "generator_d_ff": count(1, "inner width of the generator's feed-forward"),
+}
+_OTHERS = {name: ("encoder", _GENERATOR if name == "electra" else {}) for name in DETECTORS}
 
 Shapes = Mapping[str, Sequence[int]]
 """Path of a parameter, joined by "/", → its shape."""
@@ -45,11 +53,14 @@ def network(description: Any, where: str, cure: str) -> Network:
     family = DEFAULT_FAMILY
     if isinstance(description, Mapping):
         family = description.get("family", DEFAULT_FAMILY)
-    if not isinstance(description, Mapping) or family not in list(FAMILIES):
+    if not isinstance(description, Mapping) or family not in [*FAMILIES, *_OTHERS]:
         raise UserError(f"{where}: describes no network that this version knows; {cure}")
 
-    keys = model_keys(family) | _OURS
+    of_model, further = _OTHERS.get(family, (family, {}))
+    keys = model_keys(of_model) | _OURS | further
     for key, value in description.items():
+        if key == "family":
+            continue
         problems = [f"{key}: unknown"]
         if key in keys:
             problems = value_problems(key, keys[key], value)

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from cramjax.data.hub_tokenizer import with_local_tokenizer
 from cramjax.errors import UserError
 from cramjax.hub import directory, download
 from cramjax.models import network
+from cramjax.models.detector import DetectorConfig, ElectraConfig
 from cramjax.parallel import mesh as meshes
 
 _LOAD_ANOTHER = "load another step, or update cramjax"
@@ -149,10 +151,11 @@ def _read_run(path: pathlib.Path, step: int | None) -> Pretrained:
     if trained_with and trained_with != hashlib.sha256(file.read_bytes()).hexdigest():
         raise UserError(f"{file}: is not the tokenizer that the run was trained with; {cure}")
 
+    config, params = _kept(config, restored.state, finetuned)
     return Pretrained(
         path=path,
         config=config,
-        params=restored.state,
+        params=params,
         tokenizer=tokenizer,
         tokenizer_file=file,
         step=restored.step,
@@ -169,15 +172,33 @@ def _read_packed(path: pathlib.Path, whole: bool) -> Pretrained:
     described.check_shapes(config, shapes, finetuned, where, _COMPRESS)
 
     file = tokenizer_file(path)
+    params = unflatten_dict(packed.values(tensors, whole=whole), sep="/")
+    config, params = _kept(config, params, finetuned)
     return Pretrained(
         path=path,
         config=config,
-        params=unflatten_dict(packed.values(tensors, whole=whole), sep="/"),
+        params=params,
         tokenizer=_tokenizer(file, config, _COMPRESS),
         tokenizer_file=file,
         finetuned=finetuned,
         is_run=False,
     )
+
+
+def _kept(
+    config: Any, params: dict[str, Any], finetuned: Mapping[str, Any] | None
+) -> tuple[Any, dict[str, Any]]:
+    """Returns the part of a network that is used after training, and its parameters.
+
+    A generator has done its work when its discriminator is trained; a finetuned discriminator is an
+    encoder with another head.
+    """
+    if isinstance(config, ElectraConfig):
+        config = config.discriminator()
+        params = {name: part for name, part in params.items() if name != "generator"}
+    if finetuned and isinstance(config, DetectorConfig):
+        config = config.without_head()
+    return config, params
 
 
 def _tokenizer(file: pathlib.Path, config: Any, cure: str) -> tokenizers.Tokenizer:
@@ -267,6 +288,12 @@ def start_from(
         raise UserError(
             f"init_from={pretrained.path}: is finetuned for {pretrained.finetuned['task']}; "
             "name the run it was finetuned from"
+        )
+
+    if isinstance(pretrained.config, DetectorConfig):
+        raise UserError(
+            f"init_from={pretrained.path}: finds replaced tokens and has no head that predicts "
+            "words; name a run of another objective, or finetune this one"
         )
 
     # The flags that would make the new network the same.

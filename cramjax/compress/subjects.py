@@ -27,7 +27,7 @@ from cramjax.finetuning.protocols import Settings
 from cramjax.finetuning.run import StepReport
 from cramjax.finetuning.saved import pretrained_params
 from cramjax.glue.tasks import Task
-from cramjax.inference import LoadedModel
+from cramjax.inference import LoadedModel, check_head
 from cramjax.models import network
 from cramjax.models.network import Network
 from cramjax.objectives.objective import FinetuningObjective
@@ -224,8 +224,9 @@ class TextSubject:
         """Opens the run in `workdir`.
 
         Raises:
-            UserError: if the text of the run is missing.
+            UserError: if the text of the run is missing, or its model predicts no words.
         """
+        check_head(model)
         self.model = model
         config, dataset = history.dataset_of(workdir)
         self.max_length = config.data.seq_len

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import cast
 
-from cramjax.config import pairs
+from cramjax.config import pairs, replaced_tokens
 from cramjax.config.fields import Field, count, flag, number, optional_count, share, text
 from cramjax.config.span_lengths import span_lengths
 from cramjax.config.views import Config, EncoderModelConfig, ModelConfig, T5ModelConfig
@@ -138,6 +138,8 @@ def _encoder_mistakes(config: Config) -> Iterator[str]:
         )
     if objective.causal and objective.name != "mlm":
         yield f"objective.causal=True: objective.name={objective.name} masks tokens; set it to mlm"
+    if objective.hard_masks and objective.causal:
+        yield f"objective.hard_masks={objective.hard_masks}: objective.causal=True masks nothing"
     if objective.pool != 1 and objective.causal:
         yield (
             f"objective.pool={objective.pool}: a mean holds later tokens; "
@@ -154,6 +156,8 @@ def _encoder_mistakes(config: Config) -> Iterator[str]:
         )
     if objective.pool > 1 and objective.name == "script":
         yield f"objective.pool={objective.pool}: must be 1 where objective.name is script"
+    if objective.name == replaced_tokens.OBJECTIVE:
+        yield from replaced_tokens.mistakes(config)
     if objective.mask_share + objective.random_share > 1:
         yield "objective.mask_share and objective.random_share: together at most 1"
 
@@ -209,7 +213,11 @@ def _head_mistakes(model: ModelConfig) -> Iterator[str]:
 
 
 FAMILIES: dict[str, FamilyKeys] = {
-    "encoder": FamilyKeys(keys=ENCODER, objectives=("mlm", "script"), mistakes=_encoder_mistakes),
+    "encoder": FamilyKeys(
+        keys=ENCODER,
+        objectives=("mlm", "script", replaced_tokens.OBJECTIVE),
+        mistakes=_encoder_mistakes,
+    ),
     "t5": FamilyKeys(
         keys=T5, objectives=("span_corruption", pairs.OBJECTIVE), mistakes=_t5_mistakes
     ),

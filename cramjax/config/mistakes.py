@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cramjax.config import mixing, pairs, schema, stages
+from cramjax.config import mixing, pairs, replaced_tokens, schema, stages
 from cramjax.config.families import FAMILIES, family_key, model_keys
 from cramjax.config.fields import Field, NoneType
 from cramjax.config.views import Config
@@ -14,6 +14,7 @@ from cramjax.config.views import Config
 _MISSING = object()
 
 _OF_PAIRS = ("objective.name", pairs.OBJECTIVE)
+_OF_REPLACED = ("objective.name", replaced_tokens.OBJECTIVE)
 _OF_SCORES = ("eval.bleu", True)
 _OF_MUON = ("optimizer.name", "muon")
 
@@ -23,11 +24,14 @@ _USED_WITH = (
     ("data.source_prefix", _OF_PAIRS),
     ("data.target_len", _OF_PAIRS),
     ("data.long_pairs", _OF_PAIRS),
+    ("objective.generator_width", _OF_REPLACED),
+    ("objective.generator_layers", _OF_REPLACED),
     ("objective.label_smoothing", _OF_PAIRS),
     ("eval.bleu", _OF_PAIRS),
     ("eval.bleu_source", _OF_SCORES),
     ("eval.bleu_every_fraction", _OF_SCORES),
     ("objective.mask_special", ("model.family", "encoder")),
+    ("objective.hard_masks", ("objective.name", "mlm")),
     ("optimizer.momentum", _OF_MUON),
     ("optimizer.momentum_warmup", _OF_MUON),
 )

@@ -306,8 +306,9 @@ SCHEDULE = {
 OBJECTIVE = {
     "name": text(
         "mlm",
-        "training objective; script: mlm, and the network finds its own samples (Cramming)",
-        ("mlm", "script", "span_corruption", "text_to_text"),
+        "training objective; script: mlm, and the network finds its own samples (Cramming); "
+        "replaced_tokens: it finds those of a small generator (ELECTRA)",
+        ("mlm", "script", "replaced_tokens", "span_corruption", "text_to_text"),
     ),
     "noise_density": number(
         0.15, "span corruption: share of the tokens that sentinels replace", 0.01, 0.9
@@ -322,6 +323,11 @@ OBJECTIVE = {
     "random_share": share(
         0.1, "share of the predicted positions that show a random token; the rest stays"
     ),
+    "hard_masks": share(
+        0.0,
+        "share of the right guesses of a token's kind in the last steps that lowers its odds to be "
+        "masked: 1: in proportion to the wrong guesses; 0: all kinds alike",
+    ),
     "mask_special": flag(
         False, "special tokens ([SEP], [CLS], …) may be predicted in training, as other tokens are"
     ),
@@ -329,6 +335,12 @@ OBJECTIVE = {
         False,
         "in training, a token sees earlier ones alone, nothing is masked, and mask_rate of the "
         "positions are predicted from what is before them; evaluation is of masked tokens still",
+    ),
+    "generator_width": number(
+        0.25, "replaced tokens: width of the generator, as a share of the model's", 0.01, 1.0
+    ),
+    "generator_layers": optional_count(
+        None, "replaced tokens: blocks of the generator; None: as many as n_layers"
     ),
     "label_smoothing": number(
         0.0, "text to text: share of a target's weight that is spread over all entries", 0.0, 0.9

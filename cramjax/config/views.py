@@ -191,8 +191,11 @@ class ObjectiveConfig(Section, Protocol):
     mask_rate: float
     mask_share: float
     random_share: float
+    hard_masks: float
     mask_special: bool
     causal: bool
+    generator_width: float
+    generator_layers: int | None
     label_smoothing: float
     z_loss: float
     pool: int

@@ -22,6 +22,7 @@ from cramjax.hub import equivalence
 from cramjax.hub.families import FAMILIES
 from cramjax.inference import LoadedModel
 from cramjax.models import classifier, encoder, kernels, t5
+from cramjax.models.detector import DetectorConfig
 from cramjax.objectives.objective import FinetuningObjective
 from cramjax.tasks import catalogue, metric_names
 from cramjax.tuning import attention_choice
@@ -85,6 +86,8 @@ def _open_encoder(
     settings: Settings,
     announce: Callable[[str], None],
 ) -> tuple[PackedFeed, EncoderObjective]:
+    if isinstance(config, DetectorConfig):
+        config = config.without_head()
     part = encoder_part(task)
     pad_id = model.special["pad"]
     feed = part.feed(task, splits, model.tokenizer, pad_id, settings, config.max_length)

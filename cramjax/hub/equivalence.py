@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cramjax.errors import UserError
 from cramjax.hub import families
 from cramjax.models.classifier import ClassifierConfig
+from cramjax.models.detector import DetectorConfig
 from cramjax.models.encoder import EncoderConfig
 from cramjax.models.layers import sinusoidal_table
 
@@ -27,7 +28,7 @@ Params = dict[str, Any]
 
 # The families in the order in which they are tried. RoBERTa is a BERT whose tokenizer counts
 # positions differently.
-_ORDER = ("bert", "megatron-bert", "roberta-prelayernorm", "modernbert", "t5")
+_ORDER = ("bert", "megatron-bert", "roberta-prelayernorm", "modernbert", "electra", "t5")
 _BIASES = ("norm_bias", "linear_bias", "head_bias", "decoder_bias")
 # The key of config.json that keeps the original network, and the fields it may hold.
 _NOTE = "cramjax_network"
@@ -45,7 +46,10 @@ def find_family(cfg: families.Config) -> tuple[str, families.Config]:
             one, and their values there.
     """
     network = families.network(cfg)
-    names = [name for name in _ORDER if isinstance(network, families.FAMILIES[name].config)]
+    names = [name for name in _ORDER if type(network) is families.FAMILIES[name].config]
+    if isinstance(network, DetectorConfig):
+        # Its encoder may be a class's whose head it lacks; other such classes have a pooler.
+        names.append("modernbert")
     stock = {name: _stock_config(name, cfg) for name in names}
     differences = {name: families.differences(name, stock[name]) for name in names}
 
@@ -63,7 +67,7 @@ def find_family(cfg: families.Config) -> tuple[str, families.Config]:
     )
     raise UserError(
         f"no class of transformers computes this network ({now}); the nearest is "
-        f"{families.FAMILIES[nearest].architecture}: train with {flags} to export it"
+        f"{families.architecture(nearest, network)}: train with {flags} to export it"
     )
 
 

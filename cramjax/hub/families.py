@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 
 from cramjax.errors import UserError
 from cramjax.models.classifier import SEQUENCE, SPAN, TOKEN, ClassifierConfig
+from cramjax.models.detector import DetectorConfig
 from cramjax.models.encoder import EncoderConfig
 from cramjax.models.network import abstract_params
 from cramjax.models.t5 import T5Config
@@ -176,6 +177,13 @@ FAMILIES: dict[str, StockFamily] = {
         only=_MODERNBERT_ONLY,
         transform="prediction",
     ),
+    "electra": StockFamily(
+        architecture="ElectraForPreTraining",
+        config=DetectorConfig,
+        keys=_BERT_KEYS,
+        fixed=_POST_NORM,
+        only=_BERT_ONLY,
+    ),
     "t5": StockFamily(
         architecture="T5ForConditionalGeneration",
         config=T5Config,
@@ -221,11 +229,23 @@ def from_json(raw: Mapping[str, Any], where: str = "config.json") -> tuple[str, 
         fields |= _modernbert_fields(raw, fields["n_layers"], where)
     if name == "t5":
         fields |= _t5_fields(raw, fields["n_layers"], where)
+    if name == "electra":
+        _check_projection(raw, fields["d_model"], where)
 
     try:
         return name, family.config(**family.fixed, **fields)
     except (ValueError, ArithmeticError) as error:
         raise UserError(f"{where}: no network has these numbers: {error}; correct them") from error
+
+
+def _check_projection(raw: Mapping[str, Any], d_model: int, where: str) -> None:
+    """Raises UserError for an ELECTRA whose embeddings are not as wide as its blocks."""
+    width = _number(raw, "embedding_size", 128, where)
+    if width != d_model:
+        raise UserError(
+            f"{where}: embedding_size={width} is not supported for electra; it has to be the "
+            f"hidden_size, {d_model}"
+        )
 
 
 def to_json(
@@ -274,6 +294,8 @@ def to_json(
     if name == "modernbert":
         raw |= {"cls_token_id": special.get("cls"), "sep_token_id": special.get("sep")}
         return raw | _modernbert_keys(cfg)
+    if name == "electra":
+        raw |= {"embedding_size": cfg.d_model}
     return raw | {
         "hidden_dropout_prob": cfg.dropout,
         "attention_probs_dropout_prob": cfg.attention_dropout,
@@ -300,9 +322,16 @@ def _classifier_keys(
 def architecture(name: str, cfg: Config) -> str:
     """Returns the class of `transformers` for `cfg` in the family `name`."""
     predicting = FAMILIES[name].architecture
+    if is_headless(name, cfg):
+        return predicting.replace("ForMaskedLM", "Model")
     if isinstance(cfg, ClassifierConfig):
         return predicting.replace("ForMaskedLM", ENDINGS[cfg.head])
     return predicting
+
+
+def is_headless(name: str, cfg: Config) -> bool:
+    """Returns whether `cfg` is in the family `name` without its head: a discriminator's is not."""
+    return isinstance(cfg, DetectorConfig) and FAMILIES[name].config is not DetectorConfig
 
 
 def network(cfg: Config) -> Network:
@@ -350,6 +379,11 @@ def differences(name: str, cfg: Config) -> dict[str, Any]:
 
 def _check_classifier(name: str, cfg: ClassifierConfig) -> None:
     family = FAMILIES[name]
+    if name == "electra":
+        raise UserError(
+            f"head: a classifier of {name} is not supported; take one of bert, or finetune its "
+            "encoder here"
+        )
     theirs = architecture(name, cfg)
     if cfg.transform != family.transform_of(cfg.head) or cfg.width != cfg.encoder.d_model:
         raise UserError(

@@ -210,6 +210,22 @@ _BERTS = {
 }
 
 
+def _electra() -> Table:
+    """Returns the table of a discriminator: BERT's, with a head that finds replaced tokens."""
+    head = "discriminator_predictions"
+    bert = _bert(
+        "electra.",
+        "attention.output.LayerNorm",
+        "output.LayerNorm",
+        _CLS,
+        embedding_norm="embeddings.LayerNorm",
+    )
+    entries = [entry for entry in bert.entries if not entry.path.startswith("head/")]
+    entries += _dense("head/transform", f"{head}.dense")
+    entries += _dense("head/score", f"{head}.dense_prediction")
+    return Table(entries=tuple(entries), prefix="electra.", head=f"{head}.dense.weight")
+
+
 def _classifier(dense: str, out: str, norm: str = "") -> tuple[Entry, ...]:
     entries = _dense("classifier/dense", dense)
     if norm:
@@ -332,12 +348,16 @@ def family_table(family: str, cfg: families.Config) -> Table:
         table = _t5(network)
     elif family == "modernbert":
         table = _modernbert(network)
+    elif family == "electra":
+        table = _electra()
     else:
         table = _BERTS[family]
     if isinstance(cfg, classifier.ClassifierConfig):
         table = Table(entries=(*table.entries, *_head(family, cfg)), prefix=table.prefix)
 
-    shapes = families.shapes(cfg)
+    shapes = dict(families.shapes(cfg))
+    if families.is_headless(family, cfg):
+        shapes = {path: shape for path, shape in shapes.items() if not path.startswith("head/")}
     entries = tuple(entry for entry in table.entries if entry.path in shapes)
     unknown = set(shapes) - {entry.path for entry in entries}
     if unknown:
@@ -430,6 +450,8 @@ def to_hf(
         entries += table.pooler
 
     flat = flatten_dict(params, sep="/")
+    # The names of a class without a head have no prefix.
+    prefix = table.prefix if families.is_headless(family, cfg) else ""
     state = {}
     for entry in entries:
         if extra.get("head_missing") and entry.path.startswith("head/"):
@@ -445,7 +467,7 @@ def to_hf(
             if entry.offset:
                 # [positions, d_model] → [offset + positions, d_model]
                 tensor = np.pad(tensor, ((_offset(family, pad_id), 0), (0, 0)))
-            state[name] = np.ascontiguousarray(tensor)
+            state[name.removeprefix(prefix)] = np.ascontiguousarray(tensor)
     return state
 
 

@@ -240,12 +240,22 @@ def _part(keys: jax.Array | None, index: int | slice) -> jax.Array | None:
 
 
 class Encoder(nnx.Module):
-    """Embeddings, `n_layers` blocks stacked on a leading axis, final norm."""
+    """Embeddings, `n_layers` blocks stacked on a leading axis, final norm.
 
-    def __init__(self, cfg: EncoderConfig, precision: Precision, rngs: nnx.Rngs):
+    Without `embeds` there are no embeddings, and `mix` alone may be called.
+    """
+
+    def __init__(
+        self,
+        cfg: EncoderConfig,
+        precision: Precision,
+        rngs: nnx.Rngs,
+        *,
+        embeds: bool = True,
+    ):
         self.cfg, self.precision = cfg, precision
         norm = functools.partial(Norm, cfg, precision, bias=cfg.norm_bias)
-        self.embeddings = Embeddings(cfg, precision, rngs)
+        self.embeddings = Embeddings(cfg, precision, rngs) if embeds else None
         self.layers = module.stack(lambda rngs: Block(cfg, precision, rngs), cfg.n_layers, rngs)
         if not cfg.first_norm:
             # ModernBERT's first block has none, and counts of parameters are exact: this stack is
@@ -264,16 +274,27 @@ class Encoder(nnx.Module):
         key: jax.Array | None,
     ) -> jax.Array:
         """tokens int [batch, length] → [batch, length, embed]; dropout if there is a key."""
+        assert self.embeddings is not None
         keys = self._split(key)
         x = self.embeddings(tokens, token_types, positions, _part(keys, -1))
-        views = _views(self.cfg, tokens.shape[1], positions, mask)
-        x = self._run_blocks(x, views, _part(keys, slice(-1)))
+        return self.mix(x, positions, mask, _part(keys, slice(-1)))
+
+    def mix(
+        self,
+        x: jax.Array,
+        positions: jax.Array | None,
+        mask: jax.Array | None,
+        keys: jax.Array | None,
+    ) -> jax.Array:
+        """x [batch, length, embed] → the same shape; dropout if there is a key for each block."""
+        x = self._run_blocks(x, _views(self.cfg, x.shape[1], positions, mask), keys)
         return x if self.final_norm is None else self.final_norm(x)
 
     def pooled(
         self, tokens: jax.Array, targets: jax.Array, size: int, key: jax.Array | None
     ) -> jax.Array:
         """Returns the hidden states of `targets`; see `encode_pooled`."""
+        assert self.embeddings is not None
         keys = self._split(key)
         x = self.embeddings(tokens, None, None, _part(keys, -1))  # [batch, length, embed]
         source = Source(x, _views(self.cfg, tokens.shape[1], None, None)[0].rotary)
@@ -355,10 +376,20 @@ class Head(nnx.Module):
         """hidden [tokens, embed], embedding [vocab, embed] → float32 [tokens, vocab]."""
         if self.dense is not None and self.norm is not None:
             hidden = self.norm(gelu(self.dense(hidden)))  # [tokens, embed]
-        matmul_dtype = self.precision.matmul_dtype
-        logits = product("te,ve->tv", hidden, embedding, matmul_dtype, jnp.dtype(jnp.float32))
-        logits = by_rows(logits, self.precision)
-        return logits if self.bias is None else logits + self.bias[...][None]
+        return decode(hidden, embedding, self.bias, self.precision)
+
+
+def decode(
+    hidden: jax.Array, embedding: jax.Array, bias: nnx.Param | None, precision: Precision
+) -> jax.Array:
+    """Returns logits from hidden states [tokens, embed]: float32 [tokens, vocab].
+
+    They are the products with `embedding` [vocab, embed], plus a bias [vocab] if there is one.
+    """
+    wide = jnp.dtype(jnp.float32)
+    logits = product("te,ve->tv", hidden, embedding, precision.matmul_dtype, wide)
+    logits = by_rows(logits, precision)
+    return logits if bias is None else logits + bias[...][None]
 
 
 class EncoderLM(nnx.Module):

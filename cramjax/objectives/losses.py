@@ -16,7 +16,6 @@ MOST_LOGITS = 2**28
 """Logits in memory at a time, where gradients are taken: a gigabyte of float32."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
 def predicted_cross_entropy(
     logits_of: Callable[[Any, jax.Array], jax.Array],
     params: Any,
@@ -44,43 +43,75 @@ def predicted_cross_entropy(
     Returns:
         float32 scalar.
     """
-    return cross_entropy(logits_of(params, hidden), labels, weights, z_loss, smoothing)
+    both: Any = _predicted(logits_of, params, hidden, labels, weights, z_loss, smoothing)
+    return both[0]
+
+
+def predicted_with_hits(
+    logits_of: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    hidden: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns `predicted_cross_entropy`, and where no entry has a higher logit than the label.
+
+    The second is bool [batch, positions], and costs no logits of its own.
+    """
+    both: Any = _predicted(logits_of, params, hidden, labels, weights, z_loss, 0.0)
+    return both
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
+def _predicted(logits_of, params, hidden, labels, weights, z_loss, smoothing):
+    logits = logits_of(params, hidden)
+    loss = cross_entropy(logits, labels, weights, z_loss, smoothing)
+    return loss, _are_highest(logits, labels)
 
 
 def _predicted_forward(logits_of, params, hidden, labels, weights, z_loss, smoothing):
     def loss_and_gradients(hidden, labels, weights):
         logits, back = jax.vjp(logits_of, params, hidden)
         loss, saved = _forward(logits, labels, weights, z_loss, smoothing)
-        return loss, *back(_backward(z_loss, smoothing, saved, jnp.ones((), jnp.float32))[0])
+        gradients = back(_backward(z_loss, smoothing, saved, jnp.ones((), jnp.float32))[0])
+        return loss, _are_highest(logits, labels), *gradients
 
     n_positions = hidden.shape[1]
     n_logits = jax.eval_shape(logits_of, params, hidden).size
     n_chunks = min(-(-n_logits // MOST_LOGITS), n_positions)
     if n_chunks == 1:
-        loss, *gradients = loss_and_gradients(hidden, labels, weights)
-        return loss, tuple(gradients)
+        loss, hits, *gradients = loss_and_gradients(hidden, labels, weights)
+        return (loss, hits), tuple(gradients)
 
     def add_chunk(sums, chunk):
         # Gradients of parameters add up over chunks, those of hidden states stand side by side.
-        loss, of_params, of_hidden = loss_and_gradients(*chunk)
-        return jax.tree.map(jnp.add, sums, (loss, of_params)), of_hidden
+        loss, hits, of_params, of_hidden = loss_and_gradients(*chunk)
+        return jax.tree.map(jnp.add, sums, (loss, of_params)), (hits, of_hidden)
 
     chunks = tuple(_split(x, n_chunks) for x in (hidden, labels, weights))
     zeros = jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params)
-    (loss, of_params), of_hidden = jax.lax.scan(add_chunk, zeros, chunks)
-    # [chunks, batch, positions / chunks, embed] → [batch, positions, embed]
-    of_hidden = jnp.moveaxis(of_hidden, 0, 1).reshape((hidden.shape[0], -1, hidden.shape[2]))
-    return loss, (of_params, of_hidden[:, :n_positions])
+    (loss, of_params), of_positions = jax.lax.scan(add_chunk, zeros, chunks)
+
+    def beside(parts):
+        # [chunks, batch, positions / chunks, …] → [batch, positions, …]
+        whole = jnp.moveaxis(parts, 0, 1).reshape((hidden.shape[0], -1, *parts.shape[3:]))
+        return whole[:, :n_positions]
+
+    hits, of_hidden = jax.tree.map(beside, of_positions)
+    return (loss, hits), (of_params, of_hidden)
 
 
-def _predicted_backward(logits_of, z_loss, smoothing, gradients, cotangent):
+def _predicted_backward(logits_of, z_loss, smoothing, gradients, cotangents):
+    cotangent, _ = cotangents  # hits have no gradient
+
     def scale(gradient):
         return (gradient.astype(jnp.float32) * cotangent).astype(gradient.dtype)
 
     return *jax.tree.map(scale, gradients), None, None
 
 
-predicted_cross_entropy.defvjp(_predicted_forward, _predicted_backward)
+_predicted.defvjp(_predicted_forward, _predicted_backward)
 
 
 def presence_cross_entropy(
@@ -159,7 +190,7 @@ def cross_entropy(
 
 def _forward(logits, labels, weights, z_loss, smoothing):
     log_z = jax.nn.logsumexp(logits, axis=-1)  # [...]
-    picked = jax.lax.platform_dependent(logits, labels, cpu=_gathered, default=_compared)  # [...]
+    picked = _picked(logits, labels)
     if smoothing:
         picked = (1.0 - smoothing) * picked + smoothing * jnp.mean(logits, axis=-1)
     loss = jnp.sum((log_z - picked + z_loss * log_z**2) * weights)
@@ -178,6 +209,15 @@ def _backward(z_loss, smoothing, saved, cotangent):
         hit = (1.0 - smoothing) * hit + smoothing / logits.shape[-1]
     gradient = probabilities * (1.0 + 2.0 * z_loss * log_z[..., None]) - hit
     return gradient * scale, None, None
+
+
+def _picked(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the logits of the right entries: [...]."""
+    return jax.lax.platform_dependent(logits, labels, cpu=_gathered, default=_compared)
+
+
+def _are_highest(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return _picked(logits, labels) >= jnp.max(logits, axis=-1)
 
 
 def _gathered(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -165,15 +165,20 @@ class MaskedLM:
         return total, jnp.sum(batch.weights)
 
     def masked(
-        self, params: Params, key: jax.Array, tokens: jax.Array, rows: jax.Array
+        self,
+        params: Params,
+        key: jax.Array,
+        tokens: jax.Array,
+        rows: jax.Array,
+        odds: jax.Array | None = None,
     ) -> tuple[masking.MaskedBatch, jax.Array, jax.Array | None]:
         """Returns the masked batch, hidden states of its predicted positions, and a dropout key.
 
-        Arguments are those of `loss`, with tokens int32. The states are [rows, predicted, embed];
-        the key is None without dropout.
+        Arguments are those of `loss`, with tokens int32, and the odds of `masking.mask_tokens`. The
+        states are [rows, predicted, embed]; the key is None without dropout.
         """
         mask_key, dropout_key = jax.random.split(key)
-        batch = masking.mask_tokens(self.corruption, mask_key, tokens, rows)
+        batch = masking.mask_tokens(self.corruption, mask_key, tokens, rows, odds)
         if self.causal:
             batch = _read_before(batch)
         if self.network.dropout > 0 or self.network.attention_dropout > 0:
@@ -192,6 +197,24 @@ class MaskedLM:
             causal=self.causal,
         )
         return batch, hidden, dropout_key
+
+    def sampled(
+        self, head: Params, key: jax.Array, hidden: jax.Array, rows: jax.Array
+    ) -> jax.Array:
+        """Returns a token drawn for each predicted position: int32 [rows, predicted].
+
+        Row i depends on (key, rows[i], its states) alone. Nothing is differentiated.
+        """
+        head, hidden = jax.lax.stop_gradient((head, hidden))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+
+        def sample(row: tuple[jax.Array, jax.Array]) -> jax.Array:
+            row_key, states = row  # [predicted, embed]
+            return jax.random.categorical(row_key, self._logits(head, states))
+
+        logits_a_row = self.n_predicted * self.network.vocab_size
+        n_rows = max(1, losses.MOST_LOGITS // logits_a_row)
+        return jax.lax.map(sample, (keys, hidden), batch_size=n_rows).astype(jnp.int32)
 
     def evaluate(
         self, params: Params, tokens: jax.Array, rows: jax.Array, row_weights: jax.Array
@@ -240,8 +263,14 @@ class MaskedLM:
         self, key: jax.Array, tokens: jax.Array, rows: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the masked rows, and the tokens behind the masks in their order."""
+        return self._preview(key, tokens, rows, None)
+
+    def _preview(
+        self, key: jax.Array, tokens: jax.Array, rows: jax.Array, odds: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
         mask_key = jax.random.split(key)[0]
-        batch = masking.mask_tokens(self.corruption, mask_key, tokens.astype(jnp.int32), rows)
+        tokens = tokens.astype(jnp.int32)
+        batch = masking.mask_tokens(self.corruption, mask_key, tokens, rows, odds)
         in_order = jnp.argsort(batch.positions, axis=1)
         return batch.inputs, jnp.take_along_axis(batch.labels, in_order, axis=1)
 
@@ -274,18 +303,21 @@ class MaskedLM:
         causal: bool = False,
     ) -> jax.Array:
         """Returns hidden states of `inputs`, made of `tokens`: [rows, seq_len, embed]."""
-        segments = None
-        if self.network.document_attention:
-            segments = _documents(tokens, self.sep_id)
         return encoder.encode(
             self.network,
             precision,
             params,
             inputs,
-            segment_ids=segments,
+            segment_ids=self._segments(tokens),
             causal=causal,
             key=key,
         )
+
+    def _segments(self, tokens: jax.Array) -> jax.Array | None:
+        """Returns the documents of `tokens`, if they do not see each other."""
+        if not self.network.document_attention:
+            return None
+        return _documents(tokens, self.sep_id)
 
     def _logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """[rows, predicted, embed] → float32 [rows, predicted, vocab]."""

@@ -8,7 +8,7 @@ nor a corruption, so another family of models is another class (`families.py`).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -120,7 +120,8 @@ class PretrainingObjective(Objective, Protocol):
 
         An objective may add "shown", a dict of the first `SHOWN_ROWS` rows: "inputs" int32
         [rows, tokens], "labels" and "guesses" int32 [rows, predicted] and, where each label has a
-        place in the inputs, "positions" and "weights" of the same shape.
+        place in the inputs, "positions" and "weights" of the same shape. It may add "also", a dict
+        of further sums by name, and their "weight".
 
         Args:
             params: float32 parameters of the network.
@@ -148,6 +149,33 @@ class PretrainingObjective(Objective, Protocol):
 
         Arguments and corruption are those of `loss`.
         """
+        ...
+
+
+@runtime_checkable
+class TallyingObjective(Objective, Protocol):
+    """The interface of an objective whose corruption follows what the model has learned.
+
+    What it has seen is a tally, a tree of small arrays that every device holds. The state of
+    training keeps it, and each step changes it.
+    """
+
+    def initial_tally(self) -> Any:
+        """Returns the tally before the first step."""
+        ...
+
+    def tallied_loss(
+        self, params: Params, key: jax.Array, batch: Any, rows: jax.Array, tally: Any, /
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        """Returns (sum in nats, weight, counts) of a microbatch; see `Objective.loss`.
+
+        `counts` are a tree like the tally, of int32 arrays. They add up over microbatches and
+        devices. All microbatches of a step have the same tally.
+        """
+        ...
+
+    def next_tally(self, tally: Any, counts: Any) -> Any:
+        """Returns the tally after a step with the sums `counts`."""
         ...
 
 

@@ -66,24 +66,6 @@ class Script(MaskedLM):
         per_position = CRITIC_WEIGHT * self.n_predicted / self.seq_len
         return total + per_position * found, jnp.sum(batch.weights)
 
-    def sampled(
-        self, head: Params, key: jax.Array, hidden: jax.Array, rows: jax.Array
-    ) -> jax.Array:
-        """Returns a token drawn for each predicted position: int32 [rows, predicted].
-
-        Row i depends on (key, rows[i], its states) alone. Nothing is differentiated.
-        """
-        head, hidden = jax.lax.stop_gradient((head, hidden))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-
-        def sample(row: tuple[jax.Array, jax.Array]) -> jax.Array:
-            row_key, states = row  # [predicted, embed]
-            return jax.random.categorical(row_key, self._logits(head, states))
-
-        logits_a_row = self.n_predicted * self.network.vocab_size
-        n_rows = max(1, losses.MOST_LOGITS // logits_a_row)
-        return jax.lax.map(sample, (keys, hidden), batch_size=n_rows).astype(jnp.int32)
-
 
 def with_samples(batch: masking.MaskedBatch, sampled: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns a batch with samples at its predicted positions, and where they changed it.

@@ -66,6 +66,23 @@ with torch.no_grad():
     outputs = model(**inputs)
 start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
 print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))"""
+_DETECT = """import torch
+from transformers import ElectraForPreTraining, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({name})
+model = ElectraForPreTraining.from_pretrained({name})
+inputs = tokenizer("The capital of France is fish.", return_tensors="pt")
+with torch.no_grad():
+    is_replaced = model(**inputs).logits[0] > 0
+print(list(zip(inputs.tokens(), is_replaced.tolist())))"""
+_ENCODE = """import torch
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({name})
+model = AutoModel.from_pretrained({name})
+inputs = tokenizer("It rains.", return_tensors="pt")
+with torch.no_grad():
+    print(model(**inputs).last_hidden_state.shape)"""
 _GENERATE = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({name})
@@ -187,8 +204,11 @@ def _description(facts: Facts, raw: Mapping[str, Any]) -> str:
     size = ""
     if "params" in facts.spent:
         size = f" with {facts.spent['params'] / 1e6:,.1f}M parameters"
+    if "detection_accuracy" in facts.spent:
+        size += " (those of the generator it trained with included)"
+    article = "An" if architecture.startswith("Electra") else "A"
     return (
-        f"A `{architecture}`{size}, pretrained from scratch with {tool}. "
+        f"{article} `{architecture}`{size}, pretrained from scratch with {tool}. "
         "It loads in stock `transformers`, without remote code."
     )
 
@@ -225,6 +245,9 @@ def _example(facts: Facts, raw: Mapping[str, Any], name: str) -> str:
             prompt = _prompt(catalogue.noted_task(facts.finetuned))
         return _GENERATE.format(name=name, prompt=json.dumps(prompt))
 
+    if use == "feature-extraction":
+        is_detector = raw["architectures"] == ["ElectraForPreTraining"]
+        return (_DETECT if is_detector else _ENCODE).format(name=name)
     if use == "token-classification":
         return _TAG.format(name=name)
     if use == "question-answering":

@@ -98,6 +98,8 @@ def export(
         raw = saving.save(staged, model, dtype=options.dtype, max_shard_size=options.max_shard_size)
         (architecture,) = raw["architectures"]
         tell(f"{architecture}: config.json and all tensors are as the class has them")
+        if loaded.is_detector and architecture.endswith("Model"):
+            tell("this is the encoder alone: no such class has a head that finds replaced tokens")
 
         # A narrower dtype rounds.
         is_exact = options.dtype == "float32"

@@ -50,7 +50,7 @@ _RESULTS = {
 _SPREAD = {"median": _NUMBER, "std": _NUMBER, "seeds": (list,)}
 _SPENT = (
     "steps", "tokens", "flops", "params", "elapsed_s", "eval_loss", "eval_accuracy", "unigram_loss",
-    "bleu", "chrf",
+    "bleu", "chrf", "detection_accuracy", "original",
 )  # fmt: skip
 
 

@@ -29,6 +29,8 @@ _USES = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
+    "ForPreTraining": "feature-extraction",
+    "ModernBertModel": "feature-extraction",
 }
 
 # The Hub's name of a metric → (key in summary.json, its title on the card).
@@ -36,6 +38,8 @@ _HELD_OUT = {
     "loss": ("eval_loss", "held-out cross-entropy in nats per predicted token"),
     "accuracy": ("eval_accuracy", "held-out accuracy"),
 }
+
+_DETECTED = {"accuracy": ("detection_accuracy", "held-out tokens judged replaced or original")}
 
 
 def metadata(
@@ -106,7 +110,9 @@ def _datasets(facts: Facts) -> list[str]:
 
 def _evaluations(facts: Facts, raw: Mapping[str, Any]) -> Iterator[EvalResult]:
     if facts.spent.get("eval_loss") is not None:
-        for metric, (key, title) in _HELD_OUT.items():
+        # The loss of replaced-token detection is its generator's, which is not exported.
+        measured = _DETECTED if "detection_accuracy" in facts.spent else _HELD_OUT
+        for metric, (key, title) in measured.items():
             yield EvalResult(
                 task_type=pipeline_tag(raw),
                 dataset_type=(_datasets(facts) or ["text"])[0],

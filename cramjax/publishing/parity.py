@@ -18,7 +18,7 @@ import tokenizers
 from cramjax.errors import RunFailed, UserError
 from cramjax.files import read_json
 from cramjax.hub import families
-from cramjax.models import classifier, encoder, t5
+from cramjax.models import classifier, detector, encoder, t5
 from cramjax.models.layers import FLOAT32
 
 TOLERANCE = 1e-4
@@ -120,6 +120,8 @@ def _torch_logits(
         outputs = model(**inputs)
     if isinstance(cfg, classifier.ClassifierConfig) and cfg.head == classifier.SPAN:
         return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1).numpy()
+    if not hasattr(outputs, "logits"):
+        return outputs.last_hidden_state.numpy()  # a class without a head
     return outputs.logits.numpy()
 
 
@@ -163,7 +165,8 @@ def _logits(
     """Returns our logits, as the class of `transformers` has them.
 
     They are [rows, targets, vocab] for a T5, [rows, outputs] for a classifier of sequences,
-    [rows, length, outputs] for one of tokens and [rows, length, vocab] for an encoder.
+    [rows, length, outputs] for one of tokens, [rows, length, vocab] for an encoder and
+    [rows, length] for a discriminator; without a head they are the hidden states.
     """
     if isinstance(cfg, t5.T5Config):
         encoded = t5.encode(cfg, FLOAT32, params, tokens, padding_mask=mask)
@@ -181,4 +184,8 @@ def _logits(
         )
 
     hidden = encoder.encode(cfg, FLOAT32, params, tokens, padding_mask=mask)
+    if isinstance(cfg, detector.DetectorConfig):
+        return detector.detect(cfg, FLOAT32, params, hidden)
+    if "head" not in params:
+        return hidden
     return encoder.head(cfg, FLOAT32, params, hidden)

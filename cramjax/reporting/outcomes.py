@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cramjax.config import pairs
+from cramjax.config import pairs, replaced_tokens
 from cramjax.reporting import words
 from cramjax.reporting.words import is_number
 
@@ -61,6 +61,12 @@ def held_out(values: Mapping[str, Any]) -> str:
                 "A model that knows only word frequencies has a loss of "
                 f"{values['unigram_loss']:.3f}."
             )
+    if is_number(values.get("detection_accuracy")) and is_number(values.get("original")):
+        sentences.append(
+            "These are figures of the generator, which is trained beside the model. The model "
+            f"itself judges {values['detection_accuracy']:.1%} of all held-out tokens right; "
+            f"{values['original']:.1%} of them are original."
+        )
     if is_number(values.get("bleu")):
         text = f"Its translations of held-out sources have BLEU {values['bleu']:.2f}"
         if is_number(values.get("chrf")):
@@ -143,6 +149,10 @@ def _objective(objective: Mapping[str, Any], data: Mapping[str, Any]) -> Pieces:
     predicted = f"{objective['mask_rate']:.0%} of the positions predicted"
     if objective["name"] == "script":
         return [f"masked language modelling with a critic of its guesses (SCRIPT), {predicted}"]
+    if objective["name"] == replaced_tokens.OBJECTIVE:
+        return [f"finding the tokens that a small generator replaced (ELECTRA), {predicted} by it"]
+    if objective.get("hard_masks"):
+        return [f"masked language modelling, {predicted}, hard tokens more often"]
     return [f"masked language modelling, {predicted}"]
 
 

@@ -23,11 +23,12 @@ class EvalResult:
     """Means per predicted token: `loss` in nats, `accuracy` of the most likely token.
 
     `shown` are the first rows with their guesses, as `PretrainingObjective.evaluate` has them; {}
-    if it has none.
+    if it has none. `also` are further means, by name.
     """
 
     loss: float
     accuracy: float
+    also: Mapping[str, float] = dataclasses.field(default_factory=dict)
     shown: Mapping[str, np.ndarray] = dataclasses.field(
         default_factory=dict, compare=False, repr=False
     )
@@ -80,7 +81,8 @@ class Evaluator:
         loss = sum(float(jax.device_get(part["loss"])) for part in sums)
         correct = sum(float(jax.device_get(part["correct"])) for part in sums)
         weight = sum(float(jax.device_get(part["weight"])) for part in sums)
-        return EvalResult(loss / weight, correct / weight, jax.device_get(sums[0].get("shown", {})))
+        shown = jax.device_get(sums[0].get("shown", {}))
+        return EvalResult(loss / weight, correct / weight, _means(sums), shown)
 
     def unigram_loss(self, counts: np.ndarray) -> float:
         """Returns the mean loss in nats of a model that knows only the counts of training tokens.
@@ -112,3 +114,16 @@ class Evaluator:
                 "it is too short; take another data.tokenizer, or raise data.heldout_fraction"
             )
         return loss / weight
+
+
+def _means(sums: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the means of what objectives return as "also", by name."""
+    parts = jax.device_get([part["also"] for part in sums if "also" in part])
+    if not parts:
+        return {}
+    totals = dict.fromkeys(parts[0], 0.0)
+    for part in parts:
+        for name, value in part.items():
+            totals[name] += float(value)
+    weight = totals.pop("weight")
+    return {name: total / weight for name, total in totals.items()}

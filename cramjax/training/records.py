@@ -143,6 +143,7 @@ class Recorder:
             "eval_loss": result.loss,
             "eval_accuracy": result.accuracy,
             "unigram_loss": self.unigram_loss,
+            **result.also,
         }
         # Where the time has gone so far: a page reads it while the run goes on.
         spent = dataclasses.asdict(self._spent)
@@ -151,6 +152,9 @@ class Recorder:
         if self._samples is not None:
             self._samples.write(step, values, result.shown)
         self._progress.evaluated(step, result.loss, result.accuracy, self.unigram_loss)
+        if result.also:
+            means = (f"{name.replace('_', ' ')} {mean:.4f}" for name, mean in result.also.items())
+            self._progress.announce(f"step {step:,}: {', '.join(means)}")
 
     def scored(self, scores: Mapping[str, Any]) -> None:
         """Take in "bleu", "chrf" and "bleu_signature" of what the network writes; write a line."""
@@ -180,6 +184,7 @@ class Recorder:
         spent = self._spent
         elapsed_s = max(clock.elapsed_s, 1e-9)
         evaluated = self._last_eval
+        also = evaluated.also if evaluated else {}
         # Scores on the way say nothing about the end.
         scores = self._scores if self.scored_step == clock.n_steps else {}
 
@@ -194,6 +199,7 @@ class Recorder:
             "eval_loss": evaluated.loss if evaluated else None,
             "eval_accuracy": evaluated.accuracy if evaluated else None,
             "unigram_loss": self.unigram_loss,
+            **also,
             "tokens_per_s": clock.n_tokens / elapsed_s,
             "mfu": clock.n_flops / elapsed_s / self._peak_flops,
             "compile_s": round(spent.compile_s, 3),
@@ -222,6 +228,7 @@ class Recorder:
         With it a killed run has the same lines and summary as an undisturbed one.
         """
         evaluated = self._last_eval
+        also = evaluated.also if evaluated else {}
         return {
             "recent": [_finite(loss) for loss in self._recent],
             "window": [_finite(loss) for loss in self._window],
@@ -230,6 +237,7 @@ class Recorder:
             "first_step_s": self._first_step_s,
             "evaluated_step": self.evaluated_step,
             "evaluated": evaluated and [_finite(evaluated.loss), _finite(evaluated.accuracy)],
+            "also": {name: _finite(mean) for name, mean in also.items()},
             "scored_step": self.scored_step,
             "scores": self._scores,
         }
@@ -248,7 +256,9 @@ class Recorder:
         self._scores = state.get("scores", {})
         if state["evaluated"]:
             loss, accuracy = map(_number, state["evaluated"])
-            self._last_eval = EvalResult(loss, accuracy)
+            # Checkpoints that 0.3.0 and older wrote have no further means.
+            also = {name: _number(mean) for name, mean in state.get("also", {}).items()}
+            self._last_eval = EvalResult(loss, accuracy, also)
 
     def close(self) -> None:
         """Finish the open files of the writer."""

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from cramjax.models import network
-from cramjax.objectives.objective import PretrainingObjective
+from cramjax.objectives.objective import PretrainingObjective, TallyingObjective
 from cramjax.optim.average import average_of
 from cramjax.optim.scale import LossScale, initial_loss_scale
 from cramjax.parallel import mesh as meshes
@@ -39,6 +39,23 @@ class TrainState:
     loss_scale: LossScale
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TalliedState(TrainState):
+    """The state of a `TallyingObjective`; checkpoints of the others have no such entry.
+
+    Attributes:
+        tally: what the objective has seen.
+    """
+
+    tally: Any
+
+
+def tally_of(state: TrainState) -> Any | None:
+    """Returns the tally of a state, or None if its objective keeps none."""
+    return state.tally if isinstance(state, TalliedState) else None
+
+
 def averaged(state: TrainState) -> TrainState:
     """Returns the state with the trailing mean of its parameters in their place, if it has one."""
     average = average_of(state.opt_state)
@@ -53,12 +70,15 @@ def initial(
 ) -> TrainState:
     """Returns the state at step 0, a pure function of `key`."""
     params = network.init_params(objective.network, key)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=optimizer.init(params),
-        loss_scale=initial_loss_scale(dynamic_scale),
-    )
+    fields = {
+        "step": jnp.zeros((), jnp.int32),
+        "params": params,
+        "opt_state": optimizer.init(params),
+        "loss_scale": initial_loss_scale(dynamic_scale),
+    }
+    if isinstance(objective, TallyingObjective):
+        return TalliedState(**fields, tally=objective.initial_tally())
+    return TrainState(**fields)
 
 
 def abstract_state(
@@ -79,11 +99,10 @@ def abstract_state(
     replicated: Any = meshes.replicated(mesh)
     axes = network.param_axes(objective.network)
     params = rules.param_shardings(axes, shapes.params, mesh)
-    shardings = TrainState(
-        step=replicated,
+    shardings = dataclasses.replace(
+        jax.tree.map(lambda _: replicated, shapes),
         params=params,
         opt_state=rules.optimizer_shardings(optimizer, shapes.params, params, mesh),
-        loss_scale=jax.tree.map(lambda _: replicated, shapes.loss_scale),
     )
 
     return jax.tree.map(

@@ -5,6 +5,7 @@ It is a pure function, compiled once: the number of microbatches is an argument 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +15,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from cramjax.objectives.objective import Objective
+from cramjax.objectives.objective import Objective, TallyingObjective
 from cramjax.optim.scale import next_loss_scale
 from cramjax.parallel.mesh import DATA, is_of_copies
-from cramjax.training.state import TrainState
+from cramjax.training.state import TalliedState, TrainState, tally_of
 
 Metrics = dict[str, jax.Array]
-# Loss in nats, weight, gradients, and their square norm.
-Sums = tuple[jax.Array, jax.Array, Any, jax.Array]
+# Loss in nats, weight, gradients, their square norm, and the counts of a `TallyingObjective`.
+Sums = tuple[jax.Array, jax.Array, Any, jax.Array, Any]
 
 TrainStep = Callable[[TrainState, Any, jax.Array, jax.Array], tuple[TrainState, Metrics]]
 """(state, batch, lr, n_micro) → (state, metrics), to be jitted with the state donated.
@@ -73,13 +74,15 @@ def make_train_step(
         # overflow.
         n_rows = _tokens(batch).shape[1]
         unit = state.loss_scale.scale / (n_rows * objective.n_predicted)
-        loss_sum, weight, gradients, squares = accumulate(state.params, key, batch, n_micro, unit)
+        sums = accumulate(state.params, key, batch, n_micro, unit, tally_of(state))
+        loss_sum, weight, gradients, squares, counts = sums
 
         per_weight = 1.0 / (weight * unit)
         grad_norm = optax.tree.norm(gradients) * per_weight
         finite = jnp.isfinite(grad_norm)
         gradients = _scaled(gradients, per_weight, grad_norm, clip_norm)
         new_state = _updated(state, optimizer, gradients, lr, finite, dynamic_scale)
+        new_state = _tallied(new_state, objective, counts, finite)
 
         metrics = {
             "loss": loss_sum / weight,
@@ -124,12 +127,23 @@ def _updated(
     def keep_if_finite(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
-    return TrainState(
+    return dataclasses.replace(
+        state,
         step=state.step + 1,
         params=keep_if_finite(params, state.params),
         opt_state=keep_if_finite(opt_state, state.opt_state),
         loss_scale=next_loss_scale(state.loss_scale, finite, dynamic_scale),
     )
+
+
+def _tallied(state: TrainState, objective: Objective, counts: Any, finite: jax.Array) -> TrainState:
+    """Returns `state` with the counts of a step in its tally, if it has one."""
+    if not isinstance(state, TalliedState):
+        return state
+    assert isinstance(objective, TallyingObjective)
+    tally = objective.next_tally(state.tally, counts)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), tally, state.tally)
+    return dataclasses.replace(state, tally=kept)
 
 
 def _noise_and_signal(small: jax.Array, big: jax.Array, n_rows: int, n_micro: jax.Array) -> Metrics:
@@ -171,7 +185,7 @@ def _apart(accumulate: Callable[..., Sums], mesh: Mesh) -> Callable[..., Sums]:
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(replicated, replicated, by_rows, replicated, replicated),
+        in_specs=(replicated, replicated, by_rows, replicated, replicated, replicated),
         out_specs=replicated,
         check_vma=False,  # gradients are summed by hand
     )
@@ -186,11 +200,13 @@ def _accumulate(
     batch: Any,
     n_micro: jax.Array,
     unit: jax.Array,
+    tally: Any,
     part: tuple[Any, int] = (0, 1),
 ) -> Sums:
     """Returns sums over the first `n_micro` microbatches.
 
-    They are: loss in nats, weight, `unit` times the gradient of the loss sum, and its square norms.
+    They are: loss in nats, weight, `unit` times the gradient of the loss sum, its square norms, and
+    the counts of an objective with a `tally`.
     `part` is the number of this share of the rows, and how many shares there are.
     """
     n_micro_max, n_rows = _tokens(batch).shape[:2]
@@ -202,10 +218,17 @@ def _accumulate(
 
         def scaled_loss(params):
             microbatch = jax.tree.map(lambda leaf: leaf[index], batch)
-            loss, weight = objective.loss(params, key, microbatch, rows)
-            return loss * unit, (loss, weight)
+            counts = None
+            if tally is None:
+                loss, weight = objective.loss(params, key, microbatch, rows)
+            else:
+                assert isinstance(objective, TallyingObjective)
+                loss, weight, counts = objective.tallied_loss(params, key, microbatch, rows, tally)
+            return loss * unit, (loss, weight, counts)
 
-        (_, (loss, weight)), gradients = jax.value_and_grad(scaled_loss, has_aux=True)(params)
+        (_, (loss, weight, counts)), gradients = jax.value_and_grad(scaled_loss, has_aux=True)(
+            params
+        )
         if grad_shardings is not None:
             # Under fsdp: reduce-scatter each microbatch instead of keeping whole gradients.
             gradients = jax.lax.with_sharding_constraint(gradients, grad_shardings)
@@ -213,13 +236,14 @@ def _accumulate(
             squares = jnp.square(optax.tree.norm(gradients))
         else:
             squares = jnp.zeros((), jnp.float32)
-        return loss, weight, gradients, squares
+        return loss, weight, gradients, squares, counts
 
     if n_micro_max == 1:
         return one(jnp.zeros((), jnp.int32))
     # A loop with a run-time bound: the batch ramp changes n_micro without a recompilation.
     zero = jnp.zeros((), jnp.float32)
-    zeros = (zero, zero, jax.tree.map(jnp.zeros_like, params), zero)
+    no_counts = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.int32), tally)
+    zeros = (zero, zero, jax.tree.map(jnp.zeros_like, params), zero, no_counts)
     return jax.lax.fori_loop(0, n_micro, lambda i, sums: jax.tree.map(jnp.add, sums, one(i)), zeros)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import jax
 
 from cramjax.budget import estimate
+from cramjax.config.replaced_tokens import OBJECTIVE, generator_sizes
+from cramjax.config.resolve import changed
 from cramjax.config.views import Config
 
 
@@ -51,6 +54,19 @@ def step_bytes(
         itemsize=itemsize,
         fused=fused,
     )
+
+    if config.objective.name == OBJECTIVE:
+        # The targets are the generator's, which those above are counted for.
+        sizes = dataclasses.asdict(generator_sizes(config))
+        small = changed(config, {f"model.{key}": size for key, size in sizes.items()})
+        per_sequence += estimate.activation_bytes(
+            small.model,
+            n_tokens=config.data.seq_len,
+            n_targets=0,
+            vocab_size=vocab_size,
+            itemsize=itemsize,
+            fused=fused,
+        )
 
     # Gradients lie like their parameters, which are float32.
     working = estimate.working_bytes(state["parameters"] // 4, itemsize)

@@ -189,7 +189,7 @@ def test_tokenizers_that_do_not_fit(path):
 
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-FAMILIES = "known: bert, megatron-bert, roberta, roberta-prelayernorm, modernbert, t5"
+FAMILIES = "known: bert, megatron-bert, roberta, roberta-prelayernorm, modernbert, electra, t5"
 
 
 def rope(kind, **values):

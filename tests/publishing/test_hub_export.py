@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 from cramjax.data import tokenizers as tokenizer_files  # noqa: E402
 from cramjax.errors import RunFailed, UserError  # noqa: E402
 from cramjax.hub import directory, equivalence, families  # noqa: E402
-from cramjax.models import classifier, encoder, t5  # noqa: E402
+from cramjax.models import classifier, detector, encoder, t5  # noqa: E402
 from cramjax.publishing import classes, parity, saving  # noqa: E402
 from cramjax.publishing.stock import StockModel  # noqa: E402
 from tests import networks  # noqa: E402
@@ -197,6 +197,64 @@ def test_a_head_on_each_token_is_a_stock_class(drawn, kind, tokenizer, tmp_path_
 
     model = getattr(transformers, raw["architectures"][0]).from_pretrained(path)
     assert model.config.id2label == {0: "O", 1: "B-place"} and model.num_labels == 2
+
+
+def discriminator(**changes):
+    numbers = {"vocab_size": 96, "n_layers": 2, "d_model": 12, "n_heads": 2, "d_ff": 10}
+    numbers |= FAMILIES["bert"] | {"positions": "learned", "max_positions": 30, "unroll": 1}
+    return detector.DetectorConfig(**numbers | {"head_transform": True} | changes)
+
+
+@pytest.mark.parametrize("biases", [True, False])
+def test_a_discriminator_is_the_stock_electra(biases, tokenizer, tmp_path):
+    """Its logits, padded or not, are those of `ElectraForPreTraining`; missing biases are zeros."""
+    cfg = discriminator(**dict.fromkeys(BIASES, biases), token_types=2 * biases)
+    params = random_params(cfg)
+    raw = save(tmp_path, cfg, params, tokenizer)
+    assert raw["architectures"] == ["ElectraForPreTraining"]
+    imported = directory.read_model(tmp_path)
+    assert imported.config == dataclasses.replace(cfg, unroll="auto")
+    assert equal(imported.params, params)
+    difference = parity.compare(tmp_path, imported.config, imported.params, tokenizer)
+    assert difference < parity.TOLERANCE
+
+    raw["embedding_size"] = 6
+    with pytest.raises(UserError, match="embedding_size=6 is not supported for electra"):
+        families.from_json(raw)
+
+
+def modern_discriminator(**changes):
+    modern = FAMILIES["modernbert"] | {"norm_position": "pre", "final_norm": True}
+    return discriminator(**modern | changes)
+
+
+@pytest.mark.parametrize("biases", [True, False])
+def test_the_encoder_of_a_modern_discriminator_is_a_stock_class(biases, tokenizer, tmp_path):
+    cfg = modern_discriminator(**dict.fromkeys(BIASES, biases))
+    params = random_params(cfg)
+    raw = save(tmp_path, cfg, params, tokenizer)
+    assert raw["architectures"] == ["ModernBertModel"]
+    model = StockModel(config=cfg, params=params, labels=None, tokenizer=tokenizer, max_length=128)
+    config, read = saving.read_back(tmp_path, model, exact=True)
+    assert list(read) == ["encoder"] and equal(read["encoder"], params["encoder"])
+    assert parity.compare(tmp_path, config, read, tokenizer) < parity.TOLERANCE
+
+
+@pytest.mark.parametrize("make", [discriminator, modern_discriminator])
+def test_the_list_of_tensors_of_a_discriminator_is_that_of_the_class(make):
+    family, stock = equivalence.find_family(make())
+    raw = families.to_json(family, stock, special={"pad": 0, "cls": 2, "sep": 1})
+    keys = {key: value for key, value in raw.items() if key != "architectures"}
+    kind = getattr(transformers, raw["architectures"][0])
+    with torch.device("meta"):
+        model = kind(kind.config_class(**keys))
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    assert classes.expected_tensors(raw) == shapes
+
+
+def test_a_discriminator_without_a_class_is_refused_with_the_keys_to_change():
+    with pytest.raises(UserError, match="positions=none.*--config.model.positions=rotary"):
+        equivalence.find_family(modern_discriminator(positions="none"))
 
 
 @settings
