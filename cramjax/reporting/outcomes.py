@@ -48,31 +48,41 @@ def figures(lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> d
 
 def held_out(values: Mapping[str, Any]) -> str:
     """Returns the held-out results among the figures of a run in sentences; "" without any."""
-    sentences = []
-    if is_number(values.get("eval_loss")):
-        text = (
-            f"The loss on held-out documents is {values['eval_loss']:.3f} nats per predicted token"
+    sentences = [_loss(values), _detection(values), _translations(values)]
+    return " ".join(filter(None, sentences))
+
+
+def _loss(values: Mapping[str, Any]) -> str:
+    if not is_number(values.get("eval_loss")):
+        return ""
+    text = f"The loss on held-out documents is {values['eval_loss']:.3f} nats per predicted token"
+    if is_number(values.get("eval_accuracy")):
+        text += f", the accuracy is {values['eval_accuracy']:.1%}"
+    text += "."
+    if is_number(values.get("unigram_loss")):
+        text += (
+            f" A model that knows only word frequencies has a loss of {values['unigram_loss']:.3f}."
         )
-        if is_number(values.get("eval_accuracy")):
-            text += f", the accuracy is {values['eval_accuracy']:.1%}"
-        sentences.append(f"{text}.")
-        if is_number(values.get("unigram_loss")):
-            sentences.append(
-                "A model that knows only word frequencies has a loss of "
-                f"{values['unigram_loss']:.3f}."
-            )
-    if is_number(values.get("detection_accuracy")) and is_number(values.get("original")):
-        sentences.append(
-            "These are figures of the generator, which is trained beside the model. The model "
-            f"itself judges {values['detection_accuracy']:.1%} of all held-out tokens right; "
-            f"{values['original']:.1%} of them are original."
-        )
-    if is_number(values.get("bleu")):
-        text = f"Its translations of held-out sources have BLEU {values['bleu']:.2f}"
-        if is_number(values.get("chrf")):
-            text += f" and chrF {values['chrf']:.2f}"
-        sentences.append(f"{text}.")
-    return " ".join(sentences)
+    return text
+
+
+def _detection(values: Mapping[str, Any]) -> str:
+    if not all(is_number(values.get(key)) for key in ("detection_accuracy", "original")):
+        return ""
+    return (
+        "These are figures of the generator, which is trained beside the model. The model itself "
+        f"judges {values['detection_accuracy']:.1%} of all held-out tokens right; "
+        f"{values['original']:.1%} of them are original."
+    )
+
+
+def _translations(values: Mapping[str, Any]) -> str:
+    if not is_number(values.get("bleu")):
+        return ""
+    text = f"Its translations of held-out sources have BLEU {values['bleu']:.2f}"
+    if is_number(values.get("chrf")):
+        text += f" and chrF {values['chrf']:.2f}"
+    return f"{text}."
 
 
 def rows(
