@@ -15,11 +15,16 @@ from cramjax.tasks import catalogue, metric_names
 _METRIC_TYPES = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
 _DATASETS = {"glue": "nyu-mll/glue", "superglue": "aps/super_glue"}
 # Tasks of no suite whose dataset is known.
-_OWN_DATASETS = {"squad": "rajpurkar/squad", "squad2": "rajpurkar/squad_v2"}
+_OWN_DATASETS = {
+    "squad": "rajpurkar/squad",
+    "squad2": "rajpurkar/squad_v2",
+    "sts": "sentence-transformers/stsb",
+}
 # Kind of a task → the Hub's name for it; the other kinds are scores of texts.
 _TASK_TYPES = {
     "tags": "token-classification",
     "span": "question-answering",
+    "embeddings": "sentence-similarity",
     "text": "text2text-generation",
 }
 # Ending of a class → the Hub's name for its use.
@@ -28,6 +33,7 @@ _USES = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
+    "Model": "sentence-similarity",
 }
 
 # The Hub's name of a metric → (key in summary.json, its title on the card).
@@ -50,12 +56,18 @@ def metadata(
         language: the code of the text's language.
     """
     subject = facts.finetuned["task"] if facts.finetuned else "pretraining"
+    tags = ["cramjax", raw["model_type"], subject]
+    library = "transformers"
+    if pipeline_tag(raw) == "sentence-similarity":
+        library = "sentence-transformers"
+        tags += [library, "sentence-similarity", "feature-extraction"]
+
     return ModelCardData(
         language=language,
         license=license,
-        library_name="transformers",
+        library_name=library,
         pipeline_tag=pipeline_tag(raw),
-        tags=["cramjax", raw["model_type"], subject],
+        tags=tags,
         datasets=_datasets(facts) or None,
         model_name=model_name,
         eval_results=list(_evaluations(facts, raw)) or None,
