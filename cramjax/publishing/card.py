@@ -66,6 +66,11 @@ with torch.no_grad():
     outputs = model(**inputs)
 start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
 print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))"""
+_EMBED = """from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer({name})
+vectors = model.encode(["It rains.", "The street is wet."])
+print(model.similarity(vectors, vectors))"""
 _GENERATE = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({name})
@@ -216,6 +221,8 @@ def _example(facts: Facts, raw: Mapping[str, Any], name: str) -> str:
         return _TAG.format(name=name)
     if use == "question-answering":
         return _ANSWER.format(name=name)
+    if use == "sentence-similarity":
+        return _EMBED.format(name=name)
     example = '{"text": "It rains.", "text_pair": "The street is wet."}'
     if facts.finetuned and _reads_one_text(facts.finetuned):
         example = '"It rains."'
