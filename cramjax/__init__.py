@@ -25,6 +25,7 @@ _PUBLIC = {
     "fill_spans": "cramjax.inference",
     "generate": "cramjax.inference",
     "load_finetuned": "cramjax.finetuning.prediction",
+    "embed": "cramjax.finetuning.prediction",
     "classify": "cramjax.finetuning.prediction",
     "entities": "cramjax.finetuning.prediction",
     "answer": "cramjax.finetuning.prediction",

@@ -75,7 +75,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",
         metavar="TASK",
-        help="task of GLUE or SuperGLUE (default: a finetuned model's own)",
+        help="a task, or a task file, as in tools.finetune (default: a finetuned model's own)",
     )
 
     parser.add_argument(

@@ -74,8 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit code."""
     parser = make_parser(
         "tools.finetune",
-        "Finetune a checkpoint on GLUE, SuperGLUE, tags, answers or tasks of your own, several "
-        "seeds of each.",
+        "Finetune a checkpoint on GLUE, SuperGLUE, tags, answers, sentence embeddings or tasks of "
+        "your own, several seeds of each.",
         EXAMPLE,
     )
     _add_inputs(parser)
@@ -99,15 +99,15 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         type=comma_separated(str, "tasks"),
         required=True,
         metavar="TASK[,TASK…]",
-        help="names of tasks, glue or superglue; conll, squad, squad2; or a task file (.yaml)",
+        help="names of tasks, glue or superglue; conll, squad, squad2, sts; or a task file (.yaml)",
     )
 
     parser.add_argument(
         "--data_dir",
         type=in_home,
         metavar="DIR|tfds",
-        help="folder with CoLA/, RTE/, … as distributed, with the files of conll or squad, or tfds "
-        "(default: for a task file, its folder)",
+        help="folder with CoLA/, RTE/, … as distributed (STS-B/ for sts), with the files of conll "
+        "or squad, or tfds (default: for a task file, its folder)",
     )
 
     parser.add_argument(

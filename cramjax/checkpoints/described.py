@@ -14,7 +14,7 @@ from cramjax.config.families import FAMILIES, model_keys
 from cramjax.config.fields import count
 from cramjax.config.mistakes import value_problems
 from cramjax.errors import UserError
-from cramjax.models.classifier import ClassifierConfig
+from cramjax.models.classifier import EMBEDDING, ClassifierConfig
 from cramjax.models.encoder import EncoderConfig
 from cramjax.models.network import DEFAULT_FAMILY, Buildable, Network, abstract_params
 from cramjax.objectives.families import DETECTORS, network_of
@@ -94,7 +94,16 @@ def check_shapes(
     """
     whole: Buildable = config
     if finetuned and isinstance(config, EncoderConfig):
-        whole = _classifier(config, shapes, where, cure)
+        if finetuned.get("head") == EMBEDDING:
+            whole = ClassifierConfig(
+                encoder=config,
+                width=config.d_model,
+                n_outputs=0,
+                transform="none",
+                head=EMBEDDING,
+            )
+        else:
+            whole = _classifier(config, shapes, where, cure)
     leaves: dict[str, Any] = dict(flatten_dict(abstract_params(whole), sep="/"))
     expected = {path: leaf.shape for path, leaf in leaves.items()}
 

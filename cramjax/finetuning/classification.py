@@ -194,6 +194,76 @@ class SpanAnswers(EncoderObjective):
         return jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"])
 
 
+@dataclasses.dataclass(frozen=True)
+class Embedding(EncoderObjective):
+    """Embeddings of texts, learned by telling the right text of a batch from the others.
+
+    Further arrays of a batch:
+        texts: int32 [examples, 2 or 3], numbers of an example's anchor, positive and perhaps hard
+            negative; equal numbers are equal texts. [texts, 1] for texts that nothing is learned
+            from.
+        scale: float32, what a cosine is multiplied by.
+    Its sequences are the texts of the first example, of the second and so on.
+    """
+
+    def scores(self, params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
+        """Returns embeddings, float32 [texts, embed]."""
+        return classifier.embed(
+            self.config,
+            self.precision,
+            params,
+            batch["tokens"],
+            batch["first"],
+            key=key,
+            **self._inputs(batch),
+        )
+
+    def losses(self, scores: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Returns (sum over examples, weight): cross-entropy in nats over the batch's answers.
+
+        Each anchor is to find its positive among the positives and the hard negatives of all
+        examples, by cosine times `scale`: the loss of sentence-transformers'
+        MultipleNegativesRankingLoss (arXiv 1705.00652, section 4.4).
+
+        What is certainly no wrong answer is none of the candidates: a text that equals the anchor
+        or its positive, and the positive of another example with the same anchor.
+        """
+        texts = batch["texts"]
+        n_examples, n_columns = texts.shape
+        if n_columns == 1:
+            return jnp.zeros(()), jnp.zeros(())
+        lengths = jnp.maximum(jnp.sum(jnp.square(scores), axis=1, keepdims=True), 1e-24)
+        units = (scores * jax.lax.rsqrt(lengths)).reshape(n_examples, n_columns, -1)
+        anchors = units[:, 0]  # [examples, embed]
+        # All positives, then all negatives.
+        candidates = jnp.swapaxes(units[:, 1:], 0, 1).reshape(-1, anchors.shape[1])
+
+        cosines = jnp.matmul(anchors, candidates.T, precision="highest")
+        logits = jnp.where(_is_candidate(texts, batch["weights"]), batch["scale"] * cosines, -1e9)
+        nats = jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits)
+        return jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"])
+
+
+def _is_candidate(texts: jax.Array, weights: jax.Array) -> jax.Array:
+    """Returns which texts an anchor's positive is told from, and itself: bool [examples, texts].
+
+    Args:
+        texts, weights: as in a batch of `Embedding`.
+    """
+    n_examples, n_columns = texts.shape
+    anchors, positives = texts[:, :1], texts[:, 1:2]  # [examples, 1]
+    others = texts[:, 1:].T.reshape(1, -1)
+    is_right = (others == anchors) | (others == positives)
+    # The positives of the same anchor; its hard negatives stay.
+    same_anchor = anchors == anchors.T
+    n_negatives = n_examples * (n_columns - 2)
+    is_right |= jnp.pad(same_anchor, ((0, 0), (0, n_negatives)))
+
+    is_there = jnp.tile(weights > 0, n_columns - 1)[None]
+    is_own = jnp.eye(n_examples, texts[:, 1:].size, dtype=bool)
+    return (~is_right & is_there) | is_own
+
+
 def dropping(
     config: encoder.EncoderConfig, dropout: float, attention_dropout: float
 ) -> encoder.EncoderConfig:

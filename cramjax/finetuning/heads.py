@@ -16,17 +16,19 @@ import numpy as np
 from cramjax.errors import UserError
 from cramjax.finetuning.classification import (
     Classification,
+    Embedding,
     EncoderObjective,
     SpanAnswers,
     Tagging,
 )
+from cramjax.finetuning.embedding_feed import EmbeddingFeed
 from cramjax.finetuning.feed import EncoderFeed, PackedFeed, n_outputs
 from cramjax.finetuning.span_feed import SpanFeed
 from cramjax.finetuning.tag_feed import TagFeed
 from cramjax.glue import metrics
 from cramjax.glue.tasks import OTHER, Row, Task
 from cramjax.models import classifier
-from cramjax.tasks import answers, metric_names, tags
+from cramjax.tasks import answers, metric_names, retrieval, tags
 
 Scores = dict[str, float]
 
@@ -39,7 +41,7 @@ class EncoderPart:
         network: `ClassifierConfig.head`.
         feed: (task, splits, tokenizer, pad_id, settings, max_positions) → the examples.
         objective: (network, precision) → the functions that learn them.
-        n_outputs: task → scores of the network.
+        n_outputs: task → scores of the network; 0 for an embedding.
     """
 
     network: str
@@ -186,6 +188,26 @@ def _plain_text(task: Task, value: Any) -> str:
     return " ".join(value.split())
 
 
+def _embedding_scores(task: Task, rows: Sequence[Row], predictions: Sequence[Any]) -> Scores:
+    """Returns correlations with the labels, or those of the ranks where there are no labels."""
+    if "rank" in predictions[0]:
+        return retrieval.rank_scores([prediction["rank"] for prediction in predictions])
+    cosines = _cosines(predictions)
+    return {name: 100.0 * metrics.METRICS[name](task, rows, cosines) for name in task.metrics}
+
+
+def _cosines(predictions: Sequence[Any]) -> list[Any]:
+    return [prediction["cosine"] for prediction in predictions]
+
+
+def _embedding_text(task: Task, value: Any) -> str:
+    """Returns the label of a pair, its rank, or its cosine."""
+    del task
+    if not isinstance(value, dict):
+        return f"{value:g}"
+    return str(value["rank"]) if "rank" in value else f"{value['cosine']:.4f}"
+
+
 _SEQUENCE = Head(
     encoder=EncoderPart(
         network=classifier.SEQUENCE,
@@ -219,12 +241,26 @@ _SPAN = Head(
     text=_span_text,
     decisions=_span_decisions,
 )
+_EMBEDDING = Head(
+    encoder=EncoderPart(
+        network=classifier.EMBEDDING,
+        feed=EmbeddingFeed,
+        objective=Embedding,
+        n_outputs=lambda _: 0,
+    ),
+    score=_embedding_scores,
+    text=_embedding_text,
+    # All ranks may be 1, and that is no failure.
+    decisions=_cosines,
+    for_t5=False,
+)
 _TEXT = Head(encoder=None, score=_text_scores, text=_plain_text)
 
 HEADS = {
     **dict.fromkeys(("classification", "regression", "choice", "answers", "entities"), _SEQUENCE),
     "tags": _TAGS,
     "span": _SPAN,
+    "embeddings": _EMBEDDING,
     "text": _TEXT,
 }
 """Kind of a task → its head."""

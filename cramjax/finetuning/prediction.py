@@ -1,7 +1,8 @@
 """Predicts with a finetuned model: rows of a file one after the other, or texts from Python.
 
 A model is one that `tools.finetune --save` wrote, a compressed one of these, or a directory of
-`transformers` with a head for sequences, tokens or answers.
+`transformers` with a head for sequences, tokens or answers, or of embeddings. Any encoder embeds
+texts.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from cramjax.checkpoints import pretrained
 from cramjax.console import silent
 from cramjax.errors import UserError
 from cramjax.finetuning import learning, training
+from cramjax.finetuning.embedding_feed import EmbeddingFeed
 from cramjax.finetuning.feed import EncoderFeed, Feed
 from cramjax.finetuning.protocols import Settings
 from cramjax.finetuning.tag_feed import TagFeed
 from cramjax.glue.tasks import OTHER, Row, Task
 from cramjax.hub import directory
 from cramjax.inference import LoadedModel
-from cramjax.models import classifier
+from cramjax.models import classifier, encoder
 from cramjax.objectives.objective import FinetuningObjective
-from cramjax.tasks import catalogue, tags
+from cramjax.tasks import catalogue, retrieval, tags
 
 CHUNK = 1024
 """Rows that are read, sorted by length and predicted at once."""
@@ -37,7 +39,13 @@ _SPLIT = "predict"
 _READ_ALONE = frozenset({"wic", "wsc"})
 """Tasks whose rows say more than their texts."""
 
-_KINDS = {classifier.TOKEN: "tags", classifier.SPAN: "span"}
+_KINDS = {
+    classifier.TOKEN: "tags",
+    classifier.SPAN: "span",
+    classifier.EMBEDDING: "embeddings",
+}
+_LONGEST = 512
+"""Tokens of a text that an encoder reads which nobody finetuned, if it has so many positions."""
 
 
 def load_finetuned(path: str | os.PathLike) -> LoadedModel:
@@ -72,10 +80,32 @@ def _from_hf(place: Any) -> LoadedModel:
     params = imported.params
     fields = ("question", "context") if kind == "span" else ("text",)
     labels = imported.labels if kind in ("classification", "tags") else None
-    task = Task(
+    task = _stock_task(place.name, kind, fields, labels)
+    max_length = imported.max_length or _LONGEST
+    settings = Settings(lr=1.0, max_length=max_length, pooling=config.pooling)
+    if kind != "embeddings":
+        network = learning.network_with_head(config.encoder, task, settings)
+        out = params["classifier"]["out"]
+        n_more = network.n_outputs - config.n_outputs
+        for name, leaf in out.items():
+            # Heads for sequences have at least three outputs here.
+            out[name] = np.pad(leaf, ((0, 0),) * (leaf.ndim - 1) + ((0, n_more),))
+
+    model = inference.on_device(config.encoder, params, imported.tokenizer)
+    described = learning.describe(task, settings, 0)
+    if imported.normalize:
+        described["normalize"] = True
+    return dataclasses.replace(model, finetuned=described)
+
+
+def _stock_task(
+    name: str, kind: str, fields: tuple[str, ...], labels: tuple[str, ...] | None = None
+) -> Task:
+    """Returns the task of a model that says only what kind of head it has."""
+    return Task(
         suite=OTHER,
-        name=place.name,
-        folder=place.name,
+        name=name,
+        folder=name,
         tfds="",
         fields=fields,
         labels=labels,
@@ -84,16 +114,6 @@ def _from_hf(place: Any) -> LoadedModel:
         sizes={},
         kind=kind,
     )
-    max_length = imported.max_length or 512
-    settings = Settings(lr=1.0, max_length=max_length, pooling=config.pooling)
-    network = learning.network_with_head(config.encoder, task, settings)
-    out = params["classifier"]["out"]
-    n_more = network.n_outputs - config.n_outputs
-    for name, leaf in out.items():
-        # Heads for sequences have at least three outputs here.
-        out[name] = np.pad(leaf, ((0, 0),) * (leaf.ndim - 1) + ((0, n_more),))
-    model = inference.on_device(config.encoder, params, imported.tokenizer)
-    return dataclasses.replace(model, finetuned=learning.describe(task, settings, 0))
 
 
 class Predictor:
@@ -102,6 +122,7 @@ class Predictor:
     Attributes:
         task: the task.
         has_odds: whether a prediction has "no_answer".
+        width: of an embedding; None for other heads.
     """
 
     def __init__(self, model: LoadedModel, n_texts: int | None = None):
@@ -130,6 +151,10 @@ class Predictor:
         if n_texts and n_texts != len(self.task.fields):
             self._take_texts(n_texts)
         self.has_odds = self.task.kind == "span" and not model.is_t5
+        self.width = None
+        if isinstance(model.config, encoder.EncoderConfig) and self.task.kind == "embeddings":
+            self.width = model.config.d_model
+        self._normalizes = bool(model.finetuned.get("normalize"))
         self._opened: tuple[Feed, FinetuningObjective] | None = None
 
     def _take_texts(self, n_texts: int) -> None:
@@ -150,8 +175,9 @@ class Predictor:
 
         Keys are "label" and "score" (a probability) for classes, "score" for a regression, "words"
         and "tags" for tags, "answer", "score" and "no_answer" for answers (the score of no answer
-        less that of the text), "text" for text. A T5 has no "score" beside a label or an answer,
-        and no "no_answer"; a label or a score that it does not write is None.
+        less that of the text), "embedding" (float32 [width]) for embeddings, "text" for text. A T5
+        has no "score" beside a label or an answer, and no "no_answer"; a label or a score that it
+        does not write is None.
 
         Args:
             rows: with the fields of `task`.
@@ -165,6 +191,11 @@ class Predictor:
         outputs = training.predict(objective, self._model.params, feed.eval_batches(_SPLIT))
         if isinstance(feed, EncoderFeed):
             yield from self._classes(feed.scores(_SPLIT, outputs))
+        elif isinstance(feed, EmbeddingFeed):
+            vectors = feed.vectors(_SPLIT, outputs)
+            if self._normalizes:
+                vectors = retrieval.unit(vectors)
+            yield from ({"embedding": vector} for vector in vectors)
         elif isinstance(feed, TagFeed):
             found = feed.predictions(_SPLIT, outputs)
             for row, guessed in zip(rows, found, strict=True):
@@ -256,6 +287,56 @@ def classify(model: LoadedModel, texts: Sequence[str | tuple[str, str]]) -> list
     _check_kind(predictor, ("classification", "regression"), "classify")
     fields = predictor.task.fields
     return list(predictor.predict([dict(zip(fields, row, strict=True)) for row in rows]))
+
+
+def embed(
+    model: LoadedModel,
+    texts: Sequence[str],
+    *,
+    normalize: bool = False,
+    max_length: int | None = None,
+) -> np.ndarray:
+    """Returns the embeddings of `texts`, float32 [texts, d_model], in their order.
+
+    An embedding is the mean of the last hidden states of a text's tokens, special tokens included,
+    or what the model was finetuned for (`pooling`). The texts are put into batches by their length.
+
+    Args:
+        model: an encoder: finetuned for embeddings (`load_finetuned`), or any other, whose
+            embeddings are worth less.
+        texts: any number of texts.
+        normalize: give each embedding the length 1, so that a product of two is their cosine.
+        max_length: tokens at which a text is cut; None for those of the finetuning, or for the
+            positions of the model, 512 at most.
+
+    Raises:
+        UserError: for a T5, or a text in place of a list of texts.
+    """
+    if isinstance(texts, str):
+        raise UserError("embed: takes a list of texts; put the text in brackets")
+    if not isinstance(model.config, encoder.EncoderConfig):
+        raise UserError("embed: this model is a T5, which has no embeddings; take an encoder")
+    predictor = Predictor(_embedding_model(model, model.config, max_length))
+    found = np.empty((len(texts), model.config.d_model), np.float32)
+    for number, row in enumerate(predictor.predict({"text": text} for text in texts)):
+        found[number] = row["embedding"]
+    return retrieval.unit(found) if normalize else found
+
+
+def _embedding_model(
+    model: LoadedModel, config: encoder.EncoderConfig, max_length: int | None
+) -> LoadedModel:
+    """Returns the model with notes that make it one of embeddings."""
+    finetuned = model.finetuned
+    if finetuned is None or finetuned.get("head") != classifier.EMBEDDING:
+        settings = Settings(lr=1.0, pooling="mean", max_length=min(config.max_positions, _LONGEST))
+        if finetuned:
+            settings = dataclasses.replace(settings, max_length=finetuned["settings"]["max_length"])
+        task = _stock_task("embeddings", "embeddings", ("text",))
+        finetuned = learning.describe(task, settings, 0)
+    if max_length is not None:
+        finetuned = finetuned | {"settings": finetuned["settings"] | {"max_length": max_length}}
+    return dataclasses.replace(model, finetuned=finetuned)
 
 
 def answer(model: LoadedModel, question: str, context: str) -> dict[str, Any]:

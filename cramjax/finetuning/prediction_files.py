@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from cramjax.errors import UserError
 from cramjax.finetuning.prediction import words_of
@@ -75,10 +77,16 @@ def header(prediction: Mapping[str, Any], suffix: str) -> str:
 
 
 def line(prediction: Mapping[str, Any], suffix: str) -> str:
-    """Returns the line of a prediction; in TSV a list is joined by spaces."""
+    """Returns the line of a prediction; in TSV a list or an embedding is joined by spaces."""
     if suffix == ".jsonl":
-        return json.dumps(prediction, ensure_ascii=False) + "\n"
+        values = {key: _plain(value) for key, value in prediction.items()}
+        return json.dumps(values, ensure_ascii=False) + "\n"
     return "\t".join(map(_cell, prediction.values())) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Returns an embedding as a list of numbers, with as many digits as a float32 has."""
+    return [float(str(number)) for number in value] if isinstance(value, np.ndarray) else value
 
 
 def _cell(value: Any) -> str:
@@ -86,6 +94,30 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, list):
-        value = " ".join(value)
+    if isinstance(value, list | np.ndarray):
+        value = " ".join(map(str, value))
     return " ".join(str(value).split())
+
+
+def write_vectors(file: BinaryIO, vectors: Iterable[np.ndarray], width: int) -> int:
+    """Write embeddings as NumPy's .npy, one after the other, and return their number.
+
+    Args:
+        file: open for writing, and empty.
+        vectors: float32 [width] each.
+        width: of an embedding.
+    """
+
+    def write_head(n_rows: int) -> None:
+        content = {"descr": "<f4", "fortran_order": False, "shape": (n_rows, width)}
+        np.lib.format.write_array_header_1_0(file, content)
+
+    # The number of rows is known at the end. NumPy leaves room for any number in the head.
+    write_head(0)
+    n_rows = 0
+    for vector in vectors:
+        file.write(np.asarray(vector, "<f4").tobytes())
+        n_rows += 1
+    file.seek(0)
+    write_head(n_rows)
+    return n_rows

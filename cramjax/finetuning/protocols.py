@@ -49,7 +49,8 @@ class Settings:
         head: an encoder's head. "stock" is the head of the transformers class the network exports
             to, or "pooler" if there is no such class. "pooler" is a dense layer and tanh.
         head_width: width of a pooler's dense layer; None means the encoder's width.
-        pooling: input of the head: the "first" token, or the "mean" of all.
+        pooling: input of the head, or an embedding: the "first" token, or the "mean" of all.
+        scale: what the cosine of two embeddings is multiplied by before the softmax.
         single_as_pair: gives single sentences an empty second sentence.
         select: parameters that are scored: after the "last" epoch, or after the epoch with the
             "best" score on the evaluation split.
@@ -83,6 +84,7 @@ class Settings:
     head: str = "stock"
     head_width: int | None = None
     pooling: str = "first"
+    scale: float = 20.0
     single_as_pair: bool = False
     select: str = "last"
     start_from: str | None = None
@@ -117,7 +119,9 @@ class Settings:
             value = getattr(self, name)
             _require(0 <= value < 1, f"{name}={value}: must be a share below 1")
 
-        _require(self.lr > 0, f"lr={self.lr}: must be over 0")
+        for name in ("lr", "scale"):
+            value = getattr(self, name)
+            _require(value > 0, f"{name}={value}: must be over 0")
 
     def learning_rate(self, step: int, n_steps: int) -> float:
         """Returns the learning rate of a step, counted from 1, of a run of `n_steps`."""
@@ -365,9 +369,13 @@ _ALL = (
     ),
 )
 
-BY_KIND: Mapping[str, Mapping[str, Any]] = {"span": {"max_length": 384}}
-"""Kind of a task → settings of an encoder that differ in every protocol, because rows are longer:
-those of BERT's run_squad.py."""
+BY_KIND: Mapping[str, Mapping[str, Any]] = {
+    "span": {"max_length": 384},
+    "embeddings": {"batch_size": 64, "pooling": "mean", "single_as_pair": False},
+}
+"""Kind of a task → settings of an encoder that differ in every protocol. Rows of answers are longer
+(those of BERT's run_squad.py). The negatives of an embedding are the rest of its batch, and it is
+the mean over the tokens of a text by itself, as in Sentence-BERT (arXiv 1908.10084, section 3)."""
 
 PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
 """Protocols by name."""

@@ -23,6 +23,7 @@ _METRIC_NAMES = {
     "macro_f1": "macro-F1",
     "pearson": "Pearson",
     "spearman": "Spearman",
+    "mrr": "MRR",
     "f1a": "F1a",
     "exact_match": "EM",
     "gender_parity": "parity",

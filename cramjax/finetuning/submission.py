@@ -31,7 +31,8 @@ def write_predictions(
 ) -> None:
     """Write <task>.tsv with the columns index, prediction and label, in the order of the rows.
 
-    MNLI's second split goes to <task>_mm.tsv, a test split with labels to <task>_test.tsv.
+    The column label is empty for pairs without one. MNLI's second split goes to <task>_mm.tsv, a
+    test split with labels to <task>_test.tsv.
 
     Args:
         splits: predictions by split.
@@ -46,7 +47,8 @@ def write_predictions(
         suffix = suffix_of(task, split)
         lines = ["index\tprediction\tlabel"]
         for row, prediction in zip(rows[split], splits[split], strict=True):
-            label = text(task, row["label"])
+            # Pairs that belong together have none.
+            label = text(task, row["label"]) if "label" in row else ""
             lines.append(f"{_index_text(row['idx'])}\t{text(task, prediction)}\t{label}")
         with replacing(folder / f"{task.name}{suffix}.tsv") as path:
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -37,7 +37,7 @@ class Task:
         sizes: published rows by split: "train", "validation", "test" and those of `splits`.
         splits: the evaluation splits; only MNLI has two.
         kind: "classification", "regression", "choice", "answers" or "entities"; and for tasks of
-            `OTHER` also "tags" of words, a "span" of a context, or "text".
+            `OTHER` also "tags" of words, a "span" of a context, "embeddings" of texts, or "text".
         in_average: whether the suite's average includes it.
         first: the task whose model also answers this one, which has no training data.
     """

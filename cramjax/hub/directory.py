@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -21,8 +22,8 @@ from cramjax.data.adoption import check_unknown, complete_decoder
 from cramjax.data.tokenizers import special_ids
 from cramjax.errors import UserError
 from cramjax.files import member, read_json
-from cramjax.hub import equivalence, families, tables
-from cramjax.models.classifier import ClassifierConfig
+from cramjax.hub import equivalence, families, sentence_files, tables
+from cramjax.models.classifier import EMBEDDING, ClassifierConfig
 from cramjax.models.encoder import EncoderConfig
 
 _CONFIG = "config.json"
@@ -122,14 +123,15 @@ def _tokenizer(path: pathlib.Path, family: str) -> tokenizers.Tokenizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportedHead:
-    """A model of `transformers` with a head for sequences, tokens or answers.
+    """A model of `transformers` with a head for sequences, tokens or answers, or of embeddings.
 
     Attributes:
         config: the network with its head; dropout is 0.
         params: float32 NumPy arrays in the tree of `init_params`.
         tokenizer: neither truncates nor pads.
-        labels: the names of its outputs.
+        labels: the names of its outputs; () for embeddings.
         max_length: tokens at which its tokenizer cuts a text; None if it does not say.
+        normalize: its embeddings have length 1.
     """
 
     config: ClassifierConfig
@@ -137,10 +139,14 @@ class ImportedHead:
     tokenizer: tokenizers.Tokenizer
     labels: tuple[str, ...]
     max_length: int | None
+    normalize: bool = False
 
 
 def read_head(path: str | os.PathLike) -> ImportedHead:
     """Returns the model in the directory `path` with the head that its class has.
+
+    A class without a head gives embeddings, the mean over the tokens of a text, unless files of
+    `sentence_transformers` say otherwise.
 
     Raises:
         UserError: if it has no such head, or as `read_model` does.
@@ -148,16 +154,26 @@ def read_head(path: str | os.PathLike) -> ImportedHead:
     path = pathlib.Path(path)
     where = _member(path, _CONFIG, "name a directory that save_pretrained wrote")
     raw = read_json(where, _SAVE)
-    head = _head_of(raw, str(where))
-    labels = _labels(raw, str(where))
+    sentence = None
+    head = EMBEDDING
+    if sentence_files.is_sentence_model(path):
+        sentence = sentence_files.read(path, functools.partial(_member, path))
+    else:
+        head = _head_of(raw, str(where))
+    if head == EMBEDDING:
+        sentence = sentence or sentence_files.SentenceModel(pooling="mean", max_length=None)
+        pooling, labels = sentence.pooling, ()
+    else:
+        pooling = "mean" if raw.get("classifier_pooling") == "mean" else "first"
+        labels = _labels(raw, str(where))
     family, config = families.from_json(raw, str(where))
-    assert isinstance(config, EncoderConfig)  # no T5 has such a class
+    if not isinstance(config, EncoderConfig):
+        raise UserError(f"{where}: a T5 has no such head; take an encoder")
     tokenizer = _tokenizer(path, family)
 
     with open_weights(path) as tensors:
         with_rows = _with_all_rows(family, config, tensors)
         assert isinstance(with_rows, EncoderConfig)
-        pooling = "mean" if raw.get("classifier_pooling") == "mean" else "first"
         network = ClassifierConfig(
             encoder=with_rows,
             width=config.d_model,
@@ -177,7 +193,8 @@ def read_head(path: str | os.PathLike) -> ImportedHead:
         params=params,
         tokenizer=tokenizer,
         labels=labels,
-        max_length=_max_length(path),
+        max_length=(sentence and sentence.max_length) or _max_length(path),
+        normalize=bool(sentence and sentence.normalize),
     )
 
 

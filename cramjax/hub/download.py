@@ -20,7 +20,11 @@ _log = logging.getLogger("cramjax")
 
 _ID = re.compile(r"(?P<repo>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<revision>[\w./-]+))?")
 # Pickles and the weights for other frameworks are not downloaded.
-_WANTED = ("config.json", "tokenizer.json", "*.safetensors", "model.safetensors.index.json")
+_WANTED = (
+    *("config.json", "tokenizer.json", "*.safetensors", "model.safetensors.index.json"),
+    # Of sentence-transformers.
+    *("modules.json", "sentence_bert_config.json", "*_Pooling/config.json"),
+)
 _DIRECTORIES = ("onnx/*", "openvino/*", "original/*")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from cramjax.errors import UserError
-from cramjax.models.classifier import SEQUENCE, SPAN, TOKEN, ClassifierConfig
+from cramjax.models.classifier import EMBEDDING, SEQUENCE, SPAN, TOKEN, ClassifierConfig
 from cramjax.models.detector import DetectorConfig
 from cramjax.models.encoder import EncoderConfig
 from cramjax.models.network import abstract_params
@@ -28,6 +28,7 @@ ENDINGS = {
     SEQUENCE: "ForSequenceClassification",
     TOKEN: "ForTokenClassification",
     SPAN: "ForQuestionAnswering",
+    EMBEDDING: "Model",
 }
 """Head of a classifier → the end of its class's name."""
 
@@ -65,6 +66,8 @@ class StockFamily:
 
     def transform_of(self, head: str) -> str:
         """Returns `ClassifierConfig.transform` of the family's class with `head`."""
+        if head == EMBEDDING:
+            return "none"
         if head == SEQUENCE or self.transform == "prediction":
             return self.transform
         return "none"
@@ -305,6 +308,9 @@ def to_json(
 def _classifier_keys(
     name: str, cfg: ClassifierConfig, labels: Sequence[str] | None
 ) -> dict[str, Any]:
+    # The class without a head.
+    if cfg.head == EMBEDDING:
+        return {}
     names = dict(enumerate(labels or [f"LABEL_{i}" for i in range(cfg.n_outputs)]))
     keys: dict[str, Any] = {}
     if cfg.head == SEQUENCE:

@@ -246,7 +246,9 @@ _TOKEN_SCORES = {classifier.TOKEN: "classifier", classifier.SPAN: "qa_outputs"}
 
 
 def _head(family: str, cfg: classifier.ClassifierConfig) -> tuple[Entry, ...]:
-    """Returns the entries of the head of a classifier."""
+    """Returns the entries of the head of a classifier; an embedding has none."""
+    if cfg.head == classifier.EMBEDDING:
+        return ()
     if cfg.head == classifier.SEQUENCE or family == "modernbert":
         return _CLASSIFIERS[family]
     return tuple(_dense("classifier/out", _TOKEN_SCORES[cfg.head]))
@@ -353,7 +355,9 @@ def family_table(family: str, cfg: families.Config) -> Table:
     else:
         table = _BERTS[family]
     if isinstance(cfg, classifier.ClassifierConfig):
-        table = Table(entries=(*table.entries, *_head(family, cfg)), prefix=table.prefix)
+        pooler = table.pooler if cfg.head == classifier.EMBEDDING else ()
+        entries = (*table.entries, *_head(family, cfg))
+        table = Table(entries=entries, pooler=pooler, prefix=table.prefix)
 
     shapes = dict(families.shapes(cfg))
     if families.is_headless(family, cfg):
@@ -428,7 +432,8 @@ def to_hf(
     """Returns tensors with the names of the family's model: the inverse of `from_hf`, bit for bit.
 
     They are contiguous float32, with the head of `cfg`. Tied tensors appear once, as
-    `save_pretrained` writes them. Rows in a table of positions that are no positions are 0.
+    `save_pretrained` writes them. Rows in a table of positions that are no positions are 0. The
+    class without a head (of an embedding) has a pooler, which is fresh if `extra` has none.
 
     Args:
         family: a key of `families.FAMILIES`.
@@ -444,6 +449,12 @@ def to_hf(
     shapes = dict(families.shapes(cfg))
     entries = table.entries
     extra = extra or {}
+    is_bare = isinstance(cfg, classifier.ClassifierConfig) and cfg.head == classifier.EMBEDDING
+    if is_bare and table.pooler:
+        sizes = _pooler_shapes(cfg).items()
+        network = families.network(cfg)
+        fresh = {path: _fresh(path, shape, network) for path, shape in sizes}
+        extra = unflatten_dict(fresh, sep="/") | extra
     if "pooler" in extra:
         params = {"pooler": extra["pooler"]} | params
         shapes |= _pooler_shapes(cfg)
@@ -451,7 +462,7 @@ def to_hf(
 
     flat = flatten_dict(params, sep="/")
     # The names of a class without a head have no prefix.
-    prefix = table.prefix if families.is_headless(family, cfg) else ""
+    prefix = table.prefix if is_bare or families.is_headless(family, cfg) else ""
     state = {}
     for entry in entries:
         if extra.get("head_missing") and entry.path.startswith("head/"):

@@ -1,4 +1,4 @@
-"""A classifier on an encoder: scores of a sequence, or of each of its tokens.
+"""A head on an encoder: scores of a sequence or of each of its tokens, or the sequence's embedding.
 
 A sequence is read by its first hidden state or the mean of all. The transform before the scores is
 BERT's pooler (arXiv 1810.04805, section 3.2), whose width is free (Cramming's is 1,024), or the one
@@ -25,8 +25,9 @@ from cramjax.models.layers import FLOAT32, Linear, Norm, Precision, product
 
 Params = dict[str, Any]
 
-SEQUENCE, TOKEN, SPAN = "sequence", "token", "span"
-"""Heads: scores of a sequence, of each token, and of each token as start and end of an answer."""
+SEQUENCE, TOKEN, SPAN, EMBEDDING = "sequence", "token", "span", "embedding"
+"""Heads: scores of a sequence, of each token, and of each token as start and end of an answer. An
+embedding is what a sequence's head would read; nothing is on top of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,11 @@ class ClassifierConfig:
     Attributes:
         encoder: the network below the head.
         width: columns of the head's dense layer; but for a "pooler" the encoder's width.
-        n_outputs: scores of a sequence or of a token; a span has 2.
+        n_outputs: scores of a sequence or of a token; a span has 2, an embedding none.
         dropout: rate before the scores.
         pooling: the hidden states that a sequence's head reads, "first" or "mean".
         transform: "pooler" (dense, tanh), "prediction" (dense, GELU, norm) or "none".
-        head: `SEQUENCE`, `TOKEN` or `SPAN`.
+        head: `SEQUENCE`, `TOKEN`, `SPAN` or `EMBEDDING`.
 
     Raises:
         ValueError: for a "prediction" or "none" of another width.
@@ -98,11 +99,12 @@ class ClassifierHead(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """Encoder and head: the whole tree of parameters."""
+    """Encoder and head: the whole tree of parameters. An embedding has no parameters of its own."""
 
     def __init__(self, cfg: ClassifierConfig, precision: Precision, rngs: nnx.Rngs):
         self.encoder = encoder.Encoder(cfg.encoder, precision, rngs)
-        self.classifier = ClassifierHead(cfg, precision, rngs)
+        if cfg.head != EMBEDDING:
+            self.classifier = ClassifierHead(cfg, precision, rngs)
 
 
 def init_from(cfg: ClassifierConfig, key: jax.Array, trained: Params) -> Params:
@@ -110,13 +112,15 @@ def init_from(cfg: ClassifierConfig, key: jax.Array, trained: Params) -> Params:
 
     Parts of the head may be trained as well. A `pooler` in `trained` (BERT's, of the sentence
     prediction it was pretrained with) is the dense layer of a head of its width. The transform of a
-    masked language model's head is that of a "prediction".
+    masked language model's head is that of a "prediction". An embedding has no head: {"encoder"}.
 
     Args:
         cfg: the network.
         key: what is fresh in the head is a function of it.
         trained: parameters of an encoder, as from `network.init_params`.
     """
+    if cfg.head == EMBEDDING:
+        return {"encoder": trained["encoder"]}
     build = functools.partial(ClassifierHead, cfg, FLOAT32)
     head = module.params_of(build(nnx.Rngs(params=key)))
     if cfg.transform == "prediction":
@@ -164,21 +168,57 @@ def classify(
     hidden = _hidden(
         cfg, precision, params, tokens, segment_ids, positions, token_types, encoder_key
     )
-
-    if cfg.pooling == "first":
-        hidden = hidden[first]  # [n, embed]
-    else:
-        if segment_ids is None:
-            raise ValueError("pooling 'mean' needs segment_ids")
-        numbers = jnp.arange(1, len(first) + 1)[:, None]
-        belongs = (segment_ids.reshape(1, -1) == numbers).astype(jnp.float32)  # [n, rows * length]
-        float32 = jnp.dtype(jnp.float32)
-        total = product("nt,te->ne", belongs, hidden, precision.matmul_dtype, float32)
-        hidden = total / jnp.maximum(jnp.sum(belongs, axis=1, keepdims=True), 1.0)
-        hidden = hidden.astype(precision.activation_dtype)  # [n, embed]
-
+    pooled = _pooled(cfg, precision, hidden, first, segment_ids)  # [n, embed]
     build = functools.partial(ClassifierHead, cfg, precision)
-    return module.bind(build, params["classifier"])(hidden, head_key)
+    return module.bind(build, params["classifier"])(
+        pooled.astype(precision.activation_dtype), head_key
+    )
+
+
+def embed(
+    cfg: ClassifierConfig,
+    precision: Precision,
+    params: Params,
+    tokens: jax.Array,
+    first: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    token_types: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the embeddings of sequences packed in rows: float32 [n, embed].
+
+    An embedding is the first hidden state or the mean of all, special tokens included. It has the
+    length that it has; a cosine divides by it. The arguments and errors are those of `classify`.
+    """
+    hidden = _hidden(cfg, precision, params, tokens, segment_ids, positions, token_types, key)
+    return _pooled(cfg, precision, hidden, first, segment_ids).astype(jnp.float32)
+
+
+def _pooled(
+    cfg: ClassifierConfig,
+    precision: Precision,
+    hidden: jax.Array,
+    first: jax.Array,
+    segment_ids: jax.Array | None,
+) -> jax.Array:
+    """Returns the first hidden state of each sequence, or the mean of all: [n, embed].
+
+    Args:
+        hidden: [rows * length, embed].
+        first: as for `classify`.
+        segment_ids: likewise.
+    """
+    if cfg.pooling == "first":
+        return hidden[first]
+    if segment_ids is None:
+        raise ValueError("pooling 'mean' needs segment_ids")
+    numbers = jnp.arange(1, len(first) + 1)[:, None]
+    belongs = (segment_ids.reshape(1, -1) == numbers).astype(jnp.float32)  # [n, rows * length]
+    float32 = jnp.dtype(jnp.float32)
+    total = product("nt,te->ne", belongs, hidden, precision.matmul_dtype, float32)
+    return total / jnp.maximum(jnp.sum(belongs, axis=1, keepdims=True), 1.0)
 
 
 def score_tokens(

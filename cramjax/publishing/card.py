@@ -83,6 +83,11 @@ model = AutoModel.from_pretrained({name})
 inputs = tokenizer("It rains.", return_tensors="pt")
 with torch.no_grad():
     print(model(**inputs).last_hidden_state.shape)"""
+_EMBED = """from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer({name})
+vectors = model.encode(["It rains.", "The street is wet."])
+print(model.similarity(vectors, vectors))"""
 _GENERATE = """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({name})
@@ -232,7 +237,7 @@ def _compression(facts: Facts) -> list[str]:
 
 def _example(facts: Facts, raw: Mapping[str, Any], name: str) -> str:
     """Returns a program that uses the model."""
-    use = pipeline_tag(raw)
+    use = pipeline_tag(facts, raw)
     name = json.dumps(name, ensure_ascii=False)  # a string of Python too
     if use == "fill-mask":
         return _FILL_MASK.format(name=name)
@@ -252,6 +257,8 @@ def _example(facts: Facts, raw: Mapping[str, Any], name: str) -> str:
         return _TAG.format(name=name)
     if use == "question-answering":
         return _ANSWER.format(name=name)
+    if use == "sentence-similarity":
+        return _EMBED.format(name=name)
     example = '{"text": "It rains.", "text_pair": "The street is wet."}'
     if facts.finetuned and _reads_one_text(facts.finetuned):
         example = '"It rains."'

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from cramjax.checkpoints import packed
 from cramjax.errors import RunFailed, UserError
 from cramjax.files import FileLock
-from cramjax.hub import directory
+from cramjax.hub import directory, sentence_files
 from cramjax.inference import load
 from cramjax.publishing import card, parity, saving
 from cramjax.publishing.facts import read_facts
@@ -109,7 +109,8 @@ def export(
 
         if options.verify:
             difference = parity.compare(staged, config, params, model.tokenizer)
-            tell(f"transformers: the same token ids, logits within {difference:.1e}")
+            what = "embeddings" if model.sentence else "logits"
+            tell(f"transformers: the same token ids, {what} within {difference:.1e}")
 
         card.write(
             staged,
@@ -189,6 +190,10 @@ def _move(staged: pathlib.Path, out: pathlib.Path) -> None:
     for path in out.glob(saving.WEIGHTS):
         if path.name not in names:
             path.unlink()
+    # An earlier export may have been one of embeddings.
+    for name in sentence_files.NAMES:
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / sentence_files.FOLDER, ignore_errors=True)
     # By config.json the next export knows the folder again, if this one is killed here.
     for path in sorted(staged.iterdir(), key=lambda path: path.name != "config.json"):
         path.replace(out / path.name)

@@ -16,11 +16,16 @@ from cramjax.tasks import catalogue, metric_names
 _METRIC_TYPES = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
 _DATASETS = {"glue": "nyu-mll/glue", "superglue": "aps/super_glue"}
 # Tasks of no suite whose dataset is known.
-_OWN_DATASETS = {"squad": "rajpurkar/squad", "squad2": "rajpurkar/squad_v2"}
+_OWN_DATASETS = {
+    "squad": "rajpurkar/squad",
+    "squad2": "rajpurkar/squad_v2",
+    "sts": "sentence-transformers/stsb",
+}
 # Kind of a task → the Hub's name for it; the other kinds are scores of texts.
 _TASK_TYPES = {
     "tags": "token-classification",
     "span": "question-answering",
+    "embeddings": "sentence-similarity",
     "text": "text2text-generation",
 }
 # Ending of a class → the Hub's name for its use.
@@ -30,7 +35,6 @@ _USES = {
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
     "ForPreTraining": "feature-extraction",
-    "ModernBertModel": "feature-extraction",
 }
 
 # The Hub's name of a metric → (key in summary.json, its title on the card).
@@ -55,21 +59,29 @@ def metadata(
         language: the code of the text's language.
     """
     subject = facts.finetuned["task"] if facts.finetuned else "pretraining"
+    tags = ["cramjax", raw["model_type"], subject]
+    library = "transformers"
+    if pipeline_tag(facts, raw) == "sentence-similarity":
+        library = "sentence-transformers"
+        tags += [library, "sentence-similarity", "feature-extraction"]
+
     return ModelCardData(
         language=language,
         license=license,
-        library_name="transformers",
-        pipeline_tag=pipeline_tag(raw),
-        tags=["cramjax", raw["model_type"], subject],
+        library_name=library,
+        pipeline_tag=pipeline_tag(facts, raw),
+        tags=tags,
         datasets=_datasets(facts) or None,
         model_name=model_name,
         eval_results=list(_evaluations(facts, raw)) or None,
     )
 
 
-def pipeline_tag(raw: Mapping[str, Any]) -> str:
-    """Returns the Hub's name for the use of the class in a config.json."""
+def pipeline_tag(facts: Facts, raw: Mapping[str, Any]) -> str:
+    """Returns the Hub's name for the use of a model with the class in its config.json."""
     (architecture,) = raw["architectures"]
+    if architecture.endswith("Model"):
+        return "sentence-similarity" if facts.finetuned else "feature-extraction"
     for ending, use in _USES.items():
         if architecture.endswith(ending):
             return use
@@ -114,7 +126,7 @@ def _evaluations(facts: Facts, raw: Mapping[str, Any]) -> Iterator[EvalResult]:
         measured = _DETECTED if "detection_accuracy" in facts.spent else _HELD_OUT
         for metric, (key, title) in measured.items():
             yield EvalResult(
-                task_type=pipeline_tag(raw),
+                task_type=pipeline_tag(facts, raw),
                 dataset_type=(_datasets(facts) or ["text"])[0],
                 dataset_name="held-out documents of the training corpus",
                 metric_type=metric,

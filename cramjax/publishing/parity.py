@@ -37,6 +37,8 @@ def compare(
 ) -> float:
     """Returns the largest difference of a logit, with and without padding, as `TOLERANCE` has it.
 
+    Embeddings are the logits of a class that has none.
+
     Args:
         directory: the export of `params`, whose weights are as written there.
         cfg: the network.
@@ -118,6 +120,12 @@ def _torch_logits(
         inputs["decoder_input_ids"] = inputs["input_ids"][:, :_N_TARGETS]
     with torch.no_grad():
         outputs = model(**inputs)
+    if isinstance(cfg, classifier.ClassifierConfig) and cfg.head == classifier.EMBEDDING:
+        hidden = outputs.last_hidden_state.numpy()
+        if cfg.pooling == "first":
+            return hidden[:, 0]
+        weights = mask[..., None].astype(np.float32)
+        return (hidden * weights).sum(axis=1) / weights.sum(axis=1)
     if isinstance(cfg, classifier.ClassifierConfig) and cfg.head == classifier.SPAN:
         return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1).numpy()
     if not hasattr(outputs, "logits"):
@@ -128,7 +136,7 @@ def _torch_logits(
 def _scores_tokens(cfg: families.Config) -> bool:
     """Returns whether a network has logits at the places of its input, padding included."""
     if isinstance(cfg, classifier.ClassifierConfig):
-        return cfg.head != classifier.SEQUENCE
+        return cfg.head in (classifier.TOKEN, classifier.SPAN)
     return isinstance(cfg, encoder.EncoderConfig)
 
 
@@ -165,8 +173,9 @@ def _logits(
     """Returns our logits, as the class of `transformers` has them.
 
     They are [rows, targets, vocab] for a T5, [rows, outputs] for a classifier of sequences,
-    [rows, length, outputs] for one of tokens, [rows, length, vocab] for an encoder and
-    [rows, length] for a discriminator; without a head they are the hidden states.
+    [rows, embed] for embeddings, [rows, length, outputs] for a classifier of tokens,
+    [rows, length, vocab] for an encoder and [rows, length] for a discriminator; without a head
+    they are the hidden states.
     """
     if isinstance(cfg, t5.T5Config):
         encoded = t5.encode(cfg, FLOAT32, params, tokens, padding_mask=mask)
@@ -177,11 +186,10 @@ def _logits(
         # Each row is one text, so that its first token is that of the row.
         rows = jnp.arange(_ROWS, dtype=jnp.int32)
         segments = jnp.where(mask, rows[:, None] + 1, 0)
-        if cfg.head != classifier.SEQUENCE:
+        if _scores_tokens(cfg):
             return classifier.score_tokens(cfg, FLOAT32, params, tokens, segment_ids=segments)
-        return classifier.classify(
-            cfg, FLOAT32, params, tokens, rows * tokens.shape[1], segment_ids=segments
-        )
+        pooling = classifier.embed if cfg.head == classifier.EMBEDDING else classifier.classify
+        return pooling(cfg, FLOAT32, params, tokens, rows * tokens.shape[1], segment_ids=segments)
 
     hidden = encoder.encode(cfg, FLOAT32, params, tokens, padding_mask=mask)
     if isinstance(cfg, detector.DetectorConfig):

@@ -1,7 +1,7 @@
 """Writes a model as the directory that `transformers` loads, and reads it back.
 
-The directory holds config.json, the weights in safetensors (several files if they are large) and
-the tokenizer.
+The directory holds config.json, the weights in safetensors (several files if they are large), the
+tokenizer, and for embeddings the files of `sentence_transformers`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cramjax.data import tokenizers as tokenizer_files
 from cramjax.errors import RunFailed, UserError
 from cramjax.files import read_json, write_json
 from cramjax.hub import directory as hf_directory
-from cramjax.hub import equivalence, families, tables
+from cramjax.hub import equivalence, families, sentence_files, tables
 from cramjax.models import classifier
 from cramjax.publishing import classes
 from cramjax.publishing.stock import StockModel
@@ -80,6 +80,8 @@ def save(
     # ModernBERT has no token types; its config.json does not count them.
     types = family != "modernbert" and raw.get("type_vocab_size", 1) > 1
     tokenizer_files.save(model.tokenizer, directory, types=types, max_length=model.max_length)
+    if model.sentence:
+        sentence_files.write(directory, model.sentence, families.network(stock).d_model)
     if family == "t5":
         generation = {key: raw[key] for key in _T5_ENDS} | {"max_new_tokens": _MAX_NEW_TOKENS}
         write_json(directory / "generation_config.json", generation)

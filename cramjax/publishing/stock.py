@@ -15,7 +15,7 @@ from cramjax.checkpoints import packed
 from cramjax.data import tokenizers as tokenizer_files
 from cramjax.files import read_json
 from cramjax.glue.tasks import Task
-from cramjax.hub import families
+from cramjax.hub import families, sentence_files
 from cramjax.inference import LoadedModel
 from cramjax.models import classifier, encoder, lowrank
 from cramjax.tasks import catalogue
@@ -28,9 +28,10 @@ class StockModel:
     Attributes:
         config: the network.
         params: float32 NumPy arrays in the tree of its `init_params`.
-        labels: the names of a classifier's outputs; None for other heads.
+        labels: the names of a classifier's outputs; () for embeddings, None for other heads.
         tokenizer: gives a text the special tokens that it had in training.
         max_length: tokens at which a text should be cut.
+        sentence: the files of `sentence_transformers`, for embeddings.
     """
 
     config: families.Config
@@ -38,6 +39,7 @@ class StockModel:
     labels: tuple[str, ...] | None
     tokenizer: tokenizers.Tokenizer
     max_length: int
+    sentence: sentence_files.SentenceModel | None = None
 
 
 def stock_model(folder: pathlib.Path, model: LoadedModel) -> StockModel:
@@ -62,12 +64,17 @@ def stock_model(folder: pathlib.Path, model: LoadedModel) -> StockModel:
     tokenizer = model.tokenizer
     if settings["single_as_pair"] and len(task.fields) == 1:
         tokenizer = tokenizer_files.with_empty_second(tokenizer)
+    sentence = None
+    if head == classifier.EMBEDDING:
+        max_length = min(max_length, settings["max_length"])
+        sentence = sentence_files.SentenceModel(pooling=config.pooling, max_length=max_length)
     return StockModel(
         config=config,
         params=params,
         labels=labels,
         tokenizer=tokenizer,
         max_length=max_length,
+        sentence=sentence,
     )
 
 
@@ -91,17 +98,20 @@ def _classifier(
         settings: of the finetuning.
     """
     params = jax.tree.map(np.asarray, model.params)
-    head = params["classifier"]
+    head = params.get("classifier", {})
     transform = "none"
     if "dense" in head:
         transform = "prediction" if "norm" in head else "pooler"
     assert isinstance(model.config, encoder.EncoderConfig)
+    width = model.config.d_model
+    if head:
+        width = head["out"]["kernel"].shape[0]
     network = dataclasses.replace(
         model.config, dropout=settings["dropout"], attention_dropout=settings["attention_dropout"]
     )
     config = classifier.ClassifierConfig(
         encoder=network,
-        width=head["out"]["kernel"].shape[0],
+        width=width,
         n_outputs=n_outputs,
         dropout=settings["dropout"],
         pooling=settings["pooling"],
@@ -109,13 +119,17 @@ def _classifier(
         head=kind,
     )
 
+    if not head:
+        return config, params
     # Finetuning uses one head for all tasks. The outputs beyond this task's classes are untrained.
     out = {name: leaf[..., :n_outputs] for name, leaf in head["out"].items()}
     return config, params | {"classifier": head | {"out": out}}
 
 
 def _labels(task: Task, head: str) -> tuple[str, ...]:
-    """Returns the name of each output of the classifier for `task`."""
+    """Returns the name of each output of the classifier for `task`; an embedding has none."""
+    if head == classifier.EMBEDDING:
+        return ()
     if head == classifier.SPAN:
         return ("start", "end")
     if task.n_classes == 1:

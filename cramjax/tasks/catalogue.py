@@ -1,6 +1,6 @@
 """Finds tasks by their names on the command line, and opens their data.
 
-Beside GLUE and SuperGLUE there are `conll`, `squad`, `squad2` and task files.
+Beside GLUE and SuperGLUE there are `conll`, `squad`, `squad2`, `sts` and task files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cramjax.errors import UserError
 from cramjax.glue import rows
 from cramjax.glue.rows import TaskData
 from cramjax.glue.tasks import OTHER, SUITES, Row, Task, find_tasks
-from cramjax.tasks import answers, columns, own, own_data, squad, tags
+from cramjax.tasks import answers, columns, own, own_data, retrieval, squad, tags
 
 TITLES = {"glue": "GLUE", "superglue": "SuperGLUE", OTHER: "Tasks"}
 """Suite → its name for people."""
@@ -56,11 +56,28 @@ SQUAD2 = dataclasses.replace(
     headline=answers.METRICS_V2[:1],
     sizes={"train": 130_319, "validation": 11_873},
 )
+STS = Task(
+    suite=OTHER,
+    name="sts",
+    folder="STS",
+    tfds="glue/stsb",
+    fields=("text",),
+    labels=None,
+    metrics=retrieval.CORRELATIONS,
+    headline=retrieval.CORRELATIONS[:1],
+    sizes={},
+    kind="embeddings",
+)
+"""Embeddings from GLUE's STS-B: they learn from the pairs of its training set that mean the same,
+and are scored by the correlation of cosines with all scores of its development set."""
+
+ALIKE = 4.0
+"""Score of a pair of STS-B from which on both texts mean the same, but for details (4 of 5)."""
 
 RESULT_KEYS = frozenset("average average_missing suite protocol model unfinished command".split())
 """Keys of results.json beside the tasks, so that no task can have such a name."""
 
-_NAMED = {task.name: task for task in (CONLL, SQUAD, SQUAD2)}
+_NAMED = {task.name: task for task in (CONLL, SQUAD, SQUAD2, STS)}
 _NOTED = ("kind", "fields", "metrics", "headline")
 
 
@@ -124,6 +141,9 @@ def notes(task: Task) -> dict[str, Any]:
     noted: dict[str, Any] = {"task": task.name, "suite": task.suite, "labels": task.labels}
     if task.suite == OTHER:
         noted |= {key: getattr(task, key) for key in _NOTED}
+    if isinstance(task, own.OwnTask) and task.kind == "embeddings":
+        # Its fields are not the columns that it learned from.
+        noted["columns"] = (*task.columns, *task.pair, task.label)
     return noted
 
 
@@ -193,6 +213,8 @@ def open_task(
         raise _folder_missing(task)
     if task.suite != OTHER:
         return rows.open_task(task, data_dir, announce, test=test)
+    if task.kind == "embeddings":
+        return _completed(_alike(task, data_dir, announce))
 
     folder = pathlib.Path(data_dir)
     if data_dir != "tfds" and not folder.is_dir():
@@ -213,6 +235,29 @@ def open_task(
     for difference in differences:
         announce(f"{task.folder}: {difference}; scores compare only with runs on the same files")
     return _completed(TaskData(task=task, splits=splits, differences=differences))
+
+
+def _alike(task: Task, data_dir: str, announce: Announce) -> TaskData:
+    """Returns STS-B as pairs: those of training that are alike, and all of validation."""
+    (scored,) = find_tasks(["stsb"])
+    data = rows.open_task(scored, data_dir, announce)
+    first, second = scored.fields
+    splits: dict[str, list[Row]] = {}
+    for split, found in data.splits.items():
+        splits[split] = [
+            {"idx": row["idx"], "texts": (row[first], row[second]), "label": row["label"]}
+            for row in found
+        ]
+    all_pairs = splits["train"]
+    alike = [row for row in all_pairs if row["label"] >= ALIKE]
+    if not alike:
+        raise UserError(f"{task.folder}: no training pair in {data_dir} has a score of {ALIKE:g}")
+
+    announce(
+        f"{task.folder}: {len(alike):,} of {len(all_pairs):,} training pairs have a score of "
+        f"{ALIKE:g} or more and are learned from"
+    )
+    return dataclasses.replace(data, task=task, splits=splits | {"train": alike})
 
 
 def check_needs_no_folder(tasks: Sequence[Task]) -> None:

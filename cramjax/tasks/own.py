@@ -6,14 +6,14 @@ import dataclasses
 import difflib
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from cramjax.errors import UserError
 from cramjax.glue.tasks import OTHER, Task
-from cramjax.tasks import answers
+from cramjax.tasks import answers, retrieval
 
 # Head in a task file → (kind of task, number of text columns, metrics; the first one is reported).
 _HEADS: dict[str, tuple[str, tuple[int, ...], tuple[str, ...]]] = {
@@ -21,11 +21,15 @@ _HEADS: dict[str, tuple[str, tuple[int, ...], tuple[str, ...]]] = {
     "regression": ("regression", (1, 2), ("pearson", "spearman")),
     "tags": ("tags", (1,), ("f1", "precision", "recall", "accuracy")),
     "answers": ("span", (2,), answers.METRICS_V1),
+    "embeddings": ("embeddings", (2, 3), retrieval.CORRELATIONS),
     "text": ("text", (1, 2), ("exact_match", "f1")),
 }
 # Further metrics of answers, for data with questions that have none.
 _OF_UNANSWERED = tuple(name for name in answers.METRICS_V2 if name not in answers.METRICS_V1)
-_KEYS = ("name", "head", "train", "validation", "test", "text", "label", "labels", "metric")
+_KEYS = (
+    *("name", "head", "train", "validation", "test", "text", "validation_text", "label", "labels"),
+    "metric",
+)
 _REQUIRED = ("head", "train", "validation", "text", "label")
 
 
@@ -37,7 +41,8 @@ class OwnTask(Task):
         path: of the task file, for messages.
         files: split → its file, as the task file names it.
         columns: of the texts.
-        label: column of the label.
+        pair: of embeddings, the columns of the two texts that evaluation compares; () for others.
+        label: column of the label; of embeddings "" for pairs that belong together.
         names: the labels by number if the file lists them; None where the data say.
         chosen: the metrics that the file names; () for those of its head.
     """
@@ -45,6 +50,7 @@ class OwnTask(Task):
     path: str
     files: Mapping[str, str] = dataclasses.field(hash=False)
     columns: tuple[str, ...]
+    pair: tuple[str, ...]
     label: str
     names: tuple[str, ...] | None
     chosen: tuple[str, ...]
@@ -65,11 +71,13 @@ def read(path: str) -> OwnTask:
     head = _text(path, values, "head")
     if head not in _HEADS:
         raise UserError(f"{path}: head={head!r:.80} is none of {', '.join(_HEADS)}")
-    kind, n_texts, known = _HEADS[head]
+    kind, n_texts, _ = _HEADS[head]
+    known = _known_metrics(values, head)
     texts = _texts(path, values, "text")
     if len(texts) not in n_texts:
         wanted = " or ".join(map(str, n_texts))
         raise UserError(f"{path}: text names {len(texts)} columns where {head} takes {wanted}")
+    pair = _pair(path, values, texts)
 
     chosen = _metrics(path, values, head)
     metrics = chosen or known[:1]
@@ -78,8 +86,8 @@ def read(path: str) -> OwnTask:
         raise UserError(f"{path}: name={name!r:.80} must be of letters, digits, - and _")
     # Those of a classification depend on its labels.
     further = () if kind == "classification" else known
-    # The names that a T5 reads and a finetuned model notes.
-    fields = ("question", "context") if kind == "span" else texts
+    # The names that a T5 reads and a finetuned model notes. An embedding is of any text.
+    fields = {"span": ("question", "context"), "embeddings": ("text",)}.get(kind, texts)
     names = _texts(path, values, "labels") if "labels" in values else None
     if names and kind not in ("classification", "tags"):
         raise UserError(f"{path}: labels: {head} has none; leave the key out")
@@ -88,6 +96,9 @@ def read(path: str) -> OwnTask:
         for split in ("train", "validation", "test")
         if split in values
     }
+    label = ""
+    if "label" in values:
+        label = _text(path, values, "label")
     return OwnTask(
         suite=OTHER,
         name=name,
@@ -102,17 +113,40 @@ def read(path: str) -> OwnTask:
         path=path,
         files=files,
         columns=texts,
-        label=_text(path, values, "label"),
+        pair=pair,
+        label=label,
         names=names,
         chosen=chosen,
     )
+
+
+def _known_metrics(values: Mapping[str, Any], head: str) -> tuple[str, ...]:
+    """Returns the metrics of a head; those of embeddings depend on whether pairs have labels."""
+    if head == "embeddings" and "label" not in values:
+        return retrieval.RANKS
+    return _HEADS[head][2]
+
+
+def _pair(path: str, values: Mapping[str, Any], texts: Sequence[str]) -> tuple[str, ...]:
+    """Returns the columns that an evaluation of embeddings compares; () for other heads."""
+    head = values["head"]
+    if head != "embeddings":
+        if "validation_text" in values:
+            raise UserError(f"{path}: validation_text: {head} has none; leave the key out")
+        return ()
+    if "validation_text" not in values:
+        return tuple(texts[:2])
+    pair = _texts(path, values, "validation_text")
+    if len(pair) != 2:
+        raise UserError(f"{path}: validation_text names {len(pair)} columns; give two")
+    return pair
 
 
 def _metrics(path: str, values: Mapping[str, Any], head: str) -> tuple[str, ...]:
     """Returns the metrics that a task file names; () if it names none."""
     if "metric" not in values:
         return ()
-    _, _, known = _HEADS[head]
+    known = _known_metrics(values, head)
     if head == "answers":
         known = answers.METRICS_V1 + _OF_UNANSWERED
     metrics = _texts(path, values, "metric")
@@ -141,7 +175,9 @@ def _values(path: str) -> dict[str, Any]:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_KEYS)}"
             raise UserError(f"{path}: {key!s:.80}: no such key; {hint}")
     for key in _REQUIRED:
-        if key not in values:
+        # Pairs that belong together need no label.
+        is_needed = key != "label" or values.get("head") != "embeddings"
+        if is_needed and key not in values:
             raise UserError(f"{path}: has no {key}; it needs {', '.join(_REQUIRED)}")
     return values
 

@@ -36,7 +36,7 @@ def open_task(task: OwnTask, data_dir: str | None, announce: Announce) -> TaskDa
     folder = pathlib.Path(data_dir) if data_dir else pathlib.Path(task.path).parent
     splits = {}
     for split, file in task.files.items():
-        splits[split] = _read(task, folder / file, announce)
+        splits[split] = _read(task, split, folder / file, announce)
         if not splits[split]:
             raise UserError(f"{folder / file}: has no rows")
 
@@ -49,7 +49,9 @@ def open_task(task: OwnTask, data_dir: str | None, announce: Announce) -> TaskDa
     return TaskData(task=task, splits=splits, differences=())
 
 
-def _read(task: OwnTask, path: pathlib.Path, announce: Announce) -> list[Row]:
+def _read(task: OwnTask, split: str, path: pathlib.Path, announce: Announce) -> list[Row]:
+    if task.kind == "embeddings":
+        return list(_compared(task, split, path))
     if task.kind == "tags":
         if tables.suffix_of(path) in columns.COLUMN_SUFFIXES:
             found = columns.read(path)
@@ -75,20 +77,38 @@ def _rows(task: OwnTask, path: pathlib.Path) -> Iterator[Row]:
 
 
 def _label(task: OwnTask, value: Any, where: str) -> Any:
-    if task.kind != "regression":
-        label = str(value)
-        if task.names and label not in task.names:
-            # Files of the Hub number the labels.
-            by_number = {str(number): name for number, name in enumerate(task.names)}
-            return by_number.get(label, label)
-        return label
+    if task.kind == "regression":
+        return _number(value, where, "a regression")
+    label = str(value)
+    if task.names and label not in task.names:
+        # Files of the Hub number the labels.
+        by_number = {str(number): name for number, name in enumerate(task.names)}
+        return by_number.get(label, label)
+    return label
+
+
+def _number(value: Any, where: str, what: str) -> float:
     try:
         score = float(value)
     except (TypeError, ValueError):
         score = math.nan
     if not math.isfinite(score):
-        raise UserError(f"{where}={value!r:.80} is no number, which a regression needs")
+        raise UserError(f"{where}={value!r:.80} is no number, which {what} needs")
     return score
+
+
+def _compared(task: OwnTask, split: str, path: pathlib.Path) -> Iterator[Row]:
+    """Yields pairs and triples of texts; those of evaluation have a label if the task has."""
+    names = task.columns if split == "train" else task.pair
+    label = task.label if split != "train" else ""
+    for number, (where, values) in enumerate(tables.rows(path)):
+        for column in (*names, label):
+            if column and values.get(column) is None:
+                raise _missing(task, where, column, values)
+        row: Row = {"idx": number, "texts": tuple(str(values[column]) for column in names)}
+        if label:
+            row["label"] = _number(values[label], f"{where}: {label}", "a correlation")
+        yield row
 
 
 def _spans(task: OwnTask, path: pathlib.Path) -> Iterator[Row]:
@@ -187,7 +207,10 @@ def _answered(task: OwnTask, splits: Mapping[str, list[Row]]) -> OwnTask:
 
 def _balance(task: Task, rows: Sequence[Row]) -> str:
     """Returns how often the labels occur, the commonest first."""
-    if task.kind == "regression":
+    if task.kind == "embeddings" and "label" not in rows[0]:
+        n_answers = len({row["texts"][1] for row in rows})
+        return f", {n_answers:,} different answers"
+    if task.kind in ("regression", "embeddings"):
         scores = [row["label"] for row in rows]
         return f", scores from {min(scores):g} to {max(scores):g}"
     if task.kind == "span":

@@ -178,13 +178,19 @@ def test_a_classifier_is_a_stock_class(drawn, n_outputs, mean, tokenizer, tmp_pa
 
 
 @settings
-@hypothesis.given(drawn=encoders(), kind=st.sampled_from([classifier.TOKEN, classifier.SPAN]))
-def test_a_head_on_each_token_is_a_stock_class(drawn, kind, tokenizer, tmp_path_factory):
+@hypothesis.given(
+    drawn=encoders(),
+    kind=st.sampled_from([classifier.TOKEN, classifier.SPAN, classifier.EMBEDDING]),
+    pooling=st.sampled_from(["first", "mean"]),
+)
+def test_a_head_on_tokens_is_a_stock_class(drawn, kind, pooling, tokenizer, tmp_path_factory):
     name, cfg = drawn
+    has_scores = kind != classifier.EMBEDDING
     head = classifier.ClassifierConfig(
         encoder=cfg,
         width=cfg.d_model,
-        n_outputs=2,
+        n_outputs=2 * has_scores,
+        pooling=pooling,
         transform=families.FAMILIES[name].transform_of(kind),
         head=kind,
     )
@@ -195,8 +201,9 @@ def test_a_head_on_each_token_is_a_stock_class(drawn, kind, tokenizer, tmp_path_
     assert raw["architectures"] == [predicting.replace("ForMaskedLM", families.ENDINGS[kind])]
     assert parity.compare(path, head, params, tokenizer) < parity.TOLERANCE
 
-    model = getattr(transformers, raw["architectures"][0]).from_pretrained(path)
-    assert model.config.id2label == {0: "O", 1: "B-place"} and model.num_labels == 2
+    if has_scores:
+        model = getattr(transformers, raw["architectures"][0]).from_pretrained(path)
+        assert model.config.id2label == {0: "O", 1: "B-place"} and model.num_labels == 2
 
 
 def discriminator(**changes):
