@@ -66,14 +66,7 @@ def bench(
         raise UserError(
             "--peer needs torch, transformers and accelerate: pip install -r requirements-test.txt"
         )
-    (task, *others) = catalogue.find([task_name])
-    is_measured = task.kind in peer_examples.KINDS and config.model.family == "encoder"
-    if others or not is_measured:
-        raise UserError(
-            f"--finetune {task_name}: measures an encoder on one task of classes, tags or answers, "
-            "as cola, conll or squad"
-        )
-
+    task = _find(task_name, config)
     start.start()
     timed = TimedFinetuning(config, task, data_dir, n_steps)
     result = {
@@ -93,6 +86,18 @@ def bench(
     peers = finetuning_peer.measure(timed.specification(), n_steps, modes)
     after = {name: timed.measure(name)["examples_per_s"] for name in PRECISIONS}
     return result | comparison(before, after, peers)
+
+
+def _find(task_name: str, config: Config) -> Task:
+    """Returns the task that is measured, or raises UserError."""
+    (task, *others) = catalogue.find([task_name])
+    is_measured = task.kind in peer_examples.KINDS and config.model.family == "encoder"
+    if others or not is_measured:
+        raise UserError(
+            f"--finetune {task_name}: measures an encoder on one task of classes, tags or answers, "
+            "as cola, conll or squad"
+        )
+    return task
 
 
 def comparison(
@@ -243,8 +248,10 @@ class TimedFinetuning:
 
         names = ("lr", "warmup", "batch_size", "b1", "b2", "eps", "weight_decay")
         chosen = {name: getattr(settings, name) for name in names}
-        examples = list(peer_examples.examples(self._kind, self._feed))
-        columns = {name: [example[name] for example in examples] for name in examples[0]}
+        columns: dict[str, list[Any]] = {}
+        for example in peer_examples.examples(self._kind, self._feed):
+            for name, value in example.items():
+                columns.setdefault(name, []).append(value)
         # Without types, a BERT takes every token to be of type 0.
         if not any(map(any, columns["token_type_ids"])):
             del columns["token_type_ids"]

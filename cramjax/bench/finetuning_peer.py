@@ -25,9 +25,11 @@ MODES = (
     "float32",
     "float32, grouped by length",
     "float32, compiled",
+    "float32, compiled, grouped by length",
     "bfloat16",
     "bfloat16, grouped by length",
     "bfloat16, compiled",
+    "bfloat16, compiled, grouped by length",
 )
 EAGER_MODES = tuple(mode for mode in MODES if "compiled" not in mode)
 WARMUP_STEPS = 20

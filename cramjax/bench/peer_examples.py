@@ -1,4 +1,4 @@
-"""What transformers' `Trainer` learns a kind of task from: its class of BERT, and examples as ours.
+"""Examples for transformers' `Trainer`, and its class of BERT, for each kind of task.
 
 The examples come out of our own feed, so that both sides read the same tokens, windows and answers.
 """
