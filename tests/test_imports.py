@@ -142,6 +142,7 @@ BELOW = {
         "config",
         "budget",
         "data",
+        "tasks",
         "glue",
         "models",
         "objectives",

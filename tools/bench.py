@@ -39,10 +39,11 @@ with --peer, beside transformers' model of the same sizes in torch
 
 with --finetune TASK, instead of the keys above:
   ours                                   examples_per_s of a seed in float32 and bfloat16 by the
-                                         cramming protocol, compiled; compile_s
-  peers, ratio_to_peer                   with --peer: transformers' Trainer in its modes; ours over
+                                         cramming protocol, compiled; compile_s. Tags and answers
+                                         have windows of texts as examples
+  peers, ratio_to_peer, best_peer_mode   with --peer: transformers' Trainer in its modes; ours over
                                          its best (float32: over random batches alone,
-                                         float32_any: over all)
+                                         float32_any: over all); which mode that was
 
 examples:
   python -m tools.bench --config configs/bert_1day.py --config.batch_size=128 \\
@@ -51,7 +52,9 @@ examples:
   python -m tools.bench --config configs/t5_efficient.py:mini --config.data.seq_len=128 \\
       --config.batch_size=32 --peer
   python -m tools.bench --config configs/quickstart.py --finetune cola --data_dir glue \\
-      --steps 300 --peer"""
+      --steps 300 --peer
+  python -m tools.bench --config configs/quickstart.py --finetune squad --data_dir squad \\
+      --steps 30 --peer"""
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -138,7 +141,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--finetune",
         metavar="TASK",
-        help="measure finetuning on a task of GLUE, as cola",
+        help="measure finetuning on a task of classes, tags or answers, as cola, conll or squad",
     )
     parser.add_argument(
         "--data_dir",

@@ -14,18 +14,17 @@ from typing import Any
 import jax
 
 from cramjax import start
-from cramjax.bench import finetuning_peer
+from cramjax.bench import finetuning_peer, peer_examples
 from cramjax.config.views import Config
 from cramjax.data import tokenizers
 from cramjax.errors import UserError
-from cramjax.finetuning import learning, training
-from cramjax.finetuning.classification import Classification
-from cramjax.finetuning.feed import EncoderFeed
-from cramjax.finetuning.protocols import PROTOCOLS
-from cramjax.glue import inputs, rows
-from cramjax.glue.tasks import Task, find_tasks
+from cramjax.finetuning import heads, learning, training
+from cramjax.finetuning.classification import EncoderObjective
+from cramjax.finetuning.protocols import choose_protocol
+from cramjax.glue.tasks import Task
 from cramjax.models import network
 from cramjax.objectives.masked_lm import encoder_config
+from cramjax.tasks import catalogue
 from cramjax.tuning import devices
 
 PRECISIONS = ("float32", "bfloat16")
@@ -44,13 +43,14 @@ def bench(
     """Measure examples a second of one seed by the cramming protocol.
 
     The network is that of `config` with random weights. The tokenizer is trained on the task, and
-    sentences are tokenised before the clock starts. Batching, packing (the peer's: padding) and the
-    transfer to the device are inside the time.
+    texts are tokenised before the clock starts. Batching, packing (the peer's: padding) and the
+    transfer to the device are inside the time. An example is a text or a pair, and a window of a
+    text for tags and answers.
 
     Args:
         config: the configuration of the network.
-        task_name: a classification task, as "cola".
-        data_dir: where the task is, as `rows.open_task` takes it.
+        task_name: a task of classes, tags or answers, as "cola", "conll" or "squad".
+        data_dir: where the task is, as `catalogue.open_task` takes it.
         n_steps: timed steps.
         peer: whether to measure the peer as well.
         modes: the peer's modes that are measured.
@@ -59,19 +59,14 @@ def bench(
         The result; `tools/bench.py` describes its keys.
 
     Raises:
-        UserError: if the task is no classification, the network is a T5, or a package of the peer
-            is missing.
+        UserError: if the task is of another kind, the network is a T5, or a package of the peer is
+            missing.
     """
     if peer and not all(map(importlib.util.find_spec, _PEER_PACKAGES)):
         raise UserError(
             "--peer needs torch, transformers and accelerate: pip install -r requirements-test.txt"
         )
-    (task, *others) = find_tasks([task_name])
-    if others or task.kind != "classification" or config.model.family != "encoder":
-        raise UserError(
-            f"--finetune {task_name}: measures one task of classification with an encoder, as cola"
-        )
-
+    task = _find(task_name, config)
     start.start()
     timed = TimedFinetuning(config, task, data_dir, n_steps)
     result = {
@@ -93,6 +88,18 @@ def bench(
     return result | comparison(before, after, peers)
 
 
+def _find(task_name: str, config: Config) -> Task:
+    """Returns the task that is measured, or raises UserError."""
+    (task, *others) = catalogue.find([task_name])
+    is_measured = task.kind in peer_examples.KINDS and config.model.family == "encoder"
+    if others or not is_measured:
+        raise UserError(
+            f"--finetune {task_name}: measures an encoder on one task of classes, tags or answers, "
+            "as cola, conll or squad"
+        )
+    return task
+
+
 def comparison(
     before: Mapping[str, float], after: Mapping[str, float], peers: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -104,29 +111,36 @@ def comparison(
         peers: results of `finetuning_peer.measure`.
 
     Returns:
-        The keys ours_examples_per_s, peers and ratio_to_peer. The ratios are ours over the best of
-        the peer: `float32` among its float32 modes with batches in random order, as ours are;
-        `float32_any` among all float32 modes, also those that put sentences of like length
-        together; `best` is our best over the best of all modes. A ratio over nothing is None.
+        The keys ours_examples_per_s, peers, ratio_to_peer and best_peer_mode. The ratios are ours
+        over the best of the peer: `float32` among its float32 modes with batches in random order,
+        as ours are; `float32_any` among all float32 modes, also those that put texts of like length
+        together; `best` is our best over the best of all modes. The modes have the same keys. A
+        ratio over nothing, and its mode, are None.
     """
     ours = {name: statistics.mean([before[name], after[name]]) for name in before}
     rates = {peer["mode"]: peer["examples_per_s"] for peer in peers if "error" not in peer}
     float32 = {mode: rate for mode, rate in rates.items() if mode.startswith("float32")}
-    in_random_order = [rate for mode, rate in float32.items() if "grouped" not in mode]
+    in_random_order = {mode: rate for mode, rate in float32.items() if "grouped" not in mode}
 
+    compared = {
+        "float32": (ours["float32"], in_random_order),
+        "float32_any": (ours["float32"], float32),
+        "best": (max(ours.values()), rates),
+    }
     return {
         "ours_examples_per_s": {name: [before[name], after[name]] for name in before},
         "peers": peers,
-        "ratio_to_peer": {
-            "float32": _ratio(ours["float32"], in_random_order),
-            "float32_any": _ratio(ours["float32"], list(float32.values())),
-            "best": _ratio(max(ours.values()), list(rates.values())),
-        },
+        "ratio_to_peer": {key: _ratio(*sides) for key, sides in compared.items()},
+        "best_peer_mode": {key: _best_mode(others) for key, (_, others) in compared.items()},
     }
 
 
-def _ratio(rate: float, others: Sequence[float]) -> float | None:
-    return rate / max(others) if others else None
+def _ratio(rate: float, others: Mapping[str, float]) -> float | None:
+    return rate / max(others.values()) if others else None
+
+
+def _best_mode(others: Mapping[str, float]) -> str | None:
+    return max(others, key=others.__getitem__, default=None)
 
 
 class TimedFinetuning:
@@ -142,33 +156,34 @@ class TimedFinetuning:
 
     def __init__(self, config: Config, task: Task, data_dir: str, n_steps: int):
         """Open the task, train the tokenizer on it, and encode its examples."""
-        opened = rows.open_task(task, data_dir, lambda text: print(text, file=sys.stderr))
+        opened = catalogue.open_task(task, data_dir, lambda text: print(text, file=sys.stderr))
+        # The data say which tags there are.
+        self._task = opened.task
+        self._kind = peer_examples.KINDS[task.kind]
         train_rows = opened.splits["train"]
-
-        # Training ends with the steps or the epochs, whichever is first; the steps have to be.
-        settings = PROTOCOLS["cramming"].settings
-        epochs = math.ceil(n_steps / math.ceil(len(train_rows) / settings.batch_size))
-        self.settings = dataclasses.replace(
-            settings, max_steps=n_steps, epochs=max(1, epochs), single_as_pair=False
-        )
-
-        samples = [sample for row in train_rows for sample in inputs.samples(task, row)]
-        pairs = [pair for sample in samples for pair in sample.pairs]
-        texts = [text for pair in pairs for text in pair if text is not None]
+        texts = [text for row in train_rows for text in self._kind.texts(task, row)]
         vocab_size = config.data.vocab_size
         tokenizer, _ = tokenizers.train(
             "wordpiece", texts, vocab_size=vocab_size, lowercase=True, ascii_only=True
         )
 
+        protocol = choose_protocol("cramming", is_t5=False, tasks=[task])
+        (point,) = protocol.points(task.name)
+        settings = dataclasses.replace(protocol.settings_at(point), single_as_pair=False)
+        self._config = encoder_config(config.model, vocab_size)
+        self._part = heads.encoder_part(self._task)
         pad_id = tokenizers.special_ids(tokenizer)["pad"]
         splits = {"train": train_rows}
-        self._feed = EncoderFeed(task, splits, tokenizer, pad_id, self.settings, None)
-        self._sequences = self._feed.sequences("train")
-        self._labels = [sample.label for sample in samples]
-        self._task = task
-        self.mean_tokens = statistics.mean(len(sequence.ids) for sequence in self._sequences)
+        self._feed = self._part.feed(
+            self._task, splits, tokenizer, pad_id, settings, self._config.max_length
+        )
+        self.mean_tokens = statistics.mean(
+            len(sequence.ids) for sequence in self._feed.sequences("train")
+        )
 
-        self._config = encoder_config(config.model, vocab_size)
+        # Training ends with the steps or the epochs, whichever is first; the steps have to be.
+        epochs = math.ceil(n_steps / math.ceil(self._feed.n_train / settings.batch_size))
+        self.settings = dataclasses.replace(settings, max_steps=n_steps, epochs=max(1, epochs))
         self._trained = network.init_params(self._config, jax.random.key(0))
         self.n_params = sum(leaf.size for leaf in jax.tree.leaves(self._trained["encoder"]))
         self._compile_s: dict[str, float] = {}
@@ -196,11 +211,11 @@ class TimedFinetuning:
             "compile_s": self._compile_s[precision],
         }
 
-    def _learner(self, precision: str) -> Classification:
+    def _learner(self, precision: str) -> EncoderObjective:
         network = learning.network_with_head(self._config, self._task, self.settings)
-        return Classification(network, devices.make_precision(precision, jax.devices()[0]))
+        return self._part.objective(network, devices.make_precision(precision, jax.devices()[0]))
 
-    def _train(self, learner: Classification) -> tuple[float, int]:
+    def _train(self, learner: EncoderObjective) -> tuple[float, int]:
         """Returns (seconds, steps) of one training."""
         started = time.perf_counter()
         trained = training.train(
@@ -209,7 +224,7 @@ class TimedFinetuning:
         return time.perf_counter() - started, trained.n_steps
 
     def specification(self) -> dict[str, Any]:
-        """Returns what the peer trains: the sizes of a BERT, settings, and examples.
+        """Returns what the peer trains: a class of BERT with its sizes, settings, and examples.
 
         The BERT has as many parameters a block as our network.
         """
@@ -233,11 +248,16 @@ class TimedFinetuning:
 
         names = ("lr", "warmup", "batch_size", "b1", "b2", "eps", "weight_decay")
         chosen = {name: getattr(settings, name) for name in names}
-        examples = {
-            "input_ids": [sequence.ids.tolist() for sequence in self._sequences],
-            "labels": self._labels,
-        }
+        columns: dict[str, list[Any]] = {}
+        for example in peer_examples.examples(self._kind, self._feed):
+            for name, value in example.items():
+                columns.setdefault(name, []).append(value)
         # Without types, a BERT takes every token to be of type 0.
-        if any(sequence.types.any() for sequence in self._sequences):
-            examples["token_type_ids"] = [sequence.types.tolist() for sequence in self._sequences]
-        return {"numbers": numbers, "settings": chosen} | examples
+        if not any(map(any, columns["token_type_ids"])):
+            del columns["token_type_ids"]
+        return {
+            "model": self._kind.peer,
+            "numbers": numbers,
+            "settings": chosen,
+            "columns": columns,
+        }

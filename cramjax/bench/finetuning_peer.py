@@ -25,12 +25,23 @@ MODES = (
     "float32",
     "float32, grouped by length",
     "float32, compiled",
+    "float32, compiled, grouped by length",
     "bfloat16",
     "bfloat16, grouped by length",
     "bfloat16, compiled",
+    "bfloat16, compiled, grouped by length",
 )
 EAGER_MODES = tuple(mode for mode in MODES if "compiled" not in mode)
 WARMUP_STEPS = 20
+
+NO_TAG = -100
+"""The label of a token without a tag, from which `transformers` learns nothing."""
+
+NOWHERE = 1_000_000
+"""The place of an answer from which `transformers` learns nothing: it is behind every token."""
+
+_PADDING = {"input_ids": 0, "token_type_ids": 0, "labels": NO_TAG}
+"""Column → what stands behind the last token, where an example has a value for each token."""
 
 
 def n_examples(n_train: int, batch_size: int, steps: range) -> int:
@@ -78,7 +89,7 @@ def _measurements(wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for mode in wanted["modes"]:
         print(f"peer Trainer, {mode}…", file=sys.stderr, flush=True)
         result = {
-            "peer": "BertForSequenceClassification, Trainer",
+            "peer": f"{wanted['model']}, Trainer",
             "mode": mode,
             "versions": versions,
         }
@@ -96,7 +107,7 @@ def _train(wanted: dict[str, Any], mode: str) -> dict[str, Any]:
     import transformers
 
     torch.manual_seed(0)
-    model = transformers.BertForSequenceClassification(transformers.BertConfig(**wanted["numbers"]))
+    model = getattr(transformers, wanted["model"])(transformers.BertConfig(**wanted["numbers"]))
     examples = _examples(wanted)
     batch_size = wanted["settings"]["batch_size"]
     first = WARMUP_STEPS
@@ -133,9 +144,8 @@ def _train(wanted: dict[str, Any], mode: str) -> dict[str, Any]:
 
 def _examples(wanted: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns a dict for each example, from the columns of the specification."""
-    names = [name for name in ("input_ids", "token_type_ids", "labels") if name in wanted]
-    columns = [wanted[name] for name in names]
-    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    columns = wanted["columns"]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _arguments(wanted: dict[str, Any], mode: str, folder: str) -> transformers.TrainingArguments:
@@ -177,24 +187,25 @@ def _arguments(wanted: dict[str, Any], mode: str, folder: str) -> transformers.T
 def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
     """Pad to the longest example, up to a multiple of 8, as Cramming's code does it.
 
-    Returns int64 [examples, length] tensors, and labels [examples].
+    Returns int64 tensors: [examples, length] where an example has a value for each token, else
+    [examples].
     """
     import torch
 
     longest = max(len(example["input_ids"]) for example in examples)
     length = -(-longest // 8) * 8
-    names = [name for name in ("input_ids", "token_type_ids") if name in examples[0]]
-    batch = {
-        name: torch.zeros((len(examples), length), dtype=torch.long)
-        for name in (*names, "attention_mask")
-    }
+    batch = {}
+    for name, first in examples[0].items():
+        values = [torch.tensor(example[name]) for example in examples]
+        if isinstance(first, int):
+            batch[name] = torch.stack(values)
+            continue
+        batch[name] = torch.full((len(examples), length), _PADDING[name])
+        for row, value in zip(batch[name], values, strict=True):
+            row[: len(value)] = value
 
-    for row, example in enumerate(examples):
-        n_tokens = len(example["input_ids"])
-        batch["attention_mask"][row, :n_tokens] = 1
-        for name in names:
-            batch[name][row, :n_tokens] = torch.tensor(example[name])
-    return batch | {"labels": torch.tensor([example["labels"] for example in examples])}
+    sizes = torch.tensor([len(example["input_ids"]) for example in examples])
+    return batch | {"attention_mask": (torch.arange(length) < sizes[:, None]).long()}
 
 
 if __name__ == "__main__":

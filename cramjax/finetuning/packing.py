@@ -17,9 +17,9 @@ ROW_LENGTHS = (64, 96, 128, 192, 256, 384, 512)
 """Tokens in a row; longer rows are multiples of the last. Each length is compiled, so there are
 few. The shortest one still has room for several short sequences."""
 
-ROW_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+ROW_COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256)
 """Rows in a batch; larger batches have multiples of 64. Each count is compiled too, so a count may
-be up to half as large again as needed."""
+be up to a third as large again as needed."""
 
 MIN_SHARE = 4
 """Tokens that a sequence takes of a row at least. It bounds the sequences in a batch of

@@ -6,13 +6,14 @@ import stat
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from cramjax.bench import finetuning, finetuning_peer
+from cramjax.bench import finetuning, finetuning_peer, peer_examples
 from cramjax.config.resolve import get_config
 from cramjax.errors import RunFailed, UserError
-from cramjax.glue.tasks import find_tasks
-from tests.finetuning import grammar
+from cramjax.tasks import catalogue
+from tests.finetuning import grammar, reading
 from tools import bench as tool
 
 TINY = (
@@ -30,12 +31,19 @@ def glue(tmp_path_factory):
     folder = grammar.write_glue(tmp_path_factory.mktemp("bench") / "glue", n_train=41)
     rte = folder / "RTE" / "train.tsv"
     rte.write_text(rte.read_text().replace("\n0\t", "\n0\t" + "red " * 200))
+    # Tasks of tags and of answers lie in the folder itself.
+    reading.write_conll(folder)
+    reading.write_squad(folder)
+    train = folder / "train-v1.1.json"
+    content = json.loads(train.read_text())
+    content["data"][0]["paragraphs"][0]["context"] += " a" * 500
+    train.write_text(json.dumps(content))
     return folder
 
 
 def ours(glue, task_name, n_steps):
     config = get_config("quickstart", *TINY)
-    (task,) = find_tasks([task_name])
+    (task,) = catalogue.find([task_name])
     return finetuning.TimedFinetuning(config, task, str(glue), n_steps)
 
 
@@ -48,11 +56,17 @@ def test_ratios_are_over_the_peers_best():
     ]
     before = {"float32": 50.0, "bfloat16": 90.0}
     after = {"float32": 30.0, "bfloat16": 70.0}
-    ratios = finetuning.comparison(before, after, peers)["ratio_to_peer"]
-    assert ratios == {"float32": 4.0, "float32_any": 2.0, "best": 2.0}
+    compared = finetuning.comparison(before, after, peers)
+    assert compared["ratio_to_peer"] == {"float32": 4.0, "float32_any": 2.0, "best": 2.0}
+    assert compared["best_peer_mode"] == {
+        "float32": "float32",
+        "float32_any": "float32, grouped by length",
+        "best": "bfloat16",
+    }
 
-    without_peers = finetuning.comparison(before, after, [])["ratio_to_peer"]
-    assert without_peers["best"] is None
+    without_peers = finetuning.comparison(before, after, [])
+    assert without_peers["ratio_to_peer"]["best"] is None
+    assert without_peers["best_peer_mode"]["best"] is None
 
 
 def test_short_batches_count_as_what_they_hold():
@@ -64,6 +78,7 @@ def test_short_batches_count_as_what_they_hold():
 
 def test_the_peer_is_asked_for_the_same_sizes_and_settings(glue):
     wanted = ours(glue, "cola", 3).specification()
+    assert wanted["model"] == "BertForSequenceClassification"
     expected = {
         "vocab_size": 200,
         "hidden_size": 32,
@@ -77,22 +92,92 @@ def test_the_peer_is_asked_for_the_same_sizes_and_settings(glue):
     settings = {"batch_size": 16, "lr": 4e-5, "b2": 0.98}
     assert settings.items() <= wanted["settings"].items()
 
-    assert len(wanted["input_ids"]) == len(wanted["labels"]) == 41
-    assert all(isinstance(number, int) for ids in wanted["input_ids"] for number in ids)
-    assert "token_type_ids" not in wanted
+    columns = wanted["columns"]
+    assert columns.keys() == {"input_ids", "labels"}
+    assert len(columns["input_ids"]) == len(columns["labels"]) == 41
+    assert all(isinstance(number, int) for ids in columns["input_ids"] for number in ids)
+    assert set(columns["labels"]) == {0, 1}
     json.dumps(wanted)
 
 
 def test_pairs_are_cut_and_typed_as_ours(glue):
     wanted = ours(glue, "rte", 3).specification()
     assert wanted["numbers"]["max_position_embeddings"] == 128
-    assert max(map(len, wanted["input_ids"])) == 128
+    columns = wanted["columns"]
+    assert max(map(len, columns["input_ids"])) == 128
 
-    for ids, types in zip(wanted["input_ids"], wanted["token_type_ids"], strict=True):
+    for ids, types in zip(columns["input_ids"], columns["token_type_ids"], strict=True):
         assert len(types) == len(ids)
         # The first text has type 0, the second type 1.
         assert set(types) == {0, 1}
         assert types == sorted(types)
+
+
+def test_the_peer_learns_the_tags_of_the_first_tokens_of_words(glue):
+    timed = ours(glue, "conll", 3)
+    wanted = timed.specification()
+    assert wanted["model"] == "BertForTokenClassification"
+    assert wanted["numbers"]["num_labels"] == 3  # O, B-animal, B-color
+    columns = wanted["columns"]
+    assert columns.keys() == {"input_ids", "labels"}
+
+    n_words = 0
+    for ids, labels in zip(columns["input_ids"], columns["labels"], strict=True):
+        assert len(ids) == len(labels)
+        assert labels[0] == labels[-1] == finetuning_peer.NO_TAG
+        n_words += sum(label != finetuning_peer.NO_TAG for label in labels)
+    lines = (glue / "train.conll").read_text().splitlines()
+    assert n_words == sum(bool(line) for line in lines)
+
+
+def test_the_peer_learns_the_answers_of_our_windows(glue):
+    timed = ours(glue, "squad", 3)
+    wanted = timed.specification()
+    assert wanted["model"] == "BertForQuestionAnswering"
+    assert wanted["numbers"]["max_position_embeddings"] == 384
+    columns = wanted["columns"]
+    assert columns.keys() == {"input_ids", "token_type_ids", "start_positions", "end_positions"}
+    # One context is read in two windows, of which the second has no answer.
+    assert len(columns["input_ids"]) == 41
+    lengths = [len(ids) for ids in columns["input_ids"]]
+    assert max(lengths) == 384
+    starts, ends = columns["start_positions"], columns["end_positions"]
+    assert [number for number, start in enumerate(starts) if start == 0] == [1]
+
+    answers = {
+        tuple(ids[start : end + 1])
+        for ids, start, end in zip(columns["input_ids"], starts, ends, strict=True)
+        if start
+    }
+    assert len(answers) == 1  # "red"
+
+
+def test_an_example_without_weight_is_ignored_by_both_sides():
+    batch = {"starts": np.array([5]), "ends": np.array([7])}
+    targets = peer_examples.KINDS["span"].targets
+    learned = targets(batch | {"weights": np.ones(1)})
+    assert learned == {"start_positions": 5, "end_positions": 7}
+    ignored = targets(batch | {"weights": np.zeros(1)})
+    assert set(ignored.values()) == {finetuning_peer.NOWHERE}
+
+
+def test_a_peers_batch_is_as_long_as_its_longest_example_needs():
+    torch = pytest.importorskip("torch")
+    examples = [
+        {"input_ids": [4, 5, 6], "token_type_ids": [0, 1, 1], "labels": [-100, 2, -100]},
+        {"input_ids": list(range(9)), "token_type_ids": [1] * 9, "labels": [1] * 9},
+    ]
+    batch = finetuning_peer._collate(examples)
+    assert {name: tuple(values.shape) for name, values in batch.items()} == dict.fromkeys(
+        ("input_ids", "token_type_ids", "labels", "attention_mask"), (2, 16)
+    )
+    assert all(values.dtype == torch.int64 for values in batch.values())
+    assert batch["attention_mask"].sum(1).tolist() == [3, 9]
+    assert batch["input_ids"][0].tolist() == [4, 5, 6] + [0] * 13
+    assert batch["labels"][0].tolist() == [-100, 2] + [-100] * 14
+
+    of_texts = finetuning_peer._collate([{"input_ids": [1], "labels": 1}])
+    assert of_texts["labels"].tolist() == [1]
 
 
 @pytest.mark.slow
@@ -174,9 +259,10 @@ def test_what_is_missing_is_named(monkeypatch, missing):
 def test_other_tasks_are_refused(tmp_path):
     for config, task in (
         (get_config("quickstart", *TINY), "stsb"),
+        (get_config("quickstart", *TINY), "glue"),
         (get_config("t5_1day"), "cola"),
     ):
-        with pytest.raises(UserError, match="one task of classification with an encoder"):
+        with pytest.raises(UserError, match="one task of classes, tags or answers"):
             finetuning.bench(config, task, str(tmp_path), 2, peer=False)
 
 
@@ -207,7 +293,7 @@ def test_help_needs_no_jax(root):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["cola", "rte"])
+@pytest.mark.parametrize("task", ["cola", "rte", "conll", "squad"])
 def test_both_sides_are_measured(glue, task):
     for package in ("torch", "transformers", "accelerate"):
         pytest.importorskip(package)
@@ -215,6 +301,7 @@ def test_both_sides_are_measured(glue, task):
     config = get_config("quickstart", *TINY)
     result = finetuning.bench(config, task, str(glue), 4, peer=True, modes=modes)
     assert [peer["mode"] for peer in result["peers"]] == list(modes)
+    assert result["best_peer_mode"]["best"] in modes
     assert all(peer["examples_per_s"] > 0 for peer in result["peers"])
     assert result["ratio_to_peer"]["best"] > 0
     assert set(result["peers"][0]["versions"]) == {"torch", "transformers", "accelerate"}

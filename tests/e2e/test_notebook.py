@@ -66,6 +66,7 @@ def test_it_runs_from_top_to_bottom(root, corpus, tmp_path, monkeypatch):
     assert len(pictures) == 1 and "eval_loss" in shown["train"]
     assert len(re.findall(r"\d%", shown["fill"])) == 5
     assert "CoLA MCC" in shown["finetune"]
+    assert len(re.findall(r"'label': '(?:un)?acceptable', 'score': 0\.\d", shown["classify"])) == 2
     assert "ModernBertForMaskedLM" in shown["export"]
     assert "ModernBertForSequenceClassification" in shown["export"]
     assert "library_name: transformers" in shown["again"]

@@ -64,6 +64,13 @@ def test_every_token_has_a_place_of_its_own(lengths):
         assert batch["positions"].reshape(-1)[first] == 0
 
 
+def test_a_compiled_count_holds_what_is_needed_and_little_more():
+    for needed in range(1, 400):
+        count = packing.row_count(needed)
+        assert needed <= count <= needed * 4 / 3
+    assert len({packing.row_count(needed) for needed in range(1, 17)}) == 10
+
+
 def test_rows_are_filled_well():
     lengths = np.random.default_rng(1).integers(4, 40, 400).tolist()
     assert packing.n_rows(packing.place(lengths, 64)) * 64 < 1.06 * sum(lengths)
