@@ -124,7 +124,8 @@ def test_like_lengths_take_fewer_places_and_give_what_the_same_batch_gives(model
 
     assert places(grouping) < places(PLAIN)
 
-    objective = grammar.classifying(model.config, model.precision)
+    rates = {"dropout": 0.0, "attention_dropout": 0.0}
+    objective = grammar.classifying(model.config, model.precision, **rates)
     params = objective.init(jax.random.key(0), model.params)
     losses = []
     for feed in feeds.values():
