@@ -130,23 +130,21 @@ def comparison(
         "float32_any": lambda mode: mode.startswith("float32"),
         "best": lambda mode: True,
     }
-    ratios = {}
-    best = {}
+
+    ratios: dict[str, float | None] = {}
+    best: dict[str, str | None] = {}
     for key, is_chosen in chosen.items():
         others = {mode: rate for mode, rate in rates.items() if is_chosen(mode)}
-        best[key] = _best_mode(others)
+        best[key] = max(others, key=others.__getitem__, default=None)
         fastest = max(rate for mode, rate in ours.items() if is_chosen(mode))
         ratios[key] = fastest / max(others.values()) if others else None
+
     return {
         "ours_examples_per_s": {mode: [before[mode], after[mode]] for mode in before},
         "peers": peers,
         "ratio_to_peer": ratios,
         "best_peer_mode": best,
     }
-
-
-def _best_mode(others: Mapping[str, float]) -> str | None:
-    return max(others, key=others.__getitem__, default=None)
 
 
 class TimedFinetuning:
