@@ -19,6 +19,7 @@ EXAMPLE = """protocols (results carry all settings):
   cramming   batch 16, 5 epochs, lr 4e-5, the same for every task, median of 5 seeds
              (the default for encoders)
   bert       batch 32, 3 epochs, the best of four learning rates
+  24hbert    batch 32, 5 epochs, lr 5e-5 after 50 steps of warm-up, median of 5 seeds
   mosaic     settings by task; RTE, MRPC and STS-B start from the MNLI model
   t5         text to text, Adafactor 1e-3, batch 128, the best epoch (the default for T5s)
 
@@ -118,7 +119,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_protocol(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--protocol", metavar="NAME", help="cramming, bert, mosaic or t5")
+    parser.add_argument("--protocol", metavar="NAME", help="one of those below")
 
     parser.add_argument(
         "--set",

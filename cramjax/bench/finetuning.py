@@ -8,7 +8,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,13 @@ from cramjax.objectives.masked_lm import encoder_config
 from cramjax.tasks import catalogue
 from cramjax.tuning import devices
 
-PRECISIONS = ("float32", "bfloat16")
+MODES = (
+    "float32",
+    "float32, grouped by length",
+    "bfloat16",
+    "bfloat16, grouped by length",
+)
+"""Number formats, with batches in random order or of texts of like length."""
 _PEER_PACKAGES = ("torch", "transformers", "accelerate")
 
 
@@ -76,7 +82,7 @@ def bench(
         "params": timed.n_params,
         "batch_size": timed.settings.batch_size,
         "mean_tokens": round(timed.mean_tokens, 2),
-        "ours": {name: timed.measure(name) for name in PRECISIONS},
+        "ours": {mode: timed.measure(mode) for mode in MODES},
     }
     if not peer:
         return result
@@ -84,7 +90,7 @@ def bench(
     # A machine's speed drifts, so ours is measured on both sides of the peer.
     before = {name: figures["examples_per_s"] for name, figures in result["ours"].items()}
     peers = finetuning_peer.measure(timed.specification(), n_steps, modes)
-    after = {name: timed.measure(name)["examples_per_s"] for name in PRECISIONS}
+    after = {mode: timed.measure(mode)["examples_per_s"] for mode in MODES}
     return result | comparison(before, after, peers)
 
 
@@ -106,47 +112,45 @@ def comparison(
     """Compare our rates (the mean of before and after the peers ran) with the peers'.
 
     Args:
-        before: examples a second by precision, measured before the peers.
+        before: examples a second by our mode, measured before the peers.
         after: the same, measured after them.
         peers: results of `finetuning_peer.measure`.
 
     Returns:
-        The keys ours_examples_per_s, peers, ratio_to_peer and best_peer_mode. The ratios are ours
-        over the best of the peer: `float32` among its float32 modes with batches in random order,
-        as ours are; `float32_any` among all float32 modes, also those that put texts of like length
-        together; `best` is our best over the best of all modes. The modes have the same keys. A
-        ratio over nothing, and its mode, are None.
+        The keys ours_examples_per_s, peers, ratio_to_peer and best_peer_mode. The ratios are our
+        best rate over the peer's best: `float32` of the float32 modes with batches in random order;
+        `float32_any` of all float32 modes, also those that put texts of like length together;
+        `best` of all modes. The peer's modes have the same keys. A ratio over nothing, and its
+        mode, are None.
     """
-    ours = {name: statistics.mean([before[name], after[name]]) for name in before}
+    ours = {mode: statistics.mean([before[mode], after[mode]]) for mode in before}
     rates = {peer["mode"]: peer["examples_per_s"] for peer in peers if "error" not in peer}
-    float32 = {mode: rate for mode, rate in rates.items() if mode.startswith("float32")}
-    in_random_order = {mode: rate for mode, rate in float32.items() if "grouped" not in mode}
-
-    compared = {
-        "float32": (ours["float32"], in_random_order),
-        "float32_any": (ours["float32"], float32),
-        "best": (max(ours.values()), rates),
+    chosen: dict[str, Callable[[str], bool]] = {
+        "float32": lambda mode: mode.startswith("float32") and "grouped" not in mode,
+        "float32_any": lambda mode: mode.startswith("float32"),
+        "best": lambda mode: True,
     }
+
+    ratios: dict[str, float | None] = {}
+    best: dict[str, str | None] = {}
+    for key, is_chosen in chosen.items():
+        others = {mode: rate for mode, rate in rates.items() if is_chosen(mode)}
+        best[key] = max(others, key=others.__getitem__, default=None)
+        fastest = max(rate for mode, rate in ours.items() if is_chosen(mode))
+        ratios[key] = fastest / max(others.values()) if others else None
+
     return {
-        "ours_examples_per_s": {name: [before[name], after[name]] for name in before},
+        "ours_examples_per_s": {mode: [before[mode], after[mode]] for mode in before},
         "peers": peers,
-        "ratio_to_peer": {key: _ratio(*sides) for key, sides in compared.items()},
-        "best_peer_mode": {key: _best_mode(others) for key, (_, others) in compared.items()},
+        "ratio_to_peer": ratios,
+        "best_peer_mode": best,
     }
-
-
-def _ratio(rate: float, others: Mapping[str, float]) -> float | None:
-    return rate / max(others.values()) if others else None
-
-
-def _best_mode(others: Mapping[str, float]) -> str | None:
-    return max(others, key=others.__getitem__, default=None)
 
 
 class TimedFinetuning:
     """Finetunes one seed for a number of steps and measures the time.
 
-    A precision compiles its programs when it is first measured.
+    A mode compiles its programs when it is first measured.
 
     Attributes:
         settings: the cramming protocol, with as many epochs as hold the steps.
@@ -174,8 +178,10 @@ class TimedFinetuning:
         self._part = heads.encoder_part(self._task)
         pad_id = tokenizers.special_ids(tokenizer)["pad"]
         splits = {"train": train_rows}
-        self._feed = self._part.feed(
-            self._task, splits, tokenizer, pad_id, settings, self._config.max_length
+        grouping = dataclasses.replace(settings, group_by_length=True)
+        self._feed, self._grouping_feed = (
+            self._part.feed(self._task, splits, tokenizer, pad_id, each, self._config.max_length)
+            for each in (settings, grouping)
         )
         self.mean_tokens = statistics.mean(
             len(sequence.ids) for sequence in self._feed.sequences("train")
@@ -188,19 +194,20 @@ class TimedFinetuning:
         self.n_params = sum(leaf.size for leaf in jax.tree.leaves(self._trained["encoder"]))
         self._compile_s: dict[str, float] = {}
 
-    def measure(self, precision: str) -> dict[str, float]:
+    def measure(self, mode: str) -> dict[str, float]:
         """Train once with everything compiled.
 
         Returns:
             examples_per_s; seconds; and compile_s, the seconds that the first time took more.
         """
-        learner = self._learner(precision)
+        learner = self._learner(mode.partition(",")[0])
+        is_grouped = "grouped" in mode
         warm_up_s = None
-        if precision not in self._compile_s:
-            warm_up_s, _ = self._train(learner)
-        seconds, n_steps = self._train(learner)
+        if mode not in self._compile_s:
+            warm_up_s, _ = self._train(learner, is_grouped)
+        seconds, n_steps = self._train(learner, is_grouped)
         if warm_up_s is not None:
-            self._compile_s[precision] = max(0.0, warm_up_s - seconds)
+            self._compile_s[mode] = max(0.0, warm_up_s - seconds)
 
         n_examples = finetuning_peer.n_examples(
             self._feed.n_train, self.settings.batch_size, range(n_steps)
@@ -208,19 +215,21 @@ class TimedFinetuning:
         return {
             "examples_per_s": n_examples / seconds,
             "seconds": seconds,
-            "compile_s": self._compile_s[precision],
+            "compile_s": self._compile_s[mode],
         }
 
     def _learner(self, precision: str) -> EncoderObjective:
         network = learning.network_with_head(self._config, self._task, self.settings)
         return self._part.objective(network, devices.make_precision(precision, jax.devices()[0]))
 
-    def _train(self, learner: EncoderObjective) -> tuple[float, int]:
+    def _train(self, learner: EncoderObjective, is_grouped: bool) -> tuple[float, int]:
         """Returns (seconds, steps) of one training."""
+        feed = self._feed
+        if is_grouped:
+            feed = self._grouping_feed
+        settings = dataclasses.replace(self.settings, group_by_length=is_grouped)
         started = time.perf_counter()
-        trained = training.train(
-            self._feed, learner, self.settings, self._trained, [0], dynamic_scale=False
-        )
+        trained = training.train(feed, learner, settings, self._trained, [0], dynamic_scale=False)
         return time.perf_counter() - started, trained.n_steps
 
     def specification(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class EmbeddingFeed(PackedFeed):
         Raises:
             UserError: if `max_length` leaves no room, or a batch of pairs has one pair.
         """
-        super().__init__(pad_id)
+        super().__init__(pad_id, settings)
         self._name = task.folder
         self._cutting = truncating(tokenizer, settings.fitting(max_positions))
         self._as_pair = settings.single_as_pair
@@ -118,7 +118,8 @@ class EmbeddingFeed(PackedFeed):
         if len(plans) == 1:
             # One question to a search engine should not take the time of a full batch.
             (plan,) = plans
-            need = (min(plan.need[0], packing.row_count(packing.n_rows(plan.places))),)
+            n_rows, length = plan.need
+            need = (min(n_rows, packing.row_count(packing.n_rows(plan.places))), length)
             return [MicrobatchPlan(examples=plan.examples, need=need, places=plan.places)]
         return plans
 

@@ -57,6 +57,10 @@ class Feed(Protocol):
         """Tokenises other rows in place of those before."""
         ...
 
+    def train_lengths(self) -> np.ndarray:
+        """Returns the tokens of each training example, of its longest text: int [n_train]."""
+        ...
+
     def plan(self, examples: Sequence[int]) -> MicrobatchPlan:
         """Returns what the training `examples` (numbers below `n_train`) need."""
         ...
@@ -83,17 +87,19 @@ class PackedFeed:
         notes: sentences about rows that are not read in full.
     """
 
-    def __init__(self, pad_id: int, n_choices: int = 1):
+    def __init__(self, pad_id: int, settings: Settings, n_choices: int = 1):
         """Takes what all rows share; `read` takes the rows.
 
         Args:
             pad_id: the token behind the last sequence of a row.
+            settings: of the run.
             n_choices: sequences of an example.
         """
         self._pad_id = pad_id
         self._sequences: Mapping[str, list[packing.Encoded]] = {}
         self._layouts: dict[str, list[MicrobatchPlan]] = {}
         self._length = 0
+        self._fits_rows = settings.group_by_length
         self.n_choices = n_choices
         self.n_illegal: dict[str, int] = {}
         self.notes: list[str] = []
@@ -131,11 +137,19 @@ class PackedFeed:
         lengths = [len(sequence.ids) for sequence in self._sequences_of(split, examples)]
         return packing.place(lengths, self._length)
 
+    def train_lengths(self) -> np.ndarray:
+        """Returns the tokens of the longest sequence of each training example: int [n_train]."""
+        return np.asarray(self._lengths("train"), int).reshape(self.n_train, -1).max(axis=1)
+
     def plan(self, examples: Sequence[int]) -> MicrobatchPlan:
-        """Returns the number of rows that the sequences need."""
-        places = self._place("train", examples)
+        """Returns the rows that the sequences need, and their length."""
+        lengths = [len(sequence.ids) for sequence in self._sequences_of("train", examples)]
+        length = self._length
+        if self._fits_rows:
+            length = packing.fitted_length(max(lengths, default=0))
+        places = packing.place(lengths, length)
         n_rows = packing.row_count(packing.n_rows(places))
-        return MicrobatchPlan(examples=examples, need=(n_rows,), places=places)
+        return MicrobatchPlan(examples=examples, need=(n_rows, length), places=places)
 
     def arrays(self, plan: MicrobatchPlan, need: tuple[int, ...], size: int) -> Arrays:
         """Returns a batch as the objective of the head describes it."""
@@ -143,7 +157,8 @@ class PackedFeed:
 
     def _arrays(self, split: str, plan: MicrobatchPlan, need: tuple[int, ...], size: int) -> Arrays:
         sequences = self._sequences_of(split, plan.examples)
-        batch = packing.pack(sequences, plan.places, need[0], self._length, self._pad_id)
+        n_rows, length = need
+        batch = packing.pack(sequences, plan.places, n_rows, length, self._pad_id)
         # Missing examples read row 0 and have weight 0.
         n_missing = (size - len(plan.examples)) * self.n_choices
         batch["first"] = np.pad(batch["first"], (0, n_missing))
@@ -196,7 +211,7 @@ class PackedFeed:
                 stop -= max(1, (stop - start) // 16)
                 places = self._place(split, order[start:stop])
 
-            need = (max(n_rows, packing.n_rows(places)),)
+            need = (max(n_rows, packing.n_rows(places)), self._length)
             plans.append(MicrobatchPlan(examples=order[start:stop], need=need, places=places))
             start = stop
         return plans
@@ -235,7 +250,7 @@ class EncoderFeed(PackedFeed):
             max_positions: positions of the model; None means no limit.
         """
         n_choices = 2 if task.kind == "choice" else 1
-        super().__init__(pad_id, n_choices)
+        super().__init__(pad_id, settings, n_choices)
         self._task = task
         self._as_pair = settings.single_as_pair
         self._cutting = truncating(tokenizer, settings.fitting(max_positions))

@@ -42,6 +42,14 @@ def row_length(longest: int) -> int:
     return math.ceil(longest / ROW_LENGTHS[-1]) * ROW_LENGTHS[-1]
 
 
+def fitted_length(longest: int) -> int:
+    """Returns the length of rows for a batch of sequences of like length, at most `longest`.
+
+    It is a multiple of 32, so that little is padded. Many lengths are compiled.
+    """
+    return max(ROW_LENGTHS[0], math.ceil(longest / 32) * 32)
+
+
 def row_count(needed: int) -> int:
     """Returns the smallest number of rows that is compiled and holds `needed`."""
     fitting = [count for count in ROW_COUNTS if count >= needed]

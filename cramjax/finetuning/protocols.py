@@ -37,6 +37,8 @@ class Settings:
         max_steps: upper limit on optimizer steps.
         batch_size: examples in an optimizer step.
         microbatch_size: examples in a forward pass; None means the whole batch.
+        group_by_length: puts examples of like length into a batch, as the Trainer of `transformers`
+            does by this name. Less is computed for padding, but batches are no fair draw.
         max_length: tokens of an input; longer inputs are cut, the longer of two texts first.
         stride: tokens that neighbouring windows of a text share, where a head reads a text in
             windows ("tags", "span"); at most half a window.
@@ -73,6 +75,7 @@ class Settings:
     max_steps: int | None = None
     batch_size: int = 32
     microbatch_size: int | None = None
+    group_by_length: bool = False
     max_length: int = 128
     stride: int = 128
     max_question: int = 64

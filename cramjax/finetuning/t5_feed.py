@@ -83,6 +83,10 @@ class T5Feed:
         self._inputs["train"] = [encoded[number] for number, _ in pairs]
         self._targets = _encode([target for _, target in pairs], tokenizer)
 
+    def train_lengths(self) -> np.ndarray:
+        """Returns the tokens of each training input: int [n_train]."""
+        return np.asarray([len(ids) for ids in self._inputs["train"]], int)
+
     def plan(self, examples: Sequence[int]) -> MicrobatchPlan:
         """Returns the lengths of inputs and targets that `examples` need."""
         longest_input = max((len(self._inputs["train"][i]) for i in examples), default=1)

@@ -3,10 +3,13 @@
 import dataclasses
 import math
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cramjax.finetuning import training
 from cramjax.finetuning.feed import EncoderFeed
@@ -84,6 +87,52 @@ def test_microbatches_make_the_same_steps(model, cola):
     parts, *_ = learn(model, cola, dataclasses.replace(PLAIN, microbatch_size=4), [0])
     assert_close(whole.params, parts.params, atol=5e-4)
     assert abs(whole.losses[0] - parts.losses[0]) < 1e-3
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=300), st.integers(1, 20))
+@hypothesis.settings(max_examples=30, deadline=None)
+def test_batches_of_like_length_are_a_draw_of_all_examples(lengths, batch_size):
+    settings = dataclasses.replace(PLAIN, batch_size=batch_size, group_by_length=True)
+    n = len(lengths)
+    batches = list(training._order(n, settings, 3, np.asarray(lengths)))
+    per_epoch = math.ceil(n / batch_size)
+    assert len(batches) == settings.epochs * per_epoch
+    for epoch in range(settings.epochs):
+        part = batches[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert sorted(np.concatenate(part).tolist()) == list(range(n))
+        # The short batch is the last one, as in random order.
+        assert [len(batch) for batch in part[:-1]] == [batch_size] * (per_epoch - 1)
+
+
+def test_like_lengths_take_fewer_places_and_give_what_the_same_batch_gives(model, cola):
+    task, splits = cola
+    grouping = dataclasses.replace(PLAIN, group_by_length=True)
+    feeds = {}
+    for settings in (PLAIN, grouping):
+        feeds[settings] = EncoderFeed(
+            task, splits, model.tokenizer, model.special["pad"], settings, None
+        )
+    # One text of 200 tokens makes all random batches wide.
+    for feed in feeds.values():
+        long = feed.sequences("train")[0]
+        wide = dataclasses.replace(long, ids=np.resize(long.ids, 200), types=np.zeros(200, int))
+        feed._take({"train": [wide, *feed.sequences("train")[1:]]})
+
+    def places(settings):
+        batches = training._batches(feeds[settings], settings, [0], 6)
+        return sum(batch["tokens"].size for batch in batches)
+
+    assert places(grouping) < places(PLAIN)
+
+    rates = {"dropout": 0.0, "attention_dropout": 0.0}
+    objective = grammar.classifying(model.config, model.precision, **rates)
+    params = objective.init(jax.random.key(0), model.params)
+    losses = []
+    for feed in feeds.values():
+        plan = feed.plan([1, 2, 3, 4])
+        batch = feed.arrays(plan, plan.need, 8)
+        losses.append(objective.loss(params, jax.random.key(1), batch, np.zeros(1, np.int32))[0])
+    assert abs(losses[0] - losses[1]) < 1e-5
 
 
 def test_an_encoder_learns_and_predictions_are_in_order(model, cola):

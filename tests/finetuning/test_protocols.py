@@ -1,9 +1,20 @@
 """Protocols: what the papers say, and what a command line may change."""
 
+import pathlib
+
 import pytest
 
 from cramjax.errors import UserError
 from cramjax.finetuning.protocols import PROTOCOLS
+from tools import finetune
+
+GUIDE = pathlib.Path(__file__).parents[2] / "docs/guide/finetune_and_probe.md"
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_help_and_guide_name_every_protocol(name):
+    assert f"\n  {name} " in finetune.EXAMPLE
+    assert f"| `{name}` |" in GUIDE.read_text()
 
 
 def test_the_cramming_protocol_is_the_papers():
