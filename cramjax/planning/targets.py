@@ -6,6 +6,7 @@ GPUs come from XLA's description of a card, TPU slices from libtpu.
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import jax
 from jax.experimental import topologies
@@ -40,6 +41,9 @@ def devices(card: Card) -> list[Device]:
     """
     try:
         if card.topology:
+            # Any process with JAX holds libtpu's lock, also one that trains on a CPU. Compiling
+            # for devices that are not here touches none.
+            os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
             topology = topologies.get_topology_desc(platform="tpu", topology_name=card.topology)
         else:
             config = cards.target_config(card)

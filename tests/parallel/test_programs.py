@@ -3,6 +3,8 @@
 Checked are collectives, kernels, donated memory and narrow products.
 """
 
+import contextlib
+import fcntl
 import importlib.util
 import json
 import os
@@ -63,7 +65,17 @@ def test_on_a_tpu_slice_copies_exchange_gradients_alone(root):
     assert found["donated"] >= 0.99 * found["state"] and not found["host"]
 
 
+@pytest.fixture
+def libtpu_in_use():
+    """Hold libtpu's lock, as any process with JAX does on a machine that has libtpu."""
+    with open("/tmp/libtpu_lockfile", "a") as file:
+        with contextlib.suppress(BlockingIOError):  # another process holds it already
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
 @needs_libtpu
+@pytest.mark.usefixtures("libtpu_in_use")
 def test_on_a_tpu_slice_shards_gather_parameters_and_scatter_gradients(root):
     # Dear, because libtpu compiles for eight devices. Fake CPU devices show that the numbers are
     # right; only the program of a real slice shows what is sent between devices, and how much.
