@@ -63,7 +63,7 @@ STUDIES = {
                 title="BLEU",
                 sweep="sizes",
                 task=None,
-                flags=("--prune", "0,0.3,0.6", "--bits", "32,8,4,3"),
+                flags=("--prune", "0,0.2", "--bits", "8,4,3"),
             )
         },
         report=translation_report.report,
