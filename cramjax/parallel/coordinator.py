@@ -6,9 +6,11 @@ process. With several processes the clock is process 0's, and a signal to any of
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import jax
@@ -34,7 +36,11 @@ class Coordinator(Protocol):
         ...
 
     def now(self) -> float:
-        """Returns the clock's seconds."""
+        """Returns the clock's seconds, without pauses."""
+        ...
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Returns a context whose seconds do not count; all processes enter it at one step."""
         ...
 
     def advance(self) -> None:
@@ -47,11 +53,38 @@ def coordinate(stop: Stop) -> Coordinator:
     return OneProcess(stop) if processes.count() == 1 else SeveralProcesses(stop)
 
 
+class Stopwatch:
+    """The seconds of this process, without its pauses."""
+
+    def __init__(self, now: Callable[[], float]):
+        """`now` returns seconds."""
+        self._now = now
+        self._left_out_s = 0.0
+        self._paused_at: float | None = None
+
+    def now(self) -> float:
+        """Returns the seconds; they stand still in a pause."""
+        reading = self._now() if self._paused_at is None else self._paused_at
+        return reading - self._left_out_s
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the seconds inside."""
+        self._paused_at = self._now()
+        try:
+            yield
+        finally:
+            self._left_out_s += self._now() - self._paused_at
+            self._paused_at = None
+
+
 class OneProcess:
     """The coordinator of a process without others: its own clock and signals, at once."""
 
-    def __init__(self, stop: Stop):
+    def __init__(self, stop: Stop, now: Callable[[], float] = time.monotonic):
+        """`stop` and `now` are the signals and the clock (seconds) of this process."""
         self._stop = stop
+        self._stopwatch = Stopwatch(now)
 
     @property
     def requested(self) -> bool:
@@ -64,8 +97,12 @@ class OneProcess:
         return self._stop.reason
 
     def now(self) -> float:
-        """Returns the seconds of a monotonic clock."""
-        return time.monotonic()
+        """Returns the seconds of a monotonic clock, without pauses."""
+        return self._stopwatch.now()
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Returns a context whose seconds do not count."""
+        return self._stopwatch.paused()
 
     def advance(self) -> None:
         """Do nothing: there is no other process."""
@@ -81,7 +118,7 @@ class SeveralProcesses(Stop):
     def __init__(self, stop: Stop, now: Callable[[], float] = time.monotonic):
         """`stop` and `now` are the signals and the clock (seconds) of this process."""
         self._stop = stop
-        self._now = now
+        self._stopwatch = Stopwatch(now)
         self._started = now()
 
         # One row of devices for each process, so that every process places its own numbers.
@@ -99,10 +136,14 @@ class SeveralProcesses(Stop):
         """Returns the seconds of process 0's clock; they change in `advance` alone."""
         return self._agreed_s
 
+    def paused(self) -> AbstractContextManager[None]:
+        """Returns a context whose seconds do not count."""
+        return self._stopwatch.paused()
+
     def advance(self) -> None:
         """Send this process's clock and signal; take over what all sent one call ago."""
         # Milliseconds alone would overflow after 24 days.
-        seconds, milliseconds = divmod(round(1000 * (self._now() - self._started)), 1000)
+        seconds, milliseconds = divmod(round(1000 * (self._stopwatch.now() - self._started)), 1000)
         numbers = np.asarray([[seconds, milliseconds, self._stop.signum or 0]], np.int32)
         with jax.transfer_guard_host_to_device("allow"):
             placed = jax.make_array_from_process_local_data(self._sharding, numbers)

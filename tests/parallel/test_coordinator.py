@@ -1,6 +1,9 @@
 """The coordinator of one process; that of several is tested with real processes (e2e)."""
 
 import signal
+import types
+
+import pytest
 
 from cramjax.parallel.coordinator import OneProcess, SeveralProcesses, coordinate
 from cramjax.stop import Stop
@@ -15,6 +18,26 @@ def test_a_process_without_others_follows_its_own_clock_and_signals():
     stop.signum = signal.SIGTERM
     assert coordinator.requested and coordinator.reason == "sigterm"
     assert coordinator.now() <= coordinator.now()
+
+
+@pytest.mark.parametrize("kind", [OneProcess, SeveralProcesses])
+def test_seconds_stand_still_in_a_pause(kind):
+    house = types.SimpleNamespace(seconds=100.0)
+    coordinator = kind(Stop(), now=lambda: house.seconds)
+
+    def read():
+        coordinator.advance()  # of several processes it is a step late
+        coordinator.advance()
+        return coordinator.now()
+
+    started = read()
+    house.seconds += 5
+    with pytest.raises(RuntimeError), coordinator.paused():
+        house.seconds += 1000
+        assert read() - started == 5
+        raise RuntimeError
+    house.seconds += 2
+    assert read() - started == 7
 
 
 def test_the_clock_and_signals_of_several_processes_are_one_step_late():

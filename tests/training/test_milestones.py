@@ -8,6 +8,7 @@ import pytest
 
 from cramjax.budget.clock import Clock
 from cramjax.errors import RunFailed
+from cramjax.parallel.coordinator import Stopwatch
 from cramjax.training import milestones
 from cramjax.training.evaluate import EvalResult
 from cramjax.training.milestones import Milestones
@@ -58,7 +59,8 @@ class House:
         self.events = []
         self.loss = 2.0
         self.now = 0.0
-        self.clock = Clock(steps=10, time_source=lambda: self.now)
+        self.stopwatch = Stopwatch(lambda: self.now)
+        self.clock = Clock(steps=10, time_source=self.stopwatch.now)
         self.clock.start()
         self.checkpoints = Checkpoints(self.events)
 
@@ -85,7 +87,7 @@ class House:
             identity=lambda session: {"model": session},
             dataset_note=lambda: {"directory": "/d", "fingerprint": "f"},
             progress=types.SimpleNamespace(announce=lambda line: self.events.append(line)),
-            coordinator=types.SimpleNamespace(requested=False),
+            coordinator=types.SimpleNamespace(requested=False, paused=self.stopwatch.paused),
             scorer=None,
         )
         if bleu_every:
@@ -104,6 +106,7 @@ class House:
         return EvalResult(loss=self.loss, accuracy=0.5)
 
     def _score(self, session, params, is_stopped):
+        self.now += 1000.0
         self.events.append(("write", self.clock.n_steps))
         return None if is_stopped() else {"bleu": 20.0}
 
@@ -136,6 +139,8 @@ def test_scoring_comes_before_the_save_and_is_due_again_after_a_signal():
     house.run.coordinator.requested = False
     house.train(house.milestones(house.checkpoints.sidecar), 0)
     assert house.events == [("write", 5), ("scored", 5)]
+    # Writing is no part of training: sizes at equal time train for equal time.
+    assert house.clock.elapsed_s == 0.0
 
 
 def test_nothing_is_scored_that_is_no_number():
