@@ -25,6 +25,7 @@ def flags(checkpoint, glue, out, *more):
     return [*TOOL, *places, *settings, *more]
 
 
+@pytest.mark.slow
 def test_a_run_is_finetuned(small_run, glue, tmp_path):
     # Dear, because a run is pretrained first. The cheaper tests of finetuning start from a model in
     # memory: only here does the command read a run's checkpoint and write every file it promises.

@@ -56,6 +56,7 @@ def test_a_run_learns_and_ends_with_sources_and_what_it_writes(finished):
     assert shown[0].startswith("held-out pairs") and len(shown) == 4
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_the_run_that_was_never_stopped(finished, source, tmp_path):
     workdir, _ = finished
     halves = tmp_path / "halves"

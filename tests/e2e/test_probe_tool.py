@@ -75,6 +75,7 @@ def test_a_run_is_probed(small_run, suite, tmp_path):
     assert "\r" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_control_can_be_left_out_and_pairs_limited(small_run, suite):
     done = cli.run(flags(small_run, suite, "--limit", "2", "--no_control"))
     assert "model: 4 pairs" in done.stderr

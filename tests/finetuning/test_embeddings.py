@@ -142,6 +142,7 @@ def test_nothing_is_done_twice_and_other_columns_are_another_task(finetuned, mod
         finetune(model, data, out, str(own), **options)
 
 
+@pytest.mark.slow
 def test_the_loss_and_the_vectors_are_those_of_sentence_transformers(
     finetuned, model, data, tmp_path
 ):
@@ -410,6 +411,7 @@ def test_mistakes_are_one_sentence(data, tmp_path, change, message):
         catalogue.open_task(task, str(data), lambda _: None)
 
 
+@pytest.mark.slow
 def test_a_compression_is_judged_by_the_same_score(finetuned, data):
     from cramjax.compress.subjects import TaskSubject
 

@@ -241,6 +241,7 @@ def test_stages_by_steps_under_flops_and_the_time_to_the_loss_of_a_control(corpu
     assert (found["control_reached_after_flops"] is not None) == (not is_better)
 
 
+@pytest.mark.slow
 def test_the_loss_does_not_jump_where_the_function_stays(corpus, tmp_path):
     """Wider by sharing and deeper by identity, at a learning rate of zero: the loss stays."""
     stages = [{"until": 0.5, "depth": 0.5, "width": 0.5}]

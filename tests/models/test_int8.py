@@ -83,7 +83,7 @@ def outputs(cfg, params):
     return t5.head(cfg, FLOAT32, params, t5.decode(cfg, FLOAT32, params, encoded, tokens))
 
 
-@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+@pytest.mark.parametrize("granularity", ["channel", pytest.param("tensor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_of_whole_numbers_is_near_that_of_floats(name, granularity):
     cfg = NETWORKS[name]

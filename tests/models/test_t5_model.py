@@ -178,6 +178,7 @@ def test_the_first_loss_is_near_that_of_chance():
     assert abs(float(loss) - np.log(1000)) < 1.0
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_the_key():
     cfg = dataclasses.replace(V10, dropout=0.3, attention_dropout=0.3)
     params = init(cfg)

@@ -53,7 +53,9 @@ def linear(params, hidden):
     return hidden @ params["matrix"].T + params["bias"][None, None]
 
 
-@pytest.mark.parametrize("most_logits", [10**9, 6 * 3 * 37, 6 * 2 * 37, 1])
+@pytest.mark.parametrize(
+    "most_logits", [pytest.param(10**9, marks=pytest.mark.slow), 6 * 3 * 37, 6 * 2 * 37, 1]
+)
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
 def test_in_chunks_value_and_gradients_are_those_of_all_logits_at_once(
     case, z_loss, most_logits, monkeypatch

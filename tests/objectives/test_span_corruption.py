@@ -58,9 +58,8 @@ def test_accumulation_equals_the_big_batch(whole):
     np.testing.assert_allclose(values, whole[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "mesh", [pytest.param((1, 8, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)], ids=str)
 def test_every_mesh_gives_the_losses_of_one_device(whole, mesh):
     overrides = [f"mesh.{axis}={size}" for axis, size in zip(meshes.AXES, mesh, strict=True)]
     values, state = losses(open_t5(*overrides, devices=8), texts(4))

@@ -74,6 +74,7 @@ def libtpu_in_use():
         yield
 
 
+@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.usefixtures("libtpu_in_use")
 def test_on_a_tpu_slice_shards_gather_parameters_and_scatter_gradients(root):

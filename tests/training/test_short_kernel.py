@@ -41,6 +41,7 @@ def test_losses_are_those_of_plain_operations(settings):
     np.testing.assert_allclose(trained(KERNEL, *settings), trained("einsum", *settings), rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_copies_on_several_devices_have_the_losses_of_one():
     apart = trained(KERNEL, "mesh.data=8", devices=8)
     np.testing.assert_allclose(apart, trained(KERNEL), rtol=2e-5)

@@ -131,7 +131,14 @@ def test_the_step_donates_its_state_and_moves_nothing_behind_its_back():
     assert leaf.is_deleted()
 
 
-@pytest.mark.parametrize("recipe", ["bert_1day", "bert_1day_modern", "bert_24h_academic"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "bert_1day",
+        pytest.param("bert_1day_modern", marks=pytest.mark.slow),
+        pytest.param("bert_24h_academic", marks=pytest.mark.slow),
+    ],
+)
 def test_the_program_does_little_more_than_the_products_of_the_model(recipe):
     overrides = (
         "model.n_layers=2",
