@@ -203,6 +203,7 @@ class Embedding(EncoderObjective):
             negative; equal numbers are equal texts. [texts, 1] for texts that nothing is learned
             from.
         scale: float32, what a cosine is multiplied by.
+
     Its sequences are the texts of the first example, of the second and so on.
     """
 
