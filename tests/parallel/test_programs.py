@@ -44,7 +44,9 @@ def program(root, *arguments):
 @pytest.mark.skipif(
     devices.resolve_precision("auto", CPU) != "bfloat16", reason="needs a CPU with bfloat16"
 )
-@pytest.mark.parametrize("recipe", ["quickstart", "t5_efficient:mini"])
+@pytest.mark.parametrize(
+    "recipe", ["quickstart", pytest.param("t5_efficient:mini", marks=pytest.mark.slow)]
+)
 def test_on_a_cpu_products_are_narrow(recipe):
     config = get_config(recipe, *programs.SMALL, "optimizer.name=adamw")
     vocabulary = session.AssumedVocabulary(
