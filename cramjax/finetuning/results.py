@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cramjax.glue.published import GLUE
-from cramjax.glue.tasks import Task
-from cramjax.tasks.catalogue import TITLES
+from cramjax.glue.tasks import TITLES, Task
 
 _METRIC_NAMES = {
     "matthews": "MCC",

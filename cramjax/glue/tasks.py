@@ -169,6 +169,9 @@ SUITES = {
 }
 """Tasks of each suite in the order in which results are printed."""
 
+TITLES = {"glue": "GLUE", "superglue": "SuperGLUE", OTHER: "Tasks"}
+"""Suite → its name for people."""
+
 
 def find_tasks(names: Sequence[str], prefer: str | None = None) -> tuple[Task, ...]:
     """Returns the tasks behind `names`, each once, in the order of their suite.

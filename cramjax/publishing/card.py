@@ -15,7 +15,7 @@ from cramjax.config import pairs
 from cramjax.errors import UserError
 from cramjax.files import member
 from cramjax.glue import inputs
-from cramjax.glue.tasks import OTHER, Task
+from cramjax.glue.tasks import OTHER, TITLES, Task
 from cramjax.publishing.facts import Facts
 from cramjax.publishing.metadata import (
     metadata,
@@ -202,7 +202,7 @@ def _description(facts: Facts, raw: Mapping[str, Any]) -> str:
         task = facts.finetuned["task"]
         suite = facts.finetuned["suite"]
         if suite != OTHER:
-            task = f"{task} of {catalogue.TITLES[suite]}"
+            task = f"{task} of {TITLES[suite]}"
         start = f" from {_text(facts.results['model'])}" if facts.results else ""
         return f"A `{architecture}` finetuned{start} on {task} with {tool}."
 
@@ -376,7 +376,7 @@ def _scores(facts: Facts) -> list[str]:
     if any(metric_names.split_of(metric, "") == "test" for _, _, metric, _ in task_scores(facts)):
         text += " Those with _test are on test sets."
     head = "| task | metric | median | std | seeds |\n|---|---|---|---|---|\n"
-    return [f"## {catalogue.TITLES[facts.results['suite']]}", text, head + "\n".join(rows)]
+    return [f"## {TITLES[facts.results['suite']]}", text, head + "\n".join(rows)]
 
 
 def _reproduction(facts: Facts) -> list[str]:

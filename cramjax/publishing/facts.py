@@ -11,7 +11,7 @@ from cramjax.checkpoints.sealing import noted_config
 from cramjax.config import stored
 from cramjax.errors import UserError
 from cramjax.files import check_types, read_json
-from cramjax.glue.tasks import OTHER, SUITES
+from cramjax.glue.tasks import OTHER, SUITES, TITLES
 from cramjax.publishing import starts
 from cramjax.publishing.starts import Start
 from cramjax.reporting import outcomes
@@ -178,7 +178,7 @@ def _read_results(path: pathlib.Path) -> dict[str, Any] | None:
     if not content or "protocol" not in content:
         return None
     check_types(content, _RESULTS, path, _CURE)
-    if content["suite"] not in catalogue.TITLES:
+    if content["suite"] not in TITLES:
         raise UserError(f"{path}: suite={content['suite']!r:.80} is not known; {_CURE}")
     for name in task_names(content):
         entry = content.get(name, {})

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from cramjax.glue.tasks import OTHER, SUITES
+from cramjax.glue.tasks import OTHER, SUITES, TITLES
 from cramjax.publishing.facts import Facts, task_names
 from cramjax.reporting import outcomes
 from cramjax.tasks import catalogue, metric_names
@@ -17,9 +17,9 @@ _METRIC_TYPES = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spe
 _DATASETS = {"glue": "nyu-mll/glue", "superglue": "aps/super_glue"}
 # Tasks of no suite whose dataset is known.
 _OWN_DATASETS = {
-    "squad": "rajpurkar/squad",
-    "squad2": "rajpurkar/squad_v2",
-    "sts": "sentence-transformers/stsb",
+    "squad": ("rajpurkar/squad", "plain_text"),
+    "squad2": ("rajpurkar/squad_v2", "squad_v2"),
+    "sts": ("nyu-mll/glue", "stsb"),
 }
 # Kind of a task → the Hub's name for it; the other kinds are scores of texts.
 _TASK_TYPES = {
@@ -114,7 +114,7 @@ def task_scores(facts: Facts) -> Iterator[tuple[str, str, str, Mapping[str, Any]
 def _datasets(facts: Facts) -> list[str]:
     """Returns the ids of datasets on the Hub."""
     if facts.finetuned:
-        known = _dataset(facts.finetuned["suite"], facts.finetuned["task"])
+        known, _ = _dataset(facts.finetuned["suite"], facts.finetuned["task"])
         return [known] if known else []
     matches = [re.match(r"hf:([^:@]+)", source) for source in sources(facts)]
     return [match[1] for match in matches if match]
@@ -147,9 +147,11 @@ def _evaluations(facts: Facts, raw: Mapping[str, Any]) -> Iterator[EvalResult]:
                 yield _task_result(suite, task, metric, spread["median"], kind)
 
 
-def _dataset(suite: str, task: str) -> str | None:
-    """Returns the id on the Hub of a task's dataset, or None if it is somebody's own."""
-    return _OWN_DATASETS.get(task) if suite == OTHER else _DATASETS[suite]
+def _dataset(suite: str, task: str) -> tuple[str | None, str | None]:
+    """Returns a task's dataset on the Hub and its configuration; None for somebody's own."""
+    if suite == OTHER:
+        return _OWN_DATASETS.get(task, (None, None))
+    return _DATASETS[suite], task
 
 
 def _task_result(suite: str, task: str, metric: str, value: float, kind: str) -> EvalResult:
@@ -157,12 +159,13 @@ def _task_result(suite: str, task: str, metric: str, value: float, kind: str) ->
     for known in SUITES.get(suite, ()):
         if known.name == task:
             first = known.splits[0]
-    name = task if suite == OTHER else f"{catalogue.TITLES[suite]} {task}"
+    name = task if suite == OTHER else f"{TITLES[suite]} {task}"
+    dataset, config = _dataset(suite, task)
     return EvalResult(
         task_type=_TASK_TYPES.get(kind, "text-classification"),
-        dataset_type=_dataset(suite, task) or task,
+        dataset_type=dataset or task,
         dataset_name=name,
-        dataset_config=task,
+        dataset_config=config,
         dataset_split=metric_names.split_of(metric, first),
         metric_type=_METRIC_TYPES.get(metric, metric),
         metric_name=metric,

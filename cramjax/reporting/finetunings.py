@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cramjax.glue.published import GLUE
-from cramjax.glue.tasks import OTHER, SUITES
+from cramjax.glue.tasks import OTHER, SUITES, TITLES
 from cramjax.reporting.blocks import (
     Axis,
     Block,
@@ -25,12 +25,11 @@ from cramjax.reporting.words import is_number
 
 Results = Mapping[str, Any]
 
-_TITLES = {"glue": "GLUE", "superglue": "SuperGLUE", OTHER: "Tasks"}
 # Scores of a whole task, for the tasks of no suite. Those of one type of entities or of questions
 # with an answer stand in results.json alone.
 _METRICS = (
     "best_f1", "best_exact", "f1", "precision", "recall", "exact_match", "accuracy", "macro_f1",
-    "matthews", "pearson", "spearman",
+    "matthews", "pearson", "spearman", "mrr", "recall@1", "recall@10",
 )  # fmt: skip
 
 
@@ -100,7 +99,7 @@ def _suite(suite: str, chosen: Sequence[tuple[str, Results]]) -> list[Block]:
         note += " Published rows are of the full data and of protocols of their own."
     return [
         Scatter(
-            title=f"{_TITLES[suite]}: every seed",
+            title=f"{TITLES[suite]}: every seed",
             about=f"{about}.",
             x=Axis(label="task", categories=labels),
             y=Axis(label="percent"),

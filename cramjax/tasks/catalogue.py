@@ -18,9 +18,6 @@ from cramjax.glue.rows import TaskData
 from cramjax.glue.tasks import OTHER, SUITES, Row, Task, find_tasks
 from cramjax.tasks import answers, columns, own, own_data, retrieval, squad, tags
 
-TITLES = {"glue": "GLUE", "superglue": "SuperGLUE", OTHER: "Tasks"}
-"""Suite → its name for people."""
-
 ENTITY_METRICS = ("f1", "precision", "recall", "accuracy")
 
 CONLL = Task(

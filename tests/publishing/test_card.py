@@ -68,17 +68,22 @@ def test_results_of_a_run_have_the_use_of_each_task(tmp_path):
         "squad2": {"best_f1": spread, "best_f1_threshold": spread, "n_eval": 3},
         "mine": {"f1": spread, "n_eval": 3, "kind": "tags"},
         "words": {"f1": spread, "n_eval": 3},
+        "sts": {"spearman": spread, "n_eval": 3, "kind": "embeddings"},
     }
     protocol = {"name": "bert", "source": "a paper"}
     results = entries | {"suite": "other", "model": "x", "protocol": protocol}
     page, data = written(tmp_path, BERT, results=json.loads(json.dumps(results)))
-    found = {result.dataset_config: result.task_type for result in data.eval_results}
+    found = {result.dataset_name: result.task_type for result in data.eval_results}
     assert found == {
         "conll": "token-classification",
         "squad2": "question-answering",
         "mine": "token-classification",
         "words": "text-classification",
+        "sts": "sentence-similarity",
     }
+    read = {result.dataset_name: result for result in data.eval_results}
+    assert (read["sts"].dataset_type, read["sts"].dataset_config) == ("nyu-mll/glue", "stsb")
+    assert (read["mine"].dataset_type, read["mine"].dataset_config) == ("mine", None)
     assert "threshold" not in page and "| conll | f1:person | 61.0 |" in page
 
 

@@ -22,6 +22,7 @@ from cramjax.reporting import (
     subjects,
     words,
 )
+from cramjax.tasks import own, retrieval
 from tests.reporting import workdirs
 from tools import report
 
@@ -524,6 +525,17 @@ def test_tasks_of_no_suite_have_their_scores(tmp_path):
     assert table["columns"] == ["model", *labels, "average"]
     assert texts(table)[0][1:] == ["60.0 ± 1.0"] * 3 + ["–", "60.0"]
     assert texts(table)[1][1:] == ["–"] * 3 + ["60.0 ± 1.0", "–"]
+
+
+@pytest.mark.parametrize("head", own._HEADS)
+def test_a_metric_that_a_task_reports_first_has_a_column(tmp_path, head):
+    spread = {"median": 60.0, "std": 1.0, "seeds": [59.0, 61.0]}
+    for metric in {*own._HEADS[head][2], *(retrieval.RANKS if head == "embeddings" else ())}:
+        entry = {"seeds": [0, 1], "n_eval": 10, "point": {}, "failed": 0, metric: spread}
+        workdirs.write(tmp_path / "q" / "results.json", {"own": entry, "suite": "other"})
+        assert titled(made(tmp_path / "q"), "Tasks: every seed")["x"]["categories"] == [
+            f"own {metric}"
+        ]
 
 
 def test_a_compression_has_its_fronts(tmp_path):
