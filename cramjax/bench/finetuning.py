@@ -178,10 +178,8 @@ class TimedFinetuning:
         self._part = heads.encoder_part(self._task)
         pad_id = tokenizers.special_ids(tokenizer)["pad"]
         splits = {"train": train_rows}
-        grouping = dataclasses.replace(settings, group_by_length=True)
-        self._feed, self._grouping_feed = (
-            self._part.feed(self._task, splits, tokenizer, pad_id, each, self._config.max_length)
-            for each in (settings, grouping)
+        self._feed = self._part.feed(
+            self._task, splits, tokenizer, pad_id, settings, self._config.max_length
         )
         self.mean_tokens = statistics.mean(
             len(sequence.ids) for sequence in self._feed.sequences("train")
@@ -224,12 +222,11 @@ class TimedFinetuning:
 
     def _train(self, learner: EncoderObjective, is_grouped: bool) -> tuple[float, int]:
         """Returns (seconds, steps) of one training."""
-        feed = self._feed
-        if is_grouped:
-            feed = self._grouping_feed
         settings = dataclasses.replace(self.settings, group_by_length=is_grouped)
         started = time.perf_counter()
-        trained = training.train(feed, learner, settings, self._trained, [0], dynamic_scale=False)
+        trained = training.train(
+            self._feed, learner, settings, self._trained, [0], dynamic_scale=False
+        )
         return time.perf_counter() - started, trained.n_steps
 
     def specification(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class EmbeddingFeed(PackedFeed):
         Raises:
             UserError: if `max_length` leaves no room, or a batch of pairs has one pair.
         """
-        super().__init__(pad_id, settings)
+        super().__init__(pad_id)
         self._name = task.folder
         self._cutting = truncating(tokenizer, settings.fitting(max_positions))
         self._as_pair = settings.single_as_pair
@@ -91,10 +91,11 @@ class EmbeddingFeed(PackedFeed):
             for encoding in self._cutting.encode_batch(part):
                 yield encoded(encoding)
 
-    def plan(self, examples: Sequence[int]) -> MicrobatchPlan:
+    def plan(self, examples: Sequence[int], *, fitted: bool = False) -> MicrobatchPlan:
         """Returns what the texts of the training `examples` need; it numbers texts."""
         n = self._n_columns()
-        return super().plan([n * example + i for example in examples for i in range(n)])
+        texts = [n * example + i for example in examples for i in range(n)]
+        return super().plan(texts, fitted=fitted)
 
     def arrays(self, plan: MicrobatchPlan, need: tuple[int, ...], size: int) -> Arrays:
         """Returns a batch of `size` examples, as `classification.Embedding` describes it."""

@@ -61,8 +61,11 @@ class Feed(Protocol):
         """Returns the tokens of each training example, of its longest text: int [n_train]."""
         ...
 
-    def plan(self, examples: Sequence[int]) -> MicrobatchPlan:
-        """Returns what the training `examples` (numbers below `n_train`) need."""
+    def plan(self, examples: Sequence[int], *, fitted: bool = False) -> MicrobatchPlan:
+        """Returns what the training `examples` (numbers below `n_train`) need.
+
+        With `fitted`, the shape is that of these examples, not one that all batches may share.
+        """
         ...
 
     def arrays(self, plan: MicrobatchPlan, need: tuple[int, ...], size: int) -> Arrays:
@@ -87,19 +90,17 @@ class PackedFeed:
         notes: sentences about rows that are not read in full.
     """
 
-    def __init__(self, pad_id: int, settings: Settings, n_choices: int = 1):
+    def __init__(self, pad_id: int, n_choices: int = 1):
         """Takes what all rows share; `read` takes the rows.
 
         Args:
             pad_id: the token behind the last sequence of a row.
-            settings: of the run.
             n_choices: sequences of an example.
         """
         self._pad_id = pad_id
         self._sequences: Mapping[str, list[packing.Encoded]] = {}
         self._layouts: dict[str, list[MicrobatchPlan]] = {}
         self._length = 0
-        self._fits_rows = settings.group_by_length
         self.n_choices = n_choices
         self.n_illegal: dict[str, int] = {}
         self.notes: list[str] = []
@@ -141,11 +142,11 @@ class PackedFeed:
         """Returns the tokens of the longest sequence of each training example: int [n_train]."""
         return np.asarray(self._lengths("train"), int).reshape(self.n_train, -1).max(axis=1)
 
-    def plan(self, examples: Sequence[int]) -> MicrobatchPlan:
+    def plan(self, examples: Sequence[int], *, fitted: bool = False) -> MicrobatchPlan:
         """Returns the rows that the sequences need, and their length."""
         lengths = [len(sequence.ids) for sequence in self._sequences_of("train", examples)]
         length = self._length
-        if self._fits_rows:
+        if fitted:
             length = packing.fitted_length(max(lengths, default=0))
         places = packing.place(lengths, length)
         n_rows = packing.row_count(packing.n_rows(places))
@@ -250,7 +251,7 @@ class EncoderFeed(PackedFeed):
             max_positions: positions of the model; None means no limit.
         """
         n_choices = 2 if task.kind == "choice" else 1
-        super().__init__(pad_id, settings, n_choices)
+        super().__init__(pad_id, n_choices)
         self._task = task
         self._as_pair = settings.single_as_pair
         self._cutting = truncating(tokenizer, settings.fitting(max_positions))

@@ -316,6 +316,7 @@ def embed(
         raise UserError("embed: takes a list of texts; put the text in brackets")
     if not isinstance(model.config, encoder.EncoderConfig):
         raise UserError("embed: this model is a T5, which has no embeddings; take an encoder")
+
     predictor = Predictor(_embedding_model(model, model.config, max_length))
     found = np.empty((len(texts), model.config.d_model), np.float32)
     for number, row in enumerate(predictor.predict({"text": text} for text in texts)):

@@ -46,7 +46,7 @@ class SpanFeed(PackedFeed):
         Raises:
             UserError: if `max_length` leaves no room, or no training row is left.
         """
-        super().__init__(pad_id, settings)
+        super().__init__(pad_id)
 
         self._name = task.folder
         limit = settings.fitting(max_positions)

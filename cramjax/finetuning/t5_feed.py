@@ -87,8 +87,12 @@ class T5Feed:
         """Returns the tokens of each training input: int [n_train]."""
         return np.asarray([len(ids) for ids in self._inputs["train"]], int)
 
-    def plan(self, examples: Sequence[int]) -> MicrobatchPlan:
-        """Returns the lengths of inputs and targets that `examples` need."""
+    def plan(self, examples: Sequence[int], *, fitted: bool = False) -> MicrobatchPlan:
+        """Returns the lengths of inputs and targets that `examples` need.
+
+        Lengths are of a short list in any case: a T5 has no rows to be shared.
+        """
+        del fitted
         longest_input = max((len(self._inputs["train"][i]) for i in examples), default=1)
         longest_target = max((len(self._targets[i]) for i in examples), default=1)
         need = (_fitting(INPUT_LENGTHS, longest_input), _fitting(TARGET_LENGTHS, longest_target))

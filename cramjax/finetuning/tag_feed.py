@@ -40,7 +40,7 @@ class TagFeed(PackedFeed):
         Raises:
             UserError: if `max_length` leaves no room.
         """
-        super().__init__(pad_id, settings)
+        super().__init__(pad_id)
         limit = settings.fitting(max_positions)
         self._cutting = cutter.cutting(tokenizer, limit, settings.stride)
         self._as_pair = settings.single_as_pair

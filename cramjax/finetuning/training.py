@@ -324,7 +324,7 @@ def _batches(
         plans = []  # [seeds][microbatches]
         for order in orders:
             parts = _cut(next(order).tolist(), size, settings.batch_size)
-            plans.append([feed.plan(examples) for examples in parts])
+            plans.append([feed.plan(part, fitted=settings.group_by_length) for part in parts])
 
         needs = np.asarray([plan.need for plan in itertools.chain(*plans)])
         need = tuple(needs.max(axis=0).tolist())

@@ -107,19 +107,14 @@ def test_batches_of_like_length_are_a_draw_of_all_examples(lengths, batch_size):
 def test_like_lengths_take_fewer_places_and_give_what_the_same_batch_gives(model, cola):
     task, splits = cola
     grouping = dataclasses.replace(PLAIN, group_by_length=True)
-    feeds = {}
-    for settings in (PLAIN, grouping):
-        feeds[settings] = EncoderFeed(
-            task, splits, model.tokenizer, model.special["pad"], settings, None
-        )
+    feed = EncoderFeed(task, splits, model.tokenizer, model.special["pad"], PLAIN, None)
     # One text of 200 tokens makes all random batches wide.
-    for feed in feeds.values():
-        long = feed.sequences("train")[0]
-        wide = dataclasses.replace(long, ids=np.resize(long.ids, 200), types=np.zeros(200, int))
-        feed._take({"train": [wide, *feed.sequences("train")[1:]]})
+    long = feed.sequences("train")[0]
+    wide = dataclasses.replace(long, ids=np.resize(long.ids, 200), types=np.zeros(200, int))
+    feed._take({"train": [wide, *feed.sequences("train")[1:]]})
 
     def places(settings):
-        batches = training._batches(feeds[settings], settings, [0], 6)
+        batches = training._batches(feed, settings, [0], 6)
         return sum(batch["tokens"].size for batch in batches)
 
     assert places(grouping) < places(PLAIN)
@@ -128,8 +123,8 @@ def test_like_lengths_take_fewer_places_and_give_what_the_same_batch_gives(model
     objective = grammar.classifying(model.config, model.precision, **rates)
     params = objective.init(jax.random.key(0), model.params)
     losses = []
-    for feed in feeds.values():
-        plan = feed.plan([1, 2, 3, 4])
+    for fitted in (False, True):
+        plan = feed.plan([1, 2, 3, 4], fitted=fitted)
         batch = feed.arrays(plan, plan.need, 8)
         losses.append(objective.loss(params, jax.random.key(1), batch, np.zeros(1, np.int32))[0])
     assert abs(losses[0] - losses[1]) < 1e-5
