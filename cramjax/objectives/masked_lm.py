@@ -222,9 +222,22 @@ class MaskedLM:
         """Returns the sums "loss", "weight" and "correct"; see `PretrainingObjective.evaluate`."""
         tokens = tokens.astype(jnp.int32)
         batch = masking.mask_tokens(self.eval_corruption, eval_key(), tokens, rows)
-        # XLA divides this program among devices, and it cannot divide kernels of ours.
-        dividable = dataclasses.replace(self.precision, kernels=())
-        hidden = self._states(dividable, params, batch, tokens, None)
+        hidden = self._states(self._dividable, params, batch, tokens, None)
+        return self._scored(params, batch, hidden, row_weights)
+
+    @property
+    def _dividable(self) -> Precision:
+        # XLA divides evaluation among devices, and it cannot divide kernels of ours.
+        return dataclasses.replace(self.precision, kernels=())
+
+    def _scored(
+        self,
+        params: Params,
+        batch: masking.MaskedBatch,
+        hidden: jax.Array,
+        row_weights: jax.Array,
+    ) -> dict[str, Any]:
+        """Returns the sums of `evaluate`, from the hidden states of the predicted positions."""
         logits = self._logits(params, hidden)  # float32 [rows, predicted, vocab]
         weights = batch.weights * row_weights[:, None]
         guesses = jnp.argmax(logits, axis=-1).astype(jnp.int32)

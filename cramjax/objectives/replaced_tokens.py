@@ -113,14 +113,14 @@ class ReplacedTokens(MaskedLM):
         their "weight".
         """
         tokens = tokens.astype(jnp.int32)
-        sums = super().evaluate(params, tokens, rows, row_weights)
         batch = masking.mask_tokens(self.eval_corruption, eval_key(), tokens, rows)
-        dividable = dataclasses.replace(self.precision, kernels=())
-        hidden = self._states(dividable, params, batch, tokens, None)
+        hidden = self._states(self._dividable, params, batch, tokens, None)
+        sums = self._scored(params, batch, hidden, row_weights)
+
         head = detector.generator_head_params(params)
         sampled = self.sampled(head, jax.random.fold_in(eval_key(), _SAMPLES), hidden, rows)
         filled, replaced = with_samples(batch, tokens, sampled)
-        odds = self._odds(dividable, params, filled, tokens, None)
+        odds = self._odds(self._dividable, params, filled, tokens, None)
 
         weights = jnp.broadcast_to(row_weights[:, None], odds.shape)
         sums["also"] = {
