@@ -5,9 +5,10 @@ import random
 import jax
 
 from cramjax.data import tokenizers
-from cramjax.finetuning import learning
+from cramjax.finetuning import learning, run
 from cramjax.finetuning.classification import Classification
 from cramjax.finetuning.protocols import Settings
+from cramjax.finetuning.request import FinetuneRequest
 from cramjax.glue.tasks import find_tasks
 from cramjax.inference import LoadedModel
 from cramjax.models import network, t5
@@ -86,3 +87,17 @@ def classifying(config, precision=FLOAT32, **settings):
     (task,) = find_tasks(["cola"])
     chosen = Settings(**{"lr": 1.0, "head": "pooler"} | settings)
     return Classification(learning.network_with_head(config, task, chosen), precision)
+
+
+def finetune(model, data, out, *tasks, protocol, **options):
+    """Returns what a finetuning of one seed found, and the lines that it printed."""
+    said = []
+    request = FinetuneRequest(
+        checkpoint="a/model",
+        tasks=tasks,
+        data_dir=str(data),
+        out=out,
+        protocol=protocol,
+        **{"n_seeds": 1} | options,
+    )
+    return run.Finetuning(request, model, said.append).run(), said

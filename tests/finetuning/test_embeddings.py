@@ -1,6 +1,7 @@
 """Sentence embeddings: sentence-transformers' loss and vectors, whole finetunings, and searches."""
 
 import dataclasses
+import functools
 import json
 import random
 
@@ -13,9 +14,8 @@ from hypothesis import strategies as st
 
 import cramjax
 from cramjax.errors import UserError
-from cramjax.finetuning import heads, learning, prediction, run, training
+from cramjax.finetuning import heads, learning, prediction, training
 from cramjax.finetuning.protocols import Protocol, Settings, choose_protocol
-from cramjax.finetuning.request import FinetuneRequest
 from cramjax.hub import sentence_files
 from cramjax.inference import load
 from cramjax.publishing.export import Options, export
@@ -33,6 +33,7 @@ QUICK = Settings(
     pooling="mean",
 )
 PROTOCOL = Protocol(name="quick", source="tests", settings=QUICK, n_seeds=1)
+finetune = functools.partial(grammar.finetune, protocol=PROTOCOL)
 SEARCH = {
     "name": "search",
     "head": "embeddings",
@@ -73,19 +74,6 @@ def data(tmp_path_factory):
     for name, more in (("search", {}), ("likeness", {"label": "score"})):
         (folder / f"{name}.yaml").write_text(json.dumps(SEARCH | {"name": name} | more))
     return folder
-
-
-def finetune(model, data, out, *tasks, protocol=PROTOCOL, **options):
-    said = []
-    request = FinetuneRequest(
-        checkpoint="a/model",
-        tasks=tasks,
-        data_dir=str(data),
-        out=out,
-        protocol=protocol,
-        **{"n_seeds": 1} | options,
-    )
-    return run.Finetuning(request, model, said.append).run(), said
 
 
 @pytest.fixture(scope="module")

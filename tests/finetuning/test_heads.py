@@ -1,6 +1,7 @@
 """Heads on tokens as whole finetunings: losses, files, resuming, models that are loaded again."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -9,9 +10,8 @@ import numpy as np
 import pytest
 
 from cramjax.errors import UserError
-from cramjax.finetuning import learning, run
+from cramjax.finetuning import learning
 from cramjax.finetuning.protocols import Protocol, Settings, choose_protocol
-from cramjax.finetuning.request import FinetuneRequest
 from cramjax.inference import load
 from cramjax.tasks import catalogue
 from tests.finetuning import grammar, reading
@@ -26,6 +26,7 @@ QUICK = Settings(
     stride=8,
 )
 PROTOCOL = Protocol(name="quick", source="tests", settings=QUICK, n_seeds=2)
+finetune = functools.partial(grammar.finetune, protocol=PROTOCOL)
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +39,6 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reading")
     reading.write_conll(folder)
     return reading.write_squad(folder)
-
-
-def finetune(model, data, out, *tasks, protocol=PROTOCOL, **options):
-    said = []
-    request = FinetuneRequest(
-        checkpoint="a/model",
-        tasks=tasks,
-        data_dir=str(data),
-        out=out,
-        protocol=protocol,
-        **{"n_seeds": 1} | options,
-    )
-    return run.Finetuning(request, model, said.append).run(), said
 
 
 def opened(model, data, task):
