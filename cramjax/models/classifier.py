@@ -168,6 +168,7 @@ def classify(
     hidden = _hidden(
         cfg, precision, params, tokens, segment_ids, positions, token_types, encoder_key
     )
+
     pooled = _pooled(cfg, precision, hidden, first, segment_ids)  # [n, embed]
     build = functools.partial(ClassifierHead, cfg, precision)
     return module.bind(build, params["classifier"])(

@@ -251,12 +251,11 @@ class Recorder:
         self._skipped = state["skipped"]
         self._first_step_s = state["first_step_s"]
         self.evaluated_step = state["evaluated_step"]
-        # Checkpoints that 0.2.0 wrote have no scores.
+        # Checkpoints that 0.2.0 wrote have no scores, and no means but loss and accuracy.
         self.scored_step = state.get("scored_step")
         self._scores = state.get("scores", {})
         if state["evaluated"]:
             loss, accuracy = map(_number, state["evaluated"])
-            # Checkpoints that 0.3.0 and older wrote have no further means.
             also = {name: _number(mean) for name, mean in state.get("also", {}).items()}
             self._last_eval = EvalResult(loss, accuracy, also)
 
