@@ -106,11 +106,8 @@ def _short(call: AttentionCall, device: Device) -> list[str]:
     suits = call.is_fused and not call.has_bias and not call.is_causal
     if not suits or not _has_narrow_tensor_cores(call, device):
         return []
-    return (
-        list(short_attention.TILES)
-        if short_attention.is_possible(call.length, call.head_dim)
-        else []
-    )
+    capability = _capability(device)
+    return short_attention.possible_tiles(call.length, call.head_dim, call.has_mask, capability)
 
 
 def choose(requested: str, call: AttentionCall, device: Device, measured: Choices) -> str:
@@ -156,6 +153,15 @@ def _has_narrow_tensor_cores(call: AttentionCall, device: Device) -> bool:
 
 def _is_ampere(device: Device) -> bool:
     """Returns whether the GPU is NVIDIA's, of that generation or a later one."""
+    return _capability(device) >= (8, 0)
+
+
+def _capability(device: Device) -> tuple[int, int]:
+    """Returns the compute capability of NVIDIA's GPU, (0, 0) for any other device."""
     capability = str(getattr(device, "compute_capability", ""))
     # AMD's are words, as "gfx90a".
-    return capability.replace(".", "").isdigit() and float(capability) >= 8.0
+    numbers = capability.split(".")
+    if not all(number.isdigit() for number in numbers):
+        return 0, 0
+    major, minor = (*map(int, numbers), 0)[:2]
+    return major, minor

@@ -3,20 +3,22 @@
 General kernels stream the keys past the queries, and pay for it with partial sums and passes over
 what they saved. Up to `LONGEST` positions all keys of a head lie in one block. The forward pass
 reads the fused projection and writes the mixture; the backward pass reads the projection and a
-gradient, computes the probabilities again, and writes the projection's gradient whole. Rotary
-positions are turned on the way. Dropout is a function of a seed and a place, so that a resumed or
-recomputed step draws the same; cuDNN's is not: its state lies in the process and moves with each
-call.
+gradient, computes the probabilities again, and writes the projection's gradient whole. A program
+does this for some heads of a sequence, one after the other, and the next heads are read while one
+is computed: the kernel is bound by memory. Rotary positions are turned on the way. Dropout is a
+function of a seed and a place, so that a resumed or recomputed step draws the same; cuDNN's is not:
+its state lies in the process and moves with each call.
 
 Written in Pallas for Triton, which compiles it for cards of compute capability 8.0 and above. JAX
-0.11 calls that backend deprecated; where it is gone, `is_possible` says no, and another kernel is
-taken.
+0.11 calls that backend deprecated; where it is gone, `possible_tiles` has none, and another kernel
+is taken.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,8 @@ LONGEST = 128
 """Positions of a sequence; beyond it a block of scores does not fit a processor's registers."""
 
 _MASKED = -1e30
+# Programs that keep the processors of every card busy; an H100 has 132 of them.
+_ENOUGH_PROGRAMS = 256
 _QUERY, _KEY, _VALUE = 0, 1, 2
 
 Rotary = tuple[jax.Array, jax.Array]
@@ -43,22 +47,65 @@ Rotary = tuple[jax.Array, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """The shape of the work: queries of a block of scores, and warps that share it."""
+    """The shape of the work.
+
+    Attributes:
+        n_queries: queries of a block of scores.
+        n_warps: warps that share it.
+        n_stages: heads in flight: all but one are being read into shared memory.
+    """
 
     n_queries: int
     n_warps: int
+    n_stages: int
 
 
 TILES = {
-    f"short{tile.n_queries}x{tile.n_warps}": tile
-    for tile in (Tile(64, 8), Tile(64, 4), Tile(128, 8))
+    f"short{tile.n_queries}x{tile.n_warps}x{tile.n_stages}": tile
+    for tile in (Tile(128, 8, 3), Tile(128, 8, 2), Tile(64, 8, 2))
 }
 """The variants by name. Which one is fastest depends on the card."""
 
+_SHARED_BYTES = {(8, 0): 166_912, (9, 0): 232_448, (10, 0): 232_448}
+_OTHERS_SHARED_BYTES = 101_376
+"""Shared memory of a program, by compute capability; the others are consumers' cards."""
 
-def is_possible(length: int, head_dim: int) -> bool:
-    """Returns whether the sizes are powers of two that fit, and this JAX has a Triton."""
-    return triton is not None and length in (64, LONGEST) and head_dim in (32, 64, 128)
+
+def possible_tiles(
+    length: int, head_dim: int, has_mask: bool, capability: tuple[int, int]
+) -> list[str]:
+    """Returns the names of the tiles that can run on a card, the likely fastest one first.
+
+    The sizes must be powers of two, and this JAX must have a Triton.
+
+    Args:
+        length: positions of a sequence.
+        head_dim: dimensions of a head.
+        has_mask: whether there is an arbitrary mask.
+        capability: compute capability of the card.
+    """
+    if triton is None or length not in (64, LONGEST) or head_dim not in (32, 64, 128):
+        return []
+    limit = _SHARED_BYTES.get(capability, _OTHERS_SHARED_BYTES)
+    return [
+        name
+        for name, tile in TILES.items()
+        if _shared_bytes(tile, length, head_dim, has_mask, capability) <= limit
+    ]
+
+
+def _shared_bytes(
+    tile: Tile, length: int, head_dim: int, has_mask: bool, capability: tuple[int, int]
+) -> int:
+    """Returns the shared memory that a backward pass needs, as the compilers of three cards say."""
+    n_ahead = tile.n_stages - 1
+    # Products of a warp group are asynchronous, and hold the operands of one more head.
+    n_heads = n_ahead + 1 if capability[0] in (9, 10) else n_ahead
+    # Queries, keys, values and the cotangent, 2 bytes each.
+    operands = n_heads * 4 * length * head_dim * 2
+    masks = n_ahead * length**2 if has_mask else 0
+    probabilities = min(tile.n_queries, length) * length * 2
+    return operands + masks + probabilities
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
@@ -78,7 +125,7 @@ def attention(
 
     Args:
         fused: [batch, length, 3, heads, head_dim], queries, keys and values; sizes as of
-            `is_possible`.
+            `possible_tiles`.
         rotary: cosines and sines float32 [1 or batch, length, head_dim / 2] that turn queries and
             keys (`layers.rotary_tables`).
         mask: int8 [1 or batch, 1, length, length]; 0 hides a key from a query.
@@ -113,55 +160,91 @@ def _call(
     kernel, fused, rotary, mask, seeds, cotangent, result, tile: Tile, interpret: bool
 ) -> jax.Array:
     """Runs `kernel` for each sequence and head, with references to the given arrays by name."""
-    assert triton is not None  # see `is_possible`
-    n_rows, length, _, n_heads, _ = fused.shape
+    assert triton is not None  # see `possible_tiles`
+    n_rows, _, _, n_heads, _ = fused.shape
+    n_together = _heads_together(n_rows, n_heads)
     cosines, sines = (None, None) if rotary is None else rotary
     arrays = {
-        "fused": (fused, _of_a_head),
-        "cotangent": (cotangent, _of_a_head),
+        "fused": (fused, _of_heads),
+        "cotangent": (cotangent, _of_heads),
         "cosines": (cosines, _of_a_row),
         "sines": (sines, _of_a_row),
         "mask": (mask, _of_a_row),
-        "seed": (seeds, lambda array: pl.BlockSpec((None, None), lambda row, head: (row, head))),
+        "seeds": (seeds, _seeds_of_heads),
     }
     arrays = {name: entry for name, entry in arrays.items() if entry[0] is not None}
 
     def run(*refs):
-        kernel(dict(zip([*arrays, "result"], refs, strict=True)))
+        kernel(dict(zip([*arrays, "result"], refs, strict=True)), n_together)
 
     return pl.pallas_call(
         run,
-        grid=(n_rows, n_heads),
-        in_specs=[spec(array) for array, spec in arrays.values()],
-        out_specs=_of_a_head(result),
+        # Heads lie beside each other in memory, so that their programs run at the same time.
+        grid=(n_heads // n_together, n_rows),
+        in_specs=[spec(array, n_together) for array, spec in arrays.values()],
+        out_specs=_of_heads(result, n_together),
         out_shape=result,
-        compiler_params=triton.CompilerParams(num_warps=tile.n_warps, num_stages=1),
+        compiler_params=triton.CompilerParams(num_warps=tile.n_warps, num_stages=tile.n_stages),
         interpret=interpret,
         name=NAME,
     )(*[array for array, _ in arrays.values()])
 
 
-def _of_a_head(array) -> pl.BlockSpec:
-    """[batch, length, (3,) heads, head_dim] → [length, (3,) head_dim]."""
-    length, head_dim = array.shape[1], array.shape[-1]
-    if len(array.shape) == 4:
-        return pl.BlockSpec((None, length, None, head_dim), lambda row, head: (row, 0, head, 0))
-    return pl.BlockSpec((None, length, 3, None, head_dim), lambda row, head: (row, 0, 0, head, 0))
+def _heads_together(n_rows: int, n_heads: int) -> int:
+    """Returns the heads of a program: as many as leave enough programs for a card."""
+    divisors = [n for n in range(1, n_heads + 1) if n_heads % n == 0]
+    return max(n for n in divisors if n == 1 or n_rows * n_heads // n >= _ENOUGH_PROGRAMS)
 
 
-def _of_a_row(array) -> pl.BlockSpec:
+def _of_heads(array, n_together: int) -> pl.BlockSpec:
+    """[batch, length, (3,) heads, head_dim] → [length, (3,) heads of a program, head_dim]."""
+    _, length, *middle, _, head_dim = array.shape
+    shape = (None, length, *middle, n_together, head_dim)
+    return pl.BlockSpec(shape, lambda heads, row: (row, 0, *(0 for _ in middle), heads, 0))
+
+
+def _of_a_row(array, n_together: int) -> pl.BlockSpec:
     """[1 or batch, (1,) length, width] → [length, width]."""
+    del n_together
     is_shared, middle = array.shape[0] == 1, (None,) * (len(array.shape) - 3)
 
-    def index(row, head):
+    def index(heads, row):
         return (0 if is_shared else row, *(0 for _ in array.shape[1:]))
 
     return pl.BlockSpec((None, *middle, *array.shape[-2:]), index)
 
 
+def _seeds_of_heads(array, n_together: int) -> pl.BlockSpec:
+    """[batch, heads] → [heads of a program]."""
+    return pl.BlockSpec((None, n_together), lambda heads, row: (row, heads))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """Positions of a sequence.
+
+    Attributes:
+        first: number of the first one.
+        rows: their slice.
+        angles: cosines and sines float32 [positions, head_dim / 2]; None without rotary positions.
+    """
+
+    first: int
+    rows: Any
+    angles: Rotary | None
+
+
+def _block(refs, first: int, size: int) -> _Block:
+    rows = pl.ds(first, size)
+    angles = None
+    if "cosines" in refs:
+        angles = refs["cosines"][rows, :], refs["sines"][rows, :]
+    return _Block(first, rows, angles)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """The work of both passes for one sequence and head.
+    """The work of both passes for some heads of one sequence.
 
     `refs` are references by name, as `_call` passes them. Queries and keys are lists of parts along
     the head's dimensions: one, or with rotary positions its two halves, which turn into each other.
@@ -171,90 +254,121 @@ class _Work:
     dropout_rate: float
     tile: Tile
 
-    def forward(self, refs):
-        keys, value = self._turned(refs, _KEY, slice(None)), refs["fused"][:, _VALUE, :]
+    def forward(self, refs, n_heads: int) -> None:
+        whole, blocks = self._positions(refs)
 
-        for first, rows in self._blocks(value.shape[0]):
-            queries = self._turned(refs, _QUERY, rows)
-            probabilities = self._probabilities(refs, queries, keys, rows)
-            used = _times(probabilities, self._factors(refs, first, probabilities.shape))
-            refs["result"][rows, :] = _dot(used.astype(value.dtype), value).astype(value.dtype)
+        def mix(head, _):
+            keys = _turned(refs, _KEY, head, whole)
+            value = refs["fused"][:, _VALUE, head, :]
+            for block in blocks:
+                queries = _turned(refs, _QUERY, head, block)
+                weights, inverse_sums = self._weights(refs, queries, keys, block)
+                used = _times(weights, self._factors(refs, head, block, weights.shape))
+                # Divided at last: the mixture has fewer numbers than the weights.
+                mixed = _dot(used.astype(value.dtype), value) * inverse_sums
+                refs["result"][block.rows, head, :] = mixed.astype(value.dtype)
 
-    def backward(self, refs):
-        keys, value = self._turned(refs, _KEY, slice(None)), refs["fused"][:, _VALUE, :]
-        dtype = value.dtype
-        key_gradients = [jnp.zeros(part.shape, jnp.float32) for part in keys]
-        value_gradient = jnp.zeros(value.shape, jnp.float32)
+        jax.lax.fori_loop(0, n_heads, mix, None)
 
-        for first, rows in self._blocks(value.shape[0]):
-            queries, cotangent = self._turned(refs, _QUERY, rows), refs["cotangent"][rows, :]
-            probabilities = self._probabilities(refs, queries, keys, rows)
-            factors = self._factors(refs, first, probabilities.shape)
+    def backward(self, refs, n_heads: int) -> None:
+        whole, blocks = self._positions(refs)
 
-            used = _times(probabilities, factors).astype(dtype)
-            value_gradient += _dot_of_transpose(used, cotangent)
-            gradient = _times(_dot(cotangent, value, transposed=True), factors)
+        def differentiate(head, _):
+            keys = _turned(refs, _KEY, head, whole)
+            value = refs["fused"][:, _VALUE, head, :]
+            key_gradients = [jnp.zeros(part.shape, jnp.float32) for part in keys]
+            value_gradient = jnp.zeros(value.shape, jnp.float32)
 
-            row_sums = jnp.sum(probabilities * gradient, axis=1, keepdims=True)
-            gradient = (probabilities * (gradient - row_sums) * self.scale).astype(dtype)
-            self._write_turned_back(refs, _QUERY, rows, [_dot(gradient, part) for part in keys])
-            key_gradients = [
-                total + _dot_of_transpose(gradient, part)
-                for total, part in zip(key_gradients, queries, strict=True)
-            ]
+            for block in blocks:
+                queries = _turned(refs, _QUERY, head, block)
+                cotangent = refs["cotangent"][block.rows, head, :]
+                weights, inverse_sums = self._weights(refs, queries, keys, block)
+                probabilities = weights * inverse_sums
+                factors = self._factors(refs, head, block, weights.shape)
 
-        self._write_turned_back(refs, _KEY, slice(None), key_gradients)
-        refs["result"][:, _VALUE, :] = value_gradient.astype(dtype)
+                used = _times(probabilities, factors).astype(value.dtype)
+                value_gradient += _dot_of_transpose(used, cotangent)
+                gradient = _times(_dot(cotangent, value, transposed=True), factors)
 
-    def _blocks(self, length: int):
-        """The first query of each block, and the slice of its queries."""
-        n_queries = min(self.tile.n_queries, length)
-        return [(first, pl.ds(first, n_queries)) for first in range(0, length, n_queries)]
+                row_sums = jnp.sum(probabilities * gradient, axis=1, keepdims=True)
+                gradient = probabilities * (gradient - row_sums) * self.scale
+                gradient = gradient.astype(value.dtype)
+                query_gradients = [_dot(gradient, part) for part in keys]
+                _write_turned_back(refs, _QUERY, head, block, query_gradients)
+                key_gradients = [
+                    total + _dot_of_transpose(gradient, part)
+                    for total, part in zip(key_gradients, queries, strict=True)
+                ]
 
-    def _turned(self, refs, which: int, rows) -> list[jax.Array]:
-        """Queries or keys of `rows`, turned by their angles, in parts."""
-        fused = refs["fused"]
-        if "cosines" not in refs:
-            return [fused[rows, which, :]]
-        first, second = (fused[rows, which, half].astype(jnp.float32) for half in _halves(fused))
-        cosines, sines = refs["cosines"][rows, :], refs["sines"][rows, :]
-        turned = first * cosines - second * sines, second * cosines + first * sines
-        return [part.astype(fused.dtype) for part in turned]
+            _write_turned_back(refs, _KEY, head, whole, key_gradients)
+            refs["result"][:, _VALUE, head, :] = value_gradient.astype(value.dtype)
 
-    def _write_turned_back(self, refs, which: int, rows, gradients: list[jax.Array]) -> None:
-        """Writes the gradient of queries or keys, from those of the turned parts, float32."""
-        result = refs["result"]
-        if "cosines" not in refs:
-            result[rows, which, :] = gradients[0].astype(result.dtype)
-            return
-        cosines, sines = refs["cosines"][rows, :], refs["sines"][rows, :]
-        first, second = gradients
-        back = first * cosines + second * sines, second * cosines - first * sines
-        for half, part in zip(_halves(result), back, strict=True):
-            result[rows, which, half] = part.astype(result.dtype)
+        jax.lax.fori_loop(0, n_heads, differentiate, None)
 
-    def _probabilities(self, refs, queries, keys, rows) -> jax.Array:
-        """float32 [queries, length]."""
+    def _positions(self, refs) -> tuple[_Block, list[_Block]]:
+        """Returns all positions as one block, and as blocks of queries.
+
+        Their angles are read before the loop over heads, which would read them ahead for each head,
+        and run out of shared memory.
+        """
+        length = refs["fused"].shape[0]
+        whole = _block(refs, 0, length)
+        size = self.tile.n_queries
+        if size >= length:
+            return whole, [whole]
+        return whole, [_block(refs, first, size) for first in range(0, length, size)]
+
+    def _weights(self, refs, queries, keys, block: _Block) -> tuple[jax.Array, jax.Array]:
+        """Returns exponentials of scores, and the inverse of their sums.
+
+        They are float32 [queries, length] and [queries, 1].
+        """
         scores = (
             sum(_dot(query, key, transposed=True) for query, key in zip(queries, keys, strict=True))
             * self.scale
         )
         if "mask" in refs:
-            scores = jnp.where(refs["mask"][rows, :] != 0, scores, _MASKED)
+            scores = jnp.where(refs["mask"][block.rows, :] != 0, scores, _MASKED)
         weights = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
-        return weights / jnp.sum(weights, axis=1, keepdims=True)
+        return weights, 1.0 / jnp.sum(weights, axis=1, keepdims=True)
 
-    def _factors(self, refs, first: int, shape: tuple[int, ...]) -> jax.Array | None:
-        """float32 `shape`: 0 where dropout hits, else above 1; None without dropout."""
-        if "seed" not in refs:
+    def _factors(self, refs, head, block: _Block, shape: tuple[int, ...]) -> jax.Array | None:
+        """Returns float32 `shape`: 0 where dropout hits, else above 1; None without dropout."""
+        if "seeds" not in refs:
             return None
-        rows = jnp.uint32(first) + jax.lax.broadcasted_iota(jnp.uint32, shape, 0)
+        rows = jnp.uint32(block.first) + jax.lax.broadcasted_iota(jnp.uint32, shape, 0)
         numbers = rows * jnp.uint32(shape[1]) + jax.lax.broadcasted_iota(jnp.uint32, shape, 1)
-        return kept(numbers, refs["seed"][...], self.dropout_rate)
+        return kept(numbers, refs["seeds"][head], self.dropout_rate)
+
+
+def _turned(refs, which: int, head, block: _Block) -> list[jax.Array]:
+    """Returns queries or keys of a head, turned by their angles, in parts."""
+    fused = refs["fused"]
+    if block.angles is None:
+        return [fused[block.rows, which, head, :]]
+    cosines, sines = block.angles
+    first, second = (
+        fused[block.rows, which, head, half].astype(jnp.float32) for half in _halves(fused)
+    )
+    turned = first * cosines - second * sines, second * cosines + first * sines
+    return [part.astype(fused.dtype) for part in turned]
+
+
+def _write_turned_back(refs, which: int, head, block: _Block, gradients: list[jax.Array]) -> None:
+    """Writes the gradient of queries or keys, from those of the turned parts, float32."""
+    result = refs["result"]
+    if block.angles is None:
+        result[block.rows, which, head, :] = gradients[0].astype(result.dtype)
+        return
+    cosines, sines = block.angles
+    first, second = gradients
+    back = first * cosines + second * sines, second * cosines - first * sines
+    for half, part in zip(_halves(result), back, strict=True):
+        result[block.rows, which, head, half] = part.astype(result.dtype)
 
 
 def _halves(ref):
-    """Both halves of a head's dimensions."""
+    """Returns the slices of both halves of a head's dimensions."""
     half = ref.shape[-1] // 2
     return pl.ds(0, half), pl.ds(half, half)
 

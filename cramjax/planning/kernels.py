@@ -42,7 +42,8 @@ class Kernel:
         op_name: path of the operation in the traced function.
         form: tells apart kernels of a kind that differ in rate. Products are "generated" or come
             from a "library". cuDNN's attention is "forward", "forward with bias" or "backward", our
-            own is "short forward" or "short backward". Generated reductions go by "rows".
+            own is "short forward" or "short backward", which may have "with rotary" or "with
+            dropout" behind it. Generated reductions go by "rows".
     """
 
     name: str
@@ -213,7 +214,7 @@ def _short_attention(computation: Computation, call: Instruction) -> _Launch:
     """Reads a call of `models/short_attention.py`.
 
     Its first operand is a fused projection [batch, length, 3, heads, head_dim]. Backward it writes
-    the gradient of the projection.
+    the gradient of the projection. Angles of rotary positions are float32, seeds of dropout uint32.
     """
     operands = computation.operands(call)
     result = call.arrays[0]
@@ -222,7 +223,10 @@ def _short_attention(computation: Computation, call: Instruction) -> _Launch:
     form = "backward" if result.dims == fused.dims else "forward"
     flops = _ATTENTION_FLOPS[form] * n_rows * n_heads * length**2 * head_dim
     work = Work(_bytes(operands), result.n_bytes, flops, 0)
-    return _Launch(ATTENTION, work, fused.dtype, f"short {form}")
+
+    dtypes = {operand.arrays[0].dtype for operand in operands[1:]}
+    extra = " with dropout" if "u32" in dtypes else " with rotary" if "f32" in dtypes else ""
+    return _Launch(ATTENTION, work, fused.dtype, f"short {form}{extra}")
 
 
 def _plain(computation: Computation, instruction: Instruction) -> _Launch:

@@ -51,8 +51,8 @@ def test_without_a_measurement_the_kernel_is_one_that_is_known_to_work(
 
 
 def test_a_measured_kernel_is_taken_for_its_call_alone():
-    measured = {call(): "short64x4"}
-    assert kernels.choose("auto", call(), device(), measured) == "short64x4"
+    measured = {call(): "short64x8x2"}
+    assert kernels.choose("auto", call(), device(), measured) == "short64x8x2"
     assert kernels.choose("auto", call(head_dim=32), device(), measured) == "cudnn"
     assert kernels.choose("xla", call(), device(), measured) == "xla"
 
@@ -85,6 +85,23 @@ def test_short_kernels_are_candidates_where_they_fit(facts, has_short):
     assert not set(kernels.candidates(call(**facts), device(compute_capability="7.5"))) & set(
         short_attention.TILES
     )
+
+
+@pytest.mark.parametrize(
+    ("capability", "facts", "tiles"),
+    [
+        ("9.0", {}, ["short128x8x3", "short128x8x2", "short64x8x2"]),
+        ("9.0", {"has_mask": True}, ["short128x8x2", "short64x8x2"]),
+        ("8.0", {}, ["short128x8x3", "short128x8x2", "short64x8x2"]),
+        ("8.6", {}, ["short128x8x2", "short64x8x2"]),
+        ("8.9", {"has_mask": True}, ["short64x8x2"]),
+        ("9.0", {"head_dim": 128}, []),
+        ("12.0", {"head_dim": 128}, []),
+    ],
+)
+def test_tiles_are_those_whose_heads_fit_the_cards_shared_memory(capability, facts, tiles):
+    names = kernels.candidates(call(**facts), device(compute_capability=capability))
+    assert [name for name in names if name.startswith("short")] == tiles
 
 
 def test_cudnn_is_refused_where_it_cannot_run():
@@ -143,7 +160,7 @@ def short(fused, tile, rotary=None, mask=None, seeds=None, rate=0.0):
 
 @pytest.mark.parametrize("is_rotary", [False, True])
 @pytest.mark.parametrize("is_masked", [False, True])
-@pytest.mark.parametrize("tile", [short_attention.Tile(64, 8), short_attention.Tile(32, 4)])
+@pytest.mark.parametrize("tile", [short_attention.Tile(64, 8, 2), short_attention.Tile(32, 4, 1)])
 def test_short_attention_equals_jax(tile, is_masked, is_rotary):
     fused, cotangent = fused_inputs()
     rotary = tuple(map(jnp.asarray, rotary_tables(LENGTH, HEAD, 10000.0))) if is_rotary else None
@@ -163,10 +180,31 @@ def test_short_attention_equals_jax(tile, is_masked, is_rotary):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, both(theirs))
 
 
+@pytest.mark.parametrize("enough", [1, 4, 1000])
+def test_short_attention_is_the_same_however_many_heads_a_program_has(monkeypatch, enough):
+    fused, cotangent = fused_inputs(n_heads=6)
+    seeds = jnp.arange(12, dtype=jnp.uint32).reshape(2, 6)
+    tile = short_attention.Tile(64, 8, 2)
+
+    def both():
+        mixed, back = jax.vjp(lambda x: short(x, tile, None, documents(), seeds, 0.25), fused)
+        return mixed, *back(cotangent)
+
+    expected = both()  # one head a program: there are few sequences
+    monkeypatch.setattr(short_attention, "_ENOUGH_PROGRAMS", enough)
+    jax.tree.map(np.testing.assert_array_equal, both(), expected)
+
+
+def test_heads_share_a_program_as_long_as_programs_fill_a_card():
+    together = short_attention._heads_together
+    assert [together(n_rows, 12) for n_rows in (1, 21, 22, 64, 128, 512)] == [1, 1, 1, 3, 6, 12]
+    assert together(512, 7) == 7 and together(100, 7) == 1
+
+
 def test_short_attention_drops_the_same_in_both_passes_and_in_every_tile():
     fused, _ = fused_inputs(n_rows=1, n_heads=1)
     seeds = jnp.asarray([[7]], jnp.uint32)
-    tile = short_attention.Tile(32, 4)
+    tile = short_attention.Tile(32, 4, 1)
     # Queries of zeros weigh all keys alike, and values that are unit vectors show which ones
     # are kept.
     probe = fused.at[:, :, 0].set(0.0).at[:, :, 2].set(0.0)
@@ -187,7 +225,7 @@ def test_short_attention_drops_the_same_in_both_passes_and_in_every_tile():
 
     factors = kept(tile)
     assert 0.2 < np.mean(factors == 0) < 0.3 and np.allclose(factors[factors > 0], 4 / 3, atol=1e-4)
-    np.testing.assert_array_equal(factors, kept(short_attention.Tile(64, 8)))
+    np.testing.assert_array_equal(factors, kept(short_attention.Tile(64, 8, 2)))
 
     def theirs(fused):
         query, key_, value = (fused[0, :, index, 0] for index in range(3))
@@ -258,7 +296,7 @@ def test_short_attention_under_vmap_is_that_of_each():
         jnp.stack([fused, 2 * fused]),
         jnp.asarray([[[1, 2, 3]] * 2, [[4, 5, 6]] * 2], jnp.uint32),
     )
-    tile, mask = short_attention.Tile(64, 8), documents()
+    tile, mask = short_attention.Tile(64, 8, 2), documents()
 
     def gradient(fused, seeds):
         return jax.vjp(lambda fused: short(fused, tile, None, mask, seeds, 0.1), fused)[1](

@@ -242,6 +242,9 @@ def test_our_own_kernel_is_attention_both_ways():
     forward, backward = one([fused], mixed), one([fused, mixed], fused)
     forms = ("short forward", "short backward")
     assert (forward.kind, forward.form, backward.form) == (kernels.ATTENTION, *forms)
+    angles, seeds = ["f32[1,128,32]{2,1,0}"] * 2, "u32[8,12]{1,0}"
+    assert one([fused, *angles], mixed).form == "short forward with rotary"
+    assert one([fused, mixed, *angles, seeds], fused).form == "short backward with dropout"
     assert forward.work == traffic.Work(
         3 * 2 * 8 * 128 * 768, 2 * 8 * 128 * 768, 4 * 8 * 12 * 128**2 * 64, 0
     )

@@ -39,10 +39,16 @@ def seconds(*launched, card=H100):
 # 2026-11-27, jax 0.11.2. Form, launches, GFLOP, MB read and written by a launch (cuDNN's with the
 # gradient of the scores, if there is a bias), and the ms of all launches together.
 ATTENTION = {
-    "bert_1day": ([("short forward", 32, 25.8, 302, 101)], 6.4),
-    "bert_1day, backward": ([("short backward", 32, 64.4, 403, 302)], 17.4),
-    "bert_24h_academic": ([("short forward", 96, 17.2, 201, 67)], 16.2),
-    "bert_24h_academic, backward": ([("short backward", 96, 42.9, 268, 201)], 39.4),
+    "bert_24h_academic": ([("short forward with dropout", 96, 17.2, 201, 67)], 16.2),
+    "bert_24h_academic, backward": (
+        [("short backward with dropout", 96, 42.9, 268, 201)],
+        39.4,
+    ),
+    # Launches of 65,536 tokens of 12 heads, timed alone.
+    "short": ([("short forward", 1, 25.8, 302, 101)], 0.163),
+    "short, backward": ([("short backward", 1, 64.4, 403, 302)], 0.303),
+    "short, rotary": ([("short forward with rotary", 1, 25.8, 302, 101)], 0.223),
+    "short, rotary, backward": ([("short backward with rotary", 1, 64.4, 403, 302)], 0.509),
     "t5_1day": (
         [
             ("forward with bias", 48, 25.8, 82, 26),
@@ -89,6 +95,8 @@ def test_no_kernel_is_faster_than_its_card(card):
         (kernels.ATTENTION, "forward"), (kernels.ATTENTION, "backward"),
         (kernels.ATTENTION, "forward with bias"),
         (kernels.ATTENTION, "short forward"), (kernels.ATTENTION, "short backward"),
+        (kernels.ATTENTION, "short backward with rotary"),
+        (kernels.ATTENTION, "short backward with dropout"),
     ):  # fmt: skip
         assert seconds(kernel(kind, form, flops=1e13, n_bytes=1e9), card=card) > 1e13 / peak
         assert seconds(kernel(kind, form, flops=1e3, n_bytes=1e10), card=card) > 1e10 / memory

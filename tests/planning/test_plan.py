@@ -55,7 +55,7 @@ def test_bytes_by_kind_add_up_to_what_is_needed(no_compilers):
     [
         ("t4", "float16", "xla"),
         ("gtx1080ti", "float32", "xla"),
-        ("h100", "bfloat16", "short64x8"),
+        ("h100", "bfloat16", "short128x8x3"),
         ("v5e-1", "bfloat16", "xla"),
     ],
 )

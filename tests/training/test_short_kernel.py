@@ -12,7 +12,7 @@ SHORT = (
     "model.n_layers=1", "model.first_norm=True", "model.d_model=64", "data.seq_len=64",
     "microbatch_size=8", "optimizer.name=adamw",
 )  # fmt: skip
-KERNEL = "short64x8"
+KERNEL = "short64x8x2"
 DROPOUT = ("model.attention_dropout=0.3", "model.dropout=0.1")
 
 
