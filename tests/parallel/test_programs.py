@@ -12,9 +12,12 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from cramjax.config.resolve import get_config
+from cramjax.models import short_attention
+from cramjax.planning import cards, targets
 from cramjax.training import session
 from cramjax.tuning import devices
 from tests.parallel import programs
@@ -88,6 +91,35 @@ def test_on_a_tpu_slice_shards_gather_parameters_and_scatter_gradients(root):
     whole = 3 * 4 * found["n_params"]  # parameters and two moments
     assert whole / 8 <= found["state"] < 1.25 * whole / 8  # small vectors are not cut
     assert found["scattering"] and found["donated"] >= 0.99 * found["state"]
+
+
+@needs_cuda
+@pytest.mark.slow
+@pytest.mark.parametrize("has_mask", [False, True])
+@pytest.mark.parametrize(("length", "head_dim"), [(128, 64), (128, 128), (64, 128), (128, 32)])
+@pytest.mark.parametrize(("card", "capability"), [("h100", (9, 0)), ("rtx4090", (8, 9))])
+def test_every_tile_that_is_possible_compiles(card, capability, length, head_dim, has_mask):
+    on = jax.sharding.SingleDeviceSharding(targets.devices(cards.CARDS[card])[0])
+
+    def array(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=on)
+
+    # Many rows, so that a program has several heads, which it reads ahead.
+    fused = array((256, length, 3, 4, head_dim), jnp.bfloat16)
+    angles = array((1, length, head_dim // 2), jnp.float32)
+    mask = array((256, 1, length, length), jnp.int8) if has_mask else None
+    seeds = array((256, 4), jnp.uint32)
+    for name in short_attention.possible_tiles(length, head_dim, has_mask, capability):
+
+        def both(fused, angles, mask, seeds, tile=short_attention.TILES[name]):
+            def mix(fused):
+                rotary = angles, angles
+                return short_attention.attention(fused, rotary, mask, seeds, 0.1, 0.1, tile)
+
+            mixed, back = jax.vjp(mix, fused)
+            return back(mixed)
+
+        jax.jit(both).lower(fused, angles, mask, seeds).compile()
 
 
 @needs_cuda
