@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from cramjax.config.cli import at_least, in_home, make_parser, path, run_command
+from cramjax.config.cli import add_jobs_flag, at_least, in_home, make_parser, path, run_command
 from cramjax.errors import UserError
 
 EXAMPLE = """studies:
@@ -43,11 +43,19 @@ def _study(args: argparse.Namespace) -> int:
         if args.data_dir:
             raise UserError(f"--data_dir: {args.name} finetunes nothing; leave it out")
         n_seeds = args.seeds or SEEDS
-        code = track.run(TRACKS[args.name], args.overrides, args.out, n_seeds=n_seeds)
+        code = track.run(
+            TRACKS[args.name], args.overrides, args.out, n_seeds=n_seeds, n_jobs=args.jobs
+        )
     elif args.name in STUDIES:
         if args.seeds:
             raise UserError(f"--seeds {args.seeds}: {args.name} names its seeds itself")
-        code = studies.run(STUDIES[args.name], args.overrides, args.out, data_dir=args.data_dir)
+        code = studies.run(
+            STUDIES[args.name],
+            args.overrides,
+            args.out,
+            data_dir=args.data_dir,
+            n_jobs=args.jobs,
+        )
     else:
         raise UserError(f"{args.name}: no such study; there are {', '.join([*STUDIES, *TRACKS])}")
     report = args.out / "report.md"
@@ -59,6 +67,7 @@ def _study(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit code."""
     parser = make_parser("tools.study", "Run all of a study and write its tables.", EXAMPLE)
+
     parser.add_argument("name", metavar="STUDY", help="which one")
     parser.add_argument(
         "--out", type=path, required=True, metavar="DIR", help="folder of the study"
@@ -75,6 +84,8 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help=f"runs of each entry of a track (default: {SEEDS})",
     )
+    add_jobs_flag(parser)
+
     return run_command(_study, argv, parser)
 
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from cramjax.config.cli import add_config_flags, make_parser, path, run_command
+from cramjax.config.cli import add_config_flags, add_jobs_flag, make_parser, path, run_command
 from cramjax.console import announce
 
 EXAMPLE = """written to --out:
@@ -30,7 +30,7 @@ def _sweep(args: argparse.Namespace) -> int:
             "dataset of its own\n  to compare them on one: --config.data.max_mb=MB"
         )
     if not args.dry_run:
-        return sweep.run_sweep(points, args.out)
+        return sweep.run_sweep(points, args.out, n_jobs=args.jobs)
     for result in sweep.find_results(points, args.out):
         print(f"{result.status:<10}{result.point.name}")
     return 0
@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         "tools.sweep", "Train every point of a grid over a recipe and compare the results.", EXAMPLE
     )
     add_config_flags(parser)
+
     parser.add_argument(
         "--grid",
         action="append",
@@ -53,11 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=path, required=True, metavar="DIR", help="folder of the sweep"
     )
+    add_jobs_flag(parser)
     parser.add_argument(
         "--dry_run",
         action="store_true",
         help="list the points and which are finished, and run none",
     )
+
     return run_command(_sweep, argv, parser)
 
 

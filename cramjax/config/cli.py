@@ -44,6 +44,17 @@ def make_parser(module: str, purpose: str, example: str) -> argparse.ArgumentPar
     )
 
 
+def add_jobs_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--jobs N` to the `parser` of a command that starts runs."""
+    parser.add_argument(
+        "--jobs",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="runs at a time, each on its share of the GPUs and cores (default: 1)",
+    )
+
+
 def add_config_flags(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds `--config RECIPE[:ARG]` to `parser`.
 

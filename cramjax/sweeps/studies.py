@@ -105,6 +105,7 @@ def run(
     out: pathlib.Path,
     *,
     data_dir: str | None,
+    n_jobs: int = 1,
     launch: Launch = sweep.launch,
 ) -> int:
     """Do what is missing of `study` in `out`, and write report.md there after each part.
@@ -117,6 +118,7 @@ def run(
         out: folder of the study.
         data_dir: where the tasks are that compressed models are finetuned for, or the files that
             the runs read.
+        n_jobs: runs at a time; compressions go one after the other.
         launch: starts a run or a compression.
 
     Returns:
@@ -131,7 +133,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     failed = set()
     for name, sweep_points in points.items():
-        code = sweep.run_sweep(sweep_points, out / name, launch=launch)
+        code = sweep.run_sweep(sweep_points, out / name, n_jobs=n_jobs, launch=launch)
         if code:
             failed.add(name)
         # A signal ends the study; after a point that failed the other sweeps go on.

@@ -1,11 +1,14 @@
 """Sweeps: one run for each point of a grid (`grid.py`), each in a process of its own.
 
+Runs go one after the other, or several at a time on shares of the machine (`shares.py`).
+
 The process of the sweep resolves configurations, starts runs, and reads what they leave in their
 workdirs. It imports no JAX, so the memory of the device belongs to the run.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import csv
 import dataclasses
@@ -19,6 +22,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
@@ -28,8 +32,9 @@ from cramjax.config import stored
 from cramjax.errors import UserError
 from cramjax.files import check_types, read_json, replacing
 from cramjax.stop import PARENT, StopSignal
-from cramjax.sweeps import plots
+from cramjax.sweeps import plots, shares
 from cramjax.sweeps.grid import Point
+from cramjax.sweeps.shares import Share
 from cramjax.training import metrics
 from cramjax.training.workdir import Workdir
 
@@ -205,10 +210,11 @@ def run_sweep(
     points: Sequence[Point],
     out: pathlib.Path,
     *,
+    n_jobs: int = 1,
     launch: Launch = launch,
     lines: Lines | None = None,
 ) -> int:
-    """Train each of `points` in a folder of `out`, one after the other.
+    """Train each of `points` in a folder of `out`, one after the other or several at a time.
 
     Finished points are left alone, the others go on. After each point sweep.csv and sweep.png are
     written anew. The output of a point is in log.txt of its folder.
@@ -216,31 +222,30 @@ def run_sweep(
     Args:
         points: the points.
         out: folder of the sweep.
+        n_jobs: runs at a time, each on its share of the machine.
         launch: starts a run.
         lines: what is printed.
 
     Returns:
-        0; 1 if a point failed; 128 + n after signal n, which the running point gets as well.
+        0; 1 if a point failed; 128 + n after signal n, which the running points get as well.
 
     Raises:
         UserError: if `out` cannot be written, is in use by another sweep, or holds runs of other
-            configurations.
+            configurations, or for more jobs than the machine has shares.
     """
     lines = lines or Lines()
+    parts = shares.divide(n_jobs)
     with StopSignal() as stop, _locked(out):
         results = find_results(points, out)
         write_results(results, out)
-        lines.start(results)
-
-        for number, result in enumerate(results, start=1):
-            if result.status == "finished":
-                continue
-            if stop.requested:
-                break
-            lines.running(number, result)
-            _run_point(result, launch, stop)
-            write_results(results, out)
-            lines.ended(number, result)
+        lines.start(results, n_jobs)
+        queue = _Queue(results, out, launch, lines, stop)
+        if n_jobs == 1:
+            queue.work(parts[0])
+        else:
+            with concurrent.futures.ThreadPoolExecutor(n_jobs) as pool:
+                for done in [pool.submit(queue.work, part) for part in parts]:
+                    done.result()
 
     lines.close(out, best(results))
     has_failed = any(result.status == "failed" for result in results)
@@ -259,12 +264,46 @@ def _locked(out: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _run_point(result: Result, launch: Launch, stop: StopSignal) -> None:
-    """Train the point of `result` and set its status, summary and error."""
+class _Queue:
+    """The points that are not finished, for one or several threads that train them."""
+
+    def __init__(
+        self,
+        results: Sequence[Result],
+        out: pathlib.Path,
+        launch: Launch,
+        lines: Lines,
+        stop: StopSignal,
+    ):
+        self._results, self._out = results, out
+        self._launch, self._lines, self._stop = launch, lines, stop
+        numbered = enumerate(results, start=1)
+        self._waiting = iter([entry for entry in numbered if entry[1].status != "finished"])
+        # Of the points that wait, the files of the sweep and the lines.
+        self._lock = threading.Lock()
+
+    def work(self, share: Share) -> None:
+        """Train points on `share` until none waits or a signal comes."""
+        share.take()
+        while not self._stop.requested:
+            with self._lock:
+                entry = next(self._waiting, None)
+                if entry is None:
+                    return
+                self._lines.running(*entry)
+            number, result = entry
+            _run_point(result, share, self._launch, self._stop)
+            with self._lock:
+                write_results(self._results, self._out)
+                self._lines.ended(number, result)
+
+
+def _run_point(result: Result, share: Share, launch: Launch, stop: StopSignal) -> None:
+    """Train the point of `result` on `share` and set its status, summary and error."""
     result.workdir.mkdir(exist_ok=True)
     log = result.workdir / "log.txt"
     start = log.stat().st_size if log.exists() else 0
-    code = launch(result.point.command(result.workdir), log, stop)
+    code = launch(share.command(result.point.command(result.workdir)), log, stop)
     if code and not stop.requested:
         result.error = error_of(log, start, code)
 
@@ -369,7 +408,7 @@ def best(results: Sequence[Result]) -> tuple[str, float] | None:
 
 
 class Lines:
-    """Prints a line for each point that starts or ends; on a terminal the running one is live.
+    """Prints a line for each point that starts or ends; on a terminal the last one is live.
 
     Args:
         stream: written to; default: stderr.
@@ -381,12 +420,16 @@ class Lines:
         self._now = now
         self._n_points = 0
         self._n_left = 0
+        self._n_jobs = 1
         self._durations: list[float] = []
-        self._started = 0.0
+        self._started: dict[int, float] = {}
+        # The lines of points that run, on a terminal.
+        self._running: dict[int, str] = {}
         self._status: Status | None = None
 
-    def start(self, results: Sequence[Result]) -> None:
+    def start(self, results: Sequence[Result], n_jobs: int = 1) -> None:
         """Print how many points there are and how many are finished already."""
+        self._n_jobs = n_jobs
         finished = [result for result in results if result.status == "finished"]
         self._n_points = len(results)
         self._n_left = len(results) - len(finished)
@@ -395,20 +438,18 @@ class Lines:
 
     def running(self, number: int, result: Result) -> None:
         """Print that point `number`, counted from 1, starts."""
-        self._started = self._now()
+        self._started[number] = self._now()
         text = f"{number}/{self._n_points}  {result.point.name}  running{self._eta()}"
         if self._stream.isatty():
-            from rich.console import Console
-
-            self._status = Console(file=self._stream).status(text.replace("[", r"\["))
-            self._status.start()
+            self._running[number] = text
+            self._show_last()
         else:
             self._print(f"{text}  log: {result.workdir / 'log.txt'}")
 
     def ended(self, number: int, result: Result) -> None:
         """Print that point `number` has finished, failed or been stopped."""
         self._clear()
-        took_s = self._now() - self._started
+        took_s = self._now() - self._started[number]
         text = f"{number}/{self._n_points}  {result.point.name}  {result.status}"
         text += f" after {console.duration(took_s)}"
         if result.status == "finished":
@@ -418,6 +459,8 @@ class Lines:
             text += f": {result.error} ({result.workdir / 'log.txt'})"
         self._n_left -= result.status != "stopped"
         self._print(text + self._eta())
+        self._running.pop(number, None)
+        self._show_last()
 
     def close(self, out: pathlib.Path, best: tuple[str, float] | None = None) -> None:
         """Print which setting was best and where the results are."""
@@ -427,6 +470,16 @@ class Lines:
             self._print(f"best: {setting}, held-out loss {loss:.3f}")
         files = [out / name for name in ("sweep.csv", "sweep.png") if (out / name).exists()]
         self._print(f"results: {', '.join(map(str, files))}")
+
+    def _show_last(self) -> None:
+        """Show the point that started last, of those that still run."""
+        self._clear()
+        if self._running:
+            from rich.console import Console
+
+            text = self._running[max(self._running)]
+            self._status = Console(file=self._stream).status(text.replace("[", r"\["))
+            self._status.start()
 
     def _clear(self) -> None:
         if self._status is not None:
@@ -441,7 +494,7 @@ class Lines:
         if not self._durations or not self._n_left:
             return ""
         mean_s = sum(self._durations) / len(self._durations)
-        return f"  {console.time_left(self._n_left * mean_s)}"
+        return f"  {console.time_left(self._n_left * mean_s / self._n_jobs)}"
 
 
 def _loss(value: float | None) -> str:

@@ -81,6 +81,7 @@ def run(
     out: pathlib.Path,
     *,
     n_seeds: int,
+    n_jobs: int = 1,
     launch: Launch = sweep.launch,
 ) -> int:
     """Train what is missing of `track` in `out`, and write its files there as it goes.
@@ -92,6 +93,7 @@ def run(
         overrides: "key=value" for all runs.
         out: folder of the track.
         n_seeds: runs of each entry, at least 2.
+        n_jobs: runs at a time.
         launch: starts a run.
 
     Returns:
@@ -114,7 +116,7 @@ def run(
         points = grid.points_of(track.recipe, overrides, grids)
 
         folder = out / f"{number:02d}-{name}"
-        code = sweep.run_sweep(points, folder, launch=launch)
+        code = sweep.run_sweep(points, folder, n_jobs=n_jobs, launch=launch)
         if code:
             return code
         judged.append(judge(name, variant, best, sweep.find_results(points, folder)))
