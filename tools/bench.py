@@ -44,7 +44,8 @@ with --finetune TASK, instead of the keys above:
                                          of texts as examples
   peers, ratio_to_peer, best_peer_mode   with --peer: transformers' Trainer in its modes; ours over
                                          its best (float32: random batches alone,
-                                         float32_any: all); which mode that was
+                                         float32_any: all); which mode that was.
+                                         --config.precision=float32 measures that one alone
 
 examples:
   python -m tools.bench --config configs/bert_1day.py --config.batch_size=128 \\

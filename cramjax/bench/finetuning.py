@@ -48,10 +48,11 @@ def bench(
 ) -> dict[str, Any]:
     """Measure examples a second of one seed by the cramming protocol.
 
-    The network is that of `config` with random weights. The tokenizer is trained on the task, and
-    texts are tokenised before the clock starts. Batching, packing (the peer's: padding) and the
-    transfer to the device are inside the time. An example is a text or a pair, and a window of a
-    text for tags and answers.
+    The precision is that of `config`, or float32 and bfloat16 if that is "auto". The network is
+    that of `config` with random weights. The tokenizer is trained on the task, and texts are
+    tokenised before the clock starts. Batching, packing (the peer's: padding) and the transfer to
+    the device are inside the time. An example is a text or a pair, and a window of a text for tags
+    and answers.
 
     Args:
         config: the configuration of the network.
@@ -59,20 +60,21 @@ def bench(
         data_dir: where the task is, as `catalogue.open_task` takes it.
         n_steps: timed steps.
         peer: whether to measure the peer as well.
-        modes: the peer's modes that are measured.
+        modes: the peer's modes that are measured, of this precision.
 
     Returns:
         The result; `tools/bench.py` describes its keys.
 
     Raises:
-        UserError: if the task is of another kind, the network is a T5, or a package of the peer is
-            missing.
+        UserError: if the task is of another kind, the network is a T5, the precision is another,
+            or a package of the peer is missing.
     """
     if peer and not all(map(importlib.util.find_spec, _PEER_PACKAGES)):
         raise UserError(
             "--peer needs torch, transformers and accelerate: pip install -r requirements-test.txt"
         )
     task = _find(task_name, config)
+    own_modes = _of_precision(MODES, config.precision)
     start.start()
     timed = TimedFinetuning(config, task, data_dir, n_steps)
     result = {
@@ -82,16 +84,27 @@ def bench(
         "params": timed.n_params,
         "batch_size": timed.settings.batch_size,
         "mean_tokens": round(timed.mean_tokens, 2),
-        "ours": {mode: timed.measure(mode) for mode in MODES},
+        "ours": {mode: timed.measure(mode) for mode in own_modes},
     }
     if not peer:
         return result
 
     # A machine's speed drifts, so ours is measured on both sides of the peer.
     before = {name: figures["examples_per_s"] for name, figures in result["ours"].items()}
+    modes = _of_precision(modes, config.precision)
     peers = finetuning_peer.measure(timed.specification(), n_steps, modes)
-    after = {mode: timed.measure(mode)["examples_per_s"] for mode in MODES}
+    after = {mode: timed.measure(mode)["examples_per_s"] for mode in own_modes}
     return result | comparison(before, after, peers)
+
+
+def _of_precision(modes: tuple[str, ...], precision: str) -> tuple[str, ...]:
+    """Returns the modes of a precision; all for "auto"."""
+    if precision == "auto":
+        return modes
+    chosen = tuple(mode for mode in modes if mode.startswith(precision))
+    if not chosen:
+        raise UserError(f"precision={precision}: --finetune measures float32 and bfloat16")
+    return chosen
 
 
 def _find(task_name: str, config: Config) -> Task:
@@ -120,8 +133,8 @@ def comparison(
         The keys ours_examples_per_s, peers, ratio_to_peer and best_peer_mode. The ratios are our
         best rate over the peer's best: `float32` of the float32 modes with batches in random order;
         `float32_any` of all float32 modes, also those that put texts of like length together;
-        `best` of all modes. The peer's modes have the same keys. A ratio over nothing, and its
-        mode, are None.
+        `best` of all modes. The peer's modes have the same keys. A ratio of or over nothing, and
+        its mode, are None.
     """
     ours = {mode: statistics.mean([before[mode], after[mode]]) for mode in before}
     rates = {peer["mode"]: peer["examples_per_s"] for peer in peers if "error" not in peer}
@@ -136,8 +149,8 @@ def comparison(
     for key, is_chosen in chosen.items():
         others = {mode: rate for mode, rate in rates.items() if is_chosen(mode)}
         best[key] = max(others, key=others.__getitem__, default=None)
-        fastest = max(rate for mode, rate in ours.items() if is_chosen(mode))
-        ratios[key] = fastest / max(others.values()) if others else None
+        fastest = max((rate for mode, rate in ours.items() if is_chosen(mode)), default=None)
+        ratios[key] = fastest / max(others.values()) if others and fastest else None
 
     return {
         "ours_examples_per_s": {mode: [before[mode], after[mode]] for mode in before},

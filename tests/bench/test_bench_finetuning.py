@@ -64,6 +64,13 @@ def test_ratios_are_over_the_peers_best():
         "best": "bfloat16",
     }
 
+    narrow = {"bfloat16": 90.0}
+    assert finetuning.comparison(narrow, narrow, peers)["ratio_to_peer"] == {
+        "float32": None,
+        "float32_any": None,
+        "best": 2.25,
+    }
+
     without_peers = finetuning.comparison(before, after, [])
     assert without_peers["ratio_to_peer"]["best"] is None
     assert without_peers["best_peer_mode"]["best"] is None
@@ -198,6 +205,30 @@ def test_all_steps_run_and_are_counted(glue, monkeypatch):
     assert n_steps == [17, 17, 17]
     assert first["examples_per_s"] * first["seconds"] == pytest.approx(5 * 41 + 2 * 16)
     assert second["compile_s"] == first["compile_s"]
+
+
+def test_one_precision_is_measured_alone_and_another_refused(glue, monkeypatch):
+    measured = []
+
+    def measure(self, mode):
+        measured.append(mode)
+        return {"examples_per_s": 10.0}
+
+    def peer(wanted, n_steps, modes):
+        measured.extend(modes)
+        return [{"mode": mode, "examples_per_s": 5.0} for mode in modes]
+
+    monkeypatch.setattr(finetuning.TimedFinetuning, "measure", measure)
+    monkeypatch.setattr(finetuning_peer, "measure", peer)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    config = get_config("quickstart", *TINY, "precision=float32")
+    compared = finetuning.bench(config, "cola", str(glue), 3, peer=True)
+    assert len(measured) == 2 + 4 + 2 and all(mode.startswith("float32") for mode in measured)
+    assert compared["ratio_to_peer"] == {"float32": 2.0, "float32_any": 2.0, "best": 2.0}
+
+    config = get_config("quickstart", *TINY, "precision=float16")
+    with pytest.raises(UserError, match="precision=float16: --finetune measures"):
+        finetuning.bench(config, "cola", str(glue), 3, peer=False)
 
 
 def test_ours_is_measured_on_both_sides_of_the_peer(glue, monkeypatch, capsys):
