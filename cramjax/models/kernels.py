@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -158,10 +159,6 @@ def _is_ampere(device: Device) -> bool:
 
 def _capability(device: Device) -> tuple[int, int]:
     """Returns the compute capability of NVIDIA's GPU, (0, 0) for any other device."""
-    capability = str(getattr(device, "compute_capability", ""))
     # AMD's are words, as "gfx90a".
-    numbers = capability.split(".")
-    if not all(number.isdigit() for number in numbers):
-        return 0, 0
-    major, minor = (*map(int, numbers), 0)[:2]
-    return major, minor
+    capability = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
+    return (int(capability[1]), int(capability[2])) if capability else (0, 0)

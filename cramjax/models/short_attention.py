@@ -66,9 +66,9 @@ TILES = {
 }
 """The variants by name. Which one is fastest depends on the card."""
 
+# Shared memory of a program, by compute capability; all other cards are consumers'.
 _SHARED_BYTES = {(8, 0): 166_912, (9, 0): 232_448, (10, 0): 232_448}
-_OTHERS_SHARED_BYTES = 101_376
-"""Shared memory of a program, by compute capability; the others are consumers' cards."""
+_CONSUMERS_SHARED_BYTES = 101_376
 
 
 def possible_tiles(
@@ -86,7 +86,7 @@ def possible_tiles(
     """
     if triton is None or length not in (64, LONGEST) or head_dim not in (32, 64, 128):
         return []
-    limit = _SHARED_BYTES.get(capability, _OTHERS_SHARED_BYTES)
+    limit = _SHARED_BYTES.get(capability, _CONSUMERS_SHARED_BYTES)
     return [
         name
         for name, tile in TILES.items()
@@ -163,14 +163,17 @@ def _call(
     assert triton is not None  # see `possible_tiles`
     n_rows, _, _, n_heads, _ = fused.shape
     n_together = _heads_together(n_rows, n_heads)
+    of_heads = functools.partial(_of_heads, n_together=n_together)
+    seeds_of_heads = functools.partial(_seeds_of_heads, n_together=n_together)
+
     cosines, sines = (None, None) if rotary is None else rotary
     arrays = {
-        "fused": (fused, _of_heads),
-        "cotangent": (cotangent, _of_heads),
+        "fused": (fused, of_heads),
+        "cotangent": (cotangent, of_heads),
         "cosines": (cosines, _of_a_row),
         "sines": (sines, _of_a_row),
         "mask": (mask, _of_a_row),
-        "seeds": (seeds, _seeds_of_heads),
+        "seeds": (seeds, seeds_of_heads),
     }
     arrays = {name: entry for name, entry in arrays.items() if entry[0] is not None}
 
@@ -179,10 +182,10 @@ def _call(
 
     return pl.pallas_call(
         run,
-        # Heads lie beside each other in memory, so that their programs run at the same time.
+        # Programs of one sequence run at the same time: its heads lie side by side in memory.
         grid=(n_heads // n_together, n_rows),
-        in_specs=[spec(array, n_together) for array, spec in arrays.values()],
-        out_specs=_of_heads(result, n_together),
+        in_specs=[spec(array) for array, spec in arrays.values()],
+        out_specs=of_heads(result),
         out_shape=result,
         compiler_params=triton.CompilerParams(num_warps=tile.n_warps, num_stages=tile.n_stages),
         interpret=interpret,
@@ -203,9 +206,8 @@ def _of_heads(array, n_together: int) -> pl.BlockSpec:
     return pl.BlockSpec(shape, lambda heads, row: (row, 0, *(0 for _ in middle), heads, 0))
 
 
-def _of_a_row(array, n_together: int) -> pl.BlockSpec:
+def _of_a_row(array) -> pl.BlockSpec:
     """[1 or batch, (1,) length, width] → [length, width]."""
-    del n_together
     is_shared, middle = array.shape[0] == 1, (None,) * (len(array.shape) - 3)
 
     def index(heads, row):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import pathlib
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ def divide(n_jobs: int) -> list[Share]:
         what, there_are = "cores", len(cores) if cores else os.cpu_count() or 1
     if n_jobs > there_are:
         raise UserError(
-            f"--jobs {n_jobs}: this machine has {there_are} {what}; give {there_are} at most"
+            f"--jobs {n_jobs}: {what} of this machine: {there_are}; give {there_are} at most"
         )
 
     shares = []
@@ -84,7 +85,8 @@ def _part(things: Sequence[T], number: int, n_parts: int) -> Sequence[T]:
 
 def _gpus() -> list[str]:
     """Returns the names of NVIDIA's GPUs that a run would see, without starting JAX."""
-    if os.environ.get("JAX_PLATFORMS", "").split(",")[0] == "cpu":
+    has_plugin = importlib.util.find_spec("jax_plugins") is not None
+    if not has_plugin or os.environ.get("JAX_PLATFORMS", "").split(",")[0] == "cpu":
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:

@@ -180,7 +180,7 @@ def test_short_attention_equals_jax(tile, is_masked, is_rotary):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, both(theirs))
 
 
-@pytest.mark.parametrize("enough", [1, 4, 1000])
+@pytest.mark.parametrize("enough", [1, 4])
 def test_short_attention_is_the_same_however_many_heads_a_program_has(monkeypatch, enough):
     fused, cotangent = fused_inputs(n_heads=6)
     seeds = jnp.arange(12, dtype=jnp.uint32).reshape(2, 6)

@@ -96,7 +96,7 @@ def test_on_a_tpu_slice_shards_gather_parameters_and_scatter_gradients(root):
 @needs_cuda
 @pytest.mark.slow
 @pytest.mark.parametrize("has_mask", [False, True])
-@pytest.mark.parametrize(("length", "head_dim"), [(128, 64), (128, 128), (64, 128), (128, 32)])
+@pytest.mark.parametrize(("length", "head_dim"), [(128, 64), (64, 128), (128, 32)])
 @pytest.mark.parametrize(("card", "capability"), [("h100", (9, 0)), ("rtx4090", (8, 9))])
 def test_every_tile_that_is_possible_compiles(card, capability, length, head_dim, has_mask):
     on = jax.sharding.SingleDeviceSharding(targets.devices(cards.CARDS[card])[0])
@@ -109,7 +109,9 @@ def test_every_tile_that_is_possible_compiles(card, capability, length, head_dim
     angles = array((1, length, head_dim // 2), jnp.float32)
     mask = array((256, 1, length, length), jnp.int8) if has_mask else None
     seeds = array((256, 4), jnp.uint32)
-    for name in short_attention.possible_tiles(length, head_dim, has_mask, capability):
+    names = short_attention.possible_tiles(length, head_dim, has_mask, capability)
+    assert names
+    for name in names:
 
         def both(fused, angles, mask, seeds, tile=short_attention.TILES[name]):
             def mix(fused):

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from cramjax.errors import UserError
+from cramjax.models import short_attention
 from cramjax.planning import cards
 
 
@@ -27,6 +28,15 @@ def test_a_card_has_rates_memory_and_one_compiler(card):
 
 
 GPUS = [card for card in cards.CARDS.values() if card.gpu]
+
+
+def test_shared_memory_is_what_our_kernel_counts_on():
+    for capability, multiprocessor in cards._MULTIPROCESSORS.items():
+        if capability >= (8, 0):
+            counted = short_attention._SHARED_BYTES.get(
+                capability, short_attention._CONSUMERS_SHARED_BYTES
+            )
+            assert multiprocessor.shared_memory_of_block == counted
 
 
 @pytest.mark.parametrize("card", GPUS, ids=lambda card: card.name)

@@ -1,5 +1,6 @@
 """Several runs at a time: shares of cores and GPUs, and a sweep on them."""
 
+import importlib.util
 import os
 import pathlib
 import signal
@@ -24,6 +25,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(shares, "_DEVICES", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # with a plugin for GPUs
     return tmp_path
 
 
@@ -45,14 +47,18 @@ def test_gpus_are_divided_and_each_run_sees_its_own(monkeypatch, machine):
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
     assert [share.gpus for share in shares.divide(2)] == [("GPU-a",), ("GPU-b",)]
-    with pytest.raises(UserError, match="--jobs 3: this machine has 2 GPUs; give 2 at most"):
+    with pytest.raises(UserError, match="--jobs 3: GPUs of this machine: 2; give 2 at most"):
         shares.divide(3)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert [share.gpus for share in shares.divide(3)] == [None] * 3
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert [share.gpus for share in shares.divide(3)] == [None] * 3
 
 
 def test_more_jobs_than_cores_are_the_users_mistake():
-    with pytest.raises(UserError, match="--jobs 7: this machine has 6 cores; give 6 at most"):
+    with pytest.raises(UserError, match="--jobs 7: cores of this machine: 6; give 6 at most"):
         shares.divide(7)
 
 
