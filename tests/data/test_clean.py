@@ -3,7 +3,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cramjax.data.clean import CleanRules, clean, cut, normalize
@@ -31,10 +31,14 @@ def test_normalize(raw, expected):
 
 @settings(deadline=None)
 @given(ANY_TEXT)
-def test_normalized_text_is_clean_and_stays_as_it_is(text):
+@example("one\n\ntwo")
+def test_normalized_text_is_clean_and_its_paragraphs_stay_as_they_are(text):
     once = normalize(text)
     assert once.encode("utf-8").decode("utf-8") == once
-    assert normalize(once) == once
+    # Not the whole: a newline parts paragraphs of what comes out, an empty line those of what goes
+    # in.
+    paragraphs = once.split("\n")
+    assert [normalize(paragraph) for paragraph in paragraphs] == paragraphs
     assert unicodedata.is_normalized("NFC", once)
     assert "  " not in once and once == once.strip() and not set("\x00\r\t\ufeff") & set(once)
 
