@@ -24,7 +24,7 @@ import functools
 
 from cramjax.config import recipes
 
-SIZES = ((1, 128), (2, 128), (2, 256), (3, 256), (4, 384))
+SIZES = ((1, 64), (1, 128), (2, 128), (2, 256), (3, 256), (4, 384))
 
 
 def get_config(arg=None):

@@ -55,7 +55,7 @@ STUDIES = {
             "sizes": SweepPart(
                 title="Equal wall-clock",
                 overrides=("eval.bleu_every_fraction=0.2",),
-                grids=("variant=L1-H128,L2-H128,L2-H256,L3-H256", "seed=0,1,2"),
+                grids=("variant=L1-H64,L1-H128,L2-H128,L2-H256", "seed=0,1,2"),
             )
         },
         compressions={
