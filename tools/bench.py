@@ -39,11 +39,11 @@ with --peer, beside transformers' model of the same sizes in torch
 
 with --finetune TASK, instead of the keys above:
   ours                                   examples_per_s of a seed in float32 and bfloat16 by the
-                                         cramming protocol, compiled; compile_s; random batches,
-                                         and texts of like length. Tags and answers have windows
-                                         of texts as examples
+                                         cramming protocol, compiled; compile_s; texts of all
+                                         lengths, and of like length, in a batch. Tags and
+                                         answers have windows of texts as examples
   peers, ratio_to_peer, best_peer_mode   with --peer: transformers' Trainer in its modes; ours over
-                                         its best (float32: random batches alone,
+                                         its best (float32: no texts of like length,
                                          float32_any: all); which mode that was.
                                          --config.precision=float32 measures that one alone
 

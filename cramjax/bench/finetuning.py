@@ -33,7 +33,7 @@ MODES = (
     "bfloat16",
     "bfloat16, grouped by length",
 )
-"""Number formats, with batches in random order or of texts of like length."""
+"""Number formats, with batches of texts of all lengths or of like length. The peer's are drawn."""
 _PEER_PACKAGES = ("torch", "transformers", "accelerate")
 
 
@@ -131,7 +131,7 @@ def comparison(
 
     Returns:
         The keys ours_examples_per_s, peers, ratio_to_peer and best_peer_mode. The ratios are our
-        best rate over the peer's best: `float32` of the float32 modes with batches in random order;
+        best rate over the peer's best: `float32` of the float32 modes without texts of like length;
         `float32_any` of all float32 modes, also those that put texts of like length together;
         `best` of all modes. The peer's modes have the same keys. A ratio of or over nothing, and
         its mode, are None.

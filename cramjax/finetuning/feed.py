@@ -47,10 +47,12 @@ class Feed(Protocol):
 
     Attributes:
         n_train: number of training examples.
+        shares_rows: whether several examples are packed in a row.
         n_illegal: split → predictions that were no answer; empty if outputs always are.
     """
 
     n_train: int
+    shares_rows: bool
     n_illegal: dict[str, int]
 
     def read(self, splits: Mapping[str, list[Row]]) -> None:
@@ -58,7 +60,7 @@ class Feed(Protocol):
         ...
 
     def train_lengths(self) -> np.ndarray:
-        """Returns the tokens of each training example, of its longest text: int [n_train]."""
+        """Returns the tokens of each training example: int [n_train]."""
         ...
 
     def plan(self, examples: Sequence[int], *, fitted: bool = False) -> MicrobatchPlan:
@@ -89,6 +91,8 @@ class PackedFeed:
     Attributes:
         notes: sentences about rows that are not read in full.
     """
+
+    shares_rows = True
 
     def __init__(self, pad_id: int, n_choices: int = 1):
         """Takes what all rows share; `read` takes the rows.
@@ -139,8 +143,8 @@ class PackedFeed:
         return packing.place(lengths, self._length)
 
     def train_lengths(self) -> np.ndarray:
-        """Returns the tokens of the longest sequence of each training example: int [n_train]."""
-        return np.asarray(self._lengths("train"), int).reshape(self.n_train, -1).max(axis=1)
+        """Returns the tokens of all sequences of each training example: int [n_train]."""
+        return np.asarray(self._lengths("train"), int).reshape(self.n_train, -1).sum(axis=1)
 
     def plan(self, examples: Sequence[int], *, fitted: bool = False) -> MicrobatchPlan:
         """Returns the rows that the sequences need, and their length."""

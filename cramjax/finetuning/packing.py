@@ -21,6 +21,9 @@ ROW_COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 1
 """Rows in a batch; larger batches have multiples of 64. Each count is compiled too, so a count may
 be up to a third as large again as needed."""
 
+MAX_SEARCHED = 64
+"""Sequences whose rows are searched for. More of them fill rows well as they come."""
+
 MIN_SHARE = 4
 """Tokens that a sequence takes of a row at least. It bounds the sequences in a batch of
 evaluation."""
@@ -59,23 +62,73 @@ def row_count(needed: int) -> int:
 
 
 def place(lengths: Sequence[int], length: int) -> list[tuple[int, int]]:
-    """Returns (row, offset) of each sequence in rows of `length`.
+    """Returns (row, offset) of each sequence in rows of `length`."""
+    shares = [max(n_tokens, MIN_SHARE) for n_tokens in lengths]
+    rows = _first_fit(shares, length)
+    # Few sequences have few places to go, and a row more is a large part of the batch.
+    if len(shares) <= MAX_SEARCHED and len(rows) * length - sum(shares) >= length:
+        rows = min(rows, _filled(shares, length), key=len)
 
-    The longest sequence comes first, and each goes into the first row with room (first-fit
-    decreasing).
-    """
-    used: list[int] = []  # tokens of each row that are taken
     places = [(0, 0)] * len(lengths)
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        size = max(lengths[index], MIN_SHARE)
-        rows_with_room = (row for row, taken in enumerate(used) if taken + size <= length)
-        row = next(rows_with_room, len(used))
-        if row == len(used):
-            used.append(0)
-
-        places[index] = (row, used[row])
-        used[row] += size
+    for number, row in enumerate(rows):
+        offset = 0
+        for index in row:
+            places[index] = (number, offset)
+            offset += shares[index]
     return places
+
+
+def _first_fit(shares: Sequence[int], length: int) -> list[list[int]]:
+    """Returns the sequences of each row: the longest comes first, into the first row with room."""
+    rows: list[list[int]] = []
+    room: list[int] = []  # of each row
+    for index in _longest_first(shares):
+        rows_with_room = (row for row, left in enumerate(room) if left >= shares[index])
+        row = next(rows_with_room, len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(length)
+
+        rows[row].append(index)
+        room[row] -= shares[index]
+    return rows
+
+
+def _filled(shares: Sequence[int], length: int) -> list[list[int]]:
+    """Returns the sequences of each row: the longest that is left, and what fills the row best."""
+    rows = []
+    left = _longest_first(shares)
+    while left:
+        longest, *others = left
+        room = length - shares[longest]
+        row = [longest, *_best_sum(others, shares, room)]
+        rows.append(row)
+        left = [index for index in left if index not in row]
+    return rows
+
+
+def _longest_first(shares: Sequence[int]) -> list[int]:
+    return sorted(range(len(shares)), key=lambda index: -shares[index])
+
+
+def _best_sum(indices: Sequence[int], shares: Sequence[int], room: int) -> list[int]:
+    """Returns those of `indices` whose shares have the largest sum of at most `room`.
+
+    Of several such choices it is the one with the largest shares, if they come first in `indices`.
+    """
+    # Bit n of a number is set if some of the last indices have the sum n.
+    sums = [1]
+    for index in reversed(indices):
+        sums.append((sums[-1] | sums[-1] << shares[index]) & ((2 << room) - 1))
+
+    rest = sums.pop().bit_length() - 1
+    chosen = []
+    for index in indices:
+        behind = sums.pop()
+        if rest >= shares[index] and behind >> (rest - shares[index]) & 1:
+            chosen.append(index)
+            rest -= shares[index]
+    return chosen
 
 
 def n_rows(places: Sequence[tuple[int, int]]) -> int:

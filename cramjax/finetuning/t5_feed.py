@@ -36,6 +36,8 @@ class T5Feed:
     A row with several right answers becomes a training example for each of them.
     """
 
+    shares_rows = False
+
     def __init__(
         self,
         task: Task,

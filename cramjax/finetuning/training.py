@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cramjax.finetuning import order
 from cramjax.finetuning.classification import EncoderObjective
 from cramjax.finetuning.feed import Arrays, Feed
 from cramjax.finetuning.protocols import Settings
@@ -33,9 +34,6 @@ updates are skipped until the loss scale fits."""
 
 READ_EVERY = 50
 """Steps whose losses stay on the device before they are read."""
-
-GROUPED_BATCHES = 50
-"""Batches whose examples are sorted together by `group_by_length`, as in the Trainer."""
 
 Report = Callable[[int, int, float], None]
 
@@ -317,13 +315,15 @@ def _batches(
 
     All microbatches have one shape: the smallest that fits every microbatch of every seed.
     """
-    lengths = feed.train_lengths() if settings.group_by_length else None
-    orders = [_order(feed.n_train, settings, seed, lengths) for seed in seeds]
+    orders = [order.batches(feed, settings, seed) for seed in seeds]
     size = settings.microbatch_size or settings.batch_size
+    n_micro = settings.batch_size // size
     for _ in range(n_steps):
         plans = []  # [seeds][microbatches]
-        for order in orders:
-            parts = _cut(next(order).tolist(), size, settings.batch_size)
+        for batches_of_seed in orders:
+            examples = next(batches_of_seed).tolist()
+            # Neighbours are of like length, so each microbatch gets one of them.
+            parts = [examples[number::n_micro] for number in range(n_micro)]
             plans.append([feed.plan(part, fitted=settings.group_by_length) for part in parts])
 
         needs = np.asarray([plan.need for plan in itertools.chain(*plans)])
@@ -333,48 +333,6 @@ def _batches(
             microbatches = [feed.arrays(plan, need, size) for plan in seed_plans]
             batches.append(_stacked(microbatches))
         yield batches[0] if len(batches) == 1 else _stacked(batches)
-
-
-def _order(
-    n_train: int, settings: Settings, seed: int, lengths: np.ndarray | None
-) -> Iterator[np.ndarray]:
-    """Yields the examples of each step, a function of (seed, epoch).
-
-    The last batch of an epoch has the examples that are left. With `lengths`, the examples of a
-    batch are of like length.
-    """
-    for epoch in range(settings.epochs):
-        draws = np.random.default_rng((seed, epoch))
-        order = draws.permutation(n_train)
-        if lengths is not None:
-            order = _grouped(order, lengths, settings.batch_size, draws)
-        for start in range(0, n_train, settings.batch_size):
-            yield order[start : start + settings.batch_size]
-
-
-def _grouped(
-    order: np.ndarray, lengths: np.ndarray, batch_size: int, draws: np.random.Generator
-) -> np.ndarray:
-    """Returns `order` with examples of like length in a batch, and the full batches shuffled."""
-    n_full = len(order) // batch_size * batch_size
-    pool = GROUPED_BATCHES * batch_size
-    parts = []
-    for start in range(0, n_full, pool):
-        part = order[start : min(start + pool, n_full)]
-        parts.append(part[np.argsort(lengths[part], kind="stable")])
-    if not parts:
-        return order
-
-    batches = np.concatenate(parts).reshape(-1, batch_size)
-    return np.concatenate([draws.permutation(batches).ravel(), order[n_full:]])
-
-
-def _cut(examples: list[int], size: int, batch_size: int) -> list[list[int]]:
-    """Cuts the examples of a step into microbatches of at most `size`.
-
-    There are always as many as in a full batch; the last ones of a short batch are empty.
-    """
-    return [examples[start : start + size] for start in range(0, batch_size, size)]
 
 
 def _stacked(batches: Sequence[Arrays]) -> Arrays:

@@ -3,13 +3,10 @@
 import dataclasses
 import math
 
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cramjax.finetuning import training
 from cramjax.finetuning.feed import EncoderFeed
@@ -87,21 +84,6 @@ def test_microbatches_make_the_same_steps(model, cola):
     parts, *_ = learn(model, cola, dataclasses.replace(PLAIN, microbatch_size=4), [0])
     assert_close(whole.params, parts.params, atol=5e-4)
     assert abs(whole.losses[0] - parts.losses[0]) < 1e-3
-
-
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=300), st.integers(1, 20))
-@hypothesis.settings(max_examples=30, deadline=None)
-def test_batches_of_like_length_are_a_draw_of_all_examples(lengths, batch_size):
-    settings = dataclasses.replace(PLAIN, batch_size=batch_size, group_by_length=True)
-    n = len(lengths)
-    batches = list(training._order(n, settings, 3, np.asarray(lengths)))
-    per_epoch = math.ceil(n / batch_size)
-    assert len(batches) == settings.epochs * per_epoch
-    for epoch in range(settings.epochs):
-        part = batches[epoch * per_epoch : (epoch + 1) * per_epoch]
-        assert sorted(np.concatenate(part).tolist()) == list(range(n))
-        # The short batch is the last one, as in random order.
-        assert [len(batch) for batch in part[:-1]] == [batch_size] * (per_epoch - 1)
 
 
 def test_like_lengths_take_fewer_places_and_give_what_the_same_batch_gives(model, cola):

@@ -76,6 +76,23 @@ def test_rows_are_filled_well():
     assert packing.n_rows(packing.place(lengths, 64)) * 64 < 1.06 * sum(lengths)
 
 
+def test_a_row_is_saved_where_the_longest_that_fits_is_no_good_neighbour():
+    lengths = [20, 15, 12, 11, 10, 8]  # 20 + 10 + 8 and 15 + 12 + 11
+    assert len(packing._first_fit(lengths, 38)) == 3
+    assert packing.n_rows(packing.place(lengths, 38)) == 2
+
+
+@given(st.lists(st.integers(1, 30), max_size=12), st.integers(0, 100))
+@settings(max_examples=100)
+def test_the_best_sum_is_that_of_all_choices(shares, room):
+    chosen = packing._best_sum(range(len(shares)), shares, room)
+    sums = {0}
+    for share in shares:
+        sums |= {one + share for one in sums}
+    assert len(set(chosen)) == len(chosen)
+    assert sum(shares[index] for index in chosen) == max(one for one in sums if one <= room)
+
+
 @pytest.mark.parametrize("pooling", ["first", "mean"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_scores_of_packed_sequences_are_those_of_each_alone(name, pooling):
