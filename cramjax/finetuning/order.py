@@ -24,12 +24,13 @@ def batches(feed: Feed, settings: Settings, seed: int) -> Iterator[np.ndarray]:
 
     The last batch of an epoch has the examples that are left.
     """
-    is_drawn = not (settings.group_by_length or feed.shares_rows)
+    is_rearranged = settings.group_by_length or feed.shares_rows
+    lengths = feed.train_lengths()
     for epoch in range(settings.epochs):
         draws = np.random.default_rng((seed, epoch))
         order = draws.permutation(feed.n_train)
-        if not is_drawn:
-            order = _rearranged(order, feed.train_lengths(), settings, draws)
+        if is_rearranged:
+            order = _rearranged(order, lengths, settings, draws)
         for start in range(0, feed.n_train, settings.batch_size):
             yield order[start : start + settings.batch_size]
 

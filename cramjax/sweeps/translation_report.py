@@ -26,14 +26,15 @@ def report(study: Study, results: StudyResults) -> str:
     `compression_report`.
     """
     parts = []
+    all_sizes: dict[str, list[Result]] = {}
     for name, runs in results.sweeps.items():
         sizes = _by_size(runs)
-        if not sizes:
-            continue
-        parts += [
-            f"## {study.sweeps[name].title}\n\n{_sizes(sizes)}\n",
-            f"## BLEU over time\n\n![BLEU over time](bleu.png)\n\n{_over_time(sizes)}\n",
-        ]
+        if sizes:
+            parts.append(f"## {study.sweeps[name].title}\n\n{_sizes(sizes)}\n")
+            all_sizes |= sizes
+    if all_sizes:
+        curves = f"![BLEU over time](bleu.png)\n\n{_over_time(all_sizes)}"
+        parts.append(f"## BLEU over time\n\n{curves}\n")
     parts += compression_report.compressions(study, results)
     return "# Train large, then compress: translation\n\n" + "\n".join(parts)
 
