@@ -120,6 +120,7 @@ def tuned(monkeypatch):
     monkeypatch.setattr(start, "keep_freed_memory", lambda: calls.append(True))
     monkeypatch.setattr(start, "keep_programs", lambda: None)
     monkeypatch.setattr(start, "claim_memory", lambda: None)
+    monkeypatch.setattr(start, "fuse_updates", lambda: None)
     return calls
 
 
@@ -146,6 +147,54 @@ def test_the_allocator_is_left_alone_but_for_few_cores(
     finally:
         jax.config.update("jax_platforms", before)
     assert bool(tuned) is wanted
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("", start._FUSE_OUTPUTS),
+        ("--xla_cpu_use_onednn=false", f"--xla_cpu_use_onednn=false {start._FUSE_OUTPUTS}"),
+        ("--xla_backend_extra_options=mine", "--xla_backend_extra_options=mine"),
+    ],
+)
+def test_updates_are_fused_once_beside_a_user_s_own_flags(monkeypatch, before, after):
+    monkeypatch.setenv("XLA_FLAGS", before)
+    for _ in range(2):
+        start.fuse_updates()
+        assert os.environ["XLA_FLAGS"] == after
+
+
+UPDATE = """
+from cramjax import start
+start.start()
+import jax, jax.numpy as jnp, optax
+
+def update(weights, state, gradient):
+    updates, new = optax.adam(1e-3).update(gradient, state, weights)
+    kept = jax.tree.map(lambda n, o: jnp.where(jnp.isfinite(gradient).all(), n, o), new, state)
+    return optax.apply_updates(weights, updates), kept
+
+weights = jnp.zeros((1024, 64))
+arguments = (weights, optax.adam(1e-3).init(weights), weights)
+program = jax.jit(update, donate_argnums=(0, 1)).lower(*arguments).compile().as_text()
+print(program.count("f32[1024,64]{1,0} copy("))
+"""
+
+
+def test_moments_are_not_copied_before_they_change(root):
+    def n_copies(flags):
+        done = subprocess.run(
+            [sys.executable, "-c", UPDATE],
+            cwd=root,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(done.stdout)
+
+    unfused = "--xla_backend_extra_options=xla_cpu_optimize_for_size=false"
+    assert n_copies("") == 0 < n_copies(unfused)
 
 
 @pytest.mark.parametrize(
