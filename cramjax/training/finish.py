@@ -75,13 +75,17 @@ def finish(
 def score(run: Run, session: Session, params: dict[str, Any], recorder: Recorder) -> bool:
     """Score what a network writes, if the run asks for it and its latest evaluation has a number.
 
+    It takes longer for a larger network and is no part of training, so it is no part of the budget.
+    Otherwise sizes at equal time would not train for equal time.
+
     Returns:
         False if a signal has ended the writing; then nothing is recorded.
     """
     is_scored = recorder.scored_step == run.clock.n_steps
     if run.scorer is None or is_scored or not recorder.is_sound:
         return True
-    scores = run.scorer.score(session, params, lambda: run.coordinator.requested)
+    with run.coordinator.paused():
+        scores = run.scorer.score(session, params, lambda: run.coordinator.requested)
     if scores is None:
         return False
     recorder.scored(scores)

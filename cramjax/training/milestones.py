@@ -114,17 +114,10 @@ class Milestones:
         return result
 
     def _score(self, state: TrainState) -> None:
-        """Score what `state` writes; what a signal disturbs is due again.
-
-        It takes longer for a larger network and is no part of training, so it is no part of the
-        budget. Otherwise sizes at equal time would not train for equal time.
-        """
+        """Score what `state` writes; what a signal disturbs is due again."""
         run = self._run
         fraction = run.clock.fraction()
-        with run.coordinator.paused():
-            params = averaged(state).params
-            is_done = score(run, self._stage.session, params, self._recorder)
-        if is_done:
+        if score(run, self._stage.session, averaged(state).params, self._recorder):
             self._score_due = self._score_due.after(fraction)
 
     def save(

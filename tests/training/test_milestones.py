@@ -9,7 +9,7 @@ import pytest
 from cramjax.budget.clock import Clock
 from cramjax.errors import RunFailed
 from cramjax.parallel.coordinator import Stopwatch
-from cramjax.training import milestones
+from cramjax.training import finish, milestones
 from cramjax.training.evaluate import EvalResult
 from cramjax.training.milestones import Milestones
 from cramjax.training.records import Spent
@@ -141,6 +141,10 @@ def test_scoring_comes_before_the_save_and_is_due_again_after_a_signal():
     assert house.events == [("write", 5), ("scored", 5)]
     # Writing is no part of training: sizes at equal time train for equal time.
     assert house.clock.elapsed_s == 0.0
+    # Nor is it at the end of a run, whose last scores stand at its last second.
+    house.clock.advance(1, 1.0)
+    assert finish.score(house.run, "network", {}, house.recorder)
+    assert house.events[-1] == ("scored", 6) and house.clock.elapsed_s == 0.0
 
 
 def test_nothing_is_scored_that_is_no_number():
