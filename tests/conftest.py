@@ -34,6 +34,9 @@ QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codege
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     # Later versions have no older emitter, and XLA ends a process whose flags it does not know.
     QUICK_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
+# Runs in this process and runs of commands are compared bit by bit, so both compile alike: this
+# keeps `start.fuse_updates` from adding its option to the commands alone.
+QUICK_TO_COMPILE += " --xla_backend_extra_options=xla_cpu_optimize_for_size=false"
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ.setdefault(
         "XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK_TO_COMPILE}"
