@@ -34,9 +34,6 @@ QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codege
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     # Later versions have no older emitter, and XLA ends a process whose flags it does not know.
     QUICK_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
-# Runs in this process and runs of commands are compared bit by bit, so both compile alike: this
-# keeps `start.fuse_updates` from adding its option to the commands alone.
-QUICK_TO_COMPILE += " --xla_backend_extra_options=xla_cpu_optimize_for_size=false"
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ.setdefault(
         "XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK_TO_COMPILE}"
@@ -58,6 +55,11 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 sys.path.insert(0, str(ROOT))
+from cramjax import start  # noqa: E402
+
+# Runs in this process and runs of commands are compared bit by bit, so both compile alike.
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    start.fuse_updates()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

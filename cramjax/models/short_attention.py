@@ -133,6 +133,7 @@ def attention(
         dropout_rate: share of probabilities that become 0; the others grow.
         interpret: run it as ordinary operations, on any device.
     """
+
     return _forward(fused, rotary, mask, seeds, scale, dropout_rate, tile, interpret)[0]
 
 

@@ -7,6 +7,7 @@ from cramjax.sweeps.track import Track
 _ARMS = "variant=control,stack,depth,width,length,compound"
 _SEEDS = "seed=0,1,2"
 _FLOPS = ("budget.hours=None", "budget.flops=1e13")
+_SCORED = ("eval.bleu_every_fraction=0.2",)
 _COMPRESS = (
     *("--prune", "0,0.3,0.6,0.9", "--bits", "32,8,4,3,2", "--seeds", "3"),
     *("--set", "pooling=mean", "--set", "lr=3e-3", "--set", "epochs=3"),
@@ -54,13 +55,13 @@ STUDIES = {
         sweeps={
             "sizes": SweepPart(
                 title="Equal wall-clock",
-                overrides=("eval.bleu_every_fraction=0.2",),
+                overrides=_SCORED,
                 grids=("variant=L1-H64,L1-H128,L2-H128", "seed=0,1,2"),
             ),
             # It has learned little by then and writes long answers: minutes for each scoring.
             "wide": SweepPart(
                 title="Twice the width, the same time",
-                overrides=("eval.bleu_every_fraction=0.2",),
+                overrides=_SCORED,
                 grids=("variant=L2-H256", "seed=0,1,2"),
             ),
         },
