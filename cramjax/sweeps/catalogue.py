@@ -82,9 +82,11 @@ TRACKS = {
     "track": Track(
         recipe="best_small",
         entries=(
-            *("lr_up", "lr_down", "decay", "muon", "muon_up", "muon_down", "momentum"),
-            *("embeddings", "scalars", "cautious", "cooldown", "masks", "causal", "short"),
-            *("documents", "average"),
+            # Four trials for AdamW, and as many for Muon.
+            *("lr_up", "lr_down", "decay", "batch_down"),
+            *("muon", "muon_up", "muon_down", "batch_up"),
+            *("momentum", "embeddings", "cautious", "cooldown", "masks", "causal", "short"),
+            *("documents", "average", "scalars"),
         ),
     )
 }
