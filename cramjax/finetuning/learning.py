@@ -145,7 +145,7 @@ def _with_fastest_attention(
     with kernels.noting() as calls:
         jax.eval_shape(objective.loss, params, key, batch, jnp.arange(size, dtype=jnp.int32))
     chosen = attention_choice.fastest(calls, precision, announce)
-    precision = dataclasses.replace(precision, kernels=tuple(chosen.items()))
+    precision = dataclasses.replace(precision, owns_rows=True, kernels=tuple(chosen.items()))
     return dataclasses.replace(objective, precision=precision)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from flax import nnx
 
 from cramjax.models import axes as ax
-from cramjax.models.activations import gated_gelu, gelu
+from cramjax.models.activations import gelu
 from cramjax.models.dropout import dropout
+from cramjax.models.gated_gelu import fits_kernel, gated_gelu
 from cramjax.models.layers import Linear, Precision
 from cramjax.models.lowrank import LowRank
 from cramjax.models.module import Initializer
@@ -35,7 +36,7 @@ class FeedForward(nnx.Module):
         init_in: Initializer,
         init_out: Initializer,
     ):
-        self.cfg, self.dtype = cfg, precision.matmul_dtype
+        self.cfg, self.precision = cfg, precision
         self.is_gated = cfg.ffn in ("geglu", "geglu_tanh")
         common = {"bias": cfg.linear_bias, "precision": precision, "rngs": rngs}
         dense = functools.partial(LowRank, rank=cfg.ffn_rank) if cfg.ffn_rank else Linear
@@ -56,7 +57,7 @@ class FeedForward(nnx.Module):
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """[batch, length, embed] → the same shape; with a key, dropout between the matrices."""
         inner = dropout(self._activate(self.wi(x)), self.cfg.dropout, key)
-        if self.dtype == jnp.float16:
+        if self.precision.matmul_dtype == jnp.float16:
             # A trained T5 exceeds the range of float16 only here: its largest number is nearer than
             # infinity.
             inner = jnp.clip(inner, -_FLOAT16_MAX, _FLOAT16_MAX)
@@ -65,7 +66,9 @@ class FeedForward(nnx.Module):
     def _activate(self, inner: jax.Array) -> jax.Array:
         """[batch, length, (2,) mlp] → [batch, length, mlp]."""
         if self.is_gated:
-            return gated_gelu(inner, self.cfg.ffn == "geglu_tanh")
+            precision = self.precision
+            fits = fits_kernel(inner.shape[-1], inner.dtype, precision.capability)
+            return gated_gelu(inner, self.cfg.ffn == "geglu_tanh", precision.owns_rows and fits)
         if self.cfg.ffn == "relu":
             return jax.nn.relu(inner)
         return gelu(inner)

@@ -107,8 +107,9 @@ def _short(call: AttentionCall, device: Device) -> list[str]:
     suits = call.is_fused and not call.has_bias and not call.is_causal
     if not suits or not _has_narrow_tensor_cores(call, device):
         return []
-    capability = _capability(device)
-    return short_attention.possible_tiles(call.length, call.head_dim, call.has_mask, capability)
+    return short_attention.possible_tiles(
+        call.length, call.head_dim, call.has_mask, capability(device)
+    )
 
 
 def choose(requested: str, call: AttentionCall, device: Device, measured: Choices) -> str:
@@ -154,11 +155,11 @@ def _has_narrow_tensor_cores(call: AttentionCall, device: Device) -> bool:
 
 def _is_ampere(device: Device) -> bool:
     """Returns whether the GPU is NVIDIA's, of that generation or a later one."""
-    return _capability(device) >= (8, 0)
+    return capability(device) >= (8, 0)
 
 
-def _capability(device: Device) -> tuple[int, int]:
+def capability(device: Device) -> tuple[int, int]:
     """Returns the compute capability of NVIDIA's GPU, (0, 0) for any other device."""
     # AMD's are words, as "gfx90a".
-    capability = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
-    return (int(capability[1]), int(capability[2])) if capability else (0, 0)
+    found = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
+    return (int(found[1]), int(found[2])) if found else (0, 0)

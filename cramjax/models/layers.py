@@ -22,7 +22,7 @@ from cramjax.models import axes as ax
 from cramjax.models import int8
 from cramjax.models.dropout import dropout
 from cramjax.models.int8 import Int8
-from cramjax.models.kernels import AttentionCall, Device
+from cramjax.models.kernels import AttentionCall, Device, capability
 from cramjax.models.module import Initializer, param
 
 
@@ -38,6 +38,8 @@ class Precision:
         device: the program is compiled for it; None for the first one at hand.
         rows: how sequences, the first axis of activations, lie on several devices; None to leave
             that to XLA.
+        owns_rows: the program sees the sequences of one device alone. Only then may kernels of ours
+            stand in it, which XLA's partitioner cannot divide.
         kernels: pairs of a call of attention and the kernel measured to be fastest.
     """
 
@@ -45,12 +47,18 @@ class Precision:
     matmul_dtype: jnp.dtype
     device: Device | None = None
     rows: NamedSharding | None = None
+    owns_rows: bool = False
     kernels: tuple[tuple[AttentionCall, str], ...] = ()
 
     @property
     def on_gpu(self) -> bool:
         """True if the program is compiled for a GPU."""
         return (self.device or jax.devices()[0]).platform in ("gpu", "cuda", "rocm")
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """The GPU's compute capability, (0, 0) if the program is for anything but NVIDIA's."""
+        return capability(self.device or jax.devices()[0])
 
 
 def by_rows(x: jax.Array, precision: Precision) -> jax.Array:

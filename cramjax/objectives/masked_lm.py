@@ -228,7 +228,7 @@ class MaskedLM:
     @property
     def _dividable(self) -> Precision:
         # XLA divides evaluation among devices, and it cannot divide kernels of ours.
-        return dataclasses.replace(self.precision, kernels=())
+        return dataclasses.replace(self.precision, owns_rows=False, kernels=())
 
     def _scored(
         self,

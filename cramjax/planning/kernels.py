@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from cramjax.models import short_attention
+from cramjax.models import gated_gelu, short_attention
 from cramjax.planning import traffic
 from cramjax.planning.hlo import Computation, Instruction, Program
 from cramjax.planning.traffic import Work
@@ -140,6 +140,10 @@ def _launch(program: Program, computation: Computation, instruction: Instruction
         return _attention(computation, instruction)
     if short_attention.NAME in instruction.op_name:
         return _short_attention(computation, instruction)
+    if gated_gelu.NAME in instruction.op_name:
+        halves = instruction.arrays[0]
+        work = Work(_bytes(computation.operands(instruction)), halves.n_bytes, 0, 0)
+        return _Launch(ELEMENTWISE, work, halves.dtype)
     return _plain(computation, instruction)
 
 

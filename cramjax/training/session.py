@@ -340,6 +340,7 @@ def build_objective(
     number_format = dataclasses.replace(
         devices.make_precision(precision, mesh.devices.flat[0]),
         rows=meshes.rows_of_sharded(mesh),
+        owns_rows=owns_rows(config, mesh),
         kernels=tuple((attention or {}).items()),
     )
     return families.build(config, vocabulary, number_format)

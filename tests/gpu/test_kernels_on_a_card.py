@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cramjax.models import attention, kernels, short_attention
+from cramjax.models import attention, gated_gelu, kernels, short_attention
 from cramjax.models.kernels import AttentionCall
 from cramjax.models.layers import Precision
 from cramjax.tuning import attention_choice
@@ -84,3 +84,23 @@ def test_every_candidate_agrees_with_plain_operations(precision, facts, monkeypa
     names = kernels.candidates(call, precision.device)
     assert attention_choice.fastest([call], precision, lines.append)[call] in names
     assert not any("something else" in line or "does not run" in line for line in lines), lines
+
+
+@pytest.mark.parametrize("tanh", [False, True])
+@pytest.mark.parametrize("width", [1152, 1536, 2048])
+def test_the_gated_gelus_backward_kernel_agrees_with_plain_operations(precision, width, tanh):
+    keys = jax.random.split(jax.random.key(0), 2)
+    halves = 3.0 * jax.random.normal(keys[0], (4, 128, 2, width), BF16)
+    cotangent = jax.random.normal(keys[1], (4, 128, width), BF16)
+    arrays = jax.device_put((halves, cotangent), precision.device)
+    assert gated_gelu.fits_kernel(width, BF16, precision.capability)
+
+    def gradient(halves, cotangent, one_kernel):
+        _, back = jax.vjp(lambda x: gated_gelu.gated_gelu(x, tanh, one_kernel), halves)
+        return back(cotangent)[0]
+
+    found, expected = (
+        np.asarray(jax.jit(gradient, static_argnums=2)(*arrays, one_kernel), np.float32)
+        for one_kernel in (True, False)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=2**-7)

@@ -10,9 +10,9 @@ from jax.flatten_util import ravel_pytree
 from jax.test_util import check_grads
 
 from cramjax.models import encoder, network
-from cramjax.models.activations import gated_gelu
 from cramjax.models.attention import einsum_attention
 from cramjax.models.encoder import EncoderConfig, Precision
+from cramjax.models.gated_gelu import gated_gelu
 from cramjax.models.layers import FLOAT32, normalize, product
 from tests import networks
 

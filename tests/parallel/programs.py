@@ -43,6 +43,7 @@ def main(device, recipe, *overrides):
         ],
         "scattering": len(re.findall(r"reduce-scatter|all-reduce-scatter", text)),
         "calls": sorted(set(re.findall(r'custom_call_target="([^"]+)"', text))),
+        "ours": sorted(set(re.findall(r'op_name="[^"]*/(\w+)/pallas_call"', text))),
         "gradients_of_attention": sorted(set(_gradients_of_attention(text))),
         "operands": sorted(set(operands)),
         "n_dots": len(operands) // 2,

@@ -132,6 +132,9 @@ def test_on_a_gpu_short_attention_is_one_kernel_products_are_narrow_and_the_stat
     found = program(root, "rtx3060", recipe, "optimizer.name=adamw")
     assert found["attention"].startswith("short") and "__gpu$xla.gpu.triton" in found["calls"]
     assert not any("fmha" in call for call in found["calls"])
+    # 24hBERT's feed-forward has no gate.
+    gated = [] if recipe == "bert_24h_academic" else ["gated_gelu"]
+    assert found["ours"] == [*gated, "short_attention"]
     assert found["n_dots"] > 10 and found["operands"] == ["bf16"]
     assert (
         found["donated"] >= 0.99 * found["state"] and not found["host"] and not found["collectives"]

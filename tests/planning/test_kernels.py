@@ -253,6 +253,15 @@ def test_our_own_kernel_is_attention_both_ways():
     )
 
 
+def test_our_kernel_of_the_gated_gelu_is_bound_by_memory():
+    halves, cotangent = "bf16[8,2,1536]{2,1,0}", "bf16[8,1536]{1,0}"
+    op_name = "jit(step)/transpose(jvp())/gated_gelu/pallas_call"
+    call = ("__gpu$xla.gpu.triton", '{ir = "not JSON {"}', op_name)
+    (kernel,) = launched(programs.of_call(call[0], [halves, cotangent], halves, *call[1:]))
+    assert (kernel.kind, kernel.dtype) == (kernels.ELEMENTWISE, "bf16")
+    assert kernel.work == traffic.Work(3 * 2 * 8 * 1536, 2 * 2 * 8 * 1536, 0, 0)
+
+
 def test_what_was_started_counts_once_and_of_branches_one():
     text = """
 %fused (p0: f32[1000]) -> f32[1000] {

@@ -1,11 +1,11 @@
-"""The kernel for short sequences in a train step, run as ordinary operations: the losses stay."""
+"""Kernels of ours in a train step, run as ordinary operations: the losses stay."""
 
 import functools
 
 import numpy as np
 import pytest
 
-from cramjax.models import kernels, short_attention
+from cramjax.models import feedforward, kernels, short_attention
 from tests.stepping import batches, losses, open_tiny
 
 SHORT = (
@@ -18,16 +18,24 @@ DROPOUT = ("model.attention_dropout=0.3", "model.dropout=0.1")
 
 @functools.cache
 def trained(kernel, *overrides, devices=1):
-    """Returns the losses of a session that takes `kernel`; tests share them."""
-    plain = short_attention.attention
+    """Returns the losses of a session that takes `kernel`, and with ours the gated GELU's too.
+
+    Tests share them.
+    """
+    plain, plain_gelu = short_attention.attention, feedforward.gated_gelu
 
     def interpreted(*arguments):
         return plain(*arguments[:7], True)
+
+    def interpreted_gelu(*arguments):
+        return plain_gelu(*arguments, True)
 
     with pytest.MonkeyPatch.context() as patch:
         if kernel == KERNEL:
             patch.setattr(kernels, "candidates", lambda call, device: [KERNEL, "einsum"])
             patch.setattr(short_attention, "attention", interpreted)
+            patch.setattr(feedforward, "fits_kernel", lambda *_: True)
+            patch.setattr(feedforward, "gated_gelu", interpreted_gelu)
         made = open_tiny(*SHORT, *overrides, devices=devices)
         assert made.attention == kernel
         return losses(made, batches(3, length=64))[0]
