@@ -105,5 +105,6 @@ VARIANTS = {
     "short": _in_thirds(length=(0.5, 0.5)),
     "documents": _set("model", document_attention=True),
     "average": _set("optimizer", average=200),
+    "hard_masks": _set("objective", hard_masks=1.0),
     "wide": _wide,
 }

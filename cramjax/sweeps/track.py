@@ -33,7 +33,8 @@ _HEAD = ("entry", "against", "held-out loss", "difference", "p", "tokens", "seco
 class Track:
     """A recipe and the names of its variants in the order in which they are tried.
 
-    Variants compose: the recipe takes several, with + between them.
+    Variants compose: the recipe takes several, with + between them. A name may come again, to be
+    tried on what was found since.
     """
 
     recipe: str
@@ -111,6 +112,10 @@ def run(
     for number, name in enumerate((START, *track.entries)):
         best = standing(judged)
         variant = name if best is None or best.variant == START else f"{best.variant}+{name}"
+        if best is not None and name in best.variant.split("+"):
+            continue
+        if any(entry.variant == variant for entry in judged):
+            continue
         seeds = ",".join(map(str, range(n_seeds)))
         grids = grid.parse_grids([f"variant={variant}", f"seed={seeds}"])
         points = grid.points_of(track.recipe, overrides, grids)

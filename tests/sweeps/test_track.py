@@ -69,6 +69,16 @@ def test_what_wins_is_built_upon_and_the_rest_stays_in_the_table(tmp_path):
     assert not again.variants and (tmp_path / "report.md").read_text() == text
 
 
+def test_a_change_is_tried_again_only_on_top_of_another_best(tmp_path):
+    trains = Trains()
+    names = ("decay", "decay", "muon", "decay", "muon")
+    entries = track.Track(recipe="best_small", entries=names)
+    assert track.run(entries, (), tmp_path, n_seeds=2, launch=trains) == 0
+    assert trains.variants[::2] == ["control", "decay", "muon", "muon+decay"]
+    folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert folders == ["00-control", "01-decay", "03-muon", "04-decay"]
+
+
 def test_a_failed_run_ends_it(tmp_path):
     assert track.run(SMALL, (), tmp_path, n_seeds=2, launch=Trains(fails=["muon"])) == 1
     assert "muon" not in (tmp_path / "report.md").read_text()
