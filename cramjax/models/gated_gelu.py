@@ -1,8 +1,8 @@
 """The gated GELU of arXiv 2002.05202 with its backward pass written out.
 
 The backward pass writes the gradients of both halves side by side, for the product that follows.
-XLA compiles that for a GPU as a kernel that reads and writes one number a thread, at half the
-card's bandwidth. Ours, in Pallas for Triton, reaches it; see `short_attention` for what that needs.
+XLA compiles that for a GPU as a kernel that reads and writes one number a thread. Ours, in Pallas
+for Triton, takes half the time; see `short_attention` for what that needs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ except ImportError:
 NAME = "gated_gelu"
 """The kernel's name in compiled programs."""
 
-# Numbers of a row that a program takes: a power of two, with 16 bytes of them a thread.
+# Numbers of a row that a program takes: a power of two, with at most 16 bytes of them a thread.
 _MOST_COLUMNS = 1024
 _FEWEST_COLUMNS = 128
 _N_WARPS = 4
@@ -41,7 +41,7 @@ def fits_kernel(width: int, dtype: jnp.dtype, capability: tuple[int, int]) -> bo
 
     Args:
         width: of a half.
-        dtype: of the halves; for float32 plain operations are as fast.
+        dtype: of the halves; the kernel's Phi is exact enough for 2 bytes, not for float32.
         capability: compute capability of the card.
     """
     is_suited = _columns(width) >= _FEWEST_COLUMNS and jnp.dtype(dtype).itemsize == 2

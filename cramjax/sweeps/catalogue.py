@@ -82,7 +82,7 @@ TRACKS = {
     "track": Track(
         recipe="best_small",
         entries=(
-            # AdamW's four trials. Muon gets as many, once more on top of what learns sooner.
+            # Four trials of AdamW. Muon has as many, and comes again after what may learn sooner.
             *("lr_up", "lr_down", "decay", "batch_down"),
             *("muon", "causal", "short", "embeddings", "masks"),
             *("muon", "muon_up", "muon_down", "batch_up"),

@@ -112,10 +112,10 @@ def run(
     for number, name in enumerate((START, *track.entries)):
         best = standing(judged)
         variant = name if best is None or best.variant == START else f"{best.variant}+{name}"
-        if best is not None and name in best.variant.split("+"):
+        if _was_tried(name, variant, judged):
+            print(f"{name}: tried on this best already", file=sys.stderr, flush=True)
             continue
-        if any(entry.variant == variant for entry in judged):
-            continue
+
         seeds = ",".join(map(str, range(n_seeds)))
         grids = grid.parse_grids([f"variant={variant}", f"seed={seeds}"])
         points = grid.points_of(track.recipe, overrides, grids)
@@ -148,6 +148,13 @@ def _check_seeds(out: pathlib.Path, n_seeds: int) -> None:
             f"--seeds {n_seeds}: {path} has {seeds}, and earlier entries were judged by that; "
             "give the same number, or another --out"
         )
+
+
+def _was_tried(name: str, variant: str, judged: Sequence[Judged]) -> bool:
+    """Returns whether the best has the change `name`, or has been tried with it as `variant`."""
+    best = standing(judged)
+    is_in_best = best is not None and name in best.variant.split("+")
+    return is_in_best or any(entry.variant == variant for entry in judged)
 
 
 def standing(judged: Sequence[Judged]) -> Judged | None:

@@ -69,7 +69,7 @@ def test_what_wins_is_built_upon_and_the_rest_stays_in_the_table(tmp_path):
     assert not again.variants and (tmp_path / "report.md").read_text() == text
 
 
-def test_a_change_is_tried_again_only_on_top_of_another_best(tmp_path):
+def test_a_change_is_tried_again_only_on_top_of_another_best(tmp_path, capsys):
     trains = Trains()
     names = ("decay", "decay", "muon", "decay", "muon")
     entries = track.Track(recipe="best_small", entries=names)
@@ -77,6 +77,9 @@ def test_a_change_is_tried_again_only_on_top_of_another_best(tmp_path):
     assert trains.variants[::2] == ["control", "decay", "muon", "muon+decay"]
     folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     assert folders == ["00-control", "01-decay", "03-muon", "04-decay"]
+    lines = capsys.readouterr().err.splitlines()
+    passed_over = [line.partition(":")[0] for line in lines if "tried on this best" in line]
+    assert passed_over == ["decay", "muon"]
 
 
 def test_a_failed_run_ends_it(tmp_path):
