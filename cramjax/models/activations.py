@@ -49,10 +49,11 @@ _TANH_CUBE = 0.044715
 
 def tanh_cdf(x: jax.Array) -> jax.Array:
     """Returns the approximation of Phi(x)."""
-    return 0.5 + 0.5 * jnp.tanh(_TANH_SCALE * (x + _TANH_CUBE * x * x * x))
+    # (1 + tanh(u)) / 2 is sigmoid(2u), which does not cancel where tanh is near -1.
+    return jax.nn.sigmoid(2.0 * _TANH_SCALE * (x + _TANH_CUBE * x * x * x))
 
 
 def tanh_cdf_slope(x: jax.Array) -> jax.Array:
     """Returns the derivative of `tanh_cdf`."""
-    inner = jnp.tanh(_TANH_SCALE * (x + _TANH_CUBE * x * x * x))
-    return 0.5 * (1.0 - jnp.square(inner)) * _TANH_SCALE * (1.0 + 3.0 * _TANH_CUBE * jnp.square(x))
+    cdf = tanh_cdf(x)
+    return cdf * (1.0 - cdf) * 2.0 * _TANH_SCALE * (1.0 + 3.0 * _TANH_CUBE * jnp.square(x))
