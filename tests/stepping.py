@@ -67,7 +67,8 @@ def losses(made, data, lr=1e-2, n_micro=None):
     for tokens in data:
         tokens = tokens.reshape(made.max_microbatches, made.microbatch_size, -1)
         batch = jax.device_put(tokens, meshes.batch_sharding(made.mesh, 3, 1))
-        scalars = np.float32(lr), np.int32(n_micro or made.max_microbatches)
+        n_used = n_micro or made.max_microbatches
+        scalars = np.uint32(made.config.seed), np.float32(lr), np.int32(n_used)
         state, metrics = compiled(
             state, batch, *jax.device_put(scalars, meshes.replicated(made.mesh))
         )

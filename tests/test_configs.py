@@ -37,12 +37,12 @@ def test_recipe_traces(path, variant):
     step = make_train_step(
         made.objective,
         made.optimizer,
-        seed=config.seed,
         clip_norm=config.optimizer.clip_norm,
         dynamic_scale=False,
     )
     batch = jax.ShapeDtypeStruct((made.max_microbatches, 8, made.objective.row_tokens), jnp.uint16)
-    scalars = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    dtypes = (jnp.uint32, jnp.float32, jnp.int32)
+    scalars = [jax.ShapeDtypeStruct((), dtype) for dtype in dtypes]
     state, metrics = jax.eval_shape(step, made.abstract, batch, *scalars)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), made.abstract

@@ -38,7 +38,7 @@ def host_s(session: Session, state: TrainState) -> float:
     shape = (session.max_microbatches, session.microbatch_size, session.objective.row_tokens)
     rows = np.zeros(shape, session.token_dtype)
     batch = jax.device_put(rows, meshes.batch_sharding(session.mesh, 3, 1))
-    scalars = (np.float32(0.0), np.int32(session.max_microbatches))
+    scalars = (np.uint32(0), np.float32(0.0), np.int32(session.max_microbatches))
     step = jax.jit(idle_step, donate_argnums=0).lower(state, batch, *scalars).compile()
 
     times = []
@@ -49,9 +49,10 @@ def host_s(session: Session, state: TrainState) -> float:
 
 
 def idle_step(
-    state: TrainState, batch: Any, lr: jax.Array, n_micro: jax.Array
+    state: TrainState, batch: Any, seed: jax.Array, lr: jax.Array, n_micro: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Stands in for a train step: the same arguments and results, no work."""
+    del seed
     loss = lr * n_micro.astype(jnp.float32)
     zero = jnp.zeros((), jnp.int32)
     return state, {"loss": loss, "grad_norm": loss + 1.0, "skipped": zero, "skipped_in_row": zero}

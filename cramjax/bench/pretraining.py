@@ -130,14 +130,18 @@ def _time_steps(session: Session, compiled: jax.stages.Compiled, n_steps: int) -
     random = np.random.default_rng(0)
     tokens = random.integers(5, config.data.vocab_size, shape).astype(session.token_dtype)
     batch = jax.device_put(tokens, meshes.batch_sharding(session.mesh, 3, 1))
-    scalars = (np.float32(config.optimizer.lr), np.int32(session.max_microbatches))
-    lr, n_micro = jax.device_put(scalars, meshes.replicated(session.mesh))
+    scalars = (
+        np.uint32(config.seed),
+        np.float32(config.optimizer.lr),
+        np.int32(session.max_microbatches),
+    )
+    scalars = jax.device_put(scalars, meshes.replicated(session.mesh))
 
     seconds = []
     dispatched = []
     for _ in range(WARMUP_STEPS + n_steps):
         started = time.perf_counter()
-        state, metrics = compiled(state, batch, lr, n_micro)
+        state, metrics = compiled(state, batch, *scalars)
         dispatched.append(time.perf_counter() - started)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - started)

@@ -93,9 +93,9 @@ def programs(
         state: TrainState, batch: Any, seed: jax.Array, lr: jax.Array, n_micro: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         update = make_train_step(
-            objective, transform, seed=seed, clip_norm=clip_norm, dynamic_scale=dynamic_scale
+            objective, transform, clip_norm=clip_norm, dynamic_scale=dynamic_scale
         )
-        return update(state, batch, lr, n_micro)
+        return update(state, batch, seed, lr, n_micro)
 
     if not together:
         return Programs(init=jax.jit(init), step=jax.jit(step, donate_argnums=0))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from cramjax.config import stages
 from cramjax.config.pairs import PairShape
@@ -189,8 +190,8 @@ class Stages:
         rule = Compound(self._operators(number, grown.unscaled_norms))
         keeps_moments = self.config.growth.moments != "reset"
 
-        def next_state(state: TrainState) -> TrainState:
-            key = jax.random.fold_in(jax.random.key(self.config.seed), number)
+        def next_state(state: TrainState, seed: jax.Array) -> TrainState:
+            key = jax.random.fold_in(jax.random.key(seed), number)
             fresh = initial(after.objective, after.optimizer, after.dynamic_scale, key)
             params, opt_state = grow(
                 state.params,
@@ -205,7 +206,11 @@ class Stages:
             return dataclasses.replace(state, params=params, opt_state=opt_state)
 
         shardings = jax.tree.map(lambda leaf: leaf.sharding, after.abstract)
-        return jax.jit(next_state, out_shardings=shardings).lower(before.abstract).compile()
+        jitted = jax.jit(next_state, out_shardings=shardings)
+        # An argument, as in the train step: other seeds find the compiled program.
+        seed = jax.ShapeDtypeStruct((), np.uint32, sharding=meshes.replicated(after.mesh))
+        program = jitted.lower(before.abstract, seed).compile()
+        return lambda state: program(state, np.uint32(self.config.seed))
 
     def close(self) -> None:
         """Lets go of what is still being prepared."""

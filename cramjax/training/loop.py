@@ -19,7 +19,7 @@ from cramjax.parallel.coordinator import Coordinator
 from cramjax.training.state import TrainState
 
 StepFn = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-"""A compiled step: (state, batch, learning rate, microbatches) → (state, metrics)."""
+"""A compiled step: (state, batch, seed, learning rate, microbatches) → (state, metrics)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,6 +203,7 @@ def run_steps(
     loop = _Loop(
         step_fn=step_fn,
         state=state,
+        seed=np.uint32(schedule.config.seed),
         prefetch=prefetch,
         schedule=schedule,
         clock=clock,
@@ -232,6 +233,7 @@ class _Loop:
 
     step_fn: StepFn
     state: TrainState
+    seed: np.uint32
     prefetch: DevicePrefetch
     schedule: StepSchedule
     clock: Clock
@@ -273,7 +275,7 @@ class _Loop:
         # These transfers are intended: two `device_put` calls cost five times the call of the step.
         with jax.transfer_guard_host_to_device("allow"):
             self.state, metrics = self.step_fn(
-                self.state, batch, np.float32(plan.lr), np.int32(plan.n_micro)
+                self.state, batch, self.seed, np.float32(plan.lr), np.int32(plan.n_micro)
             )
         try:
             self.advance()

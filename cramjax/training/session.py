@@ -195,7 +195,6 @@ def _question(session: Session, limit_bytes: int) -> dict[str, Any]:
         "model": config.model.to_dict(),
         "objective": config.objective.to_dict(),
         "optimizer": {key: value for key, value in config.optimizer.items() if key != "lr"},
-        "seed": config.seed,
         "precision": session.precision,
         "attention": session.attention,
         "batch_size": config.batch_size,
@@ -412,7 +411,6 @@ def lower_train_step(session: Session) -> jax.stages.Lowered:
     step = make_train_step(
         session.objective,
         session.optimizer,
-        seed=config.seed,
         clip_norm=config.optimizer.clip_norm,
         dynamic_scale=session.dynamic_scale,
         mesh=mesh,
@@ -427,10 +425,12 @@ def lower_train_step(session: Session) -> jax.stages.Lowered:
         session.token_dtype,
         sharding=meshes.batch_sharding(mesh, 3, 1),
     )
-    lr = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated)
-    n_micro = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    seed, lr, n_micro = (
+        jax.ShapeDtypeStruct((), dtype, sharding=replicated)
+        for dtype in (jnp.uint32, jnp.float32, jnp.int32)
+    )
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
-    return jitted.lower(session.abstract, batch, lr, n_micro)
+    return jitted.lower(session.abstract, batch, seed, lr, n_micro)
 
 
 def describe(session: Session) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -124,8 +125,9 @@ def initial_state(
     `abstract` is as from `abstract_state`.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    # The seed is an argument, so that other seeds find the compiled program.
     make = jax.jit(
-        lambda: initial(objective, optimizer, dynamic_scale, jax.random.key(seed)),
+        lambda seed: initial(objective, optimizer, dynamic_scale, jax.random.key(seed)),
         out_shardings=shardings,
     )
-    return make()
+    return make(np.uint32(seed))

@@ -1,6 +1,7 @@
 """The train step: accumulate gradients over microbatches, clip, update.
 
-It is a pure function, compiled once: the number of microbatches is an argument at run time.
+It is a pure function, compiled once: the seed and the number of microbatches are arguments at run
+time.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ Metrics = dict[str, jax.Array]
 # Loss in nats, weight, gradients, their square norm, and the counts of a `TallyingObjective`.
 Sums = tuple[jax.Array, jax.Array, Any, jax.Array, Any]
 
-TrainStep = Callable[[TrainState, Any, jax.Array, jax.Array], tuple[TrainState, Metrics]]
-"""(state, batch, lr, n_micro) → (state, metrics), to be jitted with the state donated.
+TrainStep = Callable[[TrainState, Any, jax.Array, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+"""(state, batch, seed, lr, n_micro) → (state, metrics), to be jitted with the state donated.
 
 batch: uint16 or uint32 [microbatches, rows, tokens], or a tree of arrays with a leading microbatch
 axis and the rows in the second axis of "tokens"; its first `n_micro` (int32) microbatches are used.
-lr: float32.
+seed: uint32; the key of a step is a function of it and the step's number. As an argument it leaves
+one program for all seeds. lr: float32.
 
 Metrics are scalars: float32 `loss` (mean, nats) and `grad_norm` (before clipping), int32 `skipped`
 and `skipped_in_row`; with `noise_scale` also float32 `noise` and `signal` (`_noise_and_signal`).
@@ -40,7 +42,6 @@ def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
-    seed: int | jax.Array,
     clip_norm: float | None,
     dynamic_scale: bool,
     mesh: Mesh | None = None,
@@ -56,7 +57,6 @@ def make_train_step(
     Args:
         objective: gives the loss.
         optimizer: gives the updates, which the learning rate multiplies.
-        seed: the key of a step is a function of it and the step's number.
         clip_norm: the largest norm of the gradient; None for no limit.
         dynamic_scale: whether the loss is scaled, for float16.
         mesh: the devices. If they hold nothing but copies of the network, they exchange gradients
@@ -68,7 +68,7 @@ def make_train_step(
     if mesh is not None and mesh.size > 1 and is_of_copies(mesh) and not noise_scale:
         accumulate = _apart(functools.partial(_accumulate, objective, None, False), mesh)
 
-    def step(state, batch, lr, n_micro):
+    def step(state, batch, seed, lr, n_micro):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         # Scaled to the mean over a microbatch: in float16 the sum over its positions would
         # overflow.

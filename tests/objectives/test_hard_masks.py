@@ -111,7 +111,7 @@ def test_the_step_adds_counts_over_microbatches_and_devices():
     for on, n_micro in ((None, 1), (mesh, 2)):
         step = jax.jit(
             make_train_step(
-                Counting(), optax.sgd(0.01), seed=0, clip_norm=None, dynamic_scale=False, mesh=on
+                Counting(), optax.sgd(0.01), clip_norm=None, dynamic_scale=False, mesh=on
             )
         )
         params = {"w": jnp.ones(())}
@@ -126,7 +126,8 @@ def test_the_step_adds_counts_over_microbatches_and_devices():
         losses_of = []
         for tokens in data:
             batch = jnp.asarray(tokens.reshape(n_micro, -1, 8))
-            state, metrics = step(state, batch, jnp.float32(1.0), jnp.int32(n_micro))
+            scalars = jnp.uint32(0), jnp.float32(1.0), jnp.int32(n_micro)
+            state, metrics = step(state, batch, *scalars)
             losses_of.append(float(metrics["loss"]))
         results.append((losses_of, np.asarray(tally_of(state)["seen"])))
     np.testing.assert_allclose(*[values for values, _ in results], rtol=1e-5)

@@ -16,6 +16,7 @@ MICROBATCH = 2
 
 def make_config(*, batch_ramp=0.0):
     return types.SimpleNamespace(
+        seed=0,
         batch_size=8,
         data=types.SimpleNamespace(seq_len=SEQ_LEN),
         optimizer=types.SimpleNamespace(lr=1.0, max_skipped=3),
@@ -84,8 +85,9 @@ class Loop:
         self.events.append(("record", step.step))
         self.records.append(step)
 
-    def step(self, state, batch, lr, n_micro):
-        assert batch == "batch" and lr.dtype == np.float32 and n_micro.dtype == np.int32
+    def step(self, state, batch, seed, lr, n_micro):
+        assert batch == "batch" and seed.dtype == np.uint32
+        assert lr.dtype == np.float32 and n_micro.dtype == np.int32
         self.events.append(("step", int(n_micro)))
         metrics = {"loss": 4.0, "skipped_in_row": 0} | self._metrics(state + 1)
         return state + 1, {name: np.float32(value) for name, value in metrics.items()}

@@ -17,6 +17,8 @@ from cramjax.training.step import make_train_step
 from tests.e2e import test_main as cli
 
 N_MICRO, ROWS, DIM = 4, 8, 16
+# Of a step: the seed and the learning rate.
+SCALARS = np.uint32(0), np.float32(0.0)
 
 
 class Quadratic:
@@ -35,7 +37,6 @@ def test_it_is_the_covariance_over_the_square_of_the_gradient():
         make_train_step(
             Quadratic(),
             optax.scale(0.0),
-            seed=0,
             clip_norm=None,
             dynamic_scale=False,
             noise_scale=True,
@@ -51,13 +52,13 @@ def test_it_is_the_covariance_over_the_square_of_the_gradient():
     for _ in range(300):
         # The numbers have mean 100 and variance 110 / 3.
         batch = numbers.integers(90, 111, (N_MICRO, ROWS, DIM)).astype(np.uint16)
-        _, metrics = step(state, batch, np.float32(0.0), np.int32(N_MICRO))
+        _, metrics = step(state, batch, *SCALARS, np.int32(N_MICRO))
         noise.append(float(metrics["noise"]))
         signal.append(float(metrics["signal"]))
     np.testing.assert_allclose(np.mean(noise), DIM * 110 / 3, rtol=0.05)
     np.testing.assert_allclose(np.mean(signal), DIM * 3.0**2, rtol=0.1)
 
-    _, metrics = step(state, batch, np.float32(0.0), np.int32(1))
+    _, metrics = step(state, batch, *SCALARS, np.int32(1))
     assert float(metrics["noise"]) == float(metrics["signal"]) == 0.0
 
 

@@ -91,17 +91,17 @@ def test_narrow_formats_train_to_the_loss_of_float32(precision):
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
     made = shared_tiny("microbatch_size=16")
     bad = _Poisoned(made.objective)
-    step = jax.jit(make_train_step(bad, made.optimizer, seed=0, clip_norm=0.5, dynamic_scale=False))
+    step = jax.jit(make_train_step(bad, made.optimizer, clip_norm=0.5, dynamic_scale=False))
     state = initial_state(made.objective, made.optimizer, False, made.abstract, 0)
-    lr, one = jnp.float32(1e-2), jnp.int32(1)
+    scalars = jnp.uint32(0), jnp.float32(1e-2), jnp.int32(1)
     good, poisoned = jnp.asarray(batches(1)), jnp.zeros((1, 16, 32), jnp.uint16).at[:].set(9)
-    after_good, metrics = step(state, good, lr, one)
+    after_good, metrics = step(state, good, *scalars)
     assert metrics["skipped"] == 0
-    after_bad, metrics = step(after_good, poisoned, lr, one)
+    after_bad, metrics = step(after_good, poisoned, *scalars)
     assert metrics["skipped"] == 1 and metrics["skipped_in_row"] == 1 and after_bad.step == 2
     jax.tree.map(np.testing.assert_array_equal, after_bad.params, after_good.params)
     jax.tree.map(np.testing.assert_array_equal, after_bad.opt_state, after_good.opt_state)
-    _, metrics = step(after_bad, good, lr, one)
+    _, metrics = step(after_bad, good, *scalars)
     assert metrics["skipped"] == 1 and metrics["skipped_in_row"] == 0
 
 
@@ -125,7 +125,8 @@ def test_the_step_donates_its_state_and_moves_nothing_behind_its_back():
     compiled, _ = session.compile_train_step(made)
     state = initial_state(made.objective, made.optimizer, made.dynamic_scale, made.abstract, 0)
     batch = jax.device_put(batches(1), meshes.batch_sharding(made.mesh, 3, 1))
-    scalars = jax.device_put((np.float32(1e-2), np.int32(1)), meshes.replicated(made.mesh))
+    scalars = (np.uint32(0), np.float32(1e-2), np.int32(1))
+    scalars = jax.device_put(scalars, meshes.replicated(made.mesh))
     leaf = jax.tree.leaves(state.params)[0]
     with jax.transfer_guard("disallow"):
         compiled(state, batch, *scalars)
@@ -162,3 +163,12 @@ def test_the_program_does_little_more_than_the_products_of_the_model(recipe):
     optimizer = 20 * made.n_params
     assert counted - optimizer < 1.05 * 8 * made.objective.flops
     assert counted > 0.98 * 8 * made.objective.flops
+
+
+def test_all_seeds_share_one_program():
+    one, other = (open_tiny("microbatch_size=16", f"seed={seed}") for seed in (1, 2**32 - 1))
+    texts = [session.lower_train_step(made).as_text() for made in (one, other)]
+    assert texts[0] == texts[1]
+
+    data = np.repeat(batches(1), 2, axis=0)
+    assert losses(one, data)[0] != losses(other, data)[0]
