@@ -29,7 +29,8 @@ def grow(
 ) -> tuple[OpenStage, TrainState]:
     """Returns the next stage and its first state, grown from `state`; evaluates before and after.
 
-    If the network cannot grow, `state` is saved and the error raised.
+    A stage with the same network is not evaluated again. If the network cannot grow, `state` is
+    saved and the error raised.
     """
     try:
         before = milestones.evaluate(state)
@@ -44,22 +45,34 @@ def grow(
             evaluator=prepared.evaluator,
         )
         milestones.enter(next_stage)
-        after = milestones.evaluate(grown)
+        is_another = _is_another_network(run, next_stage.number)
+        after = milestones.evaluate(grown) if is_another else before
     except Exception:
         # What this stage has learned is kept.
         milestones.enter(stage)
         milestones.rescue(state)
         raise
 
-    n_before = stage.session.n_params
-    n_after = next_stage.session.n_params
-    shape = _described(run, next_stage.number)
-    run.progress.announce(
-        f"step {run.clock.n_steps:,}: grown from {n_before / 1e6:.1f}M to {n_after / 1e6:.1f}M "
-        f"parameters ({shape}); held-out loss {before.loss:.3f} → {after.loss:.3f} "
-        f"({after.loss - before.loss:+.3f})"
-    )
+    now = f"now {_described(run, next_stage.number)}; held-out loss {before.loss:.3f}"
+    if is_another:
+        n_before = stage.session.n_params
+        n_after = next_stage.session.n_params
+        now = (
+            f"grown from {n_before / 1e6:.1f}M to {n_after / 1e6:.1f}M parameters, {now}"
+            f" → {after.loss:.3f} ({after.loss - before.loss:+.3f})"
+        )
+    run.progress.announce(f"step {run.clock.n_steps:,}: {now}")
     return next_stage, grown
+
+
+def _is_another_network(run: Run, number: int) -> bool:
+    """Returns whether stage `number` has another network than the one before.
+
+    Lengths, masks and batches of training change neither the network nor what it is scored on.
+    """
+    before, after = (stage.overrides for stage in run.stages.stages[number - 1 : number + 1])
+    keys = [key for key in after if key.startswith("model.") or key == "objective.pool"]
+    return any(before[key] != after[key] for key in keys)
 
 
 def _described(run: Run, number: int) -> str:

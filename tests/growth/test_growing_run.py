@@ -166,6 +166,14 @@ def test_what_was_spent_is_counted_stage_by_stage(whole, corpus):
     assert json.loads((folder / "config.json").read_text())["growth"]["stages"]
 
 
+def test_a_stage_of_the_same_network_is_not_evaluated_twice(corpus, tmp_path):
+    stages = [{"until": 0.5, "mask_rate": 0.3, "length": 0.5}]
+    settings = config(corpus, f"growth.stages={stages!r}", "eval.every_fraction=1.0")
+    cramjax.train(settings, tmp_path / "run")
+    evaluated = [line["step"] for line in cli.lines(tmp_path / "run") if "eval_loss" in line]
+    assert evaluated == [N_STEPS // 2, N_STEPS]
+
+
 def _flops(plain, corpus):
     from cramjax.training import session
 
