@@ -1,13 +1,13 @@
 """Changes to a small crammed BERT, each one a variant, tried in turn: what pays within minutes?
 
 The control is the quickstart's network, a stock ModernBERT, as Cramming (arXiv 2212.14034) trains:
-AdamW, 25% masked, a triangle of the learning rate. With batch 8 and rate 2e-3 AdamW leaves the
-unigram plateau within three minutes of one slow core; with 16 and 5e-3 it did not
-(docs/studies/track.md). A variant changes one thing, and + joins several. `python -m tools.study
-track` tries them in turn, each on top of the best before it, with five seeds; `wide`, for a second
-look at what has won, is twice the width and five times the time.
+AdamW, 25% masked, a triangle of the learning rate (docs/studies/track.md has the choice). The
+budget is in FLOPs, because seconds depend on the machine and on what else it does. A variant
+changes one thing, and + joins several. `python -m tools.study track` tries them in turn, each on
+top of the best before it, with five seeds; `wide`, for a second look at what has won, is twice the
+width and three times the FLOPs.
 
-Cost of one run: its budget, three minutes on two CPU cores.
+Cost of one run: 10 TFLOP, five minutes on one slow CPU core.
 
     python -m cramjax.main --config configs/best_small.py:muon+average
     python -m tools.study track --out runs/track --config.data.source=text:articles.jsonl.zst
@@ -21,19 +21,16 @@ def get_config(arg=None):
     config = recipes.like("best_small", "quickstart")
     config.batch_size = config.microbatch_size = 8
     config.optimizer.update(name="adamw", lr=2e-3, eps=1e-12)
+    config.budget.update(hours=None, flops=1e13)
     config.data.max_mb = 160.0
+    config.eval.every_fraction = 0.25
     config.checkpoint.every_minutes = 5.0
     config.log.update(tensorboard=False, fill_masks=0)
     return recipes.apply_variant(config, arg, VARIANTS)
 
 
-def _control(config):
-    """Nothing changes."""
-
-
-def _wide(config):
-    config.budget.hours = 15 / 60
-    config.model.update(d_model=256, n_heads=4, d_ff=512, n_layers=4)
+def _all(*changes):
+    return lambda config: [change(config) for change in changes]
 
 
 def _set(section, **values):
@@ -44,15 +41,8 @@ def _batch(size):
     return lambda config: config.update(batch_size=size, microbatch_size=size)
 
 
-def _muon(**values):
-    """Returns a change to Muon at the quickstart's rate, or with other values."""
-    return _set("optimizer", **{"name": "muon", "lr": 1e-2, "eps": 1e-9} | values)
-
-
-def _momentum(config):
-    if config.optimizer.name != "muon":
-        _muon()(config)
-    config.optimizer.momentum_warmup = 300
+def _lr(factor):
+    return lambda config: config.optimizer.update(lr=factor * config.optimizer.lr)
 
 
 def _in_thirds(**by_key):
@@ -69,30 +59,39 @@ def _in_thirds(**by_key):
     return change
 
 
-def _falling_masks(config):
-    _in_thirds(mask_rate=(0.3, 0.2))(config)
-    config.objective.mask_rate = 0.15
+def _ramp(config):
+    """From half the batch to twice the batch, over half the budget."""
+    half = config.batch_size // 2
+    config.update(batch_size=4 * half, microbatch_size=half)
+    config.schedule.update(batch_ramp=0.5, ramp_start=half)
 
+
+# The quickstart's optimizer, rate and batch.
+_MUON = _all(_set("optimizer", name="muon", lr=1e-2, eps=1e-9), _batch(16))
 
 VARIANTS = {
-    "control": _control,
-    "lr_up": _set("optimizer", lr=3.2e-3),
-    "lr_down": _set("optimizer", lr=1.25e-3),
+    "control": _all(),
+    "lr_up": _lr(1.6),
+    "lr_down": _lr(1 / 1.6),
     "decay": _set("optimizer", weight_decay=0.1),
+    "memory": _set("optimizer", b2=0.999),
     "batch_down": _batch(4),
     "batch_up": _batch(16),
-    "muon": _muon(),
-    "muon_up": _muon(lr=1.6e-2),
-    "muon_down": _muon(lr=1e-2 / 1.6),
-    "momentum": _momentum,
+    "ramp": _ramp,
+    "muon": _MUON,
+    "momentum": _set("optimizer", momentum_warmup=300),
     "embeddings": _set("optimizer", embedding_lr=3.0),
     "scalars": _set("optimizer", scalar_lr=3.0),
     "cautious": _set("optimizer", cautious=True, weight_decay=0.1),
     "cooldown": _set("schedule", name="constant", warmup=0.02, cooldown=0.5),
-    "masks": _falling_masks,
-    "causal": _in_thirds(causal=(True, False)),
+    "masks": _all(_in_thirds(mask_rate=(0.3, 0.2)), _set("objective", mask_rate=0.15)),
+    # Left to right nothing is masked.
+    "causal": _all(_in_thirds(causal=(True, False)), _set("objective", hard_masks=0.0)),
+    "hard_masks": _set("objective", hard_masks=1.0),
     "short": _in_thirds(length=(0.5, 0.5)),
     "documents": _set("model", document_attention=True),
+    "init": _set("model", init_std=0.05),
+    "rotary": _set("model", rotary_base=100.0),
     "average": _set("optimizer", average=200),
-    "wide": _wide,
+    "wide": _all(_set("budget", flops=3e13), _set("model", d_model=256, n_heads=4, d_ff=512)),
 }

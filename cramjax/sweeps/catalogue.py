@@ -82,11 +82,11 @@ TRACKS = {
     "track": Track(
         recipe="best_small",
         entries=(
-            # Four trials of AdamW. Muon has as many, and comes again after what may learn sooner.
-            *("lr_up", "lr_down", "decay", "batch_down"),
-            *("muon", "causal", "short", "embeddings", "masks"),
-            *("muon", "muon_up", "muon_down", "batch_up"),
-            *("momentum", "cautious", "cooldown", "documents", "average", "scalars"),
+            # A rate is raised twice, and again after what may want another one. What has been tried
+            # on the standing best is passed over.
+            *("lr_up", "lr_up", "muon", "rotary", "init", "memory", "lr_up", "lr_down"),
+            *("hard_masks", "causal", "cooldown", "average", "embeddings", "short", "masks"),
+            *("ramp", "momentum", "cautious", "documents", "scalars", "decay"),
         ),
     )
 }

@@ -25,7 +25,9 @@ from cramjax.sweeps.sweep import Launch, Result
 LEVEL = 0.01
 """An entry wins if chance alone gives such a difference less often than this."""
 
-START = "control"
+CONTROL = "control"
+"""The variant that changes nothing, so that it is left out where variants are joined."""
+
 _HEAD = ("entry", "against", "held-out loss", "difference", "p", "tokens", "seconds", "FLOPs", "")
 
 
@@ -34,10 +36,12 @@ class Track:
     """A recipe and the names of its variants in the order in which they are tried.
 
     Variants compose: the recipe takes several, with + between them. A name may come again, to be
-    tried on what was found since.
+    tried on what was found since, or once more on itself. `start` is the variant that comes first,
+    which everything is measured by.
     """
 
     recipe: str
+    start: str = CONTROL
     entries: tuple[str, ...]
 
 
@@ -46,7 +50,7 @@ class Judged:
     """An entry with its runs.
 
     Attributes:
-        name: the change, "control" for the first.
+        name: the change; the start of the track for the first.
         variant: all changes of these runs, as the recipe takes them.
         against: the variant that was the best before, None for the first.
         losses: held-out losses in nats, one a seed; infinity for a run that ended with NaN.
@@ -109,21 +113,19 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     _check_seeds(out, n_seeds)
     judged: list[Judged] = []
-    for number, name in enumerate((START, *track.entries)):
+    for number, name in enumerate((track.start, *track.entries)):
         best = standing(judged)
-        variant = name if best is None or best.variant == START else f"{best.variant}+{name}"
-        if _was_tried(name, variant, judged):
-            print(f"{name}: tried on this best already", file=sys.stderr, flush=True)
+        variant = name if best is None or best.variant == CONTROL else f"{best.variant}+{name}"
+        points, reason = _planned(track, overrides, variant, judged, n_seeds)
+        if reason:
+            print(f"{name}: {reason}", file=sys.stderr, flush=True)
             continue
-
-        seeds = ",".join(map(str, range(n_seeds)))
-        grids = grid.parse_grids([f"variant={variant}", f"seed={seeds}"])
-        points = grid.points_of(track.recipe, overrides, grids)
 
         folder = out / f"{number:02d}-{name}"
         code = sweep.run_sweep(points, folder, n_jobs=n_jobs, launch=launch)
         if code:
             return code
+
         judged.append(judge(name, variant, best, sweep.find_results(points, folder)))
         if best is None and not judged[0].is_sound:
             raise UserError(
@@ -133,6 +135,34 @@ def run(
         _write(judged, out, n_seeds)
         print(_line(judged[-1]), file=sys.stderr, flush=True)
     return 0
+
+
+def _planned(
+    track: Track, overrides: Sequence[str], variant: str, judged: Sequence[Judged], n_seeds: int
+) -> tuple[list[grid.Point], str]:
+    """Returns the runs of an entry, or no runs and the reason to pass it over."""
+    best = standing(judged)
+    if best is None:
+        return _points(track, overrides, variant, n_seeds), ""
+    if any(entry.variant == variant for entry in judged):
+        return [], "tried on this best already"
+
+    try:
+        points = _points(track, overrides, variant, n_seeds)
+    except UserError as error:
+        # Some changes exclude each other, and nobody knows before which of them win.
+        return [], f"not tried on {best.variant}: {error}"
+    unchanged = _points(track, overrides, best.variant, 1)[0].config
+    if points[0].config | {"name": None} == unchanged | {"name": None}:
+        return [], f"changes nothing in {best.variant}"
+    return points, ""
+
+
+def _points(track: Track, overrides: Sequence[str], variant: str, n_seeds: int) -> list[grid.Point]:
+    """Returns the runs of an entry."""
+    seeds = ",".join(map(str, range(n_seeds)))
+    grids = grid.parse_grids([f"variant={variant}", f"seed={seeds}"])
+    return grid.points_of(track.recipe, overrides, grids)
 
 
 def _check_seeds(out: pathlib.Path, n_seeds: int) -> None:
@@ -148,13 +178,6 @@ def _check_seeds(out: pathlib.Path, n_seeds: int) -> None:
             f"--seeds {n_seeds}: {path} has {seeds}, and earlier entries were judged by that; "
             "give the same number, or another --out"
         )
-
-
-def _was_tried(name: str, variant: str, judged: Sequence[Judged]) -> bool:
-    """Returns whether the best has the change `name`, or has been tried with it as `variant`."""
-    best = standing(judged)
-    is_in_best = best is not None and name in best.variant.split("+")
-    return is_in_best or any(entry.variant == variant for entry in judged)
 
 
 def standing(judged: Sequence[Judged]) -> Judged | None:

@@ -15,6 +15,8 @@ from cramjax.sweeps.catalogue import TRACKS
 SMALL = track.Track(recipe="best_small", entries=("decay", "muon", "average"))
 # Nats by the changes of a run: muon helps, decay does not, and average hurts.
 GAINS = {"decay": 0.0, "muon": -0.3, "average": 0.2}
+# Of the rate, by how often it was raised: twice is best.
+RAISED = (0.0, -0.3, -0.5, -0.2)
 
 
 class Trains:
@@ -35,6 +37,7 @@ class Trains:
             return 1
         self.variants.append(spec.partition(":")[2])
         loss = 4.0 + 0.01 * config["seed"] + sum(GAINS.get(name, 0.0) for name in names)
+        loss += RAISED[names.count("lr_up")]
         (workdir / "config.json").write_text(json.dumps(config))
         if names[-1] in self.numberless and config["seed"] == 1:
             loss = None
@@ -78,8 +81,38 @@ def test_a_change_is_tried_again_only_on_top_of_another_best(tmp_path, capsys):
     folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     assert folders == ["00-control", "01-decay", "03-muon", "04-decay"]
     lines = capsys.readouterr().err.splitlines()
-    passed_over = [line.partition(":")[0] for line in lines if "tried on this best" in line]
-    assert passed_over == ["decay", "muon"]
+    passed_over = [line for line in lines if "tried on this best" in line or "nothing" in line]
+    assert passed_over == [
+        "decay: tried on this best already",
+        "muon: changes nothing in muon",
+    ]
+
+
+def test_a_factor_that_wins_is_tried_once_more(tmp_path):
+    trains = Trains()
+    entries = track.Track(recipe="best_small", entries=("lr_up",) * 4)
+    assert track.run(entries, (), tmp_path, n_seeds=2, launch=trains) == 0
+    assert trains.variants[::2] == ["control", "lr_up", "lr_up+lr_up", "lr_up+lr_up+lr_up"]
+
+
+def test_a_change_that_contradicts_the_best_is_passed_over(tmp_path, capsys):
+    trains = Trains()
+    # The momentum that rises is Muon's.
+    entries = track.Track(recipe="best_small", entries=("momentum", "muon", "momentum"))
+    assert track.run(entries, (), tmp_path, n_seeds=2, launch=trains) == 0
+    assert trains.variants[::2] == ["control", "muon", "muon+momentum"]
+    assert "momentum: not tried on control: " in capsys.readouterr().err
+    with pytest.raises(UserError, match="momentum_warmup"):
+        overrides = ("optimizer.momentum_warmup=300",)
+        track.run(entries, overrides, tmp_path / "two", n_seeds=2, launch=trains)
+
+
+def test_it_starts_from_any_variant(tmp_path):
+    trains = Trains()
+    entries = track.Track(recipe="best_small", start="wide", entries=("decay", "muon"))
+    assert track.run(entries, (), tmp_path, n_seeds=2, launch=trains) == 0
+    assert trains.variants[::2] == ["wide", "wide+decay", "wide+muon"]
+    assert "| wide |" in (tmp_path / "report.md").read_text()
 
 
 def test_a_failed_run_ends_it(tmp_path):
