@@ -89,7 +89,9 @@ class Stages:
         """
         overrides = dict(self.stages[number].overrides)
         if whole_sequences:
-            overrides["data.seq_len"] = self.stages[-1].seq_len
+            whole = self.stages[-1].overrides
+            lengths = ("data.seq_len", "data.target_len")
+            overrides |= {key: whole[key] for key in lengths if key in whole}
         return changed(self.config, overrides)
 
     def open(self, number: int) -> session.Session:

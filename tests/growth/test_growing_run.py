@@ -174,6 +174,18 @@ def test_a_stage_of_the_same_network_is_not_evaluated_twice(corpus, tmp_path):
     assert evaluated == [N_STEPS // 2, N_STEPS]
 
 
+def test_stages_of_short_pairs_are_evaluated_on_the_whole_ones():
+    pairs = cramjax.get_config(
+        "mt_small", "data.target_len=48", "growth.stages=[{'until': 0.5, 'length': 0.5}]"
+    )
+    made = growing.Stages(pairs, None, lambda text: None)
+    lengths = []
+    for whole in (False, True):
+        data = made.config_of(0, whole_sequences=whole).data
+        lengths.append((data.seq_len, data.target_len))
+    assert lengths == [(32, 24), (64, 48)]
+
+
 def _flops(plain, corpus):
     from cramjax.training import session
 
