@@ -66,9 +66,6 @@ def _ramp(config):
     config.schedule.update(batch_ramp=0.5, ramp_start=half)
 
 
-# The quickstart's optimizer, rate and batch.
-_MUON = _all(_set("optimizer", name="muon", lr=1e-2, eps=1e-9), _batch(16))
-
 VARIANTS = {
     "control": _all(),
     "lr_up": _lr(1.6),
@@ -78,7 +75,8 @@ VARIANTS = {
     "batch_down": _batch(4),
     "batch_up": _batch(16),
     "ramp": _ramp,
-    "muon": _MUON,
+    # The quickstart's optimizer, rate and batch.
+    "muon": _all(_set("optimizer", name="muon", lr=1e-2, eps=1e-9), _batch(16)),
     "momentum": _set("optimizer", momentum_warmup=300),
     "embeddings": _set("optimizer", embedding_lr=3.0),
     "scalars": _set("optimizer", scalar_lr=3.0),

@@ -25,9 +25,7 @@ from cramjax.sweeps.sweep import Launch, Result
 LEVEL = 0.01
 """An entry wins if chance alone gives such a difference less often than this."""
 
-CONTROL = "control"
-"""The variant that changes nothing, so that it is left out where variants are joined."""
-
+START = "control"
 _HEAD = ("entry", "against", "held-out loss", "difference", "p", "tokens", "seconds", "FLOPs", "")
 
 
@@ -36,12 +34,10 @@ class Track:
     """A recipe and the names of its variants in the order in which they are tried.
 
     Variants compose: the recipe takes several, with + between them. A name may come again, to be
-    tried on what was found since, or once more on itself. `start` is the variant that comes first,
-    which everything is measured by.
+    tried on what was found since, or once more on itself.
     """
 
     recipe: str
-    start: str = CONTROL
     entries: tuple[str, ...]
 
 
@@ -50,7 +46,7 @@ class Judged:
     """An entry with its runs.
 
     Attributes:
-        name: the change; the start of the track for the first.
+        name: the change, "control" for the first.
         variant: all changes of these runs, as the recipe takes them.
         against: the variant that was the best before, None for the first.
         losses: held-out losses in nats, one a seed; infinity for a run that ended with NaN.
@@ -113,9 +109,9 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     _check_seeds(out, n_seeds)
     judged: list[Judged] = []
-    for number, name in enumerate((track.start, *track.entries)):
+    for number, name in enumerate((START, *track.entries)):
         best = standing(judged)
-        variant = name if best is None or best.variant == CONTROL else f"{best.variant}+{name}"
+        variant = name if best is None or best.variant == START else f"{best.variant}+{name}"
         points, reason = _planned(track, overrides, variant, judged, n_seeds)
         if reason:
             print(f"{name}: {reason}", file=sys.stderr, flush=True)

@@ -203,7 +203,6 @@ def run_steps(
     loop = _Loop(
         step_fn=step_fn,
         state=state,
-        seed=np.uint32(schedule.config.seed),
         prefetch=prefetch,
         schedule=schedule,
         clock=clock,
@@ -233,7 +232,6 @@ class _Loop:
 
     step_fn: StepFn
     state: TrainState
-    seed: np.uint32
     prefetch: DevicePrefetch
     schedule: StepSchedule
     clock: Clock
@@ -272,10 +270,11 @@ class _Loop:
         n_next = self.schedule.n_microbatches(plan.fraction)
         self.prefetch.request(n_next)
 
+        seed = np.uint32(self.schedule.config.seed)
         # These transfers are intended: two `device_put` calls cost five times the call of the step.
         with jax.transfer_guard_host_to_device("allow"):
             self.state, metrics = self.step_fn(
-                self.state, batch, self.seed, np.float32(plan.lr), np.int32(plan.n_micro)
+                self.state, batch, seed, np.float32(plan.lr), np.int32(plan.n_micro)
             )
         try:
             self.advance()

@@ -107,14 +107,6 @@ def test_a_change_that_contradicts_the_best_is_passed_over(tmp_path, capsys):
         track.run(entries, overrides, tmp_path / "two", n_seeds=2, launch=trains)
 
 
-def test_it_starts_from_any_variant(tmp_path):
-    trains = Trains()
-    entries = track.Track(recipe="best_small", start="wide", entries=("decay", "muon"))
-    assert track.run(entries, (), tmp_path, n_seeds=2, launch=trains) == 0
-    assert trains.variants[::2] == ["wide", "wide+decay", "wide+muon"]
-    assert "| wide |" in (tmp_path / "report.md").read_text()
-
-
 def test_a_failed_run_ends_it(tmp_path):
     assert track.run(SMALL, (), tmp_path, n_seeds=2, launch=Trains(fails=["muon"])) == 1
     assert "muon" not in (tmp_path / "report.md").read_text()
