@@ -14,6 +14,7 @@ Cost of one run: 10 TFLOP, five minutes on one slow CPU core.
 """
 
 from cramjax.config import recipes
+from cramjax.config.changes import lr_times, setting, together
 
 
 def get_config(arg=None):
@@ -29,20 +30,8 @@ def get_config(arg=None):
     return recipes.apply_variant(config, arg, VARIANTS)
 
 
-def _all(*changes):
-    return lambda config: [change(config) for change in changes]
-
-
-def _set(section, **values):
-    return lambda config: config[section].update(**values)
-
-
 def _batch(size):
     return lambda config: config.update(batch_size=size, microbatch_size=size)
-
-
-def _lr(factor):
-    return lambda config: config.optimizer.update(lr=factor * config.optimizer.lr)
 
 
 def _in_thirds(**by_key):
@@ -67,29 +56,31 @@ def _ramp(config):
 
 
 VARIANTS = {
-    "control": _all(),
-    "lr_up": _lr(1.6),
-    "lr_down": _lr(1 / 1.6),
-    "decay": _set("optimizer", weight_decay=0.1),
-    "memory": _set("optimizer", b2=0.999),
+    "control": together(),
+    "lr_up": lr_times(1.6),
+    "lr_down": lr_times(1 / 1.6),
+    "decay": setting("optimizer", weight_decay=0.1),
+    "memory": setting("optimizer", b2=0.999),
     "batch_down": _batch(4),
     "batch_up": _batch(16),
     "ramp": _ramp,
     # The quickstart's optimizer, rate and batch.
-    "muon": _all(_set("optimizer", name="muon", lr=1e-2, eps=1e-9), _batch(16)),
-    "momentum": _set("optimizer", momentum_warmup=300),
-    "embeddings": _set("optimizer", embedding_lr=3.0),
-    "scalars": _set("optimizer", scalar_lr=3.0),
-    "cautious": _set("optimizer", cautious=True, weight_decay=0.1),
-    "cooldown": _set("schedule", name="constant", warmup=0.02, cooldown=0.5),
-    "masks": _all(_in_thirds(mask_rate=(0.3, 0.2)), _set("objective", mask_rate=0.15)),
+    "muon": together(setting("optimizer", name="muon", lr=1e-2, eps=1e-9), _batch(16)),
+    "momentum": setting("optimizer", momentum_warmup=300),
+    "embeddings": setting("optimizer", embedding_lr=3.0),
+    "scalars": setting("optimizer", scalar_lr=3.0),
+    "cautious": setting("optimizer", cautious=True, weight_decay=0.1),
+    "cooldown": setting("schedule", name="constant", warmup=0.02, cooldown=0.5),
+    "masks": together(_in_thirds(mask_rate=(0.3, 0.2)), setting("objective", mask_rate=0.15)),
     # Left to right nothing is masked.
-    "causal": _all(_in_thirds(causal=(True, False)), _set("objective", hard_masks=0.0)),
-    "hard_masks": _set("objective", hard_masks=1.0),
+    "causal": together(_in_thirds(causal=(True, False)), setting("objective", hard_masks=0.0)),
+    "hard_masks": setting("objective", hard_masks=1.0),
     "short": _in_thirds(length=(0.5, 0.5)),
-    "documents": _set("model", document_attention=True),
-    "init": _set("model", init_std=0.05),
-    "rotary": _set("model", rotary_base=100.0),
-    "average": _set("optimizer", average=200),
-    "wide": _all(_set("budget", flops=3e13), _set("model", d_model=256, n_heads=4, d_ff=512)),
+    "documents": setting("model", document_attention=True),
+    "init": setting("model", init_std=0.05),
+    "rotary": setting("model", rotary_base=100.0),
+    "average": setting("optimizer", average=200),
+    "wide": together(
+        setting("budget", flops=3e13), setting("model", d_model=256, n_heads=4, d_ff=512)
+    ),
 }

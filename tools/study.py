@@ -16,6 +16,7 @@ EXAMPLE = """studies:
 
   track         changes to a small BERT, each against the best before it, with several seeds and
                 Welch's test (docs/guide/better_recipes.md)
+  track_t5      the same of a small T5
 
 written to --out:
   report.md            the tables

@@ -84,9 +84,16 @@ TRACKS = {
         entries=(
             # A rate is raised twice, and again after what may want another one. What has been tried
             # on the standing best is passed over.
-            *("lr_up", "lr_up", "muon", "rotary", "init", "memory", "lr_up", "lr_down"),
-            *("hard_masks", "causal", "cooldown", "average", "embeddings", "short", "masks"),
-            *("ramp", "momentum", "cautious", "documents", "scalars", "decay"),
+            *("lr_up", "lr_up", "muon", "rotary", "init", "lr_up", "lr_down", "average"),
+            *("cooldown", "hard_masks", "causal", "embeddings", "momentum", "cautious", "masks"),
+            *("short", "ramp", "documents", "scalars", "decay", "memory"),
         ),
-    )
+    ),
+    "track_t5": Track(
+        recipe="best_small_t5",
+        entries=(
+            *("lr_up", "lr_up", "lr_down", "muon", "lr_up", "lr_down", "cooldown", "average"),
+            *("momentum", "cautious", "embeddings", "scalars"),
+        ),
+    ),
 }

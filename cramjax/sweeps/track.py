@@ -140,17 +140,16 @@ def _planned(
     best = standing(judged)
     if best is None:
         return _points(track, overrides, variant, n_seeds), ""
-    if any(entry.variant == variant for entry in judged):
-        return [], "tried on this best already"
 
     try:
         points = _points(track, overrides, variant, n_seeds)
     except UserError as error:
         # Some changes exclude each other, and nobody knows before which of them win.
         return [], f"not tried on {best.variant}: {error}"
-    unchanged = _points(track, overrides, best.variant, 1)[0].config
-    if points[0].config | {"name": None} == unchanged | {"name": None}:
-        return [], f"changes nothing in {best.variant}"
+    for entry in judged:
+        earlier = _points(track, overrides, entry.variant, 1)[0].config
+        if points[0].config | {"name": None} == earlier | {"name": None}:
+            return [], f"on {best.variant} it is {entry.variant}, which was tried already"
     return points, ""
 
 

@@ -81,10 +81,10 @@ def test_a_change_is_tried_again_only_on_top_of_another_best(tmp_path, capsys):
     folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     assert folders == ["00-control", "01-decay", "03-muon", "04-decay"]
     lines = capsys.readouterr().err.splitlines()
-    passed_over = [line for line in lines if "tried on this best" in line or "nothing" in line]
+    passed_over = [line for line in lines if "tried already" in line]
     assert passed_over == [
-        "decay: tried on this best already",
-        "muon: changes nothing in muon",
+        "decay: on control it is decay, which was tried already",
+        "muon: on muon it is muon, which was tried already",
     ]
 
 
@@ -93,6 +93,14 @@ def test_a_factor_that_wins_is_tried_once_more(tmp_path):
     entries = track.Track(recipe="best_small", entries=("lr_up",) * 4)
     assert track.run(entries, (), tmp_path, n_seeds=2, launch=trains) == 0
     assert trains.variants[::2] == ["control", "lr_up", "lr_up+lr_up", "lr_up+lr_up+lr_up"]
+
+
+def test_a_factor_that_goes_back_to_what_was_tried_is_passed_over(tmp_path, capsys):
+    trains = Trains()
+    entries = track.Track(recipe="best_small", entries=("lr_up", "lr_down", "lr_up"))
+    assert track.run(entries, (), tmp_path, n_seeds=2, launch=trains) == 0
+    assert trains.variants[::2] == ["control", "lr_up", "lr_up+lr_up"]
+    assert "lr_down: on lr_up it is control, which was tried" in capsys.readouterr().err
 
 
 def test_a_change_that_contradicts_the_best_is_passed_over(tmp_path, capsys):
