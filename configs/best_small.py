@@ -78,6 +78,7 @@ VARIANTS = {
     "short": _in_thirds(length=(0.5, 0.5)),
     "documents": setting("model", document_attention=True),
     "init": setting("model", init_std=0.05),
+    "cooccurrence": lambda config: config.update(init_embeddings="cooccurrence"),
     "rotary": setting("model", rotary_base=100.0),
     "average": setting("optimizer", average=200),
     "wide": together(

@@ -161,6 +161,7 @@ def _relation_problems(config: Config) -> Iterator[str]:
     yield from mixing.mistakes(config)
     yield from _heldout_problems(config)
     yield from stages.mistakes(config)
+    yield from _start_problems(config)
     yield from _batch_problems(config)
     yield from _optimizer_problems(config)
     yield from _mesh_problems(config)
@@ -184,6 +185,21 @@ def _heldout_problems(config: Config) -> Iterator[str]:
         yield (
             f"data.heldout={heldout}: a prepared dataset has its held-out text already; leave "
             "data.heldout out"
+        )
+
+
+def _start_problems(config: Config) -> Iterator[str]:
+    is_random = config.init_embeddings == "random"
+    if config.init_from is not None and not is_random:
+        yield (
+            f"init_embeddings={config.init_embeddings}: init_from={config.init_from} brings its "
+            "own embeddings; leave one of the two out"
+        )
+    if not is_random and 2 * config.model.d_model >= config.data.vocab_size:
+        yield (
+            f"init_embeddings={config.init_embeddings}: needs more than 2 * model.d_model = "
+            f"{2 * config.model.d_model} entries of the vocabulary, not data.vocab_size="
+            f"{config.data.vocab_size}"
         )
 
 

@@ -376,6 +376,12 @@ SCHEMA: dict[str, Any] = {
         "run, Hugging Face directory or Hub id whose parameters and tokenizer training starts "
         "from; None: fresh ones",
     ),
+    "init_embeddings": text(
+        "random",
+        "fresh embeddings: random, or cooccurrence (from counts of which tokens of the training "
+        "text stand near each other)",
+        ("random", "cooccurrence"),
+    ),
     "budget": BUDGET,
     "data": DATA,
     "batch_size": count(256, "sequences an optimizer step, on all devices"),

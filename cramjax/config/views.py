@@ -262,6 +262,7 @@ class Config(Section, Protocol):
     name: str
     seed: int
     init_from: str | None
+    init_embeddings: str
     budget: BudgetConfig
     data: DataConfig
     batch_size: int

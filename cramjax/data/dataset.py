@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,25 @@ class TokenDataset:
             table = shards[shard][: counts[shard] * seq_len].reshape(-1, seq_len)
             tokens[in_shard] = table[sequences[in_shard] - starts[shard]]
         return tokens
+
+    def spread(self, n_tokens: int, seq_len: RowShape) -> np.ndarray:
+        """Read about so many training tokens, evenly spread and in the shares of training.
+
+        Args:
+            n_tokens: Tokens to read; fewer where a source has fewer.
+            seq_len: As for `read`.
+
+        Returns:
+            Tokens [n, seq_len].
+        """
+        weights = np.asarray(self.row_weights(seq_len))
+        length = seq_len if isinstance(seq_len, int) else seq_len.row_tokens
+        parts = []
+        for source, n_rows in enumerate(self.n_sequences("train", seq_len)):
+            n_wanted = math.ceil(float(n_tokens / length * weights[source] / weights.sum()))
+            rows = np.linspace(0, n_rows - 1, min(n_wanted, n_rows)).astype(np.int64)
+            parts.append(self.read("train", source, rows, seq_len))
+        return np.concatenate(parts)
 
     def order(self, name: str, source: int, seq_len: int) -> np.ndarray:
         """Return the training sequences of `source` in a prepared order.

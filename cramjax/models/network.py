@@ -51,6 +51,11 @@ class Network(Buildable, Protocol):
         ...
 
     @property
+    def d_model(self) -> int:
+        """Width of the token embedding."""
+        ...
+
+    @property
     def max_length(self) -> int | None:
         """The longest sequence in tokens, or None if any length is possible."""
         ...

@@ -84,9 +84,10 @@ TRACKS = {
         entries=(
             # A rate is raised twice, and again after what may want another one. What has been tried
             # on the standing best is passed over.
-            *("lr_up", "lr_up", "muon", "rotary", "init", "lr_up", "lr_down", "average"),
-            *("cooldown", "hard_masks", "causal", "embeddings", "momentum", "cautious", "masks"),
-            *("short", "ramp", "documents", "scalars", "decay", "memory"),
+            *("lr_up", "lr_up", "muon", "rotary", "init", "lr_up", "lr_down", "cooccurrence"),
+            *("lr_up", "lr_down", "average", "cooldown", "hard_masks", "causal", "embeddings"),
+            *("momentum", "cautious", "masks", "short", "ramp", "documents", "scalars", "decay"),
+            "rotary",
         ),
     ),
     "track_t5": Track(

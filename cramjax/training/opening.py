@@ -22,6 +22,7 @@ from cramjax.training import history, remedies
 from cramjax.training import session as sessions
 from cramjax.training.due import evaluations
 from cramjax.training.finish import finish
+from cramjax.training.first_embeddings import from_cooccurrence
 from cramjax.training.history import Earlier
 from cramjax.training.loop import Outcome
 from cramjax.training.metrics import MetricsWriter, Silence, Sink
@@ -182,7 +183,7 @@ def make_ready(run: Run, opening: Opening) -> Ready:
 
 
 def _fresh_state(run: Run, session: Session) -> TrainState:
-    """Returns the state at step 0, with the parameters of `init_from` if that is set."""
+    """Returns the state at step 0: as the seed has it, `init_from` or `init_embeddings`."""
     state = initial_state(
         session.objective,
         session.optimizer,
@@ -190,10 +191,14 @@ def _fresh_state(run: Run, session: Session) -> TrainState:
         session.abstract,
         run.config.seed,
     )
-    if not run.config.init_from:
-        return state
-    params = _params_of(run.config.init_from, run, session, state.params)
-    return dataclasses.replace(state, params=params)
+    if run.config.init_from:
+        params = _params_of(run.config.init_from, run, session, state.params)
+        return dataclasses.replace(state, params=params)
+    if run.config.init_embeddings == "cooccurrence":
+        run.progress.announce("counting which tokens stand near each other…")
+        params = from_cooccurrence(run.dataset, session, state.params, run.config.seed)
+        return dataclasses.replace(state, params=params)
+    return state
 
 
 def _params_of(
