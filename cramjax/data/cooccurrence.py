@@ -39,7 +39,8 @@ def vectors(rows: np.ndarray, vocab_size: int, width: int, pad_id: int) -> np.nd
         pad_id: the id that is no token.
 
     Raises:
-        UserError: if the width is not well below the size of the vocabulary.
+        UserError: if the width is not well below the size of the vocabulary, or if no two tokens
+            stand near each other often enough.
     """
     if 2 * width >= vocab_size:
         raise UserError(
@@ -47,10 +48,17 @@ def vectors(rows: np.ndarray, vocab_size: int, width: int, pad_id: int) -> np.nd
             f"{width} directions to choose from; lower model.d_model, or leave the key out"
         )
     information = _mutual_information(_neighbours(rows, vocab_size, pad_id))
+    if not information.nnz:
+        raise UserError(
+            "init_embeddings=cooccurrence: no two tokens stand near each other often enough in the "
+            "training text; read more text, or leave the key out"
+        )
+
     # The start is fixed: by default it is another one in every process.
     start = np.ones(vocab_size, np.float32)
     settings: Any = {"k": width, "which": "LA", "tol": _TOLERANCE, "v0": start}
     values, directions = scipy.sparse.linalg.eigsh(information, **settings)
+
     found = directions * np.maximum(values, 0)
     lengths = np.linalg.norm(found, axis=1, keepdims=True)
     # What rounding leaves of an empty row has no direction.
@@ -84,4 +92,6 @@ def _mutual_information(counts: scipy.sparse.csr_array) -> scipy.sparse.csr_arra
 
     # Smoothing tells a token from its neighbour; the vectors of both are the same.
     one_way = scipy.sparse.coo_array((information, (tokens, others)), counts.shape)
-    return ((one_way + one_way.T) / 2).tocsr()
+    both_ways = ((one_way + one_way.T) / 2).tocsr()
+    both_ways.eliminate_zeros()
+    return both_ways

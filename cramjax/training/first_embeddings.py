@@ -43,9 +43,11 @@ def from_cooccurrence(
     """
     width = session.objective.network.d_model
     n_tokens = cooccurrence.TOKENS_PER_ENTRY * dataset.vocab_size
+
     rows = dataset.spread(n_tokens, session.objective.row_shape)
     dataset.refuse_foreign(rows, "train")
     pad_id = dataset.special_tokens["pad"]
+
     vectors = cooccurrence.vectors(rows, dataset.vocab_size, width, pad_id)
     vectors = vectors @ _rotation(width, seed)
     if processes.count() > 1:

@@ -67,11 +67,22 @@ def test_a_misspelt_key_in_the_file_is_refused_like_one_on_the_command_line(tmp_
         ("data.max_mb=-1", "data.max_mb"),
         ("schedule.plateau=0", "schedule.plateau=0.0: must be over 0"),
         ("schedule.warmup_from=2", "schedule.warmup_from=2.0: must be at most 1"),
+        ("init_embeddings=counts", "init_embeddings='counts': .*random.*cooccurrence"),
     ],
 )
 def test_impossible_combinations_are_refused_in_a_sentence(override, part):
     with pytest.raises(UserError, match=part):
         get_config("quickstart", override)
+
+
+def test_embeddings_start_in_one_way_and_have_room():
+    counts = "init_embeddings=cooccurrence"
+    with pytest.raises(UserError, match=f"{counts}: init_from=run brings its own embeddings"):
+        get_config("quickstart", counts, "init_from=run")
+    with pytest.raises(
+        UserError, match=r"more than 2 \* model.d_model = 128 .* data.vocab_size=128"
+    ):
+        get_config("quickstart", counts, "model.d_model=64", "data.vocab_size=128")
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,17 @@ def test_what_the_manifest_says(dataset, tmp_path):
     assert large.read("train", 0, np.arange(20), 128).max() > 65536
 
 
+def test_spread_rows_come_from_everywhere_in_the_shares_of_training(dataset, tmp_path):
+    rows = dataset.spread(600, 64)
+    by_hand = [sequences_by_hand(dataset, "train", source, 64) for source in (0, 1)]
+    first, last = by_hand[0][[0, -1]], by_hand[1][[0, -1]]
+    # Half of ten rows from each source, the first and the last among them.
+    assert len(rows) == 10
+    assert np.array_equal(rows[[0, 4]], first) and np.array_equal(rows[[5, 9]], last)
+    # A source that has less gives what it has.
+    assert len(dataset.spread(10**6, 64)) == sum(map(len, by_hand))
+
+
 def test_numbers_outside_are_refused(dataset):
     for number in (-1, dataset.n_sequences("train", 64)[0]):
         with pytest.raises(IndexError):

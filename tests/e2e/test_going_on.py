@@ -147,6 +147,15 @@ def test_a_stopped_run_tells_the_same_story_as_one_left_alone(
 
 
 @pytest.mark.slow
+def test_a_stopped_run_whose_embeddings_come_from_counts_goes_on_with_those_it_has(text, tmp_path):
+    counts = ("init_embeddings=cooccurrence", "model.d_model=16", "eval.every_fraction=0.5")
+    train(text, tmp_path / "whole", *counts)
+    train(text, tmp_path / "stopped", *counts, sinks=[Signal(4)])
+    train(text, tmp_path / "stopped", *counts)
+    for one, other in zip(params(tmp_path / "whole"), params(tmp_path / "stopped"), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_card_with_less_memory_takes_the_same_steps(undisturbed, text, tmp_path):
     """Its microbatch is 4 and not 8; the batch grows from 8 to 16 on both."""
     train(text, tmp_path, "microbatch_size=4", "schedule.ramp_start=8")
