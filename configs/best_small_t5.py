@@ -32,6 +32,7 @@ VARIANTS = {
     "lr_down": lr_times(1 / 1.6),
     # Its updates have one size for every matrix, so nothing is scaled by the matrix's own.
     "muon": setting("optimizer", name="muon", parameter_scale="off", lr=1e-2, weight_decay=0.01),
+    "cooccurrence": lambda config: config.update(init_embeddings="cooccurrence"),
     "momentum": setting("optimizer", momentum_warmup=300),
     "embeddings": setting("optimizer", embedding_lr=3.0),
     "scalars": setting("optimizer", scalar_lr=3.0),

@@ -93,8 +93,8 @@ TRACKS = {
     "track_t5": Track(
         recipe="best_small_t5",
         entries=(
-            *("lr_up", "lr_up", "lr_down", "muon", "lr_up", "lr_down", "cooldown", "average"),
-            *("momentum", "cautious", "embeddings", "scalars"),
+            *("lr_up", "lr_up", "lr_down", "muon", "lr_up", "lr_down", "cooccurrence", "cooldown"),
+            *("average", "momentum", "cautious", "embeddings", "scalars"),
         ),
     ),
 }
