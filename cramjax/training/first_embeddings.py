@@ -20,7 +20,7 @@ ROW_LENGTH = 2.0
 """Length of a token's vector, where a fresh one is shorter.
 
 The head's states have a norm of sqrt(d_model), so logits start with a deviation of about 2 at any
-width. Docs: docs/studies/track.md.
+width. docs/studies/track.md has the lengths that were tried, at one width.
 """
 
 

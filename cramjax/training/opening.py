@@ -22,7 +22,6 @@ from cramjax.training import history, remedies
 from cramjax.training import session as sessions
 from cramjax.training.due import evaluations
 from cramjax.training.finish import finish
-from cramjax.training.first_embeddings import from_cooccurrence
 from cramjax.training.history import Earlier
 from cramjax.training.loop import Outcome
 from cramjax.training.metrics import MetricsWriter, Silence, Sink
@@ -195,6 +194,9 @@ def _fresh_state(run: Run, session: Session) -> TrainState:
         params = _params_of(run.config.init_from, run, session, state.params)
         return dataclasses.replace(state, params=params)
     if run.config.init_embeddings == "cooccurrence":
+        # It brings SciPy, which would cost every start a third of a second.
+        from cramjax.training.first_embeddings import from_cooccurrence
+
         run.progress.announce("counting which tokens stand near each other…")
         params = from_cooccurrence(run.dataset, session, state.params, run.config.seed)
         return dataclasses.replace(state, params=params)
