@@ -60,7 +60,6 @@ VARIANTS = {
     "lr_up": lr_times(1.6),
     "lr_down": lr_times(1 / 1.6),
     "decay": setting("optimizer", weight_decay=0.1),
-    "memory": setting("optimizer", b2=0.999),
     "batch_down": _batch(4),
     "batch_up": _batch(16),
     "ramp": _ramp,
